@@ -1,0 +1,114 @@
+"""Ask a server how it is, or to end: what lfarm-admin is to lfarm.
+
+This module owns the questions; it must not know executors. All need the server's key, found as everywhere (see
+`farm_executor.security`), and raise `AuthenticationError` if it is not the right one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from farm_executor.address import Address, parse_address
+from farm_executor.core.handshake import Role
+from farm_executor.errors import RemoteProtocolError
+from farm_executor.security import client_key
+from farm_executor.transport import connect
+
+__all__ = ["ask", "end_server", "ping", "status"]
+
+RETRY_SECONDS = 0.1
+
+
+def ask(
+    address: Address,
+    command: str,
+    timeout: float,
+    key: bytes | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Put one question to a server.
+
+    Raises:
+        OSError: It cannot be reached within the timeout.
+        AuthenticationError: It holds another key.
+        RemoteProtocolError: It is no farm server.
+    """
+    hello = {"role": Role.ADMIN.value, "command": command}
+    try:
+        connection, answer = connect(address, client_key(key, key_file, address), hello, timeout)
+    except EOFError as error:
+        raise ConnectionResetError(f"server {address}: {error}") from None
+    connection.close()
+    return answer
+
+
+def ping(
+    host: str,
+    port: int,
+    timeout: float | None = 3.0,
+    *,
+    key: bytes | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+) -> bool:
+    """Whether a server answers at that address.
+
+    Args:
+        host: The server's host.
+        port: Its port.
+        timeout: Seconds for which to try, again and again; None for ever.
+        key: Its secret, if it is not found by itself.
+        key_file: A file that holds it.
+
+    Returns:
+        True as soon as it has answered, False if it has not in time, or if what answers is no farm server.
+
+    Raises:
+        AddressError: There is no such address.
+        AuthenticationError: It holds another key.
+    """
+    address = parse_address((host, port))
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        remaining = 10.0 if deadline is None else deadline - time.monotonic()
+        try:
+            ask(address, "ping", max(remaining, 0.001), key, key_file)
+        except (OSError, RemoteProtocolError):
+            if deadline is not None and time.monotonic() + RETRY_SECONDS >= deadline:
+                return False
+            time.sleep(RETRY_SECONDS)
+        else:
+            return True
+
+
+def status(
+    host: str,
+    port: int,
+    *,
+    timeout: float = 3.0,
+    key: bytes | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """What a server says of itself: its name, pid, age, slots, versions, and its clients with their workers.
+
+    Raises:
+        As `ask`, and AddressError for what is no address.
+    """
+    return ask(parse_address((host, port)), "status", timeout, key, key_file)
+
+
+def end_server(
+    host: str,
+    port: int,
+    *,
+    timeout: float = 3.0,
+    key: bytes | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+) -> None:
+    """End a server: it takes no new clients from now on; those that are connected are served to their end.
+
+    Raises:
+        As `ask`, and AddressError for what is no address.
+    """
+    ask(parse_address((host, port)), "end", timeout, key, key_file)

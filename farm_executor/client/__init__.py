@@ -1,0 +1,1 @@
+"""The client: what runs in the program that submits."""

@@ -1,0 +1,544 @@
+"""`FarmExecutor`: the contract of `concurrent.futures.Executor`.
+
+This module owns what users call and what they are promised: names, defaults, checks and errors. It must not know
+sockets or frames; the `engine` does the work.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+from farm_executor import payload
+from farm_executor.address import Address, AddressLike, parse_addresses
+from farm_executor.client.engine import Engine, EngineOptions, TaskOptions
+from farm_executor.client.lane import Function
+from farm_executor.client.server import Settings
+from farm_executor.client.statistics import FarmStatistics
+from farm_executor.security import client_key
+
+__all__ = ["EmbeddedServer", "FarmExecutor", "OptionsView"]
+
+logger = logging.getLogger(__name__)
+
+PRIORITIES = {"low": -1, "default": 0, "high": 1}
+
+
+class EmbeddedServer(Protocol):
+    """A server that was started for one executor alone."""
+
+    def locate(self) -> Address:
+        """Its address; starts it first, also anew if it has died."""
+
+    def end(self) -> None:
+        """End it and remove what is left of it. May be called twice. It also ends when it is collected."""
+
+    def abandon(self) -> None:
+        """In a forked child: let go of it; it is the parent's."""
+
+
+class FarmExecutor(Executor):
+    """A `concurrent.futures.ProcessPoolExecutor` whose workers may live on other machines.
+
+    Without addresses the farm is *embedded*: a private server is started on this machine at the first `submit`,
+    reached over a unix socket, and ended with the executor. With addresses, each server gives this executor
+    workers of its own. Nothing is started or dialled before the first task.
+
+    Functions and arguments are pickled in `submit`, by cloudpickle where pickle cannot: lambdas, closures and what
+    is defined in ``__main__`` or a notebook need no precautions, nor an ``if __name__ == "__main__"``.
+
+    A task may run twice: if its worker dies or its connection is lost, it is sent again, until ``max_attempts``.
+    ``max_attempts=1`` forbids that; such a task fails with `WorkerLostError` instead.
+
+    Args:
+        addresses: Where the servers are: one address or a list of them, each ``"host:port"``, ``("host", port)``
+            or ``"unix:/path"``. None, or nothing, for an embedded farm. An int is taken as ``max_workers``, so
+            that ``FarmExecutor(4)`` means what ``ProcessPoolExecutor(4)`` means.
+        max_workers: The most workers in all. With several servers it is divided evenly among them, and no server
+            gives more than it has slots. None: as many as this machine has CPUs, or all slots of the servers.
+        mp_context: Accepted, so that a swapped name is enough, and without effect.
+        initializer: Called in each worker before its first task, also in those started later.
+        initargs: Its arguments.
+        max_tasks_per_child: After this many tasks a worker is replaced by a fresh one. None: never.
+        key: The servers' secret, at least 16 bytes. None: see `farm_executor.security` for where it is found.
+        key_file: A file that holds it.
+        connect_timeout: Seconds after which the farm breaks with a `TimeoutError` if no worker could be had at
+            all. None: dial for ever.
+        max_attempts: How often a task may be begun before it is given up, when its workers die.
+        allow_version_mismatch: Whether to work with servers of another Python minor version, where functions that
+            travel by value may crash.
+
+    Raises:
+        AddressError: An address has none of the accepted forms, or there is none.
+        ValueError, TypeError: As ProcessPoolExecutor, for the arguments that it shares.
+
+    Thread safety:
+        All methods may be called from any thread. Callbacks of futures run in the farm's own thread, and must
+        not wait there for other futures of the farm. A forked child may use the executor: it starts afresh there.
+    """
+
+    _launch: ClassVar[Callable[[int], EmbeddedServer]]
+    """Starts embedded servers. Set where the package is put together: the client does not import launchers."""
+
+    def __init__(
+        self,
+        addresses: AddressLike | Iterable[AddressLike] | int | None = None,
+        *,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
+        key: bytes | None = None,
+        key_file: str | os.PathLike[str] | None = None,
+        connect_timeout: float | None = None,
+        max_attempts: int = 3,
+        allow_version_mismatch: bool = False,
+    ) -> None:
+        if isinstance(addresses, int):
+            if max_workers is not None:
+                raise TypeError("max_workers given twice: an int in the first place means it, too")
+            addresses, max_workers = None, addresses
+        _check_arguments(max_workers, initializer, max_tasks_per_child, max_attempts)
+        self._addresses = None if addresses is None else parse_addresses(addresses)
+        self._max_workers_given = max_workers
+        self._initializer, self._initargs = initializer, tuple(initargs)
+        self._max_tasks_per_child = max_tasks_per_child
+        self._key, self._key_file = key, key_file
+        self._connect_timeout = connect_timeout
+        self._allow_version_mismatch = allow_version_mismatch
+        self._options = TaskOptions(max_attempts=max_attempts)
+        self._embedded: EmbeddedServer | None = None
+        self._reset()
+        _executors.add(self)
+
+    def _reset(self) -> None:
+        """The state before the first submit; in a forked child, too."""
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._shut_down = False
+
+    # -- the standard library's contract -----------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Schedule ``fn(*args, **kwargs)``; every argument is the function's.
+
+        Returns:
+            Its future. It raises the task's own exception, with remote frames in the traceback and a
+            `TaskExecutionError` at the end of its ``__cause__`` chain. Where the call cannot be pickled, the
+            future holds that error already. Large buffers (64 KiB and more, such as numpy arrays) are read when
+            they are sent: do not change them before the future is done.
+
+        Raises:
+            RuntimeError: The executor has been shut down, or the interpreter is.
+            BrokenFarmError: The farm is broken, as by a failing initializer; or the error that broke it:
+                `AuthenticationError`, `VersionMismatchError`, `TimeoutError`.
+        """
+        return self._start_engine().submit(fn, args, kwargs, self._options)
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """As `concurrent.futures.Executor.map` in Python 3.14, on every Python.
+
+        Args:
+            fn: Called with one item of each iterable, until the shortest ends.
+            iterables: Read at once; with ``buffersize`` only as far ahead as that.
+            timeout: Seconds from this call until a result must be there, else `TimeoutError`.
+            chunksize: How many items make one task.
+            buffersize: The most tasks whose results have not been taken. Then iterables may be endless.
+
+        Raises:
+            ValueError: ``chunksize`` or ``buffersize`` is less than 1.
+            TypeError: ``buffersize`` is no integer.
+        """
+        return _map(self, self._options, fn, iterables, timeout, chunksize, buffersize)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As `concurrent.futures.Executor.shutdown`: no more tasks; those submitted are finished.
+
+        Args:
+            wait: Whether to return only when all is over: every future settled, every worker told to go, the
+                embedded farm ended.
+            cancel_futures: Whether to cancel what has not been sent to a worker.
+        """
+        with self._lock:
+            self._shut_down = True
+            engine = self._engine
+            if engine is None and self._embedded is not None:
+                self._embedded.end()  # it was started by pickling, for others to use
+        if engine is None:
+            return
+        engine.shutdown(cancel_futures=cancel_futures)
+        if wait:
+            try:
+                engine.join()
+            except KeyboardInterrupt:  # the user has had enough: the exit of the interpreter shall not wait again
+                engine.hurry = True
+                raise
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc_value: Any, traceback: Any) -> None:
+        """Shut down and wait; on Ctrl-C without running what is still queued."""
+        self.shutdown(wait=True, cancel_futures=exc_type is not None and issubclass(exc_type, KeyboardInterrupt))
+
+    # -- beyond it ---------------------------------------------------------------------------------------
+
+    def with_options(
+        self,
+        *,
+        priority: int | str | None = None,
+        category: Hashable = None,
+        max_attempts: int | None = None,
+    ) -> OptionsView:
+        """An executor over this same farm whose tasks have other options.
+
+        Args:
+            priority: "low", "default", "high", or an int, where a larger one goes first and "default" is 0.
+            category: A label.
+            max_attempts: How often a task may be begun; 1 for at most once.
+
+        Raises:
+            ValueError: There is no such priority, or ``max_attempts`` is less than 1.
+        """
+        return OptionsView(self, self._options).with_options(
+            priority=priority, category=category, max_attempts=max_attempts
+        )
+
+    def statistics(self) -> FarmStatistics:
+        """A snapshot of the farm."""
+        engine = self._engine
+        if engine is None:
+            return FarmStatistics(state="shut down" if self._shut_down else "new")
+        return engine.statistics()
+
+    @property
+    def _max_workers(self) -> int:
+        """How many tasks run at once at most; other libraries read it to choose chunk sizes."""
+        if self._max_workers_given is not None:
+            return self._max_workers_given
+        cpus = _cpu_count()
+        if self._addresses is None:
+            return cpus
+        return (self._engine.workers if self._engine else 0) or cpus * len(self._addresses)
+
+    @property
+    def _broken(self) -> bool:
+        """Whether the farm has failed as a whole; other libraries read it to know when to make a new one."""
+        return self._engine is not None and self._engine.broken
+
+    def __repr__(self) -> str:
+        """Tell the state in one line."""
+        where = "embedded" if self._addresses is None else ", ".join(map(str, self._addresses))
+        numbers = self.statistics()
+        return (
+            f"<{type(self).__name__} {where}: {numbers.state}, up to {self._max_workers} workers, "
+            f"{numbers.running} running, {numbers.queued} queued>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a client of the same servers, with workers of its own: nested work cannot deadlock.
+
+        The key does not travel. In a worker, its server's own key serves.
+        """
+        addresses = [self._embedded_server().locate()] if self._addresses is None else self._addresses
+        arguments = {
+            "max_workers": self._max_workers_given,
+            "initializer": self._initializer,
+            "initargs": self._initargs,
+            "max_tasks_per_child": self._max_tasks_per_child,
+            "key_file": self._key_file,
+            "connect_timeout": self._connect_timeout,
+            "max_attempts": self._options.max_attempts,
+            "allow_version_mismatch": self._allow_version_mismatch,
+        }
+        return (_unpickle, (addresses, arguments))
+
+    # -- how ---------------------------------------------------------------------------------------------
+
+    def _start_engine(self) -> Engine:
+        engine = self._engine
+        if engine is not None:
+            return engine  # it knows by itself whether it has been shut down
+        with self._lock:
+            if self._shut_down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if _interpreter_ends:
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+            if self._engine is None:
+                engine = self._make_engine()
+                self._engine = engine
+                _engines.add(engine)
+                # The engine does not know us, so that we can be collected while it still works.
+                weakref.finalize(self, engine.shutdown_soon).atexit = False
+                engine.start()
+            return self._engine
+
+    def _make_engine(self) -> Engine:
+        call = None if self._initializer is None else (self._initializer, self._initargs)
+        locations: list[Callable[[], Address]]
+        quotas: list[int | None]
+        if self._addresses is None:
+            embedded = self._embedded_server(locked=True)
+            locations, quotas, end = [embedded.locate], [self._max_workers], embedded.end
+        else:
+            quotas = _quotas(self._max_workers_given, len(self._addresses))
+            locations = [partial(_itself, address) for address in self._addresses]
+            locations, quotas = locations[: len(quotas)], quotas
+            end = _nothing
+        return Engine(
+            EngineOptions(
+                locations=locations,
+                quotas=quotas,
+                settings=Settings(partial(client_key, self._key, self._key_file), self._allow_version_mismatch),
+                end_servers=end,
+                initializer=payload.dumps(call, out_of_band=False),
+                max_tasks_per_child=self._max_tasks_per_child,
+                connect_timeout=self._connect_timeout,
+            )
+        )
+
+    def _embedded_server(self, *, locked: bool = False) -> EmbeddedServer:
+        if not locked:
+            with self._lock:
+                return self._embedded_server(locked=True)
+        if self._embedded is None:
+            self._embedded = type(self)._launch(self._max_workers)
+        return self._embedded
+
+
+class OptionsView(Executor):
+    """A farm's executor with options for its tasks; made by `FarmExecutor.with_options`.
+
+    It is the same farm: `shutdown` shuts that down.
+    """
+
+    def __init__(self, farm: FarmExecutor, options: TaskOptions) -> None:
+        self._farm = farm
+        self._options = options
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """See `FarmExecutor.submit`."""
+        return self._farm._start_engine().submit(fn, args, kwargs, self._options)
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """See `FarmExecutor.map`."""
+        return _map(self._farm, self._options, fn, iterables, timeout, chunksize, buffersize)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See `FarmExecutor.shutdown`."""
+        self._farm.shutdown(wait, cancel_futures=cancel_futures)
+
+    def with_options(
+        self,
+        *,
+        priority: int | str | None = None,
+        category: Hashable = None,
+        max_attempts: int | None = None,
+    ) -> OptionsView:
+        """See `FarmExecutor.with_options`; what is not given stays as it is here."""
+        if isinstance(priority, str):
+            if priority not in PRIORITIES:
+                raise ValueError(f"no such priority: {priority!r}; there are {', '.join(PRIORITIES)}, and integers")
+            priority = PRIORITIES[priority]
+        if max_attempts is not None:
+            _check_attempts(max_attempts)
+        mine = self._options
+        return OptionsView(
+            self._farm,
+            TaskOptions(
+                priority=mine.priority if priority is None else priority,
+                category=mine.category if category is None else category,
+                max_attempts=mine.max_attempts if max_attempts is None else max_attempts,
+            ),
+        )
+
+    @property
+    def _max_workers(self) -> int:
+        return self._farm._max_workers
+
+
+# -- map --------------------------------------------------------------------------------------------
+
+
+def _map(
+    farm: FarmExecutor,
+    options: TaskOptions,
+    fn: Callable[..., Any],
+    iterables: tuple[Iterable[Any], ...],
+    timeout: float | None,
+    chunksize: int,
+    buffersize: int | None,
+) -> Iterator[Any]:
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    items: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
+    if chunksize > 1:
+        calls: Iterator[tuple[Any, ...]] = ((chunk,) for chunk in _chunks(items, chunksize))
+        fn = partial(_call_each, fn)
+    else:
+        calls = items
+    engine = farm._start_engine()
+    function: Callable[..., Any] | Function
+    try:
+        function = engine.prepare(fn)  # once for all, as it is now
+    except Exception:  # the futures shall say so, as those of submit do
+        function = fn
+    futures: deque[Future[Any]] = deque(
+        engine.submit(function, call, {}, options) for call in itertools.islice(calls, buffersize)
+    )
+    # What follows must not keep the executor alive: when it is collected, no more is submitted.
+    more = None if buffersize is None else (calls, function, options, weakref.ref(farm))
+    results = _results(futures, deadline, more)
+    return itertools.chain.from_iterable(results) if chunksize > 1 else results
+
+
+def _results(futures: deque[Future[Any]], deadline: float | None, more: Any) -> Iterator[Any]:
+    """The results in order; what is not wanted any more is cancelled."""
+    try:
+        while futures:
+            if more is not None:
+                calls, function, options, farm = more
+                owner = farm()
+                if owner is not None and (call := next(calls, None)) is not None:
+                    futures.append(owner._start_engine().submit(function, call, {}, options))
+                del owner
+            yield _take(futures, deadline)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _take(futures: deque[Future[Any]], deadline: float | None) -> Any:
+    """The first one's result. Nothing of it is kept alive here, nor on any frame while it is used."""
+    future = futures.popleft()
+    try:
+        return future.result(None if deadline is None else deadline - time.monotonic())
+    finally:
+        future.cancel()  # it is late
+        del future
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _call_each(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
+    return [fn(*args) for args in chunk]
+
+
+# -- small things -----------------------------------------------------------------------------------
+
+
+def _check_arguments(max_workers: Any, initializer: Any, max_tasks_per_child: Any, max_attempts: Any) -> None:
+    if max_workers is not None and max_workers <= 0:
+        raise ValueError("max_workers must be greater than 0")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    if max_tasks_per_child is not None:
+        if not isinstance(max_tasks_per_child, int):
+            raise TypeError("max_tasks_per_child must be an integer")
+        if max_tasks_per_child <= 0:
+            raise ValueError("max_tasks_per_child must be >= 1")
+    _check_attempts(max_attempts)
+
+
+def _check_attempts(max_attempts: Any) -> None:
+    if not isinstance(max_attempts, int):
+        raise TypeError("max_attempts must be an integer")
+    if max_attempts < 1:
+        raise ValueError("max_attempts must be >= 1")
+
+
+def _cpu_count() -> int:
+    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)  # as ProcessPoolExecutor does
+    return count() or 1
+
+
+def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
+    """Divide evenly; servers beyond ``max_workers`` are left out."""
+    if max_workers is None:
+        return [None] * servers
+    return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]
+
+
+def _itself(address: Address) -> Address:
+    return address
+
+
+def _nothing() -> None:
+    pass
+
+
+def _unpickle(addresses: list[Address], arguments: dict[str, Any]) -> FarmExecutor:
+    return FarmExecutor(addresses, **arguments)
+
+
+# -- the end of the interpreter, and fork -----------------------------------------------------------
+
+_executors: weakref.WeakSet[FarmExecutor] = weakref.WeakSet()
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_interpreter_ends = False
+
+
+def _at_exit() -> None:
+    """Finish what was submitted, as the standard library's executors do.
+
+    Run by `atexit` proper, when the program's own threads have ended: `threading._register_atexit`, which the
+    standard library uses, would refuse their tasks (CPython issue 148280).
+    """
+    global _interpreter_ends
+    _interpreter_ends = True
+    engines = list(_engines)
+    for engine in engines:
+        engine.shutdown()
+        if engine.hurry:
+            engine.abort("the program was interrupted")
+    for engine in engines:
+        engine.join()
+    for executor in list(_executors):
+        if executor._embedded is not None:
+            executor._embedded.end()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine.abandon()
+    _engines.clear()
+    for executor in list(_executors):
+        if executor._embedded is not None:
+            executor._embedded.abandon()
+            executor._embedded = None
+        executor._reset()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,121 @@
+"""The client's end of one worker.
+
+This module owns what a lane has been sent: which functions it knows by number. It must not decide who gets which
+task, nor settle futures.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from farm_executor.client.future import FarmFuture
+from farm_executor.core.frames import (
+    Buffer,
+    FrameType,
+    Payload,
+    TaskItem,
+    encode_frame,
+    encode_payload,
+    encode_tasks,
+    payload_size,
+)
+from farm_executor.core.scheduler import Task
+from farm_executor.transport import Connection
+
+__all__ = ["Call", "Function", "Lane", "WorkerDeath"]
+
+MAX_FUNCTIONS = 512  # that a worker keeps
+MAX_FUNCTION_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Function:
+    """A function as it is sent: a number that stands for these bytes in one farm."""
+
+    number: int
+    data: Payload
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """What a task is to the engine: the function, its pickled arguments, and the future of the outcome."""
+
+    function: Function
+    arguments: Payload
+    future: FarmFuture
+
+
+@dataclass(frozen=True)
+class WorkerDeath:
+    """A supervisor's report: a negative exit code is the signal that killed the worker."""
+
+    pid: int
+    code: int
+    begun: int
+
+
+class Lane:
+    """One worker, seen from the client.
+
+    Args:
+        id: Unique in this farm and for ever: a later connection to the same slot is another lane.
+        connection: Non-blocking, after the hellos.
+        slot: The worker's place on its server.
+        pid: The worker's process there.
+
+    Attributes:
+        ready: Whether the initializer has succeeded, so that the scheduler knows the lane.
+        retired: Whether it ends because it has run all its tasks.
+        death: The supervisor's report, once it has come.
+        ended: Whether the connection has reached its end.
+    """
+
+    def __init__(self, id: int, connection: Connection, server: str, slot: int, pid: int) -> None:
+        self.id = id
+        self.connection = connection
+        self.server = server
+        self.slot = slot
+        self.pid = pid
+        self.ready = False
+        self.retired = False
+        self.ended = False
+        self.death: WorkerDeath | None = None
+        self.tasks_done = 0
+        self.busy_seconds = 0.0
+        self._known: OrderedDict[int, int] = OrderedDict()  # function number -> its size; the oldest use first
+        self._known_bytes = 0
+
+    def send_init(self, call: Payload) -> bool:
+        """Send the initializer; as the others here, say whether the socket took it all."""
+        return self.connection.send(encode_payload(FrameType.INIT, call))
+
+    def send_tasks(self, seq: int, tasks: list[Task]) -> bool:
+        """Send tasks, and before them the functions that the worker does not have."""
+        buffers: list[Buffer] = []
+        items = []
+        for task in tasks:
+            call: Call = task.call
+            self._introduce(call.function, buffers)
+            items.append(TaskItem(call.function.number, call.arguments))
+        buffers += encode_tasks(seq, items)
+        while len(self._known) > MAX_FUNCTIONS or self._known_bytes > MAX_FUNCTION_BYTES:
+            if len(self._known) == 1:
+                break
+            number, size = self._known.popitem(last=False)
+            self._known_bytes -= size
+            buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
+        return self.connection.send(buffers)
+
+    def _introduce(self, function: Function, buffers: list[Buffer]) -> None:
+        if function.number in self._known:
+            self._known.move_to_end(function.number)
+            return
+        size = payload_size(function.data)
+        self._known[function.number] = size
+        self._known_bytes += size
+        buffers += encode_payload(FrameType.FUNCTION, function.data, seq=function.number)
+
+    def send_recall(self, count: int) -> bool:
+        """Ask for tasks back."""
+        return self.connection.send(encode_frame(FrameType.RECALL, count=count))

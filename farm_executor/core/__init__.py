@@ -1,0 +1,1 @@
+"""Decisions without effects: no sockets, threads, clocks, files, pickles or logging in here."""

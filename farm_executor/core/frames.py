@@ -1,0 +1,494 @@
+"""Bytes to frames and back: the layout of everything that travels after the handshake.
+
+This module owns the header, the frame types, the layout of the bodies and every size limit. It must not know
+what a payload means, nor where bytes come from or go to.
+
+A frame is a header of 16 bytes, little endian, a body, and, if the frame is flagged ``BULK``, segments::
+
+    offset  size  field
+    0       4     length of the body in bytes, at most 4 MiB (``MAX_BODY``)
+    4       1     type: one of ``FrameType``
+    5       1     flags: BULK = 1, ERROR = 2
+    6       2     count: how many items the body holds, where the type has items
+    8       8     seq: number of the first item, where the type has numbers
+    16      ...   body
+    ...     ...   segments, one after the other, of the sizes that the body's table lists (BULK only)
+
+Small payloads travel in batches, many to a body. A payload with a part of 64 KiB or more (``BULK_THRESHOLD``)
+travels alone in a ``BULK`` frame: its parts are segments, received straight into memory of their own, so that
+a large array is never copied on its way. Every size is checked before any memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from farm_executor.errors import LocalProtocolError, RemoteProtocolError
+
+__all__ = [
+    "BULK",
+    "BULK_THRESHOLD",
+    "ERROR",
+    "HEADER_SIZE",
+    "MAX_BODY",
+    "MAX_HELLO",
+    "Buffer",
+    "Frame",
+    "FrameReader",
+    "FrameType",
+    "Payload",
+    "Result",
+    "TaskItem",
+    "decode_number",
+    "decode_results",
+    "decode_tasks",
+    "encode_frame",
+    "encode_payload",
+    "encode_results",
+    "encode_tasks",
+    "is_bulk",
+    "payload_of",
+    "payload_size",
+]
+
+Buffer = bytes | bytearray | memoryview
+Payload = Sequence[Buffer]
+"""An opaque value: its pickle, then the buffers that the pickle refers to, in order."""
+
+_HEADER = struct.Struct("<IBBHQ")
+_U32 = struct.Struct("<I")
+HEADER_SIZE = _HEADER.size
+
+MAX_BODY = 4 * 1024 * 1024
+MAX_HELLO = 64 * 1024
+MAX_SEGMENTS = 65_536
+MAX_SEGMENT = 1 << 46  # 64 TiB: what no machine has is garbage, not a payload
+MAX_COUNT = 65_535
+BULK_THRESHOLD = 64 * 1024
+MAX_BATCH_BYTES = 1024 * 1024  # a batch beyond this gains nothing and keeps the lane from answering
+
+BULK = 1
+ERROR = 2
+
+
+class FrameType(enum.IntEnum):
+    """What a frame says; ``docs/reference/protocol.md`` has the table of who sends which, and when."""
+
+    HELLO = 1
+    REFUSED = 2
+    BYE = 3
+    # a lane, client to worker
+    INIT = 16
+    FUNCTION = 17
+    FORGET = 18
+    TASKS = 19
+    RECALL = 20
+    # a lane, worker to client
+    READY = 32
+    RESULTS = 33
+    RECALLED = 34
+    # the control connection and admin connections
+    WORKER_DIED = 48
+    DRAINING = 49
+
+
+_TYPES = {int(kind): kind for kind in FrameType}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as it was received."""
+
+    type: FrameType
+    flags: int = 0
+    count: int = 0
+    seq: int = 0
+    body: Buffer = b""
+    segments: tuple[Buffer, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskItem:
+    """A task on the wire: the number of its function on this lane, and its arguments."""
+
+    function: int
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Result:
+    """An outcome on the wire: a value, or with ``error`` an encoded failure."""
+
+    payload: Payload
+    error: bool = False
+
+
+def payload_size(payload: Payload) -> int:
+    """The bytes that the payload's parts hold together."""
+    if len(payload) == 1:
+        return len(payload[0])
+    return sum(memoryview(part).nbytes for part in payload)
+
+
+def is_bulk(payload: Payload) -> bool:
+    """Whether the payload must travel alone, its parts as segments."""
+    return len(payload) > 1 or len(payload[0]) >= BULK_THRESHOLD
+
+
+def encode_frame(
+    kind: FrameType,
+    *,
+    flags: int = 0,
+    count: int = 0,
+    seq: int = 0,
+    body: Buffer = b"",
+    segments: Payload = (),
+) -> list[Buffer]:
+    """Encode one frame as a list of buffers to be sent in order.
+
+    Raises:
+        LocalProtocolError: The frame would break a limit, so that any peer would refuse it.
+    """
+    if len(body) > MAX_BODY or not 0 <= count <= MAX_COUNT or len(segments) > MAX_SEGMENTS:
+        raise LocalProtocolError(f"{kind.name} frame too large: body of {len(body)} bytes, count {count}")
+    header = _HEADER.pack(len(body), kind, flags, count, seq)
+    if len(body) <= BULK_THRESHOLD:
+        return [header + body, *segments]
+    return [header, body, *segments]
+
+
+# -- payloads alone: INIT, FUNCTION, READY ----------------------------------------------------------
+
+
+def encode_payload(
+    kind: FrameType, payload: Payload, *, seq: int = 0, flags: int = 0, prefix: bytes = b""
+) -> list[Buffer]:
+    """Encode a frame of one payload, whose body begins with ``prefix``."""
+    if not is_bulk(payload):
+        return encode_frame(kind, flags=flags, count=1, seq=seq, body=prefix + bytes(payload[0]))
+    sizes = [memoryview(part).nbytes for part in payload]
+    table = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
+    return encode_frame(kind, flags=flags | BULK, count=1, seq=seq, body=table + prefix, segments=payload)
+
+
+def payload_of(frame: Frame, prefix: int = 0) -> Payload:
+    """The one payload of a frame made by `encode_payload` with a prefix of that many bytes."""
+    if frame.flags & BULK:
+        return frame.segments
+    return (memoryview(frame.body)[prefix:],)
+
+
+def _prefix_of(frame: Frame, size: int) -> bytes:
+    start = 4 + 8 * len(frame.segments) if frame.flags & BULK else 0
+    if len(frame.body) != start + size:
+        raise RemoteProtocolError(
+            f"{frame.type.name} frame with a body of {len(frame.body)} bytes, not {start + size}"
+        )
+    return bytes(memoryview(frame.body)[start:])
+
+
+# -- tasks ------------------------------------------------------------------------------------------
+
+
+def encode_tasks(seq: int, tasks: Sequence[TaskItem]) -> list[Buffer]:
+    """Encode tasks numbered from ``seq`` on, in order, as as few frames as the limits allow.
+
+    A batch body is, for its n tasks, n function numbers (u32), n sizes (u32), and the n pickles.
+    A bulk body is the segment table followed by the function number (u32).
+    """
+    out: list[Buffer] = []
+    batch: list[TaskItem] = []
+    size = 0
+    for item in tasks:
+        bulk = is_bulk(item.payload)
+        if batch and (bulk or size > MAX_BATCH_BYTES or len(batch) == MAX_COUNT):
+            out += _encode_batch(seq, batch)
+            seq += len(batch)
+            batch, size = [], 0
+        if bulk:
+            out += encode_payload(FrameType.TASKS, item.payload, seq=seq, prefix=_U32.pack(item.function))
+            seq += 1
+        else:
+            batch.append(item)
+            size += len(item.payload[0])
+    if batch:
+        out += _encode_batch(seq, batch)
+    return out
+
+
+def _encode_batch(seq: int, batch: Sequence[TaskItem]) -> list[Buffer]:
+    n = len(batch)
+    numbers = [item.function for item in batch]
+    bodies = [item.payload[0] for item in batch]
+    table = struct.pack(f"<{2 * n}I", *numbers, *map(len, bodies))
+    return encode_frame(FrameType.TASKS, count=n, seq=seq, body=b"".join([table, *bodies]))
+
+
+def decode_tasks(frame: Frame) -> list[TaskItem]:
+    """The tasks of a TASKS frame; the first has the frame's ``seq``.
+
+    Raises:
+        RemoteProtocolError: The table does not fit the body.
+    """
+    if frame.flags & BULK:
+        (function,) = _U32.unpack(_prefix_of(frame, 4))
+        return [TaskItem(function, frame.segments)]
+    n = frame.count
+    view = memoryview(frame.body)
+    if not n or len(view) < 8 * n:
+        raise RemoteProtocolError(f"TASKS frame of {n} tasks in {len(view)} bytes")
+    table = struct.unpack_from(f"<{2 * n}I", view)
+    return [
+        TaskItem(function, (part,))
+        for function, part in zip(table[:n], _split(view[8 * n :], table[n:]), strict=True)
+    ]
+
+
+def _split(view: memoryview, sizes: Sequence[int]) -> list[memoryview]:
+    if sum(sizes) != len(view):
+        raise RemoteProtocolError(f"a table of {sum(sizes)} bytes over a body of {len(view)}")
+    parts = []
+    start = 0
+    for size in sizes:
+        parts.append(view[start : start + size])
+        start += size
+    return parts
+
+
+# -- results ----------------------------------------------------------------------------------------
+
+_ERROR_BIT = 1 << 31
+
+
+def encode_results(seq: int, results: Sequence[Result], busy_us: int) -> list[Buffer]:
+    """Encode the outcomes of the tasks numbered from ``seq`` on, and how long the worker was busy with them.
+
+    A batch body is the busy time (u32, microseconds), n sizes (u32, the top bit set for an error) and the n
+    pickles. A bulk body is the segment table followed by the busy time.
+    """
+    out: list[Buffer] = []
+    batch: list[Result] = []
+    size = 0
+    for result in results:
+        bulk = is_bulk(result.payload)
+        if batch and (bulk or size > MAX_BATCH_BYTES or len(batch) == MAX_COUNT):
+            out += _encode_result_batch(seq, batch, busy_us)
+            seq += len(batch)
+            batch, size, busy_us = [], 0, 0
+        if bulk:
+            flags = ERROR if result.error else 0
+            busy = _U32.pack(min(busy_us, 0xFFFFFFFF))
+            out += encode_payload(FrameType.RESULTS, result.payload, seq=seq, flags=flags, prefix=busy)
+            seq += 1
+            busy_us = 0
+        else:
+            batch.append(result)
+            size += len(result.payload[0])
+    if batch:
+        out += _encode_result_batch(seq, batch, busy_us)
+    return out
+
+
+def _encode_result_batch(seq: int, batch: Sequence[Result], busy_us: int) -> list[Buffer]:
+    bodies = [result.payload[0] for result in batch]
+    sizes = [len(result.payload[0]) | (_ERROR_BIT if result.error else 0) for result in batch]
+    table = struct.pack(f"<{1 + len(batch)}I", min(busy_us, 0xFFFFFFFF), *sizes)
+    return encode_frame(FrameType.RESULTS, count=len(batch), seq=seq, body=b"".join([table, *bodies]))
+
+
+def decode_results(frame: Frame) -> tuple[int, list[Result]]:
+    """The busy time in microseconds and the outcomes of a RESULTS frame; the first has the frame's ``seq``.
+
+    Raises:
+        RemoteProtocolError: The table does not fit the body.
+    """
+    if frame.flags & BULK:
+        (busy,) = _U32.unpack(_prefix_of(frame, 4))
+        return busy, [Result(frame.segments, bool(frame.flags & ERROR))]
+    n = frame.count
+    view = memoryview(frame.body)
+    if not n or len(view) < 4 + 4 * n:
+        raise RemoteProtocolError(f"RESULTS frame of {n} results in {len(view)} bytes")
+    busy, *sizes = struct.unpack_from(f"<{1 + n}I", view)
+    parts = _split(view[4 + 4 * n :], [size & ~_ERROR_BIT for size in sizes])
+    return busy, [Result((part,), bool(size & _ERROR_BIT)) for part, size in zip(parts, sizes, strict=True)]
+
+
+def decode_number(frame: Frame) -> int:
+    """The u32 that makes up the whole body of a small frame, such as FORGET's function number.
+
+    Raises:
+        RemoteProtocolError: The body has another length.
+    """
+    if len(frame.body) != 4:
+        raise RemoteProtocolError(f"{frame.type.name} frame with a body of {len(frame.body)} bytes, not 4")
+    number: int = _U32.unpack(frame.body)[0]
+    return number
+
+
+# -- the incremental reader -------------------------------------------------------------------------
+
+
+class FrameReader:
+    """Turns a stream of bytes, in whatever pieces it comes, into frames.
+
+    Call `receive_data` with what was read. After each call `destination` is either ``None`` or memory that the
+    next bytes of the stream belong into: read straight into it and report with `received_into`. Using it is
+    optional, `receive_data` copies there too; it saves the copy of bulk data.
+
+    After an error the reader is unusable: the connection must end.
+
+    Args:
+        max_body: The longest body accepted; `MAX_HELLO` before the peer's hello, `MAX_BODY` afterwards.
+        allocate: Gives writable memory of that many bytes for a segment.
+    """
+
+    def __init__(self, max_body: int = MAX_BODY, allocate: Callable[[int], Buffer] = bytearray) -> None:
+        self.max_body = max_body
+        self._allocate = allocate
+        self._pending = bytearray()
+        self._needed = HEADER_SIZE  # no frame can be whole before this many bytes are pending
+        self._bulk: _Bulk | None = None
+
+    @property
+    def destination(self) -> memoryview | None:
+        """Where the next bytes of the stream belong, while a segment is being received."""
+        return self._bulk.remaining() if self._bulk else None
+
+    @property
+    def mid_frame(self) -> bool:
+        """Whether the stream has begun a frame and not ended it: an end here is a truncation."""
+        return bool(self._pending) or self._bulk is not None
+
+    def received_into(self, count: int) -> list[Frame]:
+        """Take note that the first ``count`` bytes of `destination` have been filled."""
+        if self._bulk is None:
+            raise LocalProtocolError("nothing is being received into memory")
+        return self._advance_bulk(count)
+
+    def receive_data(self, data: Buffer) -> list[Frame]:
+        """Take the next bytes of the stream; return the frames that they complete.
+
+        Raises:
+            RemoteProtocolError: The stream is not one of frames, or a frame breaks a limit. No other exception
+                comes from here, whatever the bytes.
+        """
+        frames: list[Frame] = []
+        view = memoryview(data)
+        while len(view):
+            if self._bulk is not None:
+                target = self._bulk.remaining()
+                count = min(len(target), len(view))
+                target[:count] = view[:count]
+                view = view[count:]
+                frames += self._advance_bulk(count)
+            elif self._pending:
+                self._pending += view
+                if len(self._pending) < self._needed:
+                    break
+                whole = memoryview(bytes(self._pending))
+                self._pending.clear()
+                view = self._parse(whole, frames)
+            else:
+                view = self._parse(view, frames)
+        return frames
+
+    def _advance_bulk(self, count: int) -> list[Frame]:
+        assert self._bulk is not None
+        self._bulk.advance(count)
+        if not self._bulk.complete:
+            return []
+        frame = self._bulk.frame()
+        self._bulk = None
+        return [frame]
+
+    def _parse(self, view: memoryview, frames: list[Frame]) -> memoryview:
+        """Take whole frames off the view; keep a partial one; return what belongs to a segment."""
+        start, end = 0, len(view)
+        self._needed = HEADER_SIZE
+        while end - start >= HEADER_SIZE:
+            length, kind, flags, count, seq = _HEADER.unpack_from(view, start)
+            frame_type = _TYPES.get(kind)
+            if frame_type is None or flags & ~(BULK | ERROR):
+                raise RemoteProtocolError(f"no such frame: type {kind}, flags {flags}")
+            if length > self.max_body:
+                raise RemoteProtocolError(
+                    f"{frame_type.name} frame of {length} bytes; the limit is {self.max_body}"
+                )
+            if end - start < HEADER_SIZE + length:
+                self._needed = HEADER_SIZE + length
+                break
+            start += HEADER_SIZE
+            body = bytes(view[start : start + length])
+            start += length
+            if flags & BULK:
+                self._bulk = _Bulk(Frame(frame_type, flags, count, seq, body), self._allocate)
+                if not self._bulk.complete:
+                    return view[start:]
+                frames.append(self._bulk.frame())
+                self._bulk = None
+            else:
+                frames.append(Frame(frame_type, flags, count, seq, body))
+        if start < end:
+            self._pending += view[start:]
+        return view[end:]
+
+
+class _Bulk:
+    """The segments of one frame while they arrive."""
+
+    def __init__(self, head: Frame, allocate: Callable[[int], Buffer]) -> None:
+        self._head = head
+        self._allocate = allocate
+        self._sizes = self._table(head)
+        self._done: list[memoryview] = []
+        self._current: memoryview | None = None
+        self._filled = 0
+        self._next()
+
+    @staticmethod
+    def _table(head: Frame) -> tuple[int, ...]:
+        body = memoryview(head.body)
+        n = _U32.unpack_from(body)[0] if len(body) >= 4 else 0
+        if not 1 <= n <= MAX_SEGMENTS or len(body) < 4 + 8 * n:
+            raise RemoteProtocolError(f"{head.type.name} frame with a table of {n} segments in {len(body)} bytes")
+        sizes: tuple[int, ...] = struct.unpack_from(f"<{n}Q", body, 4)
+        if sum(sizes) > MAX_SEGMENT:
+            raise RemoteProtocolError(f"{head.type.name} frame promises {sum(sizes)} bytes")
+        return sizes
+
+    def _next(self) -> None:
+        """Begin the next segment that has bytes to come."""
+        while len(self._done) < len(self._sizes):
+            size = self._sizes[len(self._done)]
+            if size:
+                try:
+                    self._current = memoryview(self._allocate(size)).cast("B")
+                except MemoryError:
+                    raise RemoteProtocolError(f"no memory for a segment of {size} bytes") from None
+                self._filled = 0
+                return
+            self._done.append(memoryview(b""))
+        self._current = None
+
+    @property
+    def complete(self) -> bool:
+        return self._current is None
+
+    def remaining(self) -> memoryview:
+        assert self._current is not None
+        return self._current[self._filled :]
+
+    def advance(self, count: int) -> None:
+        assert self._current is not None
+        self._filled += count
+        if self._filled == len(self._current):
+            self._done.append(self._current)
+            self._next()
+
+    def frame(self) -> Frame:
+        head = self._head
+        return Frame(head.type, head.flags, head.count, head.seq, head.body, tuple(self._done))

@@ -1,0 +1,263 @@
+"""Who is there: the first bytes of every connection, for both roles, and the hello that follows.
+
+This module owns the preambles, the proof of the key and the meaning of a hello. It must not know sockets,
+clocks or random numbers: nonces are passed in, the caller sets the deadline.
+
+The dialogue, every field of a fixed size, nothing unpickled and no memory taken for a peer without the key::
+
+    1. client -> server   preamble, 48 bytes
+    2. server -> client   preamble, 48 bytes
+    3. client -> server   HMAC-SHA256(key, "farm client" + both preambles), 32 bytes
+    4. server -> client   1, HMAC-SHA256(key, "farm server" + both preambles), 33 bytes; or 0 and 32 zero bytes:
+                          wrong key, and the connection ends
+
+A preamble is::
+
+    offset  size  field
+    0       4     "FARM"
+    4       1     client: lowest version it speaks;   server: the version chosen, 0 for none in common
+    5       1     client: highest version it speaks;  server: the highest it speaks
+    6       1     security: 0 plain; 1 is kept for TLS, which would begin right after the preambles
+    7       9     zero
+    16      32    nonce
+
+Both preambles are covered by both proofs, so nobody in between can lower the version or the security.
+Then each side sends one HELLO frame (`frames`): a JSON object of at most 64 KiB.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
+from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
+
+__all__ = [
+    "NONCE_SIZE",
+    "PROTOCOL_VERSION",
+    "ClientHandshake",
+    "Role",
+    "ServerHandshake",
+    "Versions",
+    "decode_hello",
+    "encode_hello",
+]
+
+MAGIC = b"FARM"
+PROTOCOL_VERSION = 1
+NONCE_SIZE = 32
+MIN_KEY_SIZE = 16
+PLAIN = 0
+
+_PREAMBLE = struct.Struct("<4sBBB9x32s")
+_PROOF_SIZE = 32
+
+
+class Role(str, enum.Enum):
+    """What a connection is for; said in the client's hello."""
+
+    CONTROL = "control"
+    LANE = "lane"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What must agree, or at least be known, between the two ends.
+
+    A differing Python (implementation or minor version) forbids working together, because pickles of functions
+    hold bytecode; a differing cloudpickle or tblib is reported along with it.
+    """
+
+    python: str
+    cloudpickle: str
+    tblib: str
+    farm_executor: str
+    protocol: int = PROTOCOL_VERSION
+
+    def mismatches(self, other: Versions) -> dict[str, tuple[str, str]]:
+        """For each differing name this side's and the other's version."""
+        mine, theirs = vars(self), vars(other)
+        return {name: (str(mine[name]), str(theirs[name])) for name in mine if mine[name] != theirs[name]}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Versions:
+        """Read what `vars` wrote.
+
+        Raises:
+            RemoteProtocolError: It is not of this form.
+        """
+        try:
+            return cls(**{name: kind(data[name]) for name, kind in _VERSION_FIELDS.items()})
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise RemoteProtocolError(f"malformed versions in a hello: {error!r}") from None
+
+
+_VERSION_FIELDS = {"python": str, "cloudpickle": str, "tblib": str, "farm_executor": str, "protocol": int}
+
+
+class ClientHandshake:
+    """The client's half of the dialogue.
+
+    Send what `start` returns, then feed what comes to `receive_data` and send what it returns, until `done`.
+    The server says nothing between its proof and its hello, so bytes beyond are an error.
+
+    Args:
+        key: The shared secret, at least 16 bytes.
+        nonce: 32 fresh random bytes.
+    """
+
+    def __init__(self, key: bytes, nonce: bytes) -> None:
+        _check(key, nonce)
+        self._key = key
+        self._mine = _PREAMBLE.pack(MAGIC, PROTOCOL_VERSION, PROTOCOL_VERSION, PLAIN, nonce)
+        self._theirs = b""
+        self._received = b""
+        self.done = False
+
+    def start(self) -> bytes:
+        """The client's preamble."""
+        return self._mine
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes are to be read next, at most."""
+        return (_PREAMBLE.size if not self._theirs else 1 + _PROOF_SIZE) - len(self._received)
+
+    def receive_data(self, data: Buffer) -> bytes:
+        """Take bytes from the server; return what to send.
+
+        Raises:
+            RemoteProtocolError: The other end is no farm server.
+            VersionMismatchError: The two speak no version of the protocol in common.
+            AuthenticationError: The server refused our key, or did not prove that it holds it.
+        """
+        self._received += bytes(data)
+        if not self._theirs:
+            if not MAGIC.startswith(self._received[:4]):
+                raise RemoteProtocolError("the other end is no farm_executor server")
+            if len(self._received) < _PREAMBLE.size:
+                return b""
+            self._theirs, self._received = self._received[: _PREAMBLE.size], self._received[_PREAMBLE.size :]
+            self._check_preamble()
+            return _proof(self._key, b"client", self._mine, self._theirs)
+        if len(self._received) < 1 + _PROOF_SIZE:
+            return b""
+        if len(self._received) > 1 + _PROOF_SIZE:
+            raise RemoteProtocolError("the server spoke out of turn")
+        if self._received[0] != 1:
+            raise AuthenticationError("the server refused the key: it holds another one")
+        if not hmac.compare_digest(self._received[1:], _proof(self._key, b"server", self._mine, self._theirs)):
+            raise AuthenticationError("the server did not prove that it holds the key")
+        self.done = True
+        return b""
+
+    def _check_preamble(self) -> None:
+        _, chosen, highest, security, _ = _PREAMBLE.unpack(self._theirs)
+        if chosen != PROTOCOL_VERSION:
+            raise VersionMismatchError(
+                f"the client speaks protocol {PROTOCOL_VERSION}, the server up to {highest}: "
+                "install the same version of farm_executor on both",
+                {"protocol": (str(PROTOCOL_VERSION), str(highest))},
+            )
+        if security != PLAIN:
+            raise RemoteProtocolError(f"the server demands security {security}, which this client does not speak")
+
+
+class ServerHandshake:
+    """The server's half of the dialogue.
+
+    Feed what comes to `receive_data` and send what it returns, until `done` or `refused`; in the second case the
+    connection ends after sending.
+
+    Args:
+        key: The shared secret, at least 16 bytes.
+        nonce: 32 fresh random bytes.
+    """
+
+    def __init__(self, key: bytes, nonce: bytes) -> None:
+        _check(key, nonce)
+        self._key = key
+        self._nonce = nonce
+        self._mine = b""
+        self._theirs = b""
+        self._received = b""
+        self.done = False
+        self.refused = ""
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes are to be read next, at most."""
+        return (_PREAMBLE.size if not self._theirs else _PROOF_SIZE) - len(self._received)
+
+    def receive_data(self, data: Buffer) -> bytes:
+        """Take bytes from the client; return what to send.
+
+        Raises:
+            RemoteProtocolError: The peer does not speak this protocol. Nothing is to be answered.
+        """
+        self._received += bytes(data)
+        if not self._theirs:
+            if not MAGIC.startswith(self._received[:4]):
+                raise RemoteProtocolError(f"no farm client: it began with {self._received[:8]!r}")
+            if len(self._received) < _PREAMBLE.size:
+                return b""
+            self._theirs, self._received = self._received[: _PREAMBLE.size], self._received[_PREAMBLE.size :]
+            return self._answer_preamble()
+        if len(self._received) < _PROOF_SIZE:
+            return b""
+        if len(self._received) > _PROOF_SIZE:
+            raise RemoteProtocolError("the client spoke out of turn")
+        if not hmac.compare_digest(self._received, _proof(self._key, b"client", self._theirs, self._mine)):
+            self.refused = "wrong key"
+            return bytes(1 + _PROOF_SIZE)
+        self.done = True
+        return b"\1" + _proof(self._key, b"server", self._theirs, self._mine)
+
+    def _answer_preamble(self) -> bytes:
+        _, lowest, highest, security, _ = _PREAMBLE.unpack(self._theirs)
+        if len(self._received) or self._theirs[7:16] != bytes(9) or security != PLAIN or lowest > highest:
+            raise RemoteProtocolError("malformed preamble")
+        spoken = lowest <= PROTOCOL_VERSION <= highest
+        chosen = PROTOCOL_VERSION if spoken else 0
+        if not spoken:
+            self.refused = f"it speaks protocols {lowest} to {highest}, this server {PROTOCOL_VERSION}"
+        self._mine = _PREAMBLE.pack(MAGIC, chosen, PROTOCOL_VERSION, PLAIN, self._nonce)
+        return self._mine
+
+
+def _check(key: bytes, nonce: bytes) -> None:
+    if len(key) < MIN_KEY_SIZE:
+        raise AuthenticationError(f"a key must be at least {MIN_KEY_SIZE} bytes long, not {len(key)}")
+    if len(nonce) != NONCE_SIZE:
+        raise ValueError(f"a nonce is {NONCE_SIZE} bytes long, not {len(nonce)}")
+
+
+def _proof(key: bytes, role: bytes, client: bytes, server: bytes) -> bytes:
+    return hmac.new(key, b"farm " + role + client + server, hashlib.sha256).digest()
+
+
+def encode_hello(data: dict[str, Any], kind: FrameType = FrameType.HELLO) -> list[Buffer]:
+    """A HELLO frame, or one of the other types that carry JSON, with this object."""
+    return encode_frame(kind, body=json.dumps(data).encode())
+
+
+def decode_hello(frame: Frame) -> dict[str, Any]:
+    """The object of a HELLO, REFUSED or WORKER_DIED frame: these carry JSON.
+
+    Raises:
+        RemoteProtocolError: The body is no JSON object.
+    """
+    try:
+        data = json.loads(bytes(frame.body))
+    except (ValueError, RecursionError) as error:
+        raise RemoteProtocolError(f"malformed {frame.type.name} frame: {error}") from None
+    if not isinstance(data, dict):
+        raise RemoteProtocolError(f"{frame.type.name} frame holds no JSON object")
+    return data

@@ -1,0 +1,348 @@
+"""Which task goes to which lane, and what a loss means for it.
+
+This module owns the queues, the lanes' outstanding work, recall and attempts. Its methods are the events, their
+return values what is to be done now: it must not know sockets, pickles, futures, threads or clocks.
+
+The rules:
+
+1. A task is in exactly one place: queued here, outstanding on one lane, or settled and forgotten.
+2. Queues are FIFO within a priority; a higher priority always goes first. A task that comes back from a lane
+   goes to the front of its queue.
+3. No lane is idle while a task is queued, unless its answer to a recall is due.
+4. A submitted task goes straight to an idle lane, or behind the only task of a lane whose window allows it.
+   Everything else waits here and leaves in batches: a lane is refilled when half of its window is free.
+5. Tasks are numbered per lane, and a lane answers in that order. An answer out of order is the peer's error.
+6. When a lane is idle and nothing is queued, half of what another lane has not begun is recalled from it.
+7. A worker that dies charges an attempt to the task that it ran, and to no other. With its attempts used up a
+   task is lost. A task with a single attempt is never sent again once it may have begun.
+
+Thread safety: none; the caller holds one lock around every call and the deeds that follow from it.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from farm_executor.core.window import Window
+from farm_executor.errors import RemoteProtocolError
+
+__all__ = ["Assign", "Decision", "Lose", "Recall", "Retire", "Scheduler", "Task"]
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One call on its way.
+
+    Attributes:
+        id: Unique within its scheduler; ascending in the order of submission.
+        call: Whatever the driver needs to send it; opaque here.
+        losses: How many workers died while they ran it.
+        started: Whether it has ever left the queue; from then on it cannot be cancelled.
+    """
+
+    id: int
+    call: Any
+    priority: int = 0
+    category: Hashable = None
+    max_attempts: int = 3
+    losses: int = 0
+    started: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Send these tasks, numbered from ``seq`` on, to the lane."""
+
+    lane: int
+    seq: int
+    tasks: list[Task]
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Ask the lane for up to ``count`` of the tasks that it has not begun."""
+
+    lane: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """The lane has run all the tasks that it was allowed: end it. The scheduler has forgotten it."""
+
+    lane: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """Settle the task as lost: its worker died and it must not be sent again."""
+
+    task: Task
+
+
+Decision = Assign | Recall | Retire | Lose
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    id: int
+    budget: int | None
+    window: Window = field(default_factory=Window)
+    outstanding: deque[Task] = field(default_factory=deque)
+    next_seq: int = 0
+    recalling: bool = False  # asked and not yet answered: meanwhile it gets nothing, so that its tail stays known
+    may_recall: bool = True  # what it had to give back it has given, until it has answered something more
+
+    @property
+    def first_seq(self) -> int:
+        return self.next_seq - len(self.outstanding)
+
+    def room(self, limit: int) -> int:
+        """How many more tasks it may have, with at most ``limit`` outstanding."""
+        room = 0 if self.recalling else limit - len(self.outstanding)
+        return room if self.budget is None else min(room, self.budget)
+
+
+class Scheduler:
+    """The queues and the lanes of one farm.
+
+    Args:
+        start: Asked when a task leaves the queue for the first time; a task for which it says no (its future
+            was cancelled) is forgotten.
+    """
+
+    def __init__(self, start: Callable[[Task], bool] = lambda task: True) -> None:
+        self._start = start
+        self._queues: dict[int, OrderedDict[int, Task]] = {}
+        self._priorities: list[int] = []  # negated, so that the first is the highest
+        self._lanes: dict[int, _Lane] = {}
+        # Indexes of the lanes, kept by _index: dicts serve as ordered sets.
+        self._idle: dict[int, _Lane] = {}
+        self._single: dict[int, _Lane] = {}
+        self._loaded: dict[int, _Lane] = {}
+        self.queued = 0
+        self.outstanding = 0
+
+    @property
+    def unsettled(self) -> int:
+        """How many tasks are queued or outstanding."""
+        return self.queued + self.outstanding
+
+    def outstanding_on(self, lane: int) -> int:
+        """How many tasks the lane has been sent and not answered; 0 for a lane that is not known."""
+        return len(self._lanes[lane].outstanding) if lane in self._lanes else 0
+
+    def tasks(self) -> Iterator[Task]:
+        """Every unsettled task: what lanes have, then what is queued."""
+        for lane in self._lanes.values():
+            yield from lane.outstanding
+        for queue in self._queues.values():
+            yield from queue.values()
+
+    # -- events ----------------------------------------------------------------------------------------------
+
+    def submit(self, task: Task) -> list[Decision]:
+        """A new task has come."""
+        if not self.queued:
+            lanes = self._idle or self._single
+            if lanes:
+                lane = next(iter(lanes.values()))
+                if not self._begin(task):
+                    return []
+                return [self._assign(lane, [task])]
+        self._enqueue(task)
+        return []
+
+    def withdraw(self, task: Task) -> bool:
+        """Forget the task if it is queued and has never been started; say whether that was so."""
+        queue = self._queues.get(task.priority)
+        if task.started or not queue or queue.pop(task.id, None) is None:
+            return False
+        self.queued -= 1
+        if not queue:
+            self._drop_queue(task.priority)
+        return True
+
+    def withdraw_all(self) -> list[Task]:
+        """Forget every queued task that has never been started; return these."""
+        fresh = [task for queue in self._queues.values() for task in queue.values() if not task.started]
+        return [task for task in fresh if self.withdraw(task)]
+
+    def lane_up(self, lane_id: int, budget: int | None = None) -> list[Decision]:
+        """A lane with a ready worker has come, which may run ``budget`` tasks in its life (None: any number)."""
+        lane = self._lanes[lane_id] = _Lane(lane_id, budget)
+        self._index(lane)
+        return self._refill(lane)
+
+    def finished(self, lane_id: int, seq: int, count: int, busy_us: float) -> tuple[list[Task], list[Decision]]:
+        """The lane has answered ``count`` tasks, the first numbered ``seq``.
+
+        Returns:
+            The tasks answered, in order, which are forgotten here, and what to do now.
+
+        Raises:
+            RemoteProtocolError: These are not the tasks whose turn it is.
+        """
+        lane = self._lanes[lane_id]
+        if seq != lane.first_seq or not 0 < count <= len(lane.outstanding):
+            raise RemoteProtocolError(
+                f"results {seq} to {seq + count - 1}, when {lane.first_seq} to {lane.next_seq - 1} were due"
+            )
+        tasks = [lane.outstanding.popleft() for _ in range(count)]
+        self.outstanding -= count
+        lane.window.report(count, busy_us)
+        lane.may_recall = True
+        self._index(lane)
+        return tasks, self._refill(lane)
+
+    def recalled(self, lane_id: int, seq: int, count: int) -> list[Decision]:
+        """The lane gives back its last ``count`` tasks, the first of them numbered ``seq``.
+
+        Raises:
+            RemoteProtocolError: It was not asked, or these are not its last tasks.
+        """
+        lane = self._lanes[lane_id]
+        fits = 0 <= count <= len(lane.outstanding) and (not count or seq == lane.next_seq - count)
+        if not lane.recalling or not fits:
+            raise RemoteProtocolError(f"recalled {count} tasks from {seq}; the next would be {lane.next_seq}")
+        back = [lane.outstanding.pop() for _ in range(count)]
+        lane.next_seq -= count
+        self.outstanding -= count
+        if lane.budget is not None:
+            lane.budget += count
+        for task in back:  # the last first, so that the first ends up in front
+            self._requeue(task)
+        lane.recalling = False
+        self._index(lane)
+        return self._dispatch() + self._refill(lane)
+
+    def lane_lost(self, lane_id: int, begun: int | None) -> list[Decision]:
+        """The lane is gone, and with it its worker or the way to it.
+
+        Args:
+            lane_id: The lane; unknown ones, such as those retired, are ignored.
+            begun: The number of the last task that the worker began, -1 for none; None when nobody can say,
+                and then each of its tasks may have begun.
+        """
+        lane = self._lanes.pop(lane_id, None)
+        if lane is None:
+            return []
+        for index in (self._idle, self._single, self._loaded):
+            index.pop(lane_id, None)
+        self.outstanding -= len(lane.outstanding)
+        decisions: list[Decision] = []
+        seq = lane.next_seq
+        first = lane.first_seq
+        while lane.outstanding:  # the last first, as in recalled
+            seq -= 1
+            task = lane.outstanding.pop()
+            guilty = seq == (first if begun is None else begun)
+            may_have_begun = begun is None or seq <= begun
+            task.losses += guilty
+            if task.losses >= task.max_attempts or (may_have_begun and task.max_attempts == 1):
+                decisions.append(Lose(task))
+            else:
+                self._requeue(task)
+        decisions.reverse()
+        return decisions + self._dispatch()
+
+    # -- how -------------------------------------------------------------------------------------------------
+
+    def _begin(self, task: Task) -> bool:
+        if not task.started and not self._start(task):
+            return False
+        task.started = True
+        return True
+
+    def _enqueue(self, task: Task) -> None:
+        queue = self._queues.get(task.priority)
+        if queue is None:
+            queue = self._queues[task.priority] = OrderedDict()
+            insort(self._priorities, -task.priority)
+        queue[task.id] = task
+        self.queued += 1
+
+    def _requeue(self, task: Task) -> None:
+        self._enqueue(task)
+        self._queues[task.priority].move_to_end(task.id, last=False)
+
+    def _drop_queue(self, priority: int) -> None:
+        del self._queues[priority]
+        self._priorities.remove(-priority)
+
+    def _take(self, count: int) -> list[Task]:
+        """Up to that many tasks from the front of the queues, without those whose start is refused."""
+        taken: list[Task] = []
+        while self.queued and len(taken) < count:
+            priority = -self._priorities[0]
+            queue = self._queues[priority]
+            _, task = queue.popitem(last=False)
+            self.queued -= 1
+            if not queue:
+                self._drop_queue(priority)
+            if self._begin(task):
+                taken.append(task)
+        return taken
+
+    def _assign(self, lane: _Lane, tasks: list[Task]) -> Assign:
+        # Counted as taken in the same step in which it is decided: no other event can promise this room again.
+        seq = lane.next_seq
+        lane.outstanding.extend(tasks)
+        lane.next_seq += len(tasks)
+        if lane.budget is not None:
+            lane.budget -= len(tasks)
+        self.outstanding += len(tasks)
+        self._index(lane)
+        return Assign(lane.id, seq, tasks)
+
+    def _refill(self, lane: _Lane) -> list[Decision]:
+        """Give the lane what it has room for, or see to it that nobody idles."""
+        decisions: list[Decision] = []
+        size = lane.window.size
+        room = lane.room(size)
+        if self.queued and room > 0 and len(lane.outstanding) <= size // 2:
+            share = -(-self.queued // len(self._lanes))  # so that a short queue feeds every lane
+            tasks = self._take(min(room, share))
+            if tasks:
+                decisions.append(self._assign(lane, tasks))
+        if not lane.outstanding and lane.budget == 0 and not lane.recalling:
+            del self._lanes[lane.id]
+            decisions.append(Retire(lane.id))
+        return decisions + self._recall()
+
+    def _dispatch(self) -> list[Decision]:
+        """Put queued tasks on idle lanes, after tasks have come back to the queue."""
+        decisions: list[Decision] = []
+        while self.queued and self._idle:
+            tasks = self._take(1)
+            if tasks:
+                decisions.append(self._assign(next(iter(self._idle.values())), tasks))
+        return decisions + self._recall()
+
+    def _recall(self) -> list[Decision]:
+        if self.queued or not self._idle or not self._loaded:
+            return []
+        lane = next(iter(self._loaded.values()))
+        lane.recalling, lane.may_recall = True, False
+        self._index(lane)
+        return [Recall(lane.id, len(lane.outstanding) // 2)]
+
+    def _index(self, lane: _Lane) -> None:
+        """Note anew what the lane is good for."""
+        count = len(lane.outstanding)
+        if count == 0 and lane.room(1) > 0:
+            self._idle[lane.id] = lane
+        else:
+            self._idle.pop(lane.id, None)
+        if count == 1 and lane.room(lane.window.size) > 0:
+            self._single[lane.id] = lane
+        else:
+            self._single.pop(lane.id, None)
+        if count >= 2 and lane.may_recall and not lane.recalling:
+            self._loaded[lane.id] = lane
+        else:
+            self._loaded.pop(lane.id, None)

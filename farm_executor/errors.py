@@ -1,0 +1,154 @@
+"""Every exception that farm_executor raises of itself.
+
+::
+
+    FarmError
+    ├── AddressError (also ValueError)          the address is not one of the accepted forms
+    ├── AuthenticationError                     the two sides do not hold the same key, or none was found
+    ├── VersionMismatchError                    client and server cannot understand each other's pickles or frames
+    ├── ProtocolError
+    │   ├── LocalProtocolError                  our bug: we were about to break the protocol
+    │   └── RemoteProtocolError                 the peer's: a bad frame, one too large, one out of order
+    ├── TaskError                               one task failed; the farm goes on
+    │   ├── TaskExecutionError                  its code raised, or its call or outcome could not be carried
+    │   ├── TaskKilledError                     somebody killed it
+    │   ├── TaskTimeoutError (also TimeoutError)
+    │   ├── InvalidTaskError (also TypeError)   what was submitted cannot be called
+    │   └── WorkerLostError (also BrokenExecutor)   its worker died, in each of its attempts
+    └── BrokenFarmError (also BrokenExecutor)   the farm itself failed: every future settles with it
+
+A lost connection is no exception: it is logged and dialled again.
+This module imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import BrokenExecutor
+from typing import Any
+
+__all__ = [
+    "FarmError",
+    "AddressError",
+    "AuthenticationError",
+    "VersionMismatchError",
+    "ProtocolError",
+    "LocalProtocolError",
+    "RemoteProtocolError",
+    "TaskError",
+    "TaskExecutionError",
+    "TaskKilledError",
+    "TaskTimeoutError",
+    "InvalidTaskError",
+    "WorkerLostError",
+    "BrokenFarmError",
+]
+
+
+class FarmError(Exception):
+    """The root of the package's own exceptions."""
+
+
+class AddressError(FarmError, ValueError):
+    """An address is not one of the accepted forms; the message names it and them."""
+
+
+class AuthenticationError(FarmError):
+    """The key is missing, readable by others, or not the server's."""
+
+
+class VersionMismatchError(FarmError):
+    """Client and server differ in a version that both must share.
+
+    Attributes:
+        mismatches: For each differing name the client's and the server's version.
+    """
+
+    def __init__(self, message: str, mismatches: dict[str, tuple[str, str]] | None = None) -> None:
+        super().__init__(message, mismatches or {})
+        self.mismatches = mismatches or {}
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ProtocolError(FarmError):
+    """The rules of the wire were broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side was about to send what the protocol forbids: a bug of ours."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent what the protocol forbids; its connection ends."""
+
+
+class TaskError(FarmError):
+    """One task failed for a reason that concerns no other."""
+
+
+class TaskExecutionError(TaskError):
+    """A task failed on its worker.
+
+    When the task's own exception can be rebuilt here, the future raises that one and this stands at the end of
+    its ``__cause__`` chain. When it cannot, the future raises this.
+
+    Attributes:
+        remote_traceback: The traceback as the worker printed it; empty when there was none.
+        type_name: The qualified name of the original exception's class.
+        server: The address of the server, as the client was given it.
+        pid: The worker's process id there; 0 when unknown.
+        attempt: Which attempt this was, from 1.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remote_traceback: str = "",
+        type_name: str = "",
+        server: str = "",
+        pid: int = 0,
+        attempt: int = 1,
+    ) -> None:
+        super().__init__(message)
+        self.remote_traceback = remote_traceback
+        self.type_name = type_name
+        self.server = server
+        self.pid = pid
+        self.attempt = attempt
+
+    def __str__(self) -> str:
+        text = str(self.args[0])
+        if self.server:
+            text += f" [server {self.server}, worker pid {self.pid}, attempt {self.attempt}]"
+        if self.remote_traceback:
+            text += f'\n"""\n{self.remote_traceback}"""'
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException's own reduction restores args and __dict__, which is all the state there is.
+        return (type(self), self.args, self.__dict__)
+
+
+class TaskKilledError(TaskError):
+    """The task was killed while it ran."""
+
+
+class TaskTimeoutError(TaskError, TimeoutError):
+    """The task was killed because it ran past its deadline."""
+
+
+class InvalidTaskError(TaskError, TypeError):
+    """What was submitted cannot be called, here or on a worker."""
+
+
+class WorkerLostError(TaskError, BrokenExecutor):
+    """The worker died, or its connection was lost, while it ran the task, in every attempt allowed.
+
+    Only the task that ran fails with this; the farm starts another worker and goes on.
+    """
+
+
+class BrokenFarmError(FarmError, BrokenExecutor):
+    """The farm cannot go on: every unsettled future settles with this, and so does each later submit."""

@@ -1,0 +1,1 @@
+"""Launchers: they start servers somewhere."""

@@ -1,0 +1,302 @@
+"""Start servers on this machine, each as a child process.
+
+This module owns the child's birth and death: its socket, its private directory, its pipe. It must not know what a
+server does.
+
+The socket is opened here, before there is a child: so a port in use is the caller's `OSError`, a client may dial
+at once, and nobody waits for a readiness that could be missed. What the child needs to know, the key included,
+comes to it through its standard input, which stays open: when it ends, the parent is gone, and the server ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from types import TracebackType
+from typing import Any
+
+from farm_executor.address import Address, parse_address
+from farm_executor.errors import AddressError, BrokenFarmError
+from farm_executor.security import new_key, server_key, write_key
+from farm_executor.transport import Socket, bound_address, listen
+
+__all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "run_child", "start_server"]
+
+END_SECONDS = 15.0  # more than the supervisor gives its workers
+
+# The child finds the package, and its workers the user's modules, where this process finds them.
+_BOOT = """\
+import sys, json
+config = json.loads(sys.stdin.buffer.readline())
+sys.path[:] = config.pop("path")
+from farm_executor.launch.local import run_child
+run_child(config)
+"""
+
+
+def default_slots() -> int:
+    """As many workers as this process may use CPUs."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
+def _start(listener: Socket, config: dict[str, Any], *, group: bool) -> subprocess.Popen[bytes]:
+    """Start a child that serves the listener; its standard input is left open."""
+    if not sys.executable:
+        raise BrokenFarmError("cannot start a server: this interpreter does not know its own path (sys.executable)")
+    flags: list[str] = getattr(
+        subprocess, "_args_from_interpreter_flags", list
+    )()  # as multiprocessing does: -W, -X, -O …
+    config = {
+        **config,
+        "path": [entry for entry in sys.path if isinstance(entry, str)],
+        "listener": listener.fileno(),
+    }
+    process = subprocess.Popen(
+        [sys.executable, *flags, "-c", _BOOT],
+        stdin=subprocess.PIPE,
+        pass_fds=[listener.fileno()],
+        start_new_session=not group,
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has died already, which the first dialling will notice
+        process.stdin.write(json.dumps(config).encode() + b"\n")
+        process.stdin.flush()
+    return process
+
+
+def run_child(config: dict[str, Any]) -> None:
+    """What the child does: serve, then clean up."""
+    from farm_executor.server.supervisor import serve
+
+    directory = config.pop("directory")
+    listener = Socket(fileno=config.pop("listener"))
+    key = bytes.fromhex(config.pop("key"))
+    if serve(listener, key=key, owner=0, **config) and directory:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class PrivateServer:
+    """An embedded farm's server: on a unix socket, in a directory that only the user may enter.
+
+    Args:
+        slots: How many workers it may have for each session.
+
+    Thread safety: all methods may be called from any thread.
+    """
+
+    def __init__(self, slots: int) -> None:
+        if not hasattr(os, "fork"):
+            raise BrokenFarmError(
+                "an embedded farm needs a system with fork, such as Linux or macOS; "
+                "on this one, pass the addresses of servers: FarmExecutor(['host:11111'])"
+            )
+        self._slots = slots
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._finalizer: weakref.finalize[Any, PrivateServer] | None = None
+        self._address: Address | None = None
+
+    def locate(self) -> Address:
+        """Where it is; it is started first, also anew if it has died."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None or self._address is None:
+                self._clean_up()
+                self._address = self._launch()
+            return self._address
+
+    def _launch(self) -> Address:
+        directory = tempfile.mkdtemp(prefix="farm-")
+        try:
+            address = Address(path=os.path.join(directory, "socket"))
+            key = new_key()
+            write_key(address.path + ".key", key)
+            listener = listen(address)
+            try:
+                config = {
+                    "address": str(address),
+                    "slots": self._slots,
+                    "directory": directory,
+                    "key": key.hex(),
+                    "embedded": True,
+                }
+                self._process = _start(listener, config, group=True)
+            finally:
+                listener.close()
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        # Not at exit: the executors' own ends come first, and if all else fails the pipe does.
+        self._finalizer = weakref.finalize(self, _end, self._process, directory)
+        self._finalizer.atexit = False
+        return address
+
+    def end(self) -> None:
+        """End it, wait for its end, and remove its directory."""
+        with self._lock:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
+        self._finalizer = None
+        self._process = None
+
+    def abandon(self) -> None:
+        """In a forked child: close our end of its pipe, which the parent alone shall hold."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if self._process is not None:
+            _forget(self._process)
+
+
+def _end(process: subprocess.Popen[bytes], directory: str | None) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _forget(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            os.close(process.stdin.fileno())
+    process.returncode = 0  # so that its destructor does not wait for a process that is not our child
+
+
+class Server:
+    """A server started by `start_server` in the background. It ends with this process at the latest.
+
+    Attributes:
+        address: Where it listens, "host:port"; if the port was 0, with the one that the system chose.
+        pid: Its supervisor's process.
+    """
+
+    def __init__(self, address: Address, process: subprocess.Popen[bytes]) -> None:
+        self.address = str(address)
+        self.pid = process.pid
+        self._process = process
+        self._finalizer = weakref.finalize(self, _end, process, None)
+
+    def __repr__(self) -> str:
+        state = "running" if self._process.poll() is None else "ended"
+        return f"<Server {self.address}: pid {self.pid}, {state}>"
+
+    def drain(self) -> None:
+        """Take no new clients; end when those here are gone."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for its end, that many seconds at most; say whether it has come."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def end(self) -> None:
+        """End it at once, clients or not, and wait for its end."""
+        self._finalizer()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+def check_exposure(address: Address, insecure: bool) -> None:
+    """Refuse to listen where others than this machine can connect, unless that was asked for in so many words.
+
+    Raises:
+        AddressError: The address is not local and ``insecure`` is false.
+    """
+    if not address.is_local and not insecure:
+        raise AddressError(
+            f"refusing to listen on {address}: there is no encryption yet, so that whoever can see the network "
+            "can read and change what is sent. Listen on 127.0.0.1 and reach it through an ssh tunnel, "
+            "or, in a network that you trust, pass insecure=True (on the command line --insecure)"
+        )
+
+
+def start_server(
+    host: str,
+    port: int,
+    *,
+    background: bool = False,
+    name: str | None = None,
+    workers: int | None = None,
+    key: bytes | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+    insecure: bool = False,
+) -> Server:
+    """Start a server.
+
+    Args:
+        host: Where to listen; others than this machine's own addresses need ``insecure``.
+        port: The port; 0 for a free one.
+        background: Whether to return at once. If not, return when the server has ended.
+        name: A label, shown by `status`.
+        workers: How many workers each client may have; None for one per CPU.
+        key: The secret that admits clients. None: see `farm_executor.security` for where it is found.
+        key_file: A file that holds it.
+        insecure: Whether to listen unencrypted on an address that others can reach.
+
+    Returns:
+        The server, a child process.
+
+    Raises:
+        AddressError: The host or port is none, or the address is exposed without ``insecure``.
+        AuthenticationError: The key file is missing or may be read by others.
+        OSError: The port is in use, or the host is not this machine's. Also with ``background``.
+        ValueError: ``workers`` is less than 1.
+    """
+    address = parse_address((host, port), any_port=True)
+    check_exposure(address, insecure)
+    if workers is not None and workers < 1:
+        raise ValueError("workers must be at least 1")
+    secret = server_key(key, key_file)
+    listener = listen(address)
+    try:
+        address = bound_address(listener, address)
+        config = {
+            "address": str(address),
+            "slots": workers or default_slots(),
+            "name": name or "",
+            "directory": None,
+            "key": secret.hex(),
+        }
+        server = Server(address, _start(listener, config, group=False))
+    finally:
+        listener.close()
+    if not background:
+        with server:
+            _wait_in_foreground(server)
+    return server
+
+
+def _wait_in_foreground(server: Server) -> None:
+    """Wait for the end; Ctrl-C drains, a second one ends at once (by leaving the with block of the caller)."""
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        server.drain()
+        server.wait()

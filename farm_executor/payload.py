@@ -1,0 +1,147 @@
+"""Values to bytes and buffers, and back.
+
+This module owns the choice between pickle and cloudpickle and what travels out of band. It must not know what
+the values mean to the farm, nor how bytes travel. What classes and functions that travel by value become at the
+other end is `byvalue`'s; exceptions are `failure`'s.
+
+A payload is a list: the pickle, then the buffers that it refers to (protocol 5, PEP 574). pickle comes first
+because it is ten times faster. cloudpickle takes over when
+
+* pickle raises: lambdas, closures, local classes;
+* the pickle names ``__main__``: pickle would refer to the function or class by name, and the worker's
+  ``__main__`` is another one. A string that merely says so costs time, nothing else;
+* the user registered a module with ``cloudpickle.register_pickle_by_value``.
+
+A payload that cloudpickle wrote ends in one byte ``V`` behind the pickle's last opcode, which pickle ignores:
+so the reader knows without a search that it may hold functions and classes by value.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from farm_executor._version import __version__
+from farm_executor.core.frames import BULK_THRESHOLD, Buffer, Payload
+from farm_executor.core.handshake import Versions
+
+__all__ = ["PROTOCOL", "Resolver", "allocate", "by_value", "dumps", "loads", "local_versions"]
+
+PROTOCOL = 5
+_BY_VALUE = b"V"
+
+Resolver = Callable[[str, str, Any], Any]
+"""Replaces a global while a by-value payload is read: called with its module, its name and what it is."""
+
+
+class _Bytes(Protocol):
+    def __call__(
+        self, obj: Any, protocol: int, *, buffer_callback: Callable[[pickle.PickleBuffer], Any]
+    ) -> bytes: ...
+
+
+def dumps(value: Any, *, out_of_band: bool = True) -> list[Buffer]:
+    """Pickle a value.
+
+    Args:
+        value: Anything that pickle or cloudpickle can take.
+        out_of_band: Whether buffers of 64 KiB and more stay where they are, as parts of their own, instead of
+            being copied into the pickle. They are then read when the payload is sent, not before.
+
+    Raises:
+        Exception: Whatever the value's own reduction raises; pickle's errors are PicklingError, TypeError,
+            AttributeError, RecursionError.
+    """
+    try:
+        parts = _dump(pickle.dumps, value, out_of_band)
+    except Exception:  # whatever it was, cloudpickle gets its chance and raises the better error
+        pass
+    else:
+        if b"__main__" not in parts[0] and not _registered_by_value():
+            return parts
+    import cloudpickle  # late: it is as large as all the rest, and most programs never come here
+
+    parts = _dump(cloudpickle.dumps, value, out_of_band)
+    parts[0] = bytes(parts[0]) + _BY_VALUE
+    return parts
+
+
+def _dump(dump: _Bytes, value: Any, out_of_band: bool) -> list[Buffer]:
+    buffers: list[Buffer] = []
+
+    def keep_large(buffer: pickle.PickleBuffer) -> bool:
+        """Keep a large buffer out of band; a true answer puts it into the pickle (PEP 574)."""
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if not out_of_band or raw.nbytes < BULK_THRESHOLD:
+            return True
+        buffers.append(raw)
+        return False
+
+    data = dump(value, PROTOCOL, buffer_callback=keep_large)
+    return [data, *buffers]
+
+
+def _registered_by_value() -> bool:
+    cloudpickle = sys.modules.get("cloudpickle")
+    return bool(cloudpickle and cloudpickle.list_registry_pickle_by_value())
+
+
+def by_value(payload: Payload) -> bool:
+    """Whether the payload may hold functions and classes by value."""
+    return bytes(memoryview(payload[0])[-1:]) == _BY_VALUE
+
+
+def loads(payload: Payload, resolve: Resolver | None = None) -> Any:
+    """Rebuild a value. Only ever called on bytes from a peer that has proven the key.
+
+    Args:
+        payload: As `dumps` gave it.
+        resolve: Used for by-value payloads, see `Resolver`.
+
+    Raises:
+        Exception: Whatever the rebuilding raises, such as ModuleNotFoundError for a module that is not here.
+    """
+    buffers = payload[1:]
+    if resolve is None or not by_value(payload):
+        return pickle.loads(payload[0], buffers=buffers)
+    return _ResolvingUnpickler(payload[0], buffers, resolve).load()
+
+
+class _ResolvingUnpickler(pickle.Unpickler):
+    def __init__(self, data: Buffer, buffers: Payload, resolve: Resolver) -> None:
+        import io
+
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._resolve = resolve
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self._resolve(module, name, super().find_class(module, name))
+
+
+def local_versions() -> Versions:
+    """The versions that matter for the pickles of this process."""
+    from importlib.metadata import version  # late: slow to import, and needed once a connection
+
+    return Versions(
+        python=f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}",
+        cloudpickle=version("cloudpickle"),
+        tblib=version("tblib"),
+        farm_executor=__version__,
+    )
+
+
+def allocate(size: int) -> Buffer:
+    """Writable memory for a received segment.
+
+    numpy's is not filled with zeros first, which at 64 MiB and more would halve the speed of receiving.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return bytearray(size)
+    memory: memoryview = numpy.empty(size, numpy.uint8).data
+    return memory

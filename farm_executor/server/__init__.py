@@ -1,0 +1,1 @@
+"""The server: what runs on a machine that executes tasks."""

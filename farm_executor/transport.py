@@ -1,0 +1,324 @@
+"""Sockets: dialling, listening, and frames over a connection.
+
+The only module that imports `socket`. It must not know what the frames mean, nor decide when to dial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+from farm_executor import payload
+from farm_executor.address import Address
+from farm_executor.core.frames import MAX_BODY, MAX_HELLO, Buffer, Frame, FrameReader, FrameType
+from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, decode_hello, encode_hello
+from farm_executor.errors import RemoteProtocolError, VersionMismatchError
+
+__all__ = ["Connection", "Socket", "Waker", "bound_address", "connect", "listen"]
+
+Socket = socket.socket
+
+_CHUNK = 64 * 1024
+_BACKLOG = 1024
+_VECTOR = 64  # buffers in one sendmsg; the system's limit is 1024
+_BULK_READS = 32  # reads of one segment before other connections get their turn
+
+
+def listen(address: Address) -> Socket:
+    """Open a listening socket.
+
+    Args:
+        address: Where; port 0 means a free one. A unix socket's file may be used by the user alone.
+
+    Raises:
+        OSError: The port is in use, the host is not of this machine, or the path cannot be made.
+    """
+    if address.path:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.bind(address.path)
+            os.chmod(address.path, 0o600)
+            sock.listen(_BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":  # there it would let two servers share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from None
+    return sock
+
+
+def bound_address(sock: Socket, address: Address) -> Address:
+    """The address with the port that the system chose, if it was 0."""
+    return address if address.path else Address(host=address.host, port=sock.getsockname()[1])
+
+
+def _dial(address: Address, deadline: float, dialling: Callable[[Socket], None]) -> Socket:
+    """Connect a blocking socket.
+
+    Args:
+        address: Where to.
+        deadline: On the monotonic clock.
+        dialling: Told each socket before it is connected, so that another thread can shut it down.
+
+    Raises:
+        OSError: Nobody listens there, or nobody answered in time.
+    """
+    if address.path:
+        candidates: list[Any] = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", address.path)]
+    else:
+        candidates = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    error: OSError | None = None
+    for family, kind, protocol, _, where in candidates:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            dialling(sock)
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            sock.connect(where)
+            tune(sock)
+        except OSError as failure:
+            sock.close()
+            error = failure
+        else:
+            return sock
+    raise error or OSError(f"no way to {address}")
+
+
+def tune(sock: Socket) -> None:
+    """Set the options that every connection has."""
+    if sock.family != getattr(socket, "AF_UNIX", None):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def connect(
+    address: Address,
+    key: bytes,
+    hello: dict[str, Any],
+    timeout: float,
+    dialling: Callable[[Socket], None] = lambda sock: None,
+) -> tuple[Connection, dict[str, Any]]:
+    """Dial a server, prove the key to each other and exchange hellos.
+
+    Args:
+        address: The server.
+        key: The secret shared with it.
+        hello: What to say; the server's answer decides what the connection is good for.
+        timeout: Seconds for all of it.
+        dialling: See `_dial`.
+
+    Returns:
+        The connection, blocking, and the server's hello.
+
+    Raises:
+        OSError: No connection, no answer in time, or the server refused for a passing reason.
+        EOFError: The server ended the connection.
+        AuthenticationError: The keys differ.
+        VersionMismatchError: The server refused our versions.
+        RemoteProtocolError: It is no farm server.
+    """
+    deadline = time.monotonic() + timeout
+    sock = _dial(address, deadline, dialling)
+    try:
+        handshake = ClientHandshake(key, os.urandom(NONCE_SIZE))
+        sock.sendall(handshake.start())
+        while not handshake.done:
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = sock.recv(handshake.wanted)
+            if not data:
+                raise EOFError("the server ended the connection during the handshake")
+            sock.sendall(handshake.receive_data(data))
+        connection = Connection(sock, max_body=MAX_HELLO)
+        connection.send_all(encode_hello(hello))
+        frame = connection.receive_frame(deadline)
+        if frame.type is FrameType.REFUSED:
+            raise _refusal(decode_hello(frame))
+        if frame.type is not FrameType.HELLO:
+            raise RemoteProtocolError(f"{frame.type.name} frame instead of a hello")
+        sock.settimeout(None)
+        connection.reader.max_body = MAX_BODY
+        return connection, decode_hello(frame)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _refusal(data: dict[str, Any]) -> Exception:
+    message = str(data.get("message"))
+    if data.get("code") == "version":
+        pairs = data.get("mismatches") or {}
+        return VersionMismatchError(message, {name: (str(a), str(b)) for name, (a, b) in pairs.items()})
+    return ConnectionRefusedError(message)
+
+
+class Connection:
+    """Frames over a connected socket.
+
+    Thread safety: one thread receives; sending is for one thread at a time, which may be another one.
+    """
+
+    def __init__(self, sock: Socket, max_body: int = MAX_BODY) -> None:
+        self.socket = sock
+        self.reader = FrameReader(max_body, payload.allocate)
+        self._chunk = memoryview(bytearray(4096 if max_body == MAX_HELLO else _CHUNK))
+        self._unsent: deque[memoryview] = deque()
+
+    def fileno(self) -> int:
+        """For selectors; -1 when closed."""
+        return self.socket.fileno()
+
+    @property
+    def unsent(self) -> bool:
+        """Whether buffers wait for the socket to take them."""
+        return bool(self._unsent)
+
+    def receive(self) -> list[Frame]:
+        """Read what is there; a blocking socket waits for at least one byte.
+
+        Raises:
+            EOFError: The peer is gone, in whatever way.
+            TimeoutError: The socket has a timeout, and it is over.
+            RemoteProtocolError: See `FrameReader.receive_data`.
+        """
+        try:
+            for _ in range(_BULK_READS):
+                target = self.reader.destination
+                if target is None:
+                    break
+                count = self.socket.recv_into(target)
+                if not count:
+                    raise EOFError("connection closed within a frame")
+                frames = self.reader.received_into(count)
+                if frames or count < len(target):
+                    return frames
+            else:
+                return []
+            count = self.socket.recv_into(self._chunk)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except TimeoutError:
+            raise TimeoutError("no answer in time") from None
+        except OSError as error:
+            raise EOFError(str(error)) from None
+        if not count:
+            raise EOFError("connection closed")
+        return self.reader.receive_data(self._chunk[:count])
+
+    def send(self, buffers: Iterable[Buffer]) -> bool:
+        """Send as much as the non-blocking socket takes, keep the rest for `flush`; say whether all is sent.
+
+        A lost connection is not reported here: the receiving side will see it.
+        """
+        self._unsent.extend(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Go on sending; say whether all is sent."""
+        try:
+            while self._unsent:
+                self._send_some()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            self._unsent.clear()
+        return True
+
+    def send_all(self, buffers: Iterable[Buffer]) -> None:
+        """Send over a blocking socket.
+
+        Raises:
+            OSError: The connection is lost, or the socket's timeout is over.
+        """
+        self._unsent.extend(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
+        while self._unsent:
+            self._send_some()
+
+    def _send_some(self) -> None:
+        if hasattr(self.socket, "sendmsg"):
+            count = self.socket.sendmsg(list(islice(self._unsent, _VECTOR)))
+        else:  # Windows
+            count = self.socket.send(self._unsent[0])
+        while count:
+            first = self._unsent[0]
+            if count < len(first):
+                self._unsent[0] = first[count:]
+                return
+            count -= len(first)
+            self._unsent.popleft()
+
+    def receive_frame(self, deadline: float) -> Frame:
+        """Wait for the only frame that is due on a blocking socket, until a time of the monotonic clock.
+
+        Raises:
+            EOFError: The peer is gone.
+            TimeoutError: It said nothing in time.
+            RemoteProtocolError: It said more than one frame, or nonsense.
+        """
+        while True:
+            self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            frames = self.receive()
+            if frames:
+                if len(frames) > 1 or self.reader.mid_frame:
+                    raise RemoteProtocolError("the peer spoke out of turn")
+                return frames[0]
+
+    def close(self) -> None:
+        """Close the socket; buffers not yet sent are dropped."""
+        self._unsent.clear()
+        self.socket.close()
+
+
+def hang_up(sock: Socket) -> None:
+    """End a connection for every process that has it open; its file descriptor here stays valid."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+class Waker:
+    """Makes a selector in another thread, or below a signal handler, wake up."""
+
+    def __init__(self) -> None:
+        self._in, self._out = socket.socketpair()
+        self._in.setblocking(False)
+        self._out.setblocking(False)
+
+    def fileno(self) -> int:
+        """The end that becomes readable."""
+        return self._in.fileno()
+
+    def signal_fileno(self) -> int:
+        """The end for `signal.set_wakeup_fd`."""
+        return self._out.fileno()
+
+    def wake(self) -> None:
+        """Wake the selector. Takes no lock: safe in a destructor and in a signal handler."""
+        with contextlib.suppress(OSError):  # full means that it is awake; closed, that nobody sleeps any more
+            self._out.send(b"\0")
+
+    def drain(self) -> None:
+        """Take note of having woken up."""
+        with contextlib.suppress(OSError):
+            while len(self._in.recv(4096)) == 4096:
+                pass
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._in.close()
+        self._out.close()

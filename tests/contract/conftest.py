@@ -1,0 +1,147 @@
+"""One contract, many executors: the rows on which every test of this folder runs.
+
+A test takes `executor` (two workers) or `executor_factory`, and runs once per row. What only some executors promise
+is a capability: a test marked `@pytest.mark.needs("by_value")` runs on the rows that have it. The tests themselves
+know no executor by name.
+"""
+
+import gc
+import multiprocessing
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contract.gate import Gate
+
+KEY = b"the key of the contract suite's servers"
+
+# What an executor may promise beyond what all of them do.
+CAPABILITIES = {
+    "isolates": "a task has a copy of its arguments and its own globals; what does not pickle fails that task only",
+    "by_value": "functions and classes that cannot be imported by name",
+    "keeps_chain": "the task's own __cause__ and __context__ come back as raised",
+    "rebuilds": "exceptions whose __init__ does not take their args come back as themselves",
+    "chunks": "map checks and uses chunksize",
+    "buffers": "map takes buffersize",
+    "recycles": "max_tasks_per_child",
+    "recycles_under_load": "no task is lost when workers reach that limit (ProcessPoolExecutor hangs: CPython gh-115634)",
+    "notifies": "wait() and as_completed() hear of what shutdown(cancel_futures=True) cancels (the pools tell nobody)",
+    "closes_in_parallel": "several threads may call shutdown at once (in ProcessPoolExecutor one of them fails)",
+    "survives": "a task that cannot be delivered costs that task only",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One executor under test: how it is made, and what it can."""
+
+    name: str
+    make: Callable[..., Executor]
+    can: frozenset[str] = field(default_factory=frozenset)
+
+
+def make_thread_pool(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
+    return ThreadPoolExecutor(max_workers, **options)
+
+
+def make_process_pool(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
+    # Not "fork": pytest's process has threads. The preload spares every worker the import of pytest as __main__.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "contract.tasks"])
+    return ProcessPoolExecutor(max_workers, mp_context=context, **options)
+
+
+def make_embedded_farm(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
+    from farm_executor import FarmExecutor
+
+    return FarmExecutor(max_workers=max_workers, **options)
+
+
+def make_farm_of_servers(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
+    from farm_executor import FarmExecutor
+
+    addresses = request.getfixturevalue("two_servers")
+    return FarmExecutor(addresses, max_workers=max_workers, key=KEY, **options)
+
+
+BUFFERS = {"buffers"} if sys.version_info >= (3, 14) else set()
+RECYCLES = {"recycles"} if sys.version_info >= (3, 11) else set()
+
+ROWS = (
+    Row("thread", make_thread_pool, frozenset({"by_value", "keeps_chain", "rebuilds", "closes_in_parallel"} | BUFFERS)),
+    Row("process", make_process_pool, frozenset({"isolates", "chunks"} | BUFFERS | RECYCLES)),
+    Row("farm-embedded", make_embedded_farm, frozenset(CAPABILITIES)),
+    Row("farm-servers", make_farm_of_servers, frozenset(CAPABILITIES)),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*capabilities): runs on the executors of the contract that have them")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "row" not in metafunc.fixturenames:
+        return
+    needed = {name for mark in metafunc.definition.iter_markers("needs") for name in mark.args}
+    unknown = needed - set(CAPABILITIES)
+    assert not unknown, f"no such capability: {unknown}"
+    rows = [row for row in ROWS if needed <= row.can]
+    metafunc.parametrize("row", rows, ids=[row.name for row in rows])
+
+
+@pytest.fixture
+def executor_factory(row: Row, request: pytest.FixtureRequest) -> Iterator[Callable[..., Executor]]:
+    """Makes executors of the row's kind: `executor_factory(max_workers=2, **options)`. They are shut down at the end."""
+    made: list[weakref.ref[Executor]] = []  # weak, for a test may drop its executor without a shutdown
+
+    def make(max_workers: int | None = 2, **options: Any) -> Executor:
+        executor = row.make(request, max_workers, **options)
+        made.append(weakref.ref(executor))
+        return executor
+
+    yield make
+    for reference in made:
+        if (executor := reference()) is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+@pytest.fixture
+def executor(executor_factory: Callable[..., Executor]) -> Executor:
+    return executor_factory()
+
+
+@pytest.fixture
+def gate(executor_factory: Callable[..., Executor]) -> Iterator[Gate]:
+    """A closed gate. It asks for the factory so as to open, whatever happens, before the executors are shut down."""
+    with Gate() as gate:
+        yield gate
+
+
+@pytest.fixture(scope="session")
+def two_servers() -> Iterator[list[str]]:
+    """The addresses of two servers with one worker each, whose workers can import the tests' modules."""
+    from farm_executor import start_server
+
+    tests = str(Path(__file__).parents[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", tests, prepend=os.pathsep)
+        servers = [start_server("127.0.0.1", 0, background=True, workers=1, key=KEY) for _ in range(2)]
+    with servers[0], servers[1]:
+        yield [server.address for server in servers]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_helpers_of_multiprocessing_left() -> Iterator[None]:
+    """Ends the fork server of the process row, and the resource tracker it started."""
+    yield
+    from multiprocessing import forkserver, resource_tracker
+
+    gc.collect()
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

@@ -1,0 +1,1023 @@
+"""The scheduler: an example for each of its numbered rules, then any history, beside a model of its own.
+
+`Farm` plays the driver and the workers at the other ends. It is told what the scheduler decided, keeps its own
+account of where every task is, and objects to any decision that a rule forbids. The examples use it for its
+accounts, the state machine for everything.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType as StackFrame
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from farm_executor.core import scheduler as scheduler_module
+from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Retire, Scheduler, Task
+from farm_executor.core.window import HORIZON_US, Window
+from farm_executor.errors import RemoteProtocolError
+
+SHORT, LONG = 1.0, 10 * HORIZON_US
+
+# -- the model ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Worker:
+    """The far end of a lane: what is on its way there, what it has, what is on its way back."""
+
+    id: int
+    budget: int | None
+    inbox: deque[tuple[str, Any]] = field(default_factory=deque)
+    waiting: deque[tuple[int, Task]] = field(default_factory=deque)
+    running: tuple[int, Task] | None = None
+    begun: int = -1
+    unsent: list[tuple[int, Task]] = field(default_factory=list)
+    outbox: deque[tuple[str, int, list[Task], float]] = field(default_factory=deque)
+    expected_seq: int = 0
+    # what the client knows of it
+    outstanding: list[tuple[int, Task]] = field(default_factory=list)
+    next_seq: int = 0
+    recalling: bool = False
+    gave_back: bool = False
+    window: Window = field(default_factory=Window)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it could be given a task now."""
+        return not self.outstanding and not self.recalling and self.budget != 0
+
+    def receive(self) -> None:
+        """Take the next message that has come, and answer at once if it is a recall."""
+        kind, what = self.inbox.popleft()
+        if kind == "tasks":
+            for seq, task in what:
+                assert seq == self.expected_seq, "tasks are numbered without a gap"
+                self.expected_seq += 1
+                self.waiting.append((seq, task))
+        else:
+            count = min(what, len(self.waiting))
+            back = [self.waiting.pop() for _ in range(count)][::-1]
+            self.expected_seq -= count
+            self.flush(SHORT)  # so that its answers leave in the order of the tasks
+            self.outbox.append(("recalled", back[0][0] if back else 0, [task for _, task in back], 0))
+
+    def begin(self) -> None:
+        assert self.running is None
+        self.running = self.waiting.popleft()
+        self.begun = self.running[0]
+
+    def end(self) -> None:
+        assert self.running is not None
+        self.unsent.append(self.running)
+        self.running = None
+
+    def go_on(self) -> None:
+        """To the next task."""
+        if self.running:
+            self.end()
+        self.begin()
+
+    def flush(self, busy_us: float) -> None:
+        if self.unsent:
+            self.outbox.append(("results", self.unsent[0][0], [task for _, task in self.unsent], busy_us))
+            self.unsent = []
+
+
+class Farm:
+    """A scheduler, its driver and its workers, and the account that says what must be."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler(self._start)
+        self.workers: dict[int, Worker] = {}
+        self.tasks: list[Task] = []
+        self.queue: dict[int, list[Task]] = {}  # by priority, in the order in which they must leave
+        self.fate: dict[int, str] = {}
+        self.charges: dict[int, int] = {}
+        self.asked: set[int] = set()  # whose start was asked for
+        self.cancelled: set[int] = set()  # whose start will be refused
+        self.suspect: set[int] = set()  # may have begun on a worker that is gone
+        self.moved: set[int] = set()
+        self.next_lane = 1
+
+    # events, each with the model's part of it before the scheduler's decisions are looked at
+
+    def submit(self, priority: int = 0, max_attempts: int = 3) -> Task:
+        task = Task(len(self.tasks), None, priority=priority, max_attempts=max_attempts)
+        self.tasks.append(task)
+        self.charges[task.id] = 0
+        self.queue.setdefault(priority, []).append(task)
+        self.carry_out(self.scheduler.submit(task))
+        return task
+
+    def cancel_unheard(self, task: Task) -> None:
+        """Its future is cancelled and the scheduler does not know yet."""
+        assert task.id not in self.asked
+        self.cancelled.add(task.id)
+
+    def withdraw(self, task: Task) -> bool:
+        expected = task in self._queued() and task.id not in self.asked
+        assert self.scheduler.withdraw(task) == expected
+        if expected:
+            self._leave_queue(task)
+            self._settle(task, "withdrawn")
+        return expected
+
+    def withdraw_all(self) -> None:
+        expected = self.fresh()
+        got = self.scheduler.withdraw_all()
+        assert sorted(task.id for task in got) == sorted(task.id for task in expected)
+        for task in expected:
+            self._leave_queue(task)
+            self._settle(task, "withdrawn")
+
+    def lane_up(self, budget: int | None = None) -> Worker:
+        worker = self.workers[self.next_lane] = Worker(self.next_lane, budget)
+        self.next_lane += 1
+        self.carry_out(self.scheduler.lane_up(worker.id, budget))
+        return worker
+
+    def deliver(self, worker: Worker) -> None:
+        """Hand the worker's next message to the scheduler."""
+        kind, seq, tasks, busy_us = worker.outbox.popleft()
+        if kind == "results":
+            del worker.outstanding[: len(tasks)]
+            worker.window.report(len(tasks), busy_us)
+            worker.gave_back = False
+            done, decisions = self.scheduler.finished(worker.id, seq, len(tasks), busy_us)
+            assert done == tasks, "an answer belongs to the task that was run"
+            for task in done:
+                self._settle(task, "finished")
+        else:
+            worker.recalling = False
+            if tasks:
+                assert [task for _, task in worker.outstanding[-len(tasks) :]] == tasks
+                del worker.outstanding[-len(tasks) :]
+                worker.next_seq -= len(tasks)
+                if worker.budget is not None:
+                    worker.budget += len(tasks)
+            self._back_to_front(tasks)
+            decisions = self.scheduler.recalled(worker.id, seq, len(tasks))
+        self.carry_out(decisions)
+
+    def lose(self, worker: Worker, *, known: bool) -> None:
+        """The worker is gone, and whether it is known what it had begun."""
+        del self.workers[worker.id]
+        begun = worker.begun if known else None
+        lost = []
+        back = []
+        for place, (seq, task) in enumerate(worker.outstanding):
+            self.charges[task.id] += place == 0 if begun is None else seq == begun
+            if begun is None or seq <= begun:
+                self.suspect.add(task.id)
+            once = task.max_attempts == 1 and task.id in self.suspect
+            (lost if once or self.charges[task.id] >= task.max_attempts else back).append(task)
+        self._back_to_front(back)
+        decisions = self.scheduler.lane_lost(worker.id, begun)
+        assert [decision.task for decision in decisions if isinstance(decision, Lose)] == lost
+        self.carry_out(decisions)
+
+    def _back_to_front(self, tasks: list[Task]) -> None:
+        for task in reversed(tasks):
+            self.moved.add(task.id)
+            self.queue.setdefault(task.priority, []).insert(0, task)
+
+    # what the scheduler asks and decides
+
+    def _start(self, task: Task) -> bool:
+        assert task.id not in self.asked, "a future can be started once, ever"
+        assert task.id not in self.fate
+        assert task in self.queue[task.priority]
+        self.asked.add(task.id)
+        if task.id not in self.cancelled:
+            return True
+        self._leave_queue(task)
+        self._settle(task, "refused")
+        return False
+
+    def carry_out(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            if isinstance(decision, Assign):
+                self._assign(self.workers[decision.lane], decision)
+            elif isinstance(decision, Recall):
+                self._recall(self.workers[decision.lane], decision.count)
+            elif isinstance(decision, Retire):
+                worker = self.workers.pop(decision.lane)
+                assert not worker.outstanding
+                assert not worker.recalling
+                assert worker.budget == 0
+            else:
+                self._settle(decision.task, "lost")
+
+    def _assign(self, worker: Worker, decision: Assign) -> None:
+        tasks = decision.tasks
+        assert tasks
+        assert tasks == self._queued()[: len(tasks)], "the highest priority first, and each in its order"
+        assert not worker.recalling
+        assert worker.budget is None or len(tasks) <= worker.budget
+        assert len(worker.outstanding) + len(tasks) <= max(1, worker.window.size)
+        assert len(worker.outstanding) <= worker.window.size // 2, "a lane is refilled when half its window is free"
+        assert decision.seq == worker.next_seq
+        for task in tasks:
+            assert task.id in self.asked
+            assert task.max_attempts > 1 or task.id not in self.suspect, "at most once"
+            self._leave_queue(task)
+        numbered = list(enumerate(tasks, worker.next_seq))
+        worker.outstanding += numbered
+        worker.next_seq += len(tasks)
+        if worker.budget is not None:
+            worker.budget -= len(tasks)
+        worker.inbox.append(("tasks", numbered))
+
+    def _recall(self, worker: Worker, count: int) -> None:
+        assert not self._queued()
+        assert any(other.idle for other in self.workers.values())
+        assert not worker.recalling
+        assert not worker.gave_back, "it has nothing more to give until it has answered"
+        assert count == len(worker.outstanding) // 2 >= 1
+        worker.recalling = worker.gave_back = True
+        worker.inbox.append(("recall", count))
+
+    def _settle(self, task: Task, how: str) -> None:
+        assert task.id not in self.fate, "a task settles once"
+        self.fate[task.id] = how
+
+    # accounts
+
+    def _queued(self) -> list[Task]:
+        return [task for priority in sorted(self.queue, reverse=True) for task in self.queue[priority]]
+
+    def fresh(self) -> list[Task]:
+        """The queued tasks that could still be cancelled."""
+        return [task for task in self._queued() if task.id not in self.asked]
+
+    def _leave_queue(self, task: Task) -> None:
+        self.queue[task.priority].remove(task)
+
+    def outstanding(self) -> list[Task]:
+        return [task for worker in self.workers.values() for _, task in worker.outstanding]
+
+    def check(self) -> None:
+        """What must hold between any two events."""
+        queued, outstanding = self._queued(), self.outstanding()
+        assert self.scheduler.queued == len(queued)
+        assert self.scheduler.outstanding == len(outstanding)
+        assert self.scheduler.unsettled == len(queued) + len(outstanding)
+        places = [task.id for task in self.scheduler.tasks()]
+        assert sorted(places) == sorted(task.id for task in queued + outstanding)
+        assert len(set(places)) == len(places), "a task is in one place"
+        assert sorted(places + list(self.fate)) == [task.id for task in self.tasks], "and none is forgotten"
+        for task in self.tasks:
+            assert task.losses == self.charges[task.id]
+            assert task.started == (task.id in self.asked and self.fate.get(task.id) != "refused")
+        idle = [worker for worker in self.workers.values() if worker.idle]
+        for worker in self.workers.values():
+            assert self.scheduler.outstanding_on(worker.id) == len(worker.outstanding)
+            assert worker.outstanding or worker.recalling or worker.budget != 0, "it should have been retired"
+        assert not (queued and idle), "no lane is idle while a task is queued"
+        if idle and any(len(worker.outstanding) > 1 and not worker.gave_back for worker in self.workers.values()):
+            assert any(worker.recalling for worker in self.workers.values())
+
+    # shortcuts for the examples
+
+    def run(self, worker: Worker, count: int = 1, busy_us: float = LONG) -> list[Task]:
+        """Let the worker do its next tasks and answer them together."""
+        while worker.inbox:
+            worker.receive()
+        for _ in range(count):
+            worker.begin()
+            worker.end()
+        done = [task for _, task in worker.unsent]
+        worker.flush(busy_us)
+        while worker.outbox:
+            self.deliver(worker)
+        self.check()
+        return done
+
+    def run_all(self) -> None:
+        """Run everything there is to the end, with as many lanes as that needs."""
+        self.lane_up()
+        while self.scheduler.unsettled:
+            before = self.scheduler.unsettled
+            for worker in list(self.workers.values()):
+                while worker.inbox:
+                    worker.receive()
+                if worker.running:
+                    worker.end()
+                while worker.waiting:
+                    worker.begin()
+                    worker.end()
+                worker.flush(SHORT)
+                while worker.outbox:
+                    self.deliver(worker)
+                self.check()
+            assert self.scheduler.unsettled < before, "every round brings the end nearer"
+
+
+def on(worker: Worker) -> list[Task]:
+    return [task for _, task in worker.outstanding]
+
+
+def warm(farm: Farm, worker: Worker, size: int) -> None:
+    """Bring the lane's window to that size with tasks that last nothing."""
+    while worker.window.size < size:
+        farm.submit()
+        farm.run(worker, len(worker.outstanding), SHORT)
+    assert worker.window.size == size
+    assert not worker.outstanding
+
+
+@pytest.fixture
+def farm() -> Iterator[Farm]:
+    """A farm that is checked at the end, and whose every task settles."""
+    farm = Farm()
+    yield farm
+    farm.check()
+    farm.run_all()
+    assert len(farm.fate) == len(farm.tasks)
+
+
+# -- rule 1: in one place -----------------------------------------------------------------------------------
+
+
+def test_a_task_is_queued_or_outstanding_or_forgotten(farm: Farm) -> None:
+    task = farm.submit()
+    assert (farm.scheduler.queued, farm.scheduler.outstanding) == (1, 0)
+    worker = farm.lane_up()
+    assert (farm.scheduler.queued, farm.scheduler.outstanding) == (0, 1)
+    assert list(farm.scheduler.tasks()) == [task]
+    assert farm.run(worker) == [task]
+    assert (farm.scheduler.unsettled, list(farm.scheduler.tasks())) == (0, [])
+
+
+def test_what_is_withdrawn_while_queued_is_forgotten(farm: Farm) -> None:
+    first, second, third = (farm.submit() for _ in range(3))
+    assert farm.withdraw(second)
+    assert not farm.withdraw(second)
+    worker = farm.lane_up()
+    assert not farm.withdraw(first), "it runs"
+    assert farm.run(worker) == [first]
+    assert not farm.withdraw(first), "it is done"
+    assert farm.run(worker) == [third]
+    assert farm.fate == {0: "finished", 1: "withdrawn", 2: "finished"}
+
+
+def test_what_was_started_and_came_back_cannot_be_withdrawn(farm: Farm) -> None:
+    task = farm.submit()
+    farm.lose(farm.lane_up(), known=True)
+    assert farm.scheduler.queued == 1
+    assert not farm.withdraw(task)
+    farm.withdraw_all()
+    assert farm.scheduler.queued == 1
+
+
+def test_withdraw_all_takes_every_queued_task_that_never_started(farm: Farm) -> None:
+    worker = farm.lane_up()
+    for priority in (0, 0, 5, -5):
+        farm.submit(priority)
+    farm.withdraw_all()
+    assert farm.scheduler.queued == 0
+    assert len(on(worker)) == 1
+    assert sorted(farm.fate.values()) == ["withdrawn"] * 3
+
+
+def test_a_task_whose_start_is_refused_is_forgotten_and_the_next_goes_instead(farm: Farm) -> None:
+    first, second, third = (farm.submit() for _ in range(3))
+    farm.cancel_unheard(first)
+    farm.cancel_unheard(second)
+    worker = farm.lane_up()
+    assert on(worker) == [third]
+    assert farm.fate == {0: "refused", 1: "refused"}
+
+
+def test_a_task_refused_as_it_is_submitted_leaves_its_lane_idle(farm: Farm) -> None:
+    worker = farm.lane_up()
+    refused = Task(0, None)
+    farm.tasks.append(refused)
+    farm.charges[0] = 0
+    farm.queue[0] = [refused]
+    farm.cancel_unheard(refused)
+    assert farm.scheduler.submit(refused) == []
+    farm.check()
+    assert on(worker) == []
+    assert on(worker) == [] and farm.submit() in on(worker)
+
+
+def test_each_task_is_asked_to_start_once_however_often_it_is_sent() -> None:
+    asked = []
+
+    def start(task: Task) -> bool:
+        asked.append(task.id)
+        return True
+
+    scheduler = Scheduler(start)
+    scheduler.submit(Task(1, None))
+    for lane in (1, 2, 3):
+        scheduler.lane_up(lane)
+        scheduler.lane_lost(lane, -1)
+    assert asked == [1]
+
+
+# -- rule 2: order ------------------------------------------------------------------------------------------
+
+
+def test_queues_are_first_in_first_out_and_a_higher_priority_goes_first(farm: Farm) -> None:
+    submitted = [farm.submit(priority) for priority in (0, 10, -10, 0, 10, -10, 3)]
+    worker = farm.lane_up()
+    order = [farm.run(worker)[0].id for _ in submitted]
+    assert order == [1, 4, 6, 0, 3, 2, 5]
+
+
+def test_a_task_that_comes_back_goes_to_the_front_of_its_own_priority(farm: Farm) -> None:
+    worker = farm.lane_up()
+    first = farm.submit()
+    second = farm.submit()
+    urgent = farm.submit(priority=1)
+    farm.lose(worker, known=False)
+    worker = farm.lane_up()
+    assert [farm.run(worker)[0] for _ in range(3)] == [urgent, first, second]
+
+
+def test_tasks_that_come_back_together_keep_their_order(farm: Farm) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 8)
+    farm.submit()
+    tasks = [*on(worker), *(farm.submit() for _ in range(9))]
+    assert len(on(worker)) > 1
+    farm.run(worker, len(on(worker)), SHORT)
+    assert len(on(worker)) > 2
+    left = on(worker) + farm.queue[0]
+    farm.lose(worker, known=True)
+    worker = farm.lane_up()
+    assert [farm.run(worker)[0] for _ in left] == left
+    assert all(task.losses == 0 for task in tasks)
+
+
+# -- rule 3: nobody idles -----------------------------------------------------------------------------------
+
+
+def test_every_lane_that_comes_up_is_given_a_queued_task(farm: Farm) -> None:
+    tasks = [farm.submit() for _ in range(3)]
+    workers = [farm.lane_up() for _ in range(4)]
+    assert [on(worker) for worker in workers] == [[tasks[0]], [tasks[1]], [tasks[2]], []]
+
+
+def test_idle_lanes_take_over_what_a_lost_lane_had(farm: Farm) -> None:
+    lost = farm.lane_up()
+    task = farm.submit()
+    idle = farm.lane_up()
+    farm.lose(lost, known=True)
+    assert on(idle) == [task]
+
+
+def test_a_short_queue_is_shared_by_all_lanes(farm: Farm) -> None:
+    first, second = farm.lane_up(), farm.lane_up()
+    warm(farm, first, 64)
+    for _ in range(12):
+        farm.submit()
+    farm.run(first, len(on(first)), SHORT)
+    assert 1 < len(on(first)) <= 6
+    assert len(on(second)) == 1
+
+
+# -- rule 4: straight, or in batches ------------------------------------------------------------------------
+
+
+def test_a_task_goes_straight_to_an_idle_lane(farm: Farm) -> None:
+    first, second = farm.lane_up(), farm.lane_up()
+    tasks = [farm.submit(), farm.submit()]
+    assert on(first) + on(second) == tasks
+    assert farm.submit() in farm.queue[0], "nobody has room: the windows are of one"
+
+
+def test_a_task_goes_behind_the_only_one_of_a_lane_whose_window_allows_it(farm: Farm) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 8)
+    tasks = [farm.submit() for _ in range(4)]
+    assert on(worker) == tasks[:2]
+    assert farm.queue[0] == tasks[2:]
+
+
+def test_a_lane_is_refilled_when_half_of_its_window_is_free(farm: Farm) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 8)
+    for _ in range(30):
+        farm.submit()
+    farm.run(worker, 2, 2 * HORIZON_US / 8)
+    assert worker.window.size == 8
+    assert len(on(worker)) == 8
+    sizes = []
+    for _ in range(5):
+        farm.run(worker, 1, HORIZON_US / 8)
+        sizes.append(len(on(worker)))
+    assert sizes == [7, 6, 5, 8, 7]
+
+
+def test_nothing_is_queued_behind_a_long_task(farm: Farm) -> None:
+    worker = farm.lane_up()
+    tasks = [farm.submit() for _ in range(3)]
+    for task in tasks:
+        assert on(worker) == [task]
+        farm.run(worker, 1, LONG)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5])
+def test_a_lane_gets_no_more_tasks_than_its_budget_and_is_retired(farm: Farm, budget: int) -> None:
+    worker = farm.lane_up(budget)
+    tasks = [farm.submit() for _ in range(7)]
+    done = []
+    while worker.id in farm.workers:
+        done += farm.run(worker, 1, SHORT)
+    assert done == tasks[:budget]
+    assert farm.scheduler.queued == 7 - budget
+    farm.carry_out(farm.scheduler.lane_lost(worker.id, None))
+    farm.check()
+
+
+def test_a_lane_without_a_budget_is_retired_at_once(farm: Farm) -> None:
+    farm.submit()
+    farm.lane_up(0)
+    assert farm.workers == {}
+    assert farm.scheduler.queued == 1
+
+
+# -- rule 5: numbers ----------------------------------------------------------------------------------------
+
+
+def test_each_lane_has_its_own_numbers_without_a_gap() -> None:
+    scheduler = Scheduler()
+    scheduler.lane_up(1)
+    scheduler.lane_up(2)
+    seqs: dict[int, list[int]] = {1: [], 2: []}
+    for number in range(6):
+        (assign,) = scheduler.submit(Task(number, None))
+        assert isinstance(assign, Assign)
+        seqs[assign.lane].append(assign.seq)
+        scheduler.finished(assign.lane, assign.seq, 1, LONG)
+    assert seqs[1] == list(range(len(seqs[1])))
+    assert seqs[2] == list(range(len(seqs[2])))
+
+
+@pytest.mark.parametrize(("seq", "count"), [(0, 1), (2, 1), (1, 0), (1, 3), (1, -1), (0, 2), (2**64 - 1, 1)])
+def test_an_answer_out_of_order_is_the_peers_error_and_changes_nothing(farm: Farm, seq: int, count: int) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 2)
+    assert worker.next_seq == 1
+    farm.submit()
+    farm.submit()
+    assert len(on(worker)) == 2
+    with pytest.raises(RemoteProtocolError):
+        farm.scheduler.finished(worker.id, seq, count, SHORT)
+    farm.check()
+
+
+def loaded(farm: Farm) -> tuple[Worker, Worker]:
+    """A lane that was given four tasks and runs the first, and an idle one, for whose sake it was asked for two."""
+    busy = farm.lane_up()
+    warm(farm, busy, 4)
+    for _ in range(6):
+        farm.submit()
+    farm.run(busy, 2, SHORT)
+    assert len(on(busy)) == 4
+    idle = farm.lane_up()
+    return busy, idle
+
+
+@pytest.mark.parametrize(("seq", "count"), [(-2, 2), (-1, 2), (-2, 1), (-3, 2), (0, -1), (-5, 5), (0, 1)])
+def test_giving_back_what_is_not_the_tail_is_the_peers_error_and_changes_nothing(
+    farm: Farm, seq: int, count: int
+) -> None:
+    busy, _ = loaded(farm)
+    assert busy.recalling
+    fits = (seq, count) == (-2, 2)
+    if fits:
+        return
+    with pytest.raises(RemoteProtocolError):
+        farm.scheduler.recalled(busy.id, busy.next_seq + seq, count)
+    farm.check()
+
+
+def test_giving_back_unasked_is_the_peers_error(farm: Farm) -> None:
+    worker = farm.lane_up()
+    farm.submit()
+    for seq, count in ((0, 1), (1, 0)):
+        with pytest.raises(RemoteProtocolError):
+            farm.scheduler.recalled(worker.id, seq, count)
+    farm.check()
+
+
+# -- rule 6: recall -----------------------------------------------------------------------------------------
+
+
+def test_half_of_what_a_lane_holds_is_recalled_for_an_idle_one(farm: Farm) -> None:
+    busy, idle = loaded(farm)
+    third, fourth = on(busy)[2:]
+    assert busy.inbox[-1] == ("recall", 2)
+    busy.receive()
+    busy.begin()
+    busy.receive()
+    farm.deliver(busy)
+    assert on(idle) == [third]
+    assert fourth in on(busy) + farm.queue[0]
+
+
+def test_a_lane_is_given_nothing_until_it_has_answered_the_recall(farm: Farm) -> None:
+    busy, idle = loaded(farm)
+    assert busy.recalling
+    farm.submit()
+    assert len(on(idle)) == 1
+    before = on(busy)
+    farm.submit()
+    assert on(busy) == before
+    assert farm.scheduler.queued == 1
+    busy.receive()
+    while busy.waiting:
+        busy.begin()
+        busy.end()
+    busy.flush(SHORT)
+    farm.deliver(busy)
+    assert on(busy) == []
+    assert farm.scheduler.queued == 1, "it idles: its answer is due"
+    busy.receive()
+    farm.deliver(busy)
+    assert len(on(busy)) == 1
+    assert farm.scheduler.queued == 0
+
+
+def test_a_lane_that_had_nothing_to_give_is_not_asked_again_before_it_has_answered_something(farm: Farm) -> None:
+    busy, idle = loaded(farm)
+    busy.receive()
+    while busy.waiting:
+        busy.begin()
+        if busy.waiting:
+            busy.end()
+    busy.receive()
+    while busy.outbox:
+        farm.deliver(busy)
+    farm.check()
+    assert not busy.recalling
+    assert not idle.outstanding
+    assert not busy.inbox
+
+
+def test_the_numbers_of_what_was_given_back_are_used_again(farm: Farm) -> None:
+    busy, idle = loaded(farm)
+    before = busy.next_seq
+    busy.receive()
+    busy.receive()
+    farm.deliver(busy)
+    assert busy.next_seq <= before
+    farm.run(busy, len(on(busy)), SHORT)
+    farm.run(idle, len(on(idle)), SHORT)
+
+
+def test_what_is_given_back_is_given_back_to_the_budget(farm: Farm) -> None:
+    busy = farm.lane_up(13)
+    warm(farm, busy, 4)
+    for _ in range(6):
+        farm.submit()
+    farm.run(busy, 2, SHORT)
+    farm.lane_up()
+    assert busy.recalling
+    before = busy.budget
+    assert before is not None
+    busy.receive()
+    busy.receive()
+    (_, _, back, _) = busy.outbox[0]
+    farm.deliver(busy)
+    assert busy.budget == before + 2 - len([task for task in back if task in on(busy)])
+
+
+def test_a_single_task_is_never_recalled(farm: Farm) -> None:
+    busy = farm.lane_up()
+    farm.submit()
+    farm.lane_up()
+    assert [kind for kind, _ in busy.inbox] == ["tasks"]
+
+
+# -- rule 7: losses -----------------------------------------------------------------------------------------
+
+
+def test_the_task_that_ran_is_charged_and_no_other(farm: Farm) -> None:
+    busy = farm.lane_up()
+    warm(farm, busy, 8)
+    for _ in range(10):
+        farm.submit()
+    farm.run(busy, 2, SHORT)
+    done, running, *rest = on(busy)
+    assert len(rest) > 1
+    busy.receive()
+    for _ in range(2):
+        busy.begin()
+        if busy.begun == busy.outstanding[0][0]:
+            busy.end()
+    farm.lose(busy, known=True)
+    assert running.losses == 1
+    assert [task.losses for task in (done, *rest)] == [0] * (1 + len(rest))
+
+
+def test_a_task_is_lost_when_its_attempts_are_used_up(farm: Farm) -> None:
+    task = farm.submit(max_attempts=3)
+    for losses in (1, 2, 3):
+        worker = farm.lane_up()
+        worker.receive()
+        worker.begin()
+        farm.lose(worker, known=True)
+        assert task.losses == losses
+    assert farm.fate == {0: "lost"}
+
+
+def test_when_nobody_can_say_what_ran_the_first_is_charged(farm: Farm) -> None:
+    busy, idle = loaded(farm)
+    first, *rest = on(busy)
+    farm.lose(busy, known=False)
+    assert first.losses == 1
+    assert [task.losses for task in rest] == [0] * len(rest)
+    assert len(on(idle)) == 1
+
+
+def test_a_worker_that_died_between_two_tasks_charges_nobody(farm: Farm) -> None:
+    task = farm.submit(max_attempts=1)
+    farm.lose(farm.lane_up(), known=True)
+    assert task.losses == 0
+    assert farm.fate == {}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_task_of_one_attempt_that_may_have_begun_is_never_sent_again(known: bool) -> None:
+    scheduler = Scheduler()
+    scheduler.lane_up(1)
+    for number in range(3):
+        scheduler.submit(Task(number, None))
+        if number < 2:
+            scheduler.finished(1, number, 1, SHORT)
+    scheduler.finished(1, 2, 1, SHORT)
+    tasks = [Task(number, None, max_attempts=1) for number in range(3, 6)]
+    assert [isinstance(scheduler.submit(task)[0], Assign) for task in tasks[:2]] == [True, True]
+    # the worker has ended the fourth task (number 3), and begun the fifth, and neither answer has come
+    lost = scheduler.lane_lost(1, 4 if known else None)
+    assert lost == [Lose(tasks[0]), Lose(tasks[1])]
+    assert scheduler.unsettled == 0
+
+
+def test_a_task_of_one_attempt_that_had_not_begun_is_moved(farm: Farm) -> None:
+    busy = farm.lane_up()
+    warm(farm, busy, 2)
+    first = farm.submit(max_attempts=1)
+    second = farm.submit(max_attempts=1)
+    assert on(busy) == [first, second]
+    busy.receive()
+    busy.begin()
+    farm.lose(busy, known=True)
+    assert farm.fate[first.id] == "lost"
+    assert farm.run(farm.lane_up()) == [second]
+
+
+def test_an_unknown_lane_that_is_lost_changes_nothing(farm: Farm) -> None:
+    farm.submit()
+    assert farm.scheduler.lane_lost(77, None) == []
+    farm.check()
+
+
+# -- cost ---------------------------------------------------------------------------------------------------
+
+
+def steps_per_task(lanes: int, tasks: int) -> float:
+    """How many bytecode instructions of the scheduler a task takes, from submission to the end, with many queued."""
+    scheduler = Scheduler()
+    for lane in range(lanes):
+        scheduler.lane_up(lane)
+    whim = random.Random(1)
+    pending: list[Assign] = []
+    steps = 0
+
+    def trace(frame: StackFrame, event: str, _: Any) -> Any:
+        nonlocal steps
+        if frame.f_code.co_filename != scheduler_module.__file__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        steps += event == "opcode"
+        return trace
+
+    def note(decisions: list[Decision]) -> None:
+        pending.extend(decision for decision in decisions if isinstance(decision, Assign))
+        assert not any(isinstance(decision, Recall) for decision in decisions)
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for number in range(tasks):
+            note(scheduler.submit(Task(number, None, priority=number % 3)))
+        while pending:
+            place = whim.randrange(len(pending))
+            pending[place], pending[-1] = pending[-1], pending[place]
+            assign = pending.pop()
+            # Windows stay at one, so that every task is an event of its own.
+            note(scheduler.finished(assign.lane, assign.seq, len(assign.tasks), LONG * len(assign.tasks))[1])
+    finally:
+        sys.settrace(before)
+    assert scheduler.unsettled == 0
+    return steps / tasks
+
+
+def test_a_task_costs_the_same_on_a_thousand_lanes_as_on_ten() -> None:
+    """Counted in instructions, not in seconds: nothing is looked through from end to end for an event."""
+    few = steps_per_task(lanes=10, tasks=3000)
+    assert steps_per_task(lanes=1000, tasks=3000) < 1.5 * few
+
+
+def test_a_task_costs_the_same_among_many_as_among_few() -> None:
+    few = steps_per_task(lanes=10, tasks=300)
+    assert steps_per_task(lanes=10, tasks=6000) < 1.5 * few
+
+
+# -- any history --------------------------------------------------------------------------------------------
+
+choice = st.integers(0, 2**16)
+rarely = st.sampled_from([False] * 15 + [True])
+durations = st.sampled_from([SHORT, SHORT, SHORT, HORIZON_US / 4, LONG])
+
+
+def live(farm: Farm, whim: random.Random, steps: int) -> None:
+    """A day on a busy farm: messages cross each other, and now and then a worker dies."""
+
+    def some(fits: Fits = bool) -> Worker | None:
+        fitting = [worker for worker in farm.workers.values() if fits(worker)]
+        return whim.choice(fitting) if fitting else None
+
+    for _ in range(steps):
+        match whim.choices(["come", "go", "receive", "work", "answer", "deliver", "lose", "cancel"], DAY)[0]:
+            case "come":
+                for _ in range(whim.choice([1, 5, 30, 60])):
+                    farm.submit(whim.choice([0, 0, 0, 1]), whim.choice([1, 2, 3]))
+            case "go" if len(farm.workers) < 4:
+                farm.lane_up(whim.choice([None, None, 50]))
+            case "receive" if worker := some(lambda worker: worker.inbox):
+                worker.receive()
+            case "work" if worker := some(lambda worker: worker.waiting):
+                for _ in range(min(whim.choice([1, 2, 40]), len(worker.waiting))):
+                    worker.go_on()
+            case "answer" if worker := some(lambda worker: worker.running or worker.unsent):
+                if worker.running:
+                    worker.end()
+                worker.flush(whim.choice([SHORT] * 20 + [HORIZON_US / 8, LONG]))
+            case "deliver" if worker := some(lambda worker: worker.outbox):
+                farm.deliver(worker)
+            case "lose" if worker := some():
+                farm.lose(worker, known=whim.choice([True, False]))
+            case "cancel" if fresh := farm.fresh():
+                whim.choice([farm.withdraw, farm.cancel_unheard])(whim.choice(fresh))
+        farm.check()
+
+
+DAY = [0.7, 2, 8, 8, 8, 8, 0.3, 0.5]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_long_history_settles_each_task_once(farm: Farm, seed: int) -> None:
+    """Longer than hypothesis cares to go, with windows grown wide and recalls under way most of the time."""
+    live(farm, random.Random(seed), 1500)
+
+
+Fits = Callable[[Worker], object]
+
+
+def some_worker(fits: Fits = bool) -> Any:
+    """A rule for which there must be a worker that fits."""
+    return precondition(lambda self: any(fits(worker) for worker in self.farm.workers.values()))
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Whatever happens, in whatever order, each task settles once and each rule holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.farm = Farm()
+
+    def worker(self, number: int, fits: Fits = bool) -> Worker:
+        fitting = [worker for worker in self.farm.workers.values() if fits(worker)]
+        return fitting[number % len(fitting)]
+
+    @initialize(beginning=st.sampled_from([(0, 0, 0), (1, 5, 0), (1, 40, 3), (2, 60, 3), (3, 90, 3), (4, 150, 4)]))
+    def at_work_already(self, beginning: tuple[int, int, int]) -> None:
+        """Some farms begin with windows that have grown, so that there is something to recall and to move."""
+        lanes, backlog, rounds = beginning
+        for _ in range(lanes):
+            self.farm.lane_up()
+        for number in range(backlog):
+            self.farm.submit(max_attempts=1 + number % 3)
+        for worker in list(self.farm.workers.values()):
+            self.busy(worker, rounds)
+
+    @some_worker(lambda worker: len(worker.outstanding) > 1 and not worker.recalling)
+    @rule()
+    def a_lane_comes_when_the_queue_is_dry(self) -> None:
+        """Then there is something to recall."""
+        self.farm.withdraw_all()
+        self.farm.lane_up()
+
+    @rule(
+        priority=st.sampled_from([0, 0, 0, 1, -1]), max_attempts=st.integers(1, 3), count=st.sampled_from([1, 1, 5, 50])
+    )
+    def submit(self, priority: int, max_attempts: int, count: int) -> None:
+        for _ in range(count):
+            self.farm.submit(priority, max_attempts)
+            self.farm.check()
+
+    @precondition(lambda self: len(self.farm.workers) < 5)
+    @rule(budget=st.none() | st.none() | st.integers(0, 20), rounds=st.sampled_from([0, 4]))
+    def lane_up(self, budget: int | None, rounds: int) -> None:
+        worker = self.farm.lane_up(budget)
+        if worker.id in self.farm.workers:
+            self.busy(worker, rounds)
+
+    @precondition(lambda self: self.farm.tasks)
+    @rule(number=choice, everything=rarely)
+    def withdraw(self, number: int, everything: bool) -> None:
+        if everything:
+            self.farm.withdraw_all()
+        else:
+            self.farm.withdraw(self.farm.tasks[number % len(self.farm.tasks)])
+
+    @precondition(lambda self: self.farm.fresh())
+    @rule(number=choice)
+    def cancel_unheard(self, number: int) -> None:
+        fresh = self.farm.fresh()
+        self.farm.cancel_unheard(fresh[number % len(fresh)])
+
+    @some_worker(lambda worker: worker.inbox)
+    @rule(number=choice)
+    def receive(self, number: int) -> None:
+        self.worker(number, lambda worker: worker.inbox).receive()
+
+    @some_worker(lambda worker: worker.waiting)
+    @rule(number=choice)
+    def begin(self, number: int) -> None:
+        self.worker(number, lambda worker: worker.waiting).go_on()
+
+    @some_worker(lambda worker: worker.running)
+    @rule(number=choice)
+    def end(self, number: int) -> None:
+        self.worker(number, lambda worker: worker.running).end()
+
+    @some_worker(lambda worker: worker.unsent)
+    @rule(number=choice, busy_us=durations)
+    def flush(self, number: int, busy_us: float) -> None:
+        self.worker(number, lambda worker: worker.unsent).flush(busy_us)
+
+    @some_worker(lambda worker: worker.outbox)
+    @rule(number=choice)
+    def deliver(self, number: int) -> None:
+        self.farm.deliver(self.worker(number, lambda worker: worker.outbox))
+
+    @some_worker()
+    @rule(number=choice, rounds=st.sampled_from([50, 2, 1]), leave=st.sampled_from([0, 0, 0, 2]))
+    def bustle(self, number: int, rounds: int, leave: int) -> None:
+        self.busy(self.worker(number), rounds, leave)
+
+    def busy(self, worker: Worker, rounds: int, leave: int = 0) -> None:
+        """Let a lane get ahead, so that windows grow and the queues are worked off."""
+        for _ in range(rounds):
+            while worker.inbox and worker.inbox[0][0] == "tasks":
+                worker.receive()
+            while len(worker.waiting) > leave:
+                worker.go_on()
+            worker.flush(SHORT)
+            while worker.outbox and worker.id in self.farm.workers:
+                self.farm.deliver(worker)
+                self.farm.check()
+
+    @some_worker()
+    @rule(number=choice, known=st.booleans())
+    def lose(self, number: int, known: bool) -> None:
+        """Rather one that has more than the task that it runs."""
+        loaded = any(len(worker.outstanding) > 1 for worker in self.farm.workers.values())
+        self.farm.lose(self.worker(number, lambda worker: not loaded or len(worker.outstanding) > 1), known=known)
+
+    @rule(known=st.booleans(), happens=rarely)
+    def lose_all(self, known: bool, happens: bool) -> None:
+        """A server is gone, with every lane to it."""
+        for worker in list(self.farm.workers.values()) if happens else []:
+            self.farm.lose(worker, known=known)
+            self.farm.check()
+
+    @invariant()
+    def everything_is_accounted_for(self) -> None:
+        self.farm.check()
+
+    def teardown(self) -> None:
+        self.farm.run_all()
+        assert sorted(self.farm.fate) == [task.id for task in self.farm.tasks]
+        assert self.farm.scheduler.unsettled == 0
+
+
+AnyHistory.TestCase.settings = settings(deadline=None, stateful_step_count=60)
+TestAnyHistory = AnyHistory.TestCase
