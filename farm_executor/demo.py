@@ -359,6 +359,7 @@ def main(args: argparse.Namespace) -> int:
         connect_timeout=CONNECT_TIMEOUT if args.servers else None,
     )
     try:
+        farm.submit(os.getpid).result()  # without a farm this is one error, else it would be each file's
         analysis = run(farm, files, show_progress(sys.stderr))
         seconds = time.perf_counter() - started
     finally:

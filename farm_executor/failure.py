@@ -238,7 +238,7 @@ class _Graph:
     def _rebuild(self, node: _Node) -> BaseException:
         if node.recipe is None:
             raise pickle.PicklingError(node.problem)
-        kind, *recipe = payload.loads(node.recipe, self._resolver() if self._resolver else None)
+        kind, *recipe = payload.loads(node.recipe, self._resolver)
         if kind == "object":
             exc: BaseException = recipe[0]
             if not isinstance(exc, BaseException):

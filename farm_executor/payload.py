@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import types
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,9 +28,10 @@ from farm_executor._version import __version__
 from farm_executor.core.frames import BULK_THRESHOLD, Buffer, Payload
 from farm_executor.core.handshake import Versions
 
-__all__ = ["PROTOCOL", "Resolver", "allocate", "by_value", "dumps", "loads", "local_versions"]
+__all__ = ["PROTOCOL", "Resolver", "allocate", "by_value", "dumps", "loads", "local_versions", "names_itself"]
 
 PROTOCOL = 5
+_NAMED = (types.FunctionType, types.BuiltinFunctionType)
 _BY_VALUE = b"V"
 
 Resolver = Callable[[str, str, Any], Any]
@@ -54,8 +56,11 @@ def dumps(value: Any, *, out_of_band: bool = True) -> list[Buffer]:
         Exception: Whatever the value's own reduction raises; pickle's errors are PicklingError, TypeError,
             AttributeError, RecursionError.
     """
+    buffers: list[pickle.PickleBuffer] = []
     try:
-        parts = _dump(pickle.dumps, value, out_of_band)
+        # The callback answers None for each buffer, which puts it out of band: right for large ones alone.
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+        parts: list[Buffer] = [data] if not buffers else _dump(pickle.dumps, value, out_of_band)
     except Exception:  # whatever it was, cloudpickle gets its chance and raises the better error
         pass
     else:
@@ -87,29 +92,35 @@ def _dump(dump: _Bytes, value: Any, out_of_band: bool) -> list[Buffer]:
 
 
 def _registered_by_value() -> bool:
-    cloudpickle = sys.modules.get("cloudpickle")
-    return bool(cloudpickle and cloudpickle.list_registry_pickle_by_value())
+    # The set itself, because its public copy costs more than the pickling of a small call.
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    return cloudpickle is not None and bool(cloudpickle._PICKLE_BY_VALUE_MODULES)
+
+
+def names_itself(fn: Any) -> bool:
+    """Whether the function always pickles to the same bytes, its name, so that one pickling will do."""
+    return type(fn) in _NAMED and getattr(fn, "__module__", None) != "__main__" and not _registered_by_value()
 
 
 def by_value(payload: Payload) -> bool:
     """Whether the payload may hold functions and classes by value."""
-    return bytes(memoryview(payload[0])[-1:]) == _BY_VALUE
+    return payload[0][-1] == _BY_VALUE[0]
 
 
-def loads(payload: Payload, resolve: Resolver | None = None) -> Any:
+def loads(payload: Payload, resolver: Callable[[], Resolver] | None = None) -> Any:
     """Rebuild a value. Only ever called on bytes from a peer that has proven the key.
 
     Args:
         payload: As `dumps` gave it.
-        resolve: Used for by-value payloads, see `Resolver`.
+        resolver: Gives what is used for a by-value payload, see `Resolver`.
 
     Raises:
         Exception: Whatever the rebuilding raises, such as ModuleNotFoundError for a module that is not here.
     """
     buffers = payload[1:]
-    if resolve is None or not by_value(payload):
+    if resolver is None or not by_value(payload):
         return pickle.loads(payload[0], buffers=buffers)
-    return _ResolvingUnpickler(payload[0], buffers, resolve).load()
+    return _ResolvingUnpickler(payload[0], buffers, resolver()).load()
 
 
 class _ResolvingUnpickler(pickle.Unpickler):

@@ -34,7 +34,9 @@ buffers: st.SearchStrategy[Buffer] = st.one_of(
 """A part of a payload beyond its pickle: any object with bytes, also one whose items are wider than a byte."""
 
 small_payloads = st.binary(max_size=60).map(lambda pickle: (pickle,))
-bulk_payloads = st.builds(lambda pickle, parts: (pickle, *parts), st.binary(max_size=40), st.lists(buffers, min_size=1))
+bulk_payloads = st.builds(
+    lambda pickle, parts: (pickle, *parts), st.binary(max_size=40), st.lists(buffers, min_size=1)
+)
 payloads = small_payloads | bulk_payloads
 
 task_items = st.builds(TaskItem, u32, payloads)

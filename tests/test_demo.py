@@ -7,7 +7,8 @@ import os
 import sys
 import textwrap
 import warnings
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 import pytest
@@ -347,7 +348,7 @@ def command(monkeypatch, tmp_path, capsys):
 def sabotaged(name, *call):
     class Farm(ThreadPoolExecutor):
         def submit(self, fn, /, *args):
-            return super().submit(*(call if args[0] == name else (fn, *args)))
+            return super().submit(*(call if args[:1] == (name,) else (fn, *args)))
 
     return in_place_of_farm(Farm)
 
@@ -517,6 +518,32 @@ def test_the_farm_is_built_as_the_options_say_and_waits_for_servers_no_longer_th
 
     with pytest.raises(BuiltError):
         command(*arguments, farm=farm)
+
+
+def test_a_farm_that_cannot_be_had_is_one_error_not_each_file_s(command):
+    class Farm(ThreadPoolExecutor):
+        def submit(self, fn, /, *args):
+            future = Future()
+            future.set_exception(TimeoutError("nobody listens"))
+            return future
+
+    with pytest.raises(TimeoutError, match="nobody listens"):
+        command(farm=in_place_of_farm(Farm))
+
+
+def test_the_demo_runs_on_servers(monkeypatch, tmp_path, capsys):
+    for name, content in FILES:
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(demo, "stdlib", lambda: tmp_path)
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    start = partial(farm_executor.start_server, "127.0.0.1", 0, background=True, workers=1)
+    with start() as one, start() as two:
+        code = demo.main(parser.parse_args(["--servers", one.address, two.address, "--serial", "all", "--json"]))
+    answer = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert (answer["modules"], answer["failed"], answer["serial"]["different"]) == (3, [], [])
+    assert sum(worker["files"] for worker in answer["workers"]) == 3
 
 
 def test_what_interrupts_the_run_cancels_what_has_not_begun(command):

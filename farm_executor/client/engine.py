@@ -23,6 +23,7 @@ import selectors
 import signal
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._function_numbers = itertools.count(1)
         self._functions: dict[bytes, Function] = {}
+        self._named_functions: dict[Callable[..., Any], Function] = {}  # those that need not be pickled again
         self._lanes: dict[int, tuple[ServerLink, str, Lane]] = {}
         self._controls: dict[ServerLink, Connection] = {}
         self._lane_counts: dict[ServerLink, int] = {}
@@ -135,12 +137,18 @@ class Engine:
         Raises:
             Exception: It cannot be pickled.
         """
+        known = self._named_functions.get(fn) if type(fn) is types.FunctionType else None
+        if known is not None and payload.names_itself(fn):
+            return known
         data = bytes(payload.dumps(fn, out_of_band=False)[0])
         function = self._functions.get(data)
         if function is None:
             if len(self._functions) >= MAX_FUNCTIONS:
                 self._functions.clear()  # costs those still used a new number, nothing else
+                self._named_functions.clear()
             function = self._functions.setdefault(data, Function(next(self._function_numbers), [data]))
+        if payload.names_itself(fn) and not payload.by_value(function.data):
+            self._named_functions[fn] = function
         return function
 
     def submit(
@@ -487,22 +495,21 @@ class Engine:
             self._settle(lane, task, result)
 
     def _settle(self, lane: Lane, task: Task, result: Result) -> None:
-        origin = Origin(lane.server, lane.pid, task.losses + 1)
         error: BaseException | None = None
         value = None
         if result.error:
-            error = load_failure(result.payload, origin, OwnClasses)
+            error = load_failure(result.payload, Origin(lane.server, lane.pid, task.losses + 1), OwnClasses)
         else:
             try:
-                value = payload.loads(result.payload, OwnClasses())
+                value = payload.loads(result.payload, OwnClasses)
             except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
                 error = TaskExecutionError(
                     "the task's result arrived, but could not be rebuilt here: "
                     f"{type(problem).__name__}: {problem}",
                     type_name=type(problem).__qualname__,
-                    server=origin.server,
-                    pid=origin.pid,
-                    attempt=origin.attempt,
+                    server=lane.server,
+                    pid=lane.pid,
+                    attempt=task.losses + 1,
                 )
                 error.__cause__ = problem
         future = _release(task)

@@ -9,8 +9,9 @@ The rules:
 2. Queues are FIFO within a priority; a higher priority always goes first. A task that comes back from a lane
    goes to the front of its queue.
 3. No lane is idle while a task is queued, unless its answer to a recall is due.
-4. A submitted task goes straight to an idle lane, or behind the only task of a lane whose window allows it.
-   Everything else waits here and leaves in batches: a lane is refilled when half of its window is free.
+4. A submitted task goes straight to an idle lane. Everything else waits here and leaves in batches: a lane is
+   refilled when half of its window is free. (Sending second tasks one by one, too, would keep short tasks from
+   ever forming a batch, and a batch costs as much as a task.)
 5. Tasks are numbered per lane, and a lane answers in that order. An answer out of order is the peer's error.
 6. When a lane is idle and nothing is queued, half of what another lane has not begun is recalled from it.
 7. A worker that dies charges an attempt to the task that it ran, and to no other. With its attempts used up a
@@ -122,7 +123,6 @@ class Scheduler:
         self._lanes: dict[int, _Lane] = {}
         # Indexes of the lanes, kept by _index: dicts serve as ordered sets.
         self._idle: dict[int, _Lane] = {}
-        self._single: dict[int, _Lane] = {}
         self._loaded: dict[int, _Lane] = {}
         self.queued = 0
         self.outstanding = 0
@@ -147,13 +147,9 @@ class Scheduler:
 
     def submit(self, task: Task) -> list[Decision]:
         """A new task has come."""
-        if not self.queued:
-            lanes = self._idle or self._single
-            if lanes:
-                lane = next(iter(lanes.values()))
-                if not self._begin(task):
-                    return []
-                return [self._assign(lane, [task])]
+        if self._idle and not self.queued:
+            lane = next(iter(self._idle.values()))
+            return [self._assign(lane, [task])] if self._begin(task) else []
         self._enqueue(task)
         return []
 
@@ -231,8 +227,8 @@ class Scheduler:
         lane = self._lanes.pop(lane_id, None)
         if lane is None:
             return []
-        for index in (self._idle, self._single, self._loaded):
-            index.pop(lane_id, None)
+        self._idle.pop(lane_id, None)
+        self._loaded.pop(lane_id, None)
         self.outstanding -= len(lane.outstanding)
         decisions: list[Decision] = []
         seq = lane.next_seq
@@ -338,10 +334,6 @@ class Scheduler:
             self._idle[lane.id] = lane
         else:
             self._idle.pop(lane.id, None)
-        if count == 1 and lane.room(lane.window.size) > 0:
-            self._single[lane.id] = lane
-        else:
-            self._single.pop(lane.id, None)
         if count >= 2 and lane.may_recall and not lane.recalling:
             self._loaded[lane.id] = lane
         else:

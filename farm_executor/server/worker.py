@@ -116,7 +116,8 @@ class _Runner:
     """Runs calls, and turns whatever comes of them into a payload."""
 
     def __init__(self) -> None:
-        self._namespaces = SharedNamespaces()
+        self._namespaces = namespaces = SharedNamespaces()
+        self._resolver = lambda: namespaces
         self._in_call = False
 
     def on_interrupt(self, signum: int, frame: Any) -> None:
@@ -128,7 +129,7 @@ class _Runner:
     def initialize(self, frame: Frame) -> Payload | None:
         """Run the session's initializer; return its failure."""
         try:
-            call = payload.loads(payload_of(frame), self._namespaces)
+            call = payload.loads(payload_of(frame), self._resolver)
             if call is not None:
                 initializer, arguments = call
                 initializer(*arguments)
@@ -140,7 +141,7 @@ class _Runner:
         """Call the task's function with its arguments."""
         try:
             function = self._load_function(task.function)
-            args, kwargs = payload.loads(task.arguments, self._namespaces)
+            args, kwargs = payload.loads(task.arguments, self._resolver)
         except BaseException as error:  # unpickling runs code of the user's, which may raise anything
             return Result(dump_failure(error, _explain_load(error)), error=True)
         try:
@@ -162,7 +163,7 @@ class _Runner:
     def _load_function(self, function: _Function) -> Any:
         stale = function.generation != self._namespaces.generation and payload.by_value(function.data)
         if function.generation < 0 or stale:
-            function.loaded = payload.loads(function.data, self._namespaces)
+            function.loaded = payload.loads(function.data, self._resolver)
             function.generation = self._namespaces.generation
         return function.loaded
 

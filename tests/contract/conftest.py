@@ -74,7 +74,11 @@ BUFFERS = {"buffers"} if sys.version_info >= (3, 14) else set()
 RECYCLES = {"recycles"} if sys.version_info >= (3, 11) else set()
 
 ROWS = (
-    Row("thread", make_thread_pool, frozenset({"by_value", "keeps_chain", "rebuilds", "closes_in_parallel"} | BUFFERS)),
+    Row(
+        "thread",
+        make_thread_pool,
+        frozenset({"by_value", "keeps_chain", "rebuilds", "closes_in_parallel"} | BUFFERS),
+    ),
     Row("process", make_process_pool, frozenset({"isolates", "chunks"} | BUFFERS | RECYCLES)),
     Row("farm-embedded", make_embedded_farm, frozenset(CAPABILITIES)),
     Row("farm-servers", make_farm_of_servers, frozenset(CAPABILITIES)),

@@ -112,9 +112,7 @@ def test_exception_of_a_success_is_none(executor):
 def test_several_threads_wait_for_one_future(busy, gate):
     _, future = busy
     results = []
-    threads = [
-        threading.Thread(target=lambda: results.append(future.result(timeout=DEADLINE))) for _ in range(5)
-    ]
+    threads = [threading.Thread(target=lambda: results.append(future.result(timeout=DEADLINE))) for _ in range(5)]
     for thread in threads:
         thread.start()
     gate.open()

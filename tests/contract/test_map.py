@@ -29,7 +29,16 @@ def lines(book):
         lambda: ("abc", (1, 2, 3), {4: 5, 6: 7, 8: 9}),
         lambda: (),
     ],
-    ids=["list", "empty", "two", "the shorter ends it", "an endless one", "empty and endless", "any iterable", "none"],
+    ids=[
+        "list",
+        "empty",
+        "two",
+        "the shorter ends it",
+        "an endless one",
+        "empty and endless",
+        "any iterable",
+        "none",
+    ],
 )
 def test_map_calls_the_function_as_builtin_map_does(executor, make_iterables):
     results = executor.map(tasks.call_with, *make_iterables(), timeout=DEADLINE)

@@ -20,7 +20,9 @@ def test_shutdown_waits_for_everything_submitted(executor, tmp_path, arguments):
     assert len(book.read_text().split()) == 50
 
 
-@pytest.mark.parametrize(("arguments", "options"), [((False,), {}), ((), {"wait": False})], ids=["position", "name"])
+@pytest.mark.parametrize(
+    ("arguments", "options"), [((False,), {}), ((), {"wait": False})], ids=["position", "name"]
+)
 def test_shutdown_without_waiting_returns_and_the_tasks_go_on(executor_factory, gate, arguments, options):
     executor = executor_factory(max_workers=1)
     held = executor.submit(tasks.pass_gate, gate.address, "held")

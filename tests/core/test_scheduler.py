@@ -30,7 +30,7 @@ SHORT, LONG = 1.0, 10 * HORIZON_US
 # -- the model ----------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """The far end of a lane: what is on its way there, what it has, what is on its way back."""
 
@@ -105,7 +105,6 @@ class Farm:
         self.asked: set[int] = set()  # whose start was asked for
         self.cancelled: set[int] = set()  # whose start will be refused
         self.suspect: set[int] = set()  # may have begun on a worker that is gone
-        self.moved: set[int] = set()
         self.next_lane = 1
 
     # events, each with the model's part of it before the scheduler's decisions are looked at
@@ -187,7 +186,6 @@ class Farm:
 
     def _back_to_front(self, tasks: list[Task]) -> None:
         for task in reversed(tasks):
-            self.moved.add(task.id)
             self.queue.setdefault(task.priority, []).insert(0, task)
 
     # what the scheduler asks and decides
@@ -408,7 +406,8 @@ def test_a_task_refused_as_it_is_submitted_leaves_its_lane_idle(farm: Farm) -> N
     assert farm.scheduler.submit(refused) == []
     farm.check()
     assert on(worker) == []
-    assert on(worker) == [] and farm.submit() in on(worker)
+    task = farm.submit()
+    assert on(worker) == [task]
 
 
 def test_each_task_is_asked_to_start_once_however_often_it_is_sent() -> None:
@@ -591,15 +590,12 @@ def loaded(farm: Farm) -> tuple[Worker, Worker]:
     return busy, idle
 
 
-@pytest.mark.parametrize(("seq", "count"), [(-2, 2), (-1, 2), (-2, 1), (-3, 2), (0, -1), (-5, 5), (0, 1)])
+@pytest.mark.parametrize(("seq", "count"), [(-1, 2), (-2, 1), (-3, 2), (0, -1), (-5, 5), (0, 1)])
 def test_giving_back_what_is_not_the_tail_is_the_peers_error_and_changes_nothing(
     farm: Farm, seq: int, count: int
 ) -> None:
     busy, _ = loaded(farm)
     assert busy.recalling
-    fits = (seq, count) == (-2, 2)
-    if fits:
-        return
     with pytest.raises(RemoteProtocolError):
         farm.scheduler.recalled(busy.id, busy.next_seq + seq, count)
     farm.check()
@@ -791,7 +787,7 @@ def test_an_unknown_lane_that_is_lost_changes_nothing(farm: Farm) -> None:
 
 
 def steps_per_task(lanes: int, tasks: int) -> float:
-    """How many bytecode instructions of the scheduler a task takes, from submission to the end, with many queued."""
+    """How many instructions of the scheduler a task takes, from submission to the end, with many queued."""
     scheduler = Scheduler()
     for lane in range(lanes):
         scheduler.lane_up(lane)
@@ -841,9 +837,9 @@ def test_a_task_costs_the_same_among_many_as_among_few() -> None:
 
 # -- any history --------------------------------------------------------------------------------------------
 
-choice = st.integers(0, 2**16)
-rarely = st.sampled_from([False] * 15 + [True])
-durations = st.sampled_from([SHORT, SHORT, SHORT, HORIZON_US / 4, LONG])
+Fits = Callable[[Worker], object]
+
+DAY = {"come": 0.7, "lane": 2, "receive": 8, "work": 8, "answer": 8, "deliver": 8, "lose": 0.3, "cancel": 0.5}
 
 
 def live(farm: Farm, whim: random.Random, steps: int) -> None:
@@ -854,11 +850,11 @@ def live(farm: Farm, whim: random.Random, steps: int) -> None:
         return whim.choice(fitting) if fitting else None
 
     for _ in range(steps):
-        match whim.choices(["come", "go", "receive", "work", "answer", "deliver", "lose", "cancel"], DAY)[0]:
+        match whim.choices([*DAY], [*DAY.values()])[0]:
             case "come":
                 for _ in range(whim.choice([1, 5, 30, 60])):
                     farm.submit(whim.choice([0, 0, 0, 1]), whim.choice([1, 2, 3]))
-            case "go" if len(farm.workers) < 4:
+            case "lane" if len(farm.workers) < 4:
                 farm.lane_up(whim.choice([None, None, 50]))
             case "receive" if worker := some(lambda worker: worker.inbox):
                 worker.receive()
@@ -878,16 +874,15 @@ def live(farm: Farm, whim: random.Random, steps: int) -> None:
         farm.check()
 
 
-DAY = [0.7, 2, 8, 8, 8, 8, 0.3, 0.5]
-
-
 @pytest.mark.parametrize("seed", range(25))
 def test_a_long_history_settles_each_task_once(farm: Farm, seed: int) -> None:
     """Longer than hypothesis cares to go, with windows grown wide and recalls under way most of the time."""
     live(farm, random.Random(seed), 1500)
 
 
-Fits = Callable[[Worker], object]
+choice = st.integers(0, 2**16)
+rarely = st.sampled_from([False] * 15 + [True])
+durations = st.sampled_from([SHORT, SHORT, SHORT, HORIZON_US / 4, LONG])
 
 
 def some_worker(fits: Fits = bool) -> Any:
@@ -925,7 +920,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.farm.lane_up()
 
     @rule(
-        priority=st.sampled_from([0, 0, 0, 1, -1]), max_attempts=st.integers(1, 3), count=st.sampled_from([1, 1, 5, 50])
+        priority=st.sampled_from([0, 0, 0, 1, -1]),
+        max_attempts=st.integers(1, 3),
+        count=st.sampled_from([1, 1, 5, 50]),
     )
     def submit(self, priority: int, max_attempts: int, count: int) -> None:
         for _ in range(count):

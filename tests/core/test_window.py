@@ -21,7 +21,9 @@ def test_a_new_lane_gets_one_task() -> None:
 
 @unhurried
 @given(st.lists(reports, max_size=60))
-def test_whatever_is_reported_the_window_keeps_its_bounds_and_at_most_doubles(history: list[tuple[int, float]]) -> None:
+def test_whatever_is_reported_the_window_keeps_its_bounds_and_at_most_doubles(
+    history: list[tuple[int, float]],
+) -> None:
     window = Window()
     for tasks, busy in history:
         before = window.size
@@ -72,6 +74,22 @@ def test_the_window_grows_by_doubling_and_falls_at_once() -> None:
     assert sizes == [2, 4, 8, 16, 32]
     window.report(1, 10 * HORIZON_US)
     assert window.size == 1
+
+
+def test_the_slower_of_the_newest_and_the_average_counts() -> None:
+    """Each report halves what earlier ones weigh."""
+    window = Window()
+    sizes = []
+    for each in (400, 100, 50, 150, 400):
+        for _ in range(10 if not sizes else 1):
+            window.report(3, 3 * each)
+        sizes.append(window.size)
+    # the averages are 400, 250, 150, 150, 275
+    assert sizes == [5, 8, 13, 13, 5]
+
+
+def test_the_window_is_never_wider_than_512() -> None:
+    assert MAX_WINDOW == 512, "what the documentation says"
 
 
 @unhurried

@@ -1,0 +1,184 @@
+"""The command line: ``farm-executor serve | ping | status | end | demo``.
+
+This module owns the words and the exit codes; what is done is done elsewhere.
+
+Exit codes: 0 for success, 1 when the answer is no (nobody answers, a task failed), 2 when the command line or the
+set-up is wrong (an address, a key, a port in use), 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from farm_executor import admin, demo
+from farm_executor._version import __version__
+from farm_executor.address import Address, parse_address
+from farm_executor.errors import AddressError, AuthenticationError, FarmError, RemoteProtocolError
+from farm_executor.launch.local import check_exposure, default_slots
+from farm_executor.security import KEY_FILE_VARIABLE, server_key
+from farm_executor.transport import bound_address, listen
+
+__all__ = ["main"]
+
+DEFAULT_ADDRESS = "127.0.0.1:11111"
+YES, NO, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+_KEYS = f"""\
+The key: client and server prove to each other that they hold the same one. For one user on one machine it is found
+by itself (~/.config/farm_executor/key, made on first use). Elsewhere copy that file, mode 600, and if it is at
+another place name it with --key-file or in the environment variable {KEY_FILE_VARIABLE}."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=[logging.WARNING, logging.INFO, logging.DEBUG][min(options.verbose, 2)],
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        return NO
+    except (FarmError, OSError, ValueError) as error:
+        print(f"farm-executor: {error}", file=sys.stderr)
+        return WRONG if isinstance(error, (AddressError, AuthenticationError, OSError, ValueError)) else NO
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="farm-executor",
+        description="Run servers of a farm, look after them, and see one at work.",
+        epilog="`farm-executor COMMAND --help` tells more of each.",
+    )
+    parser.add_argument("--version", action="version", version=f"farm-executor {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    serve = _command(commands, "serve", _serve, "Start a server; it runs until it is told to end.", epilog=_SERVE)
+    serve.add_argument("address", nargs="?", default=DEFAULT_ADDRESS, help="HOST:PORT (default: %(default)s)")
+    serve.add_argument("--workers", type=int, help="how many workers each client may have (default: one per CPU)")
+    serve.add_argument("--name", default="", help="a label, shown by `status`")
+    serve.add_argument(
+        "--insecure", action="store_true", help="listen, unencrypted, on an address that others can reach"
+    )
+    for name, run, text in (
+        ("ping", _ping, "Ask whether a server answers: exit code 0 if it does, 1 if not."),
+        ("status", _status, "Show a server's clients and their workers."),
+        ("end", _end, "End a server: it takes no new clients; those connected are served to their end."),
+    ):
+        command = _command(commands, name, run, text, epilog=_KEYS)
+        command.add_argument("address", nargs="?", default=DEFAULT_ADDRESS, help="HOST:PORT (default: %(default)s)")
+        command.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
+        command.add_argument("--json", action="store_true", help="print a JSON object, for programs")
+    example = _command(commands, "demo", demo.main, "Analyse the whole standard library on a farm.", epilog=_KEYS)
+    demo.add_arguments(example)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, epilog: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--key-file", metavar="FILE", help="the file that holds the key")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
+    return parser
+
+
+_SERVE = f"""\
+SIGTERM or Ctrl-C: take no new clients, end when those connected have gone. Once more: end at once.
+
+{_KEYS}
+
+Whoever holds the key can run any code as the user who started the server. There is no encryption yet: listen on a
+loopback address and let clients come through an ssh tunnel, or use --insecure in a network that you trust.
+
+    farm-executor serve                       # for this machine alone
+    ssh -N -L 11111:127.0.0.1:11111 hostA     # on the client: reach a server on hostA by 127.0.0.1:11111
+    farm-executor serve 0.0.0.0:11111 --insecure"""
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from farm_executor.server.supervisor import serve  # late: it needs a system with fork
+
+    address = parse_address(options.address, any_port=True)
+    check_exposure(address, options.insecure)
+    if options.workers is not None and options.workers < 1:
+        raise ValueError("--workers must be at least 1")
+    slots = options.workers or default_slots()
+    key = server_key(key_file=options.key_file)
+    listener = listen(address)
+    address = bound_address(listener, address)
+    print(f"serving on {address}, {slots} workers for each client", flush=True)
+    serve(listener, address=str(address), key=key, slots=slots, name=options.name)
+    return YES
+
+
+def _ping(options: argparse.Namespace) -> int:
+    address = _tcp(options.address)
+    alive = admin.ping(address.host, address.port, options.timeout, key_file=options.key_file)
+    if options.json:
+        print(json.dumps({"address": str(address), "alive": alive}))
+    else:
+        print(f"{address} {'answers' if alive else 'does not answer'}")
+    return YES if alive else NO
+
+
+def _status(options: argparse.Namespace) -> int:
+    address = _tcp(options.address)
+    try:
+        data = admin.status(address.host, address.port, timeout=options.timeout, key_file=options.key_file)
+    except (OSError, RemoteProtocolError) as error:
+        return _away(address, error, options.json)
+    if options.json:
+        print(json.dumps(data))
+        return YES
+    label = f" {data['name']!r}" if data["name"] else ""
+    state = "takes no new clients" if data["draining"] else "open"
+    print(
+        f"{data['address']}{label}: {state}, pid {data['pid']}, up {data['seconds']:.0f} s, {data['slots']} slots"
+    )
+    print("  " + ", ".join(f"{name} {version}" for name, version in data["versions"].items()))
+    for session in data["sessions"]:
+        print(f"  client {session['client']}")
+        for worker in session["workers"]:
+            print(f"    slot {worker['slot']}: worker pid {worker['pid']}, up {worker['seconds']:.0f} s")
+    if not data["sessions"]:
+        print("  no clients")
+    return YES
+
+
+def _end(options: argparse.Namespace) -> int:
+    address = _tcp(options.address)
+    try:
+        admin.end_server(address.host, address.port, timeout=options.timeout, key_file=options.key_file)
+    except (OSError, RemoteProtocolError) as error:
+        return _away(address, error, options.json)
+    print(json.dumps({"address": str(address), "ended": True}) if options.json else f"{address} ends")
+    return YES
+
+
+def _away(address: Address, error: Exception, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"address": str(address), "error": str(error)}))
+    else:
+        print(f"{address} does not answer: {error}", file=sys.stderr)
+    return NO
+
+
+def _tcp(text: str) -> Address:
+    address = parse_address(text)
+    if address.path:
+        raise AddressError(f"{text!r}: give a server's HOST:PORT")
+    return address
