@@ -317,7 +317,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `main` reads."""
     add = parser.add_argument
     add("--servers", nargs="+", metavar="ADDR", help="run on these servers (default: a farm on this machine)")
-    add("--key-file", metavar="FILE", help="the servers' key (default: this user's own)")
     add("--workers", type=positive, metavar="N", help="at most so many workers")
     serial = f"analyse all files, every {SAMPLE_STRIDE}th (sample, the default) or none again without the farm, "
     serial += "for the speed-up and to compare the results"

@@ -10,6 +10,7 @@ import warnings
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 
@@ -313,7 +314,7 @@ def test_progress_is_a_few_plain_lines_where_there_is_no_terminal():
 
 def test_progress_is_one_line_rewritten_and_at_last_erased_on_a_terminal(monkeypatch):
     ticks = itertools.count()
-    monkeypatch.setattr(demo.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(demo, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     stream = Terminal()
     show = demo.show_progress(stream)
     for done in range(1, 11):
@@ -531,16 +532,12 @@ def test_a_farm_that_cannot_be_had_is_one_error_not_each_file_s(command):
         command(farm=in_place_of_farm(Farm))
 
 
-def test_the_demo_runs_on_servers(monkeypatch, tmp_path, capsys):
-    for name, content in FILES:
-        (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr(demo, "stdlib", lambda: tmp_path)
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
+def test_the_demo_runs_on_servers(command):
     start = partial(farm_executor.start_server, "127.0.0.1", 0, background=True, workers=1)
     with start() as one, start() as two:
-        code = demo.main(parser.parse_args(["--servers", one.address, two.address, "--serial", "all", "--json"]))
-    answer = json.loads(capsys.readouterr().out)
+        arguments = ["--servers", one.address, two.address, "--serial", "all", "--json"]
+        code, out, _ = command(*arguments, farm=farm_executor.FarmExecutor)
+    answer = json.loads(out)
     assert code == 0
     assert (answer["modules"], answer["failed"], answer["serial"]["different"]) == (3, [], [])
     assert sum(worker["files"] for worker in answer["workers"]) == 3

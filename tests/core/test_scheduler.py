@@ -333,6 +333,18 @@ def warm(farm: Farm, worker: Worker, size: int) -> None:
     assert not worker.outstanding
 
 
+def load(farm: Farm, worker: Worker, count: int, **options: int) -> list[Task]:
+    """Give the only lane that is up that many tasks, of which it has begun none; return them."""
+    warm(farm, worker, count)
+    farm.submit()
+    tasks = [farm.submit(**options) for _ in range(count)]
+    farm.run(worker, 1, HORIZON_US / count)
+    while worker.inbox:
+        worker.receive()
+    assert on(worker) == tasks
+    return tasks
+
+
 @pytest.fixture
 def farm() -> Iterator[Farm]:
     """A farm that is checked at the end, and whose every task settles."""
@@ -447,17 +459,12 @@ def test_a_task_that_comes_back_goes_to_the_front_of_its_own_priority(farm: Farm
 
 def test_tasks_that_come_back_together_keep_their_order(farm: Farm) -> None:
     worker = farm.lane_up()
-    warm(farm, worker, 8)
-    farm.submit()
-    tasks = [*on(worker), *(farm.submit() for _ in range(9))]
-    assert len(on(worker)) > 1
-    farm.run(worker, len(on(worker)), SHORT)
-    assert len(on(worker)) > 2
-    left = on(worker) + farm.queue[0]
+    tasks = load(farm, worker, 4)
+    later = farm.submit()
     farm.lose(worker, known=True)
     worker = farm.lane_up()
-    assert [farm.run(worker)[0] for _ in left] == left
-    assert all(task.losses == 0 for task in tasks)
+    assert [farm.run(worker)[0] for _ in range(5)] == [*tasks, later]
+    assert [task.losses for task in tasks] == [0, 0, 0, 0]
 
 
 # -- rule 3: nobody idles -----------------------------------------------------------------------------------
@@ -478,13 +485,15 @@ def test_idle_lanes_take_over_what_a_lost_lane_had(farm: Farm) -> None:
 
 
 def test_a_short_queue_is_shared_by_all_lanes(farm: Farm) -> None:
-    first, second = farm.lane_up(), farm.lane_up()
+    first = farm.lane_up()
     warm(farm, first, 64)
-    for _ in range(12):
+    second = farm.lane_up()
+    for _ in range(2 + 11):
         farm.submit()
-    farm.run(first, len(on(first)), SHORT)
-    assert 1 < len(on(first)) <= 6
+    farm.run(first, 1, SHORT)
+    assert len(on(first)) == 6
     assert len(on(second)) == 1
+    assert farm.scheduler.queued == 5
 
 
 # -- rule 4: straight, or in batches ------------------------------------------------------------------------
@@ -497,12 +506,16 @@ def test_a_task_goes_straight_to_an_idle_lane(farm: Farm) -> None:
     assert farm.submit() in farm.queue[0], "nobody has room: the windows are of one"
 
 
-def test_a_task_goes_behind_the_only_one_of_a_lane_whose_window_allows_it(farm: Farm) -> None:
+def test_a_task_waits_for_a_batch_when_no_lane_is_idle(farm: Farm) -> None:
+    """However wide the windows are."""
     worker = farm.lane_up()
     warm(farm, worker, 8)
     tasks = [farm.submit() for _ in range(4)]
-    assert on(worker) == tasks[:2]
-    assert farm.queue[0] == tasks[2:]
+    assert on(worker) == tasks[:1]
+    assert farm.queue[0] == tasks[1:]
+    farm.run(worker, 1, SHORT)
+    assert on(worker) == tasks[1:]
+    assert len(worker.inbox) == 1, "all of them leave together"
 
 
 def test_a_lane_is_refilled_when_half_of_its_window_is_free(farm: Farm) -> None:
@@ -510,7 +523,7 @@ def test_a_lane_is_refilled_when_half_of_its_window_is_free(farm: Farm) -> None:
     warm(farm, worker, 8)
     for _ in range(30):
         farm.submit()
-    farm.run(worker, 2, 2 * HORIZON_US / 8)
+    farm.run(worker, 1, HORIZON_US / 8)
     assert worker.window.size == 8
     assert len(on(worker)) == 8
     sizes = []
@@ -565,14 +578,13 @@ def test_each_lane_has_its_own_numbers_without_a_gap() -> None:
     assert seqs[2] == list(range(len(seqs[2])))
 
 
-@pytest.mark.parametrize(("seq", "count"), [(0, 1), (2, 1), (1, 0), (1, 3), (1, -1), (0, 2), (2**64 - 1, 1)])
+@pytest.mark.parametrize(
+    ("seq", "count"), [(1, 1), (3, 1), (2, 0), (2, 3), (2, -1), (1, 2), (0, 1), (2**64 - 1, 1)]
+)
 def test_an_answer_out_of_order_is_the_peers_error_and_changes_nothing(farm: Farm, seq: int, count: int) -> None:
     worker = farm.lane_up()
-    warm(farm, worker, 2)
-    assert worker.next_seq == 1
-    farm.submit()
-    farm.submit()
-    assert len(on(worker)) == 2
+    load(farm, worker, 2)
+    assert [number for number, _ in worker.outstanding] == [2, 3]
     with pytest.raises(RemoteProtocolError):
         farm.scheduler.finished(worker.id, seq, count, SHORT)
     farm.check()
@@ -581,13 +593,9 @@ def test_an_answer_out_of_order_is_the_peers_error_and_changes_nothing(farm: Far
 def loaded(farm: Farm) -> tuple[Worker, Worker]:
     """A lane that was given four tasks and runs the first, and an idle one, for whose sake it was asked for two."""
     busy = farm.lane_up()
-    warm(farm, busy, 4)
-    for _ in range(6):
-        farm.submit()
-    farm.run(busy, 2, SHORT)
-    assert len(on(busy)) == 4
-    idle = farm.lane_up()
-    return busy, idle
+    load(farm, busy, 4)
+    busy.begin()
+    return busy, farm.lane_up()
 
 
 @pytest.mark.parametrize(("seq", "count"), [(-1, 2), (-2, 1), (-3, 2), (0, -1), (-5, 5), (0, 1)])
@@ -615,81 +623,74 @@ def test_giving_back_unasked_is_the_peers_error(farm: Farm) -> None:
 
 def test_half_of_what_a_lane_holds_is_recalled_for_an_idle_one(farm: Farm) -> None:
     busy, idle = loaded(farm)
-    third, fourth = on(busy)[2:]
-    assert busy.inbox[-1] == ("recall", 2)
-    busy.receive()
-    busy.begin()
+    running, second, third, fourth = on(busy)
+    assert [*busy.inbox] == [("recall", 2)]
     busy.receive()
     farm.deliver(busy)
     assert on(idle) == [third]
-    assert fourth in on(busy) + farm.queue[0]
+    assert on(busy) == [running, second, fourth], "it has room for its share of what nobody idles for any more"
 
 
 def test_a_lane_is_given_nothing_until_it_has_answered_the_recall(farm: Farm) -> None:
     busy, idle = loaded(farm)
-    assert busy.recalling
-    farm.submit()
-    assert len(on(idle)) == 1
-    before = on(busy)
-    farm.submit()
-    assert on(busy) == before
-    assert farm.scheduler.queued == 1
-    busy.receive()
+    given = farm.submit()
+    assert on(idle) == [given]
+    queued = farm.submit()
     while busy.waiting:
-        busy.begin()
-        busy.end()
+        busy.go_on()
+    busy.end()
     busy.flush(SHORT)
     farm.deliver(busy)
     assert on(busy) == []
-    assert farm.scheduler.queued == 1, "it idles: its answer is due"
+    assert farm.queue[0] == [queued], "it idles: its answer is due"
     busy.receive()
     farm.deliver(busy)
-    assert len(on(busy)) == 1
-    assert farm.scheduler.queued == 0
+    assert on(busy) == [queued]
 
 
 def test_a_lane_that_had_nothing_to_give_is_not_asked_again_before_it_has_answered_something(farm: Farm) -> None:
     busy, idle = loaded(farm)
-    busy.receive()
-    while busy.waiting:
-        busy.begin()
-        if busy.waiting:
-            busy.end()
-    busy.receive()
-    while busy.outbox:
-        farm.deliver(busy)
-    farm.check()
-    assert not busy.recalling
-    assert not idle.outstanding
-    assert not busy.inbox
+    busy.inbox.clear()
+    busy.outbox.append(("recalled", 0, [], 0))
+    farm.deliver(busy)
+    assert len(on(busy)) == 4
+    assert on(idle) == []
+    farm.lane_up()
+    assert [*busy.inbox] == []
+    busy.end()
+    busy.flush(LONG)
+    farm.deliver(busy)
+    assert [*busy.inbox] == [("recall", 1)]
 
 
 def test_the_numbers_of_what_was_given_back_are_used_again(farm: Farm) -> None:
     busy, idle = loaded(farm)
-    before = busy.next_seq
-    busy.receive()
+    numbers = [number for number, _ in busy.outstanding]
     busy.receive()
     farm.deliver(busy)
-    assert busy.next_seq <= before
-    farm.run(busy, len(on(busy)), SHORT)
-    farm.run(idle, len(on(idle)), SHORT)
+    assert [number for number, _ in busy.outstanding] == numbers[:3]
+    assert [number for number, _ in idle.outstanding] == [0]
+    busy.receive()
+    busy.end()
+    farm.run(busy, 2, SHORT)
+    farm.run(idle, 1, SHORT)
 
 
 def test_what_is_given_back_is_given_back_to_the_budget(farm: Farm) -> None:
-    busy = farm.lane_up(13)
-    warm(farm, busy, 4)
-    for _ in range(6):
-        farm.submit()
-    farm.run(busy, 2, SHORT)
+    busy = farm.lane_up(10)
+    load(farm, busy, 4)
+    assert busy.budget == 10 - 2 - 1 - 4
     farm.lane_up()
-    assert busy.recalling
-    before = busy.budget
-    assert before is not None
     busy.receive()
-    busy.receive()
-    (_, _, back, _) = busy.outbox[0]
     farm.deliver(busy)
-    assert busy.budget == before + 2 - len([task for task in back if task in on(busy)])
+    assert len(on(busy)) == 3
+    farm.run(busy, 3, LONG)
+    for _ in range(20):
+        farm.submit()
+    done = 0
+    while busy.id in farm.workers:
+        done += len(farm.run(busy, 1, LONG))
+    assert done == 10 - 2 - 1 - 3
 
 
 def test_a_single_task_is_never_recalled(farm: Farm) -> None:
@@ -703,21 +704,13 @@ def test_a_single_task_is_never_recalled(farm: Farm) -> None:
 
 
 def test_the_task_that_ran_is_charged_and_no_other(farm: Farm) -> None:
-    busy = farm.lane_up()
-    warm(farm, busy, 8)
-    for _ in range(10):
-        farm.submit()
-    farm.run(busy, 2, SHORT)
-    done, running, *rest = on(busy)
-    assert len(rest) > 1
-    busy.receive()
-    for _ in range(2):
-        busy.begin()
-        if busy.begun == busy.outstanding[0][0]:
-            busy.end()
-    farm.lose(busy, known=True)
-    assert running.losses == 1
-    assert [task.losses for task in (done, *rest)] == [0] * (1 + len(rest))
+    worker = farm.lane_up()
+    tasks = load(farm, worker, 4)
+    worker.begin()
+    worker.go_on()
+    farm.lose(worker, known=True)
+    assert [task.losses for task in tasks] == [0, 1, 0, 0], "the first was done, though nobody will hear of it"
+    assert farm.queue[0] == tasks
 
 
 def test_a_task_is_lost_when_its_attempts_are_used_up(farm: Farm) -> None:
@@ -732,12 +725,12 @@ def test_a_task_is_lost_when_its_attempts_are_used_up(farm: Farm) -> None:
 
 
 def test_when_nobody_can_say_what_ran_the_first_is_charged(farm: Farm) -> None:
-    busy, idle = loaded(farm)
-    first, *rest = on(busy)
-    farm.lose(busy, known=False)
-    assert first.losses == 1
-    assert [task.losses for task in rest] == [0] * len(rest)
-    assert len(on(idle)) == 1
+    worker = farm.lane_up()
+    tasks = load(farm, worker, 4)
+    worker.begin()
+    worker.go_on()
+    farm.lose(worker, known=False)
+    assert [task.losses for task in tasks] == [1, 0, 0, 0]
 
 
 def test_a_worker_that_died_between_two_tasks_charges_nobody(farm: Farm) -> None:
@@ -747,34 +740,22 @@ def test_a_worker_that_died_between_two_tasks_charges_nobody(farm: Farm) -> None
     assert farm.fate == {}
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_task_of_one_attempt_that_may_have_begun_is_never_sent_again(known: bool) -> None:
-    scheduler = Scheduler()
-    scheduler.lane_up(1)
-    for number in range(3):
-        scheduler.submit(Task(number, None))
-        if number < 2:
-            scheduler.finished(1, number, 1, SHORT)
-    scheduler.finished(1, 2, 1, SHORT)
-    tasks = [Task(number, None, max_attempts=1) for number in range(3, 6)]
-    assert [isinstance(scheduler.submit(task)[0], Assign) for task in tasks[:2]] == [True, True]
-    # the worker has ended the fourth task (number 3), and begun the fifth, and neither answer has come
-    lost = scheduler.lane_lost(1, 4 if known else None)
-    assert lost == [Lose(tasks[0]), Lose(tasks[1])]
-    assert scheduler.unsettled == 0
+def test_a_task_of_one_attempt_that_may_have_begun_is_never_sent_again(farm: Farm) -> None:
+    worker = farm.lane_up()
+    done, running, third, fourth = load(farm, worker, 4, max_attempts=1)
+    worker.begin()
+    worker.go_on()
+    farm.lose(worker, known=True)
+    assert [farm.fate[task.id] for task in (done, running)] == ["lost", "lost"]
+    assert farm.queue[0] == [third, fourth]
+    assert (running.losses, done.losses, third.losses) == (1, 0, 0)
 
 
-def test_a_task_of_one_attempt_that_had_not_begun_is_moved(farm: Farm) -> None:
-    busy = farm.lane_up()
-    warm(farm, busy, 2)
-    first = farm.submit(max_attempts=1)
-    second = farm.submit(max_attempts=1)
-    assert on(busy) == [first, second]
-    busy.receive()
-    busy.begin()
-    farm.lose(busy, known=True)
-    assert farm.fate[first.id] == "lost"
-    assert farm.run(farm.lane_up()) == [second]
+def test_when_nobody_can_say_what_ran_each_task_of_one_attempt_is_lost(farm: Farm) -> None:
+    worker = farm.lane_up()
+    tasks = load(farm, worker, 4, max_attempts=1)
+    farm.lose(worker, known=False)
+    assert [farm.fate[task.id] for task in tasks] == ["lost"] * 4
 
 
 def test_an_unknown_lane_that_is_lost_changes_nothing(farm: Farm) -> None:
