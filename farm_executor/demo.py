@@ -314,7 +314,7 @@ def _failure_lines(title: str, failures: Sequence[dict[str, str]], width: int) -
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `main` reads."""
+    """Add the options that `main` reads, but for `--key-file`, which every command has."""
     add = parser.add_argument
     add("--servers", nargs="+", metavar="ADDR", help="run on these servers (default: a farm on this machine)")
     add("--workers", type=positive, metavar="N", help="at most so many workers")

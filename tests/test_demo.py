@@ -339,6 +339,7 @@ def command(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(demo, "stdlib", lambda: tmp_path)
         monkeypatch.setattr(farm_executor, "FarmExecutor", farm)
         parser = argparse.ArgumentParser()
+        parser.add_argument("--key-file")
         demo.add_arguments(parser)
         code = demo.main(parser.parse_args(arguments))
         return code, *capsys.readouterr()

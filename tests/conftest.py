@@ -1,0 +1,59 @@
+"""What every test gets: a key file of its own, no leaks, and stacks when something hangs."""
+
+import gc
+import os
+import sys
+import threading
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_key_file(tmp_path_factory):
+    """Tests never read or make the user's own key."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ.pop("FARM_EXECUTOR_KEY_FILE", None)
+
+
+def _threads():
+    return {thread for thread in threading.enumerate() if thread.name.startswith("farm-")}
+
+
+def _children():
+    """The pids of this process's children, zombies included."""
+    path = f"/proc/self/task/{threading.get_native_id()}/children"
+    if not os.path.exists(path):
+        return set()
+    pids = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                pids.update(map(int, file.read().split()))
+        except FileNotFoundError:  # the thread has ended meanwhile
+            pass
+    return pids
+
+
+def _descriptors():
+    return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+
+
+@pytest.fixture
+def no_leaks():
+    """After the test no thread of ours, no child process and no descriptor more than before it.
+
+    The engine's last deeds may be under way when a test ends, so the end is awaited, with a deadline.
+    """
+    gc.collect()
+    threads, children, descriptors = _threads(), _children(), _descriptors()
+    yield
+    deadline = time.monotonic() + 10
+    while True:
+        gc.collect()
+        left = (_threads() - threads, _children() - children, max(_descriptors() - descriptors, 0))
+        if not any(left):
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: threads {left[0]}, processes {left[1]}, descriptors {left[2]}")
+        time.sleep(0.02)
