@@ -27,6 +27,7 @@ Socket = socket.socket
 
 _CHUNK = 64 * 1024
 _BACKLOG = 1024
+_HAS_SENDMSG = hasattr(socket.socket, "sendmsg")  # not on Windows
 _VECTOR = 64  # buffers in one sendmsg; the system's limit is 1024
 _BULK_READS = 32  # reads of one segment before other connections get their turn
 
@@ -226,8 +227,11 @@ class Connection:
 
         A lost connection is not reported here: the receiving side will see it.
         """
-        self._unsent.extend(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
+        self._queue(buffers)
         return self.flush()
+
+    def _queue(self, buffers: Iterable[Buffer]) -> None:
+        self._unsent.extend([memoryview(buffer).cast("B") for buffer in buffers if len(buffer)])
 
     def flush(self) -> bool:
         """Go on sending; say whether all is sent."""
@@ -246,15 +250,15 @@ class Connection:
         Raises:
             OSError: The connection is lost, or the socket's timeout is over.
         """
-        self._unsent.extend(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
+        self._queue(buffers)
         while self._unsent:
             self._send_some()
 
     def _send_some(self) -> None:
-        if hasattr(self.socket, "sendmsg"):
-            count = self.socket.sendmsg(list(islice(self._unsent, _VECTOR)))
-        else:  # Windows
+        if len(self._unsent) == 1 or not _HAS_SENDMSG:
             count = self.socket.send(self._unsent[0])
+        else:
+            count = self.socket.sendmsg(list(islice(self._unsent, _VECTOR)))
         while count:
             first = self._unsent[0]
             if count < len(first):

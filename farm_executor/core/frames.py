@@ -24,7 +24,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
@@ -60,6 +60,7 @@ Payload = Sequence[Buffer]
 
 _HEADER = struct.Struct("<IBBHQ")
 _U32 = struct.Struct("<I")
+_TWO_U32 = struct.Struct("<II")
 HEADER_SIZE = _HEADER.size
 
 MAX_BODY = 4 * 1024 * 1024
@@ -98,28 +99,25 @@ class FrameType(enum.IntEnum):
 _TYPES = {int(kind): kind for kind in FrameType}
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):  # as the next two, a tuple because it is made once or more for every call
     """One frame as it was received."""
 
     type: FrameType
     flags: int = 0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # shadows tuple.count, which nobody misses
     seq: int = 0
     body: Buffer = b""
     segments: tuple[Buffer, ...] = ()
 
 
-@dataclass(frozen=True)
-class TaskItem:
+class TaskItem(NamedTuple):
     """A task on the wire: the number of its function on this lane, and its arguments."""
 
     function: int
     payload: Payload
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """An outcome on the wire: a value, or with ``error`` an encoded failure."""
 
     payload: Payload
@@ -221,6 +219,9 @@ def encode_tasks(seq: int, tasks: Sequence[TaskItem]) -> list[Buffer]:
 
 def _encode_batch(seq: int, batch: Sequence[TaskItem]) -> list[Buffer]:
     n = len(batch)
+    if n == 1:  # a call whose result is awaited: the general way would take twice as long
+        function, (data,) = batch[0]
+        return [_HEADER.pack(8 + len(data), FrameType.TASKS, 0, 1, seq) + _TWO_U32.pack(function, len(data)) + data]
     numbers = [item.function for item in batch]
     bodies = [item.payload[0] for item in batch]
     table = struct.pack(f"<{2 * n}I", *numbers, *map(len, bodies))
@@ -236,24 +237,20 @@ def decode_tasks(frame: Frame) -> list[TaskItem]:
     if frame.flags & BULK:
         (function,) = _U32.unpack(_prefix_of(frame, 4))
         return [TaskItem(function, frame.segments)]
-    n = frame.count
-    view = memoryview(frame.body)
-    if not n or len(view) < 8 * n:
-        raise RemoteProtocolError(f"TASKS frame of {n} tasks in {len(view)} bytes")
-    table = struct.unpack_from(f"<{2 * n}I", view)
-    return [
-        TaskItem(function, (part,))
-        for function, part in zip(table[:n], _split(view[8 * n :], table[n:]), strict=True)
-    ]
+    n, body = frame.count, frame.body
+    if not n or len(body) < 8 * n:
+        raise RemoteProtocolError(f"TASKS frame of {n} tasks in {len(body)} bytes")
+    table = struct.unpack_from(f"<{2 * n}I", body)
+    parts = _split(body, 8 * n, table[n:])
+    return [TaskItem(function, (part,)) for function, part in zip(table[:n], parts, strict=True)]
 
 
-def _split(view: memoryview, sizes: Sequence[int]) -> list[memoryview]:
-    if sum(sizes) != len(view):
-        raise RemoteProtocolError(f"a table of {sum(sizes)} bytes over a body of {len(view)}")
-    parts = []
-    start = 0
+def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Buffer]:
+    if start + sum(sizes) != len(body):
+        raise RemoteProtocolError(f"a table of {sum(sizes)} bytes over a body of {len(body)}")
+    parts: list[Buffer] = []
     for size in sizes:
-        parts.append(view[start : start + size])
+        parts.append(body[start : start + size])
         start += size
     return parts
 
@@ -293,6 +290,10 @@ def encode_results(seq: int, results: Sequence[Result], busy_us: int) -> list[Bu
 
 
 def _encode_result_batch(seq: int, batch: Sequence[Result], busy_us: int) -> list[Buffer]:
+    if len(batch) == 1:
+        (data,), error = batch[0]
+        table = _TWO_U32.pack(min(busy_us, 0xFFFFFFFF), len(data) | (_ERROR_BIT if error else 0))
+        return [_HEADER.pack(8 + len(data), FrameType.RESULTS, 0, 1, seq) + table + data]
     bodies = [result.payload[0] for result in batch]
     sizes = [len(result.payload[0]) | (_ERROR_BIT if result.error else 0) for result in batch]
     table = struct.pack(f"<{1 + len(batch)}I", min(busy_us, 0xFFFFFFFF), *sizes)
@@ -308,12 +309,11 @@ def decode_results(frame: Frame) -> tuple[int, list[Result]]:
     if frame.flags & BULK:
         (busy,) = _U32.unpack(_prefix_of(frame, 4))
         return busy, [Result(frame.segments, bool(frame.flags & ERROR))]
-    n = frame.count
-    view = memoryview(frame.body)
-    if not n or len(view) < 4 + 4 * n:
-        raise RemoteProtocolError(f"RESULTS frame of {n} results in {len(view)} bytes")
-    busy, *sizes = struct.unpack_from(f"<{1 + n}I", view)
-    parts = _split(view[4 + 4 * n :], [size & ~_ERROR_BIT for size in sizes])
+    n, body = frame.count, frame.body
+    if not n or len(body) < 4 + 4 * n:
+        raise RemoteProtocolError(f"RESULTS frame of {n} results in {len(body)} bytes")
+    busy, *sizes = struct.unpack_from(f"<{1 + n}I", body)
+    parts = _split(body, 4 + 4 * n, [size & ~_ERROR_BIT for size in sizes])
     return busy, [Result((part,), bool(size & _ERROR_BIT)) for part, size in zip(parts, sizes, strict=True)]
 
 

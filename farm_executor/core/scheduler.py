@@ -26,7 +26,7 @@ from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from farm_executor.core.window import Window
 from farm_executor.errors import RemoteProtocolError
@@ -54,8 +54,7 @@ class Task:
     started: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(NamedTuple):
     """Send these tasks, numbered from ``seq`` on, to the lane."""
 
     lane: int
@@ -63,23 +62,20 @@ class Assign:
     tasks: list[Task]
 
 
-@dataclass(frozen=True, slots=True)
-class Recall:
+class Recall(NamedTuple):
     """Ask the lane for up to ``count`` of the tasks that it has not begun."""
 
     lane: int
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses
 
 
-@dataclass(frozen=True, slots=True)
-class Retire:
+class Retire(NamedTuple):
     """The lane has run all the tasks that it was allowed: end it. The scheduler has forgotten it."""
 
     lane: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lose:
+class Lose(NamedTuple):
     """Settle the task as lost: its worker died and it must not be sent again."""
 
     task: Task

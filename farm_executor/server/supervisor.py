@@ -37,7 +37,8 @@ from farm_executor.core.handshake import (
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.payload import local_versions
 from farm_executor.security import set_ambient_key
-from farm_executor.server.worker import BEGUN, NOT_BEGUN, WorkerStart, run_worker
+from farm_executor.server.lane import BEGUN, NOT_BEGUN
+from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.transport import Connection, Socket, Waker, hang_up, tune
 
 __all__ = ["Supervisor", "serve"]

@@ -1,0 +1,307 @@
+"""The worker's end of its lane: tasks in, outcomes out.
+
+This module owns who reads the socket when, what of the tasks is still to be run, and when outcomes are sent. It
+must not know what a task is, nor run one.
+
+The main thread reads by itself while it has nothing to run: handing each task over from another thread would cost
+a call a fifth of its time. While it runs tasks, the *helper* thread looks after the lane. It gives back what is
+recalled, sends outcomes that would otherwise wait behind a long task, and ends the process when the client is gone.
+It sleeps a few milliseconds between looks; when a task lasts longer than that, it takes the socket over until the
+main thread wants it back; when nothing has come for a second, it sleeps until something comes.
+
+Locks, in the order in which they may be taken: ``_io`` (who reads), ``_send`` (who sends, and the outcomes not yet
+sent), ``_state`` (the queue and what the main thread does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from farm_executor.core.frames import (
+    ERROR,
+    Frame,
+    FrameType,
+    Payload,
+    Result,
+    decode_number,
+    decode_tasks,
+    encode_frame,
+    encode_payload,
+    encode_results,
+    is_bulk,
+    payload_of,
+)
+from farm_executor.errors import RemoteProtocolError
+from farm_executor.transport import Connection, Socket, Waker
+
+if TYPE_CHECKING:
+    import mmap
+
+__all__ = ["BEGUN", "NOT_BEGUN", "SentFunction", "SentTask", "WorkerLane"]
+
+FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while tasks follow
+TICK = 0.005  # seconds between the helper's looks
+REST = 1.0  # seconds without a task after which the helper stops looking
+
+BEGUN = struct.Struct("<q")
+NOT_BEGUN = -1
+
+
+@dataclass(slots=True)
+class SentFunction:
+    """A function as it came, with room for what the runner makes of it.
+
+    Attributes:
+        generation: Of the namespaces when it was loaded; -1 before.
+    """
+
+    data: Payload
+    loaded: Any = None
+    generation: int = -1
+
+
+@dataclass(slots=True)
+class SentTask:
+    """A task as it came."""
+
+    seq: int
+    function: SentFunction
+    arguments: Payload
+
+
+class WorkerLane:
+    """See the module.
+
+    Args:
+        socket: The lane, authenticated, after the hellos, blocking.
+        begun: Shared with the supervisor: the number of the last task begun, so that it outlives a crash.
+        lifeline: A file descriptor that reaches its end when the supervisor is gone.
+    """
+
+    def __init__(self, socket: Socket, begun: mmap.mmap, lifeline: int) -> None:
+        self._connection = Connection(socket)
+        self._begun = begun
+        self._lifeline = lifeline
+        self._io = threading.Lock()
+        self._wanted = Waker()  # rings when the main thread wants to read and the helper may be asleep doing so
+        self._functions: dict[int, SentFunction] = {}  # guarded by _io, like the reading itself
+        self._expected = 0  # by _io and, as recall changes it, _state
+
+        self._send = threading.Lock()
+        self._outcomes: list[Result] = []
+        self._outcomes_seq = 0
+        self._outcomes_busy = 0.0
+        self._last_flush = 0.0
+
+        self._state = threading.Lock()
+        self._tasks: deque[SentTask | Frame] = deque()
+        self._run = 0  # counts what the main thread has begun
+        self._busy = False
+        self._ended = False
+        self._resting = False
+        self._last_task = 0.0
+        self._rest_over = threading.Lock()
+        self._rest_over.acquire()
+
+        self._poll = select.poll()
+        self._helper_poll = select.poll()
+        for poll in (self._poll, self._helper_poll):
+            poll.register(socket.fileno(), select.POLLIN)
+            poll.register(lifeline, select.POLLIN)
+        self._helper_poll.register(self._wanted.fileno(), select.POLLIN)
+
+    def start_helper(self) -> None:
+        """Start the helper thread, which lives as long as the process."""
+        threading.Thread(target=self._help, name="farm-worker-helper", daemon=True).start()
+
+    # -- the main thread -------------------------------------------------------------------------------
+
+    def next(self) -> SentTask | Frame | None:
+        """Wait for the next task, or the INIT frame; None when the client is gone."""
+        while True:
+            with self._state:
+                if self._tasks:
+                    self._run += 1
+                    self._busy = True
+                    if self._resting:
+                        self._resting = False
+                        self._rest_over.release()
+                    return self._tasks.popleft()
+                if self._ended:
+                    return None
+            self._read()
+
+    def _read(self) -> None:
+        if not self._io.acquire(blocking=False):
+            self._wanted.wake()
+            self._io.acquire()
+        try:
+            with self._state:
+                if self._tasks or self._ended:  # the helper has read since we looked
+                    return
+            self._await(self._poll, None)
+            self._receive()
+        finally:
+            self._io.release()
+
+    def begin(self, seq: int) -> None:
+        """Note in shared memory that this task has begun."""
+        BEGUN.pack_into(self._begun, 0, seq)
+
+    def ready(self, failure: Payload | None) -> None:
+        """Say what came of the initializer."""
+        with self._state:
+            self._busy = False
+        flags = ERROR if failure else 0
+        self._say(encode_payload(FrameType.READY, failure or [b""], flags=flags))
+
+    def settle(self, result: Result, busy: float) -> None:
+        """Take the outcome of the task just run.
+
+        It is sent at once if no task follows, if the last sending was a while ago, or if it is bulk, whose
+        memory the next task might change; else it waits for company, and the helper sees that it does not wait
+        long.
+        """
+        now = time.perf_counter()
+        with self._send:
+            if not self._outcomes:
+                (self._outcomes_seq,) = BEGUN.unpack_from(self._begun, 0)
+            self._outcomes.append(result)
+            self._outcomes_busy += busy
+            with self._state:
+                last = not self._tasks
+                if last:
+                    self._busy = False
+                    self._last_task = now
+            if last or now - self._last_flush > FLUSH_AFTER or is_bulk(result.payload):
+                self._last_flush = now
+                self._flush()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._connection.close()
+
+    # -- either thread ---------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Send the outcomes; ``_send`` is held."""
+        outcomes, self._outcomes = self._outcomes, []
+        busy, self._outcomes_busy = self._outcomes_busy, 0.0
+        with contextlib.suppress(OSError):  # that the client is gone, reading will tell
+            self._connection.send_all(encode_results(self._outcomes_seq, outcomes, int(busy * 1e6)))
+
+    def _say(self, buffers: list[Any]) -> None:
+        with self._send, contextlib.suppress(OSError):
+            self._connection.send_all(buffers)
+
+    def _await(self, poll: select.poll, timeout: float | None) -> list[int]:
+        """The descriptors that can be read. Without the supervisor there is no living on."""
+        ready = [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
+        if self._lifeline in ready:
+            os._exit(0)
+        return ready
+
+    def _receive(self) -> None:
+        """Read what is there; ``_io`` is held."""
+        try:
+            for frame in self._connection.receive():
+                self._take(frame)
+        except (EOFError, RemoteProtocolError) as error:
+            if isinstance(error, RemoteProtocolError):
+                print(f"farm_executor: worker {os.getpid()} ends: {error}", file=sys.stderr)  # noqa: T201
+            with self._state:
+                if self._busy:
+                    os._exit(0)  # the task that runs has nobody to run for
+                self._tasks.clear()
+                self._ended = True
+
+    def _take(self, frame: Frame) -> None:
+        if frame.type is FrameType.TASKS:
+            self._queue_tasks(frame)
+        elif frame.type is FrameType.FUNCTION:
+            self._functions[frame.seq] = SentFunction(payload_of(frame))
+        elif frame.type is FrameType.FORGET:
+            self._functions.pop(decode_number(frame), None)
+        elif frame.type is FrameType.RECALL:
+            self._give_back(frame.count)
+        elif frame.type is FrameType.INIT:
+            with self._state:
+                self._tasks.append(frame)
+        else:
+            raise RemoteProtocolError(f"{frame.type.name} frame on a lane")
+
+    def _queue_tasks(self, frame: Frame) -> None:
+        if frame.seq != self._expected:
+            raise RemoteProtocolError(f"tasks from {frame.seq} on, when {self._expected} was due")
+        tasks = []
+        for item in decode_tasks(frame):
+            function = self._functions.get(item.function)
+            if function is None:
+                raise RemoteProtocolError(f"task {self._expected} names function {item.function}, which never came")
+            # The task holds its function: a FORGET behind it concerns later ones only.
+            tasks.append(SentTask(self._expected, function, item.payload))
+            self._expected += 1
+        with self._state:
+            self._tasks.extend(tasks)
+
+    def _give_back(self, count: int) -> None:
+        with self._state:
+            given = min(count, len(self._tasks))
+            for _ in range(given):
+                self._tasks.pop()
+            self._expected -= given
+        self._say(encode_frame(FrameType.RECALLED, count=given, seq=self._expected))
+
+    # -- the helper thread -----------------------------------------------------------------------------
+
+    def _help(self) -> None:
+        try:
+            seen = 0
+            while True:
+                self._rest()
+                time.sleep(TICK)
+                run = self._run
+                if self._busy:
+                    self._look_after(long=run == seen)
+                seen = run
+        except BaseException:  # a bug of ours: better a dead worker, which is replaced, than a deaf one
+            sys.excepthook(*sys.exc_info())
+            os._exit(70)
+
+    def _rest(self) -> None:
+        """Sleep for as long as nothing comes, if nothing has come for a while."""
+        with self._state:
+            self._resting = not self._busy and time.perf_counter() - self._last_task > REST
+            resting = self._resting
+        if resting:
+            self._rest_over.acquire()
+
+    def _look_after(self, long: bool) -> None:
+        """Do for the main thread what it cannot; if its task is a long one, until it can."""
+        if not self._io.acquire(blocking=False):
+            return
+        try:
+            while True:
+                with self._send:
+                    if self._outcomes:
+                        self._flush()
+                unattended = bool(self._tasks or self._outcomes)
+                ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
+                if self._connection.fileno() in ready:
+                    self._receive()
+                if self._wanted.fileno() in ready:
+                    self._wanted.drain()
+                    return
+                if not long:
+                    return
+        finally:
+            self._io.release()
