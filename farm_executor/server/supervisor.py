@@ -396,8 +396,9 @@ class Supervisor:
             os.setpgid(0, 0)  # Ctrl-C at the server is the supervisor's alone
         self._close_all(but=sock)
         null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
+        if null != 0:  # as it is when 0 was the owner's end, just closed
+            os.dup2(null, 0)
+            os.close(null)
         set_ambient_key(self._key)
         sock.setblocking(True)
         return WorkerStart(sock, begun, self._lifeline, interruptible=self._embedded)

@@ -4,17 +4,18 @@ Nothing of CPython is copied: its test classes are imported, and the executor th
 Importing this module needs `test.test_concurrent_futures`, which some builds of Python leave out.
 """
 
+import gc
 import importlib
+import logging
 import multiprocessing
 import pkgutil
 import sys
 import unittest
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from conformance.tables import BOUND, DEADLOCK_OUTCOMES, EXCLUDED, NOT_BOUND_MODULES
+from conformance.tables import BOUND, DEADLOCK_OUTCOMES, EXCLUDED, NOT_BOUND_MODULES, STARTED_FIRST
 from test import support
 from test.support.script_helper import assert_python_ok
 
@@ -60,10 +61,28 @@ def classes_with_tests() -> dict[str, type]:
     }
 
 
+class FarmTestCase(find("BaseTestCase")):  # type: ignore[misc]
+    """The suite's base class, for which a thread or a dead child process left behind is a failure."""
+
+    def setUp(self) -> None:
+        support.environment_altered = False
+        super().setUp()
+
+    def tearDown(self) -> None:
+        gc.collect()  # the suite counts thread objects, also of threads that have ended
+        super().tearDown()
+        self.assertFalse(support.environment_altered, "threads or dead processes were left behind")
+
+
 class FarmMixin(find("ExecutorMixin")):  # type: ignore[misc]
-    """What the suite crosses its tests with, for a farm: its executors and events, and a look at what they leave."""
+    """What the suite crosses its tests with, for a farm."""
 
     executor_type = FarmExecutor
+
+    def setUp(self) -> None:
+        super().setUp()
+        if self._testMethodName in STARTED_FIRST:
+            self.executor.submit(int).result()
 
     def get_context(self) -> Any:
         """A context for those tests that pass one: the farm ignores it. Managers start fastest from this one."""
@@ -76,14 +95,6 @@ class FarmMixin(find("ExecutorMixin")):  # type: ignore[misc]
         manager = self.get_context().Manager()
         self.addCleanup(manager.shutdown)
         return manager.Event()
-
-    def setUp(self) -> None:
-        support.environment_altered = False
-        super().setUp()
-
-    def tearDown(self) -> None:
-        super().tearDown()
-        self.assertFalse(support.environment_altered, "threads or dead processes were left behind")
 
 
 class ScriptsMixin:
@@ -130,6 +141,10 @@ class FarmFutureMixin:
             if name.endswith("_FUTURE"):
                 ours = module.create_future(future._state, future._exception, future._result)
                 self._patch(module, name, ours)
+        # They read what is logged from stderr, where it does not go while pytest has handlers of its own.
+        logger = logging.getLogger("concurrent.futures")
+        logger.addHandler(logging.lastResort)  # type: ignore[arg-type]
+        self.addCleanup(logger.removeHandler, logging.lastResort)  # type: ignore[attr-defined]
         super().setUp()  # type: ignore[misc]
 
     def _patch(self, module: ModuleType, name: str, value: object) -> None:
@@ -138,22 +153,23 @@ class FarmFutureMixin:
         self.addCleanup(patch.stop)  # type: ignore[attr-defined]
 
 
-CROSSED_WITH: dict[str, tuple[type, ...]] = {
-    "ProcessPoolShutdownTest": (ScriptsMixin, FarmMixin),
-    "ExecutorDeadlockTest": (OutcomesMixin, FarmMixin),
-    "FutureTests": (FarmFutureMixin,),
+CROSSED_WITH: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
+    "ProcessPoolShutdownTest": ((ScriptsMixin,), (FarmMixin,)),
+    "ExecutorDeadlockTest": ((OutcomesMixin,), (FarmMixin,)),
+    "FutureTests": ((FarmFutureMixin,), ()),
 }
-"""What a bound class is crossed with, where that is not FarmMixin alone."""
+"""What comes before and after a bound class in its crossing, where that is not nothing and FarmMixin."""
 
 
 def bind(name: str) -> type[unittest.TestCase]:
     """The class of that name as a test case for the farm, without its excluded tests."""
-    source, base = find(name), find("BaseTestCase")
-    mixins = CROSSED_WITH.get(name, (FarmMixin,))
-    adapters = tuple(mixin for mixin in mixins if mixin is not FarmMixin)
-    executors = tuple(mixin for mixin in mixins if mixin is FarmMixin)
-    bases = (*adapters, source, *executors, *(() if issubclass(source, base) else (base,)))
+    before, after = CROSSED_WITH.get(name, ((), (FarmMixin,)))
     excluded = {test.test.partition(".")[2]: None for test in EXCLUDED if test.test.startswith(f"{name}.")}
+    source = find(name)
+    if issubclass(source, find("BaseTestCase")):
+        bases = (FarmTestCase, *before, source, *after)
+    else:
+        bases = (*before, source, *after, FarmTestCase)
     return type(f"Farm{name}", bases, excluded)
 
 
@@ -161,6 +177,6 @@ def bind_all() -> dict[str, type[unittest.TestCase]]:
     return {cls.__name__: cls for cls in map(bind, BOUND)}
 
 
-def clean_up() -> Callable[[], None]:
+def end_helpers() -> None:
     """Ends the processes that multiprocessing keeps for managers, as the suite does at the end of its modules."""
-    return multiprocessing.util._cleanup_tests  # type: ignore[attr-defined, no-any-return]
+    multiprocessing.util._cleanup_tests()  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ globals().update(suite.bind_all())
 @pytest.fixture(scope="module", autouse=True)
 def no_helpers_of_multiprocessing_left():
     yield
-    suite.clean_up()()
+    suite.end_helpers()
 
 
 def test_every_class_of_the_suite_is_bound_or_the_table_says_why_not():

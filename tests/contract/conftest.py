@@ -33,6 +33,7 @@ CAPABILITIES = {
     "recycles_under_load": "no task is lost when workers reach that limit (ProcessPoolExecutor hangs: CPython gh-115634)",
     "notifies": "wait() and as_completed() hear of what shutdown(cancel_futures=True) cancels (the pools tell nobody)",
     "closes_in_parallel": "several threads may call shutdown at once (in ProcessPoolExecutor one of them fails)",
+    "shares_managers": "a task may use the objects of the client's multiprocessing.Manager (on this machine only)",
     "survives": "a task that cannot be delivered costs that task only",
 }
 
@@ -77,11 +78,11 @@ ROWS = (
     Row(
         "thread",
         make_thread_pool,
-        frozenset({"by_value", "keeps_chain", "rebuilds", "closes_in_parallel"} | BUFFERS),
+        frozenset({"by_value", "keeps_chain", "rebuilds", "closes_in_parallel", "shares_managers"} | BUFFERS),
     ),
-    Row("process", make_process_pool, frozenset({"isolates", "chunks"} | BUFFERS | RECYCLES)),
+    Row("process", make_process_pool, frozenset({"isolates", "chunks", "shares_managers"} | BUFFERS | RECYCLES)),
     Row("farm-embedded", make_embedded_farm, frozenset(CAPABILITIES)),
-    Row("farm-servers", make_farm_of_servers, frozenset(CAPABILITIES)),
+    Row("farm-servers", make_farm_of_servers, frozenset(set(CAPABILITIES) - {"shares_managers"})),
 )
 
 

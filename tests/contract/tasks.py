@@ -63,6 +63,12 @@ def pass_gate_after_first(address: Address, path: str, number: int) -> int:
     return number
 
 
+def report_and_wait(queue: Any, event: Any, text: str) -> str:
+    """With the queue and the event of a manager."""
+    queue.put(text)
+    return "told to stop" if event.wait(DEADLINE) else "forgotten"
+
+
 def process_and_thread() -> tuple[int, int]:
     return os.getpid(), threading.get_ident()
 

@@ -1,6 +1,7 @@
 """submit: what goes to the function, and what comes back."""
 
 import functools
+import multiprocessing
 import operator
 import pickle
 import random
@@ -300,3 +301,18 @@ def test_the_global_random_state_of_the_client_is_left_alone(executor_factory):
         assert executor.submit(tasks.identity, 1).result(timeout=DEADLINE) == 1
         assert list(executor.map(tasks.negate, range(10))) == [-number for number in range(10)]
     assert random.getstate() == before
+
+
+@pytest.mark.needs("shares_managers")
+def test_objects_of_a_manager_may_be_arguments(executor):
+    """How programs for ProcessPoolExecutor report progress and are told to stop."""
+    manager = multiprocessing.get_context("forkserver").Manager()
+    try:
+        queue, event = manager.Queue(), manager.Event()
+        future = executor.submit(tasks.report_and_wait, queue, event, "progress")
+        assert queue.get(timeout=DEADLINE) == "progress"
+        assert not future.done()
+        event.set()
+        assert future.result(timeout=DEADLINE) == "told to stop"
+    finally:
+        manager.shutdown()

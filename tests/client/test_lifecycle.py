@@ -1,0 +1,473 @@
+"""Every way to end leaves nothing behind: no process, socket file, directory, thread or descriptor."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import uuid
+import weakref
+
+import pytest
+
+from farm_executor import BrokenFarmError, FarmExecutor, start_server
+
+DEADLINE = 20.0
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def _marked(mark):
+    """The pids of living processes that were started with this mark in their environment."""
+    pids = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                with open(f"/proc/{entry}/environ", "rb") as file:
+                    if mark.encode() in file.read():
+                        pids.append(int(entry))
+            except OSError:
+                continue
+    return pids
+
+
+def _until(condition, seconds=DEADLINE):
+    """Wait for a condition; return its last value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return value
+
+
+class Script:
+    """A program of a user's, run in a process of its own, with all that comes of it marked."""
+
+    def __init__(self, folder):
+        self.mark = f"farm-test-{uuid.uuid4()}"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.folder = folder
+        self.process = None
+
+    def start(self, code, **options):
+        path = self.folder / "script.py"
+        path.write_text(textwrap.dedent(code))
+        env = {**os.environ, "FARM_TEST_MARK": self.mark, "TMPDIR": str(self.temporary)}
+        self.process = subprocess.Popen(
+            [sys.executable, str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            **options,
+        )
+        return self.process
+
+    def run(self, code, **options):
+        process = self.start(code, **options)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def left(self):
+        return _marked(self.mark), os.listdir(self.temporary)
+
+    def clean(self, seconds=5.0):
+        """Whether nothing is left, within so many seconds."""
+        return _until(lambda: self.left() == ([], []), seconds)
+
+
+@pytest.fixture
+def script(tmp_path):
+    script = Script(tmp_path)
+    yield script
+    if script.process is not None:
+        with script.process:
+            script.process.kill()
+    for pid in _marked(script.mark):
+        os.kill(pid, signal.SIGKILL)
+
+
+# -- within one process -------------------------------------------------------------------------------
+
+
+def test_the_with_block_leaves_nothing(no_leaks, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    with FarmExecutor(2) as farm:
+        assert list(farm.map(abs, [-1, -2])) == [1, 2]
+
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_executor_never_used_starts_nothing(no_leaks):
+    farm = FarmExecutor(2)
+    farm.shutdown()
+
+    assert farm.statistics().state == "shut down"
+
+
+def test_shutdown_without_waiting_finishes_what_was_submitted(no_leaks):
+    farm = FarmExecutor(2)
+    futures = [farm.submit(abs, -i) for i in range(50)]
+    farm.shutdown(wait=False)
+
+    assert [future.result(timeout=DEADLINE) for future in futures] == list(range(50))
+
+
+def test_a_collected_executor_finishes_what_was_submitted_and_ends(no_leaks):
+    farm = FarmExecutor(2)
+    futures = [farm.submit(abs, -i) for i in range(50)]
+    reference = weakref.ref(farm)
+    del farm
+    gc.collect()
+
+    assert reference() is None
+    assert [future.result(timeout=DEADLINE) for future in futures] == list(range(50))
+
+
+def test_a_collected_executor_over_servers_gives_its_workers_back(no_leaks):
+    with start_server("127.0.0.1", 0, background=True, workers=1) as server:
+        farm = FarmExecutor(server.address)
+        pid = farm.submit(os.getpid).result(timeout=DEADLINE)
+        del farm
+        gc.collect()
+
+        assert _until(lambda: not _alive(pid))
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_shutdown_from_a_callback_does_not_wait_for_itself(no_leaks):
+    farm = FarmExecutor(1)
+    done = threading.Event()
+
+    def shut_down(future):
+        farm.shutdown(wait=True)
+        done.set()
+
+    farm.submit(abs, -1).add_done_callback(shut_down)
+
+    assert done.wait(DEADLINE)
+
+
+def test_many_farms_one_after_the_other_leave_nothing(no_leaks):
+    for _ in range(5):
+        with FarmExecutor(1) as farm:
+            farm.submit(abs, -1).result(timeout=DEADLINE)
+
+
+def test_an_embedded_server_that_was_killed_is_started_anew(no_leaks):
+    with FarmExecutor(1) as farm:
+        before = farm.submit(os.getppid).result(timeout=DEADLINE)
+        os.kill(before, signal.SIGKILL)
+
+        # For a moment the orphaned worker may still answer.
+        assert _until(lambda: farm.submit(os.getppid).result(timeout=DEADLINE) != before)
+
+
+# -- a program of its own -----------------------------------------------------------------------------
+
+
+@LINUX
+def test_the_end_of_the_interpreter_without_shutdown_finishes_the_tasks(script):
+    code, out, err = script.run("""
+        import time
+        from farm_executor import FarmExecutor
+
+        def late(text):
+            time.sleep(0.3)
+            print(text, flush=True)
+
+        farm = FarmExecutor(2)
+        farm.submit(late, "apple")
+        farm.submit(late, "pear")
+    """)
+
+    assert (code, sorted(out.split()), err) == (0, ["apple", "pear"], "")
+    assert script.clean()
+
+
+@LINUX
+def test_the_end_of_the_interpreter_waits_for_threads_that_still_submit(script):
+    """threading._register_atexit would refuse their tasks (CPython issue 148280)."""
+    code, out, err = script.run("""
+        import threading, time
+        from farm_executor import FarmExecutor
+
+        farm = FarmExecutor(1)
+
+        def work():
+            time.sleep(0.3)  # the main thread has ended by then
+            print(farm.submit(abs, -7).result(), flush=True)
+
+        threading.Thread(target=work).start()
+    """)
+
+    assert (code, out, err) == (0, "7\n", "")
+    assert script.clean()
+
+
+@LINUX
+def test_an_exception_that_ends_the_program_leaves_nothing(script):
+    code, _, err = script.run("""
+        from farm_executor import FarmExecutor
+        with FarmExecutor(2) as farm:
+            farm.submit(abs, -1).result()
+            raise LookupError("the program's own")
+    """)
+
+    assert code == 1
+    assert err.rstrip().endswith("LookupError: the program's own")
+    assert script.clean()
+
+
+SLOW = """
+    import sys, time
+    from farm_executor import FarmExecutor
+
+    with FarmExecutor({arguments}) as farm:
+        futures = [farm.submit(time.sleep, 60) for _ in range(10)]
+        while farm.statistics().running < 2:
+            time.sleep(0.01)
+        print("running", flush=True)
+        futures[0].result()
+"""
+
+
+@LINUX
+def test_ctrl_c_interrupts_tasks_and_ends_everything(script):
+    """As the terminal does it: SIGINT to the whole process group."""
+    process = script.start(SLOW.format(arguments="2"), start_new_session=True)
+    assert process.stdout.readline() == "running\n"
+
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE)
+
+    assert "KeyboardInterrupt" in err
+    assert process.returncode != 0
+    assert script.clean()
+
+
+@LINUX
+def test_a_client_that_is_killed_takes_its_embedded_farm_along(script):
+    process = script.start(SLOW.format(arguments="2"))
+    assert process.stdout.readline() == "running\n"
+
+    process.kill()
+
+    assert script.clean(2.0), script.left()
+
+
+@LINUX
+@pytest.mark.parametrize("task", ["time.sleep(60)", "while_true()", "pow(7, 10**9)"])
+def test_a_client_that_is_killed_takes_its_workers_on_servers_along(script, task):
+    """Also when the task holds the interpreter's lock, or never ends."""
+    with start_server("127.0.0.1", 0, background=True, workers=2) as server:
+        process = script.start(f"""
+            import time, os
+            from farm_executor import FarmExecutor
+
+            def while_true():
+                while True:
+                    pass
+
+            def run(path):
+                with open(path, "w") as file:
+                    file.write(str(os.getpid()))
+                os.rename(path, path + ".done")
+                {task}
+
+            farm = FarmExecutor({server.address!r})
+            futures = [farm.submit(run, {str(script.folder)!r} + f"/pid{{i}}") for i in range(2)]
+            print("submitted", flush=True)
+            futures[0].result()
+        """)
+        assert process.stdout.readline() == "submitted\n"
+        paths = [script.folder / f"pid{i}.done" for i in range(2)]
+        assert _until(lambda: all(path.exists() for path in paths))
+        pids = [int(path.read_text()) for path in paths]
+
+        process.kill()
+
+        assert _until(lambda: not any(map(_alive, pids)), 2.0)
+        with FarmExecutor(server.address) as farm:
+            assert farm.submit(abs, -1).result(timeout=DEADLINE) == 1
+
+
+@LINUX
+def test_a_forked_child_has_a_farm_of_its_own_and_leaves_the_parents_alone(script):
+    code, out, err = script.run("""
+        import os, sys, threading
+        from farm_executor import BrokenFarmError, FarmExecutor
+
+        def wait_for(event_path):
+            import time
+            while not os.path.exists(event_path):
+                time.sleep(0.01)
+            return "parent's"
+
+        go = os.path.join(os.environ["TMPDIR"], "go")
+        farm = FarmExecutor(2)
+        future = farm.submit(wait_for, go)
+        parents = farm.submit(os.getppid).result()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                future.result(timeout=10)
+            except BrokenFarmError as error:
+                print("child:", type(error).__name__, flush=True)
+            print("child: own farm", farm.submit(os.getppid).result(timeout=10) != parents, flush=True)
+            farm.shutdown()
+            sys.exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        open(go, "w").close()
+        print("parent:", future.result(timeout=10), farm.submit(os.getppid).result() == parents, flush=True)
+        farm.shutdown()
+        os.remove(go)
+    """)
+
+    assert err == ""
+    assert (code, out.splitlines()) == (
+        0,
+        ["child: BrokenFarmError", "child: own farm True", "parent: parent's True"],
+    )
+    assert script.clean()
+
+
+@LINUX
+def test_a_forked_child_that_outlives_its_killed_parent_does_not_keep_the_farm_alive(script):
+    process = script.start("""
+        import os, time
+        from farm_executor import FarmExecutor
+
+        farm = FarmExecutor(1)
+        farm.submit(abs, -1).result()
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+        print("forked", flush=True)
+        time.sleep(30)
+    """)
+    assert process.stdout.readline() == "forked\n"
+
+    process.kill()
+
+    # All that is left is the child itself.
+    assert _until(lambda: len(_marked(script.mark)) == 1, 3.0), script.left()
+    assert _until(lambda: os.listdir(script.temporary) == [], 3.0)
+
+
+@LINUX
+def test_a_second_ctrl_c_ends_the_wait_for_a_task_that_will_not_stop(script):
+    process = script.start(
+        """
+        import time
+        from farm_executor import FarmExecutor
+
+        def stubborn():
+            while True:
+                try:
+                    time.sleep(60)
+                except KeyboardInterrupt:
+                    print("no", flush=True)
+
+        with FarmExecutor(1) as farm:
+            future = farm.submit(stubborn)
+            while not farm.statistics().running:
+                time.sleep(0.01)
+            print("running", flush=True)
+            future.result()
+        """,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "running\n"
+    time.sleep(0.5)  # not for a state: the task has been sent, and is to be in its sleep when the signal comes
+
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.readline() == "no\n"
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=DEADLINE)
+
+    assert script.clean()
+
+
+# -- what an embedded worker has of its client --------------------------------------------------------
+
+
+@LINUX
+def test_embedded_workers_have_the_clients_path_directory_environment_and_output(script):
+    (script.folder / "beside.py").write_text("def where():\n    return 'beside the script'\n")
+    code, out, err = script.run("""
+        import os, sys
+        from farm_executor import FarmExecutor
+        import beside
+
+        os.environ["SET_BY_THE_PROGRAM"] = "yes"
+        os.chdir(os.environ["TMPDIR"])
+        sys.path.append("/added/by/the/program")
+
+        def look():
+            print("from the worker", flush=True)
+            print("to stderr", file=sys.stderr)
+            added = "/added/by/the/program" in sys.path
+            return os.getcwd(), os.environ["SET_BY_THE_PROGRAM"], added, sys.stdin.read()
+
+        with FarmExecutor(1) as farm:
+            print(farm.submit(beside.where).result(), flush=True)
+            assert farm.submit(look).result() == (os.getcwd(), "yes", True, "")
+            print("after it", flush=True)
+    """)
+
+    assert (code, out.splitlines(), err) == (
+        0,
+        ["beside the script", "from the worker", "after it"],
+        "to stderr\n",
+    )
+
+
+@LINUX
+def test_no_main_guard_is_needed_and_globals_set_by_the_initializer_are_there(script):
+    code, out, err = script.run("""
+        from farm_executor import FarmExecutor
+
+        STATE = None
+        CACHE = {}
+
+        def prepare(value):
+            global STATE
+            STATE = value
+            CACHE["key"] = value * 2
+
+        def work(x):
+            return STATE, CACHE["key"], x
+
+        farm = FarmExecutor(2, initializer=prepare, initargs=(5,))
+        print(list(farm.map(work, range(3))))
+    """)
+
+    assert (code, out, err) == (0, "[(5, 10, 0), (5, 10, 1), (5, 10, 2)]\n", "")
+
+
+def test_a_broken_farm_says_so_to_every_future_and_each_has_its_own_error(no_leaks):
+    def fail():
+        raise OSError("no licence")
+
+    with FarmExecutor(1, initializer=fail) as farm:
+        futures = []
+        with pytest.raises(BrokenFarmError):
+            while True:  # until submit itself knows
+                futures.append(farm.submit(abs, -1))
+                time.sleep(0.01)
+        errors = [future.exception(timeout=DEADLINE) for future in futures]
+
+    assert all(isinstance(error, BrokenFarmError) and "no licence" in str(error) for error in errors)
+    assert len({id(error) for error in errors}) == len(errors)
+    assert farm._broken

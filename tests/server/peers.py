@@ -1,0 +1,192 @@
+"""Peers that speak the protocol by hand, well or badly: what a client's engine would never say."""
+
+import contextlib
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from farm_executor import payload
+from farm_executor.address import parse_address
+from farm_executor.core.frames import (
+    Frame,
+    FrameType,
+    TaskItem,
+    decode_results,
+    encode_frame,
+    encode_payload,
+    encode_tasks,
+    payload_of,
+)
+from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, decode_hello
+from farm_executor.failure import Origin, load_failure
+from farm_executor.transport import Connection, connect
+from server.processes import DEADLINE
+from server.serving import KEY
+
+
+class Peer:
+    """One connection, blocking, with a deadline for everything."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._frames: deque[Frame] = deque()
+        connection.socket.settimeout(DEADLINE)
+
+    def send(self, *buffers: Any) -> None:
+        self.connection.send_all(buffers)
+
+    def send_frame(self, kind: FrameType, **fields: Any) -> None:
+        self.connection.send_all(encode_frame(kind, **fields))
+
+    def receive(self) -> Frame:
+        """The next frame.
+
+        Raises:
+            EOFError: There is none, for the other end is gone.
+        """
+        deadline = time.monotonic() + DEADLINE
+        while not self._frames:
+            if time.monotonic() > deadline:
+                raise TimeoutError("no frame in time")
+            self._frames.extend(self.connection.receive())
+        return self._frames.popleft()
+
+    def wait_for_end(self) -> None:
+        """Wait until the other end hangs up; it must say nothing more."""
+        try:
+            frame = self.receive()
+        except EOFError:
+            return
+        raise AssertionError(f"instead of the end came {frame}")
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LanePeer(Peer):
+    """The client's end of a lane."""
+
+    def __init__(self, connection: Connection, pid: int = 0) -> None:
+        super().__init__(connection)
+        self.pid = pid
+
+    def start(self, initializer: Callable[..., Any] | None = None, *arguments: Any) -> None:
+        """Send the initializer and wait until the worker is ready."""
+        call = None if initializer is None else (initializer, arguments)
+        self.send(*encode_payload(FrameType.INIT, payload.dumps(call)))
+        frame = self.receive()
+        assert frame.type is FrameType.READY, frame
+        assert not frame.flags, load_failure(payload_of(frame), Origin())
+
+    def teach(self, number: int, function: Callable[..., Any]) -> None:
+        self.send(*encode_payload(FrameType.FUNCTION, payload.dumps(function, out_of_band=False), seq=number))
+
+    def forget(self, number: int) -> None:
+        self.send_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
+
+    def submit(self, seq: int, *calls: tuple[Any, ...]) -> None:
+        """Send calls, each a function's number and its arguments, as one batch."""
+        items = [TaskItem(number, payload.dumps((arguments, {}))) for number, *arguments in calls]
+        self.send(*encode_tasks(seq, items))
+
+    def recall(self, count: int) -> None:
+        self.send_frame(FrameType.RECALL, count=count)
+
+    def outcomes(self, count: int) -> dict[int, Any]:
+        """The next outcomes by their numbers: values, or the exceptions themselves."""
+        found: dict[int, Any] = {}
+        while len(found) < count:
+            frame = self.receive()
+            assert frame.type is FrameType.RESULTS, frame
+            for number, result in enumerate(decode_results(frame)[1], frame.seq):
+                assert number not in found
+                data = result.payload
+                found[number] = load_failure(data, Origin()) if result.error else payload.loads(data)
+        return found
+
+
+class SessionPeer(Peer):
+    """The control connection of a session of one's own."""
+
+    def __init__(self, address: str, key: bytes = KEY, client: str = "a peer by hand", **hello: Any) -> None:
+        self.address = parse_address(address)
+        self._key = key
+        versions = vars(payload.local_versions())
+        said = {"role": "control", "versions": versions, "client": client, **hello}
+        connection, answer = connect(self.address, key, said, DEADLINE)
+        self.id = str(answer["session"])
+        self.slots = int(answer["slots"])
+        self.hello = answer
+        self.lanes: list[LanePeer] = []
+        super().__init__(connection)
+
+    def open_lane(self, lane: Any = 1, slot: Any = 0, session: Any = None) -> LanePeer:
+        hello = {"role": "lane", "session": session or self.id, "slot": slot, "lane": lane}
+        connection, answer = connect(self.address, self._key, hello, DEADLINE)
+        self.lanes.append(LanePeer(connection, int(answer["pid"])))
+        return self.lanes[-1]
+
+    def wait_for_death(self) -> dict[str, Any]:
+        """The next report of a worker's death."""
+        frame = self.receive()
+        assert frame.type is FrameType.WORKER_DIED, frame
+        return decode_hello(frame)
+
+    def close(self) -> None:
+        for lane in self.lanes:
+            lane.close()
+        super().close()
+
+
+def dial(address: str) -> socket.socket:
+    """A connection to a server, on which nothing has been said."""
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=DEADLINE)
+
+
+def prove_key(sock: socket.socket, key: bytes = KEY) -> None:
+    """The handshake, and no hello after it."""
+    handshake = ClientHandshake(key, os.urandom(NONCE_SIZE))
+    sock.sendall(handshake.start())
+    while not handshake.done:
+        data = sock.recv(handshake.wanted)
+        if not data:
+            raise EOFError("the server hung up")
+        sock.sendall(handshake.receive_data(data))
+
+
+def read_to_end(sock: socket.socket) -> bytes:
+    """All that comes until the other end hangs up, politely or not."""
+    pieces = []
+    try:
+        while piece := sock.recv(65536):
+            pieces.append(piece)
+    except ConnectionError:
+        pass
+    return b"".join(pieces)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[tuple[socket.socket, str]]:
+    """A listening socket of the test's own, for it to be a server that is none; and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE)
+        yield listener, f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def free_address() -> str:
+    """Where nobody listens, for now."""
+    with listening() as (_, address):
+        return address
