@@ -108,7 +108,6 @@ class Engine:
         self._had_lane = False
         self._shutdown = False
         self._closed = False
-        self.hurry = False  # whether the end of the interpreter shall not wait for what still runs
         self._error: Callable[[], BaseException] | None = None
         self._counts = dict.fromkeys(("submitted", "succeeded", "failed", "cancelled", "resubmitted", "lost"), 0)
         # The I/O thread's own
@@ -227,8 +226,9 @@ class Engine:
         self.post(begin)
 
     def abort(self, reason: str) -> None:
-        """Give up: unsettled futures settle with `BrokenFarmError`, and running tasks are left to their end."""
-        self.post(lambda: self._break(lambda: BrokenFarmError(reason)))
+        """Give up: unsettled futures settle with `BrokenFarmError`, and the workers end at once."""
+        if not self._closed:
+            self.post(lambda: self._break(lambda: BrokenFarmError(reason)))
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the end after `shutdown`; say whether it has come. From a callback it is not waited for."""
@@ -343,7 +343,8 @@ class Engine:
         for link in self._links:
             link.close()
         for connection in self._controls.values():
-            connection.send(encode_frame(FrameType.BYE))
+            if self._error is None:  # else the workers need no time to end well
+                connection.send(encode_frame(FrameType.BYE))
             connection.close()
         for _, _, lane in self._lanes.values():
             lane.connection.close()

@@ -10,6 +10,7 @@ import atexit
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -31,6 +32,7 @@ __all__ = ["EmbeddedServer", "FarmExecutor", "OptionsView"]
 
 logger = logging.getLogger(__name__)
 
+INTERRUPT_SECONDS = 2.0  # for running tasks to end after Ctrl-C
 PRIORITIES = {"low": -1, "default": 0, "high": 1}
 
 
@@ -186,15 +188,18 @@ class FarmExecutor(Executor):
             return
         engine.shutdown(cancel_futures=cancel_futures)
         if wait:
-            try:
-                engine.join()
-            except KeyboardInterrupt:  # the user has had enough: the exit of the interpreter shall not wait again
-                engine.hurry = True
-                raise
+            engine.join()
 
     def __exit__(self, exc_type: type[BaseException] | None, exc_value: Any, traceback: Any) -> None:
-        """Shut down and wait; on Ctrl-C without running what is still queued."""
-        self.shutdown(wait=True, cancel_futures=exc_type is not None and issubclass(exc_type, KeyboardInterrupt))
+        """Shut down and wait.
+
+        After Ctrl-C queued tasks are cancelled, and running ones have two seconds to end; then their workers are
+        ended, here and on servers.
+        """
+        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
+        self.shutdown(wait=not interrupted, cancel_futures=interrupted)
+        if interrupted and self._engine is not None:
+            _end_interrupted([self._engine])
 
     # -- beyond it ---------------------------------------------------------------------------------------
 
@@ -517,15 +522,29 @@ def _at_exit() -> None:
     global _interpreter_ends
     _interpreter_ends = True
     engines = list(_engines)
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt  # what ended the program, if it did
     for engine in engines:
-        engine.shutdown()
-        if engine.hurry:
-            engine.abort("the program was interrupted")
+        engine.shutdown(cancel_futures=interrupted)
+    if interrupted:
+        _end_interrupted(engines)
     for engine in engines:
         engine.join()
     for executor in list(_executors):
         if executor._embedded is not None:
             executor._embedded.end()
+
+
+def _end_interrupted(engines: list[Engine]) -> None:
+    """Give running tasks, which Ctrl-C in the terminal has reached too, a moment to clean up; then end all."""
+    deadline = time.monotonic() + INTERRUPT_SECONDS
+    try:
+        for engine in engines:
+            engine.join(max(deadline - time.monotonic(), 0.0))
+    finally:  # also when Ctrl-C comes once more
+        for engine in engines:
+            engine.abort("the program was interrupted")
+    for engine in engines:
+        engine.join()
 
 
 def _after_fork_in_child() -> None:

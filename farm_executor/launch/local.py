@@ -81,8 +81,19 @@ def run_child(config: dict[str, Any]) -> None:
     directory = config.pop("directory")
     listener = Socket(fileno=config.pop("listener"))
     key = bytes.fromhex(config.pop("key"))
+    authkey = config.pop("authkey", None)
+    if authkey is not None:
+        import multiprocessing.process
+
+        multiprocessing.process.current_process().authkey = bytes.fromhex(authkey)
     if serve(listener, key=key, owner=0, **config) and directory:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _authkey() -> str | None:
+    """This process's secret for multiprocessing's managers, which children share, so that proxies work in tasks."""
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    return None if multiprocessing is None else bytes(multiprocessing.current_process().authkey).hex()
 
 
 class PrivateServer:
@@ -128,6 +139,7 @@ class PrivateServer:
                     "directory": directory,
                     "key": key.hex(),
                     "embedded": True,
+                    "authkey": _authkey(),
                 }
                 self._process = _start(listener, config, group=True)
             finally:

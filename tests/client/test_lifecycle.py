@@ -257,6 +257,30 @@ def test_ctrl_c_interrupts_tasks_and_ends_everything(script):
 
 
 @LINUX
+def test_ctrl_c_without_a_with_block_does_not_run_what_is_queued(script):
+    process = script.start(
+        """
+        import time
+        from farm_executor import FarmExecutor
+
+        farm = FarmExecutor(2)
+        futures = [farm.submit(time.sleep, 60) for _ in range(100)]
+        while farm.statistics().running < 2:
+            time.sleep(0.01)
+        print("running", flush=True)
+        futures[0].result()
+        """,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "running\n"
+
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=DEADLINE)
+
+    assert script.clean()
+
+
+@LINUX
 def test_a_client_that_is_killed_takes_its_embedded_farm_along(script):
     process = script.start(SLOW.format(arguments="2"))
     assert process.stdout.readline() == "running\n"

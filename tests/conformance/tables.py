@@ -1,13 +1,14 @@
 """Which of the standard library's executor tests are bound to FarmExecutor, and where they are not, why.
 
 A test is named by the class that defines or inherits it and its method, as in `test.test_concurrent_futures`.
-Tests of a bound class that run, and those excluded below, counted on the interpreters named:
+How many tests of the bound classes run, and how many are excluded below, on the interpreters at hand
+(CPython's builds without `test.test_concurrent_futures` skip them all):
 
 | Python  | run | excluded |
 | ------- | --- | -------- |
-| 3.10.13 |   ? |        ? |
-| 3.13.0  |   ? |        ? |
-| 3.14.8  |   ? |        ? |
+| 3.10.13 |  66 |       11 |
+| 3.13.0  |  69 |       14 |
+| 3.14.8  |  80 |       28 |
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ NOT_BOUND = {
     "ThreadPoolExecutorTest": "ThreadPoolExecutor's own: its threads, their names, objects shared with the test",
     "ThreadPoolShutdownTest": "ThreadPoolExecutor's own: its _threads",
     "ThreadPoolWaitTests": "WaitTests and a task that is a closure over the test's own Event",
-    "FailingInitializerResourcesTest": "runs tests that were made for ProcessPoolExecutor, to look at its semaphores",
+    "FailingInitializerResourcesTest": "runs what was made for ProcessPoolExecutor, to look at its semaphores",
 }
 
 NOT_BOUND_MODULES = {

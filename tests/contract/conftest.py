@@ -30,10 +30,10 @@ CAPABILITIES = {
     "chunks": "map checks and uses chunksize",
     "buffers": "map takes buffersize",
     "recycles": "max_tasks_per_child",
-    "recycles_under_load": "no task is lost when workers reach that limit (ProcessPoolExecutor hangs: CPython gh-115634)",
-    "notifies": "wait() and as_completed() hear of what shutdown(cancel_futures=True) cancels (the pools tell nobody)",
-    "closes_in_parallel": "several threads may call shutdown at once (in ProcessPoolExecutor one of them fails)",
-    "shares_managers": "a task may use the objects of the client's multiprocessing.Manager (on this machine only)",
+    "recycles_under_load": "no task is lost when workers reach that limit (the process pool hangs: gh-115634)",
+    "notifies": "wait() hears of what shutdown(cancel_futures=True) cancels (the pools tell nobody)",
+    "closes_in_parallel": "several threads may call shutdown at once (the process pool raises)",
+    "shares_managers": "tasks may use objects of the client's multiprocessing.Manager",
     "survives": "a task that cannot be delivered costs that task only",
 }
 
@@ -102,7 +102,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def executor_factory(row: Row, request: pytest.FixtureRequest) -> Iterator[Callable[..., Executor]]:
-    """Makes executors of the row's kind: `executor_factory(max_workers=2, **options)`. They are shut down at the end."""
+    """Makes executors of the row's kind, `executor_factory(max_workers=2, **options)`; shut down at the end."""
     made: list[weakref.ref[Executor]] = []  # weak, for a test may drop its executor without a shutdown
 
     def make(max_workers: int | None = 2, **options: Any) -> Executor:
@@ -123,7 +123,7 @@ def executor(executor_factory: Callable[..., Executor]) -> Executor:
 
 @pytest.fixture
 def gate(executor_factory: Callable[..., Executor]) -> Iterator[Gate]:
-    """A closed gate. It asks for the factory so as to open, whatever happens, before the executors are shut down."""
+    """A closed gate. It asks for the factory so as to open before the executors are shut down, whatever happens."""
     with Gate() as gate:
         yield gate
 

@@ -554,7 +554,7 @@ def test_a_lane_gets_no_more_tasks_than_its_budget_and_is_retired(farm: Farm, bu
     farm.check()
 
 
-def test_a_lane_without_a_budget_is_retired_at_once(farm: Farm) -> None:
+def test_a_lane_that_may_run_nothing_is_retired_at_once(farm: Farm) -> None:
     farm.submit()
     farm.lane_up(0)
     assert farm.workers == {}

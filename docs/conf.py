@@ -1,0 +1,75 @@
+"""How Sphinx builds the documentation: ``nox -s docs``, or ``sphinx-build -n -W docs docs/_build/html``."""
+
+import zlib
+from pathlib import Path
+
+import farm_executor
+
+project = "farm_executor"
+author = "the farm_executor authors"
+copyright = f"2026, {author}"
+version = release = farm_executor.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
+exclude_patterns = ["_build", "examples"]
+html_theme = "furo"
+html_title = f"farm_executor {release}"
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+default_role = "literal"  # docstrings write `name` as Markdown does
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+
+# The names of the standard library that we link to. Its own inventory would have to be downloaded for each build,
+# and a build must neither need the network nor fail without it: so here is one that holds just these.
+PYTHON_NAMES = {
+    "library/concurrent.futures": {
+        "concurrent.futures": "module",
+        "concurrent.futures.BrokenExecutor": "exception",
+        "concurrent.futures.Executor": "class",
+        "concurrent.futures.Executor.map": "method",
+        "concurrent.futures.Executor.shutdown": "method",
+        "concurrent.futures.Executor.submit": "method",
+        "concurrent.futures.Future": "class",
+        "concurrent.futures.ProcessPoolExecutor": "class",
+        "concurrent.futures.wait": "function",
+        "concurrent.futures.as_completed": "function",
+    },
+    "library/collections.abc": {
+        f"collections.abc.{name}": "class" for name in ("Callable", "Hashable", "Iterable", "Iterator")
+    },
+    "library/exceptions": {
+        name: "exception"
+        for name in (
+            *("BaseException", "BrokenPipeError", "Exception", "ImportError", "ModuleNotFoundError", "OSError"),
+            *("RuntimeError", "TimeoutError", "TypeError", "ValueError"),
+        )
+    },
+    "library/functions": {name: "class" for name in ("bool", "float", "int", "object", "type")},
+    "library/stdtypes": {name: "class" for name in ("bytes", "dict", "list", "str", "tuple")},
+    "library/constants": {"None": "data"},
+    "library/os": {"os.PathLike": "class"},
+    "library/types": {"types.TracebackType": "class"},
+    "library/typing": {"typing.Any": "data", "typing.ClassVar": "data"},
+}
+
+
+def _write_inventory(path: Path) -> str:
+    lines = [
+        f"{name} py:{kind} 1 {page}.html#{'module-' if kind == 'module' else ''}$ -"
+        for page, names in PYTHON_NAMES.items()
+        for name, kind in names.items()
+    ]
+    head = "# Sphinx inventory version 2\n# Project: Python\n# Version: 3\n"
+    head += "# The remainder of this file is compressed using zlib.\n"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(head.encode() + zlib.compress("".join(f"{line}\n" for line in lines).encode()))
+    return str(path)
+
+
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", _write_inventory(Path(__file__).parent / "_build" / "python.inv"))
+}

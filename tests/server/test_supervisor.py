@@ -1,0 +1,809 @@
+"""The supervisor: who gets in, who gets which worker, who hears of its end, and what is left behind."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from contract.gate import Gate
+from contract.tasks import pass_gate
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from server import tasks
+from server.peers import LanePeer, Peer, SessionPeer, dial, free_address, prove_key, read_to_end
+from server.processes import DEADLINE, alive, children, descriptors, exists, resident_bytes, wait_until
+from server.serving import KEY, Serving
+from strategies import json_objects, json_values
+
+from farm_executor import FarmExecutor, end_server, ping, start_server, status
+from farm_executor.address import parse_address
+from farm_executor.admin import ask
+from farm_executor.core.frames import BULK, HEADER_SIZE, MAX_HELLO, FrameType, encode_frame
+from farm_executor.core.handshake import encode_hello
+from farm_executor.errors import AuthenticationError
+from farm_executor.server import supervisor
+from farm_executor.transport import connect
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    pytest.mark.usefixtures("no_leaks"),
+]
+
+
+def farm(server: Serving, **options: object) -> FarmExecutor:
+    return FarmExecutor(server.address, **{"key": KEY, **options})  # type: ignore[arg-type]
+
+
+def serves(server: Serving) -> bool:
+    """Whether a real client gets its work done there now."""
+    with farm(server, max_workers=1) as executor:
+        return executor.submit(abs, -7).result(DEADLINE) == 7
+
+
+@contextlib.contextmanager
+def many_dials(server: Serving, count: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(dial(server.address)) for _ in range(count)]
+
+
+def quiet(server: Serving) -> bool:
+    """Whether the server has no worker and, on its side, no connection."""
+    return not children(server.pid) and not status(server.host, server.port, key=KEY)["sessions"]
+
+
+# -- several clients ----------------------------------------------------------------------------------------
+
+
+def test_clients_have_workers_of_their_own_and_share_no_globals(serving):
+    with farm(serving) as one, farm(serving) as other:
+        mine = {one.submit(tasks.set_state, "one's").result() for _ in range(20)}
+        others = {other.submit(tasks.get_state).result() for _ in range(20)}
+        other_pids = {other.submit(tasks.pid).result() for _ in range(20)}
+        assert others == {"never set"}
+        assert not mine & other_pids
+
+
+def test_clients_are_served_at_once_and_not_one_after_the_other(serving):
+    with Gate() as gate, farm(serving) as one, farm(serving) as other:
+        held = [one.submit(pass_gate, gate.address, number) for number in range(4)]
+        gate.wait_for_arrivals(2)
+        assert [other.submit(abs, -number).result(DEADLINE) for number in range(20)] == list(range(20))
+        assert not any(future.done() for future in held)
+        gate.open()
+        assert [future.result(DEADLINE) for future in held] == [0, 1, 2, 3]
+
+
+def test_one_client_s_crashes_are_no_other_client_s(serving):
+    with farm(serving, max_attempts=2) as one, farm(serving) as other:
+        pids = {other.submit(tasks.pid).result() for _ in range(20)}
+        with pytest.raises(Exception, match="exited with code 7"):
+            one.submit(tasks.die, "exit").result(DEADLINE)
+        assert {other.submit(tasks.pid).result() for _ in range(20)} <= pids | children(serving.pid)
+        assert all(alive(pid) for pid in pids)
+
+
+def test_each_session_has_as_many_workers_as_there_are_slots_and_the_client_wants(serving):
+    with farm(serving) as all_slots, farm(serving, max_workers=1) as one_slot:
+        all_slots.submit(abs, 1).result()
+        one_slot.submit(abs, 1).result()
+
+        def counts() -> list[int]:
+            sessions = status(serving.host, serving.port, key=KEY)["sessions"]
+            return sorted(len(session["workers"]) for session in sessions)
+
+        wait_until(lambda: counts() == [1, 2], "one client with one worker, one with two")
+
+
+# -- status -------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_of_the_server_its_clients_and_their_workers():
+    with Serving("--name", "the big one", workers=1) as server, farm(server) as executor:
+        worker = executor.submit(tasks.pid).result()
+        data = status(server.host, server.port, key=KEY)
+        assert json.loads(json.dumps(data)) == data
+        assert data["address"] == server.address
+        assert data["name"] == "the big one"
+        assert data["pid"] == server.pid
+        assert data["slots"] == 1
+        assert data["draining"] is False
+        assert data["seconds"] > 0
+        assert data["versions"]["python"].endswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
+        (session,) = data["sessions"]
+        assert f"pid {os.getpid()}" in session["client"]
+        (shown,) = session["workers"]
+        assert shown["pid"] == worker
+        assert shown["slot"] == 0
+        assert shown["seconds"] >= 0
+
+
+def test_status_works_however_many_clients_there_are():
+    with Serving() as server, contextlib.ExitStack() as stack:
+        for number in range(600):
+            stack.enter_context(SessionPeer(server.address, client=f"client number {number} of very many"))
+        stack.enter_context(SessionPeer(server.address, client="x" * 60_000))
+        data = status(server.host, server.port, key=KEY)
+        assert data["sessions"]
+        assert serves(server)
+
+
+# -- the end of a session -----------------------------------------------------------------------------------
+
+
+def test_a_session_leaves_no_worker_no_zombie_and_no_descriptor_behind(serving):
+    wait_until(lambda: quiet(serving), "a quiet server")
+    before = descriptors(serving.pid)
+    for _ in range(3):
+        with farm(serving) as executor:
+            pids = {executor.submit(tasks.pid).result() for _ in range(10)}
+    wait_until(lambda: not any(exists(pid) for pid in pids), "no trace of the workers")
+    wait_until(lambda: quiet(serving), "a quiet server")
+    wait_until(lambda: len(descriptors(serving.pid)) == len(before), "no more descriptors than before")
+
+
+def test_a_worker_that_holds_on_after_its_client_has_gone_is_killed(serving):
+    with Gate() as gate:
+        session = SessionPeer(serving.address)
+        lane = session.open_lane()
+        lane.start()
+        lane.teach(1, tasks.ignore_everything_and_pass_gate)
+        lane.submit(0, (1, gate.address))
+        gate.wait_for_arrivals()
+        os.kill(lane.pid, signal.SIGSTOP)  # deaf, as a task in C code that holds the interpreter
+        session.close()
+        wait_until(lambda: not exists(lane.pid), "the worker is gone")
+
+
+def test_a_client_that_is_killed_takes_its_workers_along_within_two_seconds(serving, tmp_path):
+    code = f"""
+        import sys
+        from farm_executor import FarmExecutor
+        from contract.tasks import pass_gate
+        from server import tasks
+        farm = FarmExecutor({serving.address!r}, key={KEY!r}, max_workers=2)
+        futures = [farm.submit(tasks.sign_and_pass_gate, {str(tmp_path / "pids")!r}, eval(sys.argv[1])) for _ in range(2)]
+        [future.result() for future in futures]
+        """
+    with Gate() as gate, run_client(code, repr(gate.address)) as client:
+        gate.wait_for_arrivals(2)
+        workers = list(map(int, (tmp_path / "pids").read_text().split()))
+        assert all(map(alive, workers))
+        client.kill()
+        wait_until(lambda: not any(map(alive, workers)), "the workers have ended", seconds=2)
+    wait_until(lambda: not any(map(exists, workers)), "the server has reaped them")
+    assert serves(serving)
+
+
+def test_a_client_that_is_killed_takes_its_embedded_farm_along_within_two_seconds(tmp_path):
+    code = f"""
+        import sys, tempfile
+        tempfile.tempdir = {str(tmp_path / "tmp")!r}
+        from farm_executor import FarmExecutor
+        from server import tasks
+        farm = FarmExecutor(2)
+        futures = [farm.submit(tasks.sign_and_pass_gate, {str(tmp_path / "pids")!r}, eval(sys.argv[1])) for _ in range(2)]
+        [future.result() for future in futures]
+        """
+    (tmp_path / "tmp").mkdir()
+    with Gate() as gate, run_client(code, repr(gate.address)) as client:
+        gate.wait_for_arrivals(2)
+        workers = list(map(int, (tmp_path / "pids").read_text().split()))
+        (supervisor_pid,) = children(client.pid)
+        assert set(workers) <= children(supervisor_pid)
+        assert os.listdir(tmp_path / "tmp")
+        client.kill()
+        wait_until(lambda: not any(map(alive, [*workers, supervisor_pid])), "all have ended", seconds=2)
+        wait_until(lambda: not os.listdir(tmp_path / "tmp"), "nothing is left among the temporary files", seconds=2)
+
+
+@contextlib.contextmanager
+def run_client(code: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program of its own that uses a farm; killed at the end if it still runs."""
+    import textwrap
+
+    path = os.pathsep.join(filter(None, sys.path))
+    client = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments], env={**os.environ, "PYTHONPATH": path}
+    )
+    with client:
+        try:
+            yield client
+        finally:
+            client.kill()
+
+
+# -- worker deaths ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit", 7), ("segfault", -signal.SIGSEGV), ("kill", -signal.SIGKILL)])
+def test_the_client_is_told_which_worker_died_of_what_and_what_it_had_begun(serving, how, code):
+    with SessionPeer(serving.address) as session:
+        lane = session.open_lane(lane=41)
+        lane.start()
+        lane.teach(1, tasks.pid)
+        lane.teach(2, tasks.die)
+        lane.submit(0, (1,))
+        assert lane.outcomes(1) == {0: lane.pid}
+        lane.submit(1, (2, how), (1,))
+        assert session.wait_for_death() == {"lane": 41, "pid": lane.pid, "code": code, "begun": 1}
+        lane.wait_for_end()
+        wait_until(lambda: not exists(lane.pid), "the worker has been reaped")
+
+
+def test_a_worker_that_dies_with_nothing_to_do_has_begun_nothing(serving):
+    with SessionPeer(serving.address) as session:
+        lane = session.open_lane()
+        lane.start()
+        os.kill(lane.pid, signal.SIGKILL)
+        assert session.wait_for_death()["begun"] == -1
+
+
+def test_the_lane_of_a_dead_worker_ends_even_if_a_grandchild_holds_it_open(serving, tmp_path):
+    with Gate() as gate, farm(serving, max_attempts=1, max_workers=1) as executor:
+        future = executor.submit(tasks.leave_a_child_and_die, str(tmp_path / "pids"), gate.address)
+        after = executor.submit(tasks.pid)
+        gate.wait_for_arrivals()  # the grandchild is there, and stays until the gate opens
+        with pytest.raises(Exception, match="exited with code 3"):
+            future.result(DEADLINE)
+        assert after.result(DEADLINE)
+
+
+def test_a_dead_worker_is_replaced_in_its_slot(serving):
+    with farm(serving, max_workers=1) as executor:
+        first = executor.submit(tasks.pid).result()
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: not exists(first), "the worker is gone")
+        assert executor.submit(tasks.pid).result(DEADLINE) != first
+
+
+# -- guests -------------------------------------------------------------------------------------------------
+
+
+def test_connections_without_a_key_beyond_the_limit_push_out_the_oldest_and_no_client():
+    limit = supervisor.MAX_GUESTS
+    with Serving() as server, many_dials(server, limit + 20) as strangers:
+        server.wait_for_line("too many connections without a key", count=20)
+        assert serves(server)
+        for stranger in strangers[:20]:
+            assert read_to_end(stranger) == b""
+        strangers[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            strangers[-1].recv(1)
+        assert len(descriptors(server.pid)) < limit + 40
+
+
+def test_a_peer_that_says_nothing_is_dismissed_in_time():
+    shorter = "import farm_executor.server.supervisor as s; s.GUEST_SECONDS = 0.2"
+    with Serving(before=shorter) as server, dial(server.address) as silent, dial(server.address) as slow:
+        slow.sendall(b"FARM")
+        for sock in (silent, slow):
+            assert read_to_end(sock) == b""
+        server.wait_for_line("dismissed .*it said nothing in time", count=2)
+        assert serves(server)
+
+
+def test_a_peer_that_trickles_its_bytes_does_not_get_more_time_for_it():
+    shorter = "import farm_executor.server.supervisor as s; s.GUEST_SECONDS = 0.3"
+    with Serving(before=shorter) as server, dial(server.address) as slow:
+        slow.settimeout(0.02)
+        with contextlib.suppress(ConnectionError):
+            for byte in b"FARM\1\1" + bytes(40):
+                slow.sendall(bytes([byte]))
+                with contextlib.suppress(TimeoutError):
+                    if not slow.recv(100):
+                        break
+            else:
+                pytest.fail("it was heard out")
+        server.wait_for_line("dismissed .*it said nothing in time")
+
+
+def test_a_peer_that_has_proven_the_key_and_says_no_hello_is_dismissed_too():
+    shorter = "import farm_executor.server.supervisor as s; s.GUEST_SECONDS = 0.2"
+    with Serving(before=shorter) as server, dial(server.address) as silent:
+        prove_key(silent)
+        assert read_to_end(silent) == b""
+        server.wait_for_line("dismissed .*it said nothing in time")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"garbage of the first order, and more of it than is ever wanted" * 100,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\0" * 48,
+        b"\xff" * 10_000,
+        b"FARM" + b"\xff" * 44,
+        b"FARM\2\1" + bytes(42),
+        b"FARM\1\1\1" + bytes(41),
+        b"FARM\1\1\0" + b"\1" + bytes(40),
+    ],
+    ids=["garbage", "http", "tls", "ssh", "zeros", "ones", "farm-ones", "low-above-high", "wants-tls", "padding"],
+)
+def test_who_does_not_speak_the_protocol_is_dismissed_without_a_word(serving, said):
+    before = len(serving.lines("dismissed"))
+    with dial(serving.address) as peer:
+        with contextlib.suppress(ConnectionError):
+            peer.sendall(said)
+        assert read_to_end(peer) == b""
+    wait_until(lambda: len(serving.lines("dismissed")) == before + 1, "one line in the log")
+
+
+def test_who_hangs_up_at_any_point_costs_one_line_in_the_log(serving):
+    before = len(serving.lines("dismissed"))
+    dial(serving.address).close()
+    for said in (b"F", b"FARM\1\1\0" + bytes(40), b"FARM\1\1\0" + bytes(41), b"FARM\1\1\0" + bytes(41 + 31)):
+        with dial(serving.address) as peer:
+            peer.sendall(said)
+    with dial(serving.address) as peer:
+        prove_key(peer)
+    with dial(serving.address) as peer:
+        prove_key(peer)
+        peer.sendall(b"".join(encode_hello({"role": "admin"}))[:-1])
+    wait_until(lambda: len(serving.lines("dismissed")) == before + 7, "a line for each in the log")
+    assert serves(serving)
+
+
+def test_who_resets_the_connection_at_any_point_costs_nobody_else_anything(serving):
+    def reset(sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()
+
+    hellos = [{"role": "admin", "command": "status"}, {"role": "lane"}, {"role": "control"}, {"role": "admin"}]
+    for _ in range(10):
+        reset(dial(serving.address))
+        for hello in hellos:
+            peer = dial(serving.address)
+            prove_key(peer)
+            peer.sendall(b"".join(encode_hello(hello)))
+            reset(peer)
+    assert serves(serving)
+    wait_until(lambda: quiet(serving), "a quiet server")
+
+
+def test_a_wrong_key_is_refused_and_logged(serving):
+    with pytest.raises(AuthenticationError, match="refused the key"):
+        SessionPeer(serving.address, key=b"x" * 32)
+    assert serving.wait_for_line("dismissed .*wrong key")
+
+
+def test_a_proof_that_was_overheard_is_of_no_use_a_second_time(serving):
+    said: list[bytes] = []
+    with dial(serving.address) as honest:
+        from farm_executor.core.handshake import ClientHandshake
+
+        handshake = ClientHandshake(KEY, bytes(32))
+        said.append(handshake.start())
+        honest.sendall(said[-1])
+        said.append(handshake.receive_data(honest.recv(48, socket.MSG_WAITALL)))
+        honest.sendall(said[-1])
+        assert honest.recv(33, socket.MSG_WAITALL)[0] == 1
+    with dial(serving.address) as thief:
+        thief.sendall(said[0])
+        assert len(thief.recv(48, socket.MSG_WAITALL)) == 48
+        thief.sendall(said[1])
+        assert read_to_end(thief) == bytes(33)
+
+
+def test_what_is_promised_takes_no_memory(serving):
+    """1 GiB in the length of a body, and in the table of a segment; before the key and behind it."""
+    before = resident_bytes(serving.pid)
+    body_of_1_gib = (1 << 30).to_bytes(4, "little") + bytes([FrameType.HELLO, 0]) + bytes(10)
+    table = (1).to_bytes(4, "little") + (1 << 30).to_bytes(8, "little")
+    segment_of_1_gib = b"".join(encode_frame(FrameType.HELLO, flags=BULK, body=table))
+    with contextlib.ExitStack() as stack:
+        for promise in (body_of_1_gib, segment_of_1_gib):
+            for proven in (False, True):
+                peer = stack.enter_context(dial(serving.address))
+                if proven:
+                    prove_key(peer)
+                peer.sendall(promise)
+                peer.sendall(b"some of it" * 100)
+        assert serves(serving)
+        assert resident_bytes(serving.pid) - before < 64 << 20
+    assert serves(serving)
+
+
+def test_a_hello_of_more_than_its_limit_is_not_read(serving):
+    with dial(serving.address) as peer:
+        prove_key(peer)
+        frame = b"".join(encode_frame(FrameType.HELLO, body=b" " * (MAX_HELLO + 1)))
+        with contextlib.suppress(ConnectionError):
+            peer.sendall(frame)
+        assert read_to_end(peer) == b""
+    serving.wait_for_line(f"dismissed .*{MAX_HELLO + 1} bytes; the limit is {MAX_HELLO}")
+
+
+# -- hellos of peers that hold the key ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hello", "why"),
+    [
+        ({"role": "lane", "session": "no such", "slot": 0, "lane": 1}, "no such session"),
+        ({"role": "lane"}, "no such session"),
+        ({"role": "admin", "command": "dance"}, "knows no command 'dance'"),
+        ({"role": "admin"}, "knows no command None"),
+    ],
+)
+def test_a_hello_that_asks_for_what_there_is_not_is_refused_with_the_reason(serving, hello, why):
+    with pytest.raises(ConnectionRefusedError, match=why):
+        connect(serving_address(serving), KEY, hello, DEADLINE)
+
+
+@pytest.mark.parametrize("slot", [-1, 2, 1 << 70, "0", None, 0.0, [0]])
+def test_a_lane_for_a_slot_that_there_is_not_is_refused(serving, slot):
+    with SessionPeer(serving.address) as session:
+        with pytest.raises(ConnectionRefusedError, match="slots 0 to 1"):
+            session.open_lane(slot=slot)
+        session.open_lane(slot=1).start()
+
+
+@pytest.mark.parametrize("lane", ["1", None, 0.5])
+def test_a_lane_without_a_number_is_refused(serving, lane):
+    with SessionPeer(serving.address) as session, pytest.raises(ConnectionRefusedError):
+        session.open_lane(lane=lane)
+
+
+def test_a_session_does_not_get_more_workers_than_twice_its_slots(serving):
+    with SessionPeer(serving.address) as session:
+        lanes = [session.open_lane(lane=number, slot=number % 2) for number in range(4)]
+        with pytest.raises(ConnectionRefusedError, match="4 workers already"):
+            session.open_lane(lane=5)
+        os.kill(lanes[0].pid, signal.SIGKILL)
+        session.wait_for_death()
+        session.open_lane(lane=6).start()
+
+
+def test_a_session_that_has_ended_gets_no_more_lanes(serving):
+    with SessionPeer(serving.address) as session:
+        session.send_frame(FrameType.BYE)
+        session.wait_for_end()
+        with pytest.raises(ConnectionRefusedError, match="no such session"):
+            session.open_lane()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FrameType if kind is not FrameType.BYE])
+def test_an_unexpected_frame_ends_that_session_alone(serving, kind):
+    with SessionPeer(serving.address) as other, SessionPeer(serving.address) as session:
+        lane = session.open_lane()
+        lane.start()
+        session.send_frame(kind, body=b"{}")
+        session.wait_for_end()
+        lane.wait_for_end()
+        other.open_lane().start()
+
+
+def test_a_truncated_frame_ends_that_session_alone(serving):
+    with SessionPeer(serving.address) as other:
+        with SessionPeer(serving.address) as session:
+            lane = session.open_lane()
+            session.send(b"\1\1\1")
+        wait_until(lambda: not exists(lane.pid), "the session's worker is gone")
+        other.open_lane().start()
+
+
+def nested(depth: int) -> object:
+    value: object = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+hellos = st.one_of(
+    json_objects,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": st.sampled_from(["control", "lane", "admin"]) | json_values,
+            "command": st.sampled_from(["ping", "status"]) | json_values,
+            "session": json_values,
+            "slot": json_values,
+            "lane": json_values,
+            "versions": json_values,
+            "client": json_values,
+            "allow_version_mismatch": json_values,
+        },
+    ),
+)
+
+
+def say_hello(server: Serving, body: bytes) -> None:
+    with dial(server.address) as peer:
+        prove_key(peer)
+        peer.sendall(b"".join(encode_frame(FrameType.HELLO, body=body)))
+        peer.shutdown(socket.SHUT_WR)
+        read_to_end(peer)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(hello=hellos)
+def test_no_hello_whatever_ends_the_server(serving, hello):
+    say_hello(serving, json.dumps(hello).encode())
+    assert alive(serving.pid)
+
+
+@pytest.mark.parametrize("field", ["role", "command", "session", "slot", "versions", "client", "python"])
+def test_no_hello_however_deep_ends_the_server(serving, field):
+    for depth in (*range(900, 1000, 5), 10_000):
+        for role in ("admin", "lane", "control"):
+            deep = "[" * depth + "]" * depth
+            versions = json.dumps(vars(supervisor.local_versions()))
+            if field == "python":
+                versions = versions.replace("{", '{"more": 1, ', 1).replace('"python": "', f'"python": {deep}, "x": "')
+            body = f'{{"role": "{role}", "versions": {versions}, "{field}": {deep}}}'
+            say_hello(serving, body.encode())
+    assert serves(serving)
+
+
+def test_a_hello_in_no_encoding_or_with_numbers_beyond_all_measure_is_refused(serving):
+    for body in (b"\xff\xfe", b'{"role": "\\ud800"}', b'{"role": ' + b"9" * 60_000 + b"}", b"[]", b"", b"{", b"NaN"):
+        say_hello(serving, body)
+    assert serves(serving)
+
+
+def test_what_comes_in_one_go_with_the_hello_is_spoken_out_of_turn(serving):
+    with dial(serving.address) as peer:
+        prove_key(peer)
+        hello = b"".join(encode_hello({"role": "admin", "command": "ping"}))
+        peer.sendall(hello + hello[: HEADER_SIZE - 1])
+        assert read_to_end(peer) == b""
+
+
+# -- workers are clean --------------------------------------------------------------------------------------
+
+
+def test_a_worker_has_nothing_open_of_the_supervisor_s_or_of_other_workers(serving):
+    with farm(serving) as one, farm(serving) as other:
+        other.submit(abs, 1).result()
+        first = one.submit(tasks.open_descriptors).result()
+        sockets = {name for name in first.values() if name.startswith("socket:")}
+        listed = [name.partition("=")[2] for name in descriptors(serving.pid)]
+        shared = sockets & set(listed)
+        assert len(shared) == 1, "the lane, which the supervisor keeps so as to hang it up"
+
+
+@pytest.mark.parametrize("kind", ["embedded", "background", "command line"])
+def test_the_standard_input_of_a_task_and_of_its_children_is_empty(serving, kind):
+    with contextlib.ExitStack() as stack:
+        if kind == "embedded":
+            executor = FarmExecutor(1)
+        elif kind == "background":
+            server = stack.enter_context(start_server("127.0.0.1", 0, background=True, workers=1, key=KEY))
+            executor = FarmExecutor(server.address, key=KEY)
+        else:
+            executor = farm(serving, max_workers=1)
+        stack.enter_context(executor)
+        assert executor.submit(tasks.open_descriptors).result(DEADLINE)[0] == os.devnull
+        assert executor.submit(tasks.read_standard_input).result(DEADLINE) == (b"", b"")
+
+
+def test_a_task_may_start_processes_and_wait_for_them(serving):
+    with farm(serving, max_workers=1) as executor:
+        run = executor.submit(subprocess.run, [sys.executable, "-c", "import sys; sys.exit(5)"], timeout=30)
+        assert run.result(DEADLINE).returncode == 5
+
+
+def test_a_system_that_starts_no_process_for_now_is_asked_again():
+    """The client is refused the lane with the reason, and comes again; the server lives."""
+    refuse_twice = """
+import errno, os
+fork, refusals = os.fork, [1, 2]
+def refusing():
+    if refusals:
+        refusals.pop()
+        raise OSError(errno.EAGAIN, "no more processes")
+    return fork()
+os.fork = refusing
+"""
+    with Serving(before=refuse_twice, workers=1) as server:
+        with SessionPeer(server.address) as session:
+            with pytest.raises(ConnectionRefusedError, match="no more processes"):
+                session.open_lane()
+        assert serves(server)
+        assert len(server.lines("cannot start a worker")) == 2
+
+
+def test_a_system_that_starts_no_process_while_the_client_hangs_up_costs_no_server():
+    refuse = """
+import errno, os
+fork, refusals = os.fork, [1]
+def refusing():
+    if refusals:
+        refusals.pop()
+        for guest_socket in [s for s in __import__("gc").get_objects() if type(s).__name__ == "socket"]:
+            if guest_socket.fileno() != -1:
+                try:
+                    guest_socket.getpeername()
+                except OSError:
+                    continue
+                if guest_socket.family.name == "AF_INET":
+                    guest_socket.shutdown(2)
+        raise OSError(errno.EAGAIN, "no more processes")
+    return fork()
+os.fork = refusing
+"""
+    with Serving(before=refuse, workers=1) as server:
+        with SessionPeer(server.address) as session, pytest.raises((OSError, EOFError)):
+            session.open_lane()
+        assert serves(server)
+
+
+def test_a_server_out_of_descriptors_serves_those_it_has_and_goes_on_when_there_are_some():
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
+    with Serving(before=few, workers=1) as server, SessionPeer(server.address) as session:
+        lane = session.open_lane()
+        lane.start()
+        lane.teach(1, tasks.pid)
+        with contextlib.ExitStack() as stack:
+            for _ in range(60):
+                stack.enter_context(dial(server.address))
+            server.wait_for_line("accept failed")
+            lane.submit(0, (1,))
+            assert lane.outcomes(1) == {0: lane.pid}
+        assert serves(server)
+        assert len(server.lines("accept failed")) < 100, "the log is not flooded"
+
+
+def test_a_server_whose_descriptors_are_all_in_use_by_clients_neither_spins_nor_floods_its_log():
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))"
+    with Serving(before=few, workers=1) as server, contextlib.ExitStack() as stack:
+        sessions = []
+        stop = threading.Event()
+        while not server.lines("accept failed") and not stop.is_set():
+            sock = stack.enter_context(dial(server.address))
+            sock.settimeout(1.0)
+            try:
+                prove_key(sock)
+                versions = vars(supervisor.local_versions())
+                sock.sendall(b"".join(encode_hello({"role": "control", "versions": versions})))
+                sock.recv(100)
+            except (OSError, EOFError):
+                stop.set()
+            sessions.append(sock)
+        server.wait_for_line("accept failed")
+        stop.wait(0.5) or threading.Event().wait(0.5)
+        assert len(server.lines("accept failed")) < 20, "the log is not flooded"
+        for sock in sessions[:5]:
+            sock.close()
+        assert wait_until(lambda: ping(server.host, server.port, key=KEY), "it answers again")
+
+
+# -- the end of the server ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["end_server", "SIGTERM", "SIGINT"])
+def test_a_server_told_to_end_takes_no_new_clients_and_serves_those_it_has_to_their_end(how, tmp_path):
+    with Gate() as gate, Serving() as server, farm(server) as executor:
+        running = [executor.submit(pass_gate, gate.address, number) for number in range(4)]
+        gate.wait_for_arrivals(2)
+        if how == "end_server":
+            end_server(server.host, server.port, key=KEY)
+        else:
+            server.process.send_signal(getattr(signal, how))
+        server.wait_for_line("draining")
+        assert not ping(server.host, server.port, timeout=0.2, key=KEY)
+        with pytest.raises(ConnectionRefusedError):
+            dial(server.address)
+        gate.open()
+        assert [future.result(DEADLINE) for future in running] == [0, 1, 2, 3]
+        assert executor.submit(abs, -5).result(DEADLINE) == 5, "also what is submitted later"
+        assert server.process.poll() is None
+        executor.shutdown()
+        assert server.wait() == 0
+
+
+def test_a_server_without_clients_ends_at_once_when_told_to(serving):
+    with Serving() as server:
+        server.terminate()
+        assert server.wait() == 0
+
+
+def test_end_server_may_be_said_twice_and_a_third_time_to_nobody():
+    with Serving() as server, SessionPeer(server.address) as session:
+        session.open_lane().start()
+        with dial(server.address) as late:
+            prove_key(late)
+            end_server(server.host, server.port, key=KEY)
+            late.sendall(b"".join(encode_hello({"role": "admin", "command": "end"})))
+            assert read_to_end(late)
+        with pytest.raises(OSError):
+            end_server(server.host, server.port, key=KEY)
+        assert alive(server.pid)
+
+
+def test_a_client_that_comes_while_the_server_drains_is_refused_with_the_reason():
+    with Serving() as server, SessionPeer(server.address) as session, dial(server.address) as late:
+        session.open_lane().start()
+        prove_key(late)
+        end_server(server.host, server.port, key=KEY)
+        late.sendall(b"".join(encode_hello({"role": "control", "versions": vars(supervisor.local_versions())})))
+        assert b"draining" in read_to_end(late)
+
+
+def test_a_server_that_drains_does_not_wait_for_a_client_that_can_get_no_worker_any_more():
+    with Serving() as server, SessionPeer(server.address) as session:
+        end_server(server.host, server.port, key=KEY)
+        assert server.wait() == 0
+        frames = []
+        with pytest.raises(EOFError):
+            while True:
+                frames.append(session.receive().type)
+        assert frames in ([], [FrameType.DRAINING])
+
+
+def test_a_server_that_drains_ends_when_the_last_worker_of_its_last_client_has_died():
+    with Serving() as server, SessionPeer(server.address) as session:
+        lane = session.open_lane()
+        lane.start()
+        end_server(server.host, server.port, key=KEY)
+        os.kill(lane.pid, signal.SIGKILL)
+        assert server.wait() == 0
+
+
+def test_a_second_sigterm_ends_the_server_at_once_and_its_workers_with_it():
+    with Gate() as gate, Serving() as server, SessionPeer(server.address) as session:
+        lane = session.open_lane()
+        lane.start()
+        lane.teach(1, tasks.ignore_everything_and_pass_gate)
+        lane.submit(0, (1, gate.address))
+        gate.wait_for_arrivals()
+        server.terminate()
+        server.wait_for_line("draining")
+        assert alive(lane.pid)
+        server.terminate()
+        assert server.wait() == 0
+        assert not exists(lane.pid)
+        lane.wait_for_end()
+
+
+def test_work_goes_on_on_a_server_restarted_at_the_same_port_after_its_supervisor_was_killed(tmp_path):
+    with Gate() as gate, contextlib.ExitStack() as stack:
+        server = stack.enter_context(Serving(workers=1))
+        executor = stack.enter_context(farm(server))
+        running = executor.submit(tasks.sign_and_pass_gate, str(tmp_path / "pids"), gate.address)
+        queued = [executor.submit(abs, -number) for number in range(50)]
+        gate.wait_for_arrivals()
+        (worker,) = children(server.pid)
+        server.process.kill()
+        server.wait()
+        wait_until(lambda: not alive(worker), "the worker has ended with its supervisor")
+        again = stack.enter_context(Serving(at=server.address, workers=1))
+        gate.wait_for_arrivals()
+        gate.open()
+        assert running.result(DEADLINE) in children(again.pid)
+        assert [future.result(DEADLINE) for future in queued] == list(range(50))
+        assert (tmp_path / "pids").read_text().split() == [str(worker), str(running.result())]
+
+
+def test_a_server_in_the_background_ends_with_the_process_that_started_it():
+    code = """
+        import sys, threading
+        from farm_executor import start_server
+        server = start_server("127.0.0.1", 0, background=True, workers=1, key=b"0123456789abcdef")
+        print(server.pid, server.address, flush=True)
+        threading.Event().wait()
+        """
+    import textwrap
+
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    ) as starter:
+        assert starter.stdout is not None
+        pid, address = starter.stdout.readline().split()
+        with SessionPeer(address, key=b"0123456789abcdef") as session:
+            lane = session.open_lane()
+            lane.start()
+            starter.kill()
+            wait_until(lambda: not alive(int(pid)) and not alive(lane.pid), "server and worker end", seconds=2)
+
+
+def serving_address(server: Serving):
+    return parse_address(server.address)

@@ -1,0 +1,470 @@
+"""What README.md and docs/ say is true: what they show runs, their links lead somewhere, and nothing is left out.
+
+The fenced blocks of a page are run in order, in an empty directory that also holds the scripts of docs/examples:
+
+* ``python`` in one interpreter for the whole page, as its ``__main__``;
+* ``pycon`` in that same interpreter, by doctest;
+* ``shell``, a command a line, and ``console``, ``$ command`` followed by its output, by bash. A
+  ``farm-executor serve`` stays up until the page ends; what would install something or needs another machine
+  (`NOT_RUN`) is passed over.
+
+Notes to this test stand in HTML comments, which no reader sees:
+
+* ``<!-- test: servers=hostA:11111,hostB:11111 -->``: servers that the page takes for granted.
+* ``<!-- test: output -->`` before a ``text`` block: it is what the ``python`` block before it prints. As in all
+  expected output, ``...`` stands for anything.
+* ``<!-- test: skip, REASON -->`` before a block: it is not run.
+
+No page uses its ports: an address such as ``hostA:11111``, or ``"hostA", 11111``, becomes the one of the server
+that the page has there, and one at which nobody listens if there is none.
+"""
+
+import ast
+import contextlib
+import doctest
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import farm_executor
+from farm_executor import start_server
+from farm_executor.cli import _parser
+from farm_executor.core.frames import FrameType, decode_results, decode_tasks, encode_results, encode_tasks
+from farm_executor.core.frames import FrameReader, Result, TaskItem, encode_frame, encode_payload
+from farm_executor.core.handshake import ClientHandshake, ServerHandshake, encode_hello
+from farm_executor.payload import dumps, loads
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)]
+EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
+PACKAGE = Path(farm_executor.__file__).parent
+
+LANGUAGES = {"python", "pycon", "shell", "console", "text"}
+NOT_RUN = {"nox", "pip", "scp", "ssh", "ssh-keygen"}
+NOBODY = "127.0.0.1:1"
+DEADLINE = 60.0  # seconds until a page that hangs is ended; a whole page takes one or two
+ADDRESS = re.compile(r'\b([A-Za-z][\w.-]*|\d+(?:\.\d+){3})(:|", )(\d{4,5})\b')
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a farm's servers need fork")
+
+
+def _name(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+# -- reading pages ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Block:
+    language: str
+    line: int  # of its opening fence, from 1
+    text: str
+    note: str  # the test's note before it
+
+
+def _blocks(page):
+    """The fenced blocks of a page, but those of directives."""
+    found, opened, note = [], None, ""
+    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+        fence = re.match(r"( *)(```+)([^`]*)$", line)
+        if opened is None and fence:
+            opened = (fence, number, [])
+        elif opened is not None and fence and fence[2] == opened[0][2] and not fence[3].strip():
+            indent, language = len(opened[0][1]), opened[0][3].strip()
+            if not language.startswith("{"):
+                text = "".join(line[indent:] + "\n" for line in opened[2])
+                found.append(Block(language, opened[1], text, note))
+            opened, note = None, ""
+        elif opened is not None:
+            opened[2].append(line)
+        elif comment := re.fullmatch(r"\s*<!-- test: (.*) -->", line):
+            note = comment[1]
+        elif line.strip():
+            note = ""
+    assert opened is None, f"{_name(page)}: the block at line {opened[1]} does not end"
+    return found
+
+
+def _prose(page):
+    """The page's text without fenced blocks and inline code."""
+    text = re.sub(r"^( *)(```+)[^`\n]*\n.*?^\1\2 *$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def _transcript(block):
+    """The commands of a block with the output that they show; None where nothing is shown."""
+    if block.language == "shell":
+        lines = re.sub(r"\\\n\s*", "", block.text).splitlines()
+        return [(line, None) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    commands = []
+    for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
+        if line.startswith("$ "):
+            commands.append((line[2:], ""))
+        else:
+            assert commands, f"output before the first command in line {block.line}"
+            commands[-1] = (commands[-1][0], commands[-1][1] + line + "\n")
+    return commands
+
+
+# -- running pages ----------------------------------------------------------------------------------------
+
+MARK = "=== end of block ==="
+DRIVER = f"""\
+def _drive():
+    import doctest, json, sys, __main__
+    for line in iter(sys.stdin.readline, ""):
+        block = json.loads(line)
+        source = "\\n" * block["line"] + block["text"]
+        if block["language"] == "python":
+            exec(compile(source, block["page"], "exec"), vars(__main__))
+        else:
+            test = doctest.DocTestParser().get_doctest(source, vars(__main__), block["page"], block["page"], 0)
+            runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
+            runner.run(test, clear_globs=False)
+            if runner.failures:
+                sys.exit(1)
+        print({MARK!r}, flush=True)
+_drive()
+"""
+
+
+class PageRun:
+    """One page while its blocks are run."""
+
+    def __init__(self, page, folder, resources):
+        self.page, self.folder, self.resources = page, folder, resources
+        self.servers = {}
+        self.interpreter = None
+        self.printed = ""
+        scripts = str(Path(sys.executable).parent)
+        self.environment = {**os.environ, "PATH": scripts + os.pathsep + os.environ["PATH"], "HOME": str(folder)}
+        for script in EXAMPLES:
+            shutil.copy(script, folder)
+
+    def start_servers(self):
+        for note in re.findall(r"<!-- test: servers=(\S+) -->", self.page.read_text("utf-8")):
+            for address in note.split(","):
+                server = start_server("127.0.0.1", 0, background=True, workers=2)
+                self.resources.callback(server.end)
+                self.servers[address] = server.address
+
+    def real(self, text):
+        """The text with the addresses of this page's servers."""
+
+        def replace(match):
+            host, separator, port = match.groups()
+            real_host, _, real_port = self.servers.get(f"{host}:{port}", NOBODY).partition(":")
+            return real_host + separator + real_port
+
+        return ADDRESS.sub(replace, text)
+
+    def run(self, block):
+        if block.language in ("python", "pycon"):
+            self.printed = self.interpret(block)
+        elif block.language != "text":
+            for command, shown in _transcript(block):
+                self.command(command, shown)
+        elif block.note == "output":
+            self.compare(block.text, self.printed)
+
+    def interpret(self, block):
+        if self.interpreter is None:
+            self.interpreter = self.resources.enter_context(self.start_interpreter())
+        order = {"page": str(self.page), "line": block.line, "language": block.language}
+        order["text"] = self.real(block.text)
+        with contextlib.suppress(BrokenPipeError):
+            self.interpreter.stdin.write(json.dumps(order) + "\n")
+            self.interpreter.stdin.flush()
+        printed = ""
+        while not printed.endswith(MARK + "\n"):
+            line = self.interpreter.stdout.readline()
+            assert line, f"the interpreter has ended; it had printed:\n{printed}"
+            printed += line
+        return printed.removesuffix(MARK + "\n")
+
+    @contextlib.contextmanager
+    def start_interpreter(self):
+        with subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", DRIVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+            env=self.environment,
+        ) as process:
+            watchdog = threading.Timer(DEADLINE, process.kill)
+            watchdog.start()
+            try:
+                yield process
+                rest, _ = process.communicate()
+            finally:
+                watchdog.cancel()
+                process.kill()
+        assert process.returncode == 0, rest
+        assert not rest
+
+    def command(self, command, shown):
+        words = shlex.split(command)
+        name = words[2] if words[:2] == ["python", "-m"] and words[2] != "farm_executor" else words[0]
+        if name in NOT_RUN:
+            return
+        if words[:2] == ["farm-executor", "serve"] and "--help" not in words:
+            self.serve(words, shown)
+            return
+        process = subprocess.run(
+            ["bash", "-c", self.real(command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+            env=self.environment,
+            timeout=DEADLINE,
+        )
+        assert process.returncode == 0, f"{command}\n{process.stdout}"
+        if shown:
+            self.compare(shown, process.stdout)
+
+    def serve(self, words, shown):
+        """Start a server on a free port, and remember the address that the page gives it."""
+        at = next((number for number, word in enumerate(words) if ADDRESS.fullmatch(word)), len(words))
+        address = (words[at:] or ["127.0.0.1:11111"])[0]
+        process = subprocess.Popen(
+            [*words[:at], "127.0.0.1:0", *words[at + 1 :]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+            env=self.environment,
+        )
+        self.resources.callback(_end, process)
+        line = process.stdout.readline()
+        assert line.startswith("serving on "), line
+        self.servers[address] = line.split()[2].rstrip(",")
+        if shown:
+            self.compare(shown, line)
+
+    def compare(self, shown, printed):
+        checker, shown = doctest.OutputChecker(), self.real(shown)
+        printed = re.sub(r"[ \t]+$", "", printed, flags=re.M)
+        difference = checker.output_difference(doctest.Example("", shown), printed, doctest.ELLIPSIS)
+        assert checker.check_output(shown, printed, doctest.ELLIPSIS), difference
+
+
+def _end(process):
+    with process:
+        process.terminate()
+        process.terminate()  # the first one would let clients finish
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_what_a_page_shows_runs(page, tmp_path, no_leaks):
+    blocks = _blocks(page)
+    with contextlib.ExitStack() as resources:
+        run = PageRun(page, tmp_path, resources)
+        run.start_servers()
+        for block in blocks:
+            where = f"{_name(page)}, line {block.line}"
+            assert block.language in LANGUAGES, f"{where}: a block's language is one of {sorted(LANGUAGES)}"
+            if re.match(r"skip, \S", block.note):
+                continue
+            try:
+                run.run(block)
+            except Exception as error:
+                raise AssertionError(f"{where}: {error}") from error
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=_name)
+def test_an_example_runs_by_itself(script, tmp_path, no_leaks):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)], capture_output=True, text=True, cwd=tmp_path, timeout=DEADLINE
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert not done.stderr
+
+
+def test_every_example_is_shown_on_a_page():
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+
+    assert [script.name for script in EXAMPLES if f"examples/{script.name}" not in text] == []
+
+
+# -- links ------------------------------------------------------------------------------------------------
+
+
+def _anchors(page):
+    """The anchors of a page's headings, made as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ +(.*?) *$", re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_within_the_documentation_lead_somewhere(page):
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in _anchors(file)):
+            broken.append(target)
+
+    assert broken == []
+
+
+def test_every_page_is_in_a_table_of_contents():
+    listed = set()
+    for page in PAGES[1:]:
+        for toctree in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+            names = [line for line in toctree.splitlines() if line and not line.startswith(":")]
+            listed |= {(page.parent / f"{name}.md").resolve() for name in names}
+
+    assert listed == {page.resolve() for page in PAGES[1:]} - {(DOCS / "index.md").resolve()}
+
+
+# -- nothing is left out ----------------------------------------------------------------------------------
+
+
+def test_every_public_name_is_in_the_api_reference():
+    text = (DOCS / "reference" / "api.md").read_text("utf-8")
+    missing = [name for name in farm_executor.__all__ if not re.search(rf"farm_executor\.{name}$", text, re.M)]
+
+    assert missing == []
+
+
+def test_every_error_is_explained():
+    text = (DOCS / "reference" / "errors.md").read_text("utf-8")
+
+    assert [name for name in farm_executor.errors.__all__ if f"`{name}`" not in text] == []
+
+
+def test_every_command_and_option_is_in_the_cli_reference():
+    text = (DOCS / "reference" / "cli.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## `farm-executor (\w+)`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    (commands,) = [action for action in _parser()._actions if action.choices]
+    missing = []
+    for name, parser in commands.choices.items():
+        section = sections.get(name, "")
+        for action in parser._actions:
+            words = [word for word in action.option_strings if word not in ("-h", "--help", "-v", "--verbose")]
+            missing += [f"{name} {word}" for word in words if f"`{word}" not in section]
+
+    assert set(sections) == set(commands.choices)
+    assert missing == []
+    assert "`--verbose`" in text
+
+
+def test_every_frame_type_is_in_the_protocol_with_its_number():
+    text = (DOCS / "reference" / "protocol.md").read_text("utf-8")
+
+    assert [kind.name for kind in FrameType if not re.search(rf"^\| {int(kind)} +\| `{kind.name}`", text, re.M)] == []
+
+
+def _log_events():
+    """Each log call of the package: its level and its message up to the first field."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "logger"
+            ):
+                level = {"exception": "error"}.get(node.func.attr, node.func.attr).upper()
+                message = node.args[0].value
+                yield path.relative_to(PACKAGE.parent), level, re.split(r" \w+=%", message)[0], re.findall(r"(\w+)=%", message)
+
+
+def test_every_log_event_is_documented():
+    text = (DOCS / "reference" / "logging.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\| .*\|$", text, re.M)]
+    documented = {(row[0].strip("`"), row[1], tuple(re.findall(r"`(\w+)`", row[2]))) for row in rows}
+    events = {(event, level, tuple(fields)) for _, level, event, fields in _log_events()}
+
+    assert events <= documented
+
+
+# -- the protocol's worked example ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The hex blocks of the protocol's worked example, by the name in the note before each."""
+    text = (DOCS / "reference" / "protocol.md").read_text("utf-8")
+    blocks = re.findall(r"<!-- test: bytes (\S+) -->\n```text\n(.*?)```", text, re.S)
+    return {name: bytes.fromhex("".join(line.split("  ")[0] for line in body.splitlines())) for name, body in blocks}
+
+
+KEY = b"0123456789abcdef"
+NONCES = bytes(range(32)), bytes(range(32, 64))
+
+
+def _joined(buffers):
+    return b"".join(map(bytes, buffers))
+
+
+def _one_frame(data):
+    (frame,) = FrameReader().receive_data(data)
+    return frame
+
+
+def test_the_documented_handshake_is_ours(example):
+    client, server = ClientHandshake(KEY, NONCES[0]), ServerHandshake(KEY, NONCES[1])
+    preamble = client.start()
+    answer = server.receive_data(preamble)
+    proof = client.receive_data(answer)
+    acceptance = server.receive_data(proof)
+    client.receive_data(acceptance)
+
+    assert client.done
+    assert server.done
+    assert example["client-preamble"] == preamble
+    assert example["server-preamble"] == answer
+    assert example["client-proof"] == proof
+    assert example["server-proof"] == acceptance
+
+
+def test_the_documented_frames_are_ours(example):
+    call = [(pow, ()), ((2, 10), {})]
+    assert example["hello"] == _joined(encode_hello({"role": "admin", "command": "ping"}))
+    assert example["hello-answer"] == _joined(encode_hello({}))
+    assert example["init"] == _joined(encode_payload(FrameType.INIT, dumps(None, out_of_band=False)))
+    assert example["ready"] == _joined(encode_payload(FrameType.READY, [b""]))
+    assert example["function"] == _joined(encode_payload(FrameType.FUNCTION, dumps(pow, out_of_band=False), seq=7))
+    assert example["tasks"] == _joined(encode_tasks(0, [TaskItem(7, dumps(call[1]))]))
+    assert example["results"] == _joined(encode_results(0, [Result(dumps(1024))], 25))
+    assert example["recall"] == _joined(encode_frame(FrameType.RECALL, count=3))
+    assert example["recalled"] == _joined(encode_frame(FrameType.RECALLED, count=2, seq=41))
+
+
+def test_the_documented_frames_mean_what_the_page_says(example):
+    (task,) = decode_tasks(_one_frame(example["tasks"]))
+    busy, (result,) = decode_results(_one_frame(example["results"]))
+
+    assert loads(_one_frame(example["function"]).body and [_one_frame(example["function"]).body]) is pow
+    assert (task.function, loads(task.payload)) == (7, ((2, 10), {}))
+    assert (busy, result.error, loads(result.payload)) == (25, False, 1024)
+
+
+def test_the_documented_bulk_frame_is_ours(example):
+    """The page shows its header and body, and tells of the segment."""
+    item = TaskItem(7, [b"P" * 100, bytes(65536)])
+
+    assert _joined(encode_tasks(5, [item])).startswith(example["bulk"] + b"P" * 100)
