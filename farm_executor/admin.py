@@ -93,7 +93,10 @@ def status(
     """What a server says of itself: its name, pid, age, slots, versions, and its clients with their workers.
 
     Raises:
-        As `ask`, and AddressError for what is no address.
+        AddressError: There is no such address.
+        OSError: It cannot be reached within the timeout.
+        AuthenticationError: It holds another key.
+        RemoteProtocolError: It is no farm server.
     """
     return ask(parse_address((host, port)), "status", timeout, key, key_file)
 
@@ -109,6 +112,9 @@ def end_server(
     """End a server: it takes no new clients from now on; those that are connected are served to their end.
 
     Raises:
-        As `ask`, and AddressError for what is no address.
+        AddressError: There is no such address.
+        OSError: It cannot be reached within the timeout.
+        AuthenticationError: It holds another key.
+        RemoteProtocolError: It is no farm server.
     """
     ask(parse_address((host, port)), "end", timeout, key, key_file)

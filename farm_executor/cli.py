@@ -120,8 +120,11 @@ def _serve(options: argparse.Namespace) -> int:
     key = server_key(key_file=options.key_file)
     listener = listen(address)
     address = bound_address(listener, address)
-    print(f"serving on {address}, {slots} workers for each client", flush=True)
-    serve(listener, address=str(address), key=key, slots=slots, name=options.name)
+
+    def greet() -> None:
+        print(f"serving on {address}, {slots} workers for each client", flush=True)
+
+    serve(listener, on_ready=greet, address=str(address), key=key, slots=slots, name=options.name)
     return YES
 
 
@@ -154,7 +157,9 @@ def _status(options: argparse.Namespace) -> int:
         print(f"  client {session['client']}")
         for worker in session["workers"]:
             print(f"    slot {worker['slot']}: worker pid {worker['pid']}, up {worker['seconds']:.0f} s")
-    if not data["sessions"]:
+    if data["sessions_left_out"]:
+        print(f"  and {data['sessions_left_out']} more")
+    elif not data["sessions"]:
         print("  no clients")
     return YES
 

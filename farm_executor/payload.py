@@ -151,8 +151,9 @@ def allocate(size: int) -> Buffer:
 
     numpy's is not filled with zeros first, which at 64 MiB and more would halve the speed of receiving.
     """
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
+    numpy: Any = sys.modules.get("numpy")
+    try:
+        memory: memoryview = numpy.empty(size, numpy.uint8).data
+    except AttributeError:  # there is none, or another thread is just importing it
         return bytearray(size)
-    memory: memoryview = numpy.empty(size, numpy.uint8).data
     return memory

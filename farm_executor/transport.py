@@ -172,12 +172,19 @@ def _refusal(data: dict[str, Any]) -> Exception:
 class Connection:
     """Frames over a connected socket.
 
+    Args:
+        sock: The socket.
+        max_body: See `FrameReader`.
+        allocate: See `FrameReader`.
+
     Thread safety: one thread receives; sending is for one thread at a time, which may be another one.
     """
 
-    def __init__(self, sock: Socket, max_body: int = MAX_BODY) -> None:
+    def __init__(
+        self, sock: Socket, max_body: int = MAX_BODY, allocate: Callable[[int], Buffer] = payload.allocate
+    ) -> None:
         self.socket = sock
-        self.reader = FrameReader(max_body, payload.allocate)
+        self.reader = FrameReader(max_body, allocate)
         self._chunk = memoryview(bytearray(4096 if max_body == MAX_HELLO else _CHUNK))
         self._unsent: deque[memoryview] = deque()
 

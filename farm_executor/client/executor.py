@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Protocol
 from farm_executor import payload
 from farm_executor.address import Address, AddressLike, parse_addresses
 from farm_executor.client.engine import Engine, EngineOptions, TaskOptions
+from farm_executor.client.future import renew_lock
 from farm_executor.client.lane import Function
 from farm_executor.client.server import Settings
 from farm_executor.client.statistics import FarmStatistics
@@ -548,6 +549,7 @@ def _end_interrupted(engines: list[Engine]) -> None:
 
 
 def _after_fork_in_child() -> None:
+    renew_lock()
     for engine in list(_engines):
         engine.abandon()
     _engines.clear()

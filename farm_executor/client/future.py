@@ -1,6 +1,17 @@
-"""The future that a farm gives: the standard library's, which also takes its task back when it is cancelled.
+"""The future that a farm gives: the standard library's, made lighter, and it takes its task back when cancelled.
 
 It must not know the engine: what to do on cancelling is passed in.
+
+A standard future makes a Condition when it is made, which costs more than all the rest of a small call. Most
+futures of a busy farm are settled before anyone looks at them, so this one makes its Condition when it is first
+asked for. The rule that makes this safe:
+
+    The Condition is made, and a future without one is settled or started, under one lock that all futures share.
+    Whoever settles and finds a Condition goes the standard way, through it.
+
+So whoever looks first has the Condition before the settling, which then goes through it, or finds a settled future.
+Looking at the state and then for a Condition, without the lock, would be wrong: `concurrent.futures.wait` installs
+its waiter also on a future that is settled already, and a late notification would count twice.
 """
 
 from __future__ import annotations
@@ -10,7 +21,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-__all__ = ["FarmFuture"]
+__all__ = ["FarmFuture", "renew_lock"]
+
+PENDING, RUNNING, FINISHED = "PENDING", "RUNNING", "FINISHED"
+_SETTLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", FINISHED)
+
+_lock = threading.RLock()  # reentrant, as a destructor that the garbage collector runs may use other futures
+
+
+def renew_lock() -> None:
+    """In a forked child: another thread may have held the lock in the moment of the fork."""
+    global _lock
+    _lock = threading.RLock()
 
 
 class FarmFuture(Future[Any]):
@@ -19,9 +41,74 @@ class FarmFuture(Future[Any]):
     Thread safety: as the standard library's.
     """
 
+    # What the standard library keeps in each future, as defaults of the class.
+    _state = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+    _own_condition: threading.Condition | None = None
+    on_cancel: Callable[[], None] | None = None
+
     def __init__(self) -> None:
-        super().__init__()
-        self.on_cancel: Callable[[], None] | None = None
+        """Make nothing: see the module."""
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        condition = self._own_condition
+        if condition is None:
+            new = threading.Condition()
+            with _lock:
+                condition = self._own_condition
+                if condition is None:
+                    condition = self._own_condition = new
+        return condition
+
+    # The standard library touches these two only while it holds the Condition.
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        waiters: list[Any] = self.__dict__.setdefault("_own_waiters", [])
+        return waiters
+
+    @property
+    def _done_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = self.__dict__.setdefault("_own_callbacks", [])
+        return callbacks
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """See `concurrent.futures.Future.set_running_or_notify_cancel`."""
+        with _lock:
+            if self._own_condition is None and self._state == PENDING:
+                self._state = RUNNING
+                return True
+        return super().set_running_or_notify_cancel()
+
+    def set_result(self, result: Any) -> None:
+        """See `concurrent.futures.Future.set_result`."""
+        with _lock:
+            if self._own_condition is None and self._state != FINISHED:
+                self._result = result
+                self._state = FINISHED  # last: `result` looks at it without a lock
+                return
+        super().set_result(result)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """See `concurrent.futures.Future.set_exception`."""
+        with _lock:
+            if self._own_condition is None and self._state != FINISHED:
+                self._exception = exception
+                self._state = FINISHED
+                return
+        super().set_exception(exception)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """See `concurrent.futures.Future.result`."""
+        if self._state == FINISHED and self._exception is None:
+            return self._result
+        return super().result(timeout)
+
+    def done(self) -> bool:
+        """See `concurrent.futures.Future.done`."""
+        return self._state in _SETTLED
 
     def cancel(self) -> bool:
         """Cancel the call if it has not been sent to a worker yet; see `concurrent.futures.Future.cancel`."""
@@ -33,9 +120,10 @@ class FarmFuture(Future[Any]):
         return cancelled
 
     def abandon(self, error: BaseException) -> None:
-        """Settle in a forked child, where the threads that would do so, or may hold its lock, do not exist."""
-        self._condition = threading.Condition()
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
+        """Settle in a forked child, where the threads that would do so, or may hold its locks, do not exist."""
         if not self.done():
-            self.set_exception(error)
+            self._own_condition = None
+            self.__dict__.pop("_own_waiters", None)
+            self.__dict__.pop("_own_callbacks", None)
+            self._exception = error
+            self._state = FINISHED

@@ -15,12 +15,13 @@ import os
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from farm_executor.address import Address
-from farm_executor.core.handshake import Role, Versions
+from farm_executor.core.handshake import Role, Versions, describe_mismatches
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.payload import local_versions
 from farm_executor.transport import Connection, Socket, connect, hang_up
@@ -199,8 +200,11 @@ class ServerLink:
             connection.close()
             raise RemoteProtocolError("malformed hello")
         mismatches = local_versions().mismatches(Versions.from_json(hello.get("versions")))
-        if mismatches:
-            logger.warning("versions differ server=%s client_and_server=%s", self, mismatches)
+        if {"python", "protocol"} & mismatches.keys():  # else the server would have refused
+            text = f"server {self}: its versions differ from the client's: {describe_mismatches(mismatches)}"
+            warnings.warn(text + "; calls may fail or crash their workers", RuntimeWarning, stacklevel=1)
+        elif mismatches:
+            logger.info("versions differ server=%s mismatches=%s", self, describe_mismatches(mismatches))
         lanes = slots if self._quota is None else min(slots, self._quota)
         with self._lock:
             if self._closed:

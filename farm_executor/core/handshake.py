@@ -46,6 +46,7 @@ __all__ = [
     "ServerHandshake",
     "Versions",
     "decode_hello",
+    "describe_mismatches",
     "encode_hello",
 ]
 
@@ -100,6 +101,11 @@ class Versions:
 
 
 _VERSION_FIELDS = {"python": str, "cloudpickle": str, "tblib": str, "farm_executor": str, "protocol": int}
+
+
+def describe_mismatches(mismatches: dict[str, tuple[str, str]]) -> str:
+    """For people: what `Versions.mismatches` found on the client."""
+    return ", ".join(f"{name} (client {mine}, server {theirs})" for name, (mine, theirs) in mismatches.items())
 
 
 class ClientHandshake:

@@ -92,7 +92,7 @@ class _Lane:
     outstanding: deque[Task] = field(default_factory=deque)
     next_seq: int = 0
     recalling: bool = False  # asked and not yet answered: meanwhile it gets nothing, so that its tail stays known
-    may_recall: bool = True  # what it had to give back it has given, until it has answered something more
+    may_recall: bool = True  # not when it had nothing to give back, until it has answered something more
 
     @property
     def first_seq(self) -> int:
@@ -209,6 +209,7 @@ class Scheduler:
         for task in back:  # the last first, so that the first ends up in front
             self._requeue(task)
         lane.recalling = False
+        lane.may_recall = count > 0
         self._index(lane)
         return self._dispatch() + self._refill(lane)
 

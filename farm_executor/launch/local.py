@@ -158,8 +158,10 @@ class PrivateServer:
             self._clean_up()
 
     def _clean_up(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer()
+        # Not by calling the finalizer: at the interpreter's exit, where we may be, that does nothing any more.
+        if self._finalizer is not None and (found := self._finalizer.detach()):
+            _, end, arguments, _ = found
+            end(*arguments)
         self._finalizer = None
         self._process = None
 

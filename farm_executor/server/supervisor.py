@@ -14,6 +14,7 @@ sees the lane end even if a process that a task started still holds it.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import mmap
 import os
@@ -22,16 +23,18 @@ import selectors
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from farm_executor.core.frames import MAX_HELLO, FrameReader, FrameType
+from farm_executor.core.frames import MAX_HELLO, Buffer, FrameReader, FrameType
 from farm_executor.core.handshake import (
     NONCE_SIZE,
     Role,
     ServerHandshake,
     Versions,
     decode_hello,
+    describe_mismatches,
     encode_hello,
 )
 from farm_executor.errors import RemoteProtocolError
@@ -45,8 +48,10 @@ __all__ = ["Supervisor", "serve"]
 
 logger = logging.getLogger(__name__)
 
+ACCEPT_PAUSE = 0.2  # seconds before the next attempt, when the system gives no descriptor and no guest holds one
 GUEST_SECONDS = 10.0  # to prove the key and say hello
 MAX_GUESTS = 256  # beyond it the oldest goes: a client needs milliseconds, a stranger does not matter
+MAX_LABEL = 100  # characters of what a client calls itself
 GRACE_CRASHED = 1.0  # seconds for the workers of a client that is gone
 GRACE_ENDED = 10.0  # seconds for the workers of a client that said goodbye
 
@@ -57,7 +62,7 @@ class _Guest:
     name: str
     deadline: float
     handshake: ServerHandshake
-    reader: FrameReader = field(default_factory=lambda: FrameReader(MAX_HELLO))
+    reader: FrameReader = field(default_factory=lambda: FrameReader(MAX_HELLO, _no_segment))
 
 
 @dataclass(eq=False)
@@ -120,6 +125,7 @@ class Supervisor:
         self._sessions: dict[str, _Session] = {}
         self._workers: dict[int, tuple[_Session, _Worker]] = {}
         self._doomed: dict[int, float] = {}  # pids to be killed, with the time
+        self._deaf_until = 0.0  # the listener is not looked at before that time; 0 if it is
         self._terminations = 0
         self._draining = False
         self._ending = False
@@ -128,19 +134,22 @@ class Supervisor:
 
     # -- the loop --------------------------------------------------------------------------------------
 
-    def run(self) -> WorkerStart | None:
+    def run(self, on_ready: Callable[[], None]) -> WorkerStart | None:
         """Serve until told to end.
+
+        Args:
+            on_ready: Called once signals are heeded.
 
         Returns:
             None in the supervisor when all is over; in a worker's new process what it starts with: let the stack
             unwind and then call `run_worker`.
         """
         self._watch_signals()
-        assert self._listener is not None
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._listen_again()
         self._selector.register(self._waker, selectors.EVENT_READ, self._on_signal)
         if self._owner is not None:
             self._selector.register(self._owner, selectors.EVENT_READ, self._on_owner)
+        on_ready()
         logger.info("serving address=%s slots=%d pid=%d", self._address, self._slots, os.getpid())
         while not self._finished():
             for key, _ in self._selector.select(self._next_deadline()):
@@ -182,11 +191,15 @@ class Supervisor:
 
     def _next_deadline(self) -> float | None:
         times = list(self._doomed.values())
+        if self._deaf_until:
+            times.append(self._deaf_until)
         if self._guests:
             times.append(next(iter(self._guests)).deadline)
         return max(min(times) - time.monotonic(), 0.0) if times else None
 
     def _on_time(self, now: float) -> None:
+        if self._deaf_until and self._deaf_until <= now:
+            self._listen_again()
         for guest in list(self._guests):
             if guest.deadline > now:
                 break
@@ -206,7 +219,11 @@ class Supervisor:
         except OSError as error:  # gone again, or no descriptors left: others must still be served
             if not isinstance(error, (BlockingIOError, InterruptedError)):
                 logger.warning("accept failed error=%s", error)
-                self._make_room()
+                if self._guests:
+                    self._make_room()
+                else:  # the listener stays readable: without a pause this would be a busy loop
+                    self._listen_no_more()
+                    self._deaf_until = time.monotonic() + ACCEPT_PAUSE
             return
         sock.setblocking(False)
         with contextlib.suppress(OSError):
@@ -220,8 +237,16 @@ class Supervisor:
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._on_guest(guest))
 
     def _make_room(self) -> None:
-        if self._guests:
-            self._dismiss(next(iter(self._guests)), "too many connections without a key")
+        self._dismiss(next(iter(self._guests)), "too many connections without a key")
+
+    def _listen_again(self) -> None:
+        self._deaf_until = 0.0
+        if self._listener is not None:
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def _listen_no_more(self) -> None:
+        if self._listener is not None and not self._deaf_until:
+            self._selector.unregister(self._listener)
 
     def _on_guest(self, guest: _Guest) -> WorkerStart | None:
         if guest not in self._guests:
@@ -303,6 +328,18 @@ class Supervisor:
 
     def _status(self) -> dict[str, Any]:
         now = time.time()
+        sessions = []
+        room = MAX_HELLO // 2
+        for session in self._sessions.values():
+            workers = [
+                {"slot": worker.slot, "pid": worker.pid, "seconds": round(now - worker.started, 3)}
+                for worker in session.workers.values()
+            ]
+            shown = {"client": session.client, "workers": workers}
+            room -= len(json.dumps(shown))
+            if room < 0:
+                break
+            sessions.append(shown)
         return {
             "address": self._address,
             "name": self._name,
@@ -311,16 +348,8 @@ class Supervisor:
             "slots": self._slots,
             "draining": self._draining,
             "versions": vars(self._versions),
-            "sessions": [
-                {
-                    "client": session.client,
-                    "workers": [
-                        {"slot": worker.slot, "pid": worker.pid, "seconds": round(now - worker.started, 3)}
-                        for worker in session.workers.values()
-                    ],
-                }
-                for session in list(self._sessions.values())[:500]  # a hello has a limited size
-            ],
+            "sessions": sessions,
+            "sessions_left_out": len(self._sessions) - len(sessions),  # a hello has a limited size
         }
 
     def _open_session(self, guest: _Guest, hello: dict[str, Any]) -> None:
@@ -329,11 +358,13 @@ class Supervisor:
             return
         mismatches = Versions.from_json(hello.get("versions")).mismatches(self._versions)
         if {"python", "protocol"} & mismatches.keys() and not hello.get("allow_version_mismatch"):
-            text = ", ".join(f"{name}: {mine} there, {ours} here" for name, (mine, ours) in mismatches.items())
-            self._refuse(guest, "version", f"client and server differ ({text})", mismatches=mismatches)
+            text = "its versions differ from the client's: " + describe_mismatches(mismatches)
+            self._refuse(guest, "version", text, mismatches=mismatches)
             return
         session = _Session(
-            secrets.token_hex(16), f"{hello.get('client')} at {guest.name}", Connection(guest.socket)
+            secrets.token_hex(16),
+            f"{str(hello.get('client'))[:MAX_LABEL]} at {guest.name}",
+            Connection(guest.socket, MAX_HELLO, _no_segment),
         )
         self._reply(
             guest,
@@ -361,7 +392,9 @@ class Supervisor:
             return self._fork(session, guest.socket, slot, lane)
         except OSError as error:
             logger.error("cannot start a worker error=%s", error)
-            self._reply(guest, {"code": "fork", "message": f"cannot start a worker: {error}"}, FrameType.REFUSED)
+            refusal = {"code": "fork", "message": f"cannot start a worker: {error}"}
+            with contextlib.suppress(OSError):  # it may have hung up, and is no guest any more to be dismissed
+                self._reply(guest, refusal, FrameType.REFUSED)
             guest.socket.close()
             return None
 
@@ -396,7 +429,9 @@ class Supervisor:
             os.setpgid(0, 0)  # Ctrl-C at the server is the supervisor's alone
         self._close_all(but=sock)
         null = os.open(os.devnull, os.O_RDONLY)
-        if null != 0:  # as it is when 0 was the owner's end, just closed
+        if null == 0:  # as it is when 0 was the owner's end, just closed
+            os.set_inheritable(0, True)  # for the processes that tasks start
+        else:
             os.dup2(null, 0)
             os.close(null)
         set_ambient_key(self._key)
@@ -491,13 +526,16 @@ class Supervisor:
             return
         logger.info("draining address=%s sessions=%d", self._address, len(self._sessions))
         self._draining = True
+        self._listen_no_more()
+        self._deaf_until = 0.0
         if self._listener is not None:
-            self._selector.unregister(self._listener)
             self._listener.close()
             self._listener = None
         for session in list(self._sessions.values()):
             session.connection.send(encode_hello({}, FrameType.DRAINING))
             self._watch_control(session)
+            if not session.workers:
+                self._end_session(session, GRACE_CRASHED)  # no lane can reach us any more
 
     def _end_at_once(self) -> None:
         self._ending = True
@@ -510,13 +548,23 @@ class Supervisor:
             self._doomed[pid] = min(self._doomed.get(pid, float("inf")), time.monotonic() + GRACE_CRASHED)
 
 
-def serve(listener: Socket, **settings: Any) -> bool:
+def _no_segment(size: int) -> Buffer:
+    """For readers: a control connection carries no bulk, so that no memory is taken for what is promised."""
+    raise RemoteProtocolError(f"a segment of {size} bytes where there is none to be")
+
+
+def serve(listener: Socket, *, on_ready: Callable[[], None] = lambda: None, **settings: Any) -> bool:
     """Be a server until its end; see `Supervisor` for the settings.
+
+    Args:
+        listener: A listening socket.
+        on_ready: Called when it serves: from then on SIGTERM drains it.
+        **settings: The supervisor's.
 
     Returns:
         Whether this process is the server's: in each worker's it returns False, when the worker's work is done.
     """
-    start = Supervisor(listener, **settings).run()
+    start = Supervisor(listener, **settings).run(on_ready)
     if start is None:
         return True
     run_worker(start)

@@ -1,0 +1,298 @@
+"""What FarmExecutor has beyond the contract that it shares with other executors."""
+
+import os
+import pickle
+import threading
+import time
+from concurrent.futures import wait
+
+import pytest
+
+import farm_executor.client.server
+import farm_executor.payload
+from farm_executor import FarmExecutor, FarmStatistics, VersionMismatchError, WorkerLostError, start_server
+
+DEADLINE = 30.0
+
+
+@pytest.fixture(scope="module")
+def server():
+    with start_server("127.0.0.1", 0, background=True, workers=2) as server:
+        yield server
+
+
+@pytest.fixture(params=["embedded", "server"])
+def farm(request, no_leaks):
+    if request.param == "embedded":
+        with FarmExecutor(2) as farm:
+            yield farm
+    else:
+        with (
+            start_server("127.0.0.1", 0, background=True, workers=2) as server,
+            FarmExecutor(server.address) as farm,
+        ):
+            yield farm
+
+
+# -- construction -------------------------------------------------------------------------------------
+
+
+def test_an_int_in_the_first_place_is_max_workers():
+    assert FarmExecutor(3)._max_workers == 3
+
+
+def test_max_workers_given_twice_is_refused():
+    with pytest.raises(TypeError, match="twice"):
+        FarmExecutor(3, max_workers=3)
+
+
+@pytest.mark.parametrize("attempts", [0, -1])
+def test_less_than_one_attempt_is_refused(attempts):
+    with pytest.raises(ValueError, match="max_attempts"):
+        FarmExecutor(max_attempts=attempts)
+    with pytest.raises(ValueError, match="max_attempts"):
+        FarmExecutor().with_options(max_attempts=attempts)
+
+
+def test_max_workers_limits_the_workers_on_servers(server, no_leaks):
+    with FarmExecutor(server.address, max_workers=1) as farm:
+        assert len(set(farm.map(_pid_after, [0.05] * 6))) == 1
+
+
+def test_max_workers_is_divided_among_servers(no_leaks):
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=4) as one,
+        start_server("127.0.0.1", 0, background=True, workers=4) as two,
+        FarmExecutor([one.address, two.address], max_workers=3) as farm,
+    ):
+        wait([farm.submit(time.sleep, 0.1) for _ in range(8)], timeout=DEADLINE)
+        _until(lambda: [len(server.workers) for server in farm.statistics().servers] == [2, 1])
+
+        assert [len(server.workers) for server in farm.statistics().servers] == [2, 1]
+
+
+def _pid_after(seconds):
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def _until(condition):
+    deadline = time.monotonic() + DEADLINE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+# -- nesting ------------------------------------------------------------------------------------------
+
+
+def _nested(farm, depth):
+    if depth == 0:
+        return os.getpid()
+    return farm.submit(_nested, farm, depth - 1).result(timeout=DEADLINE)
+
+
+def test_an_executor_sent_along_gives_tasks_a_farm_of_the_same_servers(farm):
+    """With more tasks than workers, each waiting for one of its own: nothing may deadlock."""
+    futures = [farm.submit(_nested, farm, 2) for _ in range(4)]
+
+    assert all(isinstance(future.result(timeout=DEADLINE), int) for future in futures)
+
+
+def test_a_pickled_executor_does_not_hold_the_key(server):
+    with FarmExecutor(server.address, key=b"0123456789abcdef-secret") as farm:
+        data = pickle.dumps(farm)
+
+    assert b"0123456789abcdef-secret" not in data
+
+
+# -- options ------------------------------------------------------------------------------------------
+
+
+def _append(path, text):
+    with open(path, "a") as file:
+        file.write(text + "\n")
+
+
+def _wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.005)
+
+
+def test_a_higher_priority_goes_first_and_each_is_first_in_first_out(no_leaks, tmp_path):
+    order, gate = tmp_path / "order", tmp_path / "gate"
+    with FarmExecutor(1) as farm:
+        blocker = farm.submit(_wait_for, str(gate))
+        assert _until(lambda: farm.statistics().running == 1)
+        low, high = farm.with_options(priority="low"), farm.with_options(priority="high")
+        futures = [blocker]
+        for i in range(3):
+            futures.append(low.submit(_append, str(order), f"low {i}"))
+            futures.append(farm.submit(_append, str(order), f"default {i}"))
+            futures.append(high.submit(_append, str(order), f"high {i}"))
+            futures.append(farm.with_options(priority=7).submit(_append, str(order), f"seven {i}"))
+        gate.touch()
+        wait(futures, timeout=DEADLINE)
+
+    expected = [f"{name} {i}" for name in ("seven", "high", "default", "low") for i in range(3)]
+    assert order.read_text().splitlines() == expected
+
+
+def test_an_unknown_priority_is_refused():
+    with pytest.raises(ValueError, match=r"'urgent'.*low, default, high"):
+        FarmExecutor().with_options(priority="urgent")
+
+
+def _die_after_noting(path):
+    _append(path, "begun")
+    os._exit(7)
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 4])
+def test_a_task_that_kills_its_worker_is_begun_as_often_as_allowed(farm, tmp_path, attempts):
+    path = tmp_path / "begun"
+
+    error = (
+        farm.with_options(max_attempts=attempts).submit(_die_after_noting, str(path)).exception(timeout=DEADLINE)
+    )
+
+    assert isinstance(error, WorkerLostError)
+    assert "exited with code 7" in str(error)
+    assert path.read_text().splitlines() == ["begun"] * attempts
+
+
+def test_views_keep_what_is_not_given_and_are_the_same_farm(farm):
+    view = farm.with_options(priority="low", category="etl").with_options(max_attempts=1)
+
+    assert (view._options.priority, view._options.category, view._options.max_attempts) == (-1, "etl", 1)
+    assert list(view.map(abs, [-1, -2])) == [1, 2]
+    assert farm.statistics().submitted == 2
+    assert view._max_workers == farm._max_workers
+
+
+# -- what it tells ------------------------------------------------------------------------------------
+
+
+def test_statistics_tell_the_state(farm):
+    assert farm.statistics() == FarmStatistics(state="new")
+    assert "new" in repr(farm)
+
+    farm.submit(abs, -1).result(timeout=DEADLINE)
+    farm.submit(abs, None).exception(timeout=DEADLINE)
+    numbers = farm.statistics()
+
+    assert (numbers.state, numbers.submitted, numbers.succeeded, numbers.failed) == ("open", 2, 1, 1)
+    assert (numbers.queued, numbers.running) == (0, 0)
+    assert sum(worker.tasks_done for server in numbers.servers for worker in server.workers) == 2
+    assert all(server.up for server in numbers.servers)
+
+    farm.shutdown()
+
+    assert farm.statistics().state == "shut down"
+    assert "shut down" in repr(farm)
+
+
+# -- versions -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def another_python(monkeypatch):
+    """The client claims to be another Python than the server's."""
+    true = farm_executor.payload.local_versions()
+    false = type(true)(**{**vars(true), "python": "cpython 2.7", "cloudpickle": "0.1"})
+    monkeypatch.setattr(farm_executor.client.server, "local_versions", lambda: false)
+    return true
+
+
+def test_another_python_is_refused_with_every_mismatch(server, another_python, no_leaks):
+    with FarmExecutor(server.address) as farm:
+        error = farm.submit(abs, -1).exception(timeout=DEADLINE)
+
+        with pytest.raises(VersionMismatchError):
+            farm.submit(abs, -1)
+
+    assert isinstance(error, VersionMismatchError)
+    assert error.mismatches == {
+        "python": ("cpython 2.7", another_python.python),
+        "cloudpickle": ("0.1", another_python.cloudpickle),
+    }
+    for text in (server.address, "cpython 2.7", another_python.python, "cloudpickle"):
+        assert text in str(error)
+
+
+def test_another_python_is_worked_with_when_asked_for(server, another_python, no_leaks):
+    with (
+        pytest.warns(RuntimeWarning, match=r"python \(client cpython 2.7, server"),
+        FarmExecutor(server.address, allow_version_mismatch=True) as farm,
+    ):
+        assert farm.submit(abs, -1).result(timeout=DEADLINE) == 1
+
+
+# -- recall -------------------------------------------------------------------------------------------
+
+
+def test_short_tasks_queued_behind_a_long_one_go_to_another_worker(no_leaks, tmp_path):
+    """The window has learnt that tasks are short; then comes a long one with others behind it on its lane."""
+    gate = tmp_path / "gate"
+    with FarmExecutor(2) as farm:
+        list(farm.map(abs, range(2000)))  # both windows are wide open now
+        futures = [farm.submit(abs, -i) for i in range(500)]
+        futures.insert(0, farm.submit(_wait_for, str(gate)))
+        futures += [farm.submit(abs, -i) for i in range(500)]
+
+        done, _ = wait(futures[1:], timeout=DEADLINE)
+        assert len(done) == 1000
+        assert not futures[0].done()
+
+        gate.touch()
+        futures[0].result(timeout=DEADLINE)
+
+
+def test_tasks_that_wait_for_each_other_all_run_while_there_are_workers(no_leaks, tmp_path):
+    with FarmExecutor(2) as farm:
+        list(farm.map(abs, range(2000)))
+        first = farm.submit(_wait_for, str(tmp_path / "flag"))
+        second = farm.submit(_append, str(tmp_path / "flag"), "set")
+
+        wait([first, second], timeout=DEADLINE)
+        assert first.done()
+
+
+# -- recycling ----------------------------------------------------------------------------------------
+
+
+def test_workers_are_replaced_after_their_tasks_and_none_is_lost(farm):
+    with FarmExecutor(2, max_tasks_per_child=5) as recycling:
+        pids = list(recycling.map(_pid_after, [0.0] * 60))
+
+    counts = {pid: pids.count(pid) for pid in pids}
+    assert len(pids) == 60
+    assert max(counts.values()) <= 5
+
+
+# -- threads ------------------------------------------------------------------------------------------
+
+
+def test_many_threads_submit_cancel_and_wait_at_once(farm):
+    failures = []
+
+    def use(seed):
+        try:
+            futures = [farm.submit(pow, seed, i % 7) for i in range(300)]
+            cancelled = {i for i in range(0, 300, 5) if futures[i].cancel()}
+            for i, future in enumerate(futures):
+                if i not in cancelled:
+                    assert future.result(timeout=DEADLINE) == seed ** (i % 7)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+
+    assert failures == []
+    assert not any(thread.is_alive() for thread in threads)
+    numbers = farm.statistics()
+    assert numbers.succeeded + numbers.cancelled == 1800
