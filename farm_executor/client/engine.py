@@ -178,11 +178,15 @@ class Engine:
             category=options.category,
             max_attempts=options.max_attempts,
         )
-        future.on_cancel = lambda: self._withdraw(task)
+        future.on_cancel = lambda: self.post(lambda: self._withdraw(task))
         with self._lock:
             self._check_open()
-            self._counts["submitted"] += 1
-            self._perform(self._scheduler.submit(task))
+            try:
+                self._counts["submitted"] += 1
+                self._perform(self._scheduler.submit(task))
+            except BaseException:  # Ctrl-C, somewhere between deciding and sending: nobody knows what was done
+                self.abort("a submit was interrupted half-way; make a new executor")
+                raise
         return future
 
     def _check_open(self) -> None:
@@ -191,39 +195,15 @@ class Engine:
         if self._shutdown:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-    def _withdraw(self, task: Task) -> None:
-        """A future has been cancelled."""
-        with self._lock:
-            if self._scheduler.withdraw(task):
-                self._counts["cancelled"] += 1
-                task.call.future.set_running_or_notify_cancel()  # says no, and tells those who wait
-            finished = self._shutdown and not self._scheduler.unsettled
-        if finished:
-            self._waker.wake()
-
     def shutdown(self, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks; end when those taken have settled."""
-        with self._lock:
-            self._shutdown = True
-            queued = self._scheduler.withdraw_all() if cancel_futures else []
-            self._counts["cancelled"] += len(queued)
-        for task in queued:
-            future: FarmFuture = task.call.future
-            future.on_cancel = None
-            future.cancel()
-            future.set_running_or_notify_cancel()
-        self._waker.wake()
+        """Take no more tasks; end when those taken have settled.
 
-    def shutdown_soon(self) -> None:
-        """As `shutdown`, for a destructor: takes no lock and does not wait."""
-        if self._closed:
-            return
-
-        def begin() -> None:
-            with self._lock:
-                self._shutdown = True
-
-        self.post(begin)
+        As cancelling a future does, this takes no lock: a destructor may call it, wherever the garbage collector
+        has found the time.
+        """
+        self._shutdown = True
+        if not self._closed:
+            self.post(self._cancel_queued if cancel_futures else _nothing)
 
     def abort(self, reason: str) -> None:
         """Give up: unsettled futures settle with `BrokenFarmError`, and the workers end at once."""
@@ -239,7 +219,8 @@ class Engine:
     def post(self, action: Callable[[], None]) -> None:
         """Have the I/O thread call something. Takes no lock."""
         self._inbox.append(action)
-        self._waker.wake()
+        if len(self._inbox) == 1:  # else whoever was first has woken it
+            self._waker.wake()
         if self._closed:
             self._run_inbox()
 
@@ -520,6 +501,23 @@ class Engine:
     def _count(self, name: str) -> None:
         self._counts[name] += 1
 
+    def _withdraw(self, task: Task) -> None:
+        """A future has been cancelled."""
+        with self._lock:
+            if not self._scheduler.withdraw(task):
+                return
+        self._count("cancelled")
+        task.call.future.set_running_or_notify_cancel()  # says no, and tells those who wait
+
+    def _cancel_queued(self) -> None:
+        with self._lock:
+            queued = self._scheduler.withdraw_all()
+        for task in queued:
+            future = _release(task)
+            if future.cancel():
+                self._count("cancelled")
+                future.set_running_or_notify_cancel()
+
     # -- ends ----------------------------------------------------------------------------------------------
 
     def _end_lane(self, lane: Lane) -> None:
@@ -604,6 +602,10 @@ class Engine:
         error = BrokenFarmError("this future belongs to the process that this one was forked from")
         for task in list(self._scheduler.tasks()):
             task.call.future.abandon(error)
+
+
+def _nothing() -> None:
+    """For the inbox: wake up and see whether all is over."""
 
 
 def _start(task: Task) -> bool:

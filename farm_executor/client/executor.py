@@ -290,7 +290,7 @@ class FarmExecutor(Executor):
                 self._engine = engine
                 _engines.add(engine)
                 # The engine does not know us, so that we can be collected while it still works.
-                weakref.finalize(self, engine.shutdown_soon).atexit = False
+                weakref.finalize(self, engine.shutdown).atexit = False
                 engine.start()
             return self._engine
 

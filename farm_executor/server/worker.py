@@ -7,6 +7,7 @@ they came.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -49,6 +50,7 @@ def run_worker(start: WorkerStart) -> None:
     runner = _Runner()
     signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)
     lane.start_helper()
+    pid = os.getpid()
     while True:
         task = lane.next()
         if task is None:
@@ -63,6 +65,8 @@ def run_worker(start: WorkerStart) -> None:
             result = runner.run(task)
         except KeyboardInterrupt as error:  # it came in the short time between the task and us
             result = Result(dump_failure(error), error=True)
+        if os.getpid() != pid:
+            os._exit(0)  # a child that the task has forked comes back from it, but the lane is its parent's
         lane.settle(result, time.perf_counter() - began)
         # Nothing of this task is kept alive while waiting for the next (CPython issue 16284).
         del task, result
