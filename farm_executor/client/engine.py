@@ -20,7 +20,6 @@ import itertools
 import logging
 import os
 import selectors
-import signal
 import threading
 import time
 import types
@@ -33,6 +32,14 @@ from farm_executor import payload
 from farm_executor.byvalue import OwnClasses
 from farm_executor.client.future import FarmFuture
 from farm_executor.client.lane import Call, Function, Lane, WorkerDeath
+from farm_executor.client.outcome import (
+    caused,
+    copy_of,
+    describe_death,
+    explain_pickling,
+    unreadable_result,
+    worker_lost,
+)
 from farm_executor.client.server import ServerLink, Settings
 from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
 from farm_executor.core.frames import (
@@ -47,7 +54,7 @@ from farm_executor.core.frames import (
 )
 from farm_executor.core.handshake import decode_hello
 from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
-from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskExecutionError, WorkerLostError
+from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskExecutionError
 from farm_executor.failure import Origin, load_failure
 from farm_executor.transport import Connection, Waker
 
@@ -169,7 +176,7 @@ class Engine:
             arguments = payload.dumps((args, kwargs))
         except Exception as error:  # whatever a user's reduction raises is its future's, and no other's
             future.set_running_or_notify_cancel()
-            future.set_exception(_explain_pickling(error, fn, args, kwargs))
+            future.set_exception(explain_pickling(error, fn, args, kwargs))
             return future
         task = Task(
             next(self._ids),
@@ -302,7 +309,7 @@ class Engine:
             logger.critical("the engine failed, which is a bug", exc_info=True)
             bug = error
             reason = f"the farm's engine failed, which is a bug: {type(error).__name__}: {error}"
-            self._break(lambda: _caused(BrokenFarmError(reason), bug))
+            self._break(lambda: caused(BrokenFarmError(reason), bug))
         finally:
             self._close()
 
@@ -376,7 +383,7 @@ class Engine:
 
     def refused(self, link: ServerLink, error: Exception) -> None:
         """See `server.Listener`."""
-        self.post(lambda: self._break(lambda: _copy(error)))
+        self.post(lambda: self._break(lambda: copy_of(error)))
 
     # -- events, in the I/O thread -------------------------------------------------------------------------
 
@@ -460,7 +467,7 @@ class Engine:
             error = load_failure(payload_of(frame), Origin(lane.server, lane.pid), OwnClasses)
             text = f"the initializer failed on server {lane.server}, worker pid {lane.pid}: {error!r}"
             remote = error.__cause__ if isinstance(error.__cause__, TaskExecutionError) else error
-            self._break(lambda: _caused(BrokenFarmError(f"{text}\n{remote}"), error))
+            self._break(lambda: caused(BrokenFarmError(f"{text}\n{remote}"), error))
             return
         lane.ready = self._had_lane = True
         with self._lock:
@@ -485,15 +492,7 @@ class Engine:
             try:
                 value = payload.loads(result.payload, OwnClasses)
             except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
-                error = TaskExecutionError(
-                    "the task's result arrived, but could not be rebuilt here: "
-                    f"{type(problem).__name__}: {problem}",
-                    type_name=type(problem).__qualname__,
-                    server=lane.server,
-                    pid=lane.pid,
-                    attempt=task.losses + 1,
-                )
-                error.__cause__ = problem
+                error = unreadable_result(lane, task, problem)
         future = _release(task)
         self._count("failed" if error is not None else "succeeded")
         _set(future, value, error)
@@ -543,23 +542,14 @@ class Engine:
             self._counts["resubmitted"] += had - len(losses)
             self._counts["lost"] += len(losses)
         if not lane.retired:
-            reason = _describe(death)
+            reason = describe_death(death)
             logger.warning(
                 "worker lost server=%s pid=%d reason=%s resubmitted=%d lost=%d",
                 *(lane.server, lane.pid, reason, had - len(losses), len(losses)),
             )
             for task in losses:
-                self._settle_lost(lane, task, reason)
+                _set(_release(task), None, worker_lost(lane, task, reason))
         link.lane_gone(session, lane.slot, failed=not lane.ready)
-
-    def _settle_lost(self, lane: Lane, task: Task, reason: str) -> None:
-        if task.losses >= task.max_attempts:
-            text = f"the worker {reason} while it ran this task, in each of {task.max_attempts} attempts"
-            if task.max_attempts == 1:
-                text = f"the worker {reason} while it ran this task, which was to be attempted only once"
-        else:
-            text = f"the worker {reason}; this task may have begun there, and was to be attempted only once"
-        _set(_release(task), None, WorkerLostError(f"{text} [server {lane.server}, worker pid {lane.pid}]"))
 
     def _give_up_connecting(self) -> None:
         if not self._had_lane:
@@ -630,48 +620,3 @@ def _set(future: FarmFuture, value: Any, error: BaseException | None) -> None:
             future.set_exception(error)
     except Exception:  # somebody else has settled it, which is a user's error and must not end the farm
         logger.exception("a future could not be settled")
-
-
-def _copy(error: Exception) -> Exception:
-    """An exception of one's own for each future: tracebacks grow on those that are raised."""
-    twin = type(error).__new__(type(error), *error.args)
-    twin.__dict__.update(error.__dict__)
-    twin.args = error.args
-    twin.__cause__ = error.__cause__
-    return twin
-
-
-def _caused(error: BaseException, cause: BaseException) -> BaseException:
-    error.__cause__ = cause
-    return error
-
-
-def _describe(death: WorkerDeath | None) -> str:
-    if death is None:
-        return "could not be reached any more"
-    if death.code >= 0:
-        return f"exited with code {death.code}"
-    try:
-        name = signal.Signals(-death.code).name
-    except ValueError:
-        name = "unknown"
-    hint = ", perhaps by the system for want of memory" if name == "SIGKILL" else ""
-    return f"was killed by signal {-death.code} ({name}{hint})"
-
-
-def _explain_pickling(
-    error: Exception, fn: Callable[..., Any] | Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Exception:
-    """Say in the error's own text which part of the call cannot be pickled."""
-    parts: list[tuple[str, Any]] = [] if isinstance(fn, Function) else [("the function itself", fn)]
-    parts += [(f"argument {i}", arg) for i, arg in enumerate(args)]
-    parts += [(f"argument {name}", arg) for name, arg in kwargs.items()]
-    for where, value in parts:
-        try:
-            payload.dumps(value)
-        except Exception:  # whatever it is, this is the one
-            note = f"{where}, of type {type(value).__qualname__}, cannot be sent to a worker"
-            if len(error.args) == 1 and isinstance(error.args[0], str):
-                error.args = (f"{error.args[0]} [{note}]",)
-            return error
-    return error

@@ -7,14 +7,12 @@ sockets or frames; the `engine` does the work.
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import os
 import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -24,7 +22,7 @@ from farm_executor import payload
 from farm_executor.address import Address, AddressLike, parse_addresses
 from farm_executor.client.engine import Engine, EngineOptions, TaskOptions
 from farm_executor.client.future import renew_lock
-from farm_executor.client.lane import Function
+from farm_executor.client.map import map_calls
 from farm_executor.client.server import Settings
 from farm_executor.client.statistics import FarmStatistics
 from farm_executor.security import client_key
@@ -170,7 +168,7 @@ class FarmExecutor(Executor):
             ValueError: ``chunksize`` or ``buffersize`` is less than 1.
             TypeError: ``buffersize`` is no integer.
         """
-        return _map(self, self._options, fn, iterables, timeout, chunksize, buffersize)
+        return map_calls(self, self._options, fn, iterables, timeout, chunksize, buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As `concurrent.futures.Executor.shutdown`: no more tasks; those submitted are finished.
@@ -350,7 +348,7 @@ class OptionsView(Executor):
         buffersize: int | None = None,
     ) -> Iterator[Any]:
         """See `FarmExecutor.map`."""
-        return _map(self._farm, self._options, fn, iterables, timeout, chunksize, buffersize)
+        return map_calls(self._farm, self._options, fn, iterables, timeout, chunksize, buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See `FarmExecutor.shutdown`."""
@@ -383,81 +381,6 @@ class OptionsView(Executor):
     @property
     def _max_workers(self) -> int:
         return self._farm._max_workers
-
-
-# -- map --------------------------------------------------------------------------------------------
-
-
-def _map(
-    farm: FarmExecutor,
-    options: TaskOptions,
-    fn: Callable[..., Any],
-    iterables: tuple[Iterable[Any], ...],
-    timeout: float | None,
-    chunksize: int,
-    buffersize: int | None,
-) -> Iterator[Any]:
-    if chunksize < 1:
-        raise ValueError("chunksize must be >= 1.")
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
-    deadline = None if timeout is None else time.monotonic() + timeout
-    items: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
-    if chunksize > 1:
-        calls: Iterator[tuple[Any, ...]] = ((chunk,) for chunk in _chunks(items, chunksize))
-        fn = partial(_call_each, fn)
-    else:
-        calls = items
-    engine = farm._start_engine()
-    function: Callable[..., Any] | Function
-    try:
-        function = engine.prepare(fn)  # once for all, as it is now
-    except Exception:  # the futures shall say so, as those of submit do
-        function = fn
-    futures: deque[Future[Any]] = deque(
-        engine.submit(function, call, {}, options) for call in itertools.islice(calls, buffersize)
-    )
-    # What follows must not keep the executor alive: when it is collected, no more is submitted.
-    more = None if buffersize is None else (calls, function, options, weakref.ref(farm))
-    results = _results(futures, deadline, more)
-    return itertools.chain.from_iterable(results) if chunksize > 1 else results
-
-
-def _results(futures: deque[Future[Any]], deadline: float | None, more: Any) -> Iterator[Any]:
-    """The results in order; what is not wanted any more is cancelled."""
-    try:
-        while futures:
-            if more is not None:
-                calls, function, options, farm = more
-                owner = farm()
-                if owner is not None and (call := next(calls, None)) is not None:
-                    futures.append(owner._start_engine().submit(function, call, {}, options))
-                del owner
-            yield _take(futures, deadline)
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _take(futures: deque[Future[Any]], deadline: float | None) -> Any:
-    """The first one's result. Nothing of it is kept alive here, nor on any frame while it is used."""
-    future = futures.popleft()
-    try:
-        return future.result(None if deadline is None else deadline - time.monotonic())
-    finally:
-        future.cancel()  # it is late
-        del future
-
-
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
-
-
-def _call_each(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
-    return [fn(*args) for args in chunk]
 
 
 # -- small things -----------------------------------------------------------------------------------

@@ -1,0 +1,88 @@
+"""What an error says: the texts and copies of the errors that futures are settled with.
+
+This module owns the words. It must not know when they are said.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from farm_executor import payload
+from farm_executor.client.lane import Function, Lane, WorkerDeath
+from farm_executor.core.scheduler import Task
+from farm_executor.errors import TaskExecutionError, WorkerLostError
+
+__all__ = ["caused", "copy_of", "describe_death", "explain_pickling", "unreadable_result", "worker_lost"]
+
+
+def copy_of(error: Exception) -> Exception:
+    """An exception of one's own for each future: tracebacks grow on those that are raised."""
+    twin = type(error).__new__(type(error), *error.args)
+    twin.__dict__.update(error.__dict__)
+    twin.args = error.args
+    twin.__cause__ = error.__cause__
+    return twin
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    """The error, with that cause."""
+    error.__cause__ = cause
+    return error
+
+
+def describe_death(death: WorkerDeath | None) -> str:
+    """What became of a worker, as the end of a sentence; None when its supervisor could not say."""
+    if death is None:
+        return "could not be reached any more"
+    if death.code >= 0:
+        return f"exited with code {death.code}"
+    try:
+        name = signal.Signals(-death.code).name
+    except ValueError:
+        name = "unknown"
+    hint = ", perhaps by the system for want of memory" if name == "SIGKILL" else ""
+    return f"was killed by signal {-death.code} ({name}{hint})"
+
+
+def explain_pickling(
+    error: Exception, fn: Callable[..., Any] | Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Exception:
+    """Say in the error's own text which part of the call cannot be pickled."""
+    parts: list[tuple[str, Any]] = [] if isinstance(fn, Function) else [("the function itself", fn)]
+    parts += [(f"argument {i}", arg) for i, arg in enumerate(args)]
+    parts += [(f"argument {name}", arg) for name, arg in kwargs.items()]
+    for where, value in parts:
+        try:
+            payload.dumps(value)
+        except Exception:  # whatever it is, this is the one
+            note = f"{where}, of type {type(value).__qualname__}, cannot be sent to a worker"
+            if len(error.args) == 1 and isinstance(error.args[0], str):
+                error.args = (f"{error.args[0]} [{note}]",)
+            return error
+    return error
+
+
+def worker_lost(lane: Lane, task: Task, reason: str) -> WorkerLostError:
+    """For a task that must not be sent again, after what `describe_death` says."""
+    if task.losses < task.max_attempts:
+        text = f"the worker {reason}; this task may have begun there, and was to be attempted only once"
+    elif task.max_attempts == 1:
+        text = f"the worker {reason} while it ran this task, which was to be attempted only once"
+    else:
+        text = f"the worker {reason} while it ran this task, in each of {task.max_attempts} attempts"
+    return WorkerLostError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
+
+
+def unreadable_result(lane: Lane, task: Task, problem: BaseException) -> TaskExecutionError:
+    """For a result that has come, but does not unpickle here."""
+    error = TaskExecutionError(
+        f"the task's result arrived, but could not be rebuilt here: {type(problem).__name__}: {problem}",
+        type_name=type(problem).__qualname__,
+        server=lane.server,
+        pid=lane.pid,
+        attempt=task.losses + 1,
+    )
+    error.__cause__ = problem
+    return error
