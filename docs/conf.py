@@ -22,6 +22,9 @@ default_role = "literal"  # docstrings write `name` as Markdown does
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_custom_sections = ["Thread safety"]
+nitpick_ignore = [("py:class", "farm_executor.address.Address")]  # users write strings and tuples
 
 # The names of the standard library that we link to. Its own inventory would have to be downloaded for each build,
 # and a build must neither need the network nor fail without it: so here is one that holds just these.
@@ -34,6 +37,7 @@ PYTHON_NAMES = {
         "concurrent.futures.Executor.shutdown": "method",
         "concurrent.futures.Executor.submit": "method",
         "concurrent.futures.Future": "class",
+        "concurrent.futures._base.Future": "class",  # as annotations have it
         "concurrent.futures.ProcessPoolExecutor": "class",
         "concurrent.futures.wait": "function",
         "concurrent.futures.as_completed": "function",
@@ -41,15 +45,12 @@ PYTHON_NAMES = {
     "library/collections.abc": {
         f"collections.abc.{name}": "class" for name in ("Callable", "Hashable", "Iterable", "Iterator")
     },
-    "library/exceptions": {
-        name: "exception"
-        for name in (
-            *("BaseException", "BrokenPipeError", "Exception", "ImportError", "ModuleNotFoundError", "OSError"),
-            *("RuntimeError", "TimeoutError", "TypeError", "ValueError"),
-        )
-    },
-    "library/functions": {name: "class" for name in ("bool", "float", "int", "object", "type")},
-    "library/stdtypes": {name: "class" for name in ("bytes", "dict", "list", "str", "tuple")},
+    "library/exceptions": dict.fromkeys(
+        ("BaseException", "Exception", "OSError", "RuntimeError", "TimeoutError", "TypeError", "ValueError"),
+        "exception",
+    ),
+    "library/functions": dict.fromkeys(("bool", "float", "int", "object", "type"), "class"),
+    "library/stdtypes": dict.fromkeys(("bytes", "dict", "list", "str", "tuple"), "class"),
     "library/constants": {"None": "data"},
     "library/os": {"os.PathLike": "class"},
     "library/types": {"types.TracebackType": "class"},

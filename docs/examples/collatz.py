@@ -5,8 +5,8 @@ import time
 
 from farm_executor import FarmExecutor
 
-LIMIT = 100_000
-STEP = 5_000
+LIMIT = 50_000
+STEP = 2_500
 
 
 def longest(start):
