@@ -6,8 +6,6 @@ started, because the client must not import the launchers.
 
 from __future__ import annotations
 
-import logging
-
 from farm_executor._version import __version__
 from farm_executor.admin import end_server, ping, status
 from farm_executor.client.executor import FarmExecutor, OptionsView
@@ -57,7 +55,5 @@ __all__ = [
     "BrokenFarmError",
     "__version__",
 ]
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 FarmExecutor._launch = PrivateServer

@@ -6,6 +6,7 @@ This module owns the accepted forms. It must not resolve names or open anything.
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from farm_executor.errors import AddressError
 
 __all__ = ["Address", "AddressLike", "parse_address", "parse_addresses"]
 
+_MAX_SHOWN = 200  # characters of what was given
 _FORMS = '"host:port", "[ipv6]:port", "unix:/path", or ("host", port), with a port from 1 to 65535'
 
 
@@ -28,7 +30,8 @@ class Address:
     def __str__(self) -> str:
         if self.path:
             return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        bracketed = ":" in self.host or self.host == "unix"  # a host of that name would read as a path
+        return f"[{self.host}]:{self.port}" if bracketed else f"{self.host}:{self.port}"
 
     @property
     def is_local(self) -> bool:
@@ -58,9 +61,7 @@ def parse_address(value: Any, *, any_port: bool = False) -> Address:
         return value
     if isinstance(value, str):
         if value.startswith("unix:"):
-            if len(value) > 5:
-                return Address(path=value[5:])
-            raise _error(value, "the path is missing")
+            return _unix(value, value[5:])
         host, colon, port = value.rpartition(":")
         if not colon:
             raise _error(value, "the port is missing")
@@ -68,7 +69,9 @@ def parse_address(value: Any, *, any_port: bool = False) -> Address:
         if ":" in host and not bracketed:
             raise _error(value, "an IPv6 address must be in brackets")
         if not port.isascii() or not port.isdigit():
-            raise _error(value, f"the port {port!r} is not a number")
+            raise _error(value, "the port is not a number")
+        if len(port) > 5:  # int would refuse thousands of digits with an error of its own
+            raise _error(value, "there is no such port")
         return _tcp(value, host[1:-1] if bracketed else host, int(port), any_port)
     if isinstance(value, (tuple, list)) and len(value) == 2:
         host, number = value
@@ -96,12 +99,36 @@ def parse_addresses(value: Any) -> list[Address]:
 
 
 def _tcp(value: Any, host: str, port: int, any_port: bool) -> Address:
-    if not host or any(character.isspace() for character in host):
-        raise _error(value, "the host is missing" if not host else "a host has no spaces")
+    if not host:
+        raise _error(value, "the host is missing")
+    if not host.isprintable() or any(character in " []" for character in host):
+        raise _error(value, "a host has no spaces, brackets or control characters")
+    try:
+        host.encode("idna")  # as resolving it would, which must not be the first to complain
+    except UnicodeError as error:
+        raise _error(value, f"no name of a host: {error}") from None
     if not (0 if any_port else 1) <= port <= 65535:
-        raise _error(value, f"there is no port {port}")
+        raise _error(value, "there is no such port")
     return Address(host=host, port=port)
 
 
+def _unix(value: Any, path: str) -> Address:
+    if not path:
+        raise _error(value, "the path is missing")
+    try:
+        raw = os.fsencode(path)
+    except UnicodeError:
+        raise _error(value, "no name of a file") from None
+    if b"\0" in raw:
+        raise _error(value, "no name of a file")
+    return Address(path=path)
+
+
 def _error(value: Any, why: str) -> AddressError:
-    return AddressError(f"{value!r} is no server address{': ' + why if why else ''}; the forms are {_FORMS}")
+    try:
+        shown = repr(value)
+    except Exception:  # of objects of any kind
+        shown = f"an object of type {type(value).__qualname__}"
+    if len(shown) > _MAX_SHOWN:
+        shown = shown[:_MAX_SHOWN] + "..."
+    return AddressError(f"{shown} is no server address{': ' + why if why else ''}; the forms are {_FORMS}")

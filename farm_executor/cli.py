@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -124,7 +125,9 @@ def _serve(options: argparse.Namespace) -> int:
     def greet() -> None:
         print(f"serving on {address}, {slots} workers for each client", flush=True)
 
-    serve(listener, on_ready=greet, address=str(address), key=key, slots=slots, name=options.name)
+    ended = serve(listener, on_ready=greet, address=str(address), key=key, slots=slots, name=options.name)
+    if ended and address.path:  # not in a worker, which comes here, too, when its work is done
+        os.unlink(address.path)
     return YES
 
 

@@ -24,7 +24,7 @@ from farm_executor import payload
 from farm_executor.core.frames import Payload
 from farm_executor.errors import TaskExecutionError
 
-__all__ = ["Origin", "dump_failure", "load_failure"]
+__all__ = ["Origin", "dump_failure", "load_failure", "remote_traceback"]
 
 MAX_FRAMES = 200  # of a traceback; of a longer one, such as a RecursionError's, both ends are kept
 MAX_NODES = 1000  # exceptions in one graph
@@ -210,8 +210,17 @@ def load_failure(
     if 0 in graph.replaced:
         first.remote_traceback = text  # type: ignore[attr-defined]
         return first
-    _append_cause(first, _report(f"the task raised {nodes[0].text}", text, nodes[0], origin))
+    _append_cause(first, _report(f"raised on a worker: {nodes[0].text}", text, nodes[0], origin))
     return first
+
+
+def remote_traceback(error: BaseException) -> str:
+    """The traceback, as the worker printed it, of an exception that `load_failure` gave."""
+    seen = set()
+    while error.__cause__ is not None and id(error) not in seen:
+        seen.add(id(error))
+        error = error.__cause__
+    return error.remote_traceback if isinstance(error, TaskExecutionError) else ""
 
 
 class _Graph:
@@ -261,7 +270,7 @@ class _Graph:
         self.replaced.add(number)
         where = "could not be pickled" if node.recipe is None else "could not be rebuilt here"
         problem = node.problem or _text(error)
-        return _report(f"the task raised {node.text}; the exception {where}: {problem}", "", node, self._origin)
+        return _report(f"raised on a worker: {node.text}; the exception {where}: {problem}", "", node, self._origin)
 
     def link(self, number: int) -> None:
         """Give the exception its traceback, cause and context."""

@@ -6,6 +6,7 @@ The only module that imports `socket`. It must not know what the frames mean, no
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -44,7 +45,7 @@ def listen(address: Address) -> Socket:
     if address.path:
         sock = socket.socket(socket.AF_UNIX)
         try:
-            sock.bind(address.path)
+            _bind_path(sock, address.path)
             os.chmod(address.path, 0o600)
             sock.listen(_BACKLOG)
         except OSError:
@@ -64,6 +65,18 @@ def listen(address: Address) -> Socket:
         sock.close()
         raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from None
     return sock
+
+
+def _bind_path(sock: Socket, path: str) -> None:
+    """Bind, also over a file that a server left behind when it was killed."""
+    try:
+        sock.bind(path)
+    except OSError:
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(path) != errno.ECONNREFUSED:
+                raise
+        os.unlink(path)
+        sock.bind(path)
 
 
 def bound_address(sock: Socket, address: Address) -> Address:

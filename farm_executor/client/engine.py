@@ -54,8 +54,8 @@ from farm_executor.core.frames import (
 )
 from farm_executor.core.handshake import decode_hello
 from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
-from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskExecutionError
-from farm_executor.failure import Origin, load_failure
+from farm_executor.errors import BrokenFarmError, RemoteProtocolError
+from farm_executor.failure import Origin, load_failure, remote_traceback
 from farm_executor.transport import Connection, Waker
 
 __all__ = ["Engine", "EngineOptions", "TaskOptions"]
@@ -465,9 +465,10 @@ class Engine:
     def _on_ready(self, lane: Lane, frame: Frame) -> None:
         if frame.flags & ERROR:
             error = load_failure(payload_of(frame), Origin(lane.server, lane.pid), OwnClasses)
-            text = f"the initializer failed on server {lane.server}, worker pid {lane.pid}: {error!r}"
-            remote = error.__cause__ if isinstance(error.__cause__, TaskExecutionError) else error
-            self._break(lambda: caused(BrokenFarmError(f"{text}\n{remote}"), error))
+            text = (
+                f"the initializer failed on server {lane.server}, worker pid {lane.pid}\n{remote_traceback(error)}"
+            )
+            self._break(lambda: caused(BrokenFarmError(text), error))
             return
         lane.ready = self._had_lane = True
         with self._lock:

@@ -14,8 +14,9 @@ The rules:
    ever forming a batch, and a batch costs as much as a task.)
 5. Tasks are numbered per lane, and a lane answers in that order. An answer out of order is the peer's error.
 6. When a lane is idle and nothing is queued, half of what another lane has not begun is recalled from it.
-7. A worker that dies charges an attempt to the task that it ran, and to no other. With its attempts used up a
-   task is lost. A task with a single attempt is never sent again once it may have begun.
+7. A worker that dies charges an attempt to the task that it ran, and to no other; if it ran none, to the first
+   that it had been sent, which it may have died of receiving. With its attempts used up a task is lost. A task
+   with a single attempt is never sent again once it may have begun.
 
 Thread safety: none; the caller holds one lock around every call and the deeds that follow from it.
 """
@@ -233,7 +234,7 @@ class Scheduler:
         while lane.outstanding:  # the last first, as in recalled
             seq -= 1
             task = lane.outstanding.pop()
-            guilty = seq == (first if begun is None else begun)
+            guilty = seq == (first if begun is None else max(first, begun))
             may_have_begun = begun is None or seq <= begun
             task.losses += guilty
             if task.losses >= task.max_attempts or (may_have_begun and task.max_attempts == 1):

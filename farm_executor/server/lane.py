@@ -212,12 +212,15 @@ class WorkerLane:
 
     def _receive(self) -> None:
         """Read what is there; ``_io`` is held."""
+        if self._ended:
+            return
         try:
             for frame in self._connection.receive():
                 self._take(frame)
-        except (EOFError, RemoteProtocolError) as error:
-            if isinstance(error, RemoteProtocolError):
-                print(f"farm_executor: worker {os.getpid()} ends: {error}", file=sys.stderr)  # noqa: T201
+        except RemoteProtocolError as error:  # such as more data than there is memory for
+            print(f"farm_executor: worker {os.getpid()} ends: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            os._exit(70)
+        except EOFError:
             with self._state:
                 if self._busy:
                     os._exit(0)  # the task that runs has nobody to run for
