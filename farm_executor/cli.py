@@ -76,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         ("status", _status, "Show a server's clients and their workers."),
         ("end", _end, "End a server: it takes no new clients; those connected are served to their end."),
     ):
-        command = _command(commands, name, run, text, epilog=_KEYS)
+        command = _command(commands, name, run, text, epilog=f"{_EXAMPLES[name]}\n\n{_KEYS}")
         command.add_argument("address", nargs="?", default=DEFAULT_ADDRESS, help="HOST:PORT (default: %(default)s)")
         command.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
         command.add_argument("--json", action="store_true", help="print a JSON object, for programs")
-    example = _command(commands, "demo", demo.main, "Analyse the whole standard library on a farm.", epilog=_KEYS)
-    demo.add_arguments(example)
+    text = "Analyse the whole standard library on a farm."
+    demo.add_arguments(_command(commands, "demo", demo.main, text, epilog=f"{_EXAMPLES['demo']}\n\n{_KEYS}"))
     return parser
 
 
@@ -96,6 +96,20 @@ def _command(
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
     return parser
 
+
+_EXAMPLES = {
+    "ping": """\
+    farm-executor ping && echo up
+    farm-executor ping 127.0.0.1:11111 --timeout 60   # as soon as it answers""",
+    "status": """\
+    farm-executor status
+    farm-executor status 127.0.0.1:11111 --json | python -m json.tool""",
+    "end": """\
+    farm-executor end 127.0.0.1:11111""",
+    "demo": """\
+    farm-executor demo                                # on a farm of this machine
+    farm-executor demo --servers 127.0.0.1:11111 127.0.0.1:22222""",
+}
 
 _SERVE = f"""\
 SIGTERM or Ctrl-C: take no new clients, end when those connected have gone. Once more: end at once.

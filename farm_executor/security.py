@@ -11,6 +11,7 @@ is made on first use, so that client and server of one user on one machine find 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -51,7 +52,8 @@ def client_key(key: bytes | None, key_file: str | os.PathLike[str] | None, addre
     """The key with which to address a server, see above.
 
     Raises:
-        AuthenticationError: There is none, or its file may be read by others; the message says what to do.
+        AuthenticationError: There is none and none can be made, or its file may be read by others; the message
+            says what to do.
     """
     if address.path and key is None and key_file is None and os.path.exists(address.path + ".key"):
         return read_key(address.path + ".key")
@@ -75,7 +77,7 @@ def server_key(key: bytes | None = None, key_file: str | os.PathLike[str] | None
     """The key that a server shall demand: the one given, or else the user's own, made if need be.
 
     Raises:
-        AuthenticationError: Its file is missing although named, or may be read by others.
+        AuthenticationError: Its file is missing although named, cannot be made, or may be read by others.
     """
     given = _given_key(key, key_file)
     if given is not None:
@@ -129,15 +131,19 @@ def _make_default(path: Path) -> bytes:
 
     Written under another name and then linked, so that nobody ever reads half a key.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / "key"
-        write_key(draft, new_key())
-        try:
-            if sys.platform == "win32":
-                draft.rename(path)
-            else:
-                os.link(draft, path)
-        except FileExistsError:
-            pass
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            draft = Path(folder) / "key"
+            write_key(draft, new_key())
+            with contextlib.suppress(FileExistsError):
+                if sys.platform == "win32":
+                    draft.rename(path)
+                else:
+                    os.link(draft, path)
+    except OSError as error:
+        raise AuthenticationError(
+            f"cannot make the key file {path}: {error.strerror}; make one elsewhere and name it with key_file= "
+            f"or --key-file, or in the environment variable {KEY_FILE_VARIABLE}"
+        ) from None
     return read_key(path)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import sys
 import time
 from collections import deque
@@ -42,41 +43,42 @@ def listen(address: Address) -> Socket:
     Raises:
         OSError: The port is in use, the host is not of this machine, or the path cannot be made.
     """
+    where: Any
     if address.path:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            _bind_path(sock, address.path)
-            os.chmod(address.path, 0o600)
-            sock.listen(_BACKLOG)
-        except OSError:
-            sock.close()
-            raise
-        return sock
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    sock = socket.socket(family, kind, protocol)
+        sock, where = socket.socket(socket.AF_UNIX), address.path
+    else:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
     try:
-        if sys.platform != "win32":  # there it would let two servers share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
+        if address.path:
+            _bind_path(sock, where)
+        else:
+            if sys.platform != "win32":  # there it would let two servers share a port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(where)
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from None
+        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from None
     return sock
 
 
 def _bind_path(sock: Socket, path: str) -> None:
-    """Bind, also over a file that a server left behind when it was killed."""
+    """Bind, also over a file that a server left behind when it was killed, and let nobody else use it."""
     try:
         sock.bind(path)
-    except OSError:
+    except OSError as error:
+        # A file that is no socket refuses connections, too; it is not ours to remove.
+        if error.errno != errno.EADDRINUSE or not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(path) != errno.ECONNREFUSED:
                 raise
         os.unlink(path)
         sock.bind(path)
+    os.chmod(path, 0o600)
 
 
 def bound_address(sock: Socket, address: Address) -> Address:
@@ -177,8 +179,11 @@ def connect(
 def _refusal(data: dict[str, Any]) -> Exception:
     message = str(data.get("message"))
     if data.get("code") == "version":
-        pairs = data.get("mismatches") or {}
-        return VersionMismatchError(message, {name: (str(a), str(b)) for name, (a, b) in pairs.items()})
+        try:
+            pairs = {name: (str(mine), str(theirs)) for name, (mine, theirs) in dict(data["mismatches"]).items()}
+        except (KeyError, TypeError, ValueError) as error:
+            return RemoteProtocolError(f"malformed refusal: {error!r}")
+        return VersionMismatchError(message, pairs)
     return ConnectionRefusedError(message)
 
 

@@ -435,6 +435,8 @@ class Engine:
             return
         try:
             for frame in lane.connection.receive():
+                if lane.ended:
+                    break  # by what the frame before it said
                 self._on_frame(lane, frame)
         except EOFError:
             self._on_lane_end(lane)

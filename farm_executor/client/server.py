@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from farm_executor.address import Address
@@ -41,7 +41,7 @@ _lane_ids = itertools.count(1)
 class Settings:
     """What all links of one farm share."""
 
-    find_key: Callable[[Address], bytes]
+    find_key: Callable[[Address], bytes] = field(repr=False)  # it holds the key
     allow_version_mismatch: bool = False
 
 

@@ -1,0 +1,217 @@
+"""FarmFuture is a standard future whose Condition is made late: each order of looking and settling is right."""
+
+import asyncio
+import threading
+from concurrent import futures
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future,
+    InvalidStateError,
+    as_completed,
+    wait,
+)
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from farm_executor.client.future import FarmFuture
+
+DEADLINE = 20.0
+
+
+def _settled(value=1):
+    future = FarmFuture()
+    future.set_running_or_notify_cancel()
+    future.set_result(value)
+    return future
+
+
+def test_no_condition_is_made_for_a_future_that_is_settled_and_then_read():
+    future = _settled(5)
+
+    assert (future.done(), future.result()) == (True, 5)
+    assert future._own_condition is None
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_what_a_standard_future_forbids_is_forbidden(looked_at):
+    future = FarmFuture()
+    if looked_at:
+        future.running()
+    future.set_result(1)
+
+    with pytest.raises(InvalidStateError):
+        future.set_result(2)
+    with pytest.raises(InvalidStateError):
+        future.set_exception(ValueError())
+    assert future.result() == 1
+    assert not future.cancel()
+
+
+def test_wait_and_as_completed_take_settled_and_unsettled_ones():
+    settled, unsettled = [_settled(i) for i in range(3)], [FarmFuture() for _ in range(3)]
+
+    done, not_done = wait(settled + unsettled, return_when=FIRST_COMPLETED)
+    assert (done, not_done) == (set(settled), set(unsettled))
+
+    thread = threading.Thread(target=lambda: [future.set_result(None) for future in unsettled])
+    thread.start()
+    assert set(as_completed(settled + unsettled, timeout=DEADLINE)) == {*settled, *unsettled}
+    thread.join()
+
+
+def test_a_future_settled_twice_over_is_counted_once_by_wait():
+    """The race that a lock-free check would lose: the waiter comes between settling and notifying."""
+    for _ in range(300):
+        eight = [FarmFuture() for _ in range(8)]
+        thread = threading.Thread(target=lambda fs=eight: [future.set_result(0) for future in fs])
+        thread.start()
+        done, not_done = wait(eight, timeout=DEADLINE)
+        thread.join()
+
+        assert (len(done), len(not_done)) == (8, 0)
+
+
+def test_every_callback_is_called_once_whenever_it_is_added():
+    for _ in range(300):
+        future, calls = FarmFuture(), []
+        thread = threading.Thread(target=future.set_result, args=(1,))
+        thread.start()
+        future.add_done_callback(calls.append)
+        thread.join()
+
+        assert calls == [future]
+
+
+def test_every_waiter_wakes():
+    for _ in range(100):
+        future, results = FarmFuture(), []
+        threads = [
+            threading.Thread(target=lambda f=future, r=results: r.append(f.result(DEADLINE))) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        future.set_result("value")
+        for thread in threads:
+            thread.join(DEADLINE)
+
+        assert results == ["value"] * 4
+
+
+def test_a_timeout_passes():
+    with pytest.raises(futures.TimeoutError):
+        FarmFuture().result(timeout=0.01)
+
+
+def test_asyncio_wraps_it():
+    async def main():
+        future = FarmFuture()
+        wrapped = asyncio.wrap_future(future)
+        threading.Thread(target=future.set_result, args=(3,)).start()
+        return await asyncio.wait_for(wrapped, DEADLINE)
+
+    assert asyncio.run(main()) == 3
+
+
+def test_cancelling_tells_whom_it_concerns_once():
+    future, told = FarmFuture(), []
+    future.on_cancel = lambda: told.append(True)
+
+    assert future.cancel()
+    assert future.cancel()
+    assert told == [True]
+    with pytest.raises(CancelledError):
+        future.result()
+
+
+def test_repr_is_the_standard_ones():
+    assert "state=pending" in repr(FarmFuture())
+    assert "returned int" in repr(_settled())
+
+
+class SameAsTheStandardOne(RuleBasedStateMachine):
+    """Whatever is done to both, they answer alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.ours, self.standard = FarmFuture(), Future()
+        self.calls = {self.ours: 0, self.standard: 0}
+
+    def both(self, action):
+        outcomes = []
+        for future in (self.ours, self.standard):
+            try:
+                outcomes.append(("value", action(future)))
+            except BaseException as error:
+                outcomes.append((type(error), [str(arg) for arg in error.args if not isinstance(arg, str)]))
+        assert outcomes[0] == outcomes[1]
+
+    def _note(self, future):
+        self.calls[future] += 1
+
+    @rule()
+    def start(self):
+        if self.standard._state not in ("CANCELLED_AND_NOTIFIED", "RUNNING", "FINISHED"):
+            self.both(lambda future: future.set_running_or_notify_cancel())
+
+    @rule(value=st.integers())
+    def set_result(self, value):
+        self.both(lambda future: future.set_result(value))
+
+    @rule()
+    def set_exception(self):
+        error = LookupError("both's")
+        self.both(lambda future: future.set_exception(error))
+
+    @rule()
+    def cancel(self):
+        self.both(lambda future: future.cancel())
+
+    @rule()
+    def look(self):
+        for method in ("done", "running", "cancelled"):
+            self.both(lambda future, method=method: getattr(future, method)())
+
+    @rule()
+    def read(self):
+        self.both(lambda future: future.result(timeout=0))
+        self.both(lambda future: future.exception(timeout=0))
+
+    @rule()
+    def add_callback(self):
+        self.both(lambda future: future.add_done_callback(self._note))
+
+    @rule()
+    def wait_for_it(self):
+        self.both(lambda future: [len(group) for group in wait([future], timeout=0)])
+
+    @invariant()
+    def callbacks_were_called_alike(self):
+        assert self.calls[self.ours] == self.calls[self.standard]
+        assert self.ours._state == self.standard._state
+
+
+SameAsTheStandardOne.TestCase.settings = settings(max_examples=150, deadline=None)
+TestSameAsTheStandardOne = SameAsTheStandardOne.TestCase
+
+
+@given(order=st.permutations(["settle", "wait", "callback"]))
+def test_any_order_of_settling_waiting_and_adding_callbacks(order):
+    future, seen = FarmFuture(), []
+    threads = []
+    for step in order:
+        if step == "settle":
+            future.set_result("done")
+        elif step == "callback":
+            future.add_done_callback(lambda f: seen.append(f.result()))
+        else:
+            thread = threading.Thread(target=lambda: seen.append(future.result(DEADLINE)))
+            thread.start()
+            threads.append(thread)
+    for thread in threads:
+        thread.join(DEADLINE)
+
+    assert seen == ["done", "done"]
