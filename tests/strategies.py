@@ -33,7 +33,9 @@ buffers: st.SearchStrategy[Buffer] = st.one_of(
 )
 """A part of a payload beyond its pickle: any object with bytes, also one whose items are wider than a byte."""
 
-small_payloads = st.binary(max_size=60).map(lambda pickle: (pickle,))
+small_payloads = st.tuples(
+    st.one_of(*(st.binary(max_size=60).map(kind) for kind in (bytes, bytearray, memoryview)))
+)
 bulk_payloads = st.builds(
     lambda pickle, parts: (pickle, *parts), st.binary(max_size=40), st.lists(buffers, min_size=1)
 )
@@ -55,7 +57,7 @@ def _bulk_frames(draw: st.DrawFn) -> Frame:
 
 
 plain_frames = st.builds(
-    Frame, st.sampled_from(FrameType), st.sampled_from([0, ERROR]), u16, u64, st.binary(max_size=80)
+    Frame, st.sampled_from(FrameType), st.sampled_from([0, ERROR]), u16, u64, st.binary(max_size=80), st.just(())
 )
 frames = plain_frames | _bulk_frames()
 """Any frame that the reader may hand out, whatever it means."""

@@ -425,7 +425,7 @@ class Engine:
             self._lose_lane(lane)
 
     def _on_lane(self, lane: Lane, events: int) -> None:
-        if lane.id not in self._lanes or lane.ended:
+        if self._is_gone(lane):
             return  # by an event of this same round
         if events & selectors.EVENT_WRITE:
             with self._lock:
@@ -435,7 +435,7 @@ class Engine:
             return
         try:
             for frame in lane.connection.receive():
-                if lane.ended:
+                if self._is_gone(lane):
                     break  # by what the frame before it said
                 self._on_frame(lane, frame)
         except EOFError:
@@ -443,6 +443,9 @@ class Engine:
         except RemoteProtocolError as error:
             logger.error("lane broken server=%s pid=%d error=%s", lane.server, lane.pid, error)
             self._lose_lane(lane)
+
+    def _is_gone(self, lane: Lane) -> bool:
+        return lane.ended or lane.id not in self._lanes
 
     def _on_lane_end(self, lane: Lane) -> None:
         lane.ended = True

@@ -181,9 +181,9 @@ def payload_of(frame: Frame, prefix: int = 0) -> Payload:
 
 def _prefix_of(frame: Frame, size: int) -> bytes:
     start = 4 + 8 * len(frame.segments) if frame.flags & BULK else 0
-    if len(frame.body) != start + size:
+    if len(frame.body) != start + size or frame.count != 1:
         raise RemoteProtocolError(
-            f"{frame.type.name} frame with a body of {len(frame.body)} bytes, not {start + size}"
+            f"{frame.type.name} frame: {frame.count} items, a body of {len(frame.body)} bytes, not {start + size}"
         )
     return bytes(memoryview(frame.body)[start:])
 
@@ -240,7 +240,7 @@ def decode_tasks(frame: Frame) -> list[TaskItem]:
     n, body = frame.count, frame.body
     if not n or len(body) < 8 * n:
         raise RemoteProtocolError(f"TASKS frame of {n} tasks in {len(body)} bytes")
-    table = struct.unpack_from(f"<{2 * n}I", body)
+    table = _TWO_U32.unpack_from(body) if n == 1 else struct.unpack_from(f"<{2 * n}I", body)
     parts = _split(body, 8 * n, table[n:])
     return [TaskItem(function, (part,)) for function, part in zip(table[:n], parts, strict=True)]
 
@@ -312,7 +312,7 @@ def decode_results(frame: Frame) -> tuple[int, list[Result]]:
     n, body = frame.count, frame.body
     if not n or len(body) < 4 + 4 * n:
         raise RemoteProtocolError(f"RESULTS frame of {n} results in {len(body)} bytes")
-    busy, *sizes = struct.unpack_from(f"<{1 + n}I", body)
+    busy, *sizes = _TWO_U32.unpack_from(body) if n == 1 else struct.unpack_from(f"<{1 + n}I", body)
     parts = _split(body, 4 + 4 * n, [size & ~_ERROR_BIT for size in sizes])
     return busy, [Result((part,), bool(size & _ERROR_BIT)) for part, size in zip(parts, sizes, strict=True)]
 
@@ -365,8 +365,8 @@ class FrameReader:
 
     def received_into(self, count: int) -> list[Frame]:
         """Take note that the first ``count`` bytes of `destination` have been filled."""
-        if self._bulk is None:
-            raise LocalProtocolError("nothing is being received into memory")
+        if self._bulk is None or not 0 < count <= len(self._bulk.remaining()):
+            raise LocalProtocolError(f"there was no room for {count} bytes")
         return self._advance_bulk(count)
 
     def receive_data(self, data: Buffer) -> list[Frame]:

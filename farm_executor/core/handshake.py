@@ -94,10 +94,15 @@ class Versions:
         Raises:
             RemoteProtocolError: It is not of this form.
         """
-        try:
-            return cls(**{name: kind(data[name]) for name, kind in _VERSION_FIELDS.items()})
-        except (TypeError, KeyError, ValueError, OverflowError) as error:
-            raise RemoteProtocolError(f"malformed versions in a hello: {error!r}") from None
+        if not isinstance(data, dict):
+            raise RemoteProtocolError("a hello without versions")
+        fields: dict[str, Any] = {name: data.get(name) for name in _VERSION_FIELDS}
+        for name, value in fields.items():
+            if type(value) is not _VERSION_FIELDS[name]:
+                raise RemoteProtocolError(
+                    f"malformed versions in a hello: the one of {name} is a {type(value).__name__}"
+                )
+        return cls(**fields)
 
 
 _VERSION_FIELDS = {"python": str, "cloudpickle": str, "tblib": str, "farm_executor": str, "protocol": int}
@@ -150,7 +155,9 @@ class ClientHandshake:
                 raise RemoteProtocolError("the other end is no farm_executor server")
             if len(self._received) < _PREAMBLE.size:
                 return b""
-            self._theirs, self._received = self._received[: _PREAMBLE.size], self._received[_PREAMBLE.size :]
+            if len(self._received) > _PREAMBLE.size:
+                raise RemoteProtocolError("the server spoke out of turn")
+            self._theirs, self._received = self._received, b""
             self._check_preamble()
             return _proof(self._key, b"client", self._mine, self._theirs)
         if len(self._received) < 1 + _PROOF_SIZE:
@@ -208,6 +215,8 @@ class ServerHandshake:
         Raises:
             RemoteProtocolError: The peer does not speak this protocol. Nothing is to be answered.
         """
+        if self.refused:
+            raise RemoteProtocolError("the client goes on although it was refused")
         self._received += bytes(data)
         if not self._theirs:
             if not MAGIC.startswith(self._received[:4]):

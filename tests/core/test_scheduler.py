@@ -47,7 +47,7 @@ class Worker:
     outstanding: list[tuple[int, Task]] = field(default_factory=list)
     next_seq: int = 0
     recalling: bool = False
-    gave_back: bool = False
+    has_nothing_to_give: bool = False
     window: Window = field(default_factory=Window)
 
     @property
@@ -150,13 +150,14 @@ class Farm:
         if kind == "results":
             del worker.outstanding[: len(tasks)]
             worker.window.report(len(tasks), busy_us)
-            worker.gave_back = False
+            worker.has_nothing_to_give = False
             done, decisions = self.scheduler.finished(worker.id, seq, len(tasks), busy_us)
             assert done == tasks, "an answer belongs to the task that was run"
             for task in done:
                 self._settle(task, "finished")
         else:
             worker.recalling = False
+            worker.has_nothing_to_give = not tasks
             if tasks:
                 assert [task for _, task in worker.outstanding[-len(tasks) :]] == tasks
                 del worker.outstanding[-len(tasks) :]
@@ -171,10 +172,11 @@ class Farm:
         """The worker is gone, and whether it is known what it had begun."""
         del self.workers[worker.id]
         begun = worker.begun if known else None
-        lost = []
-        back = []
-        for place, (seq, task) in enumerate(worker.outstanding):
-            self.charges[task.id] += place == 0 if begun is None else seq == begun
+        lost: list[Task] = []
+        back: list[Task] = []
+        ran = [seq for seq, _ in worker.outstanding if seq == begun]
+        for seq, task in worker.outstanding:
+            self.charges[task.id] += seq == (ran or [worker.outstanding[0][0]])[0]
             if begun is None or seq <= begun:
                 self.suspect.add(task.id)
             once = task.max_attempts == 1 and task.id in self.suspect
@@ -239,9 +241,9 @@ class Farm:
         assert not self._queued()
         assert any(other.idle for other in self.workers.values())
         assert not worker.recalling
-        assert not worker.gave_back, "it has nothing more to give until it has answered"
+        assert not worker.has_nothing_to_give, "until it has answered something more"
         assert count == len(worker.outstanding) // 2 >= 1
-        worker.recalling = worker.gave_back = True
+        worker.recalling = True
         worker.inbox.append(("recall", count))
 
     def _settle(self, task: Task, how: str) -> None:
@@ -281,7 +283,8 @@ class Farm:
             assert self.scheduler.outstanding_on(worker.id) == len(worker.outstanding)
             assert worker.outstanding or worker.recalling or worker.budget != 0, "it should have been retired"
         assert not (queued and idle), "no lane is idle while a task is queued"
-        if idle and any(len(worker.outstanding) > 1 and not worker.gave_back for worker in self.workers.values()):
+        loaded = [worker for worker in self.workers.values() if len(worker.outstanding) > 1]
+        if idle and any(not worker.has_nothing_to_give for worker in loaded):
             assert any(worker.recalling for worker in self.workers.values())
 
     # shortcuts for the examples
@@ -464,7 +467,7 @@ def test_tasks_that_come_back_together_keep_their_order(farm: Farm) -> None:
     farm.lose(worker, known=True)
     worker = farm.lane_up()
     assert [farm.run(worker)[0] for _ in range(5)] == [*tasks, later]
-    assert [task.losses for task in tasks] == [0, 0, 0, 0]
+    assert [task.losses for task in tasks] == [1, 0, 0, 0]
 
 
 # -- rule 3: nobody idles -----------------------------------------------------------------------------------
@@ -693,6 +696,39 @@ def test_what_is_given_back_is_given_back_to_the_budget(farm: Farm) -> None:
     assert done == 10 - 2 - 1 - 3
 
 
+def test_a_lane_that_has_run_all_it_may_is_kept_until_it_has_answered_the_recall(farm: Farm) -> None:
+    busy = farm.lane_up(2 + 1 + 4)
+    load(farm, busy, 4)
+    farm.lane_up()
+    while busy.waiting:
+        busy.begin()
+        busy.end()
+    busy.flush(LONG)
+    farm.deliver(busy)
+    farm.check()
+    assert busy.id in farm.workers
+    busy.receive()
+    farm.deliver(busy)
+    assert busy.id not in farm.workers
+
+
+def test_a_task_refused_when_the_answer_to_a_recall_comes_leaves_the_lane_idle(farm: Farm) -> None:
+    busy, idle = loaded(farm)
+    farm.submit()
+    assert len(on(idle)) == 1
+    while busy.waiting:
+        busy.go_on()
+    busy.end()
+    busy.flush(LONG)
+    farm.deliver(busy)
+    cancelled = farm.submit()
+    farm.cancel_unheard(cancelled)
+    busy.receive()
+    farm.deliver(busy)
+    assert busy.idle
+    assert farm.fate[cancelled.id] == "refused"
+
+
 def test_a_single_task_is_never_recalled(farm: Farm) -> None:
     busy = farm.lane_up()
     farm.submit()
@@ -733,11 +769,30 @@ def test_when_nobody_can_say_what_ran_the_first_is_charged(farm: Farm) -> None:
     assert [task.losses for task in tasks] == [1, 0, 0, 0]
 
 
-def test_a_worker_that_died_between_two_tasks_charges_nobody(farm: Farm) -> None:
-    task = farm.submit(max_attempts=1)
-    farm.lose(farm.lane_up(), known=True)
-    assert task.losses == 0
-    assert farm.fate == {}
+def test_a_worker_that_died_between_two_tasks_charges_the_one_that_was_to_come_next(farm: Farm) -> None:
+    """It may have died of receiving it."""
+    worker = farm.lane_up()
+    tasks = load(farm, worker, 4)
+    worker.begin()
+    worker.end()
+    worker.flush(LONG)
+    farm.deliver(worker)
+    farm.lose(worker, known=True)
+    assert [task.losses for task in tasks] == [0, 1, 0, 0]
+
+
+def test_a_task_of_which_workers_die_before_they_begin_it_is_lost_in_the_end(farm: Farm) -> None:
+    task = farm.submit(max_attempts=3)
+    for _ in range(3):
+        farm.lose(farm.lane_up(), known=True)
+    assert farm.fate == {task.id: "lost"}
+
+
+def test_a_worker_that_died_without_any_task_charges_nobody(farm: Farm) -> None:
+    idle = farm.lane_up()
+    farm.lose(idle, known=True)
+    farm.lose(farm.lane_up(), known=False)
+    assert farm.submit().losses == 0
 
 
 def test_a_task_of_one_attempt_that_may_have_begun_is_never_sent_again(farm: Farm) -> None:
@@ -758,9 +813,14 @@ def test_when_nobody_can_say_what_ran_each_task_of_one_attempt_is_lost(farm: Far
     assert [farm.fate[task.id] for task in tasks] == ["lost"] * 4
 
 
+def test_a_task_has_three_attempts_unless_it_says_otherwise() -> None:
+    assert Task(1, None).max_attempts == 3
+
+
 def test_an_unknown_lane_that_is_lost_changes_nothing(farm: Farm) -> None:
     farm.submit()
     assert farm.scheduler.lane_lost(77, None) == []
+    assert farm.scheduler.outstanding_on(77) == 0
     farm.check()
 
 

@@ -67,7 +67,7 @@ def test_tasks_of_one_duration_bring_the_window_to_the_horizon(each: int) -> Non
 
 def test_the_window_grows_by_doubling_and_falls_at_once() -> None:
     window = Window()
-    sizes = []
+    sizes: list[int] = []
     for _ in range(5):
         window.report(window.size, 0)
         sizes.append(window.size)
@@ -79,7 +79,7 @@ def test_the_window_grows_by_doubling_and_falls_at_once() -> None:
 def test_the_slower_of_the_newest_and_the_average_counts() -> None:
     """Each report halves what earlier ones weigh."""
     window = Window()
-    sizes = []
+    sizes: list[int] = []
     for each in (400, 100, 50, 150, 400):
         for _ in range(10 if not sizes else 1):
             window.report(3, 3 * each)
