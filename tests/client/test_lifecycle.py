@@ -329,8 +329,10 @@ def test_a_client_that_is_killed_takes_its_workers_on_servers_along(script, task
 @LINUX
 def test_a_forked_child_has_a_farm_of_its_own_and_leaves_the_parents_alone(script):
     code, out, err = script.run("""
-        import os, sys, threading
+        import os, sys, threading, warnings
         from farm_executor import BrokenFarmError, FarmExecutor
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of a fork with threads: our subject
 
         def wait_for(event_path):
             import time
