@@ -63,6 +63,7 @@ __all__ = ["Engine", "EngineOptions", "TaskOptions"]
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
+MAX_STILLBORN = 3
 MAX_FUNCTIONS = 512  # known by content; each lane forgets by itself what it does not use
 
 
@@ -113,6 +114,7 @@ class Engine:
         self._controls: dict[ServerLink, Connection] = {}
         self._lane_counts: dict[ServerLink, int] = {}
         self._had_lane = False
+        self._stillborn = 0  # workers in a row that died before they were ready
         self._shutdown = False
         self._closed = False
         self._error: Callable[[], BaseException] | None = None
@@ -476,6 +478,7 @@ class Engine:
             self._break(lambda: caused(BrokenFarmError(text), error))
             return
         lane.ready = self._had_lane = True
+        self._stillborn = 0
         with self._lock:
             self._perform(self._scheduler.lane_up(lane.id, self._options.max_tasks_per_child))
 
@@ -555,7 +558,16 @@ class Engine:
             )
             for task in losses:
                 _set(_release(task), None, worker_lost(lane, task, reason))
+        if death is not None and not lane.ready:
+            self._on_stillborn(describe_death(death))
         link.lane_gone(session, lane.slot, failed=not lane.ready)
+
+    def _on_stillborn(self, reason: str) -> None:
+        """A worker has died before it was ready; if that is all they ever do, waiting does not help."""
+        self._stillborn += 1
+        if self._stillborn >= MAX_STILLBORN and not any(lane.ready for _, _, lane in self._lanes.values()):
+            text = f"{self._stillborn} workers in a row died in their initializer or before; the last {reason}"
+            self._break(lambda: BrokenFarmError(text))
 
     def _give_up_connecting(self) -> None:
         if not self._had_lane:

@@ -12,7 +12,9 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,12 @@ CAPABILITIES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One executor under test: how it is made, and what it can."""
+    """One executor under test: how it is made, what it can, and the fixtures that go around it, outermost first."""
 
     name: str
     make: Callable[..., Executor]
-    can: frozenset[str] = field(default_factory=frozenset)
+    can: frozenset[str]
+    fixtures: tuple[str, ...] = ()
 
 
 def make_thread_pool(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
@@ -52,9 +55,7 @@ def make_thread_pool(request: pytest.FixtureRequest, max_workers: int | None, **
 
 
 def make_process_pool(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
-    # Not "fork": pytest's process has threads. The preload spares every worker the import of pytest as __main__.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "contract.tasks"])
+    context = request.getfixturevalue("fork_server")
     return ProcessPoolExecutor(max_workers, mp_context=context, **options)
 
 
@@ -74,15 +75,15 @@ def make_farm_of_servers(request: pytest.FixtureRequest, max_workers: int | None
 BUFFERS = {"buffers"} if sys.version_info >= (3, 14) else set()
 RECYCLES = {"recycles"} if sys.version_info >= (3, 11) else set()
 
+THREADS = {"by_value", "keeps_chain", "rebuilds", "closes_in_parallel", "shares_managers"}
+PROCESSES = {"isolates", "chunks", "shares_managers"}
+FARM = set(CAPABILITIES)
+
 ROWS = (
-    Row(
-        "thread",
-        make_thread_pool,
-        frozenset({"by_value", "keeps_chain", "rebuilds", "closes_in_parallel", "shares_managers"} | BUFFERS),
-    ),
-    Row("process", make_process_pool, frozenset({"isolates", "chunks", "shares_managers"} | BUFFERS | RECYCLES)),
-    Row("farm-embedded", make_embedded_farm, frozenset(CAPABILITIES)),
-    Row("farm-servers", make_farm_of_servers, frozenset(set(CAPABILITIES) - {"shares_managers"})),
+    Row("thread", make_thread_pool, frozenset(THREADS | BUFFERS), ("no_leaks",)),
+    Row("process", make_process_pool, frozenset(PROCESSES | BUFFERS | RECYCLES), ("fork_server", "no_leaks")),
+    Row("farm-embedded", make_embedded_farm, frozenset(FARM), ("no_leaks",)),
+    Row("farm-servers", make_farm_of_servers, frozenset(FARM - {"shares_managers"}), ("two_servers", "no_leaks")),
 )
 
 
@@ -103,6 +104,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def executor_factory(row: Row, request: pytest.FixtureRequest) -> Iterator[Callable[..., Executor]]:
     """Makes executors of the row's kind, `executor_factory(max_workers=2, **options)`; shut down at the end."""
+    for fixture in row.fixtures:
+        request.getfixturevalue(fixture)
     made: list[weakref.ref[Executor]] = []  # weak, for a test may drop its executor without a shutdown
 
     def make(max_workers: int | None = 2, **options: Any) -> Executor:
@@ -141,12 +144,17 @@ def two_servers() -> Iterator[list[str]]:
         yield [server.address for server in servers]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_helpers_of_multiprocessing_left() -> Iterator[None]:
-    """Ends the fork server of the process row, and the resource tracker it started."""
-    yield
-    from multiprocessing import forkserver, resource_tracker
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[BaseContext]:
+    """The context for process pools and managers: not "fork", for pytest's process may have threads.
 
+    Its helper processes start here, outside of any test, and end with the session.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "contract.tasks"])  # pytest is everybody's __main__
+    resource_tracker.ensure_running()
+    forkserver.ensure_running()
+    yield context
     gc.collect()
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

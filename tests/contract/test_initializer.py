@@ -1,5 +1,6 @@
 """initializer, initargs and max_tasks_per_child: the life of a worker."""
 
+import os
 from concurrent.futures import BrokenExecutor
 
 import pytest
@@ -70,6 +71,17 @@ def test_an_initializer_that_fails_breaks_the_executor(executor_factory):
         pass  # it has broken already
     for future in futures:
         assert isinstance(future.exception(timeout=DEADLINE), BrokenExecutor)
+    with pytest.raises(BrokenExecutor):
+        executor.submit(tasks.identity, 1)
+    executor.shutdown()
+
+
+@pytest.mark.needs("isolates")
+def test_an_initializer_that_kills_its_worker_breaks_the_executor(executor_factory):
+    """It would kill the next one as well: nobody waits for that."""
+    executor = executor_factory(max_workers=1, initializer=os._exit, initargs=(3,))
+    future = executor.submit(tasks.identity, 1)
+    assert isinstance(future.exception(timeout=DEADLINE), BrokenExecutor)
     with pytest.raises(BrokenExecutor):
         executor.submit(tasks.identity, 1)
     executor.shutdown()

@@ -1,7 +1,6 @@
 """submit: what goes to the function, and what comes back."""
 
 import functools
-import multiprocessing
 import operator
 import pickle
 import random
@@ -304,9 +303,9 @@ def test_the_global_random_state_of_the_client_is_left_alone(executor_factory):
 
 
 @pytest.mark.needs("shares_managers")
-def test_objects_of_a_manager_may_be_arguments(executor):
+def test_objects_of_a_manager_may_be_arguments(executor, fork_server):
     """How programs for ProcessPoolExecutor report progress and are told to stop."""
-    manager = multiprocessing.get_context("forkserver").Manager()
+    manager = fork_server.Manager()
     try:
         queue, event = manager.Queue(), manager.Event()
         future = executor.submit(tasks.report_and_wait, queue, event, "progress")

@@ -131,6 +131,46 @@ def test_the_header_is_laid_out_as_documented() -> None:
     assert HEADER_SIZE == 16
 
 
+def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
+    assert {kind.name: kind.value for kind in FrameType} == {
+        "HELLO": 1,
+        "REFUSED": 2,
+        "BYE": 3,
+        "INIT": 16,
+        "FUNCTION": 17,
+        "FORGET": 18,
+        "TASKS": 19,
+        "RECALL": 20,
+        "READY": 32,
+        "RESULTS": 33,
+        "RECALLED": 34,
+        "WORKER_DIED": 48,
+        "DRAINING": 49,
+    }
+    assert (BULK, ERROR) == (1, 2)
+    assert (MAX_HELLO, MAX_BODY, BULK_THRESHOLD, MAX_BATCH_BYTES) == (2**16, 2**22, 2**16, 2**20)
+    assert (MAX_COUNT, MAX_SEGMENTS, MAX_SEGMENT) == (2**16 - 1, 2**16, 2**46)
+
+
+def test_a_frame_of_which_nothing_is_said_has_nothing() -> None:
+    nothing = Frame(FrameType.BYE, flags=0, count=0, seq=0, body=b"", segments=())
+    assert read(encode_frame(FrameType.BYE)) == [nothing] == [Frame(FrameType.BYE)]
+    (frame,) = read(encode_payload(FrameType.INIT, (b"pickle",)))
+    assert frame == Frame(FrameType.INIT, flags=0, count=1, seq=0, body=b"pickle", segments=())
+    assert plain(payload_of(frame)) == (b"pickle",)
+
+
+def test_batches_are_laid_out_as_documented() -> None:
+    (frame,) = read(encode_tasks(0, [TaskItem(7, (b"ab",)), TaskItem(8, (b"",))]))
+    assert frame.body == struct.pack("<4I", 7, 8, 2, 0) + b"ab"
+    (frame,) = read(encode_results(0, [Result((b"ab",), error=True), Result((b"",))], 5))
+    assert frame.body == struct.pack("<3I", 5, 2 | 1 << 31, 0) + b"ab"
+    (frame,) = read(encode_tasks(0, [TaskItem(7, (b"ab", b"c"))]))
+    assert frame.body == struct.pack("<I2QI", 2, 2, 1, 7)
+    (frame,) = read(encode_results(0, [Result((b"ab", b"c"), error=True)], 5))
+    assert (frame.flags, frame.body) == (BULK | ERROR, struct.pack("<I2QI", 2, 2, 1, 5))
+
+
 @unhurried
 @given(seqs, st.lists(task_items, max_size=12))
 def test_tasks_are_read_as_they_were_encoded(seq: int, items: list[TaskItem]) -> None:
@@ -230,6 +270,12 @@ def test_the_largest_batch_that_the_rules_allow_is_within_the_limit_of_a_body() 
     items = [TaskItem(0, (bytes(longest),))] * (MAX_COUNT - 1) + [TaskItem(0, (bytes(BULK_THRESHOLD - 1),))]
     (frame,) = read(encode_tasks(0, items))
     assert len(frame.body) <= MAX_BODY
+
+
+def test_a_long_body_is_sent_without_a_copy_and_a_short_one_with_its_header() -> None:
+    body = bytes(BULK_THRESHOLD + 1)
+    assert encode_frame(FrameType.INIT, body=body)[1] is body
+    assert len(encode_frame(FrameType.INIT, body=body[:-1])) == 1
 
 
 def test_a_body_of_the_limit_passes_and_a_longer_one_is_our_error() -> None:
@@ -495,6 +541,24 @@ def test_a_body_of_any_bytes_is_decoded_or_refused(frame: Frame) -> None:
             decode(frame)
         except RemoteProtocolError:
             pass
+
+
+@pytest.mark.parametrize(
+    ("count", "table", "rest"),
+    [
+        pytest.param(1, [0, 3], b"12", id="a part longer than the body"),
+        pytest.param(1, [0, 1], b"12", id="bytes left over"),
+        pytest.param(2, [0, 1], b"", id="a table shorter than its count"),
+        pytest.param(0, [], b"", id="nothing"),
+        pytest.param(0, [], b"12345678", id="nothing in some bytes"),
+    ],
+)
+def test_a_batch_whose_table_does_not_fit_its_body_is_refused(count: int, table: list[int], rest: bytes) -> None:
+    body = struct.pack(f"<{len(table)}I", *table) + rest
+    with pytest.raises(RemoteProtocolError):
+        decode_tasks(Frame(FrameType.TASKS, count=count, body=body))
+    with pytest.raises(RemoteProtocolError):
+        decode_results(Frame(FrameType.RESULTS, count=count, body=body))
 
 
 @unhurried

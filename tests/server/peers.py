@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+from server.processes import DEADLINE
+from server.serving import KEY
+
 from farm_executor import payload
 from farm_executor.address import parse_address
 from farm_executor.core.frames import (
@@ -24,8 +27,6 @@ from farm_executor.core.frames import (
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, decode_hello
 from farm_executor.failure import Origin, load_failure
 from farm_executor.transport import Connection, connect
-from server.processes import DEADLINE
-from server.serving import KEY
 
 
 class Peer:
@@ -120,12 +121,19 @@ class LanePeer(Peer):
 class SessionPeer(Peer):
     """The control connection of a session of one's own."""
 
-    def __init__(self, address: str, key: bytes = KEY, client: str = "a peer by hand", **hello: Any) -> None:
+    def __init__(
+        self,
+        address: str,
+        key: bytes = KEY,
+        client: str = "a peer by hand",
+        timeout: float = DEADLINE,
+        **hello: Any,
+    ) -> None:
         self.address = parse_address(address)
         self._key = key
         versions = vars(payload.local_versions())
         said = {"role": "control", "versions": versions, "client": client, **hello}
-        connection, answer = connect(self.address, key, said, DEADLINE)
+        connection, answer = connect(self.address, key, said, timeout)
         self.id = str(answer["session"])
         self.slots = int(answer["slots"])
         self.hello = answer

@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from farm_executor.security import write_key
 from server.processes import DEADLINE, wait_until
+
+from farm_executor.security import write_key
 
 KEY = b"the key of the tests' servers 0123456789"
 TESTS = str(Path(__file__).parents[1])
@@ -30,7 +31,8 @@ class Serving:
         self.key_file = Path(self._folder.name) / "key"
         write_key(self.key_file, KEY)
         self._log = Path(self._folder.name) / "log"
-        boot = f"import sys\n{before}\nfrom farm_executor.cli import main\nsys.exit(main())"
+        # Its workers are forked from it, so that none has to import by itself what most tests run.
+        boot = f"import sys, server.tasks\n{before}\nfrom farm_executor.cli import main\nsys.exit(main())"
         options = ["-v", "--workers", str(workers), "--key-file", str(self.key_file), *arguments]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -78,15 +80,22 @@ class Serving:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.terminate()
         try:
-            self.process.wait(DEADLINE)
+            # Twice, so that it does not wait for its clients; and not at once, for two signals may become one.
+            self.terminate()
+            if not self._ended_within(0.05):
+                self.terminate()
+            assert self._ended_within(DEADLINE), self.log
         finally:
-            if self.process.returncode is None:
-                self.process.kill()
-                self.process.wait()
+            self.process.kill()
+            self.process.wait()
             assert self.process.stdout is not None
             self.process.stdout.close()
             self._folder.cleanup()
+
+    def _ended_within(self, seconds: float) -> bool:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True

@@ -1,0 +1,308 @@
+"""Addresses: what is accepted and what it means; anything else is an `AddressError` that says what would be."""
+
+import contextlib
+import enum
+import os
+import threading
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from farm_executor import AddressError, FarmExecutor, end_server, ping, start_server, status
+from farm_executor.address import Address, parse_address, parse_addresses
+
+FORMS = ('"host:port"', '"[ipv6]:port"', '"unix:/path"', '("host", port)')
+
+
+class Number(enum.IntEnum):
+    PORT = 8080
+
+
+@pytest.mark.parametrize(
+    ("value", "address", "text"),
+    [
+        ("host:1", Address(host="host", port=1), "host:1"),
+        ("host:65535", Address(host="host", port=65535), "host:65535"),
+        ("host:00080", Address(host="host", port=80), "host:80"),
+        ("192.0.2.1:80", Address(host="192.0.2.1", port=80), "192.0.2.1:80"),
+        ("[::1]:80", Address(host="::1", port=80), "[::1]:80"),
+        ("[fe80::1%eth0]:80", Address(host="fe80::1%eth0", port=80), "[fe80::1%eth0]:80"),
+        ("[host]:80", Address(host="host", port=80), "host:80"),
+        ("münchen.example:80", Address(host="münchen.example", port=80), "münchen.example:80"),
+        (("host", 80), Address(host="host", port=80), "host:80"),
+        (["host", 80], Address(host="host", port=80), "host:80"),
+        (("::1", 80), Address(host="::1", port=80), "[::1]:80"),
+        (("unix", 80), Address(host="unix", port=80), "[unix]:80"),
+        (("host", Number.PORT), Address(host="host", port=8080), "host:8080"),
+        ("unix:/run/farm", Address(path="/run/farm"), "unix:/run/farm"),
+        ("unix:relative path", Address(path="relative path"), "unix:relative path"),
+        ("unix:80", Address(path="80"), "unix:80"),
+        (Address(host="host", port=80), Address(host="host", port=80), "host:80"),
+    ],
+)
+def test_each_form_means_its_address_which_prints_as_one_that_means_the_same(value, address, text):
+    assert parse_address(value) == address
+    assert str(address) == text
+    assert parse_address(text) == address
+
+
+NO_ADDRESSES = [
+    "",
+    "host",
+    ":80",
+    "host:",
+    "host:port",
+    "host:port:x",
+    "host:80:x",
+    "host:80:80",
+    "host:0",
+    "host:70000",
+    "host:65536",
+    "host:-1",
+    "host:+80",
+    "host: 80",
+    "host:80 ",
+    "host:8_0",
+    "host:8.0",
+    "host:٨٠",
+    "host:²",
+    "host:" + "9" * 5000,
+    "host:" + "0" * 5000,
+    " host:80",
+    "two words:80",
+    "host\n:80",
+    "host\0:80",
+    "ho\x1bst:80",
+    "a..b:80",
+    ".:80",
+    "x" * 64 + ".example:80",
+    "\ud800:80",
+    "::1:80",
+    "::1",
+    "[::1]",
+    "[::1]80",
+    "[::1:80",
+    "[]:80",
+    "[[::1]]:80",
+    "ho[st:80",
+    "unix:",
+    "unix:\0abstract",
+    "unix:/a\0b",
+    "unix:\ud800",
+    b"host:80",
+    bytearray(b"host:80"),
+    {},
+    {"host": 80},
+    {"host", 80},
+    None,
+    80,
+    8.0,
+    object,
+    (),
+    ("host",),
+    ("host", "80"),
+    ("host", 80.0),
+    ("host", True),
+    ("host", None),
+    ("host", 0),
+    ("host", -1),
+    ("host", 70000),
+    ("host", 10**5000),
+    ("", 80),
+    (b"host", 80),
+    ("[::1]", 80),
+    ("host", 80, 0, 0),
+    (80, "host"),
+]
+
+
+@pytest.mark.parametrize("value", NO_ADDRESSES, ids=lambda value: repr(str(type(value)))[:20])
+def test_anything_else_is_an_address_error_that_names_it_and_the_forms(value):
+    with pytest.raises(AddressError) as caught:
+        parse_address(value)
+    text = str(caught.value)
+    with contextlib.suppress(ValueError):  # a number too long to be printed
+        assert repr(value)[:100] in text
+    assert all(form in text for form in FORMS)
+    assert len(text) < 600
+    assert isinstance(caught.value, ValueError)
+
+
+def test_an_object_that_cannot_even_be_printed_is_named_by_its_type():
+    class Shy:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    with pytest.raises(AddressError, match="Shy is no server address"):
+        parse_address(Shy())
+
+
+def test_port_0_is_for_servers_alone():
+    assert parse_address("host:0", any_port=True) == Address(host="host", port=0)
+    assert parse_address(("host", 0), any_port=True) == Address(host="host", port=0)
+    with pytest.raises(AddressError):
+        parse_address("host:70000", any_port=True)
+
+
+# -- one or many --------------------------------------------------------------------------------------------
+
+ONE, TWO = Address(host="one", port=1), Address(host="two", port=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "addresses"),
+    [
+        ("one:1", [ONE]),
+        (("one", 1), [ONE]),
+        (ONE, [ONE]),
+        (["one:1"], [ONE]),
+        (("one:1", "two:2"), [ONE, TWO]),
+        (["two:2", ("one", 1)], [TWO, ONE]),
+        ((("one", 1), ("two", 2)), [ONE, TWO]),
+        (["one:1", "two:2", ("one", 1), "one:01"], [ONE, TWO]),
+        ({"one:1"}, [ONE]),
+        (iter(["one:1", "two:2"]), [ONE, TWO]),
+        ((f"{name}:{port}" for name, port in (("one", 1), ("two", 2))), [ONE, TWO]),
+    ],
+)
+def test_a_lone_address_is_one_and_an_iterable_gives_each_once_in_order(value, addresses):
+    assert parse_addresses(value) == addresses
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        (),
+        set(),
+        iter([]),
+        b"host:80",
+        bytearray(b"host:80"),
+        {},
+        {"host:80": 1},
+        8.0,
+        object(),
+        "",
+        "host",
+        "host:port:x",
+        "host:70000",
+        ("host", 70000),
+        ("host", True),
+        ["host", 80],
+        ["host:80", None],
+        ["host:80", "host"],
+        [["host:80"]],
+        memoryview(b"host:80"),
+    ],
+    ids=repr,
+)
+def test_a_farm_of_what_are_no_addresses_is_refused_at_once_with_the_forms(value):
+    threads = threading.active_count()
+    with pytest.raises(AddressError) as caught:
+        FarmExecutor(value)
+    assert all(form in str(caught.value) for form in FORMS)
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("host:70000", "'host:70000'"),
+        ({"host:80": 1}, "{'host:80': 1}"),
+        (b"host:80", "b'host:80'"),
+        (["host:80", "other"], "'other'"),
+    ],
+)
+def test_the_error_names_the_one_that_is_wrong(value, named):
+    with pytest.raises(AddressError, match="is no server address") as caught:
+        FarmExecutor(value)
+    assert str(caught.value).startswith(named)
+
+
+def test_an_empty_list_is_told_how_to_have_a_farm_on_this_machine():
+    with pytest.raises(AddressError, match="None for a farm on this machine"):
+        FarmExecutor([])
+
+
+@pytest.mark.parametrize("port", [70000, -1, "80", None])
+@pytest.mark.parametrize("ask", [ping, status, end_server, start_server])
+def test_every_function_that_takes_host_and_port_refuses_what_are_none(ask, port):
+    with pytest.raises(AddressError):
+        ask("127.0.0.1", port)
+
+
+# -- whatever is given --------------------------------------------------------------------------------------
+
+pieces = st.text() | st.sampled_from(
+    ["[", "]", ":", "::1", "[::1]", "host", "unix:", "unix", "80", "70000", " ", "%", "."]
+)
+texts = st.lists(pieces, max_size=6).map("".join)
+ports = st.integers(0, 70000).map(str)
+likely = st.one_of(
+    st.tuples(texts, ports).map(":".join),
+    st.tuples(texts, st.integers(-1, 70000)),
+    texts.map("unix:".__add__),
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | likely,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+def check(address: Address) -> None:
+    assert parse_address(str(address)) == address
+    assert bool(address.path) != bool(address.host)
+    if address.path:
+        assert b"\0" not in os.fsencode(address.path)
+    else:
+        assert 1 <= address.port <= 65535
+        assert address.host.encode("idna")
+    assert address.is_local in (True, False)
+
+
+@given(texts | likely)
+@example("[a]:[b]:1")
+@example(("[a]", 1))
+@example(("a]:[b", 1))
+@example(("unix:", 1))
+@example("xn--:1")
+def test_any_text_is_an_address_error_or_an_address_that_prints_as_itself(value):
+    try:
+        address = parse_address(value)
+    except AddressError as error:
+        assert len(str(error)) < 800
+    else:
+        check(address)
+
+
+@given(anything)
+def test_any_object_is_an_address_error_or_addresses(value):
+    try:
+        addresses = parse_addresses(value)
+    except AddressError:
+        return
+    assert addresses
+    assert len(set(addresses)) == len(addresses)
+    for address in addresses:
+        check(address)
+
+
+# -- local --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "localhost:1", "unix:/path"])
+def test_loopback_and_unix_sockets_are_local(text):
+    assert parse_address(text).is_local
+
+
+@pytest.mark.parametrize(
+    "text", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "host:1", "127.0.0.1.example:1", "[::ffff:192.0.2.1]:1", "0:1"]
+)
+def test_all_else_may_be_reached_by_others(text):
+    assert not parse_address(text).is_local

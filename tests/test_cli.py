@@ -1,0 +1,332 @@
+"""The command line, as a shell and a script see it: what it says, where, and with which exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from server import tasks
+from server.peers import free_address, listening
+from server.processes import DEADLINE, children, wait_until
+from server.serving import KEY, TESTS, Serving
+
+import farm_executor
+from farm_executor import FarmExecutor, ping
+from farm_executor.security import KEY_FILE_VARIABLE, write_key
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="servers need fork"),
+    pytest.mark.usefixtures("no_leaks"),
+]
+
+COMMANDS = ("serve", "ping", "status", "end", "demo")
+
+
+def run(*arguments, code=0, env=None):
+    """Run the program to its end, check its exit code; return what it said on either stream."""
+    command = [sys.executable, "-m", "farm_executor", *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **(env or {})},
+    )
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def serving():
+    with Serving("--name", "the name", workers=1) as server:
+        yield server
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    write_key(tmp_path / "key", KEY)
+    return tmp_path / "key"
+
+
+# -- help ---------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_with_what_it_is_for():
+    out, err = run("--help")
+    assert not err
+    for command in COMMANDS:
+        assert re.search(rf"^ +{command} +\w.{{20,}}", out, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_teaches(command):
+    out, _ = run(command, "--help")
+    assert out.startswith(f"usage: farm-executor {command} ")
+    description = out.split("\n\n")[1]
+    assert len(description) > 20
+    assert description.strip().endswith(".")
+    assert "--key-file" in out
+    assert KEY_FILE_VARIABLE in out, "it says where the key is found"
+    assert re.search(rf"^    farm-executor {command}", out, re.MULTILINE), "it shows an example"
+    for option in re.findall(r"^  (--?[a-z][\w-]*)", out, re.MULTILINE):
+        assert re.search(rf"^  {option}\b.*(  \S|\n {{10,}}\S)", out, re.MULTILINE), f"{option} is explained"
+
+
+def test_the_help_of_serve_tells_how_it_ends_and_what_it_exposes():
+    out, _ = run("serve", "--help")
+    assert all(word in out for word in ("SIGTERM", "Ctrl-C", "--insecure", "ssh", "encryption"))
+
+
+def test_the_version_is_the_package_s():
+    out, _ = run("--version")
+    assert out == f"farm-executor {farm_executor.__version__}\n"
+
+
+def test_the_installed_command_is_the_same_program():
+    from importlib.metadata import entry_points
+
+    (command,) = [point for point in entry_points(group="console_scripts") if point.name == "farm-executor"]
+    from farm_executor.cli import main
+
+    assert command.load() is main
+
+
+# -- wrong command lines ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND"),
+        (["dance"], "dance"),
+        (["serve", "host"], "'host' is no server address"),
+        (["serve", "127.0.0.1:70000"], "there is no such port"),
+        (["serve", "127.0.0.1:0", "--workers", "0"], "at least 1"),
+        (["serve", "127.0.0.1:0", "--workers", "many"], "many"),
+        (["serve", "--dance"], "--dance"),
+        (["ping", "host"], "'host' is no server address"),
+        (["ping", "127.0.0.1:0"], "there is no such port"),
+        (["ping", "unix:/path"], "HOST:PORT"),
+        (["ping", "--timeout", "soon"], "soon"),
+        (["status", "host:port"], "is no server address"),
+        (["end", ""], "is no server address"),
+        (["end", "one:1", "two:2"], "two:2"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_is_exit_code_2_and_a_line_that_says_why(arguments, said):
+    out, err = run(*arguments, code=2)
+    assert not out
+    assert said in err.splitlines()[-1]
+
+
+# -- ping, status, end --------------------------------------------------------------------------------------
+
+
+def test_ping_says_whether_a_server_answers_also_by_its_exit_code(serving):
+    out, _ = run("ping", serving.address, "--key-file", serving.key_file)
+    assert out == f"{serving.address} answers\n"
+    nobody = free_address()
+    out, _ = run("ping", nobody, "--timeout", "0.1", "--key-file", serving.key_file, code=1)
+    assert out == f"{nobody} does not answer\n"
+
+
+def test_ping_prints_json_for_programs(serving):
+    out, _ = run("ping", serving.address, "--json", "--key-file", serving.key_file)
+    assert json.loads(out) == {"address": serving.address, "alive": True}
+    nobody = free_address()
+    out, _ = run("ping", nobody, "--json", "--timeout", "0.1", "--key-file", serving.key_file, code=1)
+    assert json.loads(out) == {"address": nobody, "alive": False}
+
+
+def test_status_shows_the_server_its_clients_and_their_workers(serving):
+    with FarmExecutor(serving.address, key=KEY) as farm:
+        worker = farm.submit(tasks.pid).result(DEADLINE)
+        out, _ = run("status", serving.address, "--key-file", serving.key_file)
+        for word in (serving.address, "'the name'", "open", f"pid {serving.pid}", "1 slots", f"pid {os.getpid()}"):
+            assert word in out
+        assert f"slot 0: worker pid {worker}" in out
+        out, _ = run("status", serving.address, "--json", "--key-file", serving.key_file)
+        data = json.loads(out)
+        assert data["pid"] == serving.pid
+        assert data["sessions"][0]["workers"][0]["pid"] == worker
+    wait_until(lambda: not children(serving.pid), "no worker")
+    assert "no clients" in run("status", serving.address, "--key-file", serving.key_file)[0]
+
+
+@pytest.mark.parametrize("command", ["status", "end"])
+def test_asking_nobody_is_exit_code_1(command, key_file):
+    nobody = free_address()
+    out, err = run(command, nobody, "--key-file", key_file, code=1)
+    assert not out
+    assert err.startswith(f"{nobody} does not answer: ")
+    out, err = run(command, nobody, "--json", "--key-file", key_file, code=1)
+    assert json.loads(out)["address"] == nobody
+    assert json.loads(out)["error"]
+    assert not err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_end_ends_the_server(as_json):
+    with Serving(workers=1) as server:
+        out, _ = run("end", server.address, "--key-file", server.key_file, *(["--json"] if as_json else []))
+        if as_json:
+            assert json.loads(out) == {"address": server.address, "ended": True}
+        else:
+            assert out == f"{server.address} ends\n"
+        assert server.wait() == 0
+
+
+@pytest.mark.parametrize("command", ["ping", "status", "end"])
+def test_a_wrong_key_is_exit_code_2_and_says_so(command, serving, tmp_path):
+    write_key(tmp_path / "other", b"another key than the server's")
+    out, err = run(command, serving.address, "--key-file", tmp_path / "other", code=2)
+    assert not out
+    assert "refused the key" in err
+    assert "another key than" not in err
+
+
+# -- key files ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["serve", "ping", "status", "end"])
+def test_a_key_file_that_is_missing_or_open_to_others_is_exit_code_2(command, tmp_path):
+    write_key(tmp_path / "open", KEY)
+    (tmp_path / "open").chmod(0o644)
+    _, err = run(command, "127.0.0.1:1", "--key-file", tmp_path / "open", code=2)
+    assert f"chmod 600 {tmp_path / 'open'}" in err
+    _, err = run(command, "127.0.0.1:1", "--key-file", tmp_path / "missing", code=2)
+    assert f"cannot read the key file {tmp_path / 'missing'}" in err
+    _, err = run(command, "127.0.0.1:1", env={KEY_FILE_VARIABLE: str(tmp_path / "missing")}, code=2)
+    assert f"cannot read the key file {tmp_path / 'missing'}" in err
+
+
+def test_the_key_file_may_be_named_in_the_environment(serving):
+    out, _ = run("ping", serving.address, env={KEY_FILE_VARIABLE: str(serving.key_file)})
+    assert "answers" in out
+
+
+def test_without_a_key_file_the_user_s_own_is_made(tmp_path):
+    run("ping", free_address(), "--timeout", "0.1", code=1, env={"XDG_CONFIG_HOME": str(tmp_path)})
+    assert (tmp_path / "farm_executor" / "key").stat().st_mode & 0o777 == 0o600
+
+
+# -- serve --------------------------------------------------------------------------------------------------
+
+
+def test_serve_prints_where_it_serves_and_with_how_many_workers():
+    with Serving(workers=3) as server:
+        assert server.greeting == f"serving on {server.address}, 3 workers for each client\n"
+        assert server.port > 0
+        assert ping(server.host, server.port, key=KEY)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_exit_code_0_and_no_word(number):
+    with Serving(workers=1) as server:
+        server.process.send_signal(number)
+        assert server.wait() == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_second_ctrl_c_ends_it_with_clients_and_all(tmp_path):
+    with Serving(workers=1) as server:
+        farm = FarmExecutor(server.address, key=KEY)
+        try:
+            worker = farm.submit(tasks.pid).result(DEADLINE)
+            server.process.send_signal(signal.SIGINT)
+            server.wait_for_line("draining")
+            assert worker in children(server.pid)
+            server.process.send_signal(signal.SIGINT)
+            assert server.wait() == 0
+            assert "Traceback" not in server.log
+        finally:
+            farm.shutdown()
+
+
+def test_ctrl_c_at_the_terminal_reaches_the_server_and_no_task(tmp_path):
+    """The terminal sends it to the whole process group."""
+    from contract.gate import Gate
+    from contract.tasks import pass_gate
+
+    with Gate() as gate, Serving(workers=1) as server, FarmExecutor(server.address, key=KEY) as farm:
+        future = farm.submit(pass_gate, gate.address, "not interrupted")
+        gate.wait_for_arrivals()
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait_for_line("draining")
+        gate.open()
+        assert future.result(DEADLINE) == "not interrupted"
+
+
+def test_a_port_in_use_is_exit_code_2_and_a_line_that_names_it(key_file):
+    with listening() as (_, address):
+        out, err = run("serve", address, "--key-file", key_file, code=2)
+    assert not out
+    assert len(err.splitlines()) == 1
+    assert f"cannot listen on {address}" in err
+    assert "in use" in err
+
+
+def test_a_host_that_is_not_local_is_exit_code_2_and_a_line_that_names_it(key_file):
+    out, err = run("serve", "192.0.2.1:0", "--insecure", "--key-file", key_file, code=2)
+    assert not out
+    assert len(err.splitlines()) == 1
+    assert "cannot listen on 192.0.2.1:0" in err
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "somewhere.example:0"])
+def test_an_address_that_others_can_reach_is_refused_unless_asked_for(address, key_file):
+    out, err = run("serve", address, "--key-file", key_file, code=2)
+    assert not out
+    assert "refusing to listen" in err
+    assert "--insecure" in err
+
+
+def test_an_address_that_others_can_reach_is_served_when_asked_for():
+    with Serving("--insecure", at="0.0.0.0:0", workers=1) as server:
+        assert ping("127.0.0.1", server.port, key=KEY)
+
+
+def test_serve_at_a_unix_socket_leaves_no_file_and_takes_over_one_that_was_left(tmp_path, key_file):
+    path = tmp_path / "socket"
+    for _ in range(2):
+        command = [sys.executable, "-m", "farm_executor", "serve", f"unix:{path}", "--key-file", str(key_file)]
+        server = subprocess.Popen(
+            [*command, "--workers", "1"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, *filter(None, sys.path)])},
+        )
+        with server:
+            try:
+                assert server.stdout.readline() == f"serving on unix:{path}, 1 workers for each client\n"
+                with FarmExecutor(f"unix:{path}", key=KEY) as farm:
+                    assert farm.submit(abs, -3).result(DEADLINE) == 3
+                _, err = run("serve", f"unix:{path}", "--key-file", key_file, code=2)
+                assert f"cannot listen on unix:{path}" in err
+            finally:
+                server.terminate()
+            assert server.wait(DEADLINE) == 0
+        assert not path.exists()
+
+
+def test_verbose_logs_who_comes_and_goes_on_stderr_and_nothing_else_does(key_file):
+    with Serving(workers=1) as server:  # with -v
+        with FarmExecutor(server.address, key=KEY) as farm:
+            farm.submit(abs, 1).result(DEADLINE)
+        for event in ("serving", "session opened", "worker started", "session ended", "worker ended"):
+            server.wait_for_line(event)
+
+
+# -- the reader of the output -------------------------------------------------------------------------------
+
+
+def test_a_reader_that_has_gone_is_no_traceback(serving):
+    command = f"{sys.executable} -m farm_executor status {serving.address} --key-file {serving.key_file} | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
