@@ -5,15 +5,21 @@ frames of their tracebacks. It must not know connections or futures.
 
 Each exception of the graph (the one raised, its causes, contexts and members) is pickled for itself, so that one
 that cannot travel costs only itself: a `TaskExecutionError` with its text takes its place. An exception whose
-class leaves reduction to `BaseException` is rebuilt without calling its ``__init__``, because that may take other
-arguments than ``args`` holds, or change them: its arguments and attributes come back exactly as they were.
+class leaves reduction to the builtin ones is rebuilt without calling its ``__new__`` or ``__init__``, because these
+may take other arguments than ``args`` holds, or change them: its arguments and attributes come back as they were.
+
+An exception's class may define anything, so nothing of it is touched here but by way of `BaseException` itself.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copyreg
+import functools
+import itertools
 import pickle
+import sys
 import traceback
 import types
 from collections.abc import Callable
@@ -21,13 +27,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farm_executor import payload
+from farm_executor.byvalue import Resolver
 from farm_executor.core.frames import Payload
 from farm_executor.errors import TaskExecutionError
 
-__all__ = ["Origin", "dump_failure", "load_failure", "remote_traceback"]
+__all__ = ["Origin", "describe", "dump_failure", "load_failure", "remote_traceback"]
 
 MAX_FRAMES = 200  # of a traceback; of a longer one, such as a RecursionError's, both ends are kept
-MAX_NODES = 1000  # exceptions in one graph
+MAX_NODES = 1000  # exceptions in one graph; the nearest are kept
+
+_ARGS: Any = vars(BaseException)["args"]
+_CAUSE: Any = vars(BaseException)["__cause__"]
+_CONTEXT: Any = vars(BaseException)["__context__"]
+_SUPPRESS_CONTEXT: Any = vars(BaseException)["__suppress_context__"]
+_TRACEBACK: Any = vars(BaseException)["__traceback__"]
+# Of an exception class that defines none of these itself, all is known that there is to carry.
+_REDUCTIONS = ("__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
+
+
+# File, function and its first line, module; then line, last line, and the columns, of which -1 is none.
+_Frame = tuple[str, str, int, str, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -47,12 +66,22 @@ class _Node:
     text: str
     recipe: list[Any] | None  # a payload
     problem: str  # why there is no recipe
-    frames: list[tuple[str, str, int, str]]
-    notes: list[str] | None
+    frames: list[_Frame]
+    notes: list[str]
     suppress_context: bool
     cause: int | None = None
     context: int | None = None
     members: list[int] = field(default_factory=list)
+
+
+def describe(error: BaseException) -> str:
+    """Type and text of an exception, on one line of a traceback. Never raises, whatever its class does."""
+    name = _type_name(error)  # the module traceback would go through all causes and contexts for this
+    try:
+        text = str(error)
+    except BaseException:  # the class's own code, which may even try to exit
+        text = "<its text could not be had>"
+    return f"{name}: {text}" if text else name
 
 
 def _type_name(value: BaseException) -> str:
@@ -62,129 +91,145 @@ def _type_name(value: BaseException) -> str:
     )
 
 
-def _text(error: BaseException) -> str:
-    with contextlib.suppress(Exception):
-        return "".join(traceback.format_exception_only(type(error), error)).strip()
-    return f"{_type_name(error)}: <its text could not be had>"
-
-
 # -- on the worker -----------------------------------------------------------------------------------
 
 
-def dump_failure(error: BaseException, message: str = "") -> list[Any]:
+def dump_failure(error: BaseException, message: str = "", *, skip_frames: int = 0) -> list[Any]:
     """Encode an exception as it was caught.
 
     Args:
         error: The exception, with the traceback that the client shall see.
         message: Says what the farm could not do with the task. If given, the client raises a
             `TaskExecutionError` of this text with ``error`` as its cause; if not, ``error`` is the task's own.
+        skip_frames: So many frames of the traceback are the catcher's own, and left out if others follow.
 
     Returns:
         A payload. Never raises: what cannot travel is replaced by its text.
     """
-    nodes: list[_Node] = []
-    index: dict[int, int] = {}
-    pending = [error]
-    while pending:  # a loop, as a chain of causes may be longer than the stack is deep
-        exc = pending.pop()
-        if id(exc) in index or len(nodes) >= MAX_NODES:
-            continue
-        index[id(exc)] = len(nodes)
-        nodes.append(_encode(exc))
-        pending += _linked(exc)
-    excs: dict[int, BaseException] = {}
-    stack = [error]
-    while stack:
-        exc = stack.pop()
-        number = index.get(id(exc))
-        if number is None or number in excs:
-            continue
-        excs[number] = exc
-        node = nodes[number]
-        node.cause = index.get(id(exc.__cause__))
-        node.context = index.get(id(exc.__context__))
+    for _ in range(skip_frames):
+        tb = _TRACEBACK.__get__(error)
+        if tb is not None and tb.tb_next is not None:
+            _TRACEBACK.__set__(error, tb.tb_next)
+    excs = [error]
+    index = {id(error): 0}
+    for exc in excs:  # which grows meanwhile: a chain of causes may be longer than the stack is deep
+        for other in _linked(exc):
+            if id(other) not in index and len(excs) < MAX_NODES:
+                index[id(other)] = len(excs)
+                excs.append(other)
+    nodes = [_encode(exc) for exc in excs]
+    for exc, node in zip(excs, nodes, strict=True):
+        node.cause = index.get(id(_CAUSE.__get__(exc)))
+        node.context = index.get(id(_CONTEXT.__get__(exc)))
         node.members = [index[id(member)] for member in _members(exc) if id(member) in index]
-        stack += _linked(exc)
-    try:
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except Exception:  # a broken __str__ in a place that traceback does not guard
-        text = _text(error) + "\n"
-    return [pickle.dumps((message, text, [vars(node) for node in nodes]), payload.PROTOCOL)]
+    return [pickle.dumps((message, _format(error), [vars(node) for node in nodes]), payload.PROTOCOL)]
 
 
-def _members(exc: BaseException) -> list[BaseException]:
-    members = getattr(exc, "exceptions", None) if _is_group(exc) else None
-    return list(members or ())
-
-
-def _is_group(exc: BaseException) -> bool:
-    return any(cls.__name__ == "BaseExceptionGroup" for cls in type(exc).__mro__)
+def _format(error: BaseException) -> str:
+    tb = _TRACEBACK.__get__(error)
+    for chain in (True, False):  # Python 3.10 formats a chain by recursion, which may go too deep
+        try:
+            return "".join(traceback.format_exception(type(error), error, tb, chain=chain))
+        except BaseException:  # as in `describe`
+            pass
+    places = "".join(f'  File "{frame[0]}", line {frame[4]}, in {frame[1]}\n' for frame in _frames(tb))
+    return f"Traceback (most recent call last):\n{places}{describe(error)}\n"
 
 
 def _linked(exc: BaseException) -> list[BaseException]:
-    return [other for other in (exc.__cause__, exc.__context__, *_members(exc)) if other is not None]
+    return [other for other in (_CAUSE.__get__(exc), _CONTEXT.__get__(exc), *_members(exc)) if other is not None]
+
+
+def _members(exc: BaseException) -> list[BaseException]:
+    members = _attribute(exc, "exceptions") if _group_class(type(exc)) else ()
+    return [member for member in members if isinstance(member, BaseException)] if type(members) is tuple else []
+
+
+def _group_class(cls: type) -> Any:
+    """The class that makes it a group: the builtin one, or for Python 3.10 that of the package exceptiongroup."""
+    return next((base for base in cls.__mro__ if base.__name__ == "BaseExceptionGroup"), None)
+
+
+def _attribute(exc: BaseException, name: str) -> Any:
+    try:
+        return object.__getattribute__(exc, name)
+    except BaseException:  # there is none, or it is a property that fails
+        return None
 
 
 def _encode(exc: BaseException) -> _Node:
     recipe, problem = None, ""
     try:
         recipe = [bytes(part) for part in payload.dumps(_reduce(exc), out_of_band=False)]
-    except Exception as error:  # any error of a user's reduction
-        problem = _text(error)
-    notes = getattr(exc, "__notes__", None)
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        notes = None
+    except BaseException as error:  # any error of a user's reduction, which may even try to exit
+        problem = describe(error)
+    notes = _attribute(exc, "__notes__")
     return _Node(
         type_name=_type_name(exc),
-        text=_text(exc),
+        text=describe(exc),
         recipe=recipe,
         problem=problem,
-        frames=_frames(exc.__traceback__),
-        notes=notes,
-        suppress_context=exc.__suppress_context__,
+        frames=_frames(_TRACEBACK.__get__(exc)),
+        notes=[note for note in notes if type(note) is str] if type(notes) is list else [],
+        suppress_context=_SUPPRESS_CONTEXT.__get__(exc),
     )
 
 
 def _reduce(exc: BaseException) -> tuple[Any, ...]:
     cls = type(exc)
-    plain = (
-        cls not in copyreg.dispatch_table
-        and cls.__reduce_ex__ is object.__reduce_ex__
-        and not any(_python_defined(cls, name) for name in ("__reduce__", "__getstate__", "__setstate__"))
-    )
-    if not plain:
+    if cls in copyreg.dispatch_table or any(_defined_by_user(cls, name) for name in _REDUCTIONS):
         return ("object", exc)
-    reduced: Any = exc.__reduce__()
-    args, state = reduced[1], reduced[2] if len(reduced) > 2 else None
-    if _is_group(exc):
-        return ("group", cls, args[:1], state)
-    return ("plain", cls, args, state)
+    args, attributes = _ARGS.__get__(exc), dict(_attribute(exc, "__dict__"))
+    if _group_class(cls):
+        args = (_attribute(exc, "message"),)  # the members are nodes
+        attributes.pop("_exceptions", None)  # where the package exceptiongroup keeps them
+    return ("plain", cls, args, attributes, _descriptors(exc))
 
 
-def _python_defined(cls: type, name: str) -> bool:
-    return isinstance(getattr(cls, name, None), types.FunctionType)
+def _defined_by_user(cls: type, name: str) -> bool:
+    owner = next((base for base in cls.__mro__ if name in vars(base)), object)
+    return owner.__module__ != "builtins"
 
 
-def _frames(tb: types.TracebackType | None) -> list[tuple[str, str, int, str]]:
-    frames = []
+def _descriptors(exc: BaseException) -> dict[str, Any]:
+    """The values of slots, and of what the builtin classes keep in C, such as ``OSError.filename``."""
+    return {
+        name: _attribute(exc, name)
+        for base in type(exc).__mro__
+        if base not in (object, BaseException, _group_class(base))  # what these have is carried otherwise
+        for name, descriptor in vars(base).items()
+        if isinstance(descriptor, (types.MemberDescriptorType, types.GetSetDescriptorType))
+        and name not in ("__dict__", "__weakref__")
+        and not (name == "obj" and base is AttributeError)  # it may be anything; pickle leaves it out, too
+    }
+
+
+def _frames(tb: types.TracebackType | None) -> list[_Frame]:
+    frames: list[_Frame] = []
     while tb is not None:
-        code = tb.tb_frame.f_code
-        module = tb.tb_frame.f_globals.get("__name__")
-        frames.append(
-            (code.co_filename, code.co_name, tb.tb_lineno or 0, module if isinstance(module, str) else "")
-        )
+        code, module = tb.tb_frame.f_code, tb.tb_frame.f_globals.get("__name__")
+        place = (code.co_filename, code.co_name, code.co_firstlineno, module if type(module) is str else "")
+        frames.append((*place, *_position(code, tb)))
         tb = tb.tb_next
     if len(frames) > MAX_FRAMES:
         frames = frames[: MAX_FRAMES // 2] + frames[-MAX_FRAMES // 2 :]
     return frames
 
 
+def _position(code: types.CodeType, tb: types.TracebackType) -> tuple[int, int, int, int]:
+    line = tb.tb_lineno or code.co_firstlineno
+    if sys.version_info >= (3, 11):
+        positions = next(itertools.islice(code.co_positions(), tb.tb_lasti // 2, None), (None,) * 4)
+        begin, end, column, end_column = positions
+        if begin == line and end is not None and column is not None and end_column is not None:
+            return line, end, column, end_column
+    return line, line, -1, -1
+
+
 # -- on the client -----------------------------------------------------------------------------------
 
 
-def load_failure(
-    data: Payload, origin: Origin, resolver: Callable[[], payload.Resolver] | None = None
-) -> BaseException:
+def load_failure(data: Payload, origin: Origin, resolver: Callable[[], Resolver] | None = None) -> BaseException:
     """The exception that the future shall raise.
 
     Args:
@@ -197,36 +242,38 @@ def load_failure(
         ``__cause__`` chain; or that error itself where the own one cannot be rebuilt here, or where the farm
         failed and not the task. Never raises.
     """
-    message, text, raw = pickle.loads(data[0])
-    nodes = [_Node(**node) for node in raw]
-    graph = _Graph(nodes, origin, resolver)
-    first = graph.build(0)
-    for number in range(len(nodes)):
-        graph.link(number)
+    try:
+        message, text, raw = pickle.loads(data[0])
+        nodes = [_Node(**node) for node in raw]
+        graph = _Graph(nodes, origin, resolver)
+        for number in reversed(range(len(nodes))):  # members mostly before their groups, which may be nested deep
+            graph.build(number)
+        for number in range(len(nodes)):
+            graph.link(number)
+        first = graph.build(0)
+    except BaseException as error:  # nobody could wait for a future whose failure cannot be told
+        return _report(f"the task failed; how could not be read here: {describe(error)}", "", "", origin)
     if message:
-        report = _report(message, text, nodes[0], origin)
+        report = _report(message, text, nodes[0].type_name, origin)
         report.__cause__ = first
         return report
     if 0 in graph.replaced:
         first.remote_traceback = text  # type: ignore[attr-defined]
         return first
-    _append_cause(first, _report(f"raised on a worker: {nodes[0].text}", text, nodes[0], origin))
+    _append_cause(first, _report(f"raised on a worker: {nodes[0].text}", text, nodes[0].type_name, origin))
     return first
 
 
 def remote_traceback(error: BaseException) -> str:
     """The traceback, as the worker printed it, of an exception that `load_failure` gave."""
-    seen = set()
-    while error.__cause__ is not None and id(error) not in seen:
-        seen.add(id(error))
-        error = error.__cause__
-    return error.remote_traceback if isinstance(error, TaskExecutionError) else ""
+    reports = [exc for exc in (_last_cause(error), error) if type(exc) is TaskExecutionError]
+    return reports[0].remote_traceback if reports else ""
 
 
 class _Graph:
     """The exceptions of one failure while they are rebuilt."""
 
-    def __init__(self, nodes: list[_Node], origin: Origin, resolver: Callable[[], payload.Resolver] | None) -> None:
+    def __init__(self, nodes: list[_Node], origin: Origin, resolver: Callable[[], Resolver] | None) -> None:
         self.replaced: set[int] = set()
         self._nodes = nodes
         self._origin = origin
@@ -248,72 +295,110 @@ class _Graph:
         if node.recipe is None:
             raise pickle.PicklingError(node.problem)
         kind, *recipe = payload.loads(node.recipe, self._resolver)
-        if kind == "object":
-            exc: BaseException = recipe[0]
+        exc: BaseException
+        if kind == "plain":
+            exc = self._rebuild_plain(node, *recipe)
+        else:
+            exc = recipe[0]
             if not isinstance(exc, BaseException):
                 raise TypeError(f"its reduction gives a {type(exc).__name__}, not an exception")
+        if node.notes and not _attribute(exc, "__notes__"):
+            object.__setattr__(exc, "__notes__", node.notes)
+        return exc
+
+    def _rebuild_plain(
+        self, node: _Node, cls: Any, args: tuple[Any, ...], attributes: dict[str, Any], descriptors: dict[str, Any]
+    ) -> BaseException:
+        # Made and filled by builtin classes alone, whatever the user's own __new__, __init__ and __setattr__ want.
+        exc: BaseException
+        group = _group_class(cls)
+        if group:
+            exc = group.__new__(cls, *args, [self.build(member) for member in node.members])
         else:
-            cls, args, state = recipe
-            if kind == "group":
-                args = (*args, [self.build(member) for member in node.members])
-            # The nearest builtin class makes and fills it, whatever the user's own __new__ and __init__ want.
-            builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
-            exc = builtin.__new__(cls, *args)
-            builtin.__init__(exc, *args)
-            if state:
-                exc.__setstate__(state)
-        if node.notes and not getattr(exc, "__notes__", None):
-            exc.__notes__ = node.notes  # type: ignore[attr-defined]  # add_note exists from 3.11 on
+            maker = cls
+            while maker.__module__ != "builtins":
+                maker = maker.__base__  # the one whose C structure the class extends
+            exc = maker.__new__(cls)
+            with contextlib.suppress(TypeError):  # those of Unicode want arguments, all of which are set below
+                maker.__init__(exc)
+            _ARGS.__set__(exc, args)
+        object.__getattribute__(exc, "__dict__").update(attributes)
+        for name, value in descriptors.items():
+            if value is not None:  # which stands for what was not set, too
+                object.__setattr__(exc, name, value)
         return exc
 
     def _replacement(self, number: int, node: _Node, error: BaseException) -> TaskExecutionError:
         self.replaced.add(number)
         where = "could not be pickled" if node.recipe is None else "could not be rebuilt here"
-        problem = node.problem or _text(error)
-        return _report(f"raised on a worker: {node.text}; the exception {where}: {problem}", "", node, self._origin)
+        problem = node.problem or describe(error)
+        text = f"raised on a worker: {node.text}; the exception {where}: {problem}"
+        return _report(text, "", node.type_name, self._origin)
 
     def link(self, number: int) -> None:
         """Give the exception its traceback, cause and context."""
         exc, node = self.build(number), self._nodes[number]
-        if node.cause is not None:
-            exc.__cause__ = self.build(node.cause)
-        if node.context is not None:
-            exc.__context__ = self.build(node.context)
-        exc.__suppress_context__ = node.suppress_context
-        exc.__traceback__ = _traceback(node.frames)
+        _CAUSE.__set__(exc, None if node.cause is None else self.build(node.cause))
+        _CONTEXT.__set__(exc, None if node.context is None else self.build(node.context))
+        _SUPPRESS_CONTEXT.__set__(exc, node.suppress_context)
+        _TRACEBACK.__set__(exc, _traceback(node.frames))
 
 
-def _report(message: str, text: str, node: _Node, origin: Origin) -> TaskExecutionError:
+def _report(message: str, text: str, type_name: str, origin: Origin) -> TaskExecutionError:
     return TaskExecutionError(
         message,
         remote_traceback=text,
-        type_name=node.type_name,
+        type_name=type_name,
         server=origin.server,
         pid=origin.pid,
         attempt=origin.attempt,
     )
 
 
-def _traceback(frames: list[tuple[str, str, int, str]]) -> types.TracebackType | None:
-    import tblib
-
+def _traceback(frames: list[_Frame]) -> types.TracebackType | None:
+    """A traceback of real frames, which look as the remote ones did to all that shows them."""
     tb = None
-    for filename, name, line, module in reversed(frames):
-        code = types.SimpleNamespace(co_filename=filename, co_name=name)
-        frame = types.SimpleNamespace(
-            f_globals={"__name__": module, "__file__": filename}, f_locals={}, f_code=code, f_lineno=line
-        )
-        tb = types.SimpleNamespace(tb_frame=frame, tb_lineno=line, tb_next=tb)
-    return tblib.Traceback(tb).as_traceback() if tb else None
+    for filename, name, first_line, module, *position in reversed(frames):
+        try:
+            code = _failing_code(filename, name, first_line, *position)
+            exec(code, {"__name__": module, "__file__": filename}, {})
+        except ZeroDivisionError as error:
+            last: Any = error.__traceback__.tb_next  # type: ignore[union-attr]
+            tb = types.TracebackType(tb, last.tb_frame, last.tb_lasti, last.tb_lineno)
+        except ValueError:  # lines that no code can have: somebody made that traceback up
+            pass
+    return tb
+
+
+@functools.lru_cache(maxsize=1024)
+def _failing_code(
+    filename: str, name: str, first_line: int, line: int, end_line: int, column: int, end_column: int
+) -> types.CodeType:
+    """Code of this name that fails at this place, which is what a traceback underlines."""
+    tree = ast.parse("0/0")
+    before = min(first_line, line) - 1  # compiled as if these were not there: replacing the first moves all others
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.stmt, ast.expr)):
+            node.lineno, node.end_lineno = line - before, end_line - before
+            node.col_offset, node.end_col_offset = column, end_column
+    code = compile(tree, "", "exec")
+    return code.replace(co_filename=filename, co_name=name, co_firstlineno=before + 1)
 
 
 def _append_cause(exc: BaseException, report: TaskExecutionError) -> None:
     """Put the report at the end of the chain of explicit causes, so that the task's own causes stay in place."""
+    end = _last_cause(exc)
+    if end is not None:
+        suppress = _SUPPRESS_CONTEXT.__get__(end)
+        _CAUSE.__set__(end, report)
+        _SUPPRESS_CONTEXT.__set__(end, suppress)
+
+
+def _last_cause(exc: BaseException) -> BaseException | None:
     seen = {id(exc)}
-    while exc.__cause__ is not None and id(exc.__cause__) not in seen:
-        exc = exc.__cause__
+    while (cause := _CAUSE.__get__(exc)) is not None:
+        if id(cause) in seen:  # somebody made a circle of them
+            return None
+        exc = cause
         seen.add(id(exc))
-    if exc.__cause__ is None:
-        suppress = exc.__suppress_context__
-        exc.__cause__ = report
-        exc.__suppress_context__ = suppress
+    return exc

@@ -18,30 +18,22 @@ so the reader knows without a search that it may hold functions and classes by v
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from farm_executor._version import __version__
-from farm_executor.core.frames import BULK_THRESHOLD, Buffer, Payload
+from farm_executor.byvalue import Resolver, pickler
+from farm_executor.core.frames import BULK_THRESHOLD, MAX_SEGMENTS, Buffer, Payload
 from farm_executor.core.handshake import Versions
 
-__all__ = ["PROTOCOL", "Resolver", "allocate", "by_value", "dumps", "loads", "local_versions", "names_itself"]
+__all__ = ["PROTOCOL", "allocate", "by_value", "dumps", "loads", "local_versions", "names_itself"]
 
 PROTOCOL = 5
-_NAMED = (types.FunctionType, types.BuiltinFunctionType)
 _BY_VALUE = b"V"
-
-Resolver = Callable[[str, str, Any], Any]
-"""Replaces a global while a by-value payload is read: called with its module, its name and what it is."""
-
-
-class _Bytes(Protocol):
-    def __call__(
-        self, obj: Any, protocol: int, *, buffer_callback: Callable[[pickle.PickleBuffer], Any]
-    ) -> bytes: ...
 
 
 def dumps(value: Any, *, out_of_band: bool = True) -> list[Buffer]:
@@ -60,20 +52,18 @@ def dumps(value: Any, *, out_of_band: bool = True) -> list[Buffer]:
     try:
         # The callback answers None for each buffer, which puts it out of band: right for large ones alone.
         data = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
-        parts: list[Buffer] = [data] if not buffers else _dump(pickle.dumps, value, out_of_band)
+        parts: list[Buffer] = [data] if not buffers else _dump(pickle.Pickler, value, out_of_band)
     except Exception:  # whatever it was, cloudpickle gets its chance and raises the better error
         pass
     else:
         if b"__main__" not in parts[0] and not _registered_by_value():
             return parts
-    import cloudpickle  # late: it is as large as all the rest, and most programs never come here
-
-    parts = _dump(cloudpickle.dumps, value, out_of_band)
+    parts = _dump(pickler(), value, out_of_band)
     parts[0] = bytes(parts[0]) + _BY_VALUE
     return parts
 
 
-def _dump(dump: _Bytes, value: Any, out_of_band: bool) -> list[Buffer]:
+def _dump(kind: type[pickle.Pickler], value: Any, out_of_band: bool) -> list[Buffer]:
     buffers: list[Buffer] = []
 
     def keep_large(buffer: pickle.PickleBuffer) -> bool:
@@ -82,13 +72,14 @@ def _dump(dump: _Bytes, value: Any, out_of_band: bool) -> list[Buffer]:
             raw = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        if not out_of_band or raw.nbytes < BULK_THRESHOLD:
+        if not out_of_band or raw.nbytes < BULK_THRESHOLD or len(buffers) == MAX_SEGMENTS - 1:
             return True
         buffers.append(raw)
         return False
 
-    data = dump(value, PROTOCOL, buffer_callback=keep_large)
-    return [data, *buffers]
+    file = io.BytesIO()
+    kind(file, PROTOCOL, buffer_callback=keep_large).dump(value)
+    return [file.getvalue(), *buffers]
 
 
 def _registered_by_value() -> bool:
@@ -99,7 +90,7 @@ def _registered_by_value() -> bool:
 
 def names_itself(fn: Any) -> bool:
     """Whether the function always pickles to the same bytes, its name, so that one pickling will do."""
-    return type(fn) in _NAMED and getattr(fn, "__module__", None) != "__main__" and not _registered_by_value()
+    return type(fn) is types.FunctionType and fn.__module__ != "__main__" and not _registered_by_value()
 
 
 def by_value(payload: Payload) -> bool:
@@ -120,18 +111,19 @@ def loads(payload: Payload, resolver: Callable[[], Resolver] | None = None) -> A
     buffers = payload[1:]
     if resolver is None or not by_value(payload):
         return pickle.loads(payload[0], buffers=buffers)
-    return _ResolvingUnpickler(payload[0], buffers, resolver()).load()
+    unpickler = _ResolvingUnpickler(payload[0], buffers, resolver())
+    value = unpickler.load()
+    unpickler.resolver.finish()
+    return value
 
 
 class _ResolvingUnpickler(pickle.Unpickler):
-    def __init__(self, data: Buffer, buffers: Payload, resolve: Resolver) -> None:
-        import io
-
+    def __init__(self, data: Buffer, buffers: Payload, resolver: Resolver) -> None:
         super().__init__(io.BytesIO(data), buffers=buffers)
-        self._resolve = resolve
+        self.resolver = resolver
 
     def find_class(self, module: str, name: str) -> Any:
-        return self._resolve(module, name, super().find_class(module, name))
+        return self.resolver.resolve(module, name, super().find_class(module, name))
 
 
 def local_versions() -> Versions:

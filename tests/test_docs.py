@@ -217,11 +217,12 @@ class PageRun:
 
     @contextlib.contextmanager
     def start_interpreter(self):
+        # Warnings on standard error come when they come: pages show what goes to standard output.
         with subprocess.Popen(
             [sys.executable, "-c", DRIVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.DEVNULL,
             text=True,
             cwd=self.folder,
             env=self.environment,
@@ -246,7 +247,7 @@ class PageRun:
         process = subprocess.run(
             ["bash", "-c", self.real(command)],
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.DEVNULL if words[0] == "python" else subprocess.STDOUT,
             text=True,
             cwd=self.folder,
             env=self.environment,

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farm_executor import payload
-from farm_executor.byvalue import OwnClasses
+from farm_executor.byvalue import OwnObjects
 from farm_executor.client.future import FarmFuture
 from farm_executor.client.lane import Call, Function, Lane, WorkerDeath
 from farm_executor.client.outcome import (
@@ -37,6 +37,7 @@ from farm_executor.client.outcome import (
     copy_of,
     describe_death,
     explain_pickling,
+    initializer_failed,
     unreadable_result,
     worker_lost,
 )
@@ -65,6 +66,7 @@ logger = logging.getLogger(__name__)
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 MAX_STILLBORN = 3
 MAX_FUNCTIONS = 512  # known by content; each lane forgets by itself what it does not use
+MAX_FUNCTION_BYTES = 64 * 1024 * 1024  # of those: a bound method is as large as its object
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._function_numbers = itertools.count(1)
         self._functions: dict[bytes, Function] = {}
+        self._function_bytes = 0
         self._named_functions: dict[Callable[..., Any], Function] = {}  # those that need not be pickled again
         self._lanes: dict[int, tuple[ServerLink, str, Lane]] = {}
         self._controls: dict[ServerLink, Connection] = {}
@@ -151,9 +154,11 @@ class Engine:
         data = bytes(payload.dumps(fn, out_of_band=False)[0])
         function = self._functions.get(data)
         if function is None:
-            if len(self._functions) >= MAX_FUNCTIONS:
+            if len(self._functions) >= MAX_FUNCTIONS or self._function_bytes > MAX_FUNCTION_BYTES:
                 self._functions.clear()  # costs those still used a new number, nothing else
                 self._named_functions.clear()
+                self._function_bytes = 0
+            self._function_bytes += len(data)
             function = self._functions.setdefault(data, Function(next(self._function_numbers), [data]))
         if payload.names_itself(fn) and not payload.by_value(function.data):
             self._named_functions[fn] = function
@@ -471,11 +476,8 @@ class Engine:
 
     def _on_ready(self, lane: Lane, frame: Frame) -> None:
         if frame.flags & ERROR:
-            error = load_failure(payload_of(frame), Origin(lane.server, lane.pid), OwnClasses)
-            text = (
-                f"the initializer failed on server {lane.server}, worker pid {lane.pid}\n{remote_traceback(error)}"
-            )
-            self._break(lambda: caused(BrokenFarmError(text), error))
+            error = load_failure(payload_of(frame), Origin(lane.server, lane.pid), OwnObjects)
+            self._break(lambda: caused(BrokenFarmError(initializer_failed(lane, remote_traceback(error))), error))
             return
         lane.ready = self._had_lane = True
         self._stillborn = 0
@@ -496,10 +498,10 @@ class Engine:
         error: BaseException | None = None
         value = None
         if result.error:
-            error = load_failure(result.payload, Origin(lane.server, lane.pid, task.losses + 1), OwnClasses)
+            error = load_failure(result.payload, Origin(lane.server, lane.pid, task.losses + 1), OwnObjects)
         else:
             try:
-                value = payload.loads(result.payload, OwnClasses)
+                value = payload.loads(result.payload, OwnObjects)
             except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
                 error = unreadable_result(lane, task, problem)
         future = _release(task)
@@ -636,5 +638,7 @@ def _set(future: FarmFuture, value: Any, error: BaseException | None) -> None:
             future.set_result(value)
         else:
             future.set_exception(error)
-    except Exception:  # somebody else has settled it, which is a user's error and must not end the farm
+    except (
+        BaseException
+    ):  # settled by somebody else, or a callback that exits: a user's error must not end the farm
         logger.exception("a future could not be settled")

@@ -5,6 +5,7 @@ This module owns the words. It must not know when they are said.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,17 @@ from farm_executor import payload
 from farm_executor.client.lane import Function, Lane, WorkerDeath
 from farm_executor.core.scheduler import Task
 from farm_executor.errors import TaskExecutionError, WorkerLostError
+from farm_executor.failure import describe
 
-__all__ = ["caused", "copy_of", "describe_death", "explain_pickling", "unreadable_result", "worker_lost"]
+__all__ = [
+    "caused",
+    "copy_of",
+    "describe_death",
+    "explain_pickling",
+    "initializer_failed",
+    "unreadable_result",
+    "worker_lost",
+]
 
 
 def copy_of(error: Exception) -> Exception:
@@ -58,10 +68,17 @@ def explain_pickling(
             payload.dumps(value)
         except Exception:  # whatever it is, this is the one
             note = f"{where}, of type {type(value).__qualname__}, cannot be sent to a worker"
-            if len(error.args) == 1 and isinstance(error.args[0], str):
-                error.args = (f"{error.args[0]} [{note}]",)
+            with contextlib.suppress(Exception):  # the error's class may define anything
+                if len(error.args) == 1 and isinstance(error.args[0], str):
+                    error.args = (f"{error.args[0]} [{note}]",)
             return error
     return error
+
+
+def initializer_failed(lane: Lane, traceback: str) -> str:
+    """What breaks a farm: the last line of the worker's traceback, and all of it."""
+    last = traceback.strip().rpartition("\n")[2]
+    return f"the initializer failed on server {lane.server}, worker pid {lane.pid}: {last}\n{traceback}"
 
 
 def worker_lost(lane: Lane, task: Task, reason: str) -> WorkerLostError:
@@ -78,7 +95,7 @@ def worker_lost(lane: Lane, task: Task, reason: str) -> WorkerLostError:
 def unreadable_result(lane: Lane, task: Task, problem: BaseException) -> TaskExecutionError:
     """For a result that has come, but does not unpickle here."""
     error = TaskExecutionError(
-        f"the task's result arrived, but could not be rebuilt here: {type(problem).__name__}: {problem}",
+        f"the task's result arrived, but could not be rebuilt here: {describe(problem)}",
         type_name=type(problem).__qualname__,
         server=lane.server,
         pid=lane.pid,

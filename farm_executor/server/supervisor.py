@@ -53,7 +53,7 @@ GUEST_SECONDS = 10.0  # to prove the key and say hello
 MAX_GUESTS = 256  # beyond it the oldest goes: a client needs milliseconds, a stranger does not matter
 MAX_LABEL = 100  # characters of what a client calls itself
 GRACE_CRASHED = 1.0  # seconds for the workers of a client that is gone
-GRACE_ENDED = 10.0  # seconds for the workers of a client that said goodbye
+GRACE_ENDED = 10.0  # seconds for the workers of a client that said goodbye, or has put others in their places
 
 
 @dataclass(eq=False)
@@ -384,6 +384,10 @@ class Supervisor:
         if not isinstance(slot, int) or not isinstance(lane, int) or not 0 <= slot < self._slots:
             self._refuse(guest, "slot", f"this server has slots 0 to {self._slots - 1}, not {slot!r}")
             return None
+        for worker in session.workers.values():
+            if worker.slot == slot:  # its client has given it up; it may have a thread that would never end
+                hang_up(worker.socket)
+                self._doomed.setdefault(worker.pid, time.monotonic() + GRACE_ENDED)
         if len(session.workers) >= 2 * self._slots:  # for a moment a slot has an old worker and its successor
             self._refuse(guest, "slot", f"this session has {len(session.workers)} workers already")
             return None

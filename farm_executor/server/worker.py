@@ -7,24 +7,26 @@ they came.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 import time
+import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from farm_executor import payload
 from farm_executor.byvalue import SharedNamespaces
 from farm_executor.core.frames import Frame, Payload, Result, payload_of
-from farm_executor.failure import dump_failure
+from farm_executor.failure import describe, dump_failure
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.transport import Socket
 
 if TYPE_CHECKING:
     import mmap
 
-__all__ = ["WorkerStart", "run_worker"]
+__all__ = ["WorkerStart", "is_reusable", "run_worker"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def run_worker(start: WorkerStart) -> None:
         try:
             result = runner.run(task)
         except KeyboardInterrupt as error:  # it came in the short time between the task and us
-            result = Result(dump_failure(error), error=True)
+            result = _failed(error)
         if os.getpid() != pid:
             os._exit(0)  # a child that the task has forked comes back from it, but the lane is its parent's
         lane.settle(result, time.perf_counter() - began)
@@ -76,8 +78,7 @@ class _Runner:
     """Runs calls, and turns whatever comes of them into a payload."""
 
     def __init__(self) -> None:
-        self._namespaces = namespaces = SharedNamespaces()
-        self._resolver = lambda: namespaces
+        self._namespaces = SharedNamespaces()
         self._in_call = False
 
     def on_interrupt(self, signum: int, frame: Any) -> None:
@@ -89,52 +90,101 @@ class _Runner:
     def initialize(self, frame: Frame) -> Payload | None:
         """Run the session's initializer; return its failure."""
         try:
-            call = payload.loads(payload_of(frame), self._resolver)
+            call = payload.loads(payload_of(frame), self._namespaces.resolver)
             if call is not None:
                 initializer, arguments = call
                 initializer(*arguments)
         except BaseException as error:  # an initializer that exits has failed, too
-            return dump_failure(_without_our_frame(error))
+            return dump_failure(error, skip_frames=1)
         return None
 
     def run(self, task: SentTask) -> Result:
         """Call the task's function with its arguments."""
         try:
             function = self._load_function(task.function)
-            args, kwargs = payload.loads(task.arguments, self._resolver)
+            args, kwargs = payload.loads(task.arguments, self._namespaces.resolver)
         except BaseException as error:  # unpickling runs code of the user's, which may raise anything
-            return Result(dump_failure(error, _explain_load(error)), error=True)
+            return _failed(error, _explain_load(error))
         try:
             self._in_call = True
             value = function(*args, **kwargs)
             self._in_call = False
         except BaseException as error:  # all of it belongs to the future, as in ProcessPoolExecutor
             self._in_call = False
-            return Result(dump_failure(_without_our_frame(error)), error=True)
+            return _failed(error, skip_frames=1)
         finally:
             del args, kwargs
             _flush_output()
         try:
             return Result(payload.dumps(value))
         except BaseException as error:  # pickling runs code of the user's, too
-            message = f"the task's result, of type {type(value).__qualname__}, could not be pickled: {error}"
-            return Result(dump_failure(error, message), error=True)
+            message = (
+                f"the task's result, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
+            )
+            return _failed(error, message)
 
     def _load_function(self, function: SentFunction) -> Any:
-        stale = function.generation != self._namespaces.generation and payload.by_value(function.data)
-        if function.generation < 0 or stale:
-            function.loaded = payload.loads(function.data, self._resolver)
-            function.generation = self._namespaces.generation
-        return function.loaded
+        if function.generation == self._namespaces.generation:
+            return function.loaded
+        loaded = payload.loads(function.data, self._namespaces.resolver)
+        if is_reusable(loaded):
+            function.loaded, function.generation = loaded, self._namespaces.generation
+        return loaded
 
 
-def _without_our_frame(error: BaseException) -> BaseException:
-    traceback = error.__traceback__
-    return error.with_traceback(traceback.tb_next if traceback and traceback.tb_next else traceback)
+def _failed(error: BaseException, message: str = "", *, skip_frames: int = 0) -> Result:
+    result = Result(dump_failure(error, message, skip_frames=skip_frames), error=True)
+    # Its frames hold all that the task had, and one raised again would add to them. By BaseException, as its class
+    # may define anything.
+    BaseException.with_traceback(error, None)
+    return result
+
+
+def is_reusable(function: Any) -> bool:
+    """Whether one call of it can leave nothing behind for the next but what lasts in a process anyway.
+
+    A module's function lasts, with its defaults and caches. But a bound method's object, a partial's arguments and
+    what a closure holds are a task's own, as its arguments are: each call gets them as they were sent.
+    """
+    return _is_reusable(function, set())
+
+
+def _is_reusable(value: Any, seen: set[int]) -> bool:
+    if type(value) in _IMMUTABLE or isinstance(value, (type, types.ModuleType)) or id(value) in seen:
+        return True
+    seen.add(id(value))  # closures may be recursive
+    parts: tuple[Any, ...]
+    match value:
+        case types.FunctionType():
+            local = "<" in value.__qualname__  # <lambda>, f.<locals>.g
+            parts = tuple(_contents(cell) for cell in value.__closure__ or ()) if local else ()
+        case types.MethodType():
+            parts = (value.__func__, value.__self__)
+        case types.BuiltinFunctionType() | types.MethodWrapperType():
+            parts = (value.__self__,)
+        case functools.partial():
+            parts = (value.func, *value.args, *value.keywords.values())
+        case functools._lru_cache_wrapper():
+            parts = (value.__wrapped__,)
+        case tuple():
+            parts = value
+        case _:
+            return False
+    return all(_is_reusable(part, seen) for part in parts)
+
+
+_IMMUTABLE = {type(None), bool, int, float, complex, str, bytes}
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
 
 
 def _explain_load(error: BaseException) -> str:
-    message = f"the task's function or arguments could not be read on the worker: {type(error).__name__}: {error}"
+    message = f"the task's function or arguments could not be read on the worker: {describe(error)}"
     if isinstance(error, ModuleNotFoundError):
         message += (
             f"; install the module {error.name} on the server, or send it along with "

@@ -27,15 +27,16 @@ def test_positional_and_keyword_arguments_arrive(executor):
     assert future.result(timeout=DEADLINE) == ((1, "two"), {"three": 3, "four": [4]})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *["fn", "self", "executor", "args", "kwargs", "function", "task", "future"],
-        *["timeout", "priority", "category", "max_attempts", "key", "callback", "chunksize", "retries", "workers"],
-    ],
-)
-def test_every_keyword_belongs_to_the_function(executor, name):
-    assert executor.submit(tasks.call_with, **{name: 1}).result(timeout=DEADLINE) == ((), {name: 1})
+KEYWORDS = [
+    *["fn", "self", "executor", "args", "kwargs", "function", "task", "future"],
+    *["timeout", "priority", "category", "max_attempts", "key", "callback", "chunksize", "retries", "workers"],
+]
+
+
+def test_every_keyword_belongs_to_the_function(executor):
+    futures = {name: executor.submit(tasks.call_with, **{name: 1}) for name in KEYWORDS}
+    for name, future in futures.items():
+        assert future.result(timeout=DEADLINE) == ((), {name: 1})
 
 
 def test_the_function_is_positional_only(executor):
@@ -45,19 +46,19 @@ def test_the_function_is_positional_only(executor):
         executor.submit()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        *[None, True, 0, -(2**200), 1.5, 2 + 3j, "", "text", "\ud800", b"", b"\x00bytes", ..., NotImplemented],
-        *[(), (1,), (1, (2, 3)), [], [None], {}, {"a": {1: 2}}, {1, 2}, frozenset({3}), range(5), slice(1, 2)],
-        *[ValueError, tasks.Counter, tasks.Counter(3), tasks.add, len],
-    ],
-    ids=repr,
-)
-def test_values_come_back_equal(executor, value):
-    result = executor.submit(tasks.identity, value).result(timeout=DEADLINE)
-    assert type(result) is type(value)
-    assert result == value
+VALUES = [
+    *[None, True, 0, -(2**200), 1.5, 2 + 3j, "", "text", "\ud800", b"", b"\x00bytes", ..., NotImplemented],
+    *[(), (1,), (1, (2, 3)), [], [None], {}, {"a": {1: 2}}, {1, 2}, frozenset({3}), range(5), slice(1, 2)],
+    *[ValueError, tasks.Counter, tasks.Counter(3), tasks.add, len],
+]
+
+
+def test_values_come_back_equal(executor):
+    futures = [executor.submit(tasks.identity, value) for value in VALUES]
+    for value, future in zip(VALUES, futures, strict=True):
+        result = future.result(timeout=DEADLINE)
+        assert type(result) is type(value), value
+        assert result == value
 
 
 def test_a_bytearray_comes_back_as_one_that_can_be_changed(executor):
@@ -74,30 +75,27 @@ def test_an_exception_that_is_returned_is_a_result(executor):
     assert future.exception() is None
 
 
-@pytest.mark.parametrize(
-    ("function", "arguments", "expected"),
-    [
-        (len, ("four",), 4),
-        (tasks.add, (1, 2), 3),
-        (functools.partial(tasks.add, 1), (2,), 3),
-        (operator.attrgetter("start"), (tasks.Counter(3),), 3),
-        (str.upper, ("abc",), "ABC"),
-        ("abc".upper, (), "ABC"),
-        ([3, 1, 2].index, (2,), 2),
-        (tasks.Counter(1), (2,), 3),
-        (tasks.Counter(1).above, (2,), 3),
-        (tasks.Counter.make, (3,), tasks.Counter(3)),
-        (tasks.Counter.twice, (3,), 6),
-        (tasks.Counter, (3,), tasks.Counter(3)),
-        (dict, (), {}),
-    ],
-    ids=[
-        *["builtin", "function", "partial", "attrgetter", "unbound method", "bound builtin", "bound to a list"],
-        *["callable object", "bound method", "class method", "static method", "class", "no arguments"],
-    ],
-)
-def test_callables_of_every_kind_run(executor, function, arguments, expected):
-    assert executor.submit(function, *arguments).result(timeout=DEADLINE) == expected
+CALLABLES = {
+    "builtin": (len, ("four",), 4),
+    "function": (tasks.add, (1, 2), 3),
+    "partial": (functools.partial(tasks.add, 1), (2,), 3),
+    "attrgetter": (operator.attrgetter("start"), (tasks.Counter(3),), 3),
+    "method of a type": (str.upper, ("abc",), "ABC"),
+    "bound method of a builtin": ("abc".upper, (), "ABC"),
+    "bound method of a list": ([3, 1, 2].index, (2,), 2),
+    "callable object": (tasks.Counter(1), (2,), 3),
+    "bound method": (tasks.Counter(1).above, (2,), 3),
+    "class method": (tasks.Counter.make, (3,), tasks.Counter(3)),
+    "static method": (tasks.Counter.twice, (3,), 6),
+    "class": (tasks.Counter, (3,), tasks.Counter(3)),
+    "builtin class without arguments": (dict, (), {}),
+}
+
+
+def test_callables_of_every_kind_run(executor):
+    futures = {kind: executor.submit(function, *args) for kind, (function, args, _) in CALLABLES.items()}
+    results = {kind: future.result(timeout=DEADLINE) for kind, future in futures.items()}
+    assert results == {kind: expected for kind, (_, _, expected) in CALLABLES.items()}
 
 
 @pytest.mark.needs("by_value")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -445,12 +446,41 @@ def test_a_lane_without_a_number_is_refused(serving, lane):
 
 def test_a_session_does_not_get_more_workers_than_twice_its_slots(serving):
     with SessionPeer(serving.address) as session:
-        lanes = [session.open_lane(lane=number, slot=number % 2) for number in range(4)]
+        lanes = [session.open_lane(lane=number, slot=number % 2) for number in range(2)]
+        for lane in lanes:
+            os.kill(lane.pid, signal.SIGSTOP)  # so that they do not leave when they are replaced
+        lanes += [session.open_lane(lane=number, slot=number % 2) for number in range(2, 4)]
         with pytest.raises(ConnectionRefusedError, match="4 workers already"):
             session.open_lane(lane=5)
         os.kill(lanes[0].pid, signal.SIGKILL)
         session.wait_for_death()
         session.open_lane(lane=6).start()
+
+
+def test_a_lane_to_a_slot_that_has_a_worker_takes_its_place(serving):
+    with SessionPeer(serving.address) as session:
+        old = session.open_lane(lane=1, slot=0)
+        old.start()
+        beside = session.open_lane(lane=2, slot=1)
+        new = session.open_lane(lane=3, slot=0)
+        old.wait_for_end()
+        assert session.wait_for_death()["lane"] == 1
+        new.start()
+        beside.start()
+
+
+def leave_a_thread() -> int:
+    threading.Thread(target=threading.Event().wait).start()
+    return os.getpid()
+
+
+def test_a_worker_that_is_replaced_and_has_a_thread_that_never_ends_does_not_stay():
+    """Else it would be in the way of those that come after it, and the farm would stand still."""
+    shorter = "import farm_executor.server.supervisor as s; s.GRACE_ENDED = 0.2"
+    with Serving(before=shorter, workers=1) as server, farm(server, max_tasks_per_child=1) as executor:
+        pids = [executor.submit(leave_a_thread).result(DEADLINE) for _ in range(4)]
+        assert len(set(pids)) == 4
+        wait_until(lambda: not any(map(exists, pids[:2])), "those replaced are gone")
 
 
 def test_a_session_that_has_ended_gets_no_more_lanes(serving):

@@ -53,7 +53,7 @@ def lane(session: SessionPeer) -> LanePeer:
 
 
 def ready_lane(session: SessionPeer, lane: int = 1) -> LanePeer:
-    peer = session.open_lane(lane=lane)
+    peer = session.open_lane(lane=lane, slot=lane - 1)
     peer.start()
     for number, function in ((IDENTITY, identity), (GATE, pass_gate), (SIGN, tasks.sign), (PID, tasks.pid)):
         peer.teach(number, function)

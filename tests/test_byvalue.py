@@ -1,0 +1,1005 @@
+"""Functions and classes of a program's own ``__main__``, or of a notebook, on workers and back.
+
+The client's ``__main__`` is a `Notebook` here, whose cells are run one after the other; whole programs are run too.
+Most tests share one worker, on which what former tests sent is still there, as in a long session.
+"""
+
+import functools
+import linecache
+import operator
+import subprocess
+import sys
+import textwrap
+import types
+
+import cloudpickle
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from farm_executor import FarmExecutor
+from farm_executor.server.worker import is_reusable
+
+DEADLINE = 60
+
+
+class Notebook:
+    """A client's ``__main__``, filled by cells; what they define are its attributes."""
+
+    def __init__(self, module):
+        self._module = module
+        self._cells = 0
+
+    def run(self, source):
+        self._cells += 1
+        name, source = f"<cell {self._cells} of {id(self)}>", textwrap.dedent(source)
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        exec(compile(source, name, "exec"), vars(self._module))
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+@pytest.fixture
+def nb(monkeypatch):
+    module = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    return Notebook(module)
+
+
+@pytest.fixture(scope="module")
+def shared_farm():
+    with FarmExecutor(1) as farm:
+        yield farm
+
+
+@pytest.fixture
+def call(shared_farm):
+    """Call a function on the worker."""
+    return lambda function, *args: shared_farm.submit(function, *args).result(timeout=DEADLINE)
+
+
+@pytest.fixture
+def farms():
+    """Makes farms of one worker, which nothing else uses."""
+    made = []
+
+    def make(**options):
+        farm = FarmExecutor(1, **options)
+        made.append(farm)
+        return lambda function, *args: farm.submit(function, *args).result(timeout=DEADLINE)
+
+    yield make
+    for farm in made:
+        farm.shutdown()
+
+
+def state(cls):
+    """What a class holds, to be compared with by identity; pickle itself keeps a cache there."""
+    return {name: id(value) for name, value in vars(cls).items() if name != "__slotnames__"}
+
+
+# -- the client's own classes -------------------------------------------------------------------------------
+
+CLASSES = {
+    "plain": """
+        class C:
+            def __init__(self, n): self.n = n
+            def __eq__(self, other): return type(other) is C and self.n == other.n
+            __hash__ = None
+            def use(self): return self.n * FACTOR
+    """,
+    "slots": """
+        class C:
+            __slots__ = ("n", "__hidden")
+            def __init__(self, n): self.n = n; self.__hidden = -n
+            def all(self): return self.n, self.__hidden
+            def __eq__(self, other): return type(other) is C and self.all() == other.all()
+            __hash__ = None
+            def use(self): return self.n * FACTOR
+    """,
+    "descriptors": """
+        import functools
+        class C:
+            made = 0
+            def __init__(self, n): self.n = n
+            def __eq__(self, other): return type(other) is C and self.n == other.n
+            __hash__ = None
+            @property
+            def half(self): return self.n / 2
+            @functools.cached_property
+            def lazy(self): return self.n + 1
+            @functools.lru_cache(maxsize=None)
+            def __hash__(self): return 1
+            @classmethod
+            def make(cls): return cls(1)
+            @staticmethod
+            def static(): return 1
+            def zero(self): return self.half * 2 - self.n + self.make().n * self.static() - self.lazy + self.n
+            def use(self): return self.n * FACTOR + self.zero()
+    """,
+    "dataclass": """
+        from dataclasses import dataclass, field, KW_ONLY
+        from typing import ClassVar
+        @dataclass(order=True)
+        class C:
+            n: int
+            items: list = field(default_factory=lambda: [1], repr=False, metadata={"unit": "m"})
+            _: KW_ONLY
+            flag: bool = False
+            shared: ClassVar[list] = []
+            def use(self): return self.n * FACTOR
+    """,
+    "frozen dataclass with slots": """
+        from dataclasses import dataclass
+        @dataclass(frozen=True, slots=True)
+        class C:
+            n: int
+            def use(self): return self.n * FACTOR
+    """,
+    "named tuple": """
+        from typing import NamedTuple
+        class C(NamedTuple):
+            n: int
+            name: str = "x"
+            def use(self): return self.n * FACTOR
+    """,
+    "subclass of a named tuple": """
+        from collections import namedtuple
+        class C(namedtuple("Base", "n")):
+            def use(self): return self.n * FACTOR
+    """,
+    "subclass of a builtin": """
+        class C(int):
+            @property
+            def n(self): return int(self)
+            def use(self): return self * FACTOR
+    """,
+    "abstract": """
+        import abc
+        class Shape(abc.ABC):
+            @abc.abstractmethod
+            def use(self): ...
+            def __eq__(self, other): return type(self) is type(other) and vars(self) == vars(other)
+            __hash__ = None
+        class C(Shape):
+            def __init__(self, n): self.n = n
+            def use(self): return self.n * FACTOR
+        class Unrelated: pass
+        Shape.register(Unrelated)
+    """,
+    "generic": """
+        from typing import Generic, TypeVar
+        T = TypeVar("T")
+        class Base(Generic[T]):
+            def __init__(self, n: T): self.n = n
+            def __eq__(self, other): return type(self) is type(other) and self.n == other.n
+            __hash__ = None
+        class C(Base[int]):
+            def __init__(self, n): super().__init__(n)
+            def use(self): return self.n * FACTOR
+    """,
+    "metaclass": """
+        class Meta(type):
+            def __len__(cls): return 0  # so that the class itself is false
+            def double(cls): return 2
+        class C(metaclass=Meta):
+            def __init__(self, n): self.n = n
+            def __eq__(self, other): return type(other) is C and self.n == other.n
+            __hash__ = None
+            def use(self): return self.n * FACTOR
+    """,
+    "registering": """
+        class Base:
+            registry = []
+            def __init_subclass__(cls, **kwargs):
+                super().__init_subclass__(**kwargs)
+                Base.registry.append(cls)
+        class C(Base):
+            def __init__(self, n): self.n = n
+            def __eq__(self, other): return type(other) is C and self.n == other.n
+            __hash__ = None
+            def use(self): return self.n * FACTOR if Base.registry == [C] else Base.registry
+    """,
+    "exception": """
+        class C(Exception):
+            def __init__(self, n): super().__init__(f"text of {n}"); self.n = n
+            def __eq__(self, other): return type(other) is C and self.n == other.n and self.args == other.args
+            __hash__ = None
+            def use(self): return self.n * FACTOR
+            def __reduce__(self): return type(self), (self.n,)
+    """,
+    "nested": """
+        class Outer:
+            class C:
+                def __init__(self, n): self.n = n
+                def __eq__(self, other): return type(other) is Outer.C and self.n == other.n
+                __hash__ = None
+                def use(self): return self.n * FACTOR
+        C = Outer.C
+    """,
+}
+
+USES = """
+FACTOR = 10
+def make(n): return C(n)
+def use(c): return c.use()
+def echo(value): return value
+def is_mine(c): return type(c) is C and isinstance(c, C)
+"""
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_instance_that_comes_back_is_of_the_clients_own_class_and_leaves_that_as_it_was(nb, call, kind):
+    nb.run(textwrap.dedent(CLASSES[kind]) + USES)
+    value, before, method = nb.C(3), state(nb.C), nb.C.use
+
+    echoed, made = call(nb.echo, value), call(nb.make, 3)
+
+    assert type(echoed) is type(made) is nb.C
+    assert isinstance(echoed, nb.C)
+    assert echoed == made == value
+    assert call(nb.is_mine, value)
+    assert call(nb.use, value) == value.use() == 30
+    assert state(nb.C) == before
+    assert nb.C.use is method
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_methods_see_later_changes_of_the_clients_globals_after_a_round_trip(nb, call, kind):
+    nb.run(textwrap.dedent(CLASSES[kind]) + USES)
+    back = call(nb.echo, nb.C(3))
+
+    nb.run("FACTOR = 100")
+
+    assert back.use() == 300
+    assert call(nb.use, back) == 300
+    assert call(nb.echo, call(nb.echo, back)).use() == 300
+    nb.run("FACTOR = 10")
+    assert call(nb.use, back) == back.use() == 30
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_after_a_class_is_defined_anew_its_old_and_new_instances_keep_apart(nb, call, kind):
+    source = textwrap.dedent(CLASSES[kind]) + USES
+    nb.run(source)
+    old_class, old = nb.C, call(nb.make, 1)
+
+    nb.run(source.replace("* FACTOR", "* FACTOR + 1"))
+    new = call(nb.make, 1)
+
+    assert type(old) is old_class
+    assert type(new) is nb.C
+    assert nb.C is not old_class
+    assert (old.use(), new.use()) == (10, 11)
+    assert [type(value) for value in call(nb.echo, [old, new])] == [old_class, nb.C]
+    assert (call(nb.is_mine, old), call(nb.is_mine, new)) == (False, True)
+    assert (call(nb.use, old), call(nb.use, new)) == (10, 11)
+
+
+def test_members_of_enums_keep_their_identity(nb, call):
+    nb.run("""
+        import enum
+        class Color(enum.Enum):
+            RED = 1
+            GREEN = enum.auto()
+            ROUGE = 1
+            def paint(self): return (self.name, PAINT)
+        class Level(enum.IntEnum):
+            LOW = 1
+        class Mode(enum.Flag):
+            READ = enum.auto()
+            WRITE = enum.auto()
+        class Text(str, enum.Enum):
+            A = "a"
+        class Planet(enum.Enum):
+            EARTH = (1, 2)
+            def __init__(self, mass, radius): self.mass = mass; self.radius = radius
+        PAINT = "wet"
+        def echo(value): return value
+        def check(value):
+            return [value[0] is Color.RED, value[0] is Color.ROUGE, value[1] is Level.LOW, value[3] is Text.A]
+        def paint(color): return color.paint()
+        def members(): return list(Color)
+    """)
+    before = {cls: state(cls) for cls in (nb.Color, nb.Level, nb.Text, nb.Planet)}
+    values = [nb.Color.RED, nb.Level.LOW, nb.Mode.READ | nb.Mode.WRITE, nb.Text.A, nb.Planet.EARTH]
+
+    result = call(nb.echo, values)
+
+    assert all(a is b for a, b in zip(result, values, strict=True))
+    assert call(nb.members) == [nb.Color.RED, nb.Color.GREEN]
+    assert call(nb.check, values) == [True] * 4
+    assert result[4].mass == 1
+    nb.run("PAINT = 'dry'")
+    assert result[0].paint() == call(nb.paint, result[0]) == ("RED", "dry")
+    assert {cls: state(cls) for cls in before} == before
+
+
+def test_a_class_that_the_worker_defines_comes_back_once(nb, call):
+    nb.run("""
+        class Base:
+            def hello(self): return f"{GREETING} {self.name}"
+        GREETING = "hello"
+        def make(name):
+            class Local(Base):
+                def __init__(self, name): self.name = name
+            return [Local(name), Local(name)]
+    """)
+    first, second = call(nb.make, "a")
+
+    assert type(first) is type(second)
+    assert isinstance(first, nb.Base)
+    nb.run("GREETING = 'good bye'")
+    assert first.hello() == "good bye a"
+
+
+def test_a_subclass_registers_itself_once_only(nb, call):
+    nb.run("""
+        REGISTRY = []
+        class Base:
+            def __init_subclass__(cls): REGISTRY.append(cls.__name__)
+        class First(Base): pass
+        def names(*values): return list(REGISTRY)
+        def echo(*values): return values
+    """)
+    assert call(nb.names, nb.First()) == ["First"]
+    nb.run("class Second(Base): pass")
+    value = nb.Second()
+
+    for _ in range(2):
+        assert call(nb.names, value, nb.First()) == ["First", "Second"]
+        call(nb.echo, value, nb.First())
+    assert nb.REGISTRY == ["First", "Second"]
+
+
+def test_a_class_made_with_arguments_arrives_without_its_bases_asking_for_them_again(nb, call):
+    nb.run("""
+        MADE = []
+        class Meta(type):
+            def __new__(meta, name, bases, attributes, *, key):
+                MADE.append(("meta", key))
+                return super().__new__(meta, name, bases, attributes)
+            def __init__(cls, name, bases, attributes, *, key): super().__init__(name, bases, attributes)
+        class Base:
+            def __init_subclass__(cls, *, key):
+                super().__init_subclass__()
+                MADE.append(("base", key))
+                cls.key = key
+        class C(Base, key=1): pass
+        class D(metaclass=Meta, key=2): pass
+        def made(*values): return MADE, values[0].key
+    """)
+
+    assert call(nb.made, nb.C(), nb.D()) == ([("base", 1), ("meta", 2)], 1)
+    assert type(call(nb.D)) is nb.D
+
+
+def test_a_class_registers_itself_with_a_base_that_the_worker_imports(nb, call, tmp_path, monkeypatch):
+    (tmp_path / "plugins.py").write_text(
+        "class Plugin:\n names = []\n def __init_subclass__(cls): Plugin.names.append(cls.__name__)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    nb.run("""
+        import sys
+        def add_path(path): sys.path.insert(0, path)
+    """)
+    call(nb.add_path, str(tmp_path))
+    nb.run("""
+        import plugins
+        class Mine(plugins.Plugin): pass
+        def names(value): return plugins.Plugin.names
+    """)
+
+    for _ in range(2):
+        assert call(nb.names, nb.Mine()) == ["Mine"]
+
+
+def test_changes_of_a_class_reach_the_worker(nb, call):
+    nb.run("""
+        class C:
+            limit = 1
+            def get(self): return ("first", self.limit)
+        def get(c): return c.get()
+        def get_by_name(): return C().get()
+    """)
+    assert call(nb.get, nb.C()) == call(nb.get_by_name) == ("first", 1)
+    first = nb.C.get
+
+    nb.run("C.limit = 2\nC.get = lambda self: ('second', self.limit)")
+    assert call(nb.get, nb.C()) == call(nb.get_by_name) == ("second", 2)
+
+    nb.C.limit, nb.C.get = 1, first
+    assert call(nb.get_by_name) == call(nb.get, nb.C()) == ("first", 1)
+
+
+# -- the client's own functions -----------------------------------------------------------------------------
+
+
+def test_a_function_that_comes_back_is_the_clients_own(nb, call):
+    nb.run("""
+        import functools
+        def helper(): return SETTING
+        SETTING = 1
+        class C:
+            def method(self): return SETTING
+        def echo(value): return value
+    """)
+    value = nb.C()
+
+    helper, partial, in_a_list = call(nb.echo, (nb.helper, nb.functools.partial(nb.helper), [nb.helper]))
+
+    assert helper is partial.func is in_a_list[0] is nb.helper
+    nb.run("SETTING = 2")
+    assert helper() == 2
+    if sys.version_info >= (3, 11):  # where code knows its class
+        assert call(nb.echo, value.method)() == 2
+
+
+def test_a_function_defined_anew_is_another(nb, call):
+    nb.run("def f(): return 1\ndef echo(value): return value")
+    old = nb.f
+    nb.run("def f(): return 2")
+
+    back = call(nb.echo, [old, nb.f])
+
+    assert back[1] is nb.f
+    assert back[0] is not nb.f
+    assert back[0]() == 1
+
+
+def test_functions_are_called_as_they_were_when_submitted(nb, call):
+    nb.run("def g(): return 1\ndef f(): return g()")
+    first = nb.g
+    assert call(nb.f) == 1
+
+    nb.run("def g(): return 2")
+    second = nb.g
+    assert call(nb.f) == 2
+
+    for function, result in [(first, 1), (second, 2), (first, 1)]:
+        nb.run("def f(): return g()")
+        nb._module.g = function
+        assert call(nb.f) == result
+
+
+def test_functions_within_data_are_those_of_the_client(nb, call):
+    nb.run("""
+        HANDLERS = {}
+        def register(function):
+            HANDLERS[function.__name__] = function
+            return function
+        class Handler:
+            def __call__(self): return 1
+        @register
+        def one(): return 1
+        @register
+        def names(): return sorted(HANDLERS)
+        def handle(name): return HANDLERS[name]()
+        KINDS = {"a": Handler}
+        def kind(name): return KINDS[name]()()
+    """)
+    assert call(nb.handle, "one") == 1
+    assert call(nb.handle, "names") == ["names", "one"]
+    assert call(nb.kind, "a") == 1
+
+    nb.run("""
+        @register
+        def one(): return -1
+        @register
+        def two(): return -2  # where a hash cannot tell it from the above
+        class Handler:
+            def __call__(self): return 2
+        KINDS = {"a": Handler}
+    """)
+    assert call(nb.handle, "one") == -1
+    assert call(nb.names) == ["names", "one", "two"]
+    assert call(nb.kind, "a") == 2
+
+    nb.run("@register\ndef one(): return -2")
+    assert call(nb.handle, "one") == -2
+
+
+def test_data_that_refers_to_itself_by_way_of_functions_is_the_clients(nb, call):
+    nb.run("""
+        TABLE = {}
+        def look(): return sorted(TABLE, key=str)
+        TABLE["look"] = look
+        class Box: pass
+        BOX = Box()
+        BOX.table = TABLE
+        def by_box(): return BOX.table["look"]()
+    """)
+    assert call(nb.by_box) == ["look"]
+    nb.run("TABLE['more'] = 1")
+    assert call(nb.by_box) == ["look", "more"]
+    nb.run("del TABLE['more']")
+    assert call(nb.by_box) == ["look"]
+
+
+@pytest.mark.parametrize(
+    ("source", "argument", "result"),
+    [
+        ("f = lambda n: n + GLOBAL", 1, 11),
+        ("def outer(k):\n def f(n): return n + k + GLOBAL\n return f\nf = outer(1)", 1, 12),
+        ("def f(n): return n * f(n - 1) if n else GLOBAL", 3, 60),
+        ("import functools\n@functools.lru_cache\ndef f(n): return f(n - 1) + 1 if n else GLOBAL", 300, 310),
+        ("import functools\ndef g(a, b): return a - b\nf = functools.partial(g, GLOBAL)", 1, 9),
+        ("import asyncio\nasync def g(n): return n + GLOBAL\ndef f(n): return asyncio.run(g(n))", 1, 11),
+        ("def g(n):\n yield from (GLOBAL for _ in range(n))\ndef f(n): return list(g(n))", 2, [10, 10]),
+        ("class K:\n def __call__(self, n): return n + GLOBAL\nf = K()", 1, 11),
+        ("class K:\n def m(self, n): return n + GLOBAL\nf = K().m", 1, 11),
+        ("class K:\n @classmethod\n def m(cls, n): return n + GLOBAL\nf = K.m", 1, 11),
+        ("class K:\n @staticmethod\n def m(n): return n + GLOBAL\nf = K.m", 1, 11),
+        (
+            "import functools\n@functools.singledispatch\ndef f(n): return 'any'\n"
+            "@f.register\ndef _(n: int): return 'int'",
+            1,
+            "int",
+        ),
+        ("import math as m\ndef f(n): return m.floor(n) + GLOBAL", 1.5, 11),
+        ("import os.path\ndef f(n): return os.path.join('a', n)", "b", "a/b"),
+        ("import __main__\ndef f(n): return __main__.GLOBAL + n", 1, 11),
+        ("def f(n):\n import __main__\n return f.__module__, __main__.f is f", 1, ("__main__", True)),
+        ("def f(n):\n class K:\n  v = n\n return K.v + GLOBAL", 1, 11),
+        ("f = eval", "1 + 1", 2),
+        ("f = int", "7", 7),
+        ("import logging\nlog = logging.getLogger('x')\ndef f(n): return log.name", 1, "x"),
+    ],
+)
+def test_any_callable_of_main_works(nb, call, source, argument, result):
+    nb.run("GLOBAL = 10\n" + source)
+
+    assert call(nb.f, argument) == result
+
+
+def test_a_class_that_registers_itself_when_called_on_the_worker_is_the_same_in_each_task(nb, farms):
+    nb.run("""
+        class Count:
+            instances = 0
+            def __init__(self): type(self).instances += 1
+        def count():
+            Count()
+            return Count.instances
+    """)
+    call = farms()
+
+    assert [call(nb.count) for _ in range(3)] == [1, 2, 3]
+    assert nb.Count.instances == 0
+
+
+# -- one namespace on the worker ----------------------------------------------------------------------------
+
+
+def test_what_an_initializer_sets_is_there_for_the_tasks(nb, farms):
+    nb.run("""
+        import sys, threading
+        connection = lock = by_dict = by_module = None
+        settings = {}
+        class Config:
+            value = 0
+        def initialize(value):
+            global connection, lock, undeclared
+            connection, undeclared = f"connected to {value}", value + 1
+            lock = threading.Lock()  # which nobody could send
+            settings["value"] = value
+            Config.value = value
+            globals()["by_dict"] = value
+            sys.modules[__name__].by_module = value
+        def read(): return connection, undeclared, settings, Config.value, by_dict, by_module, lock is not None
+        class Reader:
+            def __call__(self): return read()
+        class Result:
+            def has_lock(self): return lock is not None
+            def __init__(self, n): self.n = n
+    """)
+    call = farms(initializer=nb.initialize, initargs=(5,))
+    expected = ("connected to 5", 6, {"value": 5}, 5, 5, 5, True)
+
+    assert call(nb.read) == expected
+    assert call(nb.Reader()) == expected
+    nb.run("unrelated = 1\ndef another(): return connection, unrelated")
+    assert call(nb.another) == ("connected to 5", 1)
+    assert call(nb.read) == expected
+    assert (nb.connection, nb.settings, nb.Config.value) == (None, {}, 0)
+
+
+def test_the_clients_changes_count_and_others_leave_the_workers_own_alone(nb, farms):
+    nb.run("""
+        factor, cache, total = 1, {}, 0
+        def work(n):
+            global total
+            total += 1
+            cache[n] = n * factor
+            return cache[n], sorted(cache), total
+    """)
+    call = farms()
+    assert call(nb.work, 1) == (1, [1], 1)
+    assert call(nb.work, 2) == (2, [1, 2], 2)
+
+    nb.run("factor = 10")
+    assert call(nb.work, 3) == (30, [1, 2, 3], 3)
+
+    nb.run("cache[100] = 0")  # now the client's counts
+    assert call(nb.work, 4) == (40, [4, 100], 4)
+    assert nb.total == 0
+
+
+def test_values_that_change_to_and_fro_are_those_of_the_submit(nb, farms):
+    nb.run("""
+        import numpy as np
+        x = 1
+        a = np.zeros(3)
+        class C:
+            x = 1
+        def f(): return x
+        g = lambda: (x, a.sum(), C.x)
+        def call(function): return function()
+    """)
+    farm = FarmExecutor(1)
+    with farm:
+        futures = []
+        for n in [1, 2, 1, 1, 3, 2]:
+            nb._module.x = n
+            nb.a[:] = n
+            nb.C.x = -n
+            futures += [
+                farm.submit(nb.f),
+                farm.submit(nb.g),
+                farm.submit(nb.call, nb.f),
+                farm.submit(nb.call, nb.g),
+            ]
+        results = [future.result(timeout=DEADLINE) for future in futures]
+
+    expected = []
+    for n in [1, 2, 1, 1, 3, 2]:
+        expected += [n, (n, 3 * n, -n)] * 2
+    assert results == expected
+
+
+CHANGES = {
+    "number": "number = {n}",
+    "text": "number = 'text {n}'",
+    "array": "numbers = numpy.full(3, {n})",
+    "in the array": "numbers[1] = {n}",
+    "list": "items = [{n}]",
+    "in the list": "items.append({n})",
+    "no list": "items = None or ()\nitems = [items]",
+    "function": "def helper(x=1): return x + {n}",
+    "its default": "helper.__defaults__ = ({n},)",
+    "closure": "def make(held):\n def inner(): return held\n return inner\nhelper = make([{n}])",
+    "class": "class C:\n value = {n}\n def get(self): return self.value, number",
+    "of the class": "C.value = {n}",
+    "method": "C.get = lambda self: (self.value, {n})",
+    "instance": "instance = C()",
+    "of the instance": "instance.value = {n}",
+    "table": "table = {{'helper': helper, 'class': C}}",
+    "in the table": "table['helper'] = helper",
+    "enum": "class E(enum.Enum):\n A = {n}",
+    "member": "instance.value = E.A.value",
+    "itself": "items = [items]",
+}
+READERS = {
+    "globals": "number, list(numbers), repr(items)",
+    "helper": "helper()",
+    "class": "C().get(), C.value",
+    "instance": "instance.get(), instance.value",
+    "table": "table['helper'](), table['class']().get()",
+    "member": "E.A.value, E.A.name",
+    "all": "[reader() for reader in readers]",
+}
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(CHANGES)), st.integers(-3, 3)), min_size=1, max_size=10),
+    st.data(),
+)
+def test_whatever_the_client_changes_a_task_sees_what_it_was_submitted_with(nb, shared_farm, changes, data):
+    """A task that changes nothing gives what the same call would have given at home, at the time of its submit."""
+    nb.run("""
+        import enum, numpy
+        number, numbers, items = 0, numpy.zeros(3, int), []
+        def helper(x=0): return x
+        class C:
+            value = 0
+            def get(self): return self.value, number
+        class E(enum.Enum):
+            A = 0
+        instance, table = C(), {"helper": helper, "class": C}
+        readers = []
+        def apply(function): return function()
+    """)
+    for name, expression in READERS.items():
+        nb.run(f"def read_{name}(): return {expression}\nif {name!r} != 'all': readers.append(read_{name})")
+    expected, futures = [], []
+    for change, number in changes:
+        nb.run(CHANGES[change].format(n=number))
+        for name in data.draw(st.lists(st.sampled_from(sorted(READERS)), min_size=1, max_size=3)):
+            reader = getattr(nb, f"read_{name}")
+            expected.append(reader())
+            if data.draw(st.booleans()):
+                futures.append(shared_farm.submit(reader))
+            else:
+                futures.append(shared_farm.submit(nb.apply, reader))
+
+    assert [future.result(timeout=DEADLINE) for future in futures] == expected
+
+
+def test_map_calls_the_function_as_it_was_when_map_was_called(nb, shared_farm):
+    nb.run("y = 1\ndef f(n): return n * y")
+    results = shared_farm.map(nb.f, range(3), buffersize=1)
+    nb.run("y = 100")
+
+    assert shared_farm.submit(nb.f, 1).result(timeout=DEADLINE) == 100
+    assert list(results) == [0, 1, 2]
+
+
+def test_relative_imports_work_in_a_program_that_was_started_as_a_module(nb, call, tmp_path, monkeypatch):
+    package = tmp_path / "the_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "sibling.py").write_text("value = 7")
+    nb.run("""
+        __package__ = "the_package"
+        import sys
+        def add_path(path): sys.path.insert(0, path)
+        def f():
+            from . import sibling
+            return sibling.value
+    """)
+
+    call(nb.add_path, str(tmp_path))
+
+    assert call(nb.f) == 7
+
+
+# -- modules by value ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_value_module(tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text(
+        textwrap.dedent("""
+            import functools
+            setting = 1
+            def set_it(value):
+                global setting
+                setting = value
+            def get(): return setting
+            def apply(function): return function()
+            @functools.lru_cache
+            def cached(n): return n + setting
+            class C:
+                def __init__(self, n): self.n = n
+                def get(self): return self.n, setting
+        """)
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_here
+
+    cloudpickle.register_pickle_by_value(only_here)
+    yield only_here
+    cloudpickle.unregister_pickle_by_value(only_here)
+    del sys.modules["only_here"]
+
+
+def test_a_module_registered_by_value_is_one_module_on_the_worker(nb, farms, by_value_module):
+    call = farms()
+    nb.run("""
+        import only_here
+        def set_and_read(value):
+            only_here.set_it(value)
+            return only_here.setting, only_here.get(), only_here.C(1).get()
+        def read(): return only_here.setting, only_here.get(), only_here.C(1).get()
+    """)
+
+    assert call(by_value_module.get) == 1
+    assert call(by_value_module.cached, 1) == 2
+    assert call(nb.set_and_read, 5) == (5, 5, (1, 5))
+    assert call(nb.read) == (5, 5, (1, 5))
+    by_value_module.setting = 7
+    assert call(nb.read) == (7, 7, (1, 7))
+    assert call(by_value_module.get) == 7
+
+
+def test_what_a_module_registered_by_value_defines_comes_back_as_itself(call, by_value_module):
+    value, before = by_value_module.C(1), state(by_value_module.C)
+
+    back, function = call(by_value_module.apply, lambda: (value, by_value_module.get))
+
+    assert type(back) is by_value_module.C
+    assert function is by_value_module.get
+    assert state(by_value_module.C) == before
+    by_value_module.setting = 3
+    assert back.get() == (1, 3)
+
+
+# -- whole programs -----------------------------------------------------------------------------------------
+
+
+def run_program(folder, source):
+    path = folder / "program.py"
+    path.write_text(textwrap.dedent(source))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(path)], capture_output=True, text=True, timeout=DEADLINE, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_program_without_a_guard_works_like_any_other(tmp_path):
+    (tmp_path / "beside.py").write_text("def triple(n): return 3 * n")
+    out = run_program(
+        tmp_path,
+        """
+        import copyreg, enum, functools
+        from dataclasses import dataclass
+        import beside
+        from farm_executor import FarmExecutor
+
+        @dataclass
+        class Point:
+            x: int
+            def scaled(self): return self.x * SCALE
+
+        class Color(enum.Enum):
+            RED = 1
+
+        SCALE = 2
+        state = None
+
+        def initialize(value):
+            global state
+            state = value
+
+        def work(point, color):
+            assert color is Color.RED
+            return Point(point.scaled() + state + beside.triple(1)), color
+
+        class Mine(Exception):
+            def __init__(self, code, *, hint):
+                super().__init__(f"failed with {code}")
+                self.code, self.hint = code, hint
+
+        def fail(): raise Mine(3, hint=Point(1))
+
+        copyreg._slotnames(Point)  # so that pickle need not put its cache of them into the class later
+        before = dict(vars(Point))
+        with FarmExecutor(2, initializer=initialize, initargs=(100,)) as farm:
+            point, color = farm.submit(work, Point(1), Color.RED).result()
+            assert point == Point(105) and type(point) is Point and color is Color.RED
+            assert vars(Point).keys() == before.keys() and all(vars(Point)[k] is v for k, v in before.items())
+            SCALE = 10
+            assert point.scaled() == 1050
+            assert farm.submit(work, Point(1), Color.RED).result()[0] == Point(113)
+            assert list(farm.map(lambda n: n * SCALE, range(3))) == [0, 10, 20]
+            error = farm.submit(fail).exception()
+            assert type(error) is Mine and (error.code, error.hint) == (3, Point(1)) and type(error.hint) is Point
+            assert str(error) == "failed with 3"
+            assert sorted(farm.map(beside.triple, range(3), chunksize=2)) == [0, 3, 6]
+            assert farm.submit(lambda f: f, work).result() is work
+        print("done")
+        """,
+    )
+
+    assert out == "done\n"
+
+
+def test_a_program_run_by_python_c_or_from_its_standard_input_works_too():
+    source = (
+        "from farm_executor import FarmExecutor\n"
+        "class C: pass\n"
+        "def f(): return C()\n"
+        "with FarmExecutor(1) as farm: print(type(farm.submit(f).result()) is C)\n"
+    )
+    for options in ([sys.executable, "-c", source], [sys.executable, "-"]):
+        done = subprocess.run(options, input=source, capture_output=True, text=True, timeout=DEADLINE)
+        assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+# -- calls in a row -----------------------------------------------------------------------------------------
+
+
+def test_what_a_call_changes_in_its_own_object_is_gone_with_the_call(nb, call):
+    nb.run("""
+        import functools
+        class Counter:
+            count = 0
+            def step(self): self.count += 1; return self.count
+            def __call__(self): return self.step()
+        counter = Counter()
+        def append(items, item): items.append(item); return items
+        partial = functools.partial(append, [])
+        def outer():
+            held = []
+            def closure(): held.append(1); return held
+            return closure, lambda: closure()
+        closure, by_lambda = outer()
+        method, builtin = counter.step, [1].append
+    """)
+    for _ in range(3):
+        assert call(nb.method) == 1
+        assert call(nb.counter) == 1
+        assert call(nb.partial, 1) == [1]
+        assert call(nb.closure) == [1]
+        assert call(nb.by_lambda) == [1]
+    assert nb.counter.count == 0
+
+
+def test_what_a_modules_function_keeps_by_itself_lasts(nb, farms):
+    nb.run("""
+        import functools
+        def memoized(function):
+            cache = {}
+            @functools.wraps(function)
+            def wrapper(n):
+                cache[n] = function(n)
+                return sorted(cache)
+            return wrapper
+        @memoized
+        def f(n): return n
+        @functools.lru_cache
+        def g(n): return len(calls.append(n) or calls)
+        calls = []
+        def h(n, seen=[]): seen.append(n); return seen
+    """)
+    call = farms()
+
+    assert [call(nb.f, n) for n in (1, 2)] == [[1], [1, 2]]
+    assert [call(nb.g, n) for n in (1, 1, 2)] == [1, 1, 2]
+    assert [call(nb.h, n) for n in (1, 2)] == [[1], [1, 2]]
+
+
+number, items = 5, [1]
+
+
+def closures():
+    number, items = 5, [1]
+
+    def recursive(n):
+        return recursive(n - 1) + number
+
+    def holding():
+        return items
+
+    def unset():
+        return never
+
+    if not items:
+        never = 1
+    return {
+        "of a number": (lambda: number, True),
+        "of a list": (lambda: items, False),
+        "of itself": (recursive, True),
+        "of nothing yet": (unset, True),
+        "of one that holds a list": (lambda: holding, False),
+        "of one that holds a number": (lambda: recursive, True),
+        "of a tuple": (lambda kept=(1, "a"): kept, True),
+        "cached": (functools.lru_cache(recursive), True),
+        "partial": (functools.partial(recursive, 1), True),
+        "partial of a list": (functools.partial(recursive, [1]), False),
+        "partial of a keyword": (functools.partial(recursive, n=items), False),
+    }
+
+
+REUSABLE = {
+    **closures(),
+    "builtin": (len, True),
+    "class": (int, True),
+    "function": (run_program, True),
+    "lambda of a global list": (lambda: items, True),
+    "method of a list": (items.append, False),
+    "slot of a list": (items.__len__, False),
+    "method of a string": ("".join, True),
+    "method of a class": (dict.fromkeys, True),
+    "bound method": (Notebook(None).run, False),
+    "callable": (operator.itemgetter(1), False),
+}
+
+
+@pytest.mark.parametrize("name", REUSABLE)
+def test_only_what_no_call_can_change_is_used_again(name):
+    function, expected = REUSABLE[name]
+
+    assert is_reusable(function) is expected
