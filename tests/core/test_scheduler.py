@@ -505,8 +505,20 @@ def test_a_short_queue_is_shared_by_all_lanes(farm: Farm) -> None:
 def test_a_task_goes_straight_to_an_idle_lane(farm: Farm) -> None:
     first, second = farm.lane_up(), farm.lane_up()
     tasks = [farm.submit(), farm.submit()]
-    assert on(first) + on(second) == tasks
+    assert on(second) + on(first) == tasks
     assert farm.submit() in farm.queue[0], "nobody has room: the windows are of one"
+
+
+def test_calls_one_after_the_other_go_to_the_same_lane(farm: Farm) -> None:
+    """Its worker's caches are warm."""
+    lanes = [farm.lane_up() for _ in range(3)]
+    used = []
+    for _ in range(5):
+        farm.submit()
+        (lane,) = (lane for lane in lanes if on(lane))
+        farm.run(lane, 1, SHORT)
+        used.append(lane)
+    assert used == [used[0]] * 5
 
 
 def test_a_task_waits_for_a_batch_when_no_lane_is_idle(farm: Farm) -> None:
