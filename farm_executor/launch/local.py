@@ -32,11 +32,15 @@ __all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "run_ch
 
 END_SECONDS = 15.0  # more than the supervisor gives its workers
 
-# The child finds the package, and its workers the user's modules, where this process finds them.
+# The child finds the package, and its workers the user's modules, where this process finds them. Ctrl-C is not for
+# it, until the supervisor decides otherwise.
 _BOOT = """\
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 import sys, json
 config = json.loads(sys.stdin.buffer.readline())
 sys.path[:] = config.pop("path")
+sys.argv[:] = config.pop("arguments")
 from farm_executor.launch.local import run_child
 run_child(config)
 """
@@ -53,12 +57,12 @@ def _start(listener: Socket, config: dict[str, Any], *, group: bool) -> subproce
     """Start a child that serves the listener; its standard input is left open."""
     if not sys.executable:
         raise BrokenFarmError("cannot start a server: this interpreter does not know its own path (sys.executable)")
-    flags: list[str] = getattr(
-        subprocess, "_args_from_interpreter_flags", list
-    )()  # as multiprocessing does: -W, -X, -O …
+    # -W, -X, -O and the like, as multiprocessing does it
+    flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()
     config = {
         **config,
         "path": [entry for entry in sys.path if isinstance(entry, str)],
+        "arguments": [str(argument) for argument in getattr(sys, "argv", ())],
         "listener": listener.fileno(),
     }
     process = subprocess.Popen(

@@ -444,11 +444,11 @@ def test_embedded_workers_have_the_clients_path_directory_environment_and_output
             print("from the worker", flush=True)
             print("to stderr", file=sys.stderr)
             added = "/added/by/the/program" in sys.path
-            return os.getcwd(), os.environ["SET_BY_THE_PROGRAM"], added, sys.stdin.read()
+            return os.getcwd(), os.environ["SET_BY_THE_PROGRAM"], added, sys.argv, sys.stdin.read()
 
         with FarmExecutor(1) as farm:
             print(farm.submit(beside.where).result(), flush=True)
-            assert farm.submit(look).result() == (os.getcwd(), "yes", True, "")
+            assert farm.submit(look).result() == (os.getcwd(), "yes", True, sys.argv, "")
             print("after it", flush=True)
     """)
 

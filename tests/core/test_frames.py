@@ -551,6 +551,7 @@ def test_a_body_of_any_bytes_is_decoded_or_refused(frame: Frame) -> None:
         pytest.param(2, [0, 1], b"", id="a table shorter than its count"),
         pytest.param(0, [], b"", id="nothing"),
         pytest.param(0, [], b"12345678", id="nothing in some bytes"),
+        pytest.param(0, [5], b"", id="a busy time and nothing"),
     ],
 )
 def test_a_batch_whose_table_does_not_fit_its_body_is_refused(count: int, table: list[int], rest: bytes) -> None:
