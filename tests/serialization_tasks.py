@@ -96,6 +96,8 @@ def misbehave(how):
         sys.exit("the reason")
     if how == "interrupt":
         raise KeyboardInterrupt("the reason")
+    if how == "raise unreadably":
+        raise Unreadable
     raise AssertionError(how)
 
 

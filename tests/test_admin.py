@@ -218,7 +218,7 @@ def test_an_answer_ends_the_connection(server):
     before = len(os.listdir(f"/proc/{server.pid}/fd"))
     for _ in range(5):
         status(*place(server.address), key=KEY)
-    wait_until(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) == before, "as many descriptors as before")
+    wait_until(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) <= before, "as many descriptors as before")
     with dial(server.address) as sock:
         sock.sendall(b"?")
         assert read_to_end(sock) == b""

@@ -657,6 +657,74 @@ def test_values_that_change_to_and_fro_are_those_of_the_submit(nb, farms):
     assert results == expected
 
 
+def test_a_default_that_is_the_object_of_a_global_is_so_on_the_worker(nb, farms):
+    nb.run("""
+        MISSING = object()
+        class Missing: pass
+        OTHER, number = Missing(), 0
+        def default(x=MISSING): return x is MISSING
+        def keyword(*, x=MISSING, y=OTHER): return x is MISSING and y is OTHER and number
+        def outer(held):
+            return lambda: held is OTHER and number
+        closure = outer(OTHER)
+        class C:
+            default = MISSING
+            def get(self): return self.default is MISSING and C.default is MISSING
+        def by_class(): return C().get()
+        def by_instance(c): return c.get()
+        def by_attribute(): return by_attribute.held is MISSING
+        by_attribute.held = MISSING
+        functions = [default, keyword, closure, by_class, by_attribute]
+        def by_function(): return [functions[0] is default, default()]
+    """)
+    call = farms()
+    for number in (1, 1, 2, 3):
+        nb.run(f"number = {number}")
+        for function in [*nb.functions, *nb.functions]:
+            assert call(function)
+        assert call(nb.by_instance, nb.C())
+        assert call(nb.by_function) == [True, True]
+
+
+def test_a_default_stays_what_it_was_though_the_worker_binds_the_global_anew(nb, farms):
+    nb.run("""
+        text, items, number = "text", [], 0
+        def change():
+            global text, items
+            items.append(1)
+            text, items = "other", ["other"]
+        def f(x=text, y=items): return x, y, text, items
+        def g(x=text, y=items): return x, y, text, items, number
+    """)
+    call = farms()
+    call(nb.change)
+
+    for number in range(3):
+        nb.run(f"number = {number}")
+        assert call(nb.f) == ("text", [1], "other", ["other"])
+        assert call(nb.g) == ("text", [1], "other", ["other"], number)
+
+
+def test_globals_of_any_kind_are_taken_over(nb, call):
+    nb.run("""
+        class Proxy:
+            __slots__ = ()
+            __dict__ = property(lambda self: 1 / 0)
+            def __eq__(self, other): raise RuntimeError
+            def __reduce__(self): return Proxy, ()
+        def helper(): return 1
+        proxies, deep, long = [Proxy()], [], list(range(100_000))
+        for _ in range(200): deep = [deep, helper]
+        def f(x=proxies): return helper() + len(proxies) + len(deep) + len(long)
+    """)
+    for number in range(3):
+        nb.proxies.append(nb.Proxy())
+        nb.deep.append(number)
+        nb.long.append(number)
+
+        assert call(nb.f) == nb.f()
+
+
 CHANGES = {
     "number": "number = {n}",
     "text": "number = 'text {n}'",

@@ -15,7 +15,7 @@ import serialization_tasks as tasks
 from farm_executor import BrokenFarmError, FarmExecutor, TaskExecutionError
 
 DEADLINE = 60
-WAYS = ["raise", "raise without text", "exit", "interrupt"]
+WAYS = ["raise", "raise without text", "raise unreadably", "exit", "interrupt"]
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +218,9 @@ def test_an_argument_that_cannot_be_read_on_the_worker_fails_its_own_task(farm, 
 
     assert type(error) is TaskExecutionError
     assert "could not be read on the worker" in str(error)
-    assert "the reason" in str(error) or how == "raise without text"
-    assert type(error.__cause__).__name__ in {"RuntimeError", "NoText", "SystemExit", "KeyboardInterrupt"}
-    assert [frame.name for frame in traceback.extract_tb(error.__cause__.__traceback__)][-1] == "misbehave"
+    assert "the reason" in str(error) or how.startswith("raise ")
+    assert "in misbehave" in error.remote_traceback
+    assert type(error.__cause__).__name__ in error.type_name
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -229,7 +229,7 @@ def test_a_result_that_cannot_be_pickled_fails_its_own_task(farm, how):
 
     assert type(error) is TaskExecutionError
     assert "result, of type FailsToPickle, could not be pickled" in str(error)
-    assert "the reason" in str(error) or how == "raise without text"
+    assert "the reason" in str(error) or how.startswith("raise ")
 
 
 def test_a_result_that_nobody_can_pickle_is_named(farm):
@@ -248,7 +248,7 @@ def test_a_result_that_cannot_be_rebuilt_here_fails_its_own_future(farm, how):
 
     assert type(error) is TaskExecutionError
     assert "could not be rebuilt here" in str(error)
-    assert "the reason" in str(error) or how == "raise without text"
+    assert "the reason" in str(error) or how.startswith("raise ")
     assert error.pid > 0
 
 
@@ -262,7 +262,7 @@ def test_an_exception_that_cannot_travel_is_told_of(farm, how, cls):
 
     assert type(error) is TaskExecutionError
     assert f"raised on a worker: serialization_tasks.{cls.__name__}" in str(error)
-    assert "the reason" in str(error) or how == "raise without text"
+    assert "the reason" in str(error) or how.startswith("raise ")
     assert "in raise_here" in error.remote_traceback
 
 
@@ -301,7 +301,7 @@ def test_bad_outcomes_in_a_batch_cost_nothing_but_themselves(farm):
         (lambda n: farm.submit(tasks.raise_unreadable), tasks.Unreadable),
         *(
             (functools.partial(submit_odd, farm, make, WAYS[way]), TaskExecutionError)
-            for way in range(4)
+            for way in range(len(WAYS))
             for make in ("argument", "result", "result here", "error", "error here")
         ),
     ]

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,8 @@ from farm_executor.transport import Socket, bound_address, listen
 
 __all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "run_child", "start_server"]
 
+MAX_EARLY_DEATHS = 3
+CHILDHOOD_SECONDS = 5.0  # in which a death counts as one of them
 END_SECONDS = 15.0  # more than the supervisor gives its workers
 
 # The child finds the package, and its workers the user's modules, where this process finds them. Ctrl-C is not for
@@ -120,14 +123,35 @@ class PrivateServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[Any, PrivateServer] | None = None
         self._address: Address | None = None
+        self._started = 0.0
+        self._early_deaths = 0
 
     def locate(self) -> Address:
-        """Where it is; it is started first, also anew if it has died."""
+        """Where it is; it is started first, also anew if it has died.
+
+        Raises:
+            BrokenFarmError: It dies right after its start, again and again.
+            OSError: The system does not let us start it.
+        """
         with self._lock:
             if self._process is None or self._process.poll() is not None or self._address is None:
+                self._note_death()
                 self._clean_up()
                 self._address = self._launch()
+                self._started = time.monotonic()
             return self._address
+
+    def _note_death(self) -> None:
+        """Give up on a server that never lives, rather than start it for ever."""
+        if self._process is None:
+            return
+        young = time.monotonic() - self._started < CHILDHOOD_SECONDS
+        self._early_deaths = self._early_deaths + 1 if young else 0
+        if self._early_deaths >= MAX_EARLY_DEATHS:
+            raise BrokenFarmError(
+                f"the embedded server ended with exit code {self._process.returncode} right after its start, "
+                f"{self._early_deaths} times in a row; what it wrote to standard error says why"
+            )
 
     def _launch(self) -> Address:
         directory = tempfile.mkdtemp(prefix="farm-")

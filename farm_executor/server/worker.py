@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from farm_executor import payload
-from farm_executor.byvalue import SharedNamespaces
 from farm_executor.core.frames import Frame, Payload, Result, payload_of
 from farm_executor.failure import describe, dump_failure
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
+from farm_executor.server.namespaces import SharedNamespaces, contents_of
 from farm_executor.transport import Socket
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _is_reusable(value: Any, seen: set[int]) -> bool:
     match value:
         case types.FunctionType():
             local = "<" in value.__qualname__  # <lambda>, f.<locals>.g
-            parts = tuple(_contents(cell) for cell in value.__closure__ or ()) if local else ()
+            parts = tuple(contents_of(cell) for cell in value.__closure__ or ()) if local else ()
         case types.MethodType():
             parts = (value.__func__, value.__self__)
         case types.BuiltinFunctionType() | types.MethodWrapperType():
@@ -176,16 +176,9 @@ def _is_reusable(value: Any, seen: set[int]) -> bool:
 _IMMUTABLE = {type(None), bool, int, float, complex, str, bytes}
 
 
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # it is empty
-        return None
-
-
 def _explain_load(error: BaseException) -> str:
     message = f"the task's function or arguments could not be read on the worker: {describe(error)}"
-    if isinstance(error, ModuleNotFoundError):
+    if type(error) is ModuleNotFoundError:
         message += (
             f"; install the module {error.name} on the server, or send it along with "
             "cloudpickle.register_pickle_by_value(module)"

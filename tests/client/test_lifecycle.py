@@ -173,6 +173,16 @@ def test_an_embedded_server_that_was_killed_is_started_anew(no_leaks):
         assert _until(lambda: farm.submit(os.getppid).result(timeout=DEADLINE) != before)
 
 
+def test_an_embedded_server_that_never_lives_breaks_the_farm(no_leaks, monkeypatch):
+    monkeypatch.setattr("farm_executor.launch.local._BOOT", "raise SystemExit(9)")
+
+    with FarmExecutor(1) as farm:
+        error = farm.submit(abs, -1).exception(timeout=DEADLINE)
+
+    assert isinstance(error, BrokenFarmError)
+    assert "exit code 9" in str(error)
+
+
 # -- a program of its own -----------------------------------------------------------------------------
 
 

@@ -1,0 +1,284 @@
+"""Where functions and classes that travelled by value live on a worker.
+
+All functions of one module share one namespace, as they do at home: a global that an initializer sets is there for
+the tasks. What the worker changed, in a global or in a class, stays, until the client's value changes: then the
+client's counts, as a task expects to see what was current when it was submitted.
+
+This module must not know lanes or tasks. See `byvalue` for how it steps in while a payload is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pickle
+import sys
+import types
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from farm_executor.byvalue import Resolver, class_by_tracker, is_importable, pickler
+
+__all__ = ["SharedNamespaces", "contents_of"]
+
+Digests = dict[str, bytes | None]
+"""Of what came last from the client, by name; None where whatever comes next is to count as news."""
+
+
+class SharedNamespaces:
+    """One namespace per module name, in which the worker's own changes last.
+
+    Attributes:
+        generation: Counts the changes that came from the client. A function that was read at an earlier count
+            may find values here that are not the ones it was sent with: read it again.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._modules: dict[str, types.ModuleType] = {}
+        self._globals: dict[types.ModuleType, Digests] = {}
+        self._taken: dict[types.ModuleType, dict[str, Any]] = {}
+        self._attributes: weakref.WeakKeyDictionary[type, Digests] = weakref.WeakKeyDictionary()
+        sys.modules["__main__"] = self.module("__main__")  # for pickling within a task, and `import __main__`
+
+    def resolver(self) -> Resolver:
+        """A resolver for one payload."""
+        return _SharingResolver(self)
+
+    def module(self, name: str) -> types.ModuleType:
+        """The module that holds the namespace. Only that of ``__main__`` can be imported."""
+        module = self._modules.get(name)
+        if module is None:
+            module = self._modules[name] = types.ModuleType(name)
+            self._globals[module] = dict.fromkeys(vars(module))
+        return module
+
+    def owner(self, globals_: dict[str, Any]) -> types.ModuleType | None:
+        """The module whose namespace this is, if it is one of those here."""
+        name = globals_.get("__name__")
+        module = self._modules.get(name) if isinstance(name, str) else None
+        return module if module is not None and vars(module) is globals_ else None
+
+    def received_globals(self, module: types.ModuleType) -> Digests:
+        """What came last for a module."""
+        return self._globals[module]
+
+    def taken_globals(self, module: types.ModuleType) -> dict[str, Any]:
+        """The objects that came for a module when they were news, whatever the worker has put in their place."""
+        return self._taken.setdefault(module, {})
+
+    def received_attributes(self, cls: type) -> Digests:
+        """What came last for a class; from then on it is known."""
+        return self._attributes.setdefault(cls, {})
+
+    def knows(self, cls: type) -> bool:
+        """Whether the class came from the client."""
+        return cls in self._attributes
+
+    def news(self, received: Digests, values: dict[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the values that differ from what came last.
+
+        What is ``present`` before it ever came from the client, the worker has put there by itself, and it stays.
+        """
+        news = {}
+        for name, value in values.items():
+            digest = _digest(value)
+            if name not in received and name in present:
+                pass
+            elif digest is None or received.get(name) != digest:
+                self.generation += 1
+                news[name] = value
+            received[name] = digest
+        return news
+
+
+class _SharingResolver(Resolver):
+    """Reads one payload into the shared namespaces.
+
+    What is new to the worker is put in place at once, as unpickling may already call it. The rest is compared when
+    all is read: until then, an object that refers to itself is incomplete.
+    """
+
+    def __init__(self, shared: SharedNamespaces) -> None:
+        self._shared = shared
+        self._globals: dict[types.ModuleType, dict[str, Any]] = {}
+        self._classes: list[tuple[Callable[..., Any], type, dict[str, Any], Any]] = []
+        self._functions: list[Any] = []
+
+    def make_function(self, original: Callable[..., Any], code: Any, globals_: dict[str, Any], *args: Any) -> Any:
+        """Make the function over the namespace of its module."""
+        name = globals_.get("__name__")
+        if isinstance(name, str):
+            namespace = vars(self._shared.module(name))
+            namespace.update(globals_)  # __package__, __path__, __file__: what relative imports need
+            globals_ = namespace
+        return original(code, globals_, *args)
+
+    def function_setstate(self, original: Callable[..., Any], function: Any, state: Any) -> Any:
+        """Keep back the globals that are here already."""
+        attributes, slots = state
+        self._functions.append(function)
+        module = self._shared.owner(function.__globals__)
+        if module is not None:
+            values = slots["__globals__"]
+            slots["__globals__"] = self._add_globals(module, values)
+            mentioned = sys.modules["cloudpickle.cloudpickle"]._extract_code_globals(function.__code__)
+            for name in set(mentioned) - values.keys():  # the client has none of this name, which may change
+                self._shared.received_globals(module).setdefault(name, None)
+        return original(function, (attributes, slots))
+
+    def dynamic_subimport(self, original: Callable[..., Any], name: str, values: dict[str, Any]) -> Any:
+        """A module by value is the one whose namespace its functions share."""
+        module = self._shared.module(name)
+        vars(module).update(self._add_globals(module, values))
+        return module
+
+    def _add_globals(self, module: types.ModuleType, values: dict[str, Any]) -> dict[str, Any]:
+        """Those of the values that are new by name."""
+        self._globals.setdefault(module, {}).update(values)
+        new = {name: value for name, value in values.items() if name not in vars(module)}
+        self._shared.received_globals(module).update(dict.fromkeys(new))
+        return new
+
+    def make_skeleton_class(
+        self, original: Callable[..., Any], metaclass: Any, name: str, bases: Any, attributes: Any, *rest: Any
+    ) -> Any:
+        """Take the class that came before, or make one.
+
+        What its bases and metaclass do when a class is made, such as to register it, they have done at the client.
+        If they came from there, what came of it does so, too, and they do it not again.
+        """
+        known = class_by_tracker(rest[0])
+        if known is not None:
+            return known
+        maker = next(base for base in metaclass.__mro__ if not self._shared.knows(base))
+        if maker is not metaclass:
+            metaclass = functools.partial(maker.__new__, metaclass)
+        hooked = [
+            base
+            for base in {base: None for cls in types.resolve_bases(bases) for base in cls.__mro__}
+            if "__init_subclass__" in vars(base) and self._shared.knows(base)
+        ]
+        hooks = [vars(base)["__init_subclass__"] for base in hooked]
+        for base in hooked:
+            base.__init_subclass__ = classmethod(_do_nothing)
+        try:
+            return original(metaclass, name, bases, attributes, *rest)
+        finally:
+            for base, hook in zip(hooked, hooks, strict=True):
+                base.__init_subclass__ = hook
+
+    def make_skeleton_enum(self, original: Callable[..., Any], *args: Any) -> Any:
+        """Take the class that came before: one more would have members of its own."""
+        known = class_by_tracker(args[5])
+        return original(*args) if known is None else known
+
+    def class_setstate(self, original: Callable[..., Any], cls: Any, state: Any) -> Any:
+        """Fill a new class; keep back the attributes that one known has already."""
+        attributes, slots = state
+        self._classes.append((original, cls, attributes, slots))
+        new = attributes
+        if self._shared.knows(cls):
+            new = {name: value for name, value in attributes.items() if name not in vars(cls)}
+        self._shared.received_attributes(cls).update(dict.fromkeys(new))
+        return original(cls, (new, slots))
+
+    def finish(self) -> None:
+        """Bring along what is news."""
+        shared = self._shared
+        here: dict[int, Any] = {}  # for copies of what is no news, what they are copies of
+        for module, values in self._globals.items():
+            namespace = vars(module)
+            news = shared.news(shared.received_globals(module), values, namespace)
+            namespace.update(news)
+            taken = shared.taken_globals(module)
+            taken.update(news)
+            for name, value in values.items():
+                if taken.setdefault(name, value) is not value and type(value) not in _WITHOUT_IDENTITY:
+                    here[id(value)] = taken[name]
+        for original, cls, attributes, slots in self._classes:
+            news = shared.news(shared.received_attributes(cls), attributes, {})
+            original(cls, ({name: here.get(id(value), value) for name, value in news.items()}, slots))
+        for function in self._functions if here else ():
+            _put_in_place(function, here)
+
+
+def _do_nothing(cls: type, /, **options: Any) -> None:
+    """Stands for a class's hook for a while."""
+
+
+def _put_in_place(function: types.FunctionType, here: dict[int, Any]) -> None:
+    """Let a function hold what is here, not copies of it: a default may be meant to be a global's very object."""
+    if function.__defaults__:
+        function.__defaults__ = tuple(here.get(id(value), value) for value in function.__defaults__)
+    for held in (function.__kwdefaults__ or {}, function.__dict__):
+        held.update({name: here.get(id(value), value) for name, value in held.items()})
+    for cell in function.__closure__ or ():
+        contents = contents_of(cell)
+        if id(contents) in here:
+            cell.cell_contents = here[id(contents)]
+
+
+_WITHOUT_IDENTITY = {type(None), bool, int, float, complex, str, bytes, tuple, frozenset}
+
+
+def contents_of(cell: types.CellType) -> Any:
+    """What the cell holds; None if nothing."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+# -- what is news ------------------------------------------------------------------------------------
+
+
+class _DigestPickler(pickle.Pickler):
+    """Pickles what a value is, but not the globals of the functions in it: those are compared by themselves."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, type):
+            tracker = sys.modules["cloudpickle.cloudpickle"]._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(value)
+            return _stand_in, (value.__module__, value.__qualname__, tracker)
+        if isinstance(value, types.ModuleType):
+            return _stand_in, (value.__name__,)
+        if isinstance(value, types.FunctionType) and not is_importable(value):
+            state = (value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, value.__dict__)
+            return _stand_in, (value.__qualname__,), state
+        return NotImplemented
+
+
+def _stand_in(*parts: Any) -> None:
+    """Stands in a digest for what made a class, a module or a function."""
+
+
+class _Hash:
+    """The file that a `_DigestPickler` writes to."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return len(data)
+
+
+def _digest(value: Any) -> bytes | None:
+    """A digest of the value's data, or None if it has none and must count as new."""
+    target = _Hash()
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            target.hash.update(buffer.raw())
+        except BufferError:
+            return True
+        return False
+
+    try:
+        digester = _DigestPickler(target, 5, buffer_callback=keep)
+        digester.dispatch_table = pickler().dispatch_table
+        digester.dump(value)
+    except Exception:  # an object that came by a reduction of its own making
+        return None
+    return target.hash.digest()
