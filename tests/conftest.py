@@ -9,6 +9,12 @@ import time
 import pytest
 
 
+def pytest_collection_finish(session):
+    """What is loaded by now stays, so that looking for leaks need not look through it, test by test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_key_file(tmp_path_factory):
     """Tests never read or make the user's own key."""

@@ -228,8 +228,11 @@ def test_a_wrong_key_is_never_tried_again():
         with pytest.raises(AuthenticationError):
             farm.submit(abs, 1)
         farm.shutdown()
-        names = [thread.name for thread in threading.enumerate()]
-        assert not [name for name in names if name.startswith("farm-")], "nobody is left who could try again"
+
+        def ours():
+            return [thread for thread in threading.enumerate() if thread.name.startswith("farm-")]
+
+        wait_until(lambda: not ours(), "nobody is left who could try again")
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
@@ -512,7 +515,8 @@ def test_tasks_of_many_kinds_among_deadly_ones_all_settle_as_they_must(farm, tmp
 def test_a_worker_that_dies_between_tasks_costs_no_task(farm):
     for _ in range(5):
         os.kill(farm.submit(tasks.pid).result(DEADLINE), signal.SIGKILL)
-        assert farm.with_options(max_attempts=2).submit(abs, -1).result(DEADLINE) == 1
+        # It may be sent to each of the two workers before their ends are known.
+        assert farm.with_options(max_attempts=3).submit(abs, -1).result(DEADLINE) == 1
 
 
 def test_a_worker_killed_for_want_of_memory_is_said_to_be_so_perhaps(farm):

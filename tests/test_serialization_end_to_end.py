@@ -195,7 +195,7 @@ def test_an_argument_whose_pickling_fails_fails_its_own_future(farm, how):
 def test_an_argument_whose_pickling_fails_beyond_all_reading_fails_its_own_future(farm):
     error = farm.submit(tasks.identity, tasks.FailsToPickleUnreadably()).exception(timeout=DEADLINE)
 
-    assert type(error) is tasks.Unreadable
+    assert type(error) in (tasks.Unreadable, RuntimeError)  # the latter where pickle tries to add notes to it
 
 
 def test_a_callback_that_exits_costs_no_other_future_anything(farm):

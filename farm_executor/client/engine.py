@@ -135,8 +135,16 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="farm-engine", daemon=True)
 
     def start(self) -> None:
-        """Start the I/O thread and begin to dial."""
-        self._thread.start()
+        """Start the I/O thread and begin to dial.
+
+        Raises:
+            RuntimeError: No thread can be started, as from Python 3.12 on when the main thread has ended.
+        """
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close()
+            raise
         for link in self._links:
             link.start()
 

@@ -285,11 +285,11 @@ class FarmExecutor(Executor):
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             if self._engine is None:
                 engine = self._make_engine()
+                engine.start()
                 self._engine = engine
                 _engines.add(engine)
                 # The engine does not know us, so that we can be collected while it still works.
                 weakref.finalize(self, engine.shutdown).atexit = False
-                engine.start()
             return self._engine
 
     def _make_engine(self) -> Engine:

@@ -85,10 +85,10 @@ def worker_lost(lane: Lane, task: Task, reason: str) -> WorkerLostError:
     """For a task that must not be sent again, after what `describe_death` says."""
     if task.losses < task.max_attempts:
         text = f"the worker {reason}; this task may have begun there, and was to be attempted only once"
-    elif task.max_attempts == 1:
-        text = f"the worker {reason} while it ran this task, which was to be attempted only once"
+    elif task.losses == 1:
+        text = f"the worker {reason} while it received or ran this task, which was to be attempted only once"
     else:
-        text = f"the worker {reason} while it ran this task, in each of {task.max_attempts} attempts"
+        text = f"the worker {reason} while it received or ran this task, in each of {task.losses} attempts"
     return WorkerLostError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
 
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from farm_executor.address import Address
 from farm_executor.core.handshake import Role, Versions, describe_mismatches
-from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
+from farm_executor.errors import AuthenticationError, BrokenFarmError, RemoteProtocolError, VersionMismatchError
 from farm_executor.payload import local_versions
 from farm_executor.transport import Connection, Socket, connect, hang_up
 
@@ -133,8 +133,13 @@ class ServerLink:
 
     def _ensure_thread(self) -> None:
         if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._dial, name="farm-dialler", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._dial, name="farm-dialler", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the program is ending, and nothing can be dialled any more
+                self._listener.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
+            else:
+                self._thread = thread
 
     def _dial(self) -> None:
         silent_since = time.monotonic()

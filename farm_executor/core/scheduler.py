@@ -16,8 +16,9 @@ The rules:
 5. Tasks are numbered per lane, and a lane answers in that order. An answer out of order is the peer's error.
 6. When a lane is idle and nothing is queued, half of what another lane has not begun is recalled from it.
 7. A worker that dies charges an attempt to the task that it ran, and to no other; if it ran none, to the first
-   that it had been sent, which it may have died of receiving. With its attempts used up a task is lost. A task
-   with a single attempt is never sent again once it may have begun.
+   that it had been sent, which it may have died of receiving. With its attempts used up a task is lost; one that
+   never began, only after three such deaths. A task with a single attempt is never sent again once it may have
+   begun.
 
 Thread safety: none; the caller holds one lock around every call and the deeds that follow from it.
 """
@@ -82,6 +83,8 @@ class Lose(NamedTuple):
 
     task: Task
 
+
+MAX_RECEIPTS = 3  # deaths of workers that had begun nothing, which a task is held responsible for at most
 
 Decision = Assign | Recall | Retire | Lose
 
@@ -238,7 +241,8 @@ class Scheduler:
             guilty = seq == (first if begun is None else max(first, begun))
             may_have_begun = begun is None or seq <= begun
             task.losses += guilty
-            if task.losses >= task.max_attempts or (may_have_begun and task.max_attempts == 1):
+            limit = task.max_attempts if may_have_begun else max(task.max_attempts, MAX_RECEIPTS)
+            if (guilty and task.losses >= limit) or (may_have_begun and task.max_attempts == 1):
                 decisions.append(Lose(task))
             else:
                 self._requeue(task)

@@ -270,7 +270,7 @@ class Supervisor:
         return None
 
     def _dismiss(self, guest: _Guest, why: str) -> None:
-        logger.info("dismissed peer=%s reason=%s", guest.name, why)
+        logger.warning("dismissed peer=%s reason=%s", guest.name, why)
         self._release(guest)
         guest.socket.close()
 

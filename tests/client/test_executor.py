@@ -1,12 +1,12 @@
 """What FarmExecutor has beyond the contract that it shares with other executors."""
 
-import os
 import pickle
 import threading
 import time
 from concurrent.futures import wait
 
 import pytest
+from client import tasks
 
 import farm_executor.client.server
 import farm_executor.payload
@@ -56,7 +56,7 @@ def test_less_than_one_attempt_is_refused(attempts):
 
 def test_max_workers_limits_the_workers_on_servers(server, no_leaks):
     with FarmExecutor(server.address, max_workers=1) as farm:
-        assert len(set(farm.map(_pid_after, [0.05] * 6))) == 1
+        assert len(set(farm.map(tasks.pid_after, [0.05] * 6))) == 1
 
 
 def test_max_workers_is_divided_among_servers(no_leaks):
@@ -71,11 +71,6 @@ def test_max_workers_is_divided_among_servers(no_leaks):
         assert [len(server.workers) for server in farm.statistics().servers] == [2, 1]
 
 
-def _pid_after(seconds):
-    time.sleep(seconds)
-    return os.getpid()
-
-
 def _until(condition):
     deadline = time.monotonic() + DEADLINE
     while not condition() and time.monotonic() < deadline:
@@ -86,15 +81,9 @@ def _until(condition):
 # -- nesting ------------------------------------------------------------------------------------------
 
 
-def _nested(farm, depth):
-    if depth == 0:
-        return os.getpid()
-    return farm.submit(_nested, farm, depth - 1).result(timeout=DEADLINE)
-
-
 def test_an_executor_sent_along_gives_tasks_a_farm_of_the_same_servers(farm):
     """With more tasks than workers, each waiting for one of its own: nothing may deadlock."""
-    futures = [farm.submit(_nested, farm, 2) for _ in range(4)]
+    futures = [farm.submit(tasks.nested, farm, 2, DEADLINE) for _ in range(4)]
 
     assert all(isinstance(future.result(timeout=DEADLINE), int) for future in futures)
 
@@ -109,28 +98,18 @@ def test_a_pickled_executor_does_not_hold_the_key(server):
 # -- options ------------------------------------------------------------------------------------------
 
 
-def _append(path, text):
-    with open(path, "a") as file:
-        file.write(text + "\n")
-
-
-def _wait_for(path):
-    while not os.path.exists(path):
-        time.sleep(0.005)
-
-
 def test_a_higher_priority_goes_first_and_each_is_first_in_first_out(no_leaks, tmp_path):
     order, gate = tmp_path / "order", tmp_path / "gate"
     with FarmExecutor(1) as farm:
-        blocker = farm.submit(_wait_for, str(gate))
+        blocker = farm.submit(tasks.wait_for, str(gate))
         assert _until(lambda: farm.statistics().running == 1)
         low, high = farm.with_options(priority="low"), farm.with_options(priority="high")
         futures = [blocker]
         for i in range(3):
-            futures.append(low.submit(_append, str(order), f"low {i}"))
-            futures.append(farm.submit(_append, str(order), f"default {i}"))
-            futures.append(high.submit(_append, str(order), f"high {i}"))
-            futures.append(farm.with_options(priority=7).submit(_append, str(order), f"seven {i}"))
+            futures.append(low.submit(tasks.append, str(order), f"low {i}"))
+            futures.append(farm.submit(tasks.append, str(order), f"default {i}"))
+            futures.append(high.submit(tasks.append, str(order), f"high {i}"))
+            futures.append(farm.with_options(priority=7).submit(tasks.append, str(order), f"seven {i}"))
         gate.touch()
         wait(futures, timeout=DEADLINE)
 
@@ -143,18 +122,12 @@ def test_an_unknown_priority_is_refused():
         FarmExecutor().with_options(priority="urgent")
 
 
-def _die_after_noting(path):
-    _append(path, "begun")
-    os._exit(7)
-
-
 @pytest.mark.parametrize("attempts", [1, 2, 4])
 def test_a_task_that_kills_its_worker_is_begun_as_often_as_allowed(farm, tmp_path, attempts):
     path = tmp_path / "begun"
 
-    error = (
-        farm.with_options(max_attempts=attempts).submit(_die_after_noting, str(path)).exception(timeout=DEADLINE)
-    )
+    view = farm.with_options(max_attempts=attempts)
+    error = view.submit(tasks.die_after_noting, str(path)).exception(timeout=DEADLINE)
 
     assert isinstance(error, WorkerLostError)
     assert "exited with code 7" in str(error)
@@ -237,7 +210,7 @@ def test_short_tasks_queued_behind_a_long_one_go_to_another_worker(no_leaks, tmp
     with FarmExecutor(2) as farm:
         list(farm.map(abs, range(2000)))  # both windows are wide open now
         futures = [farm.submit(abs, -i) for i in range(500)]
-        futures.insert(0, farm.submit(_wait_for, str(gate)))
+        futures.insert(0, farm.submit(tasks.wait_for, str(gate)))
         futures += [farm.submit(abs, -i) for i in range(500)]
 
         done, _ = wait(futures[1:], timeout=DEADLINE)
@@ -251,8 +224,8 @@ def test_short_tasks_queued_behind_a_long_one_go_to_another_worker(no_leaks, tmp
 def test_tasks_that_wait_for_each_other_all_run_while_there_are_workers(no_leaks, tmp_path):
     with FarmExecutor(2) as farm:
         list(farm.map(abs, range(2000)))
-        first = farm.submit(_wait_for, str(tmp_path / "flag"))
-        second = farm.submit(_append, str(tmp_path / "flag"), "set")
+        first = farm.submit(tasks.wait_for, str(tmp_path / "flag"))
+        second = farm.submit(tasks.append, str(tmp_path / "flag"), "set")
 
         wait([first, second], timeout=DEADLINE)
         assert first.done()
@@ -263,7 +236,7 @@ def test_tasks_that_wait_for_each_other_all_run_while_there_are_workers(no_leaks
 
 def test_workers_are_replaced_after_their_tasks_and_none_is_lost(farm):
     with FarmExecutor(2, max_tasks_per_child=5) as recycling:
-        pids = list(recycling.map(_pid_after, [0.0] * 60))
+        pids = list(recycling.map(tasks.pid_after, [0.0] * 60))
 
     counts = {pid: pids.count(pid) for pid in pids}
     assert len(pids) == 60

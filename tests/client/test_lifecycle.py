@@ -213,6 +213,7 @@ def test_the_end_of_the_interpreter_waits_for_threads_that_still_submit(script):
         from farm_executor import FarmExecutor
 
         farm = FarmExecutor(1)
+        farm.submit(abs, 1).result()  # from Python 3.12 on, no thread can be started once the main one has ended
 
         def work():
             time.sleep(0.3)  # the main thread has ended by then

@@ -1,12 +1,14 @@
 """A gate that holds tasks back, in whatever thread, process or server they run."""
 
+import os
 import socket
+import tempfile
 from types import TracebackType
 
 DEADLINE = 30.0
 """Seconds after which waiting for anything counts as a hang. Never reached by a test that passes."""
 
-Address = tuple[str, int]
+Address = str
 
 
 class Gate:
@@ -17,10 +19,15 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        # A unix socket, as its connections are made or refused at once: over TCP, one that is made in the moment
+        # in which the listener closes may hear nothing at all.
+        self._folder = tempfile.TemporaryDirectory(prefix="gate-")
+        self.address: Address = os.path.join(self._folder.name, "socket")
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.address)
+        self._listener.listen(1024)
         self._listener.settimeout(DEADLINE)
         self._waiting: list[socket.socket] = []
-        self.address: Address = self._listener.getsockname()
 
     def wait_for_arrivals(self, count: int = 1) -> None:
         """Returns when this many more tasks have come to the gate."""
@@ -41,3 +48,4 @@ class Gate:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.open()
+        self._folder.cleanup()

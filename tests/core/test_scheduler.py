@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from farm_executor.core import scheduler as scheduler_module
-from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Retire, Scheduler, Task
+from farm_executor.core.scheduler import MAX_RECEIPTS, Assign, Decision, Lose, Recall, Retire, Scheduler, Task
 from farm_executor.core.window import HORIZON_US, Window
 from farm_executor.errors import RemoteProtocolError
 
@@ -179,8 +179,11 @@ class Farm:
             self.charges[task.id] += seq == (ran or [worker.outstanding[0][0]])[0]
             if begun is None or seq <= begun:
                 self.suspect.add(task.id)
-            once = task.max_attempts == 1 and task.id in self.suspect
-            (lost if once or self.charges[task.id] >= task.max_attempts else back).append(task)
+            may_have_begun = begun is None or seq <= begun
+            once = task.max_attempts == 1 and may_have_begun
+            guilty = seq == (ran or [worker.outstanding[0][0]])[0]
+            limit = task.max_attempts if may_have_begun else max(task.max_attempts, MAX_RECEIPTS)
+            (lost if once or (guilty and self.charges[task.id] >= limit) else back).append(task)
         self._back_to_front(back)
         decisions = self.scheduler.lane_lost(worker.id, begun)
         assert [decision.task for decision in decisions if isinstance(decision, Lose)] == lost
@@ -798,6 +801,16 @@ def test_a_task_of_which_workers_die_before_they_begin_it_is_lost_in_the_end(far
     for _ in range(3):
         farm.lose(farm.lane_up(), known=True)
     assert farm.fate == {task.id: "lost"}
+
+
+def test_a_task_of_one_attempt_that_never_began_is_sent_again_but_not_for_ever(farm: Farm) -> None:
+    """A worker that was idle may have died of anything; three in a row have died of receiving the task."""
+    task = farm.submit(max_attempts=1)
+    for losses in range(1, MAX_RECEIPTS + 1):
+        assert task.id not in farm.fate
+        farm.lose(farm.lane_up(), known=True)
+        assert task.losses == losses
+    assert farm.fate[task.id] == "lost"
 
 
 def test_a_worker_that_died_without_any_task_charges_nobody(farm: Farm) -> None:

@@ -14,6 +14,8 @@ from server.processes import DEADLINE, wait_until
 from farm_executor.security import write_key
 
 KEY = b"the key of the tests' servers 0123456789"
+# On Linux, prctl(PR_SET_PDEATHSIG, SIGKILL): no server outlives tests that were killed.
+DIE_WITH_TESTS = "import ctypes, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9)"
 TESTS = str(Path(__file__).parents[1])
 
 
@@ -32,11 +34,16 @@ class Serving:
         write_key(self.key_file, KEY)
         self._log = Path(self._folder.name) / "log"
         # Its workers are forked from it, so that none has to import by itself what most tests run.
-        boot = f"import sys, server.tasks\n{before}\nfrom farm_executor.cli import main\nsys.exit(main())"
+        boot = [
+            DIE_WITH_TESTS,
+            "import sys, server.tasks",
+            before,
+            "from farm_executor.cli import main; sys.exit(main())",
+        ]
         options = ["-v", "--workers", str(workers), "--key-file", str(self.key_file), *arguments]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", boot, "serve", at, *options],
+                [sys.executable, "-c", "\n".join(boot), "serve", at, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
