@@ -13,59 +13,100 @@ rebuilding functions; they are the format of its pickles and have been the same 
 
 from __future__ import annotations
 
+import enum
 import functools
+import importlib
 import pickle
 import sys
 import types
+import typing
 import weakref
 from collections import ChainMap
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-__all__ = ["OwnObjects", "Resolver", "class_by_tracker", "is_importable", "pickler"]
+__all__ = ["OwnObjects", "Resolver", "class_by_tracker", "complete_class", "is_importable", "pickler"]
 
 # -- how they travel ---------------------------------------------------------------------------------
 
 
 @functools.cache
 def pickler() -> type[pickle.Pickler]:
-    """The Pickler of cloudpickle, which here takes cached functions and properties as well, and weak mappings."""
+    """The Pickler of cloudpickle, which here takes more kinds of functions and classes, and weak mappings."""
     import cloudpickle  # late: it is as large as all the rest, and most programs never come here
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         dispatch_table: ClassVar[Any] = ChainMap(*cloudpickle.Pickler.dispatch_table.maps, _REDUCERS)
 
         def reducer_override(self, value: Any) -> Any:
-            reduced = super().reducer_override(value)
-            if isinstance(reduced, tuple) and issubclass(type(value), type) and vars(value).get("__slots__"):
-                _keep_slots(value, *reduced[1:3])
+            try:
+                reduced = super().reducer_override(value)
+            except (NameError, AttributeError):  # of annotations, see there
+                if not isinstance(value, types.FunctionType):
+                    raise
+                reduced = super().reducer_override(_with_annotations_as_text(value))
+            if isinstance(reduced, tuple) and len(reduced) == 6 and issubclass(type(value), type):
+                _complete_class(value, *reduced[1:3])
             return reduced
 
     return Pickler
 
 
-def _keep_slots(cls: type, arguments: Any, state: Any) -> None:
-    """Have the class made with its slots: without, instances come back with a __dict__ that they cannot have."""
-    if len(arguments) == 6:  # of make_skeleton_class
+def _complete_class(cls: Any, arguments: Any, state: Any) -> None:
+    """Add to how cloudpickle sends a class what is missing."""
+    attributes, others = state
+    if issubclass(cls, enum.Enum):  # what its __new__ or __init__ has given each member
+        others["members"] = {member.name: _own_attributes(member) for member in cls}
+    elif vars(cls).get("__slots__"):  # else instances come back with a __dict__, which they cannot have
         arguments[3]["__slots__"] = vars(cls)["__slots__"]
     for name, value in vars(cls).items():
         if isinstance(value, types.MemberDescriptorType):
-            state[0].pop(name, None)
+            attributes.pop(name, None)
+    if vars(cls).get("__annotate_func__"):  # from Python 3.14 on: what makes the annotations, and cannot be sent
+        attributes["__annotations_cache__"] = _annotations(cls)
 
 
-def _reduce_cached_function(cached: Any) -> Any:
-    registered = sys.modules["cloudpickle.cloudpickle"]._is_registered_pickle_by_value
-    if is_importable(cached) and not registered(sys.modules[cached.__module__]):
-        return cached.__qualname__  # pickle takes this for "find it by name"
-    return _cached_function, (cached.__wrapped__, cached.cache_parameters())
+def _own_attributes(member: enum.Enum) -> dict[str, Any]:
+    return {name: value for name, value in vars(member).items() if name[:1] != "_" or name[-1:] != "_"}
+
+
+def complete_class(cls: Any, state: Any) -> None:
+    """Give a class that was rebuilt what cloudpickle has not."""
+    for name, attributes in state[1].get("members", {}).items():
+        vars(cls.__members__[name]).update(attributes)
+
+
+def _annotations(value: Any) -> Any:
+    try:
+        return value.__annotations__
+    except (NameError, AttributeError):  # from Python 3.14 on they may name what is not there, if nobody asks
+        annotationlib = importlib.import_module("annotationlib")  # where there is one
+        return annotationlib.get_annotations(value, format=annotationlib.Format.STRING)
+
+
+def _with_annotations_as_text(function: types.FunctionType) -> types.FunctionType:
+    twin = types.FunctionType(function.__code__, function.__globals__, closure=function.__closure__)
+    for name in ("__name__", "__qualname__", "__module__", "__doc__", "__defaults__", "__kwdefaults__"):
+        setattr(twin, name, getattr(function, name))
+    vars(twin).update(vars(function))
+    twin.__annotations__ = _annotations(function)
+    return twin
+
+
+def _or_by_name(rebuild: Callable[..., Any], parts: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], Any]:
+    """A reducer of what travels by name where it has one that leads to it."""
+
+    def reduce(value: Any) -> Any:
+        registered = sys.modules["cloudpickle.cloudpickle"]._is_registered_pickle_by_value
+        if is_importable(value) and not registered(sys.modules[value.__module__]):
+            return _name(value)  # pickle takes a string for the name
+        return rebuild, parts(value)
+
+    return reduce
 
 
 def _cached_function(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
-
-
-def _reduce_cached_property(cached: functools.cached_property[Any]) -> Any:
-    return _cached_property, (cached.func, cached.attrname)
 
 
 def _cached_property(function: Callable[[Any], Any], name: str | None) -> functools.cached_property[Any]:
@@ -74,23 +115,41 @@ def _cached_property(function: Callable[[Any], Any], name: str | None) -> functo
     return cached
 
 
-def _reduce_weak_mapping(mapping: Any) -> Any:
-    return type(mapping), (dict(mapping),)
+def _partial_method(function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> functools.partialmethod[Any]:
+    return functools.partialmethod(function, *args, **keywords)
+
+
+def _type_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
+    return typing.TypeAliasType(name, value, type_params=parameters)  # type: ignore[attr-defined]
 
 
 _REDUCERS: dict[type, Callable[[Any], Any]] = {
-    functools._lru_cache_wrapper: _reduce_cached_function,
-    weakref.WeakKeyDictionary: _reduce_weak_mapping,  # functools.singledispatch has one
-    weakref.WeakValueDictionary: _reduce_weak_mapping,
+    functools._lru_cache_wrapper: _or_by_name(_cached_function, lambda c: (c.__wrapped__, c.cache_parameters())),
+    functools.partialmethod: lambda method: (_partial_method, (method.func, method.args, method.keywords)),
+    # functools.singledispatch has one
+    weakref.WeakKeyDictionary: lambda mapping: (weakref.WeakKeyDictionary, (dict(mapping),)),
+    weakref.WeakValueDictionary: lambda mapping: (weakref.WeakValueDictionary, (dict(mapping),)),
+    typing.NewType: _or_by_name(typing.NewType, lambda new: (new.__name__, new.__supertype__)),
+    typing.ParamSpec: _or_by_name(typing.ParamSpec, lambda spec: (spec.__name__,)),
 }
-if sys.version_info < (3, 12):  # until then it held a lock
-    _REDUCERS[functools.cached_property] = _reduce_cached_property
+if sys.version_info >= (3, 11):
+    _REDUCERS[typing.TypeVarTuple] = _or_by_name(typing.TypeVarTuple, lambda types_: (types_.__name__,))
+if sys.version_info >= (3, 12):
+    _REDUCERS[typing.TypeAliasType] = _or_by_name(
+        _type_alias, lambda alias: (alias.__name__, alias.__value__, alias.__type_params__)
+    )
+else:  # until then it held a lock
+    _REDUCERS[functools.cached_property] = lambda cached: (_cached_property, (cached.func, cached.attrname))
 
 
 def is_importable(value: Any) -> bool:
     """Whether a name leads to the value in every process, which ``__main__`` does not."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    module, name = getattr(value, "__module__", None), _name(value)
     return module != "__main__" and isinstance(name, str) and _find(module, name) is value
+
+
+def _name(value: Any) -> Any:
+    return getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
 
 
 def _find(module: Any, qualname: str) -> Any:
@@ -143,7 +202,10 @@ class OwnObjects(Resolver):
 
     def class_setstate(self, original: Callable[..., Any], cls: Any, state: Any) -> Any:
         """Fill a new class; leave one that was here before this load."""
-        return cls if id(cls) in self._own else original(cls, state)
+        if id(cls) not in self._own:
+            original(cls, state)
+            complete_class(cls, state)
+        return cls
 
     def make_function(self, original: Callable[..., Any], code: Any, globals_: dict[str, Any], *args: Any) -> Any:
         """Take the function that is here under the same name, if it is of the same code."""

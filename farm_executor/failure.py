@@ -356,12 +356,38 @@ def _report(message: str, text: str, type_name: str, origin: Origin) -> TaskExec
 
 
 def _traceback(frames: list[_Frame]) -> types.TracebackType | None:
-    """A traceback of real frames, which look as the remote ones did to all that shows them."""
+    """A traceback of real frames, which look as the remote ones did to all that shows them.
+
+    tblib carries them. From Python 3.11 on a traceback also underlines the place within the line; tblib's frames
+    would have that of tblib's own code, so there we raise each frame from code that has the remote place.
+    """
+    import tblib
+
+    chain: Any = None
+    for filename, name, _, module, line, *_ in reversed(frames):
+        code = types.SimpleNamespace(co_filename=filename, co_name=name)
+        scope = {"__name__": module, "__file__": filename}
+        frame = types.SimpleNamespace(f_globals=scope, f_locals={}, f_code=code, f_lineno=line)
+        chain = types.SimpleNamespace(tb_frame=frame, tb_lineno=line, tb_next=chain)
+    if chain is None:
+        return None
+    carried = tblib.Traceback(chain)
+    if sys.version_info >= (3, 11):
+        return _exact(carried, frames)
+    tb: types.TracebackType | None = carried.as_traceback()
+    return tb
+
+
+def _exact(carried: Any, frames: list[_Frame]) -> types.TracebackType | None:
     tb = None
-    for filename, name, first_line, module, *position in reversed(frames):
+    nodes = []
+    while carried is not None:
+        nodes.append(carried.tb_frame)
+        carried = carried.tb_next
+    for frame, (_, _, first_line, _, *position) in zip(reversed(nodes), reversed(frames), strict=True):
         try:
-            code = _failing_code(filename, name, first_line, *position)
-            exec(code, {"__name__": module, "__file__": filename}, {})
+            code = _failing_code(frame.f_code.co_filename, frame.f_code.co_name, first_line, *position)
+            exec(code, dict(frame.f_globals), {})
         except ZeroDivisionError as error:
             last: Any = error.__traceback__.tb_next  # type: ignore[union-attr]
             tb = types.TracebackType(tb, last.tb_frame, last.tb_lasti, last.tb_lineno)

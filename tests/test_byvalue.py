@@ -75,8 +75,9 @@ def farms():
 
 
 def state(cls):
-    """What a class holds, to be compared with by identity; pickle itself keeps a cache there."""
-    return {name: id(value) for name, value in vars(cls).items() if name != "__slotnames__"}
+    """What a class holds, to be compared with by identity, but for the caches that Python keeps there."""
+    caches = ("__slotnames__", "__annotations_cache__")
+    return {name: id(value) for name, value in vars(cls).items() if name not in caches}
 
 
 # -- the client's own classes -------------------------------------------------------------------------------
@@ -295,12 +296,19 @@ def test_members_of_enums_keep_their_identity(nb, call):
         class Planet(enum.Enum):
             EARTH = (1, 2)
             def __init__(self, mass, radius): self.mass = mass; self.radius = radius
+        class Unit(enum.Enum):
+            def __new__(cls, value, factor):
+                self = object.__new__(cls)
+                self._value_, self.factor = value, factor
+                return self
+            METRE = ("m", 1)
         PAINT = "wet"
         def echo(value): return value
         def check(value):
             return [value[0] is Color.RED, value[0] is Color.ROUGE, value[1] is Level.LOW, value[3] is Text.A]
         def paint(color): return color.paint()
         def members(): return list(Color)
+        def attributes(): return Planet.EARTH.mass, Planet.EARTH.radius, Unit.METRE.factor, Unit("m").factor
     """)
     before = {cls: state(cls) for cls in (nb.Color, nb.Level, nb.Text, nb.Planet)}
     values = [nb.Color.RED, nb.Level.LOW, nb.Mode.READ | nb.Mode.WRITE, nb.Text.A, nb.Planet.EARTH]
@@ -310,6 +318,7 @@ def test_members_of_enums_keep_their_identity(nb, call):
     assert all(a is b for a, b in zip(result, values, strict=True))
     assert call(nb.members) == [nb.Color.RED, nb.Color.GREEN]
     assert call(nb.check, values) == [True] * 4
+    assert call(nb.attributes) == (1, 2, 1, 1)
     assert result[4].mass == 1
     nb.run("PAINT = 'dry'")
     assert result[0].paint() == call(nb.paint, result[0]) == ("RED", "dry")
@@ -544,6 +553,21 @@ def test_data_that_refers_to_itself_by_way_of_functions_is_the_clients(nb, call)
         ("def f(n):\n class K:\n  v = n\n return K.v + GLOBAL", 1, 11),
         ("f = eval", "1 + 1", 2),
         ("f = int", "7", 7),
+        ("from typing import NewType\nN = NewType('N', int)\ndef f(n: N) -> N: return N(n)", 1, 1),
+        (
+            "import functools\nfrom typing import *\nP, T = ParamSpec('P'), TypeVar('T')\n"
+            "def d(g: Callable[P, T]) -> Callable[P, T]:\n @functools.wraps(g)\n"
+            " def w(*a: P.args, **k: P.kwargs) -> T: return g(*a, **k)\n return w\n"
+            "def f(n): return d(lambda x: x + GLOBAL)(n)",
+            1,
+            11,
+        ),
+        (
+            "import functools\nclass K:\n def m(self, a, b): return a - b\n"
+            " p = functools.partialmethod(m, GLOBAL)\ndef f(n): return K().p(n)",
+            1,
+            9,
+        ),
         ("import logging\nlog = logging.getLogger('x')\ndef f(n): return log.name", 1, "x"),
     ],
 )
@@ -551,6 +575,43 @@ def test_any_callable_of_main_works(nb, call, source, argument, result):
     nb.run("GLOBAL = 10\n" + source)
 
     assert call(nb.f, argument) == result
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the syntax came with Python 3.12")
+def test_types_of_the_newer_syntax_work(nb, call):
+    nb.run("""
+        from typing import TypeVarTuple, Unpack
+        type Pair[A] = tuple[A, A]
+        Ts = TypeVarTuple("Ts")
+        def pair[T](x: T) -> Pair[T]: return (x, x)
+        def several(*values: Unpack[Ts]) -> int: return len(values)
+        class Box[T]:
+            def __init__(self, x: T): self.x = x
+        def box(x): return Box[int](x)
+        def alias(): return Pair.__name__, Pair[int].__value__
+    """)
+    assert call(nb.pair, 1) == (1, 1)
+    assert call(nb.several, 1, 2) == 2
+    assert type(call(nb.box, 1)) is nb.Box
+    assert call(nb.alias) == ("Pair", nb.Pair[int].__value__)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated at once")
+def test_annotations_may_name_what_is_not_there(nb, call):
+    nb.run("""
+        def f(x: NotThere, y: int = 2) -> NotThere: return x + y
+        class C:
+            n: NotThere
+            def get(self, x: NotThere) -> int: return x
+        class D:
+            n: int
+        def by_class(): return C().get(3)
+        def annotations(): return C.__annotations__, D.__annotations__, f.__annotations__["x"], f.__defaults__
+    """)
+    assert call(nb.f, 1) == 3
+    assert call(nb.by_class) == 3
+    assert type(call(nb.C)) is nb.C
+    assert call(nb.annotations) == ({"n": "NotThere"}, {"n": int}, "NotThere", (2,))
 
 
 def test_a_class_that_registers_itself_when_called_on_the_worker_is_the_same_in_each_task(nb, farms):
@@ -792,6 +853,21 @@ def test_whatever_the_client_changes_a_task_sees_what_it_was_submitted_with(nb, 
                 futures.append(shared_farm.submit(nb.apply, reader))
 
     assert [future.result(timeout=DEADLINE) for future in futures] == expected
+
+
+def test_a_closure_is_sent_as_it_is_at_each_submit(nb, shared_farm):
+    nb.run("""
+        def outer():
+            held = []
+            return held.append, lambda: list(held)
+        append, closure = outer()
+    """)
+    futures = []
+    for number in range(3):
+        futures.append(shared_farm.submit(nb.closure))
+        nb.append(number)
+
+    assert [future.result(timeout=DEADLINE) for future in futures] == [[], [0], [0, 1]]
 
 
 def test_map_calls_the_function_as_it_was_when_map_was_called(nb, shared_farm):

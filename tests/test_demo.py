@@ -204,7 +204,9 @@ def serial(library):
 @pytest.fixture(params=["thread", "process", "farm"])
 def executor(request):
     if request.param == "thread":
-        executor = ThreadPoolExecutor(2)
+        executor = ThreadPoolExecutor(
+            1
+        )  # two threads that parse at once mix up their depths (CPython issue 106905)
     elif request.param == "process":
         executor = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
     else:
@@ -232,7 +234,13 @@ FILES = [
 
 
 def test_the_standard_library_gives_the_serial_result_on_any_executor(executor, library, serial):
-    assert run(executor, library) == serial
+    analysis = run(executor, library)
+
+    different = {
+        name: outcome for name, outcome in analysis.outcomes.items() if serial.outcomes.get(name) != outcome
+    }
+    assert different == {}
+    assert analysis == serial
     assert list(serial.outcomes) == [name for name, _ in library]
     assert len(serial.reports) > 200
     assert {failure.name for failure in serial.failures} >= {

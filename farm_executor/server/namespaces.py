@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from farm_executor.byvalue import Resolver, class_by_tracker, is_importable, pickler
+from farm_executor.byvalue import Resolver, class_by_tracker, complete_class, is_importable, pickler
 
 __all__ = ["SharedNamespaces", "contents_of"]
 
@@ -178,11 +178,13 @@ class _SharingResolver(Resolver):
         """Fill a new class; keep back the attributes that one known has already."""
         attributes, slots = state
         self._classes.append((original, cls, attributes, slots))
-        new = attributes
-        if self._shared.knows(cls):
-            new = {name: value for name, value in attributes.items() if name not in vars(cls)}
+        known = self._shared.knows(cls)
+        new = {name: value for name, value in attributes.items() if not known or name not in vars(cls)}
         self._shared.received_attributes(cls).update(dict.fromkeys(new))
-        return original(cls, (new, slots))
+        original(cls, (new, slots))
+        if not known:
+            complete_class(cls, state)
+        return cls
 
     def finish(self) -> None:
         """Bring along what is news."""
