@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0  # for one connection, until the server's hello
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
+NOT_YET_SECONDS = (
+    1.0  # for which a server may say "not now" without a word: it is normal while a worker is replaced
+)
 REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
 
 _lane_ids = itertools.count(1)
@@ -155,7 +158,9 @@ class ServerLink:
             except (OSError, EOFError, RemoteProtocolError) as error:
                 self.last_error = f"{type(error).__name__}: {error}"
                 now = time.monotonic()
-                if now >= next_report and not self._closed:
+                refused = isinstance(error, ConnectionRefusedError) and error.errno is None  # by the server itself
+                not_yet = refused and now - silent_since < NOT_YET_SECONDS
+                if now >= next_report and not not_yet and not self._closed:
                     next_report = now + REPORT_EVERY
                     logger.warning(
                         "still dialling server=%s seconds=%.0f error=%s", self, now - silent_since, self.last_error

@@ -307,7 +307,9 @@ class Supervisor:
 
     def _refuse(self, guest: _Guest, code: str, message: str, **more: Any) -> None:
         self._reply(guest, {"code": code, "message": message, **more}, FrameType.REFUSED)
-        self._dismiss(guest, message)
+        logger.info("refused peer=%s code=%s reason=%s", guest.name, code, message)
+        self._release(guest)
+        guest.socket.close()
 
     # -- what guests come for --------------------------------------------------------------------------
 
