@@ -358,8 +358,8 @@ def _report(message: str, text: str, type_name: str, origin: Origin) -> TaskExec
 def _traceback(frames: list[_Frame]) -> types.TracebackType | None:
     """A traceback of real frames, which look as the remote ones did to all that shows them.
 
-    tblib carries them. From Python 3.11 on a traceback also underlines the place within the line; tblib's frames
-    would have that of tblib's own code, so there we raise each frame from code that has the remote place.
+    tblib carries them. Its frames would have the columns and the first line of tblib's own code, which tracebacks
+    underline from Python 3.11 on, so each frame is raised from code that has the remote place.
     """
     import tblib
 
@@ -372,10 +372,7 @@ def _traceback(frames: list[_Frame]) -> types.TracebackType | None:
     if chain is None:
         return None
     carried = tblib.Traceback(chain)
-    if sys.version_info >= (3, 11):
-        return _exact(carried, frames)
-    tb: types.TracebackType | None = carried.as_traceback()
-    return tb
+    return _exact(carried, frames)
 
 
 def _exact(carried: Any, frames: list[_Frame]) -> types.TracebackType | None:

@@ -53,7 +53,9 @@ class Script:
 
     def start(self, code, **options):
         path = self.folder / "script.py"
-        path.write_text(textwrap.dedent(code))
+        # What runs in the background, as tests may, has Ctrl-C ignored, and hands that down.
+        interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        path.write_text(interruptible + textwrap.dedent(code))
         env = {**os.environ, "FARM_TEST_MARK": self.mark, "TMPDIR": str(self.temporary)}
         self.process = subprocess.Popen(
             [sys.executable, str(path)],
