@@ -21,7 +21,6 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +29,7 @@ from farm_executor.byvalue import Resolver, pickler
 from farm_executor.core.frames import BULK_THRESHOLD, MAX_SEGMENTS, Buffer, Payload
 from farm_executor.core.handshake import Versions
 
-__all__ = ["PROTOCOL", "allocate", "by_value", "dumps", "loads", "local_versions", "names_itself"]
+__all__ = ["PROTOCOL", "allocate", "by_value", "dumps", "loads", "local_versions", "registered_by_value"]
 
 PROTOCOL = 5
 _BY_VALUE = b"V"
@@ -51,12 +50,13 @@ def dumps(value: Any, *, out_of_band: bool = True) -> list[Buffer]:
     buffers: list[pickle.PickleBuffer] = []
     try:
         # The callback answers None for each buffer, which puts it out of band: right for large ones alone.
-        data = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
-        parts: list[Buffer] = [data] if not buffers else _dump(pickle.Pickler, value, out_of_band)
+        parts: list[Buffer] = [pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)]
+        if buffers:
+            parts = _dump(pickle.Pickler, value, out_of_band)
     except Exception:  # whatever it was, cloudpickle gets its chance and raises the better error
         pass
     else:
-        if b"__main__" not in parts[0] and not _registered_by_value():
+        if b"__main__" not in parts[0] and not registered_by_value():
             return parts
     parts = _dump(pickler(), value, out_of_band)
     parts[0] = bytes(parts[0]) + _BY_VALUE
@@ -82,15 +82,11 @@ def _dump(kind: type[pickle.Pickler], value: Any, out_of_band: bool) -> list[Buf
     return [file.getvalue(), *buffers]
 
 
-def _registered_by_value() -> bool:
+def registered_by_value() -> bool:
+    """Whether the user has had modules travel by value, so that no name is sure to stay one."""
     # The set itself, because its public copy costs more than the pickling of a small call.
     cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
     return cloudpickle is not None and bool(cloudpickle._PICKLE_BY_VALUE_MODULES)
-
-
-def names_itself(fn: Any) -> bool:
-    """Whether the function always pickles to the same bytes, its name, so that one pickling will do."""
-    return type(fn) is types.FunctionType and fn.__module__ != "__main__" and not _registered_by_value()
 
 
 def by_value(payload: Payload) -> bool:

@@ -531,8 +531,8 @@ def test_the_documented_frames_mean_what_the_page_says(example):
     busy, (result,) = decode_results(_one_frame(example["results"]))
 
     assert (function.seq, loads(payload_of(function))) == (7, pow)
-    assert (task.function, loads(task.payload)) == (7, ((2, 10), {}))
-    assert (busy, result.error, loads(result.payload)) == (25, False, 1024)
+    assert (task[0], loads(task[1])) == (7, ((2, 10), {}))
+    assert (busy, result[1], loads(result[0])) == (25, False, 1024)
 
 
 def test_the_documented_bulk_frame_is_ours(example):

@@ -30,7 +30,7 @@ from hypothesis.extra import numpy as nps
 
 from farm_executor import payload
 from farm_executor.core.frames import BULK_THRESHOLD
-from farm_executor.payload import by_value, dumps, loads, names_itself
+from farm_executor.payload import by_value, dumps, loads, registered_by_value
 
 relaxed = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 few = settings(relaxed, max_examples=60)
@@ -614,15 +614,6 @@ def test_a_cached_function_that_no_name_leads_to_keeps_its_parameters_and_caches
     assert copy.__name__ == "fibonacci"
 
 
-def test_only_functions_that_always_pickle_to_their_name_name_themselves():
-    assert names_itself(module_function)
-    assert names_itself(np.mean.__wrapped__ if hasattr(np.mean, "__wrapped__") else module_function)
-    for other in (Adder(1).add, [1].append, functools.partial(len), Adder(1), Adder, len):
-        assert not names_itself(other)
-    main_function = types.FunctionType(module_function.__code__, {"__name__": "__main__"})
-    assert not names_itself(main_function)
-
-
 @pytest.fixture
 def registered():
     """This module's functions travel by value."""
@@ -638,7 +629,7 @@ def test_a_registered_module_travels_by_value(registered, monkeypatch):
     monkeypatch.setitem(sys.modules, "registered_too", cached)
     cloudpickle.register_pickle_by_value(cached)
     try:
-        assert not names_itself(module_function)
+        assert registered_by_value()
         parts = dumps([module_function, Adder(3), cached.f])
     finally:
         cloudpickle.unregister_pickle_by_value(cached)

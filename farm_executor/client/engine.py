@@ -1,37 +1,41 @@
 """The engine: carries out what the scheduler decides.
 
-This module owns the I/O thread, the sockets of one farm and the settling of futures. It must not decide which task
-goes where (`core.scheduler`), when to dial (`server`), nor what the public contract is (`executor`).
+This module owns the sockets of one farm and the settling of futures. It must not decide which task goes where
+(`core.scheduler`), who waits for the sockets (`reactor`), when to dial (`server`), nor what the public contract is
+(`executor`).
 
     submit ──► Engine.submit ──► Scheduler ──► Lane.send_tasks          in the caller's thread
-    Future ◄── settle        ◄── Scheduler ◄── Lane's connection        in the I/O thread
+    Future ◄── settle        ◄── Scheduler ◄── Lane's connection        in a handler of the reactor's
 
 One lock guards the scheduler, the lanes and all sending. Deciding and sending happen in the same hold of it, so
 no event can come between a decision and its deed. Futures are settled, and so users' callbacks run, without it.
-The I/O thread alone receives; other threads reach it by `Engine.post`, which takes no lock.
 
-Should the I/O thread itself fail, every future settles with `BrokenFarmError`: nothing ever hangs.
+To submit never waits for that lock. A task is put down in ``_incoming``; whoever takes the lock admits first what
+lies there, and whoever gives it back looks there once more if a worker idles. The submitting thread only tries the
+lock, and only if a worker idles: it gets it, and sends, or whoever has it will. So a destructor may submit, too.
+
+Should the engine itself fail, every future settles with `BrokenFarmError`: nothing ever hangs.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
 import os
 import selectors
 import threading
-import time
-import types
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from farm_executor import payload
 from farm_executor.byvalue import OwnObjects
-from farm_executor.client.future import FarmFuture
-from farm_executor.client.lane import Call, Function, Lane, WorkerDeath
+from farm_executor.client.functions import Function, FunctionTable
+from farm_executor.client.future import FarmFuture, settle_plainly
+from farm_executor.client.interrupt import HeldBack
+from farm_executor.client.lane import Call, Lane, WorkerDeath
 from farm_executor.client.outcome import (
     caused,
     copy_of,
@@ -41,6 +45,7 @@ from farm_executor.client.outcome import (
     unreadable_result,
     worker_lost,
 )
+from farm_executor.client.reactor import Reactor
 from farm_executor.client.server import ServerLink, Settings
 from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
 from farm_executor.core.frames import (
@@ -48,7 +53,6 @@ from farm_executor.core.frames import (
     Frame,
     FrameType,
     Payload,
-    Result,
     decode_results,
     encode_frame,
     payload_of,
@@ -57,16 +61,15 @@ from farm_executor.core.handshake import decode_hello
 from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
 from farm_executor.errors import BrokenFarmError, RemoteProtocolError
 from farm_executor.failure import Origin, load_failure, remote_traceback
-from farm_executor.transport import Connection, Waker
+from farm_executor.transport import Connection
 
 __all__ = ["Engine", "EngineOptions", "TaskOptions"]
 
 logger = logging.getLogger(__name__)
 
+AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 MAX_STILLBORN = 3
-MAX_FUNCTIONS = 512  # known by content; each lane forgets by itself what it does not use
-MAX_FUNCTION_BYTES = 64 * 1024 * 1024  # of those: a bound method is as large as its object
 
 
 @dataclass(frozen=True)
@@ -96,23 +99,23 @@ class EngineOptions:
     initializer: Payload
     max_tasks_per_child: int | None
     connect_timeout: float | None
+    caller_leads: bool
 
 
 class Engine:
     """One farm's client side, from the first submit to the end.
 
-    Thread safety: `submit`, `prepare`, `shutdown`, `join`, `post` and `statistics` may be called from any thread.
+    Thread safety: the methods for callers, and those of `future.Owner`, may be called from any thread.
     """
 
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
         self._lock = threading.Lock()
+        self._deciding = _Deciding(self)
         self._scheduler = Scheduler(start=_start)
+        self._incoming: deque[Task] = deque()
         self._ids = itertools.count(1)
-        self._function_numbers = itertools.count(1)
-        self._functions: dict[bytes, Function] = {}
-        self._function_bytes = 0
-        self._named_functions: dict[Callable[..., Any], Function] = {}  # those that need not be pickled again
+        self._functions = FunctionTable()
         self._lanes: dict[int, tuple[ServerLink, str, Lane]] = {}
         self._controls: dict[ServerLink, Connection] = {}
         self._lane_counts: dict[ServerLink, int] = {}
@@ -122,17 +125,11 @@ class Engine:
         self._closed = False
         self._error: Callable[[], BaseException] | None = None
         self._counts = dict.fromkeys(("submitted", "succeeded", "failed", "cancelled", "resubmitted", "lost"), 0)
-        # The I/O thread's own
-        self._selector = selectors.DefaultSelector()
-        self._waker = Waker()
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._timer_ids = itertools.count()
+        self._reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         self._links = [
             ServerLink(locate, quota, options.settings, self)
             for locate, quota in zip(options.locations, options.quotas, strict=True)
         ]
-        self._thread = threading.Thread(target=self._run, name="farm-engine", daemon=True)
 
     def start(self) -> None:
         """Start the I/O thread and begin to dial.
@@ -140,37 +137,21 @@ class Engine:
         Raises:
             RuntimeError: No thread can be started, as from Python 3.12 on when the main thread has ended.
         """
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._close()
-            raise
+        if self._options.connect_timeout is not None:
+            self._reactor.after(self._options.connect_timeout, self._give_up_connecting)
+        self._reactor.start()
         for link in self._links:
             link.start()
 
     # -- for callers -------------------------------------------------------------------------------------
 
     def prepare(self, fn: Callable[..., Any]) -> Function:
-        """Pickle a function, as it is now, for one or many calls.
+        """Pickle a function, as it is now, for many calls.
 
         Raises:
             Exception: It cannot be pickled.
         """
-        known = self._named_functions.get(fn) if type(fn) is types.FunctionType else None
-        if known is not None and payload.names_itself(fn):
-            return known
-        data = bytes(payload.dumps(fn, out_of_band=False)[0])
-        function = self._functions.get(data)
-        if function is None:
-            if len(self._functions) >= MAX_FUNCTIONS or self._function_bytes > MAX_FUNCTION_BYTES:
-                self._functions.clear()  # costs those still used a new number, nothing else
-                self._named_functions.clear()
-                self._function_bytes = 0
-            self._function_bytes += len(data)
-            function = self._functions.setdefault(data, Function(next(self._function_numbers), [data]))
-        if payload.names_itself(fn) and not payload.by_value(function.data):
-            self._named_functions[fn] = function
-        return function
+        return self._functions.find(fn)
 
     def submit(
         self, fn: Callable[..., Any] | Function, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
@@ -185,37 +166,72 @@ class Engine:
             BrokenFarmError: It is broken; or whatever else broke it, such as AuthenticationError.
         """
         self._check_open()
-        future = FarmFuture()
+        future: FarmFuture = FarmFuture()
         try:
-            function = fn if isinstance(fn, Function) else self.prepare(fn)
+            function = fn if isinstance(fn, Function) else self._functions.find(fn)
             arguments = payload.dumps((args, kwargs))
         except Exception as error:  # whatever a user's reduction raises is its future's, and no other's
             future.set_running_or_notify_cancel()
             future.set_exception(explain_pickling(error, fn, args, kwargs))
             return future
-        task = Task(
-            next(self._ids),
-            Call(function, arguments, future),
-            priority=options.priority,
-            category=options.category,
-            max_attempts=options.max_attempts,
-        )
-        future.on_cancel = lambda: self.post(lambda: self._withdraw(task))
-        with self._lock:
-            self._check_open()
-            try:
-                self._counts["submitted"] += 1
-                self._perform(self._scheduler.submit(task))
-            except BaseException:  # Ctrl-C, somewhere between deciding and sending: nobody knows what was done
-                self.abort("a submit was interrupted half-way; make a new executor")
-                raise
+        call = Call(function, arguments, future)
+        task = Task(next(self._ids), call, options.priority, options.category, options.max_attempts)
+        future.task = task
+        future.owner = self
+        self._incoming.append(task)
+        if self._scheduler.has_idle_lane:
+            self._admit()
+        if self._closed or self._error is not None:  # since we looked
+            self._refuse_incoming()
         return future
+
+    def _admit(self) -> None:
+        """Send what has been submitted, unless somebody else is about to."""
+        with HeldBack():
+            while self._incoming and self._lock.acquire(blocking=False):
+                try:
+                    self._take_incoming()
+                except BaseException:  # another signal's handler raised in the midst of it: what was done?
+                    self.abort("a submit was interrupted half-way; make a new executor")
+                    raise
+                finally:
+                    self._lock.release()
+
+    def _take_incoming(self) -> None:
+        """Hand what has been submitted to the scheduler; the lock is held."""
+        if self._closed or self._error is not None:
+            return
+        while self._incoming:
+            self._counts["submitted"] += 1
+            decisions = self._scheduler.submit(self._incoming.popleft())
+            if decisions:
+                self._perform(decisions)
+
+    def _refuse_incoming(self) -> None:
+        """Settle what was submitted just when all was over."""
+        while True:
+            try:
+                task = self._incoming.popleft()
+            except IndexError:
+                return
+            error = self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
+            future = _release(task)
+            if future.set_running_or_notify_cancel():
+                self._set(future, None, error)
+
+    def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
+        """See `future.Owner`."""
+        return self._reactor.lead(future.done, timeout)
+
+    def withdraw(self, task: Task) -> None:
+        """See `future.Owner`."""
+        self._reactor.post(partial(self._withdraw, task))
 
     def _check_open(self) -> None:
         if self._error is not None:
             raise self._error()
         if self._shutdown:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+            raise RuntimeError(AFTER_SHUTDOWN)
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; end when those taken have settled.
@@ -224,31 +240,18 @@ class Engine:
         has found the time.
         """
         self._shutdown = True
+        self._reactor.may_lead = False  # its own thread is to see when all is over
         if not self._closed:
-            self.post(self._cancel_queued if cancel_futures else _nothing)
+            self._reactor.post(self._cancel_queued if cancel_futures else _nothing)
 
     def abort(self, reason: str) -> None:
         """Give up: unsettled futures settle with `BrokenFarmError`, and the workers end at once."""
         if not self._closed:
-            self.post(lambda: self._break(lambda: BrokenFarmError(reason)))
+            self._reactor.post(lambda: self._break(lambda: BrokenFarmError(reason)))
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the end after `shutdown`; say whether it has come. From a callback it is not waited for."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def post(self, action: Callable[[], None]) -> None:
-        """Have the I/O thread call something. Takes no lock."""
-        self._inbox.append(action)
-        if len(self._inbox) == 1:  # else whoever was first has woken it
-            self._waker.wake()
-        if self._closed:
-            self._run_inbox()
-
-    def _run_inbox(self) -> None:
-        while self._inbox:
-            self._inbox.popleft()()
+        return self._reactor.join(timeout)
 
     @property
     def broken(self) -> bool:
@@ -262,7 +265,7 @@ class Engine:
 
     def statistics(self) -> FarmStatistics:
         """A snapshot."""
-        with self._lock:
+        with self._deciding:
             servers = tuple(self._server_statistics(link) for link in self._links)
             return FarmStatistics(
                 state="broken" if self._error else "shut down" if self._shutdown else "open",
@@ -302,45 +305,26 @@ class Engine:
                 sent = lane.send_recall(decision.count)
             else:
                 lane.retired = True
-                self.post(lambda lane=lane: self._end_lane(lane))  # type: ignore[misc]
+                self._reactor.post(partial(self._end_lane, lane))
                 continue
             if not sent:
-                self.post(lambda lane=lane: self._watch(lane))  # type: ignore[misc]
+                self._reactor.post(partial(self._watch, lane))
         return lost
 
-    # -- the I/O thread ------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            self._selector.register(self._waker, selectors.EVENT_READ, lambda events: self._waker.drain())
-            if self._options.connect_timeout is not None:
-                self._after(self._options.connect_timeout, self._give_up_connecting)
-            while not self._finished():
-                for key, events in self._selector.select(self._next_timer()):
-                    key.data(events)
-                self._run_inbox()
-                self._run_timers()
-        except BaseException as error:  # the last resort: nobody may wait for a thread that has died
-            logger.critical("the engine failed, which is a bug", exc_info=True)
-            bug = error
-            reason = f"the farm's engine failed, which is a bug: {type(error).__name__}: {error}"
-            self._break(lambda: caused(BrokenFarmError(reason), bug))
-        finally:
-            self._close()
+    # -- for the reactor -----------------------------------------------------------------------------------
 
     def _finished(self) -> bool:
-        with self._lock:
-            return self._shutdown and not self._inbox and not self._scheduler.unsettled
+        if not self._shutdown:
+            return False
+        with self._deciding:
+            if not self._scheduler.unsettled:
+                self._closed = True  # in the same moment: no task is admitted any more
+        return self._closed
 
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_ids), action))
-
-    def _next_timer(self) -> float | None:
-        return max(self._timers[0][0] - time.monotonic(), 0.0) if self._timers else None
-
-    def _run_timers(self) -> None:
-        while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
+    def _fail(self, bug: BaseException) -> None:
+        logger.critical("the engine failed, which is a bug", exc_info=bug)
+        reason = f"the farm's engine failed, which is a bug: {type(bug).__name__}: {bug}"
+        self._break(lambda: caused(BrokenFarmError(reason), bug))
 
     def _close(self) -> None:
         for link in self._links:
@@ -351,12 +335,11 @@ class Engine:
             connection.close()
         for _, _, lane in self._lanes.values():
             lane.connection.close()
-        self._closed = True
-        self._run_inbox()  # closes connections that were made in the last moment
+        with self._deciding:
+            self._shutdown = self._closed = True
+        self._refuse_incoming()
         self._lanes.clear()
         self._controls.clear()
-        self._selector.close()
-        self._waker.close()
         self._options.end_servers()
 
     # -- what links tell, in their threads -----------------------------------------------------------------
@@ -371,11 +354,9 @@ class Engine:
             connection.socket.setblocking(False)
             self._controls[link] = connection
             self._lane_counts[link] = lanes
-            self._selector.register(
-                connection, selectors.EVENT_READ, lambda events: self._on_control(link, session, connection)
-            )
+            self._reactor.register(connection, lambda events: self._on_control(link, session, connection))
 
-        self.post(adopt)
+        self._reactor.post(adopt)
 
     def lane_up(
         self, link: ServerLink, connection: Connection, session: str, slot: int, lane: int, pid: int
@@ -388,25 +369,24 @@ class Engine:
                 return
             connection.socket.setblocking(False)
             new = Lane(lane, connection, str(link), slot, pid)
-            with self._lock:
+            with self._deciding:
                 self._lanes[lane] = (link, session, new)
                 new.send_init(self._options.initializer)
-            self._selector.register(connection, selectors.EVENT_READ, lambda events: self._on_lane(new, events))
+            self._reactor.register(connection, partial(self._on_lane, new))
             self._watch(new)
 
-        self.post(adopt)
+        self._reactor.post(adopt)
 
     def refused(self, link: ServerLink, error: Exception) -> None:
         """See `server.Listener`."""
-        self.post(lambda: self._break(lambda: copy_of(error)))
+        self._reactor.post(lambda: self._break(lambda: copy_of(error)))
 
-    # -- events, in the I/O thread -------------------------------------------------------------------------
+    # -- events, in handlers of the reactor's -----------------------------------------------------------------
 
     def _watch(self, lane: Lane) -> None:
         """Have the selector report when a lane's socket takes more, while there is more."""
         if lane.id in self._lanes and not lane.ended:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if lane.connection.unsent else 0)
-            self._selector.modify(lane.connection, events, lambda events: self._on_lane(lane, events))
+            self._reactor.want_to_write(lane.connection, lane.connection.unsent)
 
     def _on_control(self, link: ServerLink, session: str, connection: Connection) -> None:
         try:
@@ -419,7 +399,7 @@ class Engine:
                     raise RemoteProtocolError(f"{frame.type.name} frame on a control connection")
         except (EOFError, RemoteProtocolError) as error:
             logger.warning("session lost server=%s error=%s", link, error)
-            self._selector.unregister(connection)
+            self._reactor.unregister(connection)
             connection.close()
             del self._controls[link]
             for owner, of, lane in list(self._lanes.values()):
@@ -443,7 +423,7 @@ class Engine:
         if self._is_gone(lane):
             return  # by an event of this same round
         if events & selectors.EVENT_WRITE:
-            with self._lock:
+            with self._deciding:
                 lane.connection.flush()
             self._watch(lane)
         if not events & selectors.EVENT_READ:
@@ -464,18 +444,18 @@ class Engine:
 
     def _on_lane_end(self, lane: Lane) -> None:
         lane.ended = True
-        self._selector.unregister(lane.connection)
+        self._reactor.unregister(lane.connection)
         if lane.death is not None or lane.retired:
             self._lose_lane(lane)
         else:  # the supervisor knows why, and will say so at once if it can
-            self._after(REPORT_SECONDS, lambda: self._lose_lane(lane))
+            self._reactor.after(REPORT_SECONDS, lambda: self._lose_lane(lane))
 
     def _on_frame(self, lane: Lane, frame: Frame) -> None:
         serving = lane.ready and not lane.retired
         if frame.type is FrameType.RESULTS and serving:
             self._on_results(lane, frame)
         elif frame.type is FrameType.RECALLED and serving:
-            with self._lock:
+            with self._deciding:
                 self._perform(self._scheduler.recalled(lane.id, frame.seq, frame.count))
         elif frame.type is FrameType.READY and not lane.ready:
             self._on_ready(lane, frame)
@@ -489,51 +469,62 @@ class Engine:
             return
         lane.ready = self._had_lane = True
         self._stillborn = 0
-        with self._lock:
+        with self._deciding:
             self._perform(self._scheduler.lane_up(lane.id, self._options.max_tasks_per_child))
 
     def _on_results(self, lane: Lane, frame: Frame) -> None:
         busy_us, results = decode_results(frame)
-        with self._lock:
+        with self._deciding:
             tasks, decisions = self._scheduler.finished(lane.id, frame.seq, len(results), busy_us)
             self._perform(decisions)  # first of all, so that the worker goes on while we unpickle
             lane.tasks_done += len(results)
             lane.busy_seconds += busy_us / 1e6
-        for task, result in zip(tasks, results, strict=True):
-            self._settle(lane, task, result)
-
-    def _settle(self, lane: Lane, task: Task, result: Result) -> None:
-        error: BaseException | None = None
-        value = None
-        if result.error:
-            error = load_failure(result.payload, Origin(lane.server, lane.pid, task.losses + 1), OwnObjects)
-        else:
+        plain = []
+        for task, (outcome, is_error) in zip(tasks, results, strict=True):
+            if is_error:
+                origin = Origin(lane.server, lane.pid, task.losses + 1)
+                self._settle(task, load_failure(outcome, origin, OwnObjects))
+                continue
             try:
-                value = payload.loads(result.payload, OwnObjects)
+                value = payload.loads(outcome, OwnObjects)
             except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
-                error = unreadable_result(lane, task, problem)
-        future = _release(task)
-        self._count("failed" if error is not None else "succeeded")
-        _set(future, value, error)
+                self._settle(task, unreadable_result(lane, task, problem))
+            else:
+                plain.append((_release(task), value))
+        self._counts["succeeded"] += len(plain)
+        for future, value in settle_plainly(plain):
+            self._set(future, value, None)
 
-    def _count(self, name: str) -> None:
-        self._counts[name] += 1
+    def _settle(self, task: Task, error: BaseException) -> None:
+        self._counts["failed"] += 1
+        self._set(_release(task), None, error)
+
+    def _set(self, future: FarmFuture, value: Any, error: BaseException | None) -> None:
+        if not self._reactor.is_own_thread():
+            future.call_back_by = self._post_callbacks
+        if error is None:
+            _guarded(lambda: future.set_result(value))
+        else:
+            _guarded(lambda: future.set_exception(error))
+
+    def _post_callbacks(self, call_all: Callable[[], None]) -> None:
+        self._reactor.post(partial(_guarded, call_all))
 
     def _withdraw(self, task: Task) -> None:
         """A future has been cancelled."""
-        with self._lock:
+        with self._deciding:
             if not self._scheduler.withdraw(task):
                 return
-        self._count("cancelled")
+        self._counts["cancelled"] += 1
         task.call.future.set_running_or_notify_cancel()  # says no, and tells those who wait
 
     def _cancel_queued(self) -> None:
-        with self._lock:
+        with self._deciding:
             queued = self._scheduler.withdraw_all()
         for task in queued:
             future = _release(task)
             if future.cancel():
-                self._count("cancelled")
+                self._counts["cancelled"] += 1
                 future.set_running_or_notify_cancel()
 
     # -- ends ----------------------------------------------------------------------------------------------
@@ -549,11 +540,11 @@ class Engine:
             return
         death = lane.death
         begun = death.begun if death else None
-        with self._lock:
+        with self._deciding:
             link, session, _ = self._lanes.pop(lane.id)
             if not lane.ended:
                 lane.ended = True
-                self._selector.unregister(lane.connection)
+                self._reactor.unregister(lane.connection)
             lane.connection.close()
             had = self._scheduler.outstanding_on(lane.id)
             decisions = self._scheduler.lane_lost(lane.id, begun)
@@ -567,7 +558,7 @@ class Engine:
                 *(lane.server, lane.pid, reason, had - len(losses), len(losses)),
             )
             for task in losses:
-                _set(_release(task), None, worker_lost(lane, task, reason))
+                self._set(_release(task), None, worker_lost(lane, task, reason))
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
         link.lane_gone(session, lane.slot, failed=not lane.ready)
@@ -587,7 +578,7 @@ class Engine:
 
     def _break(self, error: Callable[[], BaseException]) -> None:
         """Settle every future with an error of its own, and take no more."""
-        with self._lock:
+        with self._deciding:
             if self._error is not None:
                 return
             self._error = error
@@ -597,12 +588,12 @@ class Engine:
             lanes = [entry[2] for entry in self._lanes.values()]
             for lane in lanes:
                 lane.ended = True
-                self._selector.unregister(lane.connection)
+                self._reactor.unregister(lane.connection)
         for task in tasks:
             future = _release(task)
             if task.started or future.set_running_or_notify_cancel():
-                self._count("failed")
-                _set(future, None, error())
+                self._counts["failed"] += 1
+                self._set(future, None, error())
 
     # -- fork ----------------------------------------------------------------------------------------------
 
@@ -610,20 +601,45 @@ class Engine:
         """In a forked child: let go of the parent's connections, and of its futures with an error."""
         descriptors = [connection.fileno() for connection in self._controls.values()]
         descriptors += [lane.connection.fileno() for _, _, lane in self._lanes.values()]
-        descriptors += [self._waker.fileno(), self._waker.signal_fileno()]
         for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)
         for connection in [*self._controls.values(), *(lane.connection for _, _, lane in self._lanes.values())]:
             connection.socket.detach()
-        self._selector.close()
+        self._reactor.abandon()
         error = BrokenFarmError("this future belongs to the process that this one was forked from")
-        for task in list(self._scheduler.tasks()):
+        for task in [*self._incoming, *self._scheduler.tasks()]:
             task.call.future.abandon(error)
+
+
+class _Deciding:
+    """The engine's lock, held in order to decide and perform; what has been submitted is admitted first."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        engine = self._engine
+        engine._lock.acquire()
+        if engine._incoming:
+            engine._take_incoming()
+
+    def __exit__(self, *error: object) -> None:
+        engine = self._engine
+        engine._lock.release()
+        if engine._incoming and engine._scheduler.has_idle_lane:
+            engine._admit()
 
 
 def _nothing() -> None:
     """For the inbox: wake up and see whether all is over."""
+
+
+def _guarded(settle: Callable[[], None]) -> None:
+    try:
+        settle()
+    except BaseException:  # settled by somebody else, or a callback that exits: that must not end the farm
+        logger.exception("a future could not be settled")
 
 
 def _start(task: Task) -> bool:
@@ -635,18 +651,6 @@ def _start(task: Task) -> bool:
 def _release(task: Task) -> FarmFuture:
     """The task's future; nothing else of the call is kept alive."""
     future: FarmFuture = task.call.future
-    future.on_cancel = None
+    future.owner = future.task = None
     task.call = None
     return future
-
-
-def _set(future: FarmFuture, value: Any, error: BaseException | None) -> None:
-    try:
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-    except (
-        BaseException
-    ):  # settled by somebody else, or a callback that exits: a user's error must not end the farm
-        logger.exception("a future could not be settled")

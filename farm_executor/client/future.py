@@ -1,6 +1,6 @@
 """The future that a farm gives: the standard library's, made lighter, and it takes its task back when cancelled.
 
-It must not know the engine: what to do on cancelling is passed in.
+It must not know the engine: whom to tell of cancelling and of waiting is set on it, see `Owner`.
 
 A standard future makes a Condition when it is made, which costs more than all the rest of a small call. Most
 futures of a busy farm are settled before anyone looks at them, so this one makes its Condition when it is first
@@ -17,11 +17,11 @@ its waiter also on a future that is settled already, and a late notification wou
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["FarmFuture", "renew_lock"]
+__all__ = ["FarmFuture", "Owner", "renew_lock", "settle_plainly"]
 
 PENDING, RUNNING, FINISHED = "PENDING", "RUNNING", "FINISHED"
 _SETTLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", FINISHED)
@@ -35,6 +35,20 @@ def renew_lock() -> None:
     _lock = threading.RLock()
 
 
+class Owner(Protocol):
+    """Who will settle the future."""
+
+    def withdraw(self, task: Any) -> None:
+        """The future has been cancelled; its task need not be run."""
+
+    def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
+        """A thread is going to wait for the future: it may do some of the owner's work meanwhile.
+
+        Returns:
+            What is left of the timeout. The future may be settled or not.
+        """
+
+
 class FarmFuture(Future[Any]):
     """A `concurrent.futures.Future` in every respect.
 
@@ -46,10 +60,13 @@ class FarmFuture(Future[Any]):
     _result: Any = None
     _exception: BaseException | None = None
     _own_condition: threading.Condition | None = None
-    on_cancel: Callable[[], None] | None = None
+    # Until it is settled:
+    owner: Owner | None = None
+    task: Any = None
+    call_back_by: Callable[[Callable[[], None]], None] | None = None
+    """Has callbacks called elsewhere; set by whoever settles it in a thread that is not the farm's own."""
 
-    def __init__(self) -> None:
-        """Make nothing: see the module."""
+    __init__ = object.__init__  # makes nothing: see the module
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
@@ -73,6 +90,13 @@ class FarmFuture(Future[Any]):
     def _done_callbacks(self) -> list[Any]:
         callbacks: list[Any] = self.__dict__.setdefault("_own_callbacks", [])
         return callbacks
+
+    def _invoke_callbacks(self) -> None:
+        call = super()._invoke_callbacks  # type: ignore[misc]
+        if self.call_back_by is not None and self._done_callbacks:
+            self.call_back_by(call)
+        else:
+            call()
 
     def set_running_or_notify_cancel(self) -> bool:
         """See `concurrent.futures.Future.set_running_or_notify_cancel`."""
@@ -104,7 +128,20 @@ class FarmFuture(Future[Any]):
         """See `concurrent.futures.Future.result`."""
         if self._state == FINISHED and self._exception is None:
             return self._result
+        owner = self.owner
+        if owner is not None:
+            timeout = owner.lead(self, timeout)
+            if self._state == FINISHED and self._exception is None:
+                return self._result
+            del owner  # this frame goes into the traceback of an exception
         return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """See `concurrent.futures.Future.exception`."""
+        owner = self.owner
+        if owner is not None and self._state != FINISHED:
+            timeout = owner.lead(self, timeout)
+        return super().exception(timeout)
 
     def done(self) -> bool:
         """See `concurrent.futures.Future.done`."""
@@ -114,16 +151,35 @@ class FarmFuture(Future[Any]):
         """Cancel the call if it has not been sent to a worker yet; see `concurrent.futures.Future.cancel`."""
         cancelled = super().cancel()
         if cancelled:
-            withdraw, self.on_cancel = self.on_cancel, None
-            if withdraw is not None:
-                withdraw()
+            owner, self.owner = self.owner, None
+            if owner is not None:
+                owner.withdraw(self.task)
         return cancelled
 
     def abandon(self, error: BaseException) -> None:
         """Settle in a forked child, where the threads that would do so, or may hold its locks, do not exist."""
+        self.owner = self.task = None
         if not self.done():
             self._own_condition = None
             self.__dict__.pop("_own_waiters", None)
             self.__dict__.pop("_own_callbacks", None)
             self._exception = error
             self._state = FINISHED
+
+
+def settle_plainly(outcomes: Iterable[tuple[FarmFuture, Any]]) -> list[tuple[FarmFuture, Any]]:
+    """Set the results of those futures that nobody has looked at yet, all under one hold of the lock.
+
+    Returns:
+        The others, whose results are still to be set.
+    """
+    others = []
+    with _lock:
+        for outcome in outcomes:
+            future, value = outcome
+            if future._own_condition is None and future._state == RUNNING:
+                future._result = value
+                future._state = FINISHED
+            else:
+                others.append(outcome)
+    return others

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from farm_executor.client.functions import Function
 from farm_executor.client.future import FarmFuture
 from farm_executor.core.frames import (
     Buffer,
     FrameType,
     Payload,
-    TaskItem,
     encode_frame,
     encode_payload,
     encode_tasks,
@@ -23,18 +23,10 @@ from farm_executor.core.frames import (
 from farm_executor.core.scheduler import Task
 from farm_executor.transport import Connection
 
-__all__ = ["Call", "Function", "Lane", "WorkerDeath"]
+__all__ = ["Call", "Lane", "WorkerDeath"]
 
 MAX_FUNCTIONS = 512  # that a worker keeps
 MAX_FUNCTION_BYTES = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Function:
-    """A function as it is sent: a number that stands for these bytes in one farm."""
-
-    number: int
-    data: Payload
 
 
 @dataclass(slots=True, eq=False)
@@ -94,10 +86,14 @@ class Lane:
         """Send tasks, and before them the functions that the worker does not have."""
         buffers: list[Buffer] = []
         items = []
+        last = None
         for task in tasks:
             call: Call = task.call
-            self._introduce(call.function, buffers)
-            items.append(TaskItem(call.function.number, call.arguments))
+            function = call.function
+            if function is not last:
+                self._introduce(function, buffers)
+                last = function
+            items.append((function.number, call.arguments))
         buffers += encode_tasks(seq, items)
         while len(self._known) > MAX_FUNCTIONS or self._known_bytes > MAX_FUNCTION_BYTES:
             if len(self._known) == 1:

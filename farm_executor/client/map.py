@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from farm_executor.client.engine import Engine, TaskOptions
-from farm_executor.client.lane import Function
+from farm_executor.client.functions import Function
 
 __all__ = ["map_calls"]
 

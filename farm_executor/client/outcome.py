@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from farm_executor import payload
-from farm_executor.client.lane import Function, Lane, WorkerDeath
+from farm_executor.client.functions import Function
+from farm_executor.client.lane import Lane, WorkerDeath
 from farm_executor.core.scheduler import Task
 from farm_executor.errors import TaskExecutionError, WorkerLostError
 from farm_executor.failure import describe

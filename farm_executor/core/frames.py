@@ -24,6 +24,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
@@ -99,7 +100,7 @@ class FrameType(enum.IntEnum):
 _TYPES = {int(kind): kind for kind in FrameType}
 
 
-class Frame(NamedTuple):  # as the next two, a tuple because it is made once or more for every call
+class Frame(NamedTuple):  # a tuple because it is made for every call
     """One frame as it was received."""
 
     type: FrameType
@@ -191,68 +192,74 @@ def _prefix_of(frame: Frame, size: int) -> bytes:
 # -- tasks ------------------------------------------------------------------------------------------
 
 
-def encode_tasks(seq: int, tasks: Sequence[TaskItem]) -> list[Buffer]:
+def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]]) -> list[Buffer]:
     """Encode tasks numbered from ``seq`` on, in order, as as few frames as the limits allow.
 
     A batch body is, for its n tasks, n function numbers (u32), n sizes (u32), and the n pickles.
     A bulk body is the segment table followed by the function number (u32).
+
+    Args:
+        seq: The first one's number.
+        tasks: Each a `TaskItem`, or a plain tuple like it.
     """
     out: list[Buffer] = []
-    batch: list[TaskItem] = []
+    numbers: list[int] = []
+    bodies: list[Buffer] = []
     size = 0
-    for item in tasks:
-        bulk = is_bulk(item.payload)
-        if batch and (bulk or size > MAX_BATCH_BYTES or len(batch) == MAX_COUNT):
-            out += _encode_batch(seq, batch)
-            seq += len(batch)
-            batch, size = [], 0
+    for function, payload in tasks:
+        data = payload[0]
+        bulk = len(payload) > 1 or len(data) >= BULK_THRESHOLD
+        if numbers and (bulk or size > MAX_BATCH_BYTES or len(numbers) == MAX_COUNT):
+            out += _encode_batch(seq, numbers, bodies)
+            seq += len(numbers)
+            numbers, bodies, size = [], [], 0
         if bulk:
-            out += encode_payload(FrameType.TASKS, item.payload, seq=seq, prefix=_U32.pack(item.function))
+            out += encode_payload(FrameType.TASKS, payload, seq=seq, prefix=_U32.pack(function))
             seq += 1
         else:
-            batch.append(item)
-            size += len(item.payload[0])
-    if batch:
-        out += _encode_batch(seq, batch)
+            numbers.append(function)
+            bodies.append(data)
+            size += len(data)
+    if numbers:
+        out += _encode_batch(seq, numbers, bodies)
     return out
 
 
-def _encode_batch(seq: int, batch: Sequence[TaskItem]) -> list[Buffer]:
-    n = len(batch)
+def _encode_batch(seq: int, numbers: list[int], bodies: list[Buffer]) -> list[Buffer]:
+    n = len(numbers)
     if n == 1:  # a call whose result is awaited: the general way would take twice as long
-        function, (data,) = batch[0]
-        return [_HEADER.pack(8 + len(data), FrameType.TASKS, 0, 1, seq) + _TWO_U32.pack(function, len(data)) + data]
-    numbers = [item.function for item in batch]
-    bodies = [item.payload[0] for item in batch]
+        (data,) = bodies
+        table = _TWO_U32.pack(numbers[0], len(data))
+        return [_HEADER.pack(8 + len(data), FrameType.TASKS, 0, 1, seq) + table + data]
     table = struct.pack(f"<{2 * n}I", *numbers, *map(len, bodies))
     return encode_frame(FrameType.TASKS, count=n, seq=seq, body=b"".join([table, *bodies]))
 
 
-def decode_tasks(frame: Frame) -> list[TaskItem]:
-    """The tasks of a TASKS frame; the first has the frame's ``seq``.
+def decode_tasks(frame: Frame) -> list[tuple[int, Payload]]:
+    """The tasks of a TASKS frame, each a function number and its arguments; the first has the frame's ``seq``.
 
     Raises:
         RemoteProtocolError: The table does not fit the body.
     """
     if frame.flags & BULK:
         (function,) = _U32.unpack(_prefix_of(frame, 4))
-        return [TaskItem(function, frame.segments)]
+        return [(function, frame.segments)]
     n, body = frame.count, frame.body
     if not n or len(body) < 8 * n:
         raise RemoteProtocolError(f"TASKS frame of {n} tasks in {len(body)} bytes")
-    table = _TWO_U32.unpack_from(body) if n == 1 else struct.unpack_from(f"<{2 * n}I", body)
-    parts = _split(body, 8 * n, table[n:])
-    return [TaskItem(function, (part,)) for function, part in zip(table[:n], parts, strict=True)]
+    if n == 1:  # as above
+        function, size = _TWO_U32.unpack_from(body)
+        if len(body) == 8 + size:
+            return [(function, (body[8:],))]
+    table = struct.unpack_from(f"<{2 * n}I", body)
+    return list(zip(table[:n], _split(body, 8 * n, table[n:]), strict=True))
 
 
-def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Buffer]:
+def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Payload]:
     if start + sum(sizes) != len(body):
         raise RemoteProtocolError(f"a table of {sum(sizes)} bytes over a body of {len(body)}")
-    parts: list[Buffer] = []
-    for size in sizes:
-        parts.append(body[start : start + size])
-        start += size
-    return parts
+    ends = list(accumulate(sizes, initial=start))
+    return [(body[begin:end],) for begin, end in pairwise(ends)]
 
 
 # -- results ----------------------------------------------------------------------------------------
@@ -260,61 +267,74 @@ def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Buffer]:
 _ERROR_BIT = 1 << 31
 
 
-def encode_results(seq: int, results: Sequence[Result], busy_us: int) -> list[Buffer]:
+def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: int) -> list[Buffer]:
     """Encode the outcomes of the tasks numbered from ``seq`` on, and how long the worker was busy with them.
 
     A batch body is the busy time (u32, microseconds), n sizes (u32, the top bit set for an error) and the n
     pickles. A bulk body is the segment table followed by the busy time.
+
+    Args:
+        seq: The number of the first one's task.
+        results: Each a `Result`, or a plain tuple like it.
+        busy_us: Microseconds.
     """
     out: list[Buffer] = []
-    batch: list[Result] = []
+    sizes: list[int] = []
+    bodies: list[Buffer] = []
     size = 0
-    for result in results:
-        bulk = is_bulk(result.payload)
-        if batch and (bulk or size > MAX_BATCH_BYTES or len(batch) == MAX_COUNT):
-            out += _encode_result_batch(seq, batch, busy_us)
-            seq += len(batch)
-            batch, size, busy_us = [], 0, 0
+    for payload, error in results:
+        data = payload[0]
+        bulk = len(payload) > 1 or len(data) >= BULK_THRESHOLD
+        if sizes and (bulk or size > MAX_BATCH_BYTES or len(sizes) == MAX_COUNT):
+            out += _encode_result_batch(seq, sizes, bodies, busy_us)
+            seq += len(sizes)
+            sizes, bodies, size, busy_us = [], [], 0, 0
         if bulk:
-            flags = ERROR if result.error else 0
+            flags = ERROR if error else 0
             busy = _U32.pack(min(busy_us, 0xFFFFFFFF))
-            out += encode_payload(FrameType.RESULTS, result.payload, seq=seq, flags=flags, prefix=busy)
+            out += encode_payload(FrameType.RESULTS, payload, seq=seq, flags=flags, prefix=busy)
             seq += 1
             busy_us = 0
         else:
-            batch.append(result)
-            size += len(result.payload[0])
-    if batch:
-        out += _encode_result_batch(seq, batch, busy_us)
+            sizes.append(len(data) | _ERROR_BIT if error else len(data))
+            bodies.append(data)
+            size += len(data)
+    if sizes:
+        out += _encode_result_batch(seq, sizes, bodies, busy_us)
     return out
 
 
-def _encode_result_batch(seq: int, batch: Sequence[Result], busy_us: int) -> list[Buffer]:
-    if len(batch) == 1:
-        (data,), error = batch[0]
-        table = _TWO_U32.pack(min(busy_us, 0xFFFFFFFF), len(data) | (_ERROR_BIT if error else 0))
-        return [_HEADER.pack(8 + len(data), FrameType.RESULTS, 0, 1, seq) + table + data]
-    bodies = [result.payload[0] for result in batch]
-    sizes = [len(result.payload[0]) | (_ERROR_BIT if result.error else 0) for result in batch]
-    table = struct.pack(f"<{1 + len(batch)}I", min(busy_us, 0xFFFFFFFF), *sizes)
-    return encode_frame(FrameType.RESULTS, count=len(batch), seq=seq, body=b"".join([table, *bodies]))
+def _encode_result_batch(seq: int, sizes: list[int], bodies: list[Buffer], busy_us: int) -> list[Buffer]:
+    busy_us = min(busy_us, 0xFFFFFFFF)
+    n = len(sizes)
+    if n == 1:
+        (data,) = bodies
+        return [_HEADER.pack(8 + len(data), FrameType.RESULTS, 0, 1, seq) + _TWO_U32.pack(busy_us, sizes[0]) + data]
+    table = struct.pack(f"<{1 + n}I", busy_us, *sizes)
+    return encode_frame(FrameType.RESULTS, count=n, seq=seq, body=b"".join([table, *bodies]))
 
 
-def decode_results(frame: Frame) -> tuple[int, list[Result]]:
-    """The busy time in microseconds and the outcomes of a RESULTS frame; the first has the frame's ``seq``.
+def decode_results(frame: Frame) -> tuple[int, list[tuple[Payload, bool]]]:
+    """The busy time in microseconds, and the outcomes of a RESULTS frame; the first has the frame's ``seq``.
+
+    Each outcome is a payload and whether it is an error.
 
     Raises:
         RemoteProtocolError: The table does not fit the body.
     """
     if frame.flags & BULK:
         (busy,) = _U32.unpack(_prefix_of(frame, 4))
-        return busy, [Result(frame.segments, bool(frame.flags & ERROR))]
+        return busy, [(frame.segments, bool(frame.flags & ERROR))]
     n, body = frame.count, frame.body
     if not n or len(body) < 4 + 4 * n:
         raise RemoteProtocolError(f"RESULTS frame of {n} results in {len(body)} bytes")
-    busy, *sizes = _TWO_U32.unpack_from(body) if n == 1 else struct.unpack_from(f"<{1 + n}I", body)
+    if n == 1:
+        busy, size = _TWO_U32.unpack_from(body)
+        if len(body) == 8 + (size & ~_ERROR_BIT):
+            return busy, [((body[8:],), size >= _ERROR_BIT)]
+    busy, *sizes = struct.unpack_from(f"<{1 + n}I", body)
     parts = _split(body, 4 + 4 * n, [size & ~_ERROR_BIT for size in sizes])
-    return busy, [Result((part,), bool(size & _ERROR_BIT)) for part, size in zip(parts, sizes, strict=True)]
+    return busy, [(part, size >= _ERROR_BIT) for part, size in zip(parts, sizes, strict=True)]
 
 
 def decode_number(frame: Frame) -> int:

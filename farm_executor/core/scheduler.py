@@ -133,6 +133,11 @@ class Scheduler:
         """How many tasks are queued or outstanding."""
         return self.queued + self.outstanding
 
+    @property
+    def has_idle_lane(self) -> bool:
+        """Whether a task submitted now would be sent at once. Another thread may ask without the lock."""
+        return bool(self._idle)
+
     def outstanding_on(self, lane: int) -> int:
         """How many tasks the lane has been sent and not answered; 0 for a lane that is not known."""
         return len(self._lanes[lane].outstanding) if lane in self._lanes else 0

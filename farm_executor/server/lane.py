@@ -9,8 +9,9 @@ recalled, sends outcomes that would otherwise wait behind a long task, and ends 
 It sleeps a few milliseconds between looks; when a task lasts longer than that, it takes the socket over until the
 main thread wants it back; when nothing has come for a second, it sleeps until something comes.
 
-Locks, in the order in which they may be taken: ``_io`` (who reads), ``_send`` (who sends, and the outcomes not yet
-sent), ``_state`` (the queue and what the main thread does).
+Locks, in the order in which they may be taken: ``_io`` (who reads), ``_send`` (who sends). What both threads touch
+beyond that are deques, each operation of which is atomic, and flags. Where two flags could pass each other by, each
+thread sets its own first and then looks at the other's, so that at least one of them sees.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from farm_executor.core.frames import (
     Frame,
     FrameType,
     Payload,
-    Result,
     decode_number,
     decode_tasks,
     encode_frame,
@@ -94,23 +94,22 @@ class WorkerLane:
         self._io = threading.Lock()
         self._wanted = Waker()  # rings when the main thread wants to read and the helper may be asleep doing so
         self._functions: dict[int, SentFunction] = {}  # guarded by _io, like the reading itself
-        self._expected = 0  # by _io and, as recall changes it, _state
+        self._expected = 0  # the next task's number; by _io
 
         self._send = threading.Lock()
-        self._outcomes: list[Result] = []
-        self._outcomes_seq = 0
-        self._outcomes_busy = 0.0
+        self._outcomes: deque[tuple[Payload, bool]] = deque()  # that wait to be sent
+        self._sent = 0  # outcomes, by _send
+        self._busy_seconds = 0.0
+        self._busy_seconds_sent = 0.0  # by _send
         self._last_flush = 0.0
 
-        self._state = threading.Lock()
         self._tasks: deque[SentTask | Frame] = deque()
         self._run = 0  # counts what the main thread has begun
-        self._busy = False
-        self._ended = False
-        self._resting = False
+        self._busy = False  # the main thread's: whether it has, or is about to take, something to run
+        self._ended = False  # the reader's
+        self._resting = False  # the helper's
+        self._rest_over = threading.Event()
         self._last_task = 0.0
-        self._rest_over = threading.Lock()
-        self._rest_over.acquire()
 
         self._poll = select.poll()
         self._helper_poll = select.poll()
@@ -128,26 +127,31 @@ class WorkerLane:
     def next(self) -> SentTask | Frame | None:
         """Wait for the next task, or the INIT frame; None when the client is gone."""
         while True:
-            with self._state:
-                if self._tasks:
-                    self._run += 1
-                    self._busy = True
-                    if self._resting:
-                        self._resting = False
-                        self._rest_over.release()
-                    return self._tasks.popleft()
+            self._busy = True
+            try:
+                task = self._tasks.popleft()
+            except IndexError:
+                if self._outcomes:  # those behind them have been recalled
+                    self._flush()
+                self._busy = False
                 if self._ended:
                     return None
-            self._read()
+                self._read()
+                continue
+            if self._ended:
+                return None
+            self._run += 1
+            if self._resting:
+                self._rest_over.set()
+            return task
 
     def _read(self) -> None:
         if not self._io.acquire(blocking=False):
             self._wanted.wake()
             self._io.acquire()
         try:
-            with self._state:
-                if self._tasks or self._ended:  # the helper has read since we looked
-                    return
+            if self._tasks or self._ended:  # the helper has read since we looked
+                return
             self._await(self._poll, None)
             self._receive()
         finally:
@@ -159,32 +163,25 @@ class WorkerLane:
 
     def ready(self, failure: Payload | None) -> None:
         """Say what came of the initializer."""
-        with self._state:
-            self._busy = False
         flags = ERROR if failure else 0
         self._say(encode_payload(FrameType.READY, failure or [b""], flags=flags))
 
-    def settle(self, result: Result, busy: float) -> None:
-        """Take the outcome of the task just run.
+    def settle(self, outcome: Payload, error: bool, began: float) -> None:
+        """Take the outcome of the task just run, which began at that time of `time.perf_counter`.
 
         It is sent at once if no task follows, if the last sending was a while ago, or if it is bulk, whose
         memory the next task might change; else it waits for company, and the helper sees that it does not wait
         long.
         """
         now = time.perf_counter()
-        with self._send:
-            if not self._outcomes:
-                (self._outcomes_seq,) = BEGUN.unpack_from(self._begun, 0)
-            self._outcomes.append(result)
-            self._outcomes_busy += busy
-            with self._state:
-                last = not self._tasks
-                if last:
-                    self._busy = False
-                    self._last_task = now
-            if last or now - self._last_flush > FLUSH_AFTER or is_bulk(result.payload):
-                self._last_flush = now
-                self._flush()
+        self._busy_seconds += now - began
+        self._outcomes.append((outcome, error))
+        if not self._tasks:
+            self._last_task = now
+        elif now - self._last_flush < FLUSH_AFTER and not is_bulk(outcome):
+            return
+        self._last_flush = now
+        self._flush()
 
     def close(self) -> None:
         """Close the socket."""
@@ -193,11 +190,16 @@ class WorkerLane:
     # -- either thread ---------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """Send the outcomes; ``_send`` is held."""
-        outcomes, self._outcomes = self._outcomes, []
-        busy, self._outcomes_busy = self._outcomes_busy, 0.0
-        with contextlib.suppress(OSError):  # that the client is gone, reading will tell
-            self._connection.send_all(encode_results(self._outcomes_seq, outcomes, int(busy * 1e6)))
+        with self._send:
+            outcomes = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
+            if not outcomes:
+                return
+            busy = self._busy_seconds
+            busy_us, self._busy_seconds_sent = int((busy - self._busy_seconds_sent) * 1e6), busy
+            frames = encode_results(self._sent, outcomes, busy_us)
+            self._sent += len(outcomes)
+            with contextlib.suppress(OSError):  # that the client is gone, reading will tell
+                self._connection.send_all(frames)
 
     def _say(self, buffers: list[Any]) -> None:
         with self._send, contextlib.suppress(OSError):
@@ -221,11 +223,10 @@ class WorkerLane:
             print(f"farm_executor: worker {os.getpid()} ends: {error}", file=sys.stderr, flush=True)  # noqa: T201
             os._exit(70)
         except EOFError:
-            with self._state:
-                if self._busy:
-                    os._exit(0)  # the task that runs has nobody to run for
-                self._tasks.clear()
-                self._ended = True
+            self._ended = True
+            if self._busy:
+                os._exit(0)  # the task that runs has nobody to run for
+            self._tasks.clear()
 
     def _take(self, frame: Frame) -> None:
         if frame.type is FrameType.TASKS:
@@ -237,8 +238,7 @@ class WorkerLane:
         elif frame.type is FrameType.RECALL:
             self._give_back(frame.count)
         elif frame.type is FrameType.INIT:
-            with self._state:
-                self._tasks.append(frame)
+            self._tasks.append(frame)
         else:
             raise RemoteProtocolError(f"{frame.type.name} frame on a lane")
 
@@ -246,22 +246,22 @@ class WorkerLane:
         if frame.seq != self._expected:
             raise RemoteProtocolError(f"tasks from {frame.seq} on, when {self._expected} was due")
         tasks = []
-        for item in decode_tasks(frame):
-            function = self._functions.get(item.function)
+        for number, arguments in decode_tasks(frame):
+            function = self._functions.get(number)
             if function is None:
-                raise RemoteProtocolError(f"task {self._expected} names function {item.function}, which never came")
+                raise RemoteProtocolError(f"task {self._expected} names function {number}, which never came")
             # The task holds its function: a FORGET behind it concerns later ones only.
-            tasks.append(SentTask(self._expected, function, item.payload))
+            tasks.append(SentTask(self._expected, function, arguments))
             self._expected += 1
-        with self._state:
-            self._tasks.extend(tasks)
+        self._tasks.extend(tasks)
 
     def _give_back(self, count: int) -> None:
-        with self._state:
-            given = min(count, len(self._tasks))
-            for _ in range(given):
+        given = 0
+        with contextlib.suppress(IndexError):  # the main thread has begun the rest
+            while given < count:
                 self._tasks.pop()
-            self._expected -= given
+                given += 1
+        self._expected -= given
         self._say(encode_frame(FrameType.RECALLED, count=given, seq=self._expected))
 
     # -- the helper thread -----------------------------------------------------------------------------
@@ -282,11 +282,13 @@ class WorkerLane:
 
     def _rest(self) -> None:
         """Sleep for as long as nothing comes, if nothing has come for a while."""
-        with self._state:
-            self._resting = not self._busy and time.perf_counter() - self._last_task > REST
-            resting = self._resting
-        if resting:
-            self._rest_over.acquire()
+        if self._busy or time.perf_counter() - self._last_task < REST:
+            return
+        self._rest_over.clear()
+        self._resting = True
+        if not self._busy:
+            self._rest_over.wait()
+        self._resting = False
 
     def _look_after(self, long: bool) -> None:
         """Do for the main thread what it cannot; if its task is a long one, until it can."""
@@ -294,9 +296,8 @@ class WorkerLane:
             return
         try:
             while True:
-                with self._send:
-                    if self._outcomes:
-                        self._flush()
+                if self._outcomes:
+                    self._flush()
                 unattended = bool(self._tasks or self._outcomes)
                 ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
                 if self._connection.fileno() in ready:

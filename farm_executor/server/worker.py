@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from farm_executor import payload
-from farm_executor.core.frames import Frame, Payload, Result, payload_of
+from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.failure import describe, dump_failure
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
@@ -64,14 +64,14 @@ def run_worker(start: WorkerStart) -> None:
         began = time.perf_counter()
         lane.begin(task.seq)
         try:
-            result = runner.run(task)
-        except KeyboardInterrupt as error:  # it came in the short time between the task and us
-            result = _failed(error)
+            outcome, error = runner.run(task)
+        except KeyboardInterrupt as interrupt:  # it came in the short time between the task and us
+            outcome, error = _failed(interrupt)
         if os.getpid() != pid:
             os._exit(0)  # a child that the task has forked comes back from it, but the lane is its parent's
-        lane.settle(result, time.perf_counter() - began)
+        lane.settle(outcome, error, began)
         # Nothing of this task is kept alive while waiting for the next (CPython issue 16284).
-        del task, result
+        del task, outcome
 
 
 class _Runner:
@@ -98,8 +98,8 @@ class _Runner:
             return dump_failure(error, skip_frames=1)
         return None
 
-    def run(self, task: SentTask) -> Result:
-        """Call the task's function with its arguments."""
+    def run(self, task: SentTask) -> tuple[Payload, bool]:
+        """Call the task's function with its arguments; return the pickled outcome, and whether it is an error."""
         try:
             function = self._load_function(task.function)
             args, kwargs = payload.loads(task.arguments, self._namespaces.resolver)
@@ -116,7 +116,7 @@ class _Runner:
             del args, kwargs
             _flush_output()
         try:
-            return Result(payload.dumps(value))
+            return payload.dumps(value), False
         except BaseException as error:  # pickling runs code of the user's, too
             message = (
                 f"the task's result, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
@@ -132,12 +132,12 @@ class _Runner:
         return loaded
 
 
-def _failed(error: BaseException, message: str = "", *, skip_frames: int = 0) -> Result:
-    result = Result(dump_failure(error, message, skip_frames=skip_frames), error=True)
+def _failed(error: BaseException, message: str = "", *, skip_frames: int = 0) -> tuple[Payload, bool]:
+    failure = dump_failure(error, message, skip_frames=skip_frames)
     # Its frames hold all that the task had, and one raised again would add to them. By BaseException, as its class
     # may define anything.
     BaseException.with_traceback(error, None)
-    return result
+    return failure, True
 
 
 def is_reusable(function: Any) -> bool:

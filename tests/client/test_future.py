@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from farm_executor.client.future import FarmFuture
+from farm_executor.client.future import FarmFuture, settle_plainly
 
 DEADLINE = 20.0
 
@@ -117,14 +117,81 @@ def test_asyncio_wraps_it():
 
 
 def test_cancelling_tells_whom_it_concerns_once():
-    future, told = FarmFuture(), []
-    future.on_cancel = lambda: told.append(True)
+    future, owner = FarmFuture(), NotedOwner()
+    future.owner, future.task = owner, "the task"
 
     assert future.cancel()
     assert future.cancel()
-    assert told == [True]
+    assert owner.withdrawn == ["the task"]
     with pytest.raises(CancelledError):
         future.result()
+
+
+class NotedOwner:
+    def __init__(self, value=None):
+        self.withdrawn, self.led, self.value = [], [], value
+
+    def withdraw(self, task):
+        self.withdrawn.append(task)
+
+    def lead(self, future, timeout):
+        self.led.append(timeout)
+        if self.value is not None:
+            future.set_result(self.value)
+        return 0.0
+
+
+@pytest.mark.parametrize("look", [FarmFuture.result, FarmFuture.exception])
+def test_whoever_waits_may_do_the_owners_work_meanwhile(look):
+    future, owner = FarmFuture(), NotedOwner(5)
+    future.owner = owner
+
+    assert look(future, 7.0) == (5 if look is FarmFuture.result else None)
+    assert owner.led == [7.0]
+    assert look(future) == (5 if look is FarmFuture.result else None)
+    assert owner.led == [7.0], "there is nothing to wait for"
+
+
+@pytest.mark.parametrize("look", [FarmFuture.result, FarmFuture.exception])
+def test_the_time_spent_on_the_owners_work_counts(look):
+    future, owner = FarmFuture(), NotedOwner()
+    future.owner = owner
+
+    with pytest.raises(futures.TimeoutError):
+        look(future, 3600.0)
+
+
+def test_callbacks_are_called_by_whom_the_settler_names():
+    future, posted, called = FarmFuture(), [], []
+    future.add_done_callback(called.append)
+    future.call_back_by = posted.append
+    future.set_result(1)
+
+    assert (future.result(), called, len(posted)) == (1, [], 1)
+    posted[0]()
+    assert called == [future]
+
+
+def test_without_callbacks_nobody_is_asked_to_call_them():
+    future, posted = FarmFuture(), []
+    assert not future.running()
+    future.call_back_by = posted.append
+    future.set_result(1)
+
+    assert posted == []
+
+
+def test_results_are_set_together_only_where_nobody_has_looked():
+    plain, looked_at, cancelled = FarmFuture(), FarmFuture(), FarmFuture()
+    for future in (plain, looked_at):
+        assert future.set_running_or_notify_cancel()
+    assert looked_at.running()
+    assert cancelled.cancel()
+
+    others = settle_plainly([(plain, 1), (looked_at, 2), (cancelled, 3)])
+
+    assert others == [(looked_at, 2), (cancelled, 3)]
+    assert (plain.result(), looked_at.done(), cancelled.cancelled()) == (1, False, True)
 
 
 def test_repr_is_the_standard_ones():

@@ -99,7 +99,7 @@ def tasks_in(parts: list[Buffer]) -> list[tuple[int, int, tuple[bytes, ...]]]:
         assert frame.type is FrameType.TASKS
         items = decode_tasks(frame)
         assert len(items) == frame.count
-        out += [(frame.seq + i, item.function, plain(item.payload)) for i, item in enumerate(items)]
+        out += [(frame.seq + i, function, plain(payload)) for i, (function, payload) in enumerate(items)]
     return out
 
 
@@ -112,7 +112,7 @@ def results_in(parts: list[Buffer]) -> tuple[int, list[tuple[int, bool, tuple[by
         busy, items = decode_results(frame)
         assert len(items) == frame.count
         total += busy
-        out += [(frame.seq + i, item.error, plain(item.payload)) for i, item in enumerate(items)]
+        out += [(frame.seq + i, error, plain(payload)) for i, (payload, error) in enumerate(items)]
     return total, out
 
 

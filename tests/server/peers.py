@@ -111,10 +111,9 @@ class LanePeer(Peer):
         while len(found) < count:
             frame = self.receive()
             assert frame.type is FrameType.RESULTS, frame
-            for number, result in enumerate(decode_results(frame)[1], frame.seq):
+            for number, (data, error) in enumerate(decode_results(frame)[1], frame.seq):
                 assert number not in found
-                data = result.payload
-                found[number] = load_failure(data, Origin()) if result.error else payload.loads(data)
+                found[number] = load_failure(data, Origin()) if error else payload.loads(data)
         return found
 
 

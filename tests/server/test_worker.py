@@ -167,9 +167,9 @@ def test_recalls_while_tasks_are_done_lose_none_and_run_none_twice(lane, tmp_pat
                 assert frame.seq == end - given
                 end -= given
             else:
-                for number, result in enumerate(decode_results(frame)[1], frame.seq):
+                for number, (outcome, _) in enumerate(decode_results(frame)[1], frame.seq):
                     assert number == len(answered)
-                    answered[number] = payload.loads(result.payload)
+                    answered[number] = payload.loads(outcome)
     assert answered == {number: number for number in range(len(answered))}
     assert len(book.read_text().split()) == len(answered)
 

@@ -1,0 +1,187 @@
+"""The functions of one farm: each is pickled when it is new or may have changed, and is then known by a number.
+
+This module owns the numbers, and the knowledge of when a function's pickle would still be the same. It must not
+know who is sent what.
+
+A module's function is its name. One that travels by value (a lambda, a function of ``__main__``) brings the values
+of the globals that it names, its defaults and what it closes over, as they are at each submit. To pickle it each
+time would cost more than all the rest of a small call, so it is remembered what its pickle was made of. As long as
+that consists of things that cannot change in place (numbers, strings, modules, what a module defines, functions of
+such things again), a look at each tells whether it is still the same object. A function that holds anything else,
+such as a list or a class of ``__main__``, is pickled each time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from farm_executor import payload
+from farm_executor.byvalue import is_importable
+from farm_executor.core.frames import Payload
+
+__all__ = ["Function", "FunctionTable"]
+
+MAX_FUNCTIONS = 512  # known by content; each lane forgets by itself what it does not use
+MAX_FUNCTION_BYTES = 64 * 1024 * 1024  # of those: a bound method is as large as its object
+MAX_PARTS = 64  # of a function that is remembered: looking at more would cost what it saves
+
+_ATOMS = {type(None), bool, int, float, complex, str, bytes, type(...)}
+_TYPING = (types.GenericAlias, types.UnionType)
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Function:
+    """A function as it is sent: a number that stands for these bytes in one farm."""
+
+    number: int
+    data: Payload
+
+
+class FunctionTable:
+    """See the module.
+
+    Thread safety: `find` may be called from any thread; at worst a function is pickled or numbered twice.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._by_content: dict[bytes, Function] = {}
+        self._bytes = 0
+        self._unchanged: dict[Callable[..., Any], tuple[Function, _Parts | None]] = {}  # None: it is but a name
+
+    def find(self, fn: Callable[..., Any]) -> Function:
+        """The function as it is now.
+
+        Raises:
+            Exception: It cannot be pickled.
+        """
+        if type(fn) is types.FunctionType:
+            known = self._unchanged.get(fn)
+            if known is not None and not payload.registered_by_value():
+                function, parts = known
+                if parts is None or parts.unchanged():
+                    return function
+            return self._pickle(fn)
+        return self._number(bytes(payload.dumps(fn, out_of_band=False)[0]))
+
+    def _pickle(self, fn: types.FunctionType) -> Function:
+        parts: _Parts | None = _Parts(fn) if not payload.registered_by_value() else None
+        function = self._number(bytes(payload.dumps(fn, out_of_band=False)[0]))
+        if parts is not None and parts.can_be_compared:
+            if len(self._unchanged) >= MAX_FUNCTIONS:  # such as one lambda made anew for each call
+                self._unchanged.clear()
+            self._unchanged[fn] = function, parts if payload.by_value(function.data) else None
+        return function
+
+    def _number(self, data: bytes) -> Function:
+        function = self._by_content.get(data)
+        if function is None:
+            if len(self._by_content) >= MAX_FUNCTIONS or self._bytes > MAX_FUNCTION_BYTES:
+                self._by_content.clear()  # costs those still used a new number, nothing else
+                self._unchanged.clear()
+                self._bytes = 0
+            self._bytes += len(data)
+            function = self._by_content.setdefault(data, Function(next(self._numbers), [data]))
+        return function
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much is held for functions that may come again."""
+        return self._bytes
+
+
+class _ChangeableError(Exception):
+    """A function holds something that may change without being another object."""
+
+
+class _Parts:
+    """What a function's pickle is made of. To be taken before the pickling: what changes meanwhile has changed."""
+
+    __slots__ = ("_cells", "_functions", "_globals", "_modules", "can_be_compared")
+
+    def __init__(self, fn: types.FunctionType) -> None:
+        self._functions: dict[types.FunctionType, tuple[Any, ...]] = {}
+        self._cells: list[tuple[types.CellType, Any]] = []
+        self._globals: list[tuple[dict[str, Any], str, Any]] = []
+        self._modules = 0  # how many were imported, if it matters
+        try:
+            self._add(fn)
+            self.can_be_compared = True
+        except _ChangeableError:
+            self.can_be_compared = False
+
+    def unchanged(self) -> bool:
+        """Whether each part is what it was."""
+        for fn, (code, defaults) in self._functions.items():
+            same = fn.__code__ is code and fn.__defaults__ is defaults
+            if not same or fn.__kwdefaults__ or fn.__dict__:
+                return False
+        for namespace, name, value in self._globals:
+            if namespace.get(name, _MISSING) is not value:
+                return False
+        for cell, value in self._cells:
+            if _contents(cell) is not value:
+                return False
+        return not self._modules or self._modules == len(sys.modules)
+
+    def _add(self, fn: types.FunctionType) -> None:
+        if fn in self._functions or is_importable(fn):
+            return
+        if fn.__dict__ or fn.__kwdefaults__ or len(self._functions) + len(self._globals) >= MAX_PARTS:
+            raise _ChangeableError
+        self._functions[fn] = fn.__code__, fn.__defaults__
+        self._add_value(fn.__defaults__)
+        for cell in fn.__closure__ or ():
+            value = _contents(cell)
+            self._cells.append((cell, value))
+            self._add_value(value)
+        try:
+            annotations = fn.__annotations__
+        except Exception:  # from Python 3.14 on they may name what is not there
+            raise _ChangeableError from None
+        for value in annotations.values():
+            self._add_value(value)
+        for name in _global_names(fn.__code__):
+            value = fn.__globals__.get(name, _MISSING)
+            self._globals.append((fn.__globals__, name, value))
+            self._add_value(value)
+
+    def _add_value(self, value: Any) -> None:
+        kind = type(value)
+        if kind in _ATOMS or value is _MISSING or value is type(None):
+            return
+        if kind is types.FunctionType:
+            self._add(value)
+        elif kind is tuple:
+            for item in value:
+                self._add_value(item)
+        elif issubclass(kind, _TYPING) or kind.__module__ == "typing":
+            for item in (getattr(value, "__origin__", None), *getattr(value, "__args__", ())):
+                self._add_value(item)
+        elif isinstance(value, types.ModuleType):
+            if value.__name__ == "__main__" or sys.modules.get(value.__name__) is not value:
+                raise _ChangeableError
+            self._modules = len(sys.modules)  # of packages, submodules imported by now are sent along
+        elif not (isinstance(value, (type, types.BuiltinFunctionType)) and is_importable(value)):
+            raise _ChangeableError
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing yet
+        return _MISSING
+
+
+def _global_names(code: types.CodeType) -> Iterator[str]:
+    """Names that the code, or a function within it, may look up: too many are harmless."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _global_names(constant)

@@ -1,0 +1,303 @@
+"""Who waits for the sockets: the farm's own thread, or a caller that has to wait anyway.
+
+This module owns the I/O thread, the selector, timers, the inbox, and the rules by which a caller *leads*. It must
+not know what is said over the sockets, nor what a future is.
+
+To hand an answer from the I/O thread to the thread that waits for it costs a call a third of its time. So the
+waiting thread takes the I/O thread's place for as long as it waits: it *leads*. The I/O thread stands by.
+
+* The sockets are in one selector. The I/O thread does not wait on that, but on its descriptor, which is readable
+  while any of the sockets is. Whoever leads disarms that second wait meanwhile.
+* ``_turn`` is held by whoever handles events: by a leader as long as it leads, by the I/O thread while it is awake.
+  So handlers, timers and what was posted never run at the same time.
+* A leader handles sockets, and nothing else. At the first sign of anything else, which rings the waker, it stops
+  leading and waits as anybody does. What it leaves is still in the selector, and so wakes the I/O thread.
+* A leader that is interrupted must not leave a handler half-way: see `interrupt`.
+
+Where selectors have no descriptor (Windows), nobody leads.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import selectors
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from farm_executor.client.interrupt import HeldBack
+from farm_executor.transport import Connection, Waker
+
+__all__ = ["Reactor"]
+
+_Handler = Callable[[int], None]  # gets the selector's event mask
+
+
+class Reactor:
+    """See the module.
+
+    Args:
+        finished: Asked after each turn, in the I/O thread, whether all is over.
+        failed: Called in the I/O thread with what a handler raised, which is a bug; then all is over.
+        ended: The last call, in the I/O thread, or in the thread that could not start it.
+        may_lead: Whether callers may lead.
+
+    Attributes:
+        may_lead: Whether a caller may begin to lead now.
+
+    Thread safety: `post`, `lead`, `join` and `is_own_thread` may be called from any thread, the others from
+    handlers.
+    """
+
+    def __init__(
+        self,
+        finished: Callable[[], bool],
+        failed: Callable[[BaseException], None],
+        ended: Callable[[], None],
+        *,
+        may_lead: bool,
+    ) -> None:
+        self._finished = finished
+        self._failed = failed
+        self._ended = ended
+        self._selector = selectors.DefaultSelector()
+        self._waker = Waker()
+        self._selector.register(self._waker, selectors.EVENT_READ, lambda events: self._waker.drain())
+        self._standby = _standby(self._selector) if may_lead else None
+        self.may_lead = self._standby is not None
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_ids = itertools.count()
+        self._turn = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="farm-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the I/O thread.
+
+        Raises:
+            RuntimeError: No thread can be started, as from Python 3.12 on when the main thread has ended.
+        """
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close()
+            raise
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller is the I/O thread."""
+        return threading.get_ident() == self._thread.ident
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end; say whether it has come. From the I/O thread itself it is not waited for."""
+        if not self.is_own_thread():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Have the I/O thread call something. Takes no lock."""
+        self._inbox.append(action)
+        if len(self._inbox) == 1:  # else whoever was first has woken it
+            self._waker.wake()
+        if self._closed:
+            self._run_inbox()
+
+    # -- for handlers --------------------------------------------------------------------------------------
+
+    def register(self, connection: Connection, handler: _Handler) -> None:
+        """Call the handler when the connection can be read."""
+        self._selector.register(connection, selectors.EVENT_READ, handler)
+
+    def want_to_write(self, connection: Connection, wanted: bool) -> None:
+        """Call the handler also when the connection can be written, or no longer."""
+        key = self._selector.get_key(connection)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+        if key.events != events:
+            self._selector.modify(connection, events, key.data)
+
+    def unregister(self, connection: Connection) -> None:
+        """Do not look at the connection any more."""
+        self._selector.unregister(connection)
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call something later, in the I/O thread."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_ids), action))
+        if not self.is_own_thread():
+            self._waker.wake()  # it may be sleeping for longer
+
+    # -- the I/O thread ------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        try:
+            while not self._finished() or self._inbox:
+                self._wait()
+                self._run_inbox()
+                while self._timers and self._timers[0][0] <= time.monotonic():
+                    heapq.heappop(self._timers)[2]()
+        except BaseException as error:  # the last resort: nobody may wait for a thread that has died
+            self._failed(error)
+        finally:
+            self._close()
+            self._turn.release()
+
+    def _wait(self) -> None:
+        """Handle what the sockets have to say, once they or a timer have something."""
+        timeout = self._until_timer()
+        if self._standby is not None:
+            self._turn.release()
+            self._standby.wait(timeout)
+            while not self._turn.acquire(blocking=False):  # somebody leads
+                timeout = self._until_timer()
+                if timeout == 0.0:  # and must let us
+                    self._waker.wake()
+                    self._turn.acquire()
+                    break
+                self._standby.wait(timeout)
+            timeout = 0.0
+        for key, events in self._selector.select(timeout):
+            key.data(events)
+
+    def _until_timer(self) -> float | None:
+        return max(self._timers[0][0] - time.monotonic(), 0.0) if self._timers else None
+
+    def _run_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _close(self) -> None:
+        self._ended()
+        self._closed = True
+        self._run_inbox()  # closes connections that were made in the last moment
+        self._selector.close()
+        if self._standby is not None:
+            self._standby.close()
+        self._waker.close()
+
+    # -- a leading caller ----------------------------------------------------------------------------------
+
+    def lead(self, done: Callable[[], bool], timeout: float | None) -> float | None:
+        """Handle events in this thread until it is done, or the time is over, or something else is to be handled.
+
+        Returns:
+            What is left of the timeout, in seconds.
+        """
+        if not self.may_lead or self._standby is None or self._turn.locked():
+            return timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with HeldBack() as interrupt:
+            if self._turn.acquire(blocking=False):
+                try:
+                    if not self._closed:
+                        self._standby.disarm()
+                        try:
+                            self._handle_until(done, deadline, interrupt)
+                        finally:
+                            self._standby.arm()
+                finally:
+                    self._turn.release()
+        return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+    def _handle_until(self, done: Callable[[], bool], deadline: float | None, interrupt: HeldBack) -> None:
+        timeout = None
+        while not done():
+            if deadline is not None:
+                timeout = deadline - time.monotonic()
+                if timeout <= 0.0:
+                    return
+            interrupt.passing = True
+            events = self._selector.select(timeout)
+            interrupt.passing = False
+            for key, mask in events:
+                if key.fileobj is self._waker:  # which stays readable
+                    return
+                try:
+                    key.data(mask)
+                except BaseException as error:  # a bug, or another signal's handler raised in the midst of it
+                    self.post(partial(_raise, error))
+                    raise
+
+    # -- fork ----------------------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's selectors, and change nothing in them."""
+        for descriptor in (self._waker.fileno(), self._waker.signal_fileno()):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._selector.close()
+        if self._standby is not None:
+            self._standby.close()
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+class _Standby(Protocol):
+    """Waits until a selector has something, except while it is disarmed."""
+
+    def wait(self, timeout: float | None) -> None: ...
+    def arm(self) -> None: ...
+    def disarm(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def _standby(selector: selectors.BaseSelector) -> _Standby | None:
+    if sys.platform == "linux":
+        if isinstance(selector, selectors.EpollSelector):
+            return _EpollStandby(selector.fileno())
+    elif sys.platform != "win32":
+        if isinstance(selector, selectors.KqueueSelector):
+            return _KqueueStandby(selector.fileno())
+    return None
+
+
+if sys.platform == "linux":
+
+    class _EpollStandby:
+        def __init__(self, descriptor: int) -> None:
+            self._descriptor = descriptor
+            self._epoll = select.epoll()
+            self._epoll.register(descriptor, select.EPOLLIN)
+
+        def wait(self, timeout: float | None) -> None:
+            self._epoll.poll(timeout)
+
+        def arm(self) -> None:
+            self._epoll.modify(self._descriptor, select.EPOLLIN)
+
+        def disarm(self) -> None:
+            self._epoll.modify(self._descriptor, 0)
+
+        def close(self) -> None:
+            self._epoll.close()
+
+elif sys.platform != "win32":
+
+    class _KqueueStandby:
+        def __init__(self, descriptor: int) -> None:
+            self._descriptor = descriptor
+            self._kqueue = select.kqueue()
+            self._change(select.KQ_EV_ADD)
+
+        def _change(self, action: int) -> None:
+            self._kqueue.control([select.kevent(self._descriptor, select.KQ_FILTER_READ, action)], 0)
+
+        def wait(self, timeout: float | None) -> None:
+            self._kqueue.control(None, 1, timeout)
+
+        def arm(self) -> None:
+            self._change(select.KQ_EV_ENABLE)
+
+        def disarm(self) -> None:
+            self._change(select.KQ_EV_DISABLE)
+
+        def close(self) -> None:
+            self._kqueue.close()

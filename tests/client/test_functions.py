@@ -1,0 +1,235 @@
+"""A function is pickled again exactly when its pickle may be another one."""
+
+import functools
+import json
+import sys
+import types
+from collections.abc import Callable
+
+import cloudpickle
+import pytest
+from contract import tasks
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from farm_executor import payload
+from farm_executor.client.functions import MAX_FUNCTION_BYTES, MAX_FUNCTIONS, FunctionTable
+
+
+def in_main(source, name="f", **globals_):
+    """What the source defines under that name, as if in ``__main__``."""
+    namespace = {"__name__": "__main__", **globals_}
+    exec(source, namespace)
+    return namespace[name]
+
+
+@pytest.fixture
+def pickled(monkeypatch):
+    """What was pickled."""
+    seen = []
+    dumps = payload.dumps
+
+    def noted(value, **options):
+        seen.append(value)
+        return dumps(value, **options)
+
+    monkeypatch.setattr(payload, "dumps", noted)
+    return seen
+
+
+class Listed:
+    value = []
+
+
+WAYS_TO_STAY = {
+    "a module's function": lambda: tasks.identity,
+    "no names": lambda: in_main("def f(x): return x"),
+    "an attribute that is no global": lambda: in_main("def f(x): return x.real"),
+    "a number and a string": lambda: in_main("def f(x): return n, s", n=5, s="s"),
+    "a builtin": lambda: in_main("def f(x): return len(x), print"),
+    "a module": lambda: in_main("def f(x): return json.dumps(x)", json=json),
+    "a module's function as a global": lambda: in_main("def f(x): return g(x)", g=tasks.identity),
+    "a module's class": lambda: in_main("def f(x): return g(x)", g=functools.partial),
+    "another function of main": lambda: in_main("def g(x): return n\ndef f(x): return g(x)", n=1),
+    "itself": lambda: in_main("def f(x): return f(x - 1) if x else 0"),
+    "a default": lambda: in_main("def f(x, y=3, z=(1, 'a')): return x"),
+    "annotations": lambda: in_main("def f(x: int | None) -> list[int]: return x"),
+    "a callable's annotation": lambda: in_main("def f(x: C[[int], str]): return x", C=Callable),
+    "a closure": lambda: (lambda n: lambda x: x + n)(5),
+    "a nested function": lambda: in_main("def f(x):\n  def g(): return n\n  return g()", n=1),
+    "a name that is not there yet": lambda: in_main("def f(x): return later"),
+}
+
+WAYS_TO_CHANGE = {
+    "a list": lambda: in_main("def f(x): return n", n=[]),
+    "a list within a tuple": lambda: in_main("def f(x): return n", n=([],)),
+    "a list within a nested function": lambda: in_main("def f(x):\n  def g(): return n\n  return g()", n=[]),
+    "a class of main": lambda: in_main("class C: pass\ndef f(x): return C"),
+    "an annotation of main": lambda: in_main("class C: pass\ndef f(x: list[C]): return x"),
+    "an object": lambda: in_main("def f(x): return n", n=Listed()),
+    "a dict as a default": lambda: in_main("def f(x, y={}): return y"),
+    "keyword defaults": lambda: in_main("def f(x, *, y=1): return y"),
+    "an attribute of its own": lambda: in_main("def f(x): return f.n\nf.n = 1"),
+    "a list in a closure": lambda: (lambda n: lambda x: n)([]),
+    "a function of main that holds a list": lambda: in_main("def g(): return n\ndef f(x): return g()", n=[]),
+    "a module made by hand": lambda: in_main("def f(x): return m", m=types.ModuleType("made_by_hand")),
+}
+
+
+@pytest.mark.parametrize("what", WAYS_TO_STAY)
+def test_what_cannot_have_changed_is_pickled_once(what, pickled):
+    table, fn = FunctionTable(), WAYS_TO_STAY[what]()
+
+    first = table.find(fn)
+    pickled.clear()
+
+    assert table.find(fn) is first
+    assert pickled == []
+
+
+@pytest.mark.parametrize("what", WAYS_TO_CHANGE)
+def test_what_may_have_changed_is_pickled_again(what, pickled):
+    table, fn = FunctionTable(), WAYS_TO_CHANGE[what]()
+    first = table.find(fn)
+    pickled.clear()
+
+    assert table.find(fn).data == first.data
+    assert pickled == [fn]
+
+
+class Counter:
+    def count(self):
+        return 1
+
+
+@pytest.mark.parametrize("fn", [Counter().count, functools.partial(pow, 2), len, Counter])
+def test_what_is_no_function_is_pickled_each_time_and_known_by_its_bytes(fn, pickled):
+    table = FunctionTable()
+
+    assert table.find(fn) is table.find(fn)
+    assert len(pickled) == 2
+
+
+class SameAsPickledAnew(RuleBasedStateMachine):
+    """Whatever is done to a function and to what it names, its bytes are those of now."""
+
+    SOURCE = (
+        "def deep(): return e\n"
+        "def g(): return b, deep()\n"
+        "def maker(c):\n"
+        "  def f(x, y=1):\n"
+        "    def inner(): return d\n"
+        "    return a, g(), c, y, inner()\n"
+        "  def set_c(value):\n"
+        "    nonlocal c\n"
+        "    c = value\n"
+        "  return f, set_c\n"
+        "f, set_c = maker(0)\n"
+    )
+    values = st.one_of(st.none(), st.integers(0, 3), st.text("ab", max_size=2), st.just([]), st.just((1, 2)))
+
+    def __init__(self):
+        super().__init__()
+        self.table = FunctionTable()
+        self.f = in_main(self.SOURCE)
+        self.globals = self.f.__globals__
+
+    @rule(name=st.sampled_from("abde"), value=values)
+    def set_global(self, name, value):
+        self.globals[name] = value
+
+    @rule(name=st.sampled_from("abde"))
+    def delete_global(self, name):
+        self.globals.pop(name, None)
+
+    @rule(value=values)
+    def set_closure(self, value):
+        self.globals["set_c"](value)
+
+    @rule(value=values)
+    def set_default(self, value):
+        self.f.__defaults__ = (value,)
+
+    @rule(value=values)
+    def set_attribute(self, value):
+        self.globals["g"].note = value
+
+    @rule()
+    def delete_attribute(self):
+        vars(self.globals["g"]).clear()
+
+    @rule(number=st.integers(0, 3))
+    def redefine(self, number):
+        exec(f"def deep(): return e, {number}", self.globals)
+
+    @rule(number=st.integers(0, 3))
+    def exchange_code(self, number):
+        self.globals["g"].__code__ = in_main(f"def g(): return {number}, b, deep()", "g").__code__
+
+    @rule(other=st.sampled_from([json, sys, tasks.identity]))
+    def name_something_importable(self, other):
+        self.globals["a"] = other
+
+    @rule()
+    def append_to_a_list(self):
+        for name in "abde":
+            if isinstance(self.globals.get(name), list):
+                self.globals[name].append(1)
+
+    @rule()
+    def send(self):
+        assert list(self.table.find(self.f).data) == payload.dumps(self.f)
+
+
+TestSameAsPickledAnew = SameAsPickledAnew.TestCase
+TestSameAsPickledAnew.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_submodules_imported_later_are_sent_along(monkeypatch):
+    package = types.ModuleType("a_package")
+    package.__path__ = []
+    package.__package__ = "a_package"
+    monkeypatch.setitem(sys.modules, "a_package", package)
+    table, f = FunctionTable(), in_main("def f(): return a_package.part.x", a_package=package)
+    before = table.find(f).data
+
+    package.part = types.ModuleType("a_package.part")
+    monkeypatch.setitem(sys.modules, "a_package.part", package.part)
+
+    assert b"a_package.part" not in before[0]
+    assert b"a_package.part" in table.find(f).data[0]
+
+
+def test_nothing_is_taken_for_unchanged_while_a_module_travels_by_value(pickled):
+    table, f = FunctionTable(), in_main("def f(): return g()", g=tasks.identity)
+    by_name = table.find(f).data, table.find(tasks.identity).data
+    cloudpickle.register_pickle_by_value(tasks)
+    try:
+        assert table.find(f).data != by_name[0]
+        assert payload.by_value(table.find(tasks.identity).data)
+    finally:
+        cloudpickle.unregister_pickle_by_value(tasks)
+
+    assert (table.find(f).data, table.find(tasks.identity).data) == by_name
+
+
+def test_a_lambda_made_anew_for_each_call_is_one_function_and_is_not_kept_for_ever():
+    table, f = FunctionTable(), None
+    known = {
+        table.find(f := eval("lambda x: x", {"__name__": "__main__"})).number for _ in range(3 * MAX_FUNCTIONS)
+    }
+
+    assert len(known) == 1
+    assert len(table._unchanged) <= MAX_FUNCTIONS
+    assert f is not None
+
+
+def test_what_is_kept_is_bounded():
+    table = FunctionTable()
+    for number in range(3 * MAX_FUNCTIONS):
+        table.find(in_main(f"def f(): return {number}"))
+    assert len(table._by_content) <= MAX_FUNCTIONS
+    for number in range(40):
+        table.find(functools.partial(len, bytes(8_000_000) + bytes([number])))
+    assert table.kept_bytes <= MAX_FUNCTION_BYTES + 8_100_000

@@ -1,0 +1,288 @@
+"""Who handles what comes over the sockets, and that nothing is left lying when they take turns."""
+
+import signal
+import socket
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from farm_executor.client.reactor import Reactor
+from farm_executor.transport import Connection
+
+DEADLINE = 20.0
+LEADS = sys.platform != "win32"
+
+
+class Driver:
+    """A reactor with one socket; what comes there is noted with the thread that took it."""
+
+    def __init__(self, may_lead=True):
+        self.over = threading.Event()
+        self.errors, self.ended = [], []
+        self.got, self.threads = [], []
+        self.reactor = Reactor(
+            self.over.is_set, self.errors.append, lambda: self.ended.append(True), may_lead=may_lead
+        )
+        self.here, self.there = socket.socketpair()
+        self.here.setblocking(False)
+        self.connection = Connection(self.here)
+        self.reactor.register(self.connection, self.on_data)
+        self.reactor.start()
+
+    def on_data(self, events):
+        self.got += self.here.recv(100)
+        self.threads.append(threading.current_thread().name)
+
+    def send(self, number):
+        self.there.sendall(bytes([number]))
+
+    def lead(self, count, timeout=DEADLINE):
+        """Lead until so much has come."""
+        return self.reactor.lead(lambda: len(self.got) >= count, timeout)
+
+    def wait(self, count):
+        """As whoever does not lead does."""
+        deadline = time.monotonic() + DEADLINE
+        while len(self.got) < count and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return len(self.got) >= count
+
+    def close(self):
+        self.over.set()
+        self.reactor.may_lead = False
+        self.reactor.post(lambda: None)
+        assert self.reactor.join(DEADLINE)
+        self.here.close()
+        self.there.close()
+        assert self.ended == [True]
+
+
+@pytest.fixture(params=[True, False], ids=["led", "not led"])
+def driver(request, no_leaks):
+    driver = Driver(request.param)
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def led(no_leaks):
+    driver = Driver()
+    yield driver
+    driver.close()
+
+
+MAIN, OWN = threading.main_thread().name, "farm-engine"
+
+
+def test_the_own_thread_takes_what_comes_while_nobody_waits(driver):
+    driver.send(1)
+
+    assert driver.wait(1)
+    assert driver.threads == [OWN]
+
+
+def test_what_is_posted_and_what_is_timed_is_done_by_the_own_thread(driver):
+    names, done = [], threading.Event()
+    driver.reactor.post(lambda: names.append(threading.current_thread().name))
+    driver.reactor.after(0.01, lambda: (names.append(threading.current_thread().name), done.set()))
+
+    assert done.wait(DEADLINE)
+    assert names == [OWN, OWN]
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_whoever_waits_takes_what_comes(led):
+    for number in range(50):
+        threading.Timer(0.001, led.send, [number]).start()
+        led.lead(number + 1)
+
+    assert led.got == list(range(50))
+    assert set(led.threads) == {MAIN}
+
+
+def test_where_leading_is_off_it_returns_at_once(no_leaks):
+    driver = Driver(may_lead=False)
+    assert driver.lead(1, 3600.0) == 3600.0
+    assert driver.lead(1, None) is None
+    driver.close()
+
+
+def test_the_timeout_passes_and_what_is_left_is_told(led):
+    assert led.lead(1, 0.01) == 0.0
+    led.send(1)
+    left = led.lead(1, 3600.0)
+
+    assert led.wait(1)
+    assert 3500.0 < left <= 3600.0
+
+
+def test_after_leading_the_own_thread_takes_what_comes(led):
+    for number in range(20):
+        threading.Timer(0.001, led.send, [number]).start()
+        led.lead(2 * number + 1)
+        led.send(100 + number)
+        assert led.wait(2 * number + 2)
+
+    assert led.got == [n for number in range(20) for n in (number, 100 + number)]
+    assert OWN in led.threads
+
+
+def test_a_post_ends_the_leading(led):
+    done = threading.Event()
+    threading.Timer(0.02, lambda: led.reactor.post(done.set)).start()
+    led.lead(1, 3600.0)
+
+    assert done.wait(DEADLINE)
+
+
+def test_a_timer_ends_the_leading_also_one_that_a_handler_sets(led):
+    done = threading.Event()
+    led.reactor.after(0.02, done.set)
+    led.lead(1, 3600.0)
+    assert done.wait(DEADLINE)
+
+    done.clear()
+    take = led.on_data
+    led.reactor.unregister(led.connection)
+    led.reactor.register(led.connection, lambda events: (take(events), led.reactor.after(0.01, done.set)))
+    led.send(1)
+    led.lead(2, 3600.0)
+    assert done.wait(DEADLINE)
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_one_leads_and_the_others_return_at_once(led):
+    leading = threading.Event()
+    take = led.on_data
+    led.reactor.unregister(led.connection)
+    led.reactor.register(led.connection, lambda events: (take(events), leading.set()))
+    with ThreadPoolExecutor(1, "the leader") as pool:
+        leader = pool.submit(led.lead, 2, None)
+        deadline = time.monotonic() + DEADLINE
+        while not led.reactor._turn.locked() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        led.send(1)
+        assert leading.wait(DEADLINE)
+        if led.threads == ["the leader_0"]:  # else the turn that was seen was the own thread's
+            assert led.lead(2, 3600.0) == 3600.0
+        led.send(2)
+        assert leader.result(DEADLINE) is None
+    assert led.wait(2)
+
+
+def test_many_threads_and_the_own_one_take_turns_and_lose_nothing(led):
+    """Each asks and waits, leading where it may; who sends is on the other side."""
+    count, threads = 300, 4
+    echo = threading.Thread(target=_echo, args=(led.there,))
+    echo.start()
+    lock = threading.Lock()
+    sent = 0
+
+    def work():
+        nonlocal sent
+        for _ in range(count):
+            with lock:
+                sent += 1
+                mine = sent
+                led.here.send(b"x")
+            while len(led.got) < mine:
+                led.lead(mine, 0.05)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(DEADLINE)
+    assert len(led.got) == count * threads
+    led.here.shutdown(socket.SHUT_WR)
+    echo.join(DEADLINE)
+
+
+def _echo(sock):
+    while data := sock.recv(100):
+        sock.sendall(data)
+
+
+def _raise(error):
+    raise error
+
+
+def test_what_a_handler_raises_in_the_own_thread_ends_the_reactor(no_leaks):
+    driver, error = Driver(), ValueError("a bug")
+    driver.reactor.post(lambda: _raise(error))
+
+    assert driver.reactor.join(DEADLINE)
+    assert driver.errors == [error]
+    driver.close()
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_what_a_handler_raises_in_a_leader_ends_the_reactor_too(no_leaks):
+    driver, error = Driver(), ValueError("a bug")
+    driver.reactor.unregister(driver.connection)
+    driver.reactor.register(driver.connection, lambda events: _raise(error) if driver.here.recv(1) else None)
+    threading.Timer(0.02, driver.send, [1]).start()
+
+    with pytest.raises(ValueError, match="a bug"):
+        driver.lead(1, None)
+    assert driver.reactor.join(DEADLINE)
+    assert driver.errors == [error]
+    driver.close()
+
+
+def test_posting_after_the_end_runs_at_once(no_leaks):
+    driver, done = Driver(), []
+    driver.close()
+    driver.reactor.post(lambda: done.append(True))
+
+    assert done == [True]
+    assert driver.lead(1, 0.0) == 0.0
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_an_interrupt_at_any_line_leaves_the_reactor_as_it_was(led):
+    """Ctrl-C at one line of the leading after the other; afterwards all that was sent has come, once."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        struck, sent = 0, 0
+        while True:
+            sent += 1
+            led.send(sent % 256)
+            hit = _strike(struck, lambda: led.lead(sent))
+            led.lead(sent)
+            assert led.wait(sent)
+            assert led.got == [n % 256 for n in range(1, sent + 1)]
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            struck += 1
+            if not hit and struck > 60:
+                break
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not led.errors
+
+
+def _strike(number, call):
+    left = number
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if not frame.f_code.co_filename.endswith(("reactor.py", "interrupt.py", "test_reactor.py")):
+            return None
+        if event == "line" and left >= 0:
+            left -= 1
+            if left < 0:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    traced = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(traced)
+    return left < 0
