@@ -35,7 +35,7 @@ PROTOCOL = 5
 _BY_VALUE = b"V"
 
 
-def dumps(value: Any, *, out_of_band: bool = True) -> list[Buffer]:
+def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
     """Pickle a value.
 
     Args:
@@ -50,20 +50,19 @@ def dumps(value: Any, *, out_of_band: bool = True) -> list[Buffer]:
     buffers: list[pickle.PickleBuffer] = []
     try:
         # The callback answers None for each buffer, which puts it out of band: right for large ones alone.
-        parts: list[Buffer] = [pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)]
-        if buffers:
-            parts = _dump(pickle.Pickler, value, out_of_band)
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+        parts: Payload = _dump(pickle.Pickler, value, out_of_band) if buffers else (data,)
     except Exception:  # whatever it was, cloudpickle gets its chance and raises the better error
         pass
     else:
-        if b"__main__" not in parts[0] and not registered_by_value():
+        cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+        if b"__main__" not in parts[0] and (cloudpickle is None or not cloudpickle._PICKLE_BY_VALUE_MODULES):
             return parts
-    parts = _dump(pickler(), value, out_of_band)
-    parts[0] = bytes(parts[0]) + _BY_VALUE
-    return parts
+    first, *others = _dump(pickler(), value, out_of_band)
+    return (bytes(first) + _BY_VALUE, *others)
 
 
-def _dump(kind: type[pickle.Pickler], value: Any, out_of_band: bool) -> list[Buffer]:
+def _dump(kind: type[pickle.Pickler], value: Any, out_of_band: bool) -> Payload:
     buffers: list[Buffer] = []
 
     def keep_large(buffer: pickle.PickleBuffer) -> bool:
@@ -79,7 +78,7 @@ def _dump(kind: type[pickle.Pickler], value: Any, out_of_band: bool) -> list[Buf
 
     file = io.BytesIO()
     kind(file, PROTOCOL, buffer_callback=keep_large).dump(value)
-    return [file.getvalue(), *buffers]
+    return (file.getvalue(), *buffers)
 
 
 def registered_by_value() -> bool:

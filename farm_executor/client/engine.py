@@ -33,9 +33,9 @@ from typing import Any
 from farm_executor import payload
 from farm_executor.byvalue import OwnObjects
 from farm_executor.client.functions import Function, FunctionTable
-from farm_executor.client.future import FarmFuture, settle_plainly
+from farm_executor.client.future import FarmFuture, settle_plainly, start_all
 from farm_executor.client.interrupt import HeldBack
-from farm_executor.client.lane import Call, Lane, WorkerDeath
+from farm_executor.client.lane import Lane, WorkerDeath
 from farm_executor.client.outcome import (
     caused,
     copy_of,
@@ -68,6 +68,7 @@ __all__ = ["Engine", "EngineOptions", "TaskOptions"]
 logger = logging.getLogger(__name__)
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
+GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 MAX_STILLBORN = 3
 
@@ -165,23 +166,25 @@ class Engine:
             RuntimeError: The farm has been shut down.
             BrokenFarmError: It is broken; or whatever else broke it, such as AuthenticationError.
         """
-        self._check_open()
+        if self._shutdown:
+            raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
         future: FarmFuture = FarmFuture()
         try:
-            function = fn if isinstance(fn, Function) else self._functions.find(fn)
-            arguments = payload.dumps((args, kwargs))
+            future.function = fn if isinstance(fn, Function) else self._functions.find(fn)
+            future.arguments = payload.dumps((args, kwargs))
         except Exception as error:  # whatever a user's reduction raises is its future's, and no other's
+            future.release()
             future.set_running_or_notify_cancel()
             future.set_exception(explain_pickling(error, fn, args, kwargs))
             return future
-        call = Call(function, arguments, future)
-        task = Task(next(self._ids), call, options.priority, options.category, options.max_attempts)
-        future.task = task
+        future.task = task = Task(next(self._ids), future, options.priority, options.category, options.max_attempts)
         future.owner = self
         self._incoming.append(task)
         if self._scheduler.has_idle_lane:
             self._admit()
-        if self._closed or self._error is not None:  # since we looked
+        if not task.id % GLANCE_EVERY:
+            self._reactor.glance()
+        if self._closed:  # since we looked
             self._refuse_incoming()
         return future
 
@@ -199,13 +202,10 @@ class Engine:
 
     def _take_incoming(self) -> None:
         """Hand what has been submitted to the scheduler; the lock is held."""
-        if self._closed or self._error is not None:
-            return
-        while self._incoming:
-            self._counts["submitted"] += 1
-            decisions = self._scheduler.submit(self._incoming.popleft())
-            if decisions:
-                self._perform(decisions)
+        while self._incoming and not self._closed:
+            tasks = [self._incoming.popleft() for _ in range(len(self._incoming))]
+            self._counts["submitted"] += len(tasks)
+            self._perform(self._scheduler.submit(*tasks))
 
     def _refuse_incoming(self) -> None:
         """Settle what was submitted just when all was over."""
@@ -226,12 +226,6 @@ class Engine:
     def withdraw(self, task: Task) -> None:
         """See `future.Owner`."""
         self._reactor.post(partial(self._withdraw, task))
-
-    def _check_open(self) -> None:
-        if self._error is not None:
-            raise self._error()
-        if self._shutdown:
-            raise RuntimeError(AFTER_SHUTDOWN)
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; end when those taken have settled.
@@ -475,10 +469,9 @@ class Engine:
     def _on_results(self, lane: Lane, frame: Frame) -> None:
         busy_us, results = decode_results(frame)
         with self._deciding:
-            tasks, decisions = self._scheduler.finished(lane.id, frame.seq, len(results), busy_us)
+            round_trip_us = lane.note_results(len(results), busy_us)
+            tasks, decisions = self._scheduler.finished(lane.id, frame.seq, len(results), busy_us, round_trip_us)
             self._perform(decisions)  # first of all, so that the worker goes on while we unpickle
-            lane.tasks_done += len(results)
-            lane.busy_seconds += busy_us / 1e6
         plain = []
         for task, (outcome, is_error) in zip(tasks, results, strict=True):
             if is_error:
@@ -516,7 +509,7 @@ class Engine:
             if not self._scheduler.withdraw(task):
                 return
         self._counts["cancelled"] += 1
-        task.call.future.set_running_or_notify_cancel()  # says no, and tells those who wait
+        task.call.set_running_or_notify_cancel()  # says no, and tells those who wait
 
     def _cancel_queued(self) -> None:
         with self._deciding:
@@ -582,7 +575,8 @@ class Engine:
             if self._error is not None:
                 return
             self._error = error
-            self._shutdown = True
+            self._shutdown = self._closed = True
+            self._reactor.may_lead = False
             tasks = list(self._scheduler.tasks())
             self._scheduler = Scheduler(start=_start)
             lanes = [entry[2] for entry in self._lanes.values()]
@@ -609,7 +603,7 @@ class Engine:
         self._reactor.abandon()
         error = BrokenFarmError("this future belongs to the process that this one was forked from")
         for task in [*self._incoming, *self._scheduler.tasks()]:
-            task.call.future.abandon(error)
+            task.call.abandon(error)
 
 
 class _Deciding:
@@ -642,15 +636,14 @@ def _guarded(settle: Callable[[], None]) -> None:
         logger.exception("a future could not be settled")
 
 
-def _start(task: Task) -> bool:
-    """For the scheduler: whether the task's future has not been cancelled."""
-    started: bool = task.call.future.set_running_or_notify_cancel()
-    return started
+def _start(tasks: list[Task]) -> list[bool]:
+    """For the scheduler: which of the tasks' futures have not been cancelled."""
+    return start_all([task.call for task in tasks])
 
 
 def _release(task: Task) -> FarmFuture:
     """The task's future; nothing else of the call is kept alive."""
-    future: FarmFuture = task.call.future
-    future.owner = future.task = None
+    future: FarmFuture = task.call
+    future.release()
     task.call = None
     return future

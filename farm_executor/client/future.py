@@ -7,7 +7,7 @@ futures of a busy farm are settled before anyone looks at them, so this one make
 asked for. The rule that makes this safe:
 
     The Condition is made, and a future without one is settled or started, under one lock that all futures share.
-    Whoever settles and finds a Condition goes the standard way, through it.
+    Whoever settles and finds a Condition goes the standard way, through it, and without that lock.
 
 So whoever looks first has the Condition before the settling, which then goes through it, or finds a settled future.
 Looking at the state and then for a Condition, without the lock, would be wrong: `concurrent.futures.wait` installs
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-__all__ = ["FarmFuture", "Owner", "renew_lock", "settle_plainly"]
+__all__ = ["FarmFuture", "Owner", "renew_lock", "settle_plainly", "start_all"]
 
 PENDING, RUNNING, FINISHED = "PENDING", "RUNNING", "FINISHED"
 _SETTLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", FINISHED)
@@ -60,9 +60,11 @@ class FarmFuture(Future[Any]):
     _result: Any = None
     _exception: BaseException | None = None
     _own_condition: threading.Condition | None = None
-    # Until it is settled:
+    # The owner's, until it is settled:
     owner: Owner | None = None
     task: Any = None
+    function: Any = None
+    arguments: Any = None
     call_back_by: Callable[[Callable[[], None]], None] | None = None
     """Has callbacks called elsewhere; set by whoever settles it in a thread that is not the farm's own."""
 
@@ -156,15 +158,29 @@ class FarmFuture(Future[Any]):
                 owner.withdraw(self.task)
         return cancelled
 
+    def release(self) -> None:
+        """Keep nothing alive of what the owner has put here."""
+        self.owner = self.task = self.function = self.arguments = None
+
     def abandon(self, error: BaseException) -> None:
         """Settle in a forked child, where the threads that would do so, or may hold its locks, do not exist."""
-        self.owner = self.task = None
+        self.release()
         if not self.done():
             self._own_condition = None
             self.__dict__.pop("_own_waiters", None)
             self.__dict__.pop("_own_callbacks", None)
             self._exception = error
             self._state = FINISHED
+
+
+def start_all(futures: list[FarmFuture]) -> list[bool]:
+    """As `set_running_or_notify_cancel` of each; of those that nobody has looked at, under one hold of the lock."""
+    with _lock:
+        for future in futures:
+            if future._own_condition is None and future._state == PENDING:
+                future._state = RUNNING
+    # A Condition may be held by somebody who makes others, and so wants the lock: never the other way round.
+    return [future._state == RUNNING or future.set_running_or_notify_cancel() for future in futures]
 
 
 def settle_plainly(outcomes: Iterable[tuple[FarmFuture, Any]]) -> list[tuple[FarmFuture, Any]]:

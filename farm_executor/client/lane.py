@@ -6,6 +6,7 @@ task, nor settle futures.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -23,19 +24,10 @@ from farm_executor.core.frames import (
 from farm_executor.core.scheduler import Task
 from farm_executor.transport import Connection
 
-__all__ = ["Call", "Lane", "WorkerDeath"]
+__all__ = ["Lane", "WorkerDeath"]
 
 MAX_FUNCTIONS = 512  # that a worker keeps
 MAX_FUNCTION_BYTES = 64 * 1024 * 1024
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """What a task is to the engine: the function, its pickled arguments, and the future of the outcome."""
-
-    function: Function
-    arguments: Payload
-    future: FarmFuture
 
 
 @dataclass(frozen=True)
@@ -75,6 +67,7 @@ class Lane:
         self.death: WorkerDeath | None = None
         self.tasks_done = 0
         self.busy_seconds = 0.0
+        self._sent: float | None = None  # when the oldest task was sent, if the lane was idle then
         self._known: OrderedDict[int, int] = OrderedDict()  # function number -> its size; the oldest use first
         self._known_bytes = 0
 
@@ -84,11 +77,13 @@ class Lane:
 
     def send_tasks(self, seq: int, tasks: list[Task]) -> bool:
         """Send tasks, and before them the functions that the worker does not have."""
+        if seq == self.tasks_done:
+            self._sent = time.perf_counter()
         buffers: list[Buffer] = []
         items = []
         last = None
         for task in tasks:
-            call: Call = task.call
+            call: FarmFuture = task.call
             function = call.function
             if function is not last:
                 self._introduce(function, buffers)
@@ -102,6 +97,13 @@ class Lane:
             self._known_bytes -= size
             buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
         return self.connection.send(buffers)
+
+    def note_results(self, count: int, busy_us: int) -> float | None:
+        """Take note of answers; return the microseconds of a whole round trip, if these tell how long one is."""
+        self.tasks_done += count
+        self.busy_seconds += busy_us / 1e6
+        sent, self._sent = self._sent, None
+        return None if sent is None else (time.perf_counter() - sent) * 1e6 - busy_us
 
     def _introduce(self, function: Function, buffers: list[Buffer]) -> None:
         if function.number in self._known:

@@ -37,6 +37,8 @@ from farm_executor.transport import Connection, Waker
 
 __all__ = ["Reactor"]
 
+GIVE_WAY = 0.005  # seconds between the I/O thread's looks at whether a caller still does its work
+
 _Handler = Callable[[int], None]  # gets the selector's event mask
 
 
@@ -76,6 +78,8 @@ class Reactor:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_ids = itertools.count()
         self._turn = threading.Lock()
+        self._glances = 0
+        self._glances_seen = 0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="farm-engine", daemon=True)
 
@@ -154,6 +158,7 @@ class Reactor:
         if self._standby is not None:
             self._turn.release()
             self._standby.wait(timeout)
+            self._give_way()
             while not self._turn.acquire(blocking=False):  # somebody leads
                 timeout = self._until_timer()
                 if timeout == 0.0:  # and must let us
@@ -164,6 +169,12 @@ class Reactor:
             timeout = 0.0
         for key, events in self._selector.select(timeout):
             key.data(events)
+
+    def _give_way(self) -> None:
+        """Leave the sockets to a caller that glances at them again and again."""
+        while self._glances != self._glances_seen and not self._inbox and self._until_timer() != 0.0:
+            self._glances_seen = self._glances
+            time.sleep(GIVE_WAY)
 
     def _until_timer(self) -> float | None:
         return max(self._timers[0][0] - time.monotonic(), 0.0) if self._timers else None
@@ -205,6 +216,18 @@ class Reactor:
                     self._turn.release()
         return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
+    def glance(self) -> None:
+        """Handle in this thread what has come, without waiting for anything."""
+        if self.may_lead and not self._turn.locked():
+            with HeldBack():
+                if self._turn.acquire(blocking=False):
+                    try:
+                        if not self._closed:
+                            self._glances += 1
+                            self._handle(self._selector.select(0))
+                    finally:
+                        self._turn.release()
+
     def _handle_until(self, done: Callable[[], bool], deadline: float | None, interrupt: HeldBack) -> None:
         timeout = None
         while not done():
@@ -215,14 +238,20 @@ class Reactor:
             interrupt.passing = True
             events = self._selector.select(timeout)
             interrupt.passing = False
-            for key, mask in events:
-                if key.fileobj is self._waker:  # which stays readable
-                    return
-                try:
-                    key.data(mask)
-                except BaseException as error:  # a bug, or another signal's handler raised in the midst of it
-                    self.post(partial(_raise, error))
-                    raise
+            if not self._handle(events):
+                return
+
+    def _handle(self, events: list[tuple[selectors.SelectorKey, int]]) -> bool:
+        """Call the handlers in a caller's thread, unless the I/O thread is wanted; say whether that was so."""
+        for key, mask in events:
+            if key.fileobj is self._waker:  # which stays readable
+                return False
+            try:
+                key.data(mask)
+            except BaseException as error:  # a bug, or another signal's handler raised in the midst of it
+                self.post(partial(_raise, error))
+                raise
+        return True
 
     # -- fork ----------------------------------------------------------------------------------------------
 

@@ -113,11 +113,11 @@ class Scheduler:
     """The queues and the lanes of one farm.
 
     Args:
-        start: Asked when a task leaves the queue for the first time; a task for which it says no (its future
-            was cancelled) is forgotten.
+        start: Asked when tasks leave the queue for the first time, for each; a task for which it says no (its
+            future was cancelled) is forgotten.
     """
 
-    def __init__(self, start: Callable[[Task], bool] = lambda task: True) -> None:
+    def __init__(self, start: Callable[[list[Task]], list[bool]] = lambda tasks: [True] * len(tasks)) -> None:
         self._start = start
         self._queues: dict[int, OrderedDict[int, Task]] = {}
         self._priorities: list[int] = []  # negated, so that the first is the highest
@@ -151,13 +151,15 @@ class Scheduler:
 
     # -- events ----------------------------------------------------------------------------------------------
 
-    def submit(self, task: Task) -> list[Decision]:
-        """A new task has come."""
-        if self._idle and not self.queued:
-            lane = next(reversed(self._idle.values()))
-            return [self._assign(lane, [task])] if self._begin(task) else []
-        self._enqueue(task)
-        return []
+    def submit(self, *tasks: Task) -> list[Decision]:
+        """New tasks have come."""
+        decisions: list[Decision] = []
+        for task in tasks:
+            if not self._idle or self.queued:
+                self._enqueue(task)
+            elif self._begin([task]):
+                decisions.append(self._assign(next(reversed(self._idle.values())), [task]))
+        return decisions
 
     def withdraw(self, task: Task) -> bool:
         """Forget the task if it is queued and has never been started; say whether that was so."""
@@ -180,8 +182,10 @@ class Scheduler:
         self._index(lane)
         return self._refill(lane)
 
-    def finished(self, lane_id: int, seq: int, count: int, busy_us: float) -> tuple[list[Task], list[Decision]]:
-        """The lane has answered ``count`` tasks, the first numbered ``seq``.
+    def finished(
+        self, lane_id: int, seq: int, count: int, busy_us: float, round_trip_us: float | None = None
+    ) -> tuple[list[Task], list[Decision]]:
+        """The lane has answered ``count`` tasks, the first numbered ``seq``; the times are `Window.report`'s.
 
         Returns:
             The tasks answered, in order, which are forgotten here, and what to do now.
@@ -196,7 +200,7 @@ class Scheduler:
             )
         tasks = [lane.outstanding.popleft() for _ in range(count)]
         self.outstanding -= count
-        lane.window.report(count, busy_us)
+        lane.window.report(count, busy_us, round_trip_us)
         lane.may_recall = True
         self._index(lane)
         return tasks, self._refill(lane)
@@ -256,11 +260,12 @@ class Scheduler:
 
     # -- how -------------------------------------------------------------------------------------------------
 
-    def _begin(self, task: Task) -> bool:
-        if not task.started and not self._start(task):
-            return False
-        task.started = True
-        return True
+    def _begin(self, tasks: list[Task]) -> list[Task]:
+        """Those of the tasks that may be sent."""
+        fresh = [task for task in tasks if not task.started]
+        for task, started in zip(fresh, self._start(fresh) if fresh else (), strict=True):
+            task.started = started
+        return [task for task in tasks if task.started]
 
     def _enqueue(self, task: Task) -> None:
         queue = self._queues.get(task.priority)
@@ -284,12 +289,11 @@ class Scheduler:
         while self.queued and len(taken) < count:
             priority = -self._priorities[0]
             queue = self._queues[priority]
-            _, task = queue.popitem(last=False)
-            self.queued -= 1
+            first = [queue.popitem(last=False)[1] for _ in range(min(count - len(taken), len(queue)))]
+            self.queued -= len(first)
             if not queue:
                 self._drop_queue(priority)
-            if self._begin(task):
-                taken.append(task)
+            taken += self._begin(first)
         return taken
 
     def _assign(self, lane: _Lane, tasks: list[Task]) -> Assign:

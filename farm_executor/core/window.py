@@ -1,36 +1,55 @@
 """How much work to queue on one lane.
 
-This module owns the estimate of how long a task lasts and the window that follows from it. It must not know
-what a task is, and it has no clock: durations are passed in.
+This module owns the estimates of how long a task lasts and how long the way to the worker and back is, and the
+window that follows from them. It must not know what a task is, and it has no clock: durations are passed in.
 """
 
 from __future__ import annotations
 
-__all__ = ["HORIZON_US", "MAX_WINDOW", "Window"]
+__all__ = ["GROWTH", "HORIZON_US", "MAX_WINDOW", "Window"]
 
 HORIZON_US = 2_000.0
-"""A lane is given about this many microseconds of work ahead: enough to hide the way there and back."""
+"""A lane is given about this many microseconds of work ahead, or two round trips if that is more.
 
-MAX_WINDOW = 512
+Two, because a lane is refilled when half of its window is free: what it has then must last for one.
+"""
+
+LONGEST_ROUND_TRIP_US = 1_000_000.0  # what is longer was no round trip but a program that did something else
+
+GROWTH = 4
+MAX_WINDOW = 4096
 
 
 class Window:
     """The most tasks that may be outstanding on a lane, learnt from how long the last ones took.
 
-    It starts at one, at most doubles with each report, and follows the slower of the newest and the average
+    It starts at one, at most quadruples with each report, and follows the slower of the newest and the average
     duration: a wrong guess upwards makes a task wait behind another, a wrong guess downwards costs microseconds.
-    A task that lasts longer than the horizon gets nothing queued behind it.
+    A task that lasts longer than the horizon gets nothing queued behind it. Of the last two round trips the shorter
+    one counts, for the same reason.
     """
 
-    __slots__ = ("_average_us", "size")
+    __slots__ = ("_average_us", "_horizon_us", "_round_trip_us", "size")
 
     def __init__(self) -> None:
         self.size = 1
         self._average_us = 0.0
+        self._round_trip_us = LONGEST_ROUND_TRIP_US
+        self._horizon_us = HORIZON_US
 
-    def report(self, tasks: int, busy_us: float) -> None:
-        """Learn that the worker was busy that many microseconds with that many tasks."""
+    def report(self, tasks: int, busy_us: float, round_trip_us: float | None = None) -> None:
+        """Learn how long the last tasks took.
+
+        Args:
+            tasks: How many there were.
+            busy_us: How many microseconds the worker was busy with them.
+            round_trip_us: How many the first of them took beyond that, if the lane was idle when it was sent.
+        """
+        if round_trip_us is not None:
+            newest = min(max(round_trip_us, 0.0), LONGEST_ROUND_TRIP_US)
+            self._horizon_us = max(HORIZON_US, 2 * min(newest, self._round_trip_us))
+            self._round_trip_us = newest
         newest = max(busy_us / tasks, 1.0)
         self._average_us = (self._average_us + newest) / 2 if self._average_us else newest
         estimate = max(newest, self._average_us)
-        self.size = max(1, min(int(HORIZON_US / estimate), MAX_WINDOW, self.size * 2))
+        self.size = max(1, min(int(self._horizon_us / estimate), MAX_WINDOW, self.size * GROWTH))

@@ -153,6 +153,7 @@ class WorkerLane:
             if self._tasks or self._ended:  # the helper has read since we looked
                 return
             self._await(self._poll, None)
+            self._last_flush = time.perf_counter()  # the outcomes of what has come may wait for one another
             self._receive()
         finally:
             self._io.release()

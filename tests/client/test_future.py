@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from farm_executor.client.future import FarmFuture, settle_plainly
+from farm_executor.client.future import FarmFuture, settle_plainly, start_all
 
 DEADLINE = 20.0
 
@@ -192,6 +192,34 @@ def test_results_are_set_together_only_where_nobody_has_looked():
 
     assert others == [(looked_at, 2), (cancelled, 3)]
     assert (plain.result(), looked_at.done(), cancelled.cancelled()) == (1, False, True)
+
+
+def test_futures_are_started_together_whoever_has_looked():
+    plain, looked_at, cancelled = FarmFuture(), FarmFuture(), FarmFuture()
+    assert not looked_at.running()
+    assert cancelled.cancel()
+
+    assert start_all([plain, looked_at, cancelled]) == [True, True, False]
+    assert (plain.running(), looked_at.running(), cancelled.cancelled()) == (True, True, True)
+
+
+def test_starting_and_settling_many_never_waits_for_a_condition_under_the_lock():
+    """`wait` holds many Conditions, and makes those that are missing: under the lock that all futures share."""
+    for _ in range(200):
+        many = [FarmFuture() for _ in range(10)]
+        for future in many[::2]:
+            assert not future.running()
+        thread = threading.Thread(
+            target=lambda fs=many: (
+                start_all(fs),
+                [f.set_result(0) for f, _ in settle_plainly([(f, 0) for f in fs])],
+            )
+        )
+        thread.start()
+        done, not_done = wait(many, timeout=DEADLINE)
+        thread.join(DEADLINE)
+
+        assert (len(done), len(not_done)) == (10, 0)
 
 
 def test_repr_is_the_standard_ones():

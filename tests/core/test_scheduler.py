@@ -195,7 +195,10 @@ class Farm:
 
     # what the scheduler asks and decides
 
-    def _start(self, task: Task) -> bool:
+    def _start(self, tasks: list[Task]) -> list[bool]:
+        return [self._start_one(task) for task in tasks]
+
+    def _start_one(self, task: Task) -> bool:
         assert task.id not in self.asked, "a future can be started once, ever"
         assert task.id not in self.fate
         assert task in self.queue[task.priority]
@@ -331,10 +334,10 @@ def on(worker: Worker) -> list[Task]:
 
 
 def warm(farm: Farm, worker: Worker, size: int) -> None:
-    """Bring the lane's window to that size with tasks that last nothing."""
+    """Bring the lane's window to that size with tasks of the duration that makes it so."""
     while worker.window.size < size:
         farm.submit()
-        farm.run(worker, len(worker.outstanding), SHORT)
+        farm.run(worker, 1, HORIZON_US / (size + 0.5))
     assert worker.window.size == size
     assert not worker.outstanding
 
@@ -431,9 +434,9 @@ def test_a_task_refused_as_it_is_submitted_leaves_its_lane_idle(farm: Farm) -> N
 def test_each_task_is_asked_to_start_once_however_often_it_is_sent() -> None:
     asked = []
 
-    def start(task: Task) -> bool:
-        asked.append(task.id)
-        return True
+    def start(tasks: list[Task]) -> list[bool]:
+        asked.extend(task.id for task in tasks)
+        return [True] * len(tasks)
 
     scheduler = Scheduler(start)
     scheduler.submit(Task(1, None))
@@ -697,7 +700,7 @@ def test_the_numbers_of_what_was_given_back_are_used_again(farm: Farm) -> None:
 def test_what_is_given_back_is_given_back_to_the_budget(farm: Farm) -> None:
     busy = farm.lane_up(10)
     load(farm, busy, 4)
-    assert busy.budget == 10 - 2 - 1 - 4
+    assert busy.budget == 10 - 1 - 1 - 4
     farm.lane_up()
     busy.receive()
     farm.deliver(busy)
@@ -708,11 +711,11 @@ def test_what_is_given_back_is_given_back_to_the_budget(farm: Farm) -> None:
     done = 0
     while busy.id in farm.workers:
         done += len(farm.run(busy, 1, LONG))
-    assert done == 10 - 2 - 1 - 3
+    assert done == 10 - 1 - 1 - 3
 
 
 def test_a_lane_that_has_run_all_it_may_is_kept_until_it_has_answered_the_recall(farm: Farm) -> None:
-    busy = farm.lane_up(2 + 1 + 4)
+    busy = farm.lane_up(1 + 1 + 4)
     load(farm, busy, 4)
     farm.lane_up()
     while busy.waiting:
