@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -247,15 +247,25 @@ class Connection:
             raise EOFError("connection closed")
         return self.reader.receive_data(self._chunk[:count])
 
-    def send(self, buffers: Iterable[Buffer]) -> bool:
+    def send(self, buffers: Sequence[Buffer]) -> bool:
         """Send as much as the non-blocking socket takes, keep the rest for `flush`; say whether all is sent.
 
         A lost connection is not reported here: the receiving side will see it.
         """
+        if not self._unsent and len(buffers) == 1:  # the most frequent case by far
+            try:
+                count = self.socket.send(buffers[0])
+            except (BlockingIOError, InterruptedError):
+                count = 0
+            except OSError:
+                return True
+            if count == len(buffers[0]):
+                return True
+            buffers = [memoryview(buffers[0])[count:]]
         self._queue(buffers)
         return self.flush()
 
-    def _queue(self, buffers: Iterable[Buffer]) -> None:
+    def _queue(self, buffers: Sequence[Buffer]) -> None:
         self._unsent.extend([memoryview(buffer).cast("B") for buffer in buffers if len(buffer)])
 
     def flush(self) -> bool:
@@ -269,12 +279,15 @@ class Connection:
             self._unsent.clear()
         return True
 
-    def send_all(self, buffers: Iterable[Buffer]) -> None:
+    def send_all(self, buffers: Sequence[Buffer]) -> None:
         """Send over a blocking socket.
 
         Raises:
             OSError: The connection is lost, or the socket's timeout is over.
         """
+        if len(buffers) == 1 and not self._unsent:
+            self.socket.sendall(buffers[0])
+            return
         self._queue(buffers)
         while self._unsent:
             self._send_some()

@@ -194,11 +194,12 @@ class Scheduler:
             RemoteProtocolError: These are not the tasks whose turn it is.
         """
         lane = self._lanes[lane_id]
-        if seq != lane.first_seq or not 0 < count <= len(lane.outstanding):
+        outstanding = lane.outstanding
+        if seq != lane.next_seq - len(outstanding) or not 0 < count <= len(outstanding):
             raise RemoteProtocolError(
                 f"results {seq} to {seq + count - 1}, when {lane.first_seq} to {lane.next_seq - 1} were due"
             )
-        tasks = [lane.outstanding.popleft() for _ in range(count)]
+        tasks = [outstanding.popleft() for _ in range(count)]
         self.outstanding -= count
         lane.window.report(count, busy_us, round_trip_us)
         lane.may_recall = True
@@ -310,17 +311,20 @@ class Scheduler:
     def _refill(self, lane: _Lane) -> list[Decision]:
         """Give the lane what it has room for, or see to it that nobody idles."""
         decisions: list[Decision] = []
-        size = lane.window.size
-        room = lane.room(size)
-        if self.queued and room > 0 and len(lane.outstanding) <= size // 2:
-            share = -(-self.queued // len(self._lanes))  # so that a short queue feeds every lane
-            tasks = self._take(min(room, share))
-            if tasks:
-                decisions.append(self._assign(lane, tasks))
-        if not lane.outstanding and lane.budget == 0 and not lane.recalling:
+        if self.queued:
+            size = lane.window.size
+            room = lane.room(size)
+            if room > 0 and len(lane.outstanding) <= size // 2:
+                share = -(-self.queued // len(self._lanes))  # so that a short queue feeds every lane
+                tasks = self._take(min(room, share))
+                if tasks:
+                    decisions.append(self._assign(lane, tasks))
+        if lane.budget == 0 and not lane.outstanding and not lane.recalling:
             del self._lanes[lane.id]
             decisions.append(Retire(lane.id))
-        return decisions + self._recall()
+        if self._loaded and self._idle:
+            decisions += self._recall()
+        return decisions
 
     def _dispatch(self) -> list[Decision]:
         """Put queued tasks on idle lanes, after tasks have come back to the queue."""
@@ -342,7 +346,7 @@ class Scheduler:
     def _index(self, lane: _Lane) -> None:
         """Note anew what the lane is good for."""
         count = len(lane.outstanding)
-        if count == 0 and lane.room(1) > 0:
+        if not count and not lane.recalling and lane.budget != 0:
             self._idle[lane.id] = lane
         else:
             self._idle.pop(lane.id, None)
