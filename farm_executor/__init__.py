@@ -15,6 +15,7 @@ from farm_executor.errors import (
     AuthenticationError,
     BrokenFarmError,
     FarmError,
+    FarmFullError,
     InvalidTaskError,
     LocalProtocolError,
     ProtocolError,
@@ -52,6 +53,7 @@ __all__ = [
     "TaskTimeoutError",
     "InvalidTaskError",
     "WorkerLostError",
+    "FarmFullError",
     "BrokenFarmError",
     "__version__",
 ]

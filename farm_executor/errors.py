@@ -15,6 +15,7 @@
     │   ├── TaskTimeoutError (also TimeoutError)
     │   ├── InvalidTaskError (also TypeError)   what was submitted cannot be called
     │   └── WorkerLostError (also BrokenExecutor)   its worker died, in each of its attempts
+    ├── FarmFullError                           it holds as many bytes of calls as it may
     └── BrokenFarmError (also BrokenExecutor)   the farm itself failed: every future settles with it
 
 A lost connection is no exception: it is logged and dialled again.
@@ -40,6 +41,7 @@ __all__ = [
     "TaskTimeoutError",
     "InvalidTaskError",
     "WorkerLostError",
+    "FarmFullError",
     "BrokenFarmError",
 ]
 
@@ -148,6 +150,10 @@ class WorkerLostError(TaskError, BrokenExecutor):
 
     Only the task that ran fails with this; the farm starts another worker and goes on.
     """
+
+
+class FarmFullError(FarmError):
+    """The farm holds as many bytes of calls as ``max_pending_bytes`` allows, and was told not to wait."""
 
 
 class BrokenFarmError(FarmError, BrokenExecutor):

@@ -32,6 +32,7 @@ from typing import Any
 
 from farm_executor import payload
 from farm_executor.byvalue import OwnObjects
+from farm_executor.client.budget import Budget
 from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import FarmFuture, settle_plainly, start_all
 from farm_executor.client.interrupt import HeldBack
@@ -56,6 +57,7 @@ from farm_executor.core.frames import (
     decode_results,
     encode_frame,
     payload_of,
+    payload_size,
 )
 from farm_executor.core.handshake import decode_hello
 from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
@@ -101,6 +103,7 @@ class EngineOptions:
     max_tasks_per_child: int | None
     connect_timeout: float | None
     caller_leads: bool
+    budget: Budget | None
 
 
 class Engine:
@@ -111,6 +114,7 @@ class Engine:
 
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
+        self._budget = options.budget
         self._lock = threading.Lock()
         self._deciding = _Deciding(self)
         self._scheduler = Scheduler(start=_start)
@@ -165,6 +169,7 @@ class Engine:
         Raises:
             RuntimeError: The farm has been shut down.
             BrokenFarmError: It is broken; or whatever else broke it, such as AuthenticationError.
+            FarmFullError: See `Budget`.
         """
         if self._shutdown:
             raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
@@ -179,7 +184,10 @@ class Engine:
             return future
         future.task = task = Task(next(self._ids), future, options.priority, options.category, options.max_attempts)
         future.owner = self
-        self._incoming.append(task)
+        if self._budget is None:
+            self._incoming.append(task)
+        else:
+            self._append_within(self._budget, task, payload_size(future.arguments))
         if self._scheduler.has_idle_lane:
             self._admit()
         if not task.id % GLANCE_EVERY:
@@ -188,10 +196,18 @@ class Engine:
             self._refuse_incoming()
         return future
 
+    def _append_within(self, budget: Budget, task: Task, size: int) -> None:
+        while True:
+            with HeldBack():
+                if budget.take(size, now=self._reactor.is_own_thread()):
+                    self._incoming.append(task)
+                    return
+            budget.wait(size)
+
     def _admit(self) -> None:
         """Send what has been submitted, unless somebody else is about to."""
         with HeldBack():
-            while self._incoming and self._lock.acquire(blocking=False):
+            while self._incoming and not self._closed and self._lock.acquire(blocking=False):
                 try:
                     self._take_incoming()
                 except BaseException:  # another signal's handler raised in the midst of it: what was done?
@@ -215,7 +231,7 @@ class Engine:
             except IndexError:
                 return
             error = self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
-            future = _release(task)
+            future = self._release(task)
             if future.set_running_or_notify_cancel():
                 self._set(future, None, error)
 
@@ -266,6 +282,8 @@ class Engine:
                 servers=servers,
                 queued=self._scheduler.queued,
                 running=self._scheduler.outstanding,
+                pending_bytes=sum(payload_size(task.call.arguments) for task in self._scheduler.tasks()),
+                waiting_submitters=self._budget.waiting if self._budget else 0,
                 **self._counts,
             )
 
@@ -312,8 +330,15 @@ class Engine:
             return False
         with self._deciding:
             if not self._scheduler.unsettled:
-                self._closed = True  # in the same moment: no task is admitted any more
+                self._stop_taking()  # in the same moment
         return self._closed
+
+    def _stop_taking(self) -> None:
+        """Admit no task any more; the lock is held."""
+        self._shutdown = self._closed = True
+        self._reactor.may_lead = False
+        if self._budget is not None:
+            self._budget.close()
 
     def _fail(self, bug: BaseException) -> None:
         logger.critical("the engine failed, which is a bug", exc_info=bug)
@@ -330,7 +355,7 @@ class Engine:
         for _, _, lane in self._lanes.values():
             lane.connection.close()
         with self._deciding:
-            self._shutdown = self._closed = True
+            self._stop_taking()
         self._refuse_incoming()
         self._lanes.clear()
         self._controls.clear()
@@ -483,14 +508,23 @@ class Engine:
             except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
                 self._settle(task, unreadable_result(lane, task, problem))
             else:
-                plain.append((_release(task), value))
+                plain.append((self._release(task), value))
         self._counts["succeeded"] += len(plain)
         for future, value in settle_plainly(plain):
             self._set(future, value, None)
 
     def _settle(self, task: Task, error: BaseException) -> None:
         self._counts["failed"] += 1
-        self._set(_release(task), None, error)
+        self._set(self._release(task), None, error)
+
+    def _release(self, task: Task) -> FarmFuture:
+        """The task's future; nothing else of the call is kept alive."""
+        future: FarmFuture = task.call
+        if self._budget is not None:
+            self._budget.give_back(payload_size(future.arguments))
+        future.release()
+        task.call = None
+        return future
 
     def _set(self, future: FarmFuture, value: Any, error: BaseException | None) -> None:
         if not self._reactor.is_own_thread():
@@ -506,16 +540,19 @@ class Engine:
     def _withdraw(self, task: Task) -> None:
         """A future has been cancelled."""
         with self._deciding:
-            if not self._scheduler.withdraw(task):
-                return
+            was_queued = self._scheduler.withdraw(task)
+        if task.call is None:  # all that was queued has been cancelled meanwhile
+            return
         self._counts["cancelled"] += 1
-        task.call.set_running_or_notify_cancel()  # says no, and tells those who wait
+        future = self._release(task)
+        if was_queued:  # else it has been told so when its turn came
+            future.set_running_or_notify_cancel()  # says no, and tells those who wait
 
     def _cancel_queued(self) -> None:
         with self._deciding:
             queued = self._scheduler.withdraw_all()
         for task in queued:
-            future = _release(task)
+            future = self._release(task)
             if future.cancel():
                 self._counts["cancelled"] += 1
                 future.set_running_or_notify_cancel()
@@ -551,7 +588,7 @@ class Engine:
                 *(lane.server, lane.pid, reason, had - len(losses), len(losses)),
             )
             for task in losses:
-                self._set(_release(task), None, worker_lost(lane, task, reason))
+                self._set(self._release(task), None, worker_lost(lane, task, reason))
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
         link.lane_gone(session, lane.slot, failed=not lane.ready)
@@ -575,8 +612,7 @@ class Engine:
             if self._error is not None:
                 return
             self._error = error
-            self._shutdown = self._closed = True
-            self._reactor.may_lead = False
+            self._stop_taking()
             tasks = list(self._scheduler.tasks())
             self._scheduler = Scheduler(start=_start)
             lanes = [entry[2] for entry in self._lanes.values()]
@@ -584,7 +620,7 @@ class Engine:
                 lane.ended = True
                 self._reactor.unregister(lane.connection)
         for task in tasks:
-            future = _release(task)
+            future = self._release(task)
             if task.started or future.set_running_or_notify_cancel():
                 self._counts["failed"] += 1
                 self._set(future, None, error())
@@ -639,11 +675,3 @@ def _guarded(settle: Callable[[], None]) -> None:
 def _start(tasks: list[Task]) -> list[bool]:
     """For the scheduler: which of the tasks' futures have not been cancelled."""
     return start_all([task.call for task in tasks])
-
-
-def _release(task: Task) -> FarmFuture:
-    """The task's future; nothing else of the call is kept alive."""
-    future: FarmFuture = task.call
-    future.release()
-    task.call = None
-    return future

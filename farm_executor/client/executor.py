@@ -16,10 +16,11 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from farm_executor import payload
 from farm_executor.address import Address, AddressLike, parse_addresses
+from farm_executor.client.budget import Budget
 from farm_executor.client.engine import Engine, EngineOptions, TaskOptions
 from farm_executor.client.future import renew_lock
 from farm_executor.client.map import map_calls
@@ -78,6 +79,10 @@ class FarmExecutor(Executor):
         max_attempts: How often a task may be begun before it is given up, when its workers die.
         allow_version_mismatch: Whether to work with servers of another Python minor version, where functions that
             travel by value may crash.
+        max_pending_bytes: The most bytes of pickled arguments that the farm holds for tasks that have not ended;
+            a task larger than that is taken when there is no other. None: no limit.
+        when_full: What `submit` and `map` do when more would be held: "wait" for tasks to end, or "raise"
+            `FarmFullError`. A callback of a future never waits there.
         caller_leads: Whether a thread that waits for a result may do the farm's own thread's work meanwhile, which
             makes a call faster by a third. Nothing else depends on it.
 
@@ -107,6 +112,8 @@ class FarmExecutor(Executor):
         connect_timeout: float | None = None,
         max_attempts: int = 3,
         allow_version_mismatch: bool = False,
+        max_pending_bytes: int | None = None,
+        when_full: Literal["wait", "raise"] = "wait",
         caller_leads: bool = True,
     ) -> None:
         if isinstance(addresses, int):
@@ -114,6 +121,7 @@ class FarmExecutor(Executor):
                 raise TypeError("max_workers given twice: an int in the first place means it, too")
             addresses, max_workers = None, addresses
         _check_arguments(max_workers, initializer, max_tasks_per_child, max_attempts)
+        _check_budget(max_pending_bytes, when_full)
         self._addresses = None if addresses is None else parse_addresses(addresses)
         self._max_workers_given = max_workers
         self._initializer, self._initargs = initializer, tuple(initargs)
@@ -121,6 +129,7 @@ class FarmExecutor(Executor):
         self._key, self._key_file = key, key_file
         self._connect_timeout = connect_timeout
         self._allow_version_mismatch = allow_version_mismatch
+        self._max_pending_bytes, self._when_full = max_pending_bytes, when_full
         self._caller_leads = caller_leads
         self._options = TaskOptions(max_attempts=max_attempts)
         self._embedded: EmbeddedServer | None = None
@@ -148,6 +157,7 @@ class FarmExecutor(Executor):
             RuntimeError: The executor has been shut down, or the interpreter is.
             BrokenFarmError: The farm is broken, as by a failing initializer; or the error that broke it:
                 `AuthenticationError`, `VersionMismatchError`, `TimeoutError`.
+            FarmFullError: ``max_pending_bytes`` are held, and ``when_full="raise"``.
         """
         engine = self._engine or self._start_engine()
         return engine.submit(fn, args, kwargs, self._options)
@@ -274,6 +284,8 @@ class FarmExecutor(Executor):
             "connect_timeout": self._connect_timeout,
             "max_attempts": self._options.max_attempts,
             "allow_version_mismatch": self._allow_version_mismatch,
+            "max_pending_bytes": self._max_pending_bytes,
+            "when_full": self._when_full,
             "caller_leads": self._caller_leads,
         }
         return (_unpickle, (addresses, arguments))
@@ -320,8 +332,14 @@ class FarmExecutor(Executor):
                 max_tasks_per_child=self._max_tasks_per_child,
                 connect_timeout=self._connect_timeout,
                 caller_leads=self._caller_leads,
+                budget=self._make_budget(),
             )
         )
+
+    def _make_budget(self) -> Budget | None:
+        if self._max_pending_bytes is None:
+            return None
+        return Budget(self._max_pending_bytes, may_wait=self._when_full == "wait")
 
     def _embedded_server(self, *, locked: bool = False) -> EmbeddedServer:
         if not locked:
@@ -411,6 +429,16 @@ def _check_attempts(max_attempts: Any) -> None:
         raise TypeError("max_attempts must be an integer")
     if max_attempts < 1:
         raise ValueError("max_attempts must be >= 1")
+
+
+def _check_budget(max_pending_bytes: Any, when_full: Any) -> None:
+    if max_pending_bytes is not None:
+        if not isinstance(max_pending_bytes, int):
+            raise TypeError("max_pending_bytes must be an integer")
+        if max_pending_bytes < 1:
+            raise ValueError("max_pending_bytes must be >= 1")
+    if when_full not in ("wait", "raise"):
+        raise ValueError(f'when_full must be "wait" or "raise", not {when_full!r}')
 
 
 def _cpu_count() -> int:

@@ -51,6 +51,8 @@ class FarmStatistics:
         state: "new" before the first submit, then "open", "shut down" or "broken".
         servers: Each of its servers.
         queued: Tasks that wait for a worker.
+        pending_bytes: What is held of the arguments of tasks that have not ended.
+        waiting_submitters: Threads whose `submit` waits because of ``max_pending_bytes``.
         running: Tasks sent to a worker and not answered.
         submitted: All tasks so far; the following count those that ended.
         succeeded: Tasks with a result.
@@ -70,3 +72,5 @@ class FarmStatistics:
     cancelled: int = 0
     resubmitted: int = 0
     lost: int = 0
+    pending_bytes: int = 0
+    waiting_submitters: int = 0
