@@ -1,13 +1,16 @@
 """A drop-in for `concurrent.futures.ProcessPoolExecutor` whose workers may live on other machines.
 
 This module holds the public names and puts the package together: it tells the client how embedded servers are
-started, because the client must not import the launchers.
+started, because the client must not import the launchers. Those, and what asks servers how they are, are imported
+when they are first used: a program that only calls servers never needs them.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from farm_executor._version import __version__
-from farm_executor.admin import end_server, ping, status
 from farm_executor.client.executor import FarmExecutor, OptionsView
 from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
 from farm_executor.errors import (
@@ -27,7 +30,11 @@ from farm_executor.errors import (
     VersionMismatchError,
     WorkerLostError,
 )
-from farm_executor.launch.local import PrivateServer, Server, start_server
+
+if TYPE_CHECKING:
+    from farm_executor.admin import end_server, ping, status
+    from farm_executor.client.executor import EmbeddedServer
+    from farm_executor.launch.local import Server, start_server
 
 __all__ = [
     "FarmExecutor",
@@ -58,4 +65,30 @@ __all__ = [
     "__version__",
 ]
 
-FarmExecutor._launch = PrivateServer
+_LATER = {
+    "Server": "farm_executor.launch.local",
+    "start_server": "farm_executor.launch.local",
+    "end_server": "farm_executor.admin",
+    "ping": "farm_executor.admin",
+    "status": "farm_executor.admin",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
+
+def _launch(workers: int) -> EmbeddedServer:
+    from farm_executor.launch.local import PrivateServer
+
+    return PrivateServer(workers)
+
+
+FarmExecutor._launch = staticmethod(_launch)

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 import sys
-import tempfile
 from pathlib import Path
 
 from farm_executor.address import Address
@@ -39,7 +37,7 @@ def set_ambient_key(key: bytes) -> None:
 
 def new_key() -> bytes:
     """A fresh key: 32 random bytes, written as 64 hexadecimal digits."""
-    return secrets.token_hex(32).encode()
+    return os.urandom(32).hex().encode()
 
 
 def default_key_file() -> Path:
@@ -133,6 +131,8 @@ def _make_default(path: Path) -> bytes:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        import tempfile  # late: needed once in a user's life
+
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             draft = Path(folder) / "key"
             write_key(draft, new_key())

@@ -26,6 +26,7 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -238,6 +239,10 @@ class Engine:
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """See `future.Owner`."""
         return self._reactor.lead(future.done, timeout)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """See `future.Owner`."""
+        return self._reactor.waiting()
 
     def withdraw(self, task: Task) -> None:
         """See `future.Owner`."""

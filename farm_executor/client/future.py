@@ -19,6 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 __all__ = ["FarmFuture", "Owner", "renew_lock", "settle_plainly", "start_all"]
@@ -47,6 +48,9 @@ class Owner(Protocol):
         Returns:
             What is left of the timeout. The future may be settled or not.
         """
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """A thread waits for a future and does not lead."""
 
 
 class FarmFuture(Future[Any]):
@@ -135,7 +139,10 @@ class FarmFuture(Future[Any]):
             timeout = owner.lead(self, timeout)
             if self._state == FINISHED and self._exception is None:
                 return self._result
+            waiting = owner.waiting()
             del owner  # this frame goes into the traceback of an exception
+            with waiting:
+                return super().result(timeout)
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -143,6 +150,8 @@ class FarmFuture(Future[Any]):
         owner = self.owner
         if owner is not None and self._state != FINISHED:
             timeout = owner.lead(self, timeout)
+            with owner.waiting():
+                return super().exception(timeout)
         return super().exception(timeout)
 
     def done(self) -> bool:

@@ -10,6 +10,7 @@ waiting thread takes the I/O thread's place for as long as it waits: it *leads*.
   while any of the sockets is. Whoever leads disarms that second wait meanwhile.
 * ``_turn`` is held by whoever handles events: by a leader as long as it leads, by the I/O thread while it is awake.
   So handlers, timers and what was posted never run at the same time.
+* One leads, and only if nobody else waits: several would spend more on handing the lead over than it saves.
 * A leader handles sockets, and nothing else. At the first sign of anything else, which rings the waker, it stops
   leading and waits as anybody does. What it leaves is still in the selector, and so wakes the I/O thread.
 * A leader that is interrupted must not leave a handler half-way: see `interrupt`.
@@ -28,7 +29,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -54,8 +56,8 @@ class Reactor:
     Attributes:
         may_lead: Whether a caller may begin to lead now.
 
-    Thread safety: `post`, `lead`, `join` and `is_own_thread` may be called from any thread, the others from
-    handlers.
+    Thread safety: `post`, `lead`, `waiting`, `glance`, `join` and `is_own_thread` may be called from any thread,
+    the others from handlers.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Reactor:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_ids = itertools.count()
         self._turn = threading.Lock()
+        self._waiting: dict[int, None] = {}  # the threads that wait and do not lead
         self._glances = 0
         self._glances_seen = 0
         self._closed = False
@@ -155,7 +158,7 @@ class Reactor:
     def _wait(self) -> None:
         """Handle what the sockets have to say, once they or a timer have something."""
         timeout = self._until_timer()
-        if self._standby is not None:
+        if self._standby is not None and not self._waiting:
             self._turn.release()
             self._standby.wait(timeout)
             self._give_way()
@@ -194,13 +197,23 @@ class Reactor:
 
     # -- a leading caller ----------------------------------------------------------------------------------
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While this thread waits for something without leading."""
+        me = threading.get_ident()
+        self._waiting[me] = None
+        try:
+            yield
+        finally:
+            self._waiting.pop(me, None)
+
     def lead(self, done: Callable[[], bool], timeout: float | None) -> float | None:
         """Handle events in this thread until it is done, or the time is over, or something else is to be handled.
 
         Returns:
             What is left of the timeout, in seconds.
         """
-        if not self.may_lead or self._standby is None or self._turn.locked():
+        if not self.may_lead or self._standby is None or self._waiting or self._turn.locked():
             return timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         with HeldBack() as interrupt:

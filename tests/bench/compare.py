@@ -1,66 +1,330 @@
 """FarmExecutor beside ProcessPoolExecutor: the same work, taking turns, in one run.
 
 Absolute figures follow the machine and its load; the ratios within a round are what counts. Run it as
-``nox -s bench`` or ``python tests/bench/compare.py [--rounds N] [--quick]``.
+``nox -s bench`` or ``python tests/bench/compare.py [--rounds N] [--quick] [--only WORD] [--json FILE] [--peers]``.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
+import platform
+import socket
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import workloads
+from machine import DelayingProxy, cores_awake, peak_memory, raw_echo, raw_one_way
+from simulate import cost_per_task
+from workloads import identity
 
 from farm_executor import FarmExecutor, start_server
+from farm_executor.address import parse_address
 
 WORKERS = 2
+POOL, EMBEDDED, SERVERS = "PPE", "embedded", "TCP servers"
+FAMILIES = {EMBEDDED: socket.AF_UNIX, SERVERS: socket.AF_INET}
+
+Measured = dict[str, float]
+"""One round's figures by executor; less is better."""
 
 
-def identity(value: Any = None) -> Any:
-    """The least work there is."""
-    return value
+@dataclass
+class Row:
+    """One line of the table.
+
+    Attributes:
+        title: What is measured, with its unit.
+        limit: How large a farm's figure may be, relative to ``base``'s.
+        round: Measures all of it once.
+        base: Whose figure is 1.
+        scale: What the figures are multiplied with for the table.
+    """
+
+    title: str
+    limit: float
+    round: Callable[[], Measured]
+    base: str = POOL
+    scale: float = 1e6
 
 
-def round_trip(executor: Executor, calls: int) -> float:
-    """Median seconds of a call whose result is awaited."""
-    times = []
-    for _ in range(calls):
-        started = time.perf_counter()
-        executor.submit(identity, 1).result()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+class Bench:
+    """The executors, side by side, and what is measured with them."""
+
+    def __init__(self, stack: ExitStack, *, quick: bool, peers: bool) -> None:
+        self.quick = quick
+        # The pool forks first, before any thread of the farms exists.
+        context = multiprocessing.get_context("fork")
+        pool = stack.enter_context(ProcessPoolExecutor(WORKERS, mp_context=context))
+        pool.submit(identity).result()
+        self.pools: dict[str, Executor] = {POOL: pool}
+        if peers:
+            self.pools |= {name: stack.enter_context(make()) for name, make in PEERS.items()}
+        servers = [
+            stack.enter_context(start_server("127.0.0.1", 0, background=True, workers=1)) for _ in range(WORKERS)
+        ]
+        self.farms: dict[str, Executor] = {
+            EMBEDDED: stack.enter_context(FarmExecutor(WORKERS)),
+            SERVERS: stack.enter_context(FarmExecutor([server.address for server in servers])),
+        }
+        self.all = self.pools | self.farms
+        for executor in self.all.values():
+            for _ in executor.map(identity, range(200)):
+                pass
+
+    def n(self, count: int) -> int:
+        """So many, or fewer for a quick look."""
+        return max(count // 50, 4) if self.quick else count
+
+    def each(self, measure: Callable[[Executor], float]) -> Callable[[], Measured]:
+        """A round in which every executor does the same."""
+        return lambda: {name: measure(executor) for name, executor in self.all.items()}
+
+    def rows(self) -> Iterator[Row]:
+        """The table."""
+        n, each = self.n, self.each
+
+        def at(quantile: float) -> Callable[[Executor], float]:
+            def measure(executor: Executor) -> float:
+                times = workloads.round_trips(executor, n(2000))
+                return times[int(len(times) * quantile)]
+
+            return measure
+
+        def awake(measure: Callable[[], Measured]) -> Callable[[], Measured]:
+            def round() -> Measured:
+                with cores_awake():
+                    return measure()
+
+            return round
+
+        def beside_raw_echo() -> Measured:
+            with cores_awake():
+                raw = statistics.median(raw_echo(socket.AF_INET, 64, n(2000)))
+                return {"raw echo": raw} | {name: at(0.5)(farm) for name, farm in self.farms.items()}
+
+        yield Row("no-op round trip, p50, cores asleep, us (no target)", float("inf"), each(at(0.5)))
+        yield Row("no-op round trip, p50, us", 0.35, awake(each(at(0.5))))
+        yield Row("no-op round trip, p99, us", 1.0, awake(each(at(0.99))))
+        yield Row("no-op round trip beside a raw TCP echo, us", 2.2, beside_raw_echo, base="raw echo")
+        for count in (20_000, 200_000):
+            yield Row(f"{count:,} no-op submits and results, us a task", 1 / 15, each(self._flood(count, 1)))
+        yield Row("20,000 no-op submits, the submit loop, us a task", 0.3, each(self._flood(20_000, 0)))
+        yield Row("client's memory of a pending task, bytes", 0.5, self._pending, scale=1)
+        yield Row(
+            "map, chunksize 1, 100,000 items, us an item", 0.01, each(lambda e: workloads.map_items(e, n(100_000)))
+        )
+        yield Row(
+            "map, the best of some chunk sizes, us an item", 1.0, each(lambda e: workloads.best_map(e, n(200_000)))
+        )
+        for size in (1, 64, 512):
+            if not self.quick or size == 1:
+                yield Row(
+                    f"numpy {size} MiB there and back, ms",
+                    0.25,
+                    each(lambda e, s=size: workloads.echo(e, s)),
+                    scale=1e3,
+                )
+        for name, family in FAMILIES.items():
+            yield Row(
+                f"numpy 64 MiB one way beside a raw socket, {name}, ms",
+                1 / 0.8,
+                self._one_way(name, family),
+                "raw",
+                1e3,
+            )
+        yield Row(
+            "client's peak memory at 64 MiB there and back, payloads", 1.2, self._peak, base="one payload", scale=1
+        )
+        yield Row(
+            "200 calls of a lambda that closes over 8 MiB, ms",
+            0.02,
+            each(lambda e: workloads.large_closure(e, n(200), 8)),
+            scale=1e3,
+        )
+        yield Row("the same, bytes on the wire, MiB", 1.1, self._wire, base="workers x 8 MiB", scale=1 / (1 << 20))
+        if not self.quick:
+            yield Row("one task of 2 s and 199 of 10 ms, s", 1.05, self._unbalanced(), base="ideal", scale=1)
+            yield Row(
+                "CPU-bound, 400 x 20 ms, s", 1 / 0.97, self._beside(4.0, workloads.cpu_bound), base="ideal", scale=1
+            )
+            yield Row("2,000 tasks of 1 ms over a link of 50 ms, s", 1 / 0.8, self._far_away, base="ideal", scale=1)
+        yield Row("fresh interpreter to first result, ms", 1.5, self._start, base="PPE, spawn", scale=1e3)
+        yield Row("import, ms", 2.0, self._import, base="import concurrent.futures.process", scale=1e3)
+        yield Row(
+            "six threads that call and wait, us a call", 0.5, each(lambda e: workloads.six_threads(e, n(500)))
+        )
+        yield Row(
+            "round trip beside a busy thread, us", 0.5, each(lambda e: workloads.beside_a_busy_thread(e, n(150)))
+        )
+        yield Row("the scheduler with 10,000 lanes, us a task", 1.5, self._scale, base="with 10 lanes")
+
+    # -- rounds that are not one function of each executor ---------------------------------------------------
+
+    def _flood(self, count: int, which: int) -> Callable[[Executor], float]:
+        return lambda executor: workloads.flood(executor, self.n(count))[which]
+
+    def _pending(self) -> Measured:
+        return {name: workloads.pending_bytes(executor, self.n(20_000)) for name, executor in self.all.items()}
+
+    def _one_way(self, name: str, family: int) -> Callable[[], Measured]:
+        def round() -> Measured:
+            workloads.one_way(self.farms[name], 64)
+            return {"raw": raw_one_way(family, 64 << 20), name: workloads.one_way(self.farms[name], 64)}
+
+        return round
+
+    def _peak(self) -> Measured:
+        size, found = 64 << 20, {"one payload": 1.0}
+        for name, farm in self.farms.items():
+            peak: list[int] = []
+            with peak_memory(peak):
+                workloads.echo(farm, 64)
+            found[name] = (peak[0] - 2 * size) / size  # beyond the argument and the result
+        return found
+
+    def _wire(self) -> Measured:
+        with start_server("127.0.0.1", 0, background=True, workers=WORKERS) as server:
+            address = parse_address(server.address)
+            proxy = DelayingProxy((address.host, address.port), 0.0)
+            with FarmExecutor([proxy.address]) as farm:
+                workloads.large_closure(farm, self.n(200), 8)
+            proxy.close()
+        return {"workers x 8 MiB": WORKERS * 8 << 20, SERVERS: proxy.bytes_forth}
+
+    def _unbalanced(self) -> Callable[[], Measured]:
+        seeds = iter(range(1000))
+
+        def round() -> Measured:
+            seed = next(seeds)
+            return {"ideal": 2.0} | {name: workloads.unbalanced(e, seed) for name, e in self.all.items()}
+
+        return round
+
+    def _beside(self, ideal: float, measure: Callable[[Executor], float]) -> Callable[[], Measured]:
+        return lambda: {"ideal": ideal} | {name: measure(executor) for name, executor in self.all.items()}
+
+    def _far_away(self) -> Measured:
+        with start_server("127.0.0.1", 0, background=True, workers=WORKERS) as server:
+            address = parse_address(server.address)
+            proxy = DelayingProxy((address.host, address.port), 0.025)
+            with FarmExecutor([proxy.address]) as farm:
+                farm.submit(identity).result()
+                seconds = workloads.short_tasks(farm, 2000, 0.001)
+            proxy.close()
+        here = (
+            workloads.short_tasks(self.farms[SERVERS], 200, 0.001) / 200
+        )  # what the workers can do: sleeps overshoot
+        return {"ideal": here * 2000, SERVERS: seconds}
+
+    def _start(self) -> Measured:
+        return {
+            "PPE, spawn": workloads.start_up(workloads.SPAWN_PROGRAM),
+            EMBEDDED: workloads.start_up(workloads.FARM_PROGRAM),
+        }
+
+    def _import(self) -> Measured:
+        nothing = min(workloads.start_up("pass") for _ in range(5))
+        return {
+            base: min(workloads.start_up(f"import {module}") for _ in range(5)) - nothing
+            for base, module in {
+                "import concurrent.futures.process": "concurrent.futures.process",
+                EMBEDDED: "farm_executor",
+            }.items()
+        }
+
+    def _scale(self) -> Measured:
+        tasks = self.n(1_000_000)
+        return {"with 10 lanes": cost_per_task(10, tasks), EMBEDDED: cost_per_task(self.n(10_000), tasks)}
 
 
-def flood(executor: Executor, calls: int) -> float:
-    """Seconds per call when all are submitted first."""
-    started = time.perf_counter()
-    futures = [executor.submit(identity, i) for i in range(calls)]
-    for i, future in enumerate(futures):
-        assert future.result() == i
-    return (time.perf_counter() - started) / calls
+# -- peers ------------------------------------------------------------------------------------------------
 
 
-def map_items(executor: Executor, calls: int) -> float:
-    """Seconds per item of `map` with its default chunk size."""
-    started = time.perf_counter()
-    assert list(executor.map(identity, range(calls))) == list(range(calls))
-    return (time.perf_counter() - started) / calls
+class _MultiprocessingPool(Executor):
+    """multiprocessing.Pool with an executor's methods."""
+
+    def __init__(self) -> None:
+        self._pool = multiprocessing.get_context("spawn").Pool(WORKERS)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._pool.apply_async(fn, args, kwargs, future.set_result, future.set_exception)
+        return future
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Any, timeout: Any = None, chunksize: int = 1, **_: Any
+    ) -> Any:
+        return self._pool.imap(fn, *iterables, chunksize=chunksize)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.terminate()
 
 
-def echo(executor: Executor, mebibytes: int) -> float:
-    """Seconds for an array there and back."""
-    array = np.arange(mebibytes << 17, dtype=np.float64)
-    started = time.perf_counter()
-    result = executor.submit(identity, array).result()
-    elapsed = time.perf_counter() - started
-    assert result[-1] == array[-1]
-    return elapsed
+@contextmanager
+def _loky() -> Iterator[Executor]:
+    import loky
+
+    with loky.ProcessPoolExecutor(WORKERS) as executor:
+        yield executor
+
+
+@contextmanager
+def _distex() -> Iterator[Executor]:
+    import distex
+
+    with distex.Pool(WORKERS) as pool:
+        yield pool
+
+
+@contextmanager
+def _dask() -> Iterator[Executor]:
+    import distributed
+
+    with distributed.Client(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as client:
+        yield client.get_executor()
+
+
+PEERS: dict[str, Callable[[], Any]] = {
+    "Pool": _MultiprocessingPool,
+    "loky": _loky,
+    "distex": _distex,
+    "dask": _dask,
+}
+
+# -- the table --------------------------------------------------------------------------------------------
+
+
+def measure(row: Row, rounds: int) -> dict[str, Any]:
+    """Repeat the row; figures are medians, ratios are medians of the rounds' ratios."""
+    results = [row.round() for _ in range(rounds)]
+    out: dict[str, Any] = {"title": row.title, "limit": row.limit, "base": row.base, "figures": {}, "ratios": {}}
+    for name in results[0]:
+        values = [result[name] * row.scale for result in results]
+        out["figures"][name] = statistics.median(values)
+        if name != row.base:
+            ratios = sorted(result[name] / result[row.base] for result in results)
+            out["ratios"][name] = (statistics.median(ratios), ratios[0], ratios[-1])
+    out["met"] = {name: ratio[0] <= row.limit for name, ratio in out["ratios"].items() if name in FAMILIES}
+    return out
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a row."""
+    limit = result["limit"]
+    target = "" if limit == float("inf") else f", target <= {limit:.3g}"
+    print(f"\n{result['title']}: {result['base']} {result['figures'][result['base']]:.4g}{target}")
+    for name, (middle, low, high) in result["ratios"].items():
+        verdict = {True: "met", False: "MISSED"}.get(result["met"].get(name), "") if target else ""
+        print(
+            f"    {name:14}{result['figures'][name]:>12.4g}  x {middle:.3f} ({low:.3f}-{high:.3f})  {verdict}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -68,44 +332,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="less of everything, to see that it works")
+    parser.add_argument("--only", default="", help="rows whose title holds this")
+    parser.add_argument("--json", help="write the results to this file")
+    parser.add_argument(
+        "--peers", action="store_true", help="also measure other executors, which must be installed"
+    )
     options = parser.parse_args()
-    scale = 20 if options.quick else 1
-    workloads: dict[str, Callable[[Executor], float]] = {
-        "round trip of a no-op": lambda executor: round_trip(executor, 1000 // scale),
-        "20,000 no-op submits, per call": lambda executor: flood(executor, 20_000 // scale),
-        "200,000 no-op submits, per call": lambda executor: flood(executor, 200_000 // scale),
-        "map of 20,000 items, per item": lambda executor: map_items(executor, 20_000 // scale),
-        "64 MiB numpy echo": lambda executor: echo(executor, 64 // scale),
-    }
-    context = multiprocessing.get_context("fork")
+    about = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs, {WORKERS} workers"
+    print(f"{about}, medians of {options.rounds} rounds; x: relative to the first, median (range)")
+    results = []
     with ExitStack() as stack:
-        # The pool forks first, before any thread of the farms exists.
-        pool = stack.enter_context(ProcessPoolExecutor(WORKERS, mp_context=context))
-        pool.submit(identity).result()
-        servers = [
-            stack.enter_context(start_server("127.0.0.1", 0, background=True, workers=1)) for _ in range(WORKERS)
-        ]
-        executors: dict[str, Executor] = {
-            "ProcessPoolExecutor": pool,
-            "embedded": stack.enter_context(FarmExecutor(WORKERS)),
-            "TCP servers": stack.enter_context(FarmExecutor([server.address for server in servers])),
-        }
-        for executor in executors.values():
-            list(executor.map(identity, range(200)))
-        print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, {WORKERS} workers, {options.rounds} rounds")
-        print(f"{'microseconds, median of rounds':34}{'':>10}{'':>21}{'time relative to it, median (range)':>44}")
-        print(f"{'workload':34}" + "".join(f"{name:>22}" for name in executors))
-        for title, workload in workloads.items():
-            rounds = [
-                {name: workload(executor) for name, executor in executors.items()} for _ in range(options.rounds)
-            ]
-            base = [result["ProcessPoolExecutor"] for result in rounds]
-            cells = [f"{statistics.median(base) * 1e6:.1f}"]
-            for name in list(executors)[1:]:
-                ratios = [result[name] / reference for result, reference in zip(rounds, base, strict=True)]
-                cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
-            print(f"{title:34}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+        for row in Bench(stack, quick=options.quick, peers=options.peers).rows():
+            if options.only in row.title:
+                results.append(measure(row, options.rounds))
+                show(results[-1])
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"about": about, "rounds": options.rounds, "rows": results}, file, indent=1)
+    missed = [result["title"] for result in results if not all(result["met"].values())]
+    print(
+        f"\n{len(results) - len(missed)} of {len(results)} rows met"
+        + "".join(f"\n  missed: {title}" for title in missed)
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

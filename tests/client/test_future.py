@@ -1,6 +1,7 @@
 """FarmFuture is a standard future whose Condition is made late: each order of looking and settling is right."""
 
 import asyncio
+import contextlib
 import threading
 from concurrent import futures
 from concurrent.futures import (
@@ -133,6 +134,9 @@ class NotedOwner:
 
     def withdraw(self, task):
         self.withdrawn.append(task)
+
+    def waiting(self):
+        return contextlib.nullcontext()
 
     def lead(self, future, timeout):
         self.led.append(timeout)

@@ -173,6 +173,15 @@ def test_one_leads_and_the_others_return_at_once(led):
     assert led.wait(2)
 
 
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_nobody_leads_while_somebody_waits_otherwise(led):
+    with led.reactor.waiting():
+        assert led.lead(1, 3600.0) == 3600.0
+    led.send(1)
+    led.lead(1, 3600.0)
+    assert led.wait(1)
+
+
 def test_many_threads_and_the_own_one_take_turns_and_lose_nothing(led):
     """Each asks and waits, leading where it may; who sends is on the other side."""
     count, threads = 300, 4

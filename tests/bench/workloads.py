@@ -1,0 +1,198 @@
+"""What is measured: each workload takes an executor and returns seconds, or whatever else it says. Less is better."""
+
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+
+def identity(value: Any = None) -> Any:
+    """The least work there is."""
+    return value
+
+
+def sleep(seconds: float) -> None:
+    """Take time and no CPU."""
+    time.sleep(seconds)
+
+
+def burn(seconds: float) -> None:
+    """Take so much CPU time."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+
+def size_of(value: Any) -> int:
+    """Take a large value and return a small one."""
+    return len(value)
+
+
+def round_trips(executor: Executor, calls: int) -> list[float]:
+    """Seconds of each call whose result is awaited, sorted."""
+    times = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        executor.submit(identity, 1).result()
+        times.append(time.perf_counter() - started)
+    return sorted(times)
+
+
+def flood(executor: Executor, calls: int) -> tuple[float, float]:
+    """Seconds per call when all are submitted first: of the submits, and of all."""
+    started = time.perf_counter()
+    futures = [executor.submit(identity, i) for i in range(calls)]
+    submitted = time.perf_counter()
+    for i, future in enumerate(futures):
+        assert future.result() == i
+    return (submitted - started) / calls, (time.perf_counter() - started) / calls
+
+
+def pending_bytes(executor: Executor, calls: int) -> float:
+    """Bytes of the client's memory for each task that waits: all workers are kept busy meanwhile."""
+    blockers = [executor.submit(sleep, 1.5) for _ in range(8)]
+    time.sleep(0.2)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    futures = [executor.submit(identity, i) for i in range(calls)]
+    held = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    for future in [*blockers, *futures]:
+        future.result()
+    return held / calls
+
+
+def map_items(executor: Executor, items: int, chunksize: int = 1) -> float:
+    """Seconds per item of `map`."""
+    started = time.perf_counter()
+    count = 0
+    for result in executor.map(identity, range(items), chunksize=chunksize):
+        assert result == count
+        count += 1
+    assert count == items
+    return (time.perf_counter() - started) / items
+
+
+def best_map(executor: Executor, items: int) -> float:
+    """The same with the best of some chunk sizes."""
+    return min(map_items(executor, items, chunksize) for chunksize in (100, 1000, 5000))
+
+
+def echo(executor: Executor, mebibytes: int) -> float:
+    """Seconds for an array there and back."""
+    array = np.arange(mebibytes << 17, dtype=np.float64)
+    started = time.perf_counter()
+    result = executor.submit(identity, array).result()
+    elapsed = time.perf_counter() - started
+    assert result[-1] == array[-1]
+    return elapsed
+
+
+def one_way(executor: Executor, mebibytes: int) -> float:
+    """Seconds for an array there, and a number back."""
+    array = np.arange(mebibytes << 17, dtype=np.float64)
+    started = time.perf_counter()
+    assert executor.submit(size_of, array).result() == len(array)
+    return time.perf_counter() - started
+
+
+def large_closure(executor: Executor, calls: int, mebibytes: int) -> float:
+    """Seconds for calls of one function that closes over so much."""
+    data = random.Random(0).randbytes(mebibytes << 20)
+    if isinstance(executor, ProcessPoolExecutor):
+        from functools import partial
+
+        fn: Callable[[int], int] = partial(_take, data)
+    else:
+        fn = lambda i: len(data) + i  # noqa: E731 - the workload is a lambda
+    started = time.perf_counter()
+    futures = [executor.submit(fn, i) for i in range(calls)]
+    assert [future.result() for future in futures] == [len(data) + i for i in range(calls)]
+    return time.perf_counter() - started
+
+
+def _take(data: bytes, i: int) -> int:
+    return len(data) + i
+
+
+def unbalanced(executor: Executor, seed: int) -> float:
+    """Seconds for one task of 2 s and 199 of 10 ms, in some order."""
+    durations = [2.0] + [0.01] * 199
+    random.Random(seed).shuffle(durations)
+    started = time.perf_counter()
+    for future in [executor.submit(sleep, duration) for duration in durations]:
+        future.result()
+    return time.perf_counter() - started
+
+
+def cpu_bound(executor: Executor) -> float:
+    """Seconds for 400 tasks of 20 ms of CPU time."""
+    started = time.perf_counter()
+    for future in [executor.submit(burn, 0.02) for _ in range(400)]:
+        future.result()
+    return time.perf_counter() - started
+
+
+def short_tasks(executor: Executor, tasks: int, seconds: float) -> float:
+    """Seconds for so many short tasks."""
+    started = time.perf_counter()
+    for future in [executor.submit(sleep, seconds) for _ in range(tasks)]:
+        future.result()
+    return time.perf_counter() - started
+
+
+def six_threads(executor: Executor, calls: int) -> float:
+    """Seconds per call when six threads call and wait."""
+
+    def work() -> None:
+        for _ in range(calls):
+            executor.submit(identity, 1).result()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.perf_counter() - started) / calls / 6
+
+
+def beside_a_busy_thread(executor: Executor, calls: int) -> float:
+    """Median seconds of a call while another thread of the client runs Python code without a pause."""
+    over = False
+
+    def spin() -> None:
+        while not over:
+            sum(range(100))
+
+    spinner = threading.Thread(target=spin)
+    spinner.start()
+    try:
+        return statistics.median(round_trips(executor, calls))
+    finally:
+        over = True
+        spinner.join()
+
+
+def start_up(program: str) -> float:
+    """Seconds of a fresh interpreter that runs this program."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", program], check=True, env=dict(os.environ))
+    return time.perf_counter() - started
+
+
+FARM_PROGRAM = "from farm_executor import FarmExecutor\nwith FarmExecutor(2) as e: e.submit(pow, 2, 2).result()"
+SPAWN_PROGRAM = (
+    "import multiprocessing\nfrom concurrent.futures import ProcessPoolExecutor\n"
+    "if __name__ == '__main__':\n"
+    " with ProcessPoolExecutor(2, multiprocessing.get_context('spawn')) as e: e.submit(pow, 2, 2).result()"
+)
