@@ -94,6 +94,22 @@ def _type_name(value: BaseException) -> str:
 # -- on the worker -----------------------------------------------------------------------------------
 
 
+def explain_unsendable(error: BaseException, value: Any) -> str:
+    """Say on the worker that a result could not be pickled."""
+    return f"the task's result, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
+
+
+def explain_unreadable(error: BaseException) -> str:
+    """Say on the worker that a call could not be read, and what to do."""
+    message = f"the task's function or arguments could not be read on the worker: {describe(error)}"
+    if type(error) is ModuleNotFoundError:
+        message += (
+            f"; install the module {error.name} on the server, or send it along with "
+            "cloudpickle.register_pickle_by_value(module)"
+        )
+    return message
+
+
 def dump_failure(error: BaseException, message: str = "", *, skip_frames: int = 0) -> list[Any]:
     """Encode an exception as it was caught.
 

@@ -44,7 +44,7 @@ from farm_executor.client.outcome import (
     describe_death,
     explain_pickling,
     initializer_failed,
-    unreadable_result,
+    unreadable_value,
     worker_lost,
 )
 from farm_executor.client.reactor import Reactor
@@ -80,7 +80,7 @@ MAX_STILLBORN = 3
 class TaskOptions:
     """What a view of the executor sets for its tasks."""
 
-    priority: int = 0
+    priority: float = 0
     category: Hashable = None
     max_attempts: int = 3
 
@@ -128,6 +128,7 @@ class Engine:
         self._had_lane = False
         self._stillborn = 0  # workers in a row that died before they were ready
         self._shutdown = False
+        self._cancelling = False  # what goes on
         self._closed = False
         self._error: Callable[[], BaseException] | None = None
         self._counts = dict.fromkeys(("submitted", "succeeded", "failed", "cancelled", "resubmitted", "lost"), 0)
@@ -159,10 +160,30 @@ class Engine:
         """
         return self._functions.find(fn)
 
+    @property
+    def counts_tasks(self) -> bool:
+        """Whether workers are replaced after so many tasks."""
+        return self._options.max_tasks_per_child is not None
+
     def submit(
-        self, fn: Callable[..., Any] | Function, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
+        self,
+        fn: Callable[..., Any] | Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
+        *,
+        goes_on: bool = False,
+        before_settling: Callable[[Any, BaseException | None, Origin], None] | None = None,
     ) -> FarmFuture:
         """Send a call, or queue it.
+
+        Args:
+            fn: The function, or what `prepare` made of it.
+            args: Its arguments.
+            kwargs: Its arguments by name.
+            options: The task's.
+            goes_on: This is the rest of a task that was taken before, so that a shutdown is no obstacle.
+            before_settling: See `FarmFuture`.
 
         Returns:
             Its future. If the call cannot be pickled, the future holds that error already.
@@ -172,7 +193,7 @@ class Engine:
             BrokenFarmError: It is broken; or whatever else broke it, such as AuthenticationError.
             FarmFullError: See `Budget`.
         """
-        if self._shutdown:
+        if self._shutdown and not goes_on:
             raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
         future: FarmFuture = FarmFuture()
         try:
@@ -180,11 +201,16 @@ class Engine:
             future.arguments = payload.dumps((args, kwargs))
         except Exception as error:  # whatever a user's reduction raises is its future's, and no other's
             future.release()
+            future.unsent = True
             future.set_running_or_notify_cancel()
             future.set_exception(explain_pickling(error, fn, args, kwargs))
             return future
         future.task = task = Task(next(self._ids), future, options.priority, options.category, options.max_attempts)
         future.owner = self
+        if before_settling is not None:
+            future.before_settling = before_settling
+        if self._cancelling and future.cancel():
+            return future
         if self._budget is None:
             self._incoming.append(task)
         else:
@@ -505,21 +531,27 @@ class Engine:
         plain = []
         for task, (outcome, is_error) in zip(tasks, results, strict=True):
             if is_error:
-                origin = Origin(lane.server, lane.pid, task.losses + 1)
-                self._settle(task, load_failure(outcome, origin, OwnObjects))
+                origin = _origin(lane, task)
+                self._settle(task, load_failure(outcome, origin, OwnObjects), origin)
                 continue
             try:
                 value = payload.loads(outcome, OwnObjects)
             except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
-                self._settle(task, unreadable_result(lane, task, problem))
+                origin = _origin(lane, task)
+                self._settle(task, unreadable_value(origin, problem), origin)
             else:
+                if task.call.before_settling is not None:
+                    _guarded(partial(task.call.before_settling, value, None, _origin(lane, task)))
                 plain.append((self._release(task), value))
         self._counts["succeeded"] += len(plain)
         for future, value in settle_plainly(plain):
             self._set(future, value, None)
 
-    def _settle(self, task: Task, error: BaseException) -> None:
+    def _settle(self, task: Task, error: BaseException, origin: Origin) -> None:
+        """Settle a task that failed."""
         self._counts["failed"] += 1
+        if task.call.before_settling is not None:
+            _guarded(partial(task.call.before_settling, None, error, origin))
         self._set(self._release(task), None, error)
 
     def _release(self, task: Task) -> FarmFuture:
@@ -554,6 +586,7 @@ class Engine:
             future.set_running_or_notify_cancel()  # says no, and tells those who wait
 
     def _cancel_queued(self) -> None:
+        self._cancelling = True
         with self._deciding:
             queued = self._scheduler.withdraw_all()
         for task in queued:
@@ -586,6 +619,7 @@ class Engine:
             losses = self._perform(decisions)
             self._counts["resubmitted"] += had - len(losses)
             self._counts["lost"] += len(losses)
+            self._counts["failed"] -= len(losses)  # they are counted here, and not there
         if not lane.retired:
             reason = describe_death(death)
             logger.warning(
@@ -593,7 +627,7 @@ class Engine:
                 *(lane.server, lane.pid, reason, had - len(losses), len(losses)),
             )
             for task in losses:
-                self._set(self._release(task), None, worker_lost(lane, task, reason))
+                self._settle(task, worker_lost(lane, task, reason), _origin(lane, task))
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
         link.lane_gone(session, lane.slot, failed=not lane.ready)
@@ -675,6 +709,10 @@ def _guarded(settle: Callable[[], None]) -> None:
         settle()
     except BaseException:  # settled by somebody else, or a callback that exits: that must not end the farm
         logger.exception("a future could not be settled")
+
+
+def _origin(lane: Lane, task: Task) -> Origin:
+    return Origin(lane.server, lane.pid, task.losses + 1)
 
 
 def _start(tasks: list[Task]) -> list[bool]:

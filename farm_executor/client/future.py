@@ -69,6 +69,12 @@ class FarmFuture(Future[Any]):
     task: Any = None
     function: Any = None
     arguments: Any = None
+    before_settling: Callable[[Any, BaseException | None, Any], None] | None = None
+    """Called with the value, the error and where they came from: code of the farm's, never of a user's."""
+
+    unsent = False
+    """Whether the call could not be pickled, so that nothing has become of it."""
+
     call_back_by: Callable[[Callable[[], None]], None] | None = None
     """Has callbacks called elsewhere; set by whoever settles it in a thread that is not the farm's own."""
 
@@ -169,7 +175,7 @@ class FarmFuture(Future[Any]):
 
     def release(self) -> None:
         """Keep nothing alive of what the owner has put here."""
-        self.owner = self.task = self.function = self.arguments = None
+        self.owner = self.task = self.function = self.arguments = self.before_settling = None
 
     def abandon(self, error: BaseException) -> None:
         """Settle in a forked child, where the threads that would do so, or may hold its locks, do not exist."""

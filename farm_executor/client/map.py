@@ -1,11 +1,23 @@
-"""`FarmExecutor.map`: from iterables to tasks, and from their futures to results in order.
+"""`FarmExecutor.map`: from iterables to tasks, and from their outcomes to results in order.
 
-This module owns the contract of `concurrent.futures.Executor.map` as it is in Python 3.14. It must not know how
-tasks are sent.
+This module owns the contract of `concurrent.futures.Executor.map` as it is in Python 3.14, and how items become
+tasks. It must not know how tasks are sent.
+
+With a chunk size of 1 every item is a task of its own, as far as anyone can see. But where there are many, several
+travel as one block (see `blocks`), because the way there and back costs more than a short call:
+
+* The first items go alone, four for each worker; from then on a block takes a share of those already submitted
+  that is small enough for all workers to have more.
+* Items that are slow in coming do not wait for company.
+* What a worker has left of a block because it took long goes on at once, before what is behind it.
+* If a block's worker dies, or an item cannot be pickled, its items go on alone, so that each has its own fate.
+
+Items that may be attempted only once, or that are counted to recycle workers, always go alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 import weakref
@@ -15,13 +27,33 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
+from farm_executor import payload
+from farm_executor.blocks import PLAIN, BlockOutcome, portable, run_block
+from farm_executor.byvalue import OwnObjects
 from farm_executor.client.engine import Engine, TaskOptions
 from farm_executor.client.functions import Function
+from farm_executor.client.future import FarmFuture
+from farm_executor.client.outcome import unreadable_value
+from farm_executor.core.frames import Payload, payload_size
+from farm_executor.errors import TaskExecutionError, WorkerLostError
+from farm_executor.failure import Origin, load_failure
 
 __all__ = ["map_calls"]
 
+SHARE = 4  # blocks for each worker that the items submitted so far would make
+MAX_ITEMS = 512  # of a block
+MAX_BYTES = 64 * 1024  # of arguments, after which a block takes no more
+PATIENCE = 0.001  # seconds that an item waits for company
+
+_SIZED = {str, bytes}
+
+Call = tuple[Any, ...]
+
 
 class _Farm(Protocol):
+    @property
+    def _max_workers(self) -> int: ...
+
     def _start_engine(self) -> Engine: ...
 
 
@@ -42,18 +74,18 @@ def map_calls(
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
     deadline = None if timeout is None else time.monotonic() + timeout
-    items: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
+    items: Iterator[Call] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
+    engine = farm._start_engine()
+    if chunksize == 1 and buffersize is None and options.max_attempts > 1 and not engine.counts_tasks:
+        mapping = _Mapping(engine, options, fn)
+        mapping.submit_all(items, farm._max_workers)
+        return mapping.results(deadline)
     if chunksize > 1:
-        calls: Iterator[tuple[Any, ...]] = ((chunk,) for chunk in _chunks(items, chunksize))
+        calls: Iterator[Call] = ((chunk,) for chunk in _chunks(items, chunksize))
         fn = partial(_call_each, fn)
     else:
         calls = items
-    engine = farm._start_engine()
-    function: Callable[..., Any] | Function
-    try:
-        function = engine.prepare(fn)  # once for all, as it is now
-    except Exception:  # the futures shall say so, as those of submit do
-        function = fn
+    function = _prepared(engine, fn)
     futures: deque[Future[Any]] = deque(
         engine.submit(function, call, {}, options) for call in itertools.islice(calls, buffersize)
     )
@@ -61,6 +93,14 @@ def map_calls(
     more = None if buffersize is None else (calls, function, options, weakref.ref(farm))
     results = _results(futures, deadline, more)
     return itertools.chain.from_iterable(results) if chunksize > 1 else results
+
+
+def _prepared(engine: Engine, fn: Callable[..., Any]) -> Callable[..., Any] | Function:
+    """The function once for all calls, as it is now."""
+    try:
+        return engine.prepare(fn)
+    except Exception:  # the futures shall say so, as those of submit do
+        return fn
 
 
 def _results(futures: deque[Future[Any]], deadline: float | None, more: Any) -> Iterator[Any]:
@@ -73,15 +113,14 @@ def _results(futures: deque[Future[Any]], deadline: float | None, more: Any) -> 
                 if owner is not None and (call := next(calls, None)) is not None:
                     futures.append(owner._start_engine().submit(function, call, {}, options))
                 del owner
-            yield _take(futures, deadline)
+            yield _take(futures.popleft(), deadline)
     finally:
         for future in futures:
             future.cancel()
 
 
-def _take(futures: deque[Future[Any]], deadline: float | None) -> Any:
-    """The first one's result. Nothing of it is kept alive here, nor on any frame while it is used."""
-    future = futures.popleft()
+def _take(future: Future[Any], deadline: float | None) -> Any:
+    """The result. Nothing of it is kept alive here, nor on any frame while it is used."""
     try:
         return future.result(None if deadline is None else deadline - time.monotonic())
     finally:
@@ -96,3 +135,189 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 def _call_each(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
     return [fn(*args) for args in chunk]
+
+
+# -- items in blocks ----------------------------------------------------------------------------------
+
+
+class _Part:
+    """What was submitted as one task.
+
+    Attributes:
+        items: Those of a block; None for an item on its own, whose future has its result.
+        pickled: Whether the items are payloads.
+        last_attempts: Whether it goes alone, after the worker of its block has died.
+        rest: What goes on of it after its outcome, known before the future is settled.
+        origin: Where the outcome came from.
+    """
+
+    __slots__ = ("future", "items", "last_attempts", "origin", "pickled", "rest")
+
+    def __init__(self, items: list[Any] | None = None, pickled: bool = False, last_attempts: bool = False) -> None:
+        self.items = items
+        self.pickled = pickled
+        self.last_attempts = last_attempts
+        self.rest: list[_Part] = []
+        self.origin = Origin()
+        self.future: FarmFuture
+
+
+class _Mapping:
+    """One call of `map`.
+
+    Thread safety: `_on_outcome` is called by whoever settles futures, all else by the caller of `map`.
+    """
+
+    def __init__(self, engine: Engine, options: TaskOptions, fn: Callable[..., Any]) -> None:
+        self._engine = engine
+        self._options = options
+        # If a block's worker dies, each of its items has its own attempts; the block was the first of them.
+        self._block_options = dataclasses.replace(options, max_attempts=1)
+        # Before what is behind it: users' priorities are integers.
+        self._rest_options = dataclasses.replace(self._block_options, priority=options.priority + 0.5)
+        self._alone_options = dataclasses.replace(self._rest_options, max_attempts=options.max_attempts - 1)
+        self._fn = fn
+        self._function = _prepared(engine, fn)
+        self._block_function: Callable[..., Any] | Function | None = None
+        self._parts: deque[_Part] = deque()
+        self._closed = False
+
+    def submit_all(self, items: Iterator[Call], workers: int) -> None:
+        """Submit the items as they come."""
+        share = SHARE * workers
+        submitted = 0
+        block: list[Call] = []
+        since = 0.0
+        size = 1
+        for item in items:
+            if size == 1:
+                self._submit_alone(item)
+                submitted += 1
+            else:
+                if not block:
+                    since = time.perf_counter()
+                block.append(item)
+                if len(block) < size and time.perf_counter() - since < PATIENCE:
+                    continue
+                submitted += len(block)
+                self._submit_items(block)
+                block = []
+            size = max(1, min(submitted // share, MAX_ITEMS))
+        self._submit_items(block)
+
+    def _submit_alone(self, item: Call) -> None:
+        part = _Part()
+        part.future = self._engine.submit(self._function, item, {}, self._options)
+        self._parts.append(part)
+
+    def _submit_items(self, items: list[Call]) -> None:
+        """Submit items as blocks. What may change while a call has it is pickled for that call alone."""
+        kinds = set(map(type, itertools.chain.from_iterable(items)))
+        plain = kinds <= PLAIN
+        if plain and not kinds & _SIZED:
+            self._submit_block(items, pickled=False)
+            return
+        block: list[Any] = []
+        weight = 0
+        for item in items:
+            data = None if plain else self._pickled(item)
+            if not plain and data is None:
+                self._submit_block(block, pickled=True)
+                block, weight = [], 0
+                self._submit_alone(item)
+                continue
+            block.append(item if data is None else portable(data))
+            weight += (
+                sum([len(value) for value in item if type(value) in _SIZED]) if data is None else payload_size(data)
+            )
+            if weight >= MAX_BYTES:
+                self._submit_block(block, pickled=not plain)
+                block, weight = [], 0
+        self._submit_block(block, pickled=not plain)
+
+    @staticmethod
+    def _pickled(item: Call) -> Payload | None:
+        """The item's payload; None if it must go alone."""
+        try:
+            data = payload.dumps(item)
+        except Exception:  # its future shall say so
+            return None
+        return None if payload.by_value(data) else data  # which only the worker's own task loop can read
+
+    def _submit_block(self, items: list[Any], *, pickled: bool) -> None:
+        if items:
+            self._parts.append(self._block(items, pickled, self._block_options))
+
+    def _block(self, items: list[Any], pickled: bool, options: TaskOptions) -> _Part:
+        if self._block_function is None:
+            self._block_function = _prepared(self._engine, partial(run_block, self._fn))
+        part = _Part(items, pickled, options is self._alone_options)
+        part.future = self._engine.submit(
+            self._block_function,
+            (items, pickled),
+            {},
+            options,
+            goes_on=options is not self._block_options,
+            before_settling=partial(self._on_outcome, part),
+        )
+        return part
+
+    def _on_outcome(self, part: _Part, value: Any, error: BaseException | None, origin: Origin) -> None:
+        """A block is about to be settled: what of it is to go on?"""
+        items = part.items or []
+        part.origin = origin
+        if self._closed:
+            return
+        if type(error) is WorkerLostError:
+            if not part.last_attempts:
+                part.rest = [self._block([item], part.pickled, self._alone_options) for item in items]
+        elif type(value) is BlockOutcome and value.failure is None:
+            rest = iter(items[value.count :])
+            # As many at a time as there was time for.
+            part.rest = [self._block(some, part.pickled, self._rest_options) for some in _chunks(rest, value.count)]
+
+    def results(self, deadline: float | None) -> Iterator[Any]:
+        """The results in order; what is not wanted any more is cancelled."""
+        parts = self._parts
+        try:
+            while parts:
+                if parts[0].items is None:
+                    yield _take(parts.popleft().future, deadline)
+                    continue
+                part = parts.popleft()
+                try:
+                    outcome: BlockOutcome = _take(part.future, deadline)
+                except WorkerLostError:
+                    if not part.rest:
+                        raise
+                else:
+                    yield from _values(outcome, part.origin)
+                    if outcome.count < len(part.items or ()) and not part.rest:
+                        raise TaskExecutionError("the rest of a block of items could not be sent again")
+                parts.extendleft(reversed(part.rest))
+        finally:
+            self._closed = True
+            for part in parts:
+                _cancel(part)
+
+
+def _cancel(part: _Part) -> None:
+    part.future.cancel()
+    for more in part.rest:
+        _cancel(more)
+
+
+def _values(outcome: BlockOutcome, origin: Origin) -> Iterator[Any]:
+    values: list[Any] = payload.loads(outcome.pickles[0]) if outcome.together else outcome.pickles
+    values.reverse()  # so that none is kept alive when it has been taken
+    while values:
+        yield values.pop() if outcome.together else _rebuilt(values.pop(), origin)
+    if outcome.failure is not None:
+        raise load_failure(outcome.failure, origin, OwnObjects)
+
+
+def _rebuilt(value: Payload, origin: Origin) -> Any:
+    try:
+        return payload.loads(value, OwnObjects)
+    except (Exception, SystemExit) as problem:  # rebuilding runs the user's code, which may even try to exit
+        raise unreadable_value(origin, problem) from problem

@@ -15,7 +15,7 @@ from farm_executor.client.functions import Function
 from farm_executor.client.lane import Lane, WorkerDeath
 from farm_executor.core.scheduler import Task
 from farm_executor.errors import TaskExecutionError, WorkerLostError
-from farm_executor.failure import describe
+from farm_executor.failure import Origin, describe
 
 __all__ = [
     "caused",
@@ -23,7 +23,7 @@ __all__ = [
     "describe_death",
     "explain_pickling",
     "initializer_failed",
-    "unreadable_result",
+    "unreadable_value",
     "worker_lost",
 ]
 
@@ -93,14 +93,14 @@ def worker_lost(lane: Lane, task: Task, reason: str) -> WorkerLostError:
     return WorkerLostError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
 
 
-def unreadable_result(lane: Lane, task: Task, problem: BaseException) -> TaskExecutionError:
+def unreadable_value(origin: Origin, problem: BaseException) -> TaskExecutionError:
     """For a result that has come, but does not unpickle here."""
     error = TaskExecutionError(
         f"the task's result arrived, but could not be rebuilt here: {describe(problem)}",
         type_name=type(problem).__qualname__,
-        server=lane.server,
-        pid=lane.pid,
-        attempt=task.losses + 1,
+        server=origin.server,
+        pid=origin.pid,
+        attempt=origin.attempt,
     )
     error.__cause__ = problem
     return error

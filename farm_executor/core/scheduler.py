@@ -50,7 +50,7 @@ class Task:
 
     id: int
     call: Any
-    priority: int = 0
+    priority: float = 0
     category: Hashable = None
     max_attempts: int = 3
     losses: int = 0
@@ -119,8 +119,8 @@ class Scheduler:
 
     def __init__(self, start: Callable[[list[Task]], list[bool]] = lambda tasks: [True] * len(tasks)) -> None:
         self._start = start
-        self._queues: dict[int, OrderedDict[int, Task]] = {}
-        self._priorities: list[int] = []  # negated, so that the first is the highest
+        self._queues: dict[float, OrderedDict[int, Task]] = {}
+        self._priorities: list[float] = []  # negated, so that the first is the highest
         self._lanes: dict[int, _Lane] = {}
         # Indexes of the lanes, kept by _index: dicts serve as ordered sets.
         self._idle: dict[int, _Lane] = {}
@@ -280,7 +280,7 @@ class Scheduler:
         self._enqueue(task)
         self._queues[task.priority].move_to_end(task.id, last=False)
 
-    def _drop_queue(self, priority: int) -> None:
+    def _drop_queue(self, priority: float) -> None:
         del self._queues[priority]
         self._priorities.remove(-priority)
 

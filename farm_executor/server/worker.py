@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from farm_executor import payload
 from farm_executor.core.frames import Frame, Payload, payload_of
-from farm_executor.failure import describe, dump_failure
+from farm_executor.failure import dump_failure, explain_unreadable, explain_unsendable
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
 from farm_executor.transport import Socket
@@ -104,7 +104,7 @@ class _Runner:
             function = self._load_function(task.function)
             args, kwargs = payload.loads(task.arguments, self._namespaces.resolver)
         except BaseException as error:  # unpickling runs code of the user's, which may raise anything
-            return _failed(error, _explain_load(error))
+            return _failed(error, explain_unreadable(error))
         try:
             self._in_call = True
             value = function(*args, **kwargs)
@@ -118,10 +118,7 @@ class _Runner:
         try:
             return payload.dumps(value), False
         except BaseException as error:  # pickling runs code of the user's, too
-            message = (
-                f"the task's result, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
-            )
-            return _failed(error, message)
+            return _failed(error, explain_unsendable(error, value))
 
     def _load_function(self, function: SentFunction) -> Any:
         if function.generation == self._namespaces.generation:
@@ -174,16 +171,6 @@ def _is_reusable(value: Any, seen: set[int]) -> bool:
 
 
 _IMMUTABLE = {type(None), bool, int, float, complex, str, bytes}
-
-
-def _explain_load(error: BaseException) -> str:
-    message = f"the task's function or arguments could not be read on the worker: {describe(error)}"
-    if type(error) is ModuleNotFoundError:
-        message += (
-            f"; install the module {error.name} on the server, or send it along with "
-            "cloudpickle.register_pickle_by_value(module)"
-        )
-    return message
 
 
 def _flush_output() -> None:

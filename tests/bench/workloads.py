@@ -1,4 +1,4 @@
-"""What is measured: each workload takes an executor and returns seconds, or whatever else it says. Less is better."""
+"""What is measured: each workload takes an executor and returns seconds, or what else it says. Less is better."""
 
 import os
 import random

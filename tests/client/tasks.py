@@ -1,7 +1,9 @@
 """Tasks of the client's tests, in a module that workers can import."""
 
 import os
+import threading
 import time
+import typing
 
 
 def pid_after(seconds):
@@ -41,3 +43,69 @@ def divide(number, by):
 
 def echo(value):
     return value
+
+
+def sign(path, text):
+    with open(path, "a") as file:
+        file.write(f"{text}\n")
+
+
+def sign_after(path, seconds, number):
+    time.sleep(seconds)
+    sign(path, number)
+    return number
+
+
+def fail_at(path, place, number):
+    if number == place:
+        sign(path, "failed")
+        raise ZeroDivisionError(number)
+    return number
+
+
+def lock_at(place, number):
+    return threading.Lock() if number == place else number
+
+
+class NotThere:
+    def __reduce__(self):
+        return refuse, (os.getpid(),)
+
+
+def refuse(pid):
+    if pid != os.getpid():
+        raise ValueError("not here")
+    return
+
+
+def unreadable_at(place, number):
+    return NotThere() if number == place else number
+
+
+class Point(typing.NamedTuple):
+    x: int
+    y: int
+
+
+def die_at(path, place, number):
+    if number == place:
+        sign(path, "died")
+        os._exit(3)
+    return number
+
+
+def die_once_at(path, place, number):
+    if number == place and not os.path.exists(path):
+        sign(path, "died")
+        os._exit(3)
+    return number
+
+
+def after_unless(seconds, number, bad):
+    time.sleep(seconds)
+    return 1 / 0 if number == bad else number
+
+
+def append_one(items):
+    items.append(1)
+    return items
