@@ -176,7 +176,8 @@ class FarmExecutor(Executor):
             fn: Called with one item of each iterable, until the shortest ends.
             iterables: Read at once; with ``buffersize`` only as far ahead as that.
             timeout: Seconds from this call until a result must be there, else `TimeoutError`.
-            chunksize: How many items make one task.
+            chunksize: How many items make one task, which fails as a whole. With 1, each item fails, and is tried
+                again, by itself; short ones still travel together.
             buffersize: The most tasks whose results have not been taken. Then iterables may be endless.
 
         Raises:

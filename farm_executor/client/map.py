@@ -220,29 +220,16 @@ class _Mapping:
         block: list[Any] = []
         weight = 0
         for item in items:
-            data = None if plain else self._pickled(item)
-            if not plain and data is None:
-                self._submit_block(block, pickled=True)
-                block, weight = [], 0
-                self._submit_alone(item)
-                continue
-            block.append(item if data is None else portable(data))
-            weight += (
-                sum([len(value) for value in item if type(value) in _SIZED]) if data is None else payload_size(data)
-            )
-            if weight >= MAX_BYTES:
+            entry, size = (item, _size(item)) if plain else _pickled(item)
+            if entry is not None:
+                block.append(entry)
+                weight += size
+            if entry is None or weight >= MAX_BYTES:
                 self._submit_block(block, pickled=not plain)
                 block, weight = [], 0
+            if entry is None:
+                self._submit_alone(item)
         self._submit_block(block, pickled=not plain)
-
-    @staticmethod
-    def _pickled(item: Call) -> Payload | None:
-        """The item's payload; None if it must go alone."""
-        try:
-            data = payload.dumps(item)
-        except Exception:  # its future shall say so
-            return None
-        return None if payload.by_value(data) else data  # which only the worker's own task loop can read
 
     def _submit_block(self, items: list[Any], *, pickled: bool) -> None:
         if items:
@@ -299,6 +286,21 @@ class _Mapping:
             self._closed = True
             for part in parts:
                 _cancel(part)
+
+
+def _size(item: Call) -> int:
+    return sum([len(value) for value in item if type(value) in _SIZED])
+
+
+def _pickled(item: Call) -> tuple[Payload | None, int]:
+    """The item's payload and its size; None if it must go alone."""
+    try:
+        data = payload.dumps(item)
+    except Exception:  # its future shall say so
+        return None, 0
+    if payload.by_value(data):  # only the worker's own task loop can read that
+        return None, 0
+    return portable(data), payload_size(data)
 
 
 def _cancel(part: _Part) -> None:

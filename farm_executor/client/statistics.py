@@ -54,7 +54,8 @@ class FarmStatistics:
         pending_bytes: What is held of the arguments of tasks that have not ended.
         waiting_submitters: Threads whose `submit` waits because of ``max_pending_bytes``.
         running: Tasks sent to a worker and not answered.
-        submitted: All tasks so far; the following count those that ended.
+        submitted: All tasks so far, where short items of a `map` that travel together count as one; the following
+            count those that ended.
         succeeded: Tasks with a result.
         failed: Tasks with an exception of their own or of the farm's.
         cancelled: Tasks cancelled before they ran.
