@@ -10,7 +10,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = False  # tests run on every Python that is found
-nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.sessions = ["lint", "types", "tests", "not_led", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
@@ -52,6 +52,13 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
+@nox.session(python="3.13")
+def not_led(session: nox.Session) -> None:
+    """Run the contract and the standard library's own tests with callers that do not lead."""
+    session.install(".", *_group("tests"))
+    session.run("pytest", "--not-led", "tests/contract", "tests/conformance", "tests/client", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; warnings are errors."""
@@ -70,7 +77,8 @@ def minimums(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure the executor beside ProcessPoolExecutor, in one run."""
-    session.install(".", "numpy")
+    peers = ["loky", "distex", "distributed"] if "--peers" in session.posargs else []
+    session.install(".", "numpy", *peers)
     session.run("python", "tests/bench/compare.py", *session.posargs)
 
 

@@ -9,6 +9,21 @@ import time
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--not-led",
+        action="store_true",
+        help="run everything with caller_leads=False, unless a test says otherwise",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--not-led"):
+        from farm_executor import FarmExecutor
+
+        FarmExecutor.__init__.__kwdefaults__["caller_leads"] = False
+
+
 def pytest_collection_finish(session):
     """What is loaded by now stays, so that looking for leaks need not look through it, test by test."""
     gc.collect()

@@ -268,3 +268,24 @@ def test_many_threads_submit_cancel_and_wait_at_once(farm):
     assert failures == []
     assert not any(thread.is_alive() for thread in threads)
     assert _until(lambda: farm.statistics().succeeded + farm.statistics().cancelled == 1800)
+
+
+def test_callbacks_run_in_the_farms_own_thread_whoever_leads(no_leaks):
+    """A leading caller may hold a lock that a callback wants."""
+    names, lock, called = [], threading.Lock(), threading.Event()
+
+    def note(future):
+        with lock:
+            names.append(threading.current_thread().name)
+        called.set()
+
+    with FarmExecutor(2) as farm:
+        for _ in range(50):
+            called.clear()
+            with lock:
+                future = farm.submit(tasks.after, 0.002, 1)
+                future.add_done_callback(note)
+                assert future.result(DEADLINE) == 1  # which leads, and settles it
+            assert called.wait(DEADLINE)
+
+    assert set(names) == {"farm-engine"}

@@ -69,7 +69,8 @@ def make_farm_of_servers(request: pytest.FixtureRequest, max_workers: int | None
     from farm_executor import FarmExecutor
 
     addresses = request.getfixturevalue("two_servers")
-    return FarmExecutor(addresses, max_workers=max_workers, key=KEY, **options)
+    # The embedded farm is led, this one not: the contract is the same.
+    return FarmExecutor(addresses, max_workers=max_workers, key=KEY, **{"caller_leads": False, **options})
 
 
 BUFFERS = {"buffers"} if sys.version_info >= (3, 14) else set()
