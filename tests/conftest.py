@@ -13,7 +13,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--not-led",
         action="store_true",
-        help="run everything with caller_leads=False, unless a test says otherwise",
+        help="with caller_leads=False, unless a test says otherwise",
     )
 
 

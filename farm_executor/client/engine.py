@@ -338,15 +338,17 @@ class Engine:
         """Do what was decided; return the tasks to settle as lost, which takes no lock."""
         lost = []
         for decision in decisions:
-            if isinstance(decision, Lose):
-                lost.append(decision.task)
-                continue
-            lane = self._lanes[decision.lane][2]
             if isinstance(decision, Assign):
+                lane = self._lanes[decision.lane][2]
                 sent = lane.send_tasks(decision.seq, decision.tasks)
             elif isinstance(decision, Recall):
+                lane = self._lanes[decision.lane][2]
                 sent = lane.send_recall(decision.count)
+            elif isinstance(decision, Lose):
+                lost.append(decision.task)
+                continue
             else:
+                lane = self._lanes[decision.lane][2]
                 lane.retired = True
                 self._reactor.post(partial(self._end_lane, lane))
                 continue

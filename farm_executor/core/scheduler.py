@@ -157,7 +157,8 @@ class Scheduler:
         for task in tasks:
             if not self._idle or self.queued:
                 self._enqueue(task)
-            elif self._begin([task]):
+            elif task.started or self._start([task])[0]:
+                task.started = True
                 decisions.append(self._assign(next(reversed(self._idle.values())), [task]))
         return decisions
 
