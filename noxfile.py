@@ -14,6 +14,7 @@ nox.options.sessions = ["lint", "types", "tests", "not_led", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4")  # most tests wait for a process most of the time
 
 
 def _find_pyenv_versions() -> None:
@@ -49,14 +50,15 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on every Python that is found."""
     session.install(".", *_group("tests"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session(python="3.13")
 def not_led(session: nox.Session) -> None:
     """Run the contract and the standard library's own tests with callers that do not lead."""
     session.install(".", *_group("tests"))
-    session.run("pytest", "--not-led", "tests/contract", "tests/conformance", "tests/client", *session.posargs)
+    parts = ("tests/contract", "tests/conformance", "tests/client")
+    session.run("pytest", *SIDE_BY_SIDE, "--not-led", *parts, *session.posargs)
 
 
 @nox.session
@@ -71,7 +73,7 @@ def minimums(session: nox.Session) -> None:
     """Run the tests with the lowest versions of the dependencies that the project declares."""
     lowest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     session.install(".", *_group("tests"), *lowest)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session(default=False)

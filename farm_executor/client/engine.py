@@ -35,7 +35,7 @@ from farm_executor import payload
 from farm_executor.byvalue import OwnObjects
 from farm_executor.client.budget import Budget
 from farm_executor.client.functions import Function, FunctionTable
-from farm_executor.client.future import FarmFuture, settle_plainly, start_all
+from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
 from farm_executor.client.lane import Lane, WorkerDeath
 from farm_executor.client.outcome import (
@@ -44,11 +44,11 @@ from farm_executor.client.outcome import (
     describe_death,
     explain_pickling,
     initializer_failed,
-    unreadable_value,
     worker_lost,
 )
 from farm_executor.client.reactor import Reactor
 from farm_executor.client.server import ServerLink, Settings
+from farm_executor.client.settling import Settler
 from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
 from farm_executor.core.frames import (
     ERROR,
@@ -131,8 +131,9 @@ class Engine:
         self._cancelling = False  # what goes on
         self._closed = False
         self._error: Callable[[], BaseException] | None = None
-        self._counts = dict.fromkeys(("submitted", "succeeded", "failed", "cancelled", "resubmitted", "lost"), 0)
+        self._submitted = self._resubmitted = 0
         self._reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
+        self._settler = Settler(self._reactor, self._budget)
         self._links = [
             ServerLink(locate, quota, options.settings, self)
             for locate, quota in zip(options.locations, options.quotas, strict=True)
@@ -247,7 +248,7 @@ class Engine:
         """Hand what has been submitted to the scheduler; the lock is held."""
         while self._incoming and not self._closed:
             tasks = [self._incoming.popleft() for _ in range(len(self._incoming))]
-            self._counts["submitted"] += len(tasks)
+            self._submitted += len(tasks)
             self._perform(self._scheduler.submit(*tasks))
 
     def _refuse_incoming(self) -> None:
@@ -257,10 +258,7 @@ class Engine:
                 task = self._incoming.popleft()
             except IndexError:
                 return
-            error = self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
-            future = self._release(task)
-            if future.set_running_or_notify_cancel():
-                self._set(future, None, error)
+            self._settler.refuse(task, self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """See `future.Owner`."""
@@ -315,7 +313,9 @@ class Engine:
                 running=self._scheduler.outstanding,
                 pending_bytes=sum(payload_size(task.call.arguments) for task in self._scheduler.tasks()),
                 waiting_submitters=self._budget.waiting if self._budget else 0,
-                **self._counts,
+                submitted=self._submitted,
+                resubmitted=self._resubmitted,
+                **self._settler.counts,
             )
 
     def _server_statistics(self, link: ServerLink) -> ServerStatistics:
@@ -530,72 +530,20 @@ class Engine:
             round_trip_us = lane.note_results(len(results), busy_us)
             tasks, decisions = self._scheduler.finished(lane.id, frame.seq, len(results), busy_us, round_trip_us)
             self._perform(decisions)  # first of all, so that the worker goes on while we unpickle
-        plain = []
-        for task, (outcome, is_error) in zip(tasks, results, strict=True):
-            if is_error:
-                origin = _origin(lane, task)
-                self._settle(task, load_failure(outcome, origin, OwnObjects), origin)
-                continue
-            try:
-                value = payload.loads(outcome, OwnObjects)
-            except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
-                origin = _origin(lane, task)
-                self._settle(task, unreadable_value(origin, problem), origin)
-            else:
-                if task.call.before_settling is not None:
-                    _guarded(partial(task.call.before_settling, value, None, _origin(lane, task)))
-                plain.append((self._release(task), value))
-        self._counts["succeeded"] += len(plain)
-        for future, value in settle_plainly(plain):
-            self._set(future, value, None)
-
-    def _settle(self, task: Task, error: BaseException, origin: Origin) -> None:
-        """Settle a task that failed."""
-        self._counts["failed"] += 1
-        if task.call.before_settling is not None:
-            _guarded(partial(task.call.before_settling, None, error, origin))
-        self._set(self._release(task), None, error)
-
-    def _release(self, task: Task) -> FarmFuture:
-        """The task's future; nothing else of the call is kept alive."""
-        future: FarmFuture = task.call
-        if self._budget is not None:
-            self._budget.give_back(payload_size(future.arguments))
-        future.release()
-        task.call = None
-        return future
-
-    def _set(self, future: FarmFuture, value: Any, error: BaseException | None) -> None:
-        if not self._reactor.is_own_thread():
-            future.call_back_by = self._post_callbacks
-        if error is None:
-            _guarded(lambda: future.set_result(value))
-        else:
-            _guarded(lambda: future.set_exception(error))
-
-    def _post_callbacks(self, call_all: Callable[[], None]) -> None:
-        self._reactor.post(partial(_guarded, call_all))
+        self._settler.answer(zip(tasks, results, strict=True), lane.server, lane.pid)
 
     def _withdraw(self, task: Task) -> None:
         """A future has been cancelled."""
         with self._deciding:
             was_queued = self._scheduler.withdraw(task)
-        if task.call is None:  # all that was queued has been cancelled meanwhile
-            return
-        self._counts["cancelled"] += 1
-        future = self._release(task)
-        if was_queued:  # else it has been told so when its turn came
-            future.set_running_or_notify_cancel()  # says no, and tells those who wait
+        self._settler.cancel(task, told=not was_queued)  # else its future was told when its turn came
 
     def _cancel_queued(self) -> None:
         self._cancelling = True
         with self._deciding:
             queued = self._scheduler.withdraw_all()
         for task in queued:
-            future = self._release(task)
-            if future.cancel():
-                self._counts["cancelled"] += 1
-                future.set_running_or_notify_cancel()
+            self._settler.cancel(task)
 
     # -- ends ----------------------------------------------------------------------------------------------
 
@@ -619,9 +567,7 @@ class Engine:
             had = self._scheduler.outstanding_on(lane.id)
             decisions = self._scheduler.lane_lost(lane.id, begun)
             losses = self._perform(decisions)
-            self._counts["resubmitted"] += had - len(losses)
-            self._counts["lost"] += len(losses)
-            self._counts["failed"] -= len(losses)  # they are counted here, and not there
+            self._resubmitted += had - len(losses)
         if not lane.retired:
             reason = describe_death(death)
             logger.warning(
@@ -629,7 +575,8 @@ class Engine:
                 *(lane.server, lane.pid, reason, had - len(losses), len(losses)),
             )
             for task in losses:
-                self._settle(task, worker_lost(lane, task, reason), _origin(lane, task))
+                origin = Origin(lane.server, lane.pid, task.losses)
+                self._settler.fail(task, worker_lost(lane, task, reason), origin, "lost")
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
         link.lane_gone(session, lane.slot, failed=not lane.ready)
@@ -661,10 +608,7 @@ class Engine:
                 lane.ended = True
                 self._reactor.unregister(lane.connection)
         for task in tasks:
-            future = self._release(task)
-            if task.started or future.set_running_or_notify_cancel():
-                self._counts["failed"] += 1
-                self._set(future, None, error())
+            self._settler.refuse(task, error())
 
     # -- fork ----------------------------------------------------------------------------------------------
 
@@ -680,7 +624,8 @@ class Engine:
         self._reactor.abandon()
         error = BrokenFarmError("this future belongs to the process that this one was forked from")
         for task in [*self._incoming, *self._scheduler.tasks()]:
-            task.call.abandon(error)
+            if task.call is not None:
+                task.call.abandon(error)
 
 
 class _Deciding:
@@ -704,17 +649,6 @@ class _Deciding:
 
 def _nothing() -> None:
     """For the inbox: wake up and see whether all is over."""
-
-
-def _guarded(settle: Callable[[], None]) -> None:
-    try:
-        settle()
-    except BaseException:  # settled by somebody else, or a callback that exits: that must not end the farm
-        logger.exception("a future could not be settled")
-
-
-def _origin(lane: Lane, task: Task) -> Origin:
-    return Origin(lane.server, lane.pid, task.losses + 1)
 
 
 def _start(tasks: list[Task]) -> list[bool]:

@@ -168,9 +168,10 @@ class FarmFuture(Future[Any]):
         """Cancel the call if it has not been sent to a worker yet; see `concurrent.futures.Future.cancel`."""
         cancelled = super().cancel()
         if cancelled:
-            owner, self.owner = self.owner, None
-            if owner is not None:
-                owner.withdraw(self.task)
+            task, owner = self.task, self.owner
+            self.owner = None
+            if task is not None and owner is not None:
+                owner.withdraw(task)
         return cancelled
 
     def release(self) -> None:

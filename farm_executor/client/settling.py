@@ -1,0 +1,113 @@
+"""What became of tasks, into their futures.
+
+This module owns the last step of every task: its outcome is rebuilt, its future is set, and what was held for it is
+let go. It must not know lanes and sockets, nor decide whether a task goes on.
+
+Users' callbacks run in the farm's own thread, never in that of a caller who leads: it may hold a lock that they
+want.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from farm_executor import payload
+from farm_executor.byvalue import OwnObjects
+from farm_executor.client.budget import Budget
+from farm_executor.client.future import FarmFuture, settle_plainly
+from farm_executor.client.outcome import unreadable_value
+from farm_executor.client.reactor import Reactor
+from farm_executor.core.frames import Payload, payload_size
+from farm_executor.core.scheduler import Task
+from farm_executor.failure import Origin, load_failure
+
+__all__ = ["Settler"]
+
+logger = logging.getLogger(__name__)
+
+
+class Settler:
+    """See the module.
+
+    Attributes:
+        counts: How many tasks have come to which end.
+
+    Thread safety: none but that of the reactor's handlers, except for `refuse`.
+    """
+
+    def __init__(self, reactor: Reactor, budget: Budget | None) -> None:
+        self._reactor = reactor
+        self._budget = budget
+        self.counts = dict.fromkeys(("succeeded", "failed", "cancelled", "lost"), 0)
+
+    def answer(self, answered: Iterable[tuple[Task, tuple[Payload, bool]]], server: str, pid: int) -> None:
+        """Settle tasks with what their worker has sent: pickled values, and failures."""
+        plain = []
+        for task, (outcome, is_error) in answered:
+            if is_error:
+                origin = Origin(server, pid, task.losses + 1)
+                self.fail(task, load_failure(outcome, origin, OwnObjects), origin)
+                continue
+            try:
+                value = payload.loads(outcome, OwnObjects)
+            except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
+                origin = Origin(server, pid, task.losses + 1)
+                self.fail(task, unreadable_value(origin, problem), origin)
+            else:
+                if task.call.before_settling is not None:
+                    _guarded(partial(task.call.before_settling, value, None, Origin(server, pid, task.losses + 1)))
+                plain.append((self._release(task), value))
+        self.counts["succeeded"] += len(plain)
+        for future, value in settle_plainly(plain):
+            self._set(future, partial(future.set_result, value))
+
+    def fail(self, task: Task, error: BaseException, origin: Origin, end: str = "failed") -> None:
+        """Settle a task with an error; ``end`` says as what it counts."""
+        self.counts[end] += 1
+        if task.call.before_settling is not None:
+            _guarded(partial(task.call.before_settling, None, error, origin))
+        future = self._release(task)
+        self._set(future, partial(future.set_exception, error))
+
+    def cancel(self, task: Task, *, told: bool = False) -> None:
+        """Let go of a task that will not run, unless that has been done; ``told`` if its future knows already."""
+        if task.call is None:
+            return
+        future = self._release(task)
+        if future.cancel():
+            self.counts["cancelled"] += 1
+            if not told:
+                future.set_running_or_notify_cancel()  # says no, and tells those who wait
+
+    def refuse(self, task: Task, error: BaseException) -> None:
+        """Settle a task that nobody will run, if it has not been cancelled. In any thread."""
+        future = self._release(task)
+        if task.started or future.set_running_or_notify_cancel():
+            self.counts["failed"] += 1
+            self._set(future, partial(future.set_exception, error))
+
+    def _release(self, task: Task) -> FarmFuture:
+        """The task's future; nothing else of the call is kept alive."""
+        future: FarmFuture = task.call
+        if self._budget is not None:
+            self._budget.give_back(payload_size(future.arguments))
+        future.release()
+        task.call = None
+        return future
+
+    def _set(self, future: FarmFuture, set_: Callable[[], None]) -> None:
+        if not self._reactor.is_own_thread():
+            future.call_back_by = self._post
+        _guarded(set_)
+
+    def _post(self, call_all: Callable[[], None]) -> None:
+        self._reactor.post(partial(_guarded, call_all))
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except BaseException:  # settled by somebody else, or a callback that exits: that must not end the farm
+        logger.exception("a future could not be settled")
