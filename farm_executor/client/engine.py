@@ -215,7 +215,9 @@ class Engine:
         if self._budget is None:
             self._incoming.append(task)
         else:
-            self._append_within(self._budget, task, payload_size(future.arguments))
+            # Who would make room must not wait for it; what goes on has been waited for.
+            now = goes_on or self._reactor.is_own_thread()
+            self._append_within(self._budget, task, payload_size(future.arguments), now=now)
         if self._scheduler.has_idle_lane:
             self._admit()
         if not task.id % GLANCE_EVERY:
@@ -224,10 +226,10 @@ class Engine:
             self._refuse_incoming()
         return future
 
-    def _append_within(self, budget: Budget, task: Task, size: int) -> None:
+    def _append_within(self, budget: Budget, task: Task, size: int, *, now: bool) -> None:
         while True:
             with HeldBack():
-                if budget.take(size, now=self._reactor.is_own_thread()):
+                if budget.take(size, now=now):
                     self._incoming.append(task)
                     return
             budget.wait(size)

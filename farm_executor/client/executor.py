@@ -23,6 +23,7 @@ from farm_executor.address import Address, AddressLike, parse_addresses
 from farm_executor.client.budget import Budget
 from farm_executor.client.engine import Engine, EngineOptions, TaskOptions
 from farm_executor.client.future import renew_lock
+from farm_executor.client.interrupt import let_go
 from farm_executor.client.map import map_calls
 from farm_executor.client.server import Settings
 from farm_executor.client.statistics import FarmStatistics
@@ -509,6 +510,7 @@ def _end_interrupted(engines: list[Engine]) -> None:
 
 def _after_fork_in_child() -> None:
     renew_lock()
+    let_go()
     for engine in list(_engines):
         engine.abandon()
     _engines.clear()

@@ -14,11 +14,20 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["HeldBack"]
+__all__ = ["HeldBack", "let_go"]
 
 # What `signal.signal` calls; to wrap handlers into enums, as that does, would cost ten times as much.
 _set_handler: Callable[[int, Any], Any] = getattr(importlib.import_module("_signal"), "signal", signal.signal)
 _INTERRUPT = int(signal.SIGINT)
+
+_held: list[HeldBack] = []  # the main thread's, the outermost first
+
+
+def let_go() -> None:
+    """In a forked child: the main thread may have been held back, and the child's main thread is another one."""
+    if _held:
+        _set_handler(_INTERRUPT, _held[0]._original)
+        _held.clear()
 
 
 class HeldBack:
@@ -40,9 +49,13 @@ class HeldBack:
 
     def __enter__(self) -> HeldBack:
         if threading.current_thread() is threading.main_thread():
-            original = _set_handler(_INTERRUPT, self._on_signal)
+            try:
+                original = _set_handler(_INTERRUPT, self._on_signal)
+            except ValueError:  # another interpreter than the main one: it is never interrupted
+                return self
             if callable(original):
                 self._original = original
+                _held.append(self)
             else:  # nobody is told of it in Python, or it was not set from there
                 _set_handler(_INTERRUPT, signal.SIG_DFL if original is None else original)
         return self
@@ -59,6 +72,7 @@ class HeldBack:
     ) -> None:
         original = self._original
         if original is not None:
+            _held.remove(self)
             _set_handler(_INTERRUPT, original)
             if self._came is not None:
                 original(_INTERRUPT, *self._came)

@@ -160,15 +160,19 @@ class Reactor:
         timeout = self._until_timer()
         if self._standby is not None and not self._waiting:
             self._turn.release()
-            self._standby.wait(timeout)
-            self._give_way()
-            while not self._turn.acquire(blocking=False):  # somebody leads
-                timeout = self._until_timer()
-                if timeout == 0.0:  # and must let us
-                    self._waker.wake()
-                    self._turn.acquire()
-                    break
+            ours = False
+            try:
                 self._standby.wait(timeout)
+                self._give_way()
+                while not (ours := self._turn.acquire(blocking=False)):  # somebody leads
+                    timeout = self._until_timer()
+                    if timeout == 0.0:  # and must let us
+                        self._waker.wake()
+                        break
+                    self._standby.wait(timeout)
+            finally:
+                if not ours:
+                    self._turn.acquire()
             timeout = 0.0
         for key, events in self._selector.select(timeout):
             key.data(events)

@@ -201,3 +201,10 @@ def test_an_interrupted_wait_takes_nothing(no_leaks):
             assert farm.statistics().waiting_submitters == 0
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_what_a_worker_gives_back_of_a_map_goes_on_however_full_the_farm_is(no_leaks):
+    """The leader that takes the answer would wait for itself."""
+    items = [bytes([number % 256]) * 3000 for number in range(300)]
+    with FarmExecutor(2, max_pending_bytes=20_000) as farm:
+        assert list(farm.map(tasks.size_after, items, [0.002] * 300)) == [3000] * 300

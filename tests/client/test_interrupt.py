@@ -1,12 +1,13 @@
 """Ctrl-C waits while it is held back, wherever it strikes, and is never lost."""
 
+import os
 import signal
 import sys
 import threading
 
 import pytest
 
-from farm_executor.client.interrupt import HeldBack
+from farm_executor.client.interrupt import HeldBack, let_go
 
 
 @pytest.fixture(autouse=True)
@@ -154,3 +155,33 @@ def _strike_at_line(number, call):
         sys.settrace(before)
     assert interrupted == (left < 0)
     return interrupted
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_child_forked_by_another_thread_meanwhile_is_interrupted_as_ever():
+    """There that thread is the main one, and whoever was held back does not exist."""
+    codes = []
+
+    def fork():
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                let_go()
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                code = 7
+            finally:
+                os._exit(code)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    thread = threading.Thread(target=fork)
+    with HeldBack(), HeldBack():
+        thread.start()
+        thread.join()
+
+    assert codes == [7]
+    let_go()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

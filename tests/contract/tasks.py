@@ -4,6 +4,7 @@ import os
 import pickle
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,8 @@ class Counter:
 
     def __hash__(self) -> int:
         return hash(self.start)
+
+
+def size_after(data: bytes, seconds: float) -> int:
+    time.sleep(seconds)
+    return len(data)
