@@ -154,3 +154,9 @@ json_values = st.recursive(
 )
 json_objects = st.dictionaries(st.text(), json_values, max_size=6)
 versions = st.builds(Versions, st.text(), st.text(), st.text(), st.text(), st.integers(0, 255))
+
+
+def name_of(value: object) -> str:
+    """A test's id for a parameter, the same in every process that runs a part of the tests."""
+    text = repr(value)
+    return type(value).__name__ if " at 0x" in text else text

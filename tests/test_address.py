@@ -8,6 +8,7 @@ import threading
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from strategies import name_of
 
 from farm_executor import AddressError, FarmExecutor, end_server, ping, start_server, status
 from farm_executor.address import Address, parse_address, parse_addresses
@@ -195,7 +196,7 @@ def test_a_lone_address_is_one_and_an_iterable_gives_each_once_in_order(value, a
         [["host:80"]],
         memoryview(b"host:80"),
     ],
-    ids=repr,
+    ids=name_of,
 )
 def test_a_farm_of_what_are_no_addresses_is_refused_at_once_with_the_forms(value):
     threads = threading.active_count()

@@ -13,6 +13,7 @@ import pytest
 from server import tasks
 from server.processes import DEADLINE, children, command_line, environment
 from server.serving import KEY, Serving
+from strategies import name_of
 
 from farm_executor import AuthenticationError, FarmExecutor, ping, start_server, status
 from farm_executor.address import parse_address
@@ -157,7 +158,7 @@ def test_a_file_that_was_named_must_be_there_and_nothing_else_is_tried(tmp_path,
         client_key(None, None, NEAR)
 
 
-@pytest.mark.parametrize("key", [b"", b"x" * 15, "x" * 32, 5, ["x"] * 32, memoryview(b"x" * 32)], ids=repr)
+@pytest.mark.parametrize("key", [b"", b"x" * 15, "x" * 32, 5, ["x"] * 32, memoryview(b"x" * 32)], ids=name_of)
 def test_what_is_no_key_is_refused_without_being_shown(key):
     for find in (lambda: server_key(key), lambda: client_key(key, None, NEAR)):
         with pytest.raises(AuthenticationError, match="bytes object of at least 16 bytes") as caught:
