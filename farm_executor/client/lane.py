@@ -89,7 +89,7 @@ class Lane:
                 self._introduce(function, buffers)
                 last = function
             items.append((function.number, call.arguments))
-        buffers += encode_tasks(seq, items)
+        buffers += encode_tasks(seq, items, once=1 in [task.max_attempts for task in tasks])
         while len(self._known) > MAX_FUNCTIONS or self._known_bytes > MAX_FUNCTION_BYTES:
             if len(self._known) == 1:
                 break

@@ -8,7 +8,7 @@ A frame is a header of 16 bytes, little endian, a body, and, if the frame is fla
     offset  size  field
     0       4     length of the body in bytes, at most 4 MiB (``MAX_BODY``)
     4       1     type: one of ``FrameType``
-    5       1     flags: BULK = 1, ERROR = 2
+    5       1     flags: BULK = 1, ERROR = 2, ONCE = 4
     6       2     count: how many items the body holds, where the type has items
     8       8     seq: number of the first item, where the type has numbers
     16      ...   body
@@ -36,6 +36,7 @@ __all__ = [
     "HEADER_SIZE",
     "MAX_BODY",
     "MAX_HELLO",
+    "ONCE",
     "Buffer",
     "Frame",
     "FrameReader",
@@ -74,6 +75,8 @@ MAX_BATCH_BYTES = 1024 * 1024  # a batch beyond this gains nothing and keeps the
 
 BULK = 1
 ERROR = 2
+ONCE = 4
+_FLAGS = BULK | ERROR | ONCE
 
 
 class FrameType(enum.IntEnum):
@@ -192,7 +195,7 @@ def _prefix_of(frame: Frame, size: int) -> bytes:
 # -- tasks ------------------------------------------------------------------------------------------
 
 
-def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]]) -> list[Buffer]:
+def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]], *, once: bool = False) -> list[Buffer]:
     """Encode tasks numbered from ``seq`` on, in order, as as few frames as the limits allow.
 
     A batch body is, for its n tasks, n function numbers (u32), n sizes (u32), and the n pickles.
@@ -201,8 +204,10 @@ def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]]) -> list[Buffer]
     Args:
         seq: The first one's number.
         tasks: Each a `TaskItem`, or a plain tuple like it.
+        once: Whether any of them must not be sent again when it has begun: then no outcome may wait for others.
     """
     out: list[Buffer] = []
+    flags = ONCE if once else 0
     numbers: list[int] = []
     bodies: list[Buffer] = []
     size = 0
@@ -210,29 +215,29 @@ def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]]) -> list[Buffer]
         data = payload[0]
         bulk = len(payload) > 1 or len(data) >= BULK_THRESHOLD
         if numbers and (bulk or size > MAX_BATCH_BYTES or len(numbers) == MAX_COUNT):
-            out += _encode_batch(seq, numbers, bodies)
+            out += _encode_batch(seq, numbers, bodies, flags)
             seq += len(numbers)
             numbers, bodies, size = [], [], 0
         if bulk:
-            out += encode_payload(FrameType.TASKS, payload, seq=seq, prefix=_U32.pack(function))
+            out += encode_payload(FrameType.TASKS, payload, seq=seq, flags=flags, prefix=_U32.pack(function))
             seq += 1
         else:
             numbers.append(function)
             bodies.append(data)
             size += len(data)
     if numbers:
-        out += _encode_batch(seq, numbers, bodies)
+        out += _encode_batch(seq, numbers, bodies, flags)
     return out
 
 
-def _encode_batch(seq: int, numbers: list[int], bodies: list[Buffer]) -> list[Buffer]:
+def _encode_batch(seq: int, numbers: list[int], bodies: list[Buffer], flags: int) -> list[Buffer]:
     n = len(numbers)
     if n == 1:  # a call whose result is awaited: the general way would take twice as long
         (data,) = bodies
         table = _TWO_U32.pack(numbers[0], len(data))
-        return [_HEADER.pack(8 + len(data), FrameType.TASKS, 0, 1, seq) + table + data]
+        return [_HEADER.pack(8 + len(data), FrameType.TASKS, flags, 1, seq) + table + data]
     table = struct.pack(f"<{2 * n}I", *numbers, *map(len, bodies))
-    return encode_frame(FrameType.TASKS, count=n, seq=seq, body=b"".join([table, *bodies]))
+    return encode_frame(FrameType.TASKS, flags=flags, count=n, seq=seq, body=b"".join([table, *bodies]))
 
 
 def decode_tasks(frame: Frame) -> list[tuple[int, Payload]]:
@@ -432,7 +437,7 @@ class FrameReader:
         while end - start >= HEADER_SIZE:
             length, kind, flags, count, seq = _HEADER.unpack_from(view, start)
             frame_type = _TYPES.get(kind)
-            if frame_type is None or flags & ~(BULK | ERROR):
+            if frame_type is None or flags & ~_FLAGS:
                 raise RemoteProtocolError(f"no such frame: type {kind}, flags {flags}")
             if length > self.max_body:
                 raise RemoteProtocolError(

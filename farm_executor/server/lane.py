@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from farm_executor.core.frames import (
     ERROR,
+    ONCE,
     Frame,
     FrameType,
     Payload,
@@ -76,6 +77,7 @@ class SentTask:
     seq: int
     function: SentFunction
     arguments: Payload
+    once: bool
 
 
 class WorkerLane:
@@ -167,19 +169,19 @@ class WorkerLane:
         flags = ERROR if failure else 0
         self._say(encode_payload(FrameType.READY, failure or [b""], flags=flags))
 
-    def settle(self, outcome: Payload, error: bool, began: float) -> None:
+    def settle(self, outcome: Payload, error: bool, began: float, *, once: bool) -> None:
         """Take the outcome of the task just run, which began at that time of `time.perf_counter`.
 
-        It is sent at once if no task follows, if the last sending was a while ago, or if it is bulk, whose
-        memory the next task might change; else it waits for company, and the helper sees that it does not wait
-        long.
+        It is sent at once if no task follows, if the last sending was a while ago, if it is bulk, whose memory the
+        next task might change, or if the task must not run again, so that the next one's crash cannot cost it its
+        outcome. Else it waits for company, and the helper sees that it does not wait long.
         """
         now = time.perf_counter()
         self._busy_seconds += now - began
         self._outcomes.append((outcome, error))
         if not self._tasks:
             self._last_task = now
-        elif now - self._last_flush < FLUSH_AFTER and not is_bulk(outcome):
+        elif now - self._last_flush < FLUSH_AFTER and not once and not is_bulk(outcome):
             return
         self._last_flush = now
         self._flush()
@@ -247,12 +249,13 @@ class WorkerLane:
         if frame.seq != self._expected:
             raise RemoteProtocolError(f"tasks from {frame.seq} on, when {self._expected} was due")
         tasks = []
+        once = bool(frame.flags & ONCE)
         for number, arguments in decode_tasks(frame):
             function = self._functions.get(number)
             if function is None:
                 raise RemoteProtocolError(f"task {self._expected} names function {number}, which never came")
             # The task holds its function: a FORGET behind it concerns later ones only.
-            tasks.append(SentTask(self._expected, function, arguments))
+            tasks.append(SentTask(self._expected, function, arguments, once))
             self._expected += 1
         self._tasks.extend(tasks)
 

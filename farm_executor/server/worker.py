@@ -69,7 +69,7 @@ def run_worker(start: WorkerStart) -> None:
             outcome, error = _failed(interrupt)
         if os.getpid() != pid:
             os._exit(0)  # a child that the task has forked comes back from it, but the lane is its parent's
-        lane.settle(outcome, error, began)
+        lane.settle(outcome, error, began, once=task.once)
         # Nothing of this task is kept alive while waiting for the next (CPython issue 16284).
         del task, outcome
 

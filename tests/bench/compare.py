@@ -1,7 +1,7 @@
 """FarmExecutor beside ProcessPoolExecutor: the same work, taking turns, in one run.
 
 Absolute figures follow the machine and its load; the ratios within a round are what counts. Run it as
-``nox -s bench`` or ``python tests/bench/compare.py [--rounds N] [--quick] [--only WORD] [--json FILE] [--peers]``.
+``nox -s bench``, or as ``python tests/bench/compare.py``, which says with ``--help`` what there is to choose.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import platform
 import socket
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import workloads
-from machine import DelayingProxy, cores_awake, peak_memory, raw_echo, raw_one_way
+from machine import (
+    DelayingProxy,
+    cores_awake,
+    cpu_seconds,
+    descendants,
+    peak_memory,
+    raw_echo,
+    raw_one_way,
+    resident_bytes,
+)
 from simulate import cost_per_task
 from workloads import identity
 
@@ -164,6 +174,11 @@ class Bench:
         )
         yield Row("the scheduler with 10,000 lanes, us a task", 1.5, self._scale, base="with 10 lanes")
 
+    def long_rows(self) -> Iterator[Row]:
+        """What takes minutes."""
+        yield Row("memory after 1,000,000 tasks, MiB", 1.03, self._million, "after 100,000", 1 / (1 << 20))
+        yield Row("CPU of client, server and workers, idle for ten minutes, s", 0.0005, self._idle, "the time", 1)
+
     # -- rounds that are not one function of each executor ---------------------------------------------------
 
     def _flood(self, count: int, which: int) -> Callable[[Executor], float]:
@@ -237,6 +252,23 @@ class Bench:
                 EMBEDDED: "farm_executor",
             }.items()
         }
+
+    def _million(self) -> Measured:
+        farm = self.farms[EMBEDDED]
+        for _ in range(5):
+            workloads.flood(farm, self.n(20_000))
+        before = resident_bytes()
+        for _ in range(45):
+            workloads.flood(farm, self.n(20_000))
+        return {"after 100,000": before, EMBEDDED: resident_bytes()}
+
+    def _idle(self) -> Measured:
+        workloads.flood(self.farms[EMBEDDED], 1000)
+        time.sleep(3)
+        pids = [os.getpid(), *descendants(os.getpid())]
+        before, seconds = cpu_seconds(pids), self.n(600)
+        time.sleep(seconds)
+        return {"the time": seconds, EMBEDDED: cpu_seconds(pids) - before}
 
     def _scale(self) -> Measured:
         tasks = self.n(1_000_000)
@@ -337,12 +369,14 @@ def main() -> None:
     parser.add_argument(
         "--peers", action="store_true", help="also measure other executors, which must be installed"
     )
+    parser.add_argument("--long", action="store_true", help="also what takes minutes")
     options = parser.parse_args()
     about = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs, {WORKERS} workers"
     print(f"{about}, medians of {options.rounds} rounds; x: relative to the first, median (range)")
     results = []
     with ExitStack() as stack:
-        for row in Bench(stack, quick=options.quick, peers=options.peers).rows():
+        bench = Bench(stack, quick=options.quick, peers=options.peers)
+        for row in [*bench.rows(), *(bench.long_rows() if options.long else ())]:
             if options.only in row.title:
                 results.append(measure(row, options.rounds))
                 show(results[-1])

@@ -110,6 +110,16 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that this one has started, and theirs."""
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children") as file:
+            children = [int(child) for child in file.read().split()]
+        found += children + [other for child in children for other in descendants(child)]
+    return found
+
+
 def cpu_seconds(pids: list[int]) -> float:
     """What these processes have used so far."""
     total = 0.0

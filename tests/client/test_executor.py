@@ -1,5 +1,6 @@
 """What FarmExecutor has beyond the contract that it shares with other executors."""
 
+import os
 import pickle
 import threading
 import time
@@ -289,3 +290,18 @@ def test_callbacks_run_in_the_farms_own_thread_whoever_leads(no_leaks):
             assert called.wait(DEADLINE)
 
     assert set(names) == {"farm-engine"}
+
+
+def test_a_task_that_ends_before_another_crashes_its_worker_keeps_its_result(no_leaks):
+    """Also where it must not run again, though outcomes of short tasks may wait for one another."""
+    with FarmExecutor(1, max_attempts=1) as farm:
+        warm = [farm.submit(pow, n, 2) for n in range(500)]  # so that the window grows
+        assert [future.result(DEADLINE) for future in warm] == [n**2 for n in range(500)]
+        for _ in range(10):
+            before = [farm.submit(pow, n, 2) for n in range(40)]
+            crash = farm.submit(os._exit, 3)
+            behind = [farm.submit(pow, n, 2) for n in range(40)]
+
+            assert type(crash.exception(DEADLINE)) is WorkerLostError
+            assert [future.result(DEADLINE) for future in before] == [n**2 for n in range(40)]
+            assert [future.result(DEADLINE) for future in behind] == [n**2 for n in range(40)]

@@ -39,6 +39,7 @@ from farm_executor.core.frames import (
     MAX_HELLO,
     MAX_SEGMENT,
     MAX_SEGMENTS,
+    ONCE,
     Buffer,
     Frame,
     FrameReader,
@@ -147,7 +148,7 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "WORKER_DIED": 48,
         "DRAINING": 49,
     }
-    assert (BULK, ERROR) == (1, 2)
+    assert (BULK, ERROR, ONCE) == (1, 2, 4)
     assert (MAX_HELLO, MAX_BODY, BULK_THRESHOLD, MAX_BATCH_BYTES) == (2**16, 2**22, 2**16, 2**20)
     assert (MAX_COUNT, MAX_SEGMENTS, MAX_SEGMENT) == (2**16 - 1, 2**16, 2**46)
 
@@ -512,7 +513,7 @@ def test_an_unknown_type_is_refused(kind: int) -> None:
         FrameReader().receive_data(struct.pack("<IBBHQ", 0, kind, 0, 0, 0))
 
 
-@pytest.mark.parametrize("flags", [4, 8, 128, 255])
+@pytest.mark.parametrize("flags", [8, 12, 128, 255])
 def test_an_unknown_flag_is_refused(flags: int) -> None:
     with pytest.raises(RemoteProtocolError):
         FrameReader().receive_data(struct.pack("<IBBHQ", 0, FrameType.BYE, flags, 0, 0))
@@ -589,3 +590,10 @@ def test_a_bulk_frame_of_other_than_one_item_is_refused(count: int) -> None:
         decode_tasks(Frame(FrameType.TASKS, BULK, count, 0, segment, (b"x",)))
     with pytest.raises(RemoteProtocolError):
         decode_results(Frame(FrameType.RESULTS, BULK, count, 0, segment, (b"x",)))
+
+
+@unhurried
+@given(st.lists(task_items, min_size=1, max_size=6), st.booleans())
+def test_tasks_that_must_not_run_again_say_so_in_each_frame(items: list[TaskItem], once: bool) -> None:
+    for frame in read(encode_tasks(0, items, once=once)):
+        assert bool(frame.flags & ONCE) == once
