@@ -25,7 +25,7 @@ import os
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,7 @@ from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
 from farm_executor.client.lane import Lane, WorkerDeath
+from farm_executor.client.options import TaskOptions
 from farm_executor.client.outcome import (
     caused,
     copy_of,
@@ -66,7 +67,7 @@ from farm_executor.errors import BrokenFarmError, RemoteProtocolError
 from farm_executor.failure import Origin, load_failure, remote_traceback
 from farm_executor.transport import Connection
 
-__all__ = ["Engine", "EngineOptions", "TaskOptions"]
+__all__ = ["Engine", "EngineOptions"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,15 +75,6 @@ AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 MAX_STILLBORN = 3
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """What a view of the executor sets for its tasks."""
-
-    priority: float = 0
-    category: Hashable = None
-    max_attempts: int = 3
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """`FarmExecutor`: the contract of `concurrent.futures.Executor`.
 
 This module owns what users call and what they are promised: names, defaults, checks and errors. It must not know
-sockets or frames; the `engine` does the work.
+sockets or frames; the `engine` does the work, and is imported when there is some.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -16,18 +17,16 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from farm_executor import payload
 from farm_executor.address import Address, AddressLike, parse_addresses
-from farm_executor.client.budget import Budget
-from farm_executor.client.engine import Engine, EngineOptions, TaskOptions
 from farm_executor.client.future import renew_lock
 from farm_executor.client.interrupt import let_go
-from farm_executor.client.map import map_calls
-from farm_executor.client.server import Settings
+from farm_executor.client.options import TaskOptions
 from farm_executor.client.statistics import FarmStatistics
-from farm_executor.security import client_key
+
+if TYPE_CHECKING:
+    from farm_executor.client.engine import Engine
 
 __all__ = ["EmbeddedServer", "FarmExecutor", "OptionsView"]
 
@@ -185,7 +184,7 @@ class FarmExecutor(Executor):
             ValueError: ``chunksize`` or ``buffersize`` is less than 1.
             TypeError: ``buffersize`` is no integer.
         """
-        return map_calls(self, self._options, fn, iterables, timeout, chunksize, buffersize)
+        return self._map(self._options, fn, iterables, timeout, chunksize, buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As `concurrent.futures.Executor.shutdown`: no more tasks; those submitted are finished.
@@ -294,6 +293,11 @@ class FarmExecutor(Executor):
 
     # -- how ---------------------------------------------------------------------------------------------
 
+    def _map(self, options: TaskOptions, *arguments: Any) -> Iterator[Any]:
+        from farm_executor.client.map import map_calls
+
+        return map_calls(self, options, *arguments)
+
     def _start_engine(self) -> Engine:
         engine = self._engine
         if engine is not None:
@@ -313,17 +317,25 @@ class FarmExecutor(Executor):
             return self._engine
 
     def _make_engine(self) -> Engine:
-        call = None if self._initializer is None else (self._initializer, self._initargs)
         locations: list[Callable[[], Address]]
         quotas: list[int | None]
         if self._addresses is None:
             embedded = self._embedded_server(locked=True)
+            _start_meanwhile(embedded)
             locations, quotas, end = [embedded.locate], [self._max_workers], embedded.end
         else:
             quotas = _quotas(self._max_workers_given, len(self._addresses))
             locations = [partial(_itself, address) for address in self._addresses]
             locations, quotas = locations[: len(quotas)], quotas
             end = _nothing
+        from farm_executor import payload
+        from farm_executor.client.budget import Budget
+        from farm_executor.client.engine import Engine, EngineOptions
+        from farm_executor.client.server import Settings
+        from farm_executor.security import client_key
+
+        call = None if self._initializer is None else (self._initializer, self._initargs)
+        limit = self._max_pending_bytes
         return Engine(
             EngineOptions(
                 locations=locations,
@@ -334,14 +346,9 @@ class FarmExecutor(Executor):
                 max_tasks_per_child=self._max_tasks_per_child,
                 connect_timeout=self._connect_timeout,
                 caller_leads=self._caller_leads,
-                budget=self._make_budget(),
+                budget=None if limit is None else Budget(limit, may_wait=self._when_full == "wait"),
             )
         )
-
-    def _make_budget(self) -> Budget | None:
-        if self._max_pending_bytes is None:
-            return None
-        return Budget(self._max_pending_bytes, may_wait=self._when_full == "wait")
 
     def _embedded_server(self, *, locked: bool = False) -> EmbeddedServer:
         if not locked:
@@ -375,7 +382,7 @@ class OptionsView(Executor):
         buffersize: int | None = None,
     ) -> Iterator[Any]:
         """See `FarmExecutor.map`."""
-        return map_calls(self._farm, self._options, fn, iterables, timeout, chunksize, buffersize)
+        return self._farm._map(self._options, fn, iterables, timeout, chunksize, buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See `FarmExecutor.shutdown`."""
@@ -453,6 +460,18 @@ def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
     if max_workers is None:
         return [None] * servers
     return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]
+
+
+def _start_meanwhile(embedded: EmbeddedServer) -> None:
+    """Have the server start while the engine is imported, the first time in a process, which takes as long."""
+
+    def start() -> None:
+        with contextlib.suppress(Exception):  # whoever asks for its address is told
+            embedded.locate()
+
+    if "farm_executor.client.engine" not in sys.modules:
+        with contextlib.suppress(RuntimeError):  # no thread can be started any more: then it starts when asked for
+            threading.Thread(target=start, name="farm-starter", daemon=True).start()
 
 
 def _itself(address: Address) -> Address:

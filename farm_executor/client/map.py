@@ -30,9 +30,10 @@ from typing import Any, Protocol
 from farm_executor import payload
 from farm_executor.blocks import PLAIN, BlockOutcome, portable, run_block
 from farm_executor.byvalue import OwnObjects
-from farm_executor.client.engine import Engine, TaskOptions
+from farm_executor.client.engine import Engine
 from farm_executor.client.functions import Function
 from farm_executor.client.future import FarmFuture
+from farm_executor.client.options import TaskOptions
 from farm_executor.client.outcome import unreadable_value
 from farm_executor.core.frames import Payload, payload_size
 from farm_executor.errors import TaskExecutionError, WorkerLostError

@@ -216,8 +216,9 @@ class Bench:
         seeds = iter(range(1000))
 
         def round() -> Measured:
-            seed = next(seeds)
-            return {"ideal": 2.0} | {name: workloads.unbalanced(e, seed) for name, e in self.all.items()}
+            durations = workloads.unbalanced_durations(next(seeds))
+            ideal = workloads.ideal(durations, WORKERS)
+            return {"ideal": ideal} | {name: workloads.unbalanced(e, durations) for name, e in self.all.items()}
 
         return round
 

@@ -124,10 +124,24 @@ def _take(data: bytes, i: int) -> int:
     return len(data) + i
 
 
-def unbalanced(executor: Executor, seed: int) -> float:
-    """Seconds for one task of 2 s and 199 of 10 ms, in some order."""
+def unbalanced_durations(seed: int) -> list[float]:
+    """One task of 2 s and 199 of 10 ms, in some order."""
     durations = [2.0] + [0.01] * 199
     random.Random(seed).shuffle(durations)
+    return durations
+
+
+def ideal(durations: list[float], workers: int) -> float:
+    """Seconds if each task, in this order, begins the moment that a worker is free."""
+    free = [0.0] * workers
+    for duration in durations:
+        free.sort()
+        free[0] += duration
+    return max(free)
+
+
+def unbalanced(executor: Executor, durations: list[float]) -> float:
+    """Seconds for tasks of these durations."""
     started = time.perf_counter()
     for future in [executor.submit(sleep, duration) for duration in durations]:
         future.result()

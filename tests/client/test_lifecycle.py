@@ -14,6 +14,7 @@ import weakref
 import pytest
 
 from farm_executor import BrokenFarmError, FarmExecutor, start_server
+from farm_executor.launch.local import PrivateServer
 
 DEADLINE = 20.0
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -510,3 +511,33 @@ def test_a_broken_farm_says_so_to_every_future_and_each_has_its_own_error(no_lea
     assert all(isinstance(error, BrokenFarmError) and "no licence" in str(error) for error in errors)
     assert len({id(error) for error in errors}) == len(errors)
     assert farm._broken
+
+
+def test_a_server_that_is_still_to_be_started_when_all_is_over_is_not(no_leaks):
+    """The first farm of a process has it started meanwhile, by a thread that may be late."""
+    server = PrivateServer(1)
+    server.end()
+
+    with pytest.raises(BrokenFarmError, match="shut down"):
+        server.locate()
+
+
+@LINUX
+def test_a_farm_that_ends_at_once_leaves_nothing(script):
+    """Whether or not its server has been started by then."""
+    code, out, err = script.run(
+        """
+        import threading
+        from farm_executor import FarmExecutor
+        for _ in range(3):
+            farm = FarmExecutor(1, initializer=print, initargs=(threading.Lock(),))
+            try:
+                farm.submit(pow, 2, 2)
+            except TypeError:
+                farm.shutdown()
+        print("done")
+        """
+    )
+
+    assert (code, out, err) == (0, "done\n", "")
+    assert script.clean()
