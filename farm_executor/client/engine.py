@@ -166,7 +166,7 @@ class Engine:
         options: TaskOptions,
         *,
         goes_on: bool = False,
-        before_settling: Callable[[Any, BaseException | None, Origin], None] | None = None,
+        before_settling: Callable[[Any, BaseException | None, Origin], bool] | None = None,
     ) -> FarmFuture:
         """Send a call, or queue it.
 
@@ -561,16 +561,19 @@ class Engine:
             had = self._scheduler.outstanding_on(lane.id)
             decisions = self._scheduler.lane_lost(lane.id, begun)
             losses = self._perform(decisions)
-            self._resubmitted += had - len(losses)
         if not lane.retired:
             reason = describe_death(death)
+            failures = [(task, worker_lost(lane, task, reason)) for task in losses]
+            origin = Origin(lane.server, lane.pid)
+            goes_on = [self._settler.goes_on(task, error, origin) for task, error in failures]
+            lost = goes_on.count(False)
+            self._resubmitted += had - lost
             logger.warning(
                 "worker lost server=%s pid=%d reason=%s resubmitted=%d lost=%d",
-                *(lane.server, lane.pid, reason, had - len(losses), len(losses)),
+                *(lane.server, lane.pid, reason, had - lost, lost),
             )
-            for task in losses:
-                origin = Origin(lane.server, lane.pid, task.losses)
-                self._settler.fail(task, worker_lost(lane, task, reason), origin, "lost")
+            for (task, error), further in zip(failures, goes_on, strict=True):
+                self._settler.fail(task, error, None if further else "lost")
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
         link.lane_gone(session, lane.slot, failed=not lane.ready)

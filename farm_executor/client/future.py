@@ -69,8 +69,9 @@ class FarmFuture(Future[Any]):
     task: Any = None
     function: Any = None
     arguments: Any = None
-    before_settling: Callable[[Any, BaseException | None, Any], None] | None = None
-    """Called with the value, the error and where they came from: code of the farm's, never of a user's."""
+    before_settling: Callable[[Any, BaseException | None, Any], bool] | None = None
+    """Called with the value, the error and where they came from: code of the farm's, never of a user's. It says
+    whether the task's work goes on."""
 
     unsent = False
     """Whether the call could not be pickled, so that nothing has become of it."""

@@ -250,12 +250,12 @@ class _Mapping:
         )
         return part
 
-    def _on_outcome(self, part: _Part, value: Any, error: BaseException | None, origin: Origin) -> None:
-        """A block is about to be settled: what of it is to go on?"""
+    def _on_outcome(self, part: _Part, value: Any, error: BaseException | None, origin: Origin) -> bool:
+        """A block is about to be settled: what of it is to go on? Say whether something is."""
         items = part.items or []
         part.origin = origin
         if self._closed:
-            return
+            return False
         if type(error) is WorkerLostError:
             if not part.last_attempts:
                 part.rest = [self._block([item], part.pickled, self._alone_options) for item in items]
@@ -263,6 +263,7 @@ class _Mapping:
             rest = iter(items[value.count :])
             # As many at a time as there was time for.
             part.rest = [self._block(some, part.pickled, self._rest_options) for some in _chunks(rest, value.count)]
+        return bool(part.rest)
 
     def results(self, deadline: float | None) -> Iterator[Any]:
         """The results in order; what is not wanted any more is cancelled."""

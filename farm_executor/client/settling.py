@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from farm_executor import payload
 from farm_executor.byvalue import OwnObjects
@@ -48,13 +49,13 @@ class Settler:
         for task, (outcome, is_error) in answered:
             if is_error:
                 origin = Origin(server, pid, task.losses + 1)
-                self.fail(task, load_failure(outcome, origin, OwnObjects), origin)
+                self._fail(task, load_failure(outcome, origin, OwnObjects), origin)
                 continue
             try:
                 value = payload.loads(outcome, OwnObjects)
             except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
                 origin = Origin(server, pid, task.losses + 1)
-                self.fail(task, unreadable_value(origin, problem), origin)
+                self._fail(task, unreadable_value(origin, problem), origin)
             else:
                 if task.call.before_settling is not None:
                     _guarded(partial(task.call.before_settling, value, None, Origin(server, pid, task.losses + 1)))
@@ -63,13 +64,20 @@ class Settler:
         for future, value in settle_plainly(plain):
             self._set(future, partial(future.set_result, value))
 
-    def fail(self, task: Task, error: BaseException, origin: Origin, end: str = "failed") -> None:
-        """Settle a task with an error; ``end`` says as what it counts."""
-        self.counts[end] += 1
-        if task.call.before_settling is not None:
-            _guarded(partial(task.call.before_settling, None, error, origin))
+    def goes_on(self, task: Task, error: BaseException, origin: Origin) -> bool:
+        """Before a task fails: whether its work goes on as other tasks, of which only some may fail again."""
+        hook = task.call.before_settling
+        return hook is not None and bool(_guarded(partial(hook, None, error, origin)))
+
+    def fail(self, task: Task, error: BaseException, end: str | None) -> None:
+        """Settle a task with an error; ``end`` says as what it counts, None if its work goes on."""
+        if end is not None:
+            self.counts[end] += 1
         future = self._release(task)
         self._set(future, partial(future.set_exception, error))
+
+    def _fail(self, task: Task, error: BaseException, origin: Origin) -> None:
+        self.fail(task, error, None if self.goes_on(task, error, origin) else "failed")
 
     def cancel(self, task: Task, *, told: bool = False) -> None:
         """Let go of a task that will not run, unless that has been done; ``told`` if its future knows already."""
@@ -106,8 +114,9 @@ class Settler:
         self._reactor.post(partial(_guarded, call_all))
 
 
-def _guarded(call: Callable[[], None]) -> None:
+def _guarded(call: Callable[[], Any]) -> Any:
     try:
-        call()
+        return call()
     except BaseException:  # settled by somebody else, or a callback that exits: that must not end the farm
         logger.exception("a future could not be settled")
+        return None

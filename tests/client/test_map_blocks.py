@@ -178,6 +178,9 @@ def test_all_items_survive_a_worker_that_is_killed_once(tmp_path):
 
         assert list(farm.map(tasks.die_once_at, [str(flag)] * MANY, [700] * MANY, range(MANY))) == list(range(MANY))
         assert flag.exists()
+        numbers = farm.statistics()
+        assert numbers.lost == 0
+        assert numbers.resubmitted >= 1
 
 
 def test_items_that_may_be_attempted_once_go_alone(farm, sizes):
