@@ -79,7 +79,7 @@ def minimums(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure the executor beside ProcessPoolExecutor, in one run."""
-    peers = ["loky", "distex", "distributed"] if "--peers" in session.posargs else []
+    peers = ["loky", "distributed"] if "--peers" in session.posargs else []
     session.install(".", "numpy", *peers)
     session.run("python", "tests/bench/compare.py", *session.posargs)
 

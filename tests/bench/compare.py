@@ -308,14 +308,6 @@ def _loky() -> Iterator[Executor]:
 
 
 @contextmanager
-def _distex() -> Iterator[Executor]:
-    import distex
-
-    with distex.Pool(WORKERS) as pool:
-        yield pool
-
-
-@contextmanager
 def _dask() -> Iterator[Executor]:
     import distributed
 
@@ -326,7 +318,6 @@ def _dask() -> Iterator[Executor]:
 PEERS: dict[str, Callable[[], Any]] = {
     "Pool": _MultiprocessingPool,
     "loky": _loky,
-    "distex": _distex,
     "dask": _dask,
 }
 
