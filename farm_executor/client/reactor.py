@@ -81,8 +81,8 @@ class Reactor:
         self._timer_ids = itertools.count()
         self._turn = threading.Lock()
         self._waiting: dict[int, None] = {}  # the threads that wait and do not lead
-        self._glances = 0
-        self._glances_seen = 0
+        self._last_glance = 0.0
+        self._flood_ends = 0.0  # unless there is another glance before
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="farm-engine", daemon=True)
 
@@ -179,8 +179,7 @@ class Reactor:
 
     def _give_way(self) -> None:
         """Leave the sockets to a caller that glances at them again and again."""
-        while self._glances != self._glances_seen and not self._inbox and self._until_timer() != 0.0:
-            self._glances_seen = self._glances
+        while time.monotonic() < self._flood_ends and not self._inbox and self._until_timer() != 0.0:
             time.sleep(GIVE_WAY)
 
     def _until_timer(self) -> float | None:
@@ -234,13 +233,19 @@ class Reactor:
         return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
     def glance(self) -> None:
-        """Handle in this thread what has come, without waiting for anything."""
+        """Handle in this thread what has come, without waiting for anything.
+
+        A caller that glances again and again within milliseconds keeps the I/O thread from running anyway, and is
+        left to do its work.
+        """
         if self.may_lead and not self._turn.locked():
             with HeldBack():
                 if self._turn.acquire(blocking=False):
                     try:
                         if not self._closed:
-                            self._glances += 1
+                            now = time.monotonic()
+                            self._flood_ends = now + GIVE_WAY if now - self._last_glance < GIVE_WAY else 0.0
+                            self._last_glance = now
                             self._handle(self._selector.select(0))
                     finally:
                         self._turn.release()

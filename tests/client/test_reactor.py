@@ -161,6 +161,37 @@ def test_a_timer_ends_the_leading_also_one_that_a_handler_sets(led):
 
 
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_who_glances_takes_what_has_come_and_never_waits(led):
+    for number in range(50):
+        led.send(number)
+        while len(led.got) <= number:
+            led.reactor.glance()
+
+    assert led.got == list(range(50))
+
+
+def test_after_the_last_glance_the_own_thread_takes_what_comes(driver):
+    for _ in range(5):
+        driver.reactor.glance()
+    driver.send(1)
+
+    assert driver.wait(1)
+    assert driver.threads == [OWN]
+
+
+def test_what_is_posted_or_timed_does_not_wait_for_an_end_of_glancing(driver):
+    posted, timed = threading.Event(), threading.Event()
+    driver.reactor.post(posted.set)
+    driver.reactor.post(lambda: driver.reactor.after(0.01, timed.set))
+    deadline = time.monotonic() + DEADLINE
+    while not (posted.is_set() and timed.is_set()) and time.monotonic() < deadline:
+        driver.reactor.glance()
+
+    assert posted.is_set()
+    assert timed.is_set()
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def test_one_leads_and_the_others_return_at_once(led):
     leading = threading.Event()
     take = led.on_data
