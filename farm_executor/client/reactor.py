@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 import select
 import selectors
 import sys
@@ -279,9 +278,7 @@ class Reactor:
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's selectors, and change nothing in them."""
-        for descriptor in (self._waker.fileno(), self._waker.signal_fileno()):
-            if descriptor >= 0:
-                os.close(descriptor)
+        self._waker.close()
         self._selector.close()
         if self._standby is not None:
             self._standby.close()
