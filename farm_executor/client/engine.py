@@ -194,16 +194,18 @@ class Engine:
             future.arguments = payload.dumps((args, kwargs))
         except Exception as error:  # whatever a user's reduction raises is its future's, and no other's
             future.release()
-            future.unsent = True
             future.set_running_or_notify_cancel()
             future.set_exception(explain_pickling(error, fn, args, kwargs))
+            return future
+        if self._cancelling:  # what would go on has been cancelled with all that was queued
+            future.release()
+            future.cancel()
+            future.set_running_or_notify_cancel()
             return future
         future.task = task = Task(next(self._ids), future, options.priority, options.category, options.max_attempts)
         future.owner = self
         if before_settling is not None:
             future.before_settling = before_settling
-        if self._cancelling and future.cancel():
-            return future
         if self._budget is None:
             self._incoming.append(task)
         else:
@@ -298,7 +300,7 @@ class Engine:
 
     def statistics(self) -> FarmStatistics:
         """A snapshot."""
-        with self._deciding:
+        with HeldBack(), self._deciding:  # who is interrupted must not have the lock
             servers = tuple(self._server_statistics(link) for link in self._links)
             return FarmStatistics(
                 state="broken" if self._error else "shut down" if self._shutdown else "open",

@@ -73,9 +73,6 @@ class FarmFuture(Future[Any]):
     """Called with the value, the error and where they came from: code of the farm's, never of a user's. It says
     whether the task's work goes on."""
 
-    unsent = False
-    """Whether the call could not be pickled, so that nothing has become of it."""
-
     call_back_by: Callable[[Callable[[], None]], None] | None = None
     """Has callbacks called elsewhere; set by whoever settles it in a thread that is not the farm's own."""
 

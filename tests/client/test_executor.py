@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import signal
 import threading
 import time
 from concurrent.futures import wait
 
 import pytest
 from client import tasks
+from interrupts import strike_at_line
 
 import farm_executor.client.server
 import farm_executor.payload
@@ -305,3 +307,20 @@ def test_a_task_that_ends_before_another_crashes_its_worker_keeps_its_result(no_
             assert type(crash.exception(DEADLINE)) is WorkerLostError
             assert [future.result(DEADLINE) for future in before] == [n**2 for n in range(40)]
             assert [future.result(DEADLINE) for future in behind] == [n**2 for n in range(40)]
+
+
+def test_an_interrupt_at_any_line_of_a_look_at_the_farm_leaves_it_working(no_leaks):
+    """Else the lock would stay in the hands of nobody, and the farm would hang."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with FarmExecutor(1) as farm:
+            assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
+            line, struck = 0, True
+            while struck:
+                struck = strike_at_line(line, farm.statistics, ("engine.py", "executor.py", "interrupt.py"))
+                line += 1
+                assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
+            assert line > 20
+            assert farm.submit(pow, 2, 3).result(DEADLINE) == 8
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,10 +2,10 @@
 
 import os
 import signal
-import sys
 import threading
 
 import pytest
+from interrupts import strike_at_line
 
 from farm_executor.client.interrupt import HeldBack, let_go
 
@@ -123,38 +123,13 @@ def test_wherever_it_strikes_the_deed_is_done_whole_or_not_at_all():
     strikes = 0
     while True:
         path.clear()
-        struck = _strike_at_line(strikes, attempt)
+        struck = strike_at_line(strikes, attempt)
         assert path in ([], ["begun", "done"])
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if not struck:
             break
         strikes += 1
     assert strikes > 10
-
-
-def _strike_at_line(number, call):
-    """Ctrl-C just before that line of all that are run. Says whether there was one."""
-    left = number
-
-    def trace(frame, event, argument):
-        nonlocal left
-        if event == "line" and left >= 0:
-            left -= 1
-            if left < 0:
-                signal.raise_signal(signal.SIGINT)
-        return trace
-
-    before = sys.gettrace()
-    interrupted = False
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        sys.settrace(before)
-    assert interrupted == (left < 0)
-    return interrupted
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
