@@ -235,9 +235,9 @@ class Reactor:
         """Handle in this thread what has come, without waiting for anything.
 
         A caller that glances again and again within milliseconds keeps the I/O thread from running anyway, and is
-        left to do its work.
+        left to do its work; but not what only that thread may do, for which it needs the turn.
         """
-        if self.may_lead and not self._turn.locked():
+        if self.may_lead and not self._inbox and self._until_timer() != 0.0 and not self._turn.locked():
             with HeldBack():
                 if self._turn.acquire(blocking=False):
                     try:

@@ -5,9 +5,9 @@ import socket
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from interrupts import strike_at_line
 
 from farm_executor.client.reactor import Reactor
 from farm_executor.transport import Connection
@@ -22,6 +22,7 @@ class Driver:
     def __init__(self, may_lead=True):
         self.over = threading.Event()
         self.errors, self.ended = [], []
+        self.changed = threading.Condition()
         self.got, self.threads = [], []
         self.reactor = Reactor(
             self.over.is_set, self.errors.append, lambda: self.ended.append(True), may_lead=may_lead
@@ -33,8 +34,10 @@ class Driver:
         self.reactor.start()
 
     def on_data(self, events):
-        self.got += self.here.recv(100)
-        self.threads.append(threading.current_thread().name)
+        with self.changed:
+            self.got += self.here.recv(100)
+            self.threads.append(threading.current_thread().name)
+            self.changed.notify_all()
 
     def send(self, number):
         self.there.sendall(bytes([number]))
@@ -162,12 +165,18 @@ def test_a_timer_ends_the_leading_also_one_that_a_handler_sets(led):
 
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def test_who_glances_takes_what_has_come_and_never_waits(led):
-    for number in range(50):
-        led.send(number)
-        while len(led.got) <= number:
+    while led.reactor._turn.locked():  # the own thread is about to stand by
+        time.sleep(0.001)
+    led.reactor._standby.disarm()  # so that it sees nothing
+    try:
+        for number in range(50):
+            led.send(number)
             led.reactor.glance()
+    finally:
+        led.reactor._standby.arm()
 
     assert led.got == list(range(50))
+    assert set(led.threads) == {MAIN}
 
 
 def test_after_the_last_glance_the_own_thread_takes_what_comes(driver):
@@ -194,21 +203,23 @@ def test_what_is_posted_or_timed_does_not_wait_for_an_end_of_glancing(driver):
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def test_one_leads_and_the_others_return_at_once(led):
     leading = threading.Event()
-    take = led.on_data
-    led.reactor.unregister(led.connection)
-    led.reactor.register(led.connection, lambda events: (take(events), leading.set()))
-    with ThreadPoolExecutor(1, "the leader") as pool:
-        leader = pool.submit(led.lead, 2, None)
-        deadline = time.monotonic() + DEADLINE
-        while not led.reactor._turn.locked() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        led.send(1)
-        assert leading.wait(DEADLINE)
-        if led.threads == ["the leader_0"]:  # else the turn that was seen was the own thread's
-            assert led.lead(2, 3600.0) == 3600.0
-        led.send(2)
-        assert leader.result(DEADLINE) is None
-    assert led.wait(2)
+
+    def done():  # asked by who leads
+        leading.set()
+        return bool(led.got)
+
+    def lead():
+        while not led.got:  # the own thread may be awake for a moment
+            led.reactor.lead(done, None)
+
+    leader = threading.Thread(target=lead, name="the leader")
+    leader.start()
+    assert leading.wait(DEADLINE)
+    assert led.lead(1, 3600.0) == 3600.0
+    led.send(1)
+    leader.join(DEADLINE)
+
+    assert led.threads == ["the leader"]
 
 
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
@@ -221,7 +232,7 @@ def test_nobody_leads_while_somebody_waits_otherwise(led):
 
 
 def test_many_threads_and_the_own_one_take_turns_and_lose_nothing(led):
-    """Each asks and waits, leading where it may; who sends is on the other side."""
+    """Each asks and waits, leading where it may, and else as one waits for a future."""
     count, threads = 300, 4
     echo = threading.Thread(target=_echo, args=(led.there,))
     echo.start()
@@ -235,8 +246,9 @@ def test_many_threads_and_the_own_one_take_turns_and_lose_nothing(led):
                 sent += 1
                 mine = sent
                 led.here.send(b"x")
-            while len(led.got) < mine:
-                led.lead(mine, 0.05)
+            led.lead(mine)
+            with led.reactor.waiting(), led.changed:
+                assert led.changed.wait_for(lambda: len(led.got) >= mine, DEADLINE)
 
     workers = [threading.Thread(target=work) for _ in range(threads)]
     for worker in workers:
@@ -298,7 +310,7 @@ def test_an_interrupt_at_any_line_leaves_the_reactor_as_it_was(led):
         while True:
             sent += 1
             led.send(sent % 256)
-            hit = _strike(struck, lambda: led.lead(sent))
+            hit = strike_at_line(struck, lambda: led.lead(sent), ("reactor.py", "interrupt.py"))
             led.lead(sent)
             assert led.wait(sent)
             assert led.got == [n % 256 for n in range(1, sent + 1)]
@@ -309,27 +321,3 @@ def test_an_interrupt_at_any_line_leaves_the_reactor_as_it_was(led):
     finally:
         signal.signal(signal.SIGINT, before)
     assert not led.errors
-
-
-def _strike(number, call):
-    left = number
-
-    def trace(frame, event, argument):
-        nonlocal left
-        if not frame.f_code.co_filename.endswith(("reactor.py", "interrupt.py", "test_reactor.py")):
-            return None
-        if event == "line" and left >= 0:
-            left -= 1
-            if left < 0:
-                signal.raise_signal(signal.SIGINT)
-        return trace
-
-    traced = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(traced)
-    return left < 0
