@@ -213,9 +213,10 @@ def _end(process: subprocess.Popen[bytes], directory: str | None) -> None:
     if process.stdin is not None:
         with contextlib.suppress(OSError):
             process.stdin.close()
+    deadline = time.monotonic() + END_SECONDS
     try:
         _await_end(process)
-        process.wait(END_SECONDS)
+        process.wait(max(deadline - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
