@@ -90,11 +90,6 @@ class FunctionTable:
             function = self._by_content.setdefault(data, Function(next(self._numbers), [data]))
         return function
 
-    @property
-    def kept_bytes(self) -> int:
-        """How much is held for functions that may come again."""
-        return self._bytes
-
 
 class _ChangeableError(Exception):
     """A function holds something that may change without being another object."""
