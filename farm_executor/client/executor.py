@@ -212,9 +212,11 @@ class FarmExecutor(Executor):
         ended, here and on servers.
         """
         interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
-        self.shutdown(wait=not interrupted, cancel_futures=interrupted)
-        if interrupted and self._engine is not None:
-            _end_interrupted([self._engine])
+        try:
+            self.shutdown(wait=not interrupted, cancel_futures=interrupted)
+        finally:  # also when Ctrl-C comes once more
+            if interrupted and self._engine is not None:
+                _end_interrupted([self._engine])
 
     # -- beyond it ---------------------------------------------------------------------------------------
 

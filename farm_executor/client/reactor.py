@@ -109,8 +109,8 @@ class Reactor:
 
     def post(self, action: Callable[[], None]) -> None:
         """Have the I/O thread call something. Takes no lock."""
-        self._inbox.append(action)
-        if len(self._inbox) == 1:  # else whoever was first has woken it
+        with HeldBack():  # what is in the inbox with nobody woken might wait for ever
+            self._inbox.append(action)
             self._waker.wake()
         if self._closed:
             self._run_inbox()

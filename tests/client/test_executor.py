@@ -324,3 +324,19 @@ def test_an_interrupt_at_any_line_of_a_look_at_the_farm_leaves_it_working(no_lea
             assert farm.submit(pow, 2, 3).result(DEADLINE) == 8
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_at_any_line_of_a_shutdown_hinders_no_later_one(no_leaks):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        line, struck = 0, True
+        while struck:
+            farm = FarmExecutor(1)
+            future = farm.submit(pow, 2, 2)
+            struck = strike_at_line(line, lambda: farm.shutdown(wait=False), ("engine.py", "reactor.py"))
+            line += 1
+            farm.shutdown()
+            assert future.result(0) == 4
+        assert line > 5
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -321,3 +321,19 @@ def test_an_interrupt_at_any_line_leaves_the_reactor_as_it_was(led):
     finally:
         signal.signal(signal.SIGINT, before)
     assert not led.errors
+
+
+def test_an_interrupt_at_any_line_of_a_post_loses_none_that_follows(led):
+    """Whoever finds something in the inbox must not take it for granted that somebody was woken for it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        line, struck = 0, True
+        while struck:
+            struck = strike_at_line(line, lambda: led.reactor.post(int))
+            line += 1
+            followed = threading.Event()
+            led.reactor.post(followed.set)
+            assert followed.wait(DEADLINE), line
+        assert line > 10
+    finally:
+        signal.signal(signal.SIGINT, before)
