@@ -15,6 +15,9 @@
     │   ├── TaskTimeoutError (also TimeoutError)
     │   ├── InvalidTaskError (also TypeError)   what was submitted cannot be called
     │   └── WorkerLostError (also BrokenExecutor)   its worker died, in each of its attempts
+    ├── BroadcastError                          a call on every worker failed on some
+    ├── NoKernelError                           there is no current kernel (`farm_executor.lfarm`)
+    ├── KernelCreationError                     its servers have not all answered
     ├── FarmFullError                           it holds as many bytes of calls as it may
     └── BrokenFarmError (also BrokenExecutor)   the farm itself failed: every future settles with it
 
@@ -25,6 +28,7 @@ This module imports nothing of the package.
 from __future__ import annotations
 
 from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
@@ -41,6 +45,10 @@ __all__ = [
     "TaskTimeoutError",
     "InvalidTaskError",
     "WorkerLostError",
+    "BroadcastError",
+    "BroadcastOutcome",
+    "NoKernelError",
+    "KernelCreationError",
     "FarmFullError",
     "BrokenFarmError",
 ]
@@ -150,6 +158,46 @@ class WorkerLostError(TaskError, BrokenExecutor):
 
     Only the task that ran fails with this; the farm starts another worker and goes on.
     """
+
+
+@dataclass(frozen=True)
+class BroadcastOutcome:
+    """What came of a broadcast on one worker.
+
+    Attributes:
+        server: The server's address.
+        slot: The worker's place there; None if the server has not answered, so that its workers are not known.
+        value: What the call returned there; None if it failed.
+        error: Why it failed; None if it did not. A TimeoutError for a worker that has not answered in time.
+    """
+
+    server: str
+    slot: int | None
+    value: Any
+    error: BaseException | None
+
+
+class BroadcastError(FarmError):
+    """A call on every worker failed on some of them. The first failure is its cause.
+
+    Attributes:
+        outcomes: What came of it on each worker, those where it succeeded included.
+    """
+
+    def __init__(self, message: str, outcomes: list[BroadcastOutcome] | None = None) -> None:
+        super().__init__(message, outcomes or [])
+        self.outcomes = outcomes or []
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class NoKernelError(FarmError):
+    """There is no current kernel; the message says how to make one."""
+
+
+class KernelCreationError(FarmError):
+    """A kernel could not be made; its ``__cause__`` says why."""
 
 
 class FarmFullError(FarmError):

@@ -1,5 +1,6 @@
 """Ctrl-C at any place, one after the other."""
 
+import gc
 import signal
 import sys
 
@@ -24,6 +25,7 @@ def strike_at_line(number, call, files=("",)):
 
     before = sys.gettrace()
     interrupted = False
+    gc.disable()  # an interrupt in a destructor that it runs is lost, as Python has nobody to raise it to
     sys.settrace(trace)
     try:
         call()
@@ -31,5 +33,6 @@ def strike_at_line(number, call, files=("",)):
         interrupted = True
     finally:
         sys.settrace(before)
+        gc.enable()
     assert interrupted == (left < 0), "an interrupt is never lost, and there is none of itself"
     return interrupted

@@ -376,7 +376,8 @@ def test_every_public_name_is_in_the_api_reference():
 def test_every_error_is_explained():
     text = (DOCS / "reference" / "errors.md").read_text("utf-8")
 
-    assert [name for name in farm_executor.errors.__all__ if f"`{name}`" not in text] == []
+    errors = [name for name in farm_executor.errors.__all__ if name != "BroadcastOutcome"]  # which is part of one
+    assert [name for name in errors if f"`{name}`" not in text] == []
 
 
 def test_every_command_and_option_is_in_the_cli_reference():
@@ -417,6 +418,7 @@ def _log_events():
                 and isinstance(node.func, ast.Attribute)
                 and isinstance(node.func.value, ast.Name)
                 and node.func.value.id == "logger"
+                and node.func.attr in ("debug", "info", "warning", "error", "exception", "critical")
             ):
                 level = "error" if node.func.attr == "exception" else node.func.attr
                 message = node.args[0].value

@@ -25,12 +25,13 @@ LEVELS = [
     ("farm_executor.security", 2),
     ("farm_executor.errors", 1),
     ("farm_executor._version", 0),
+    ("farm_executor.lfarm", 6),
     ("farm_executor.cli", 6),
     ("farm_executor.demo", 6),
     ("farm_executor.__main__", 7),
     ("farm_executor", 7),
 ]
-FOLDERS = ("core", "client", "server", "launch")
+FOLDERS = ("core", "client", "server", "launch", "lfarm")
 IMPURE = {
     *(
         "asyncio",

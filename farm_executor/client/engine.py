@@ -25,7 +25,8 @@ import os
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ from typing import Any
 
 from farm_executor import payload
 from farm_executor.byvalue import OwnObjects
+from farm_executor.client.broadcast import Broadcast
 from farm_executor.client.budget import Budget
 from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import FarmFuture, start_all
@@ -45,6 +47,7 @@ from farm_executor.client.outcome import (
     describe_death,
     explain_pickling,
     initializer_failed,
+    task_killed,
     worker_lost,
 )
 from farm_executor.client.reactor import Reactor
@@ -61,9 +64,9 @@ from farm_executor.core.frames import (
     payload_of,
     payload_size,
 )
-from farm_executor.core.handshake import decode_hello
-from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
-from farm_executor.errors import BrokenFarmError, RemoteProtocolError
+from farm_executor.core.handshake import decode_hello, encode_hello
+from farm_executor.core.scheduler import Assign, Decision, Kill, Lose, Recall, Scheduler, Task
+from farm_executor.errors import BrokenFarmError, RemoteProtocolError, WorkerLostError
 from farm_executor.failure import Origin, load_failure, remote_traceback
 from farm_executor.transport import Connection
 
@@ -75,6 +78,7 @@ AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 MAX_STILLBORN = 3
+KILL_SECONDS = 5.0  # for the supervisors' word on what they have killed
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class Engine:
         self._lanes: dict[int, tuple[ServerLink, str, Lane]] = {}
         self._controls: dict[ServerLink, Connection] = {}
         self._lane_counts: dict[ServerLink, int] = {}
+        self._killings: dict[int, list[_Killing]] = {}  # by lane: who waits for its supervisor's word
+        self._persistent: list[Broadcast] = []  # for workers that are still to come
         self._had_lane = False
         self._stillborn = 0  # workers in a row that died before they were ready
         self._shutdown = False
@@ -130,6 +136,8 @@ class Engine:
             ServerLink(locate, quota, options.settings, self)
             for locate, quota in zip(options.locations, options.quotas, strict=True)
         ]
+        self.answered: dict[ServerLink, Future[int]] = {link: Future() for link in self._links}
+        """For each server how many workers it gives us, known when it has answered for the first time."""
 
     def start(self) -> None:
         """Start the I/O thread and begin to dial.
@@ -256,6 +264,90 @@ class Engine:
                 return
             self._settler.refuse(task, self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
 
+    def broadcast(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], options: TaskOptions, *, persistent: bool
+    ) -> Broadcast:
+        """Send a call to every worker of every server, also of those that have yet to answer.
+
+        Args:
+            fn: The function.
+            args: Its arguments.
+            options: The calls'.
+            persistent: Whether workers that come later make it, too, before any other task. If one fails to, the
+                farm breaks, as when its initializer fails.
+
+        Raises:
+            RuntimeError: The farm has been shut down, or this is a callback, which must not wait for workers.
+            Exception: The call cannot be pickled.
+        """
+        if self._shutdown:
+            raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
+        if self._reactor.is_own_thread():
+            raise RuntimeError("a callback must not wait for every worker, as it keeps them from being heard")
+        arguments = payload.dumps((args, {}))
+        broadcast = Broadcast(
+            self._functions.find(fn), arguments, options, {link: Future() for link in self._links}
+        )
+        if persistent:
+            self._persistent.append(broadcast)
+        for link, answered in self.answered.items():
+            answered.add_done_callback(partial(self._cast, broadcast, link))
+        return broadcast
+
+    def forget(self, broadcast: Broadcast) -> None:
+        """Workers that come later need not make the call."""
+        if broadcast in self._persistent:
+            self._persistent.remove(broadcast)
+
+    def _cast(self, broadcast: Broadcast, link: ServerLink, answered: Future[int]) -> None:
+        """The server has answered, or never will."""
+        known = broadcast.calls[link]
+        error = answered.exception()
+        if error is not None:
+            known.set_exception(error)
+            return
+        with HeldBack(), self._deciding:
+            calls = [self._call_at(broadcast, link, slot) for slot in range(self._lane_counts[link])]
+            if not self._closed:
+                self._perform(self._scheduler.submit(*[call.task for call in calls]))
+                self._submitted += len(calls)
+        for call in calls:
+            if self._closed and not call.done():
+                self._settler.refuse(call.task, self._error() if self._error else RuntimeError(AFTER_SHUTDOWN))
+        known.set_result(list(calls))
+
+    def _call_at(self, broadcast: Broadcast, link: ServerLink, slot: int) -> FarmFuture:
+        """A task for whoever is in that place."""
+        call: FarmFuture = FarmFuture()
+        call.function, call.arguments = broadcast.function, broadcast.arguments
+        options = broadcast.options
+        call.task = Task(
+            next(self._ids), call, options.priority, options.category, options.max_attempts, (link, slot)
+        )
+        call.owner = self
+        if self._budget is not None:
+            self._budget.take(payload_size(call.arguments), now=True)
+        return call
+
+    def kill(self, category: Hashable, *, dry_run: bool = False) -> int:
+        """Kill the tasks of that category that run, and say how many there were.
+
+        A callback is told how many it has asked for, as it must not wait.
+        """
+        with HeldBack(), self._deciding:
+            kills = self._scheduler.kill(category)
+        if dry_run or not kills:
+            return sum(kill.at_first for kill in kills)
+        killing = _Killing({kill.lane for kill in kills})
+        self._reactor.post(partial(self._kill, killing, kills))
+        if self._reactor.is_own_thread():
+            return sum(kill.at_first for kill in kills)
+        with self._reactor.waiting():
+            killing.over.wait(KILL_SECONDS)
+        for lane in killing.lanes:
+            logger.warning("kill unanswered lane=%d seconds=%.0f", lane, KILL_SECONDS)
+        return killing.count
+
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """See `future.Owner`."""
         return self._reactor.lead(future.done, timeout)
@@ -305,7 +397,7 @@ class Engine:
             return FarmStatistics(
                 state="broken" if self._error else "shut down" if self._shutdown else "open",
                 servers=servers,
-                queued=self._scheduler.queued,
+                queued=self._scheduler.queued + self._scheduler.reserved,
                 running=self._scheduler.outstanding,
                 pending_bytes=sum(payload_size(task.call.arguments) for task in self._scheduler.tasks()),
                 waiting_submitters=self._budget.waiting if self._budget else 0,
@@ -322,6 +414,7 @@ class Engine:
                 tasks_done=lane.tasks_done,
                 busy_seconds=lane.busy_seconds,
                 outstanding=self._scheduler.outstanding_on(lane.id),
+                category=getattr(self._scheduler.running_on(lane.id), "category", None),
             )
             for owner, _, lane in self._lanes.values()
             if owner is link
@@ -330,8 +423,8 @@ class Engine:
 
     # -- performing decisions, with the lock held ----------------------------------------------------------
 
-    def _perform(self, decisions: list[Decision]) -> list[Task]:
-        """Do what was decided; return the tasks to settle as lost, which takes no lock."""
+    def _perform(self, decisions: list[Decision]) -> list[Lose]:
+        """Do what was decided; return the losses, to be settled without the lock."""
         lost = []
         for decision in decisions:
             if isinstance(decision, Assign):
@@ -341,7 +434,7 @@ class Engine:
                 lane = self._lanes[decision.lane][2]
                 sent = lane.send_recall(decision.count)
             elif isinstance(decision, Lose):
-                lost.append(decision.task)
+                lost.append(decision)
                 continue
             else:
                 lane = self._lanes[decision.lane][2]
@@ -386,6 +479,7 @@ class Engine:
         with self._deciding:
             self._stop_taking()
         self._refuse_incoming()
+        self._answer_no_more()
         self._lanes.clear()
         self._controls.clear()
         self._options.end_servers()
@@ -401,8 +495,17 @@ class Engine:
                 return
             connection.socket.setblocking(False)
             self._controls[link] = connection
-            self._lane_counts[link] = lanes
-            self._reactor.register(connection, lambda events: self._on_control(link, session, connection))
+            with self._deciding:
+                before = self._lane_counts.get(link, 0)
+                self._lane_counts[link] = lanes
+                stranded = [t for slot in range(lanes, before) for t in self._scheduler.seat_gone((link, slot))]
+            for task in stranded:
+                self._settler.refuse(
+                    task, WorkerLostError(f"server {link} has come back with {lanes} workers only")
+                )
+            self._reactor.register(connection, partial(self._on_control, link, session, connection))
+            if not self.answered[link].done():
+                self.answered[link].set_result(lanes)
 
         self._reactor.post(adopt)
 
@@ -436,11 +539,20 @@ class Engine:
         if lane.id in self._lanes and not lane.ended:
             self._reactor.want_to_write(lane.connection, lane.connection.unsent)
 
-    def _on_control(self, link: ServerLink, session: str, connection: Connection) -> None:
+    def _on_control(self, link: ServerLink, session: str, connection: Connection, events: int) -> None:
+        if self._controls.get(link) is not connection:
+            return  # by an event of this same round
+        if events & selectors.EVENT_WRITE:
+            connection.flush()
+            self._reactor.want_to_write(connection, connection.unsent)
+        if not events & selectors.EVENT_READ:
+            return
         try:
             for frame in connection.receive():
                 if frame.type is FrameType.WORKER_DIED:
                     self._on_death(decode_hello(frame))
+                elif frame.type is FrameType.SPARED:
+                    self._on_kill_over(decode_hello(frame).get("lane", 0), 0)
                 elif frame.type is FrameType.DRAINING:
                     logger.info("draining server=%s", link)
                 else:
@@ -460,7 +572,13 @@ class Engine:
         if entry is None:
             return
         try:
-            lane, death = entry[2], WorkerDeath(int(report["pid"]), int(report["code"]), int(report["begun"]))
+            lane, killed = entry[2], report.get("killed")
+            death = WorkerDeath(
+                int(report["pid"]),
+                int(report["code"]),
+                int(report["begun"]),
+                None if killed is None else int(killed),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteProtocolError(f"malformed report of a worker's death: {error!r}") from None
         lane.death = death
@@ -517,8 +635,15 @@ class Engine:
             return
         lane.ready = self._had_lane = True
         self._stillborn = 0
+        link = self._lanes[lane.id][0]
+        late = [one for one in list(self._persistent) if one.has_been_made(link, lane.slot)]
         with self._deciding:
-            self._perform(self._scheduler.lane_up(lane.id, self._options.max_tasks_per_child))
+            for broadcast in late:
+                call = self._call_at(broadcast, link, lane.slot)
+                call.before_settling = partial(self._on_late_call, lane)
+                self._perform(self._scheduler.submit(call.task))
+            limit = self._options.max_tasks_per_child
+            self._perform(self._scheduler.lane_up(lane.id, limit, (link, lane.slot)))
 
     def _on_results(self, lane: Lane, frame: Frame) -> None:
         busy_us, results = decode_results(frame)
@@ -527,6 +652,31 @@ class Engine:
             tasks, decisions = self._scheduler.finished(lane.id, frame.seq, len(results), busy_us, round_trip_us)
             self._perform(decisions)  # first of all, so that the worker goes on while we unpickle
         self._settler.answer(zip(tasks, results, strict=True), lane.server, lane.pid)
+
+    def _on_late_call(self, lane: Lane, value: Any, error: BaseException | None, origin: Origin) -> bool:
+        if error is not None:
+            text = f"a persistent broadcast failed on server {lane.server}, worker pid {lane.pid}"
+            self._reactor.post(
+                lambda: self._break(
+                    lambda: caused(BrokenFarmError(f"{text}: {type(error).__name__}: {error}"), error)
+                )
+            )
+        return False
+
+    def _kill(self, killing: _Killing, kills: list[Kill]) -> None:
+        for kill in kills:
+            link = self._lanes[kill.lane][0] if kill.lane in self._lanes else None
+            connection = None if link is None else self._controls.get(link)
+            if connection is None:
+                killing.note(kill.lane, 0)
+                continue
+            self._killings.setdefault(kill.lane, []).append(killing)
+            connection.send(encode_hello(kill._asdict(), FrameType.KILL))
+            self._reactor.want_to_write(connection, connection.unsent)
+
+    def _on_kill_over(self, lane: int, count: int) -> None:
+        for killing in self._killings.pop(lane, ()):
+            killing.note(lane, count)
 
     def _withdraw(self, task: Task) -> None:
         """A future has been cancelled."""
@@ -561,21 +711,28 @@ class Engine:
                 self._reactor.unregister(lane.connection)
             lane.connection.close()
             had = self._scheduler.outstanding_on(lane.id)
-            decisions = self._scheduler.lane_lost(lane.id, begun)
+            decisions = self._scheduler.lane_lost(lane.id, begun, death.killed if death else None)
             losses = self._perform(decisions)
         if not lane.retired:
             reason = describe_death(death)
-            failures = [(task, worker_lost(lane, task, reason)) for task in losses]
+            failures = [
+                (loss.task, task_killed(lane, loss.task) if loss.killed else worker_lost(lane, loss.task, reason))
+                for loss in losses
+            ]
             origin = Origin(lane.server, lane.pid)
             goes_on = [self._settler.goes_on(task, error, origin) for task, error in failures]
             lost = goes_on.count(False)
             self._resubmitted += had - lost
-            logger.warning(
-                "worker lost server=%s pid=%d reason=%s resubmitted=%d lost=%d",
-                *(lane.server, lane.pid, reason, had - lost, lost),
-            )
-            for (task, error), further in zip(failures, goes_on, strict=True):
-                self._settler.fail(task, error, None if further else "lost")
+            if death is not None and death.killed is not None:
+                logger.info("worker killed server=%s pid=%d resubmitted=%d", lane.server, lane.pid, had - lost)
+            else:
+                logger.warning(
+                    "worker lost server=%s pid=%d reason=%s resubmitted=%d lost=%d",
+                    *(lane.server, lane.pid, reason, had - lost, lost),
+                )
+            for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
+                self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
+        self._on_kill_over(lane.id, sum(loss.killed for loss in losses))
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
         link.lane_gone(session, lane.slot, failed=not lane.ready)
@@ -608,6 +765,15 @@ class Engine:
                 self._reactor.unregister(lane.connection)
         for task in tasks:
             self._settler.refuse(task, error())
+        self._answer_no_more()
+
+    def _answer_no_more(self) -> None:
+        """Tell those who wait for servers or their word that there will be none."""
+        for answered in self.answered.values():
+            if not answered.done():
+                answered.set_exception(self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
+        for lane in list(self._killings):
+            self._on_kill_over(lane, 0)
 
     # -- fork ----------------------------------------------------------------------------------------------
 
@@ -644,6 +810,21 @@ class _Deciding:
         engine._lock.release()
         if engine._incoming and engine._scheduler.has_idle_lane:
             engine._admit()
+
+
+class _Killing:
+    """One order to kill, until each server has said what came of it."""
+
+    def __init__(self, lanes: set[int]) -> None:
+        self.lanes = lanes
+        self.count = 0
+        self.over = threading.Event()
+
+    def note(self, lane: int, count: int) -> None:
+        self.lanes.discard(lane)
+        self.count += count
+        if not self.lanes:
+            self.over.set()
 
 
 def _nothing() -> None:

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -241,6 +242,79 @@ class FarmExecutor(Executor):
             priority=priority, category=category, max_attempts=max_attempts
         )
 
+    def connect(self, timeout: float | None = None) -> None:
+        """Start now, not with the first task, and wait until every server has answered.
+
+        Args:
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            TimeoutError: Not all have answered in time; those that have not are named. They are still dialled.
+            RuntimeError, BrokenFarmError: See `submit`; also the error that broke the farm.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        engine = self._start_engine()
+        from farm_executor.client.outcome import copy_of
+
+        if self._shut_down:
+            raise RuntimeError("cannot connect after shutdown")
+        for answered in engine.answered.values():
+            try:
+                error = answered.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+            except FutureTimeoutError:  # until Python 3.11 not the builtin one
+                break
+            if isinstance(error, Exception):
+                raise copy_of(error)
+        missing = [link for link, answered in engine.answered.items() if not answered.done()]
+        if missing:
+            names = "; ".join(f"{link} ({link.last_error or 'no answer'})" for link in missing)
+            raise TimeoutError(f"not every server has answered within {timeout} s: {names}")
+
+    def broadcast(
+        self, fn: Callable[..., Any], /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
+    ) -> list[Any]:
+        """Call ``fn(*args)`` once on every worker, and wait for all of them.
+
+        A worker makes the call when it has ended what it runs, before anything that is queued.
+
+        Args:
+            fn: The function; `functools.partial` gives it arguments by name.
+            args: Its arguments.
+            persistent: Whether workers that are started later make the call, too, before their first task. If one
+                fails to, the farm breaks, as it does when an ``initializer`` fails.
+            timeout: Seconds for all of it, None for ever: a server that is away is waited for, too.
+
+        Returns:
+            What each call returned: server by server, as they were given, and in each slot by slot.
+
+        Raises:
+            BroadcastError: Some have failed, or not answered in time. Its ``outcomes`` has one for each worker.
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
+            Exception: The call cannot be pickled.
+        """
+        return self._broadcast(self._options, fn, args, persistent, timeout)
+
+    def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
+        """Kill the tasks of one category that run now. Their futures raise `TaskKilledError`.
+
+        A task's whole process is killed, whatever it is in the midst of, and replaced. Tasks that have not begun,
+        those of other categories and those of other executors are left alone.
+
+        Args:
+            category: As given to `with_options`.
+            dry_run: Whether only to count them.
+
+        Returns:
+            How many were killed. In a future's callback, which must not wait, how many are about to be.
+
+        Raises:
+            ValueError: The category is None, which is that of tasks without one.
+        """
+        if category is None:
+            raise ValueError("a category must be given: None is that of tasks without one")
+        engine = self._engine
+        return 0 if engine is None else engine.kill(category, dry_run=dry_run)
+
     def statistics(self) -> FarmStatistics:
         """A snapshot of the farm."""
         engine = self._engine
@@ -299,6 +373,19 @@ class FarmExecutor(Executor):
         from farm_executor.client.map import map_calls
 
         return map_calls(self, options, *arguments)
+
+    def _broadcast(
+        self, options: TaskOptions, fn: Any, args: Any, persistent: bool, timeout: float | None
+    ) -> list[Any]:
+        from farm_executor.client.broadcast import gather
+
+        engine = self._start_engine()
+        broadcast = engine.broadcast(fn, args, options, persistent=persistent)
+        try:
+            return gather(broadcast, timeout)
+        except BaseException:
+            engine.forget(broadcast)
+            raise
 
     def _start_engine(self) -> Engine:
         engine = self._engine
@@ -385,6 +472,12 @@ class OptionsView(Executor):
     ) -> Iterator[Any]:
         """See `FarmExecutor.map`."""
         return self._farm._map(self._options, fn, iterables, timeout, chunksize, buffersize)
+
+    def broadcast(
+        self, fn: Callable[..., Any], /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
+    ) -> list[Any]:
+        """See `FarmExecutor.broadcast`."""
+        return self._farm._broadcast(self._options, fn, args, persistent, timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See `FarmExecutor.shutdown`."""

@@ -32,11 +32,18 @@ MAX_FUNCTION_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class WorkerDeath:
-    """A supervisor's report: a negative exit code is the signal that killed the worker."""
+    """A supervisor's report.
+
+    Attributes:
+        code: The exit code; a negative one is the signal that killed it.
+        begun: The number of the last task that it began, -1 for none.
+        killed: The number of the task because of which it was killed, if somebody asked for that.
+    """
 
     pid: int
     code: int
     begun: int
+    killed: int | None = None
 
 
 class Lane:

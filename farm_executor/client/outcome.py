@@ -14,7 +14,7 @@ from farm_executor import payload
 from farm_executor.client.functions import Function
 from farm_executor.client.lane import Lane, WorkerDeath
 from farm_executor.core.scheduler import Task
-from farm_executor.errors import TaskExecutionError, WorkerLostError
+from farm_executor.errors import TaskExecutionError, TaskKilledError, WorkerLostError
 from farm_executor.failure import Origin, describe
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "describe_death",
     "explain_pickling",
     "initializer_failed",
+    "task_killed",
     "unreadable_value",
     "worker_lost",
 ]
@@ -47,6 +48,8 @@ def describe_death(death: WorkerDeath | None) -> str:
     """What became of a worker, as the end of a sentence; None when its supervisor could not say."""
     if death is None:
         return "could not be reached any more"
+    if death.killed is not None:
+        return "was killed on request"
     if death.code >= 0:
         return f"exited with code {death.code}"
     try:
@@ -91,6 +94,12 @@ def worker_lost(lane: Lane, task: Task, reason: str) -> WorkerLostError:
     else:
         text = f"the worker {reason} while it received or ran this task, in each of {task.losses} attempts"
     return WorkerLostError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
+
+
+def task_killed(lane: Lane, task: Task) -> TaskKilledError:
+    """For the task because of which its worker was killed."""
+    text = f"the task was killed while it ran; its category is {task.category!r}"
+    return TaskKilledError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
 
 
 def unreadable_value(origin: Origin, problem: BaseException) -> TaskExecutionError:

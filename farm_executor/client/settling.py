@@ -41,7 +41,7 @@ class Settler:
     def __init__(self, reactor: Reactor, budget: Budget | None) -> None:
         self._reactor = reactor
         self._budget = budget
-        self.counts = dict.fromkeys(("succeeded", "failed", "cancelled", "lost"), 0)
+        self.counts = dict.fromkeys(("succeeded", "failed", "cancelled", "lost", "killed"), 0)
 
     def answer(self, answered: Iterable[tuple[Task, tuple[Payload, bool]]], server: str, pid: int) -> None:
         """Settle tasks with what their worker has sent: pickled values, and failures."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 __all__ = ["FarmStatistics", "ServerStatistics", "WorkerStatistics"]
@@ -17,6 +18,7 @@ class WorkerStatistics:
         tasks_done: How many tasks it has answered.
         busy_seconds: How long it ran them.
         outstanding: How many it has been sent and not answered.
+        category: That of the task that it runs; None if it runs none, or one without a category.
     """
 
     slot: int
@@ -24,6 +26,7 @@ class WorkerStatistics:
     tasks_done: int
     busy_seconds: float
     outstanding: int
+    category: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class FarmStatistics:
         cancelled: Tasks cancelled before they ran.
         resubmitted: How often a task was moved from a worker that was lost.
         lost: Tasks that ended with WorkerLostError.
+        killed: Tasks that ended with TaskKilledError.
     """
 
     state: str = "new"
@@ -73,5 +77,6 @@ class FarmStatistics:
     cancelled: int = 0
     resubmitted: int = 0
     lost: int = 0
+    killed: int = 0
     pending_bytes: int = 0
     waiting_submitters: int = 0

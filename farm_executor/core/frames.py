@@ -98,6 +98,8 @@ class FrameType(enum.IntEnum):
     # the control connection and admin connections
     WORKER_DIED = 48
     DRAINING = 49
+    KILL = 50
+    SPARED = 51
 
 
 _TYPES = {int(kind): kind for kind in FrameType}

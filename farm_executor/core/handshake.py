@@ -264,7 +264,7 @@ def encode_hello(data: dict[str, Any], kind: FrameType = FrameType.HELLO) -> lis
 
 
 def decode_hello(frame: Frame) -> dict[str, Any]:
-    """The object of a HELLO, REFUSED or WORKER_DIED frame: these carry JSON.
+    """The object of a HELLO, REFUSED, WORKER_DIED, KILL or SPARED frame: these carry JSON.
 
     Raises:
         RemoteProtocolError: The body is no JSON object.

@@ -8,7 +8,7 @@ The rules:
 1. A task is in exactly one place: queued here, outstanding on one lane, or settled and forgotten.
 2. Queues are FIFO within a priority; a higher priority always goes first. A task that comes back from a lane
    goes to the front of its queue.
-3. No lane is idle while a task is queued, unless its answer to a recall is due.
+3. No lane is idle while a task is queued that any lane may run, unless its answer to a recall is due.
 4. A submitted task goes straight to an idle lane, the one that was busy last: its worker's caches are warm.
    Everything else waits here and leaves in batches: a lane is refilled when half of its window is free. (Sending
    second tasks one by one, too, would keep short tasks from ever forming a batch, and a batch costs as much as a
@@ -18,7 +18,9 @@ The rules:
 7. A worker that dies charges an attempt to the task that it ran, and to no other; if it ran none, to the first
    that it had been sent, which it may have died of receiving. With its attempts used up a task is lost; one that
    never began, only after three such deaths. A task with a single attempt is never sent again once it may have
-   begun.
+   begun. A worker that was killed because of one task charges no other.
+8. A task with a seat is run by that seat's lane, this one or a later one. It goes out at once, whatever the lane
+   has and may have.
 
 Thread safety: none; the caller holds one lock around every call and the deeds that follow from it.
 """
@@ -34,7 +36,7 @@ from typing import Any, NamedTuple
 from farm_executor.core.window import Window
 from farm_executor.errors import RemoteProtocolError
 
-__all__ = ["Assign", "Decision", "Lose", "Recall", "Retire", "Scheduler", "Task"]
+__all__ = ["Assign", "Decision", "Kill", "Lose", "Recall", "Retire", "Scheduler", "Task"]
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +46,7 @@ class Task:
     Attributes:
         id: Unique within its scheduler; ascending in the order of submission.
         call: Whatever the driver needs to send it; opaque here.
+        seat: The place whose lane alone may run it; None for any lane.
         losses: How many workers died while they ran it.
         started: Whether it has ever left the queue; from then on it cannot be cancelled.
     """
@@ -53,6 +56,7 @@ class Task:
     priority: float = 0
     category: Hashable = None
     max_attempts: int = 3
+    seat: Hashable = None
     losses: int = 0
     started: bool = False
 
@@ -79,9 +83,26 @@ class Retire(NamedTuple):
 
 
 class Lose(NamedTuple):
-    """Settle the task as lost: its worker died and it must not be sent again."""
+    """Settle the task as lost, its worker having died, or as ``killed``: it must not be sent again."""
 
     task: Task
+    killed: bool = False
+
+
+class Kill(NamedTuple):
+    """Kill the lane's worker if the task that it runs is one of those numbered in ``ranges``, both ends included.
+
+    It runs no task before ``first``, which is the oldest that has not been answered.
+    """
+
+    lane: int
+    first: int
+    ranges: list[tuple[int, int]]
+
+    @property
+    def at_first(self) -> bool:
+        """Whether the oldest, which it most likely runs, is one of them."""
+        return self.ranges[0][0] == self.first
 
 
 MAX_RECEIPTS = 3  # deaths of workers that had begun nothing, which a task is held responsible for at most
@@ -93,6 +114,7 @@ Decision = Assign | Recall | Retire | Lose
 class _Lane:
     id: int
     budget: int | None
+    seat: Hashable
     window: Window = field(default_factory=Window)
     outstanding: deque[Task] = field(default_factory=deque)
     next_seq: int = 0
@@ -125,13 +147,16 @@ class Scheduler:
         # Indexes of the lanes, kept by _index: dicts serve as ordered sets.
         self._idle: dict[int, _Lane] = {}
         self._loaded: dict[int, _Lane] = {}
-        self.queued = 0
+        self._seated: dict[Hashable, _Lane] = {}
+        self._reserved: dict[Hashable, OrderedDict[int, Task]] = {}  # by seat: tasks that no lane has
+        self.queued = 0  # for any lane
+        self.reserved = 0
         self.outstanding = 0
 
     @property
     def unsettled(self) -> int:
-        """How many tasks are queued or outstanding."""
-        return self.queued + self.outstanding
+        """How many tasks are queued, reserved for a seat, or outstanding."""
+        return self.queued + self.reserved + self.outstanding
 
     @property
     def has_idle_lane(self) -> bool:
@@ -142,12 +167,31 @@ class Scheduler:
         """How many tasks the lane has been sent and not answered; 0 for a lane that is not known."""
         return len(self._lanes[lane].outstanding) if lane in self._lanes else 0
 
+    def running_on(self, lane: int) -> Task | None:
+        """The oldest task that the lane has not answered: it runs it, or has just ended it or is about to begin."""
+        outstanding = self._lanes[lane].outstanding if lane in self._lanes else ()
+        return outstanding[0] if outstanding else None
+
     def tasks(self) -> Iterator[Task]:
         """Every unsettled task: what lanes have, then what is queued."""
         for lane in self._lanes.values():
             yield from lane.outstanding
-        for queue in self._queues.values():
+        for queue in [*self._queues.values(), *self._reserved.values()]:
             yield from queue.values()
+
+    def kill(self, category: Hashable) -> list[Kill]:
+        """What to ask of whom, so that every running task of that category is killed. Changes nothing."""
+        kills = []
+        for lane in self._lanes.values():
+            ranges: list[tuple[int, int]] = []
+            for seq, task in enumerate(lane.outstanding, lane.first_seq):
+                if task.category == category:
+                    follows = bool(ranges) and ranges[-1][1] == seq - 1
+                    begin = ranges.pop()[0] if follows else seq
+                    ranges.append((begin, seq))
+            if ranges:
+                kills.append(Kill(lane.id, lane.first_seq, ranges))
+        return kills
 
     # -- events ----------------------------------------------------------------------------------------------
 
@@ -155,7 +199,10 @@ class Scheduler:
         """New tasks have come."""
         decisions: list[Decision] = []
         for task in tasks:
-            if not self._idle or self.queued:
+            if task.seat is not None:
+                self._enqueue(task)
+                decisions += self._seat(task.seat)
+            elif not self._idle or self.queued:
                 self._enqueue(task)
             elif task.started or self._start([task])[0]:
                 task.started = True
@@ -164,9 +211,12 @@ class Scheduler:
 
     def withdraw(self, task: Task) -> bool:
         """Forget the task if it is queued and has never been started; say whether that was so."""
-        queue = self._queues.get(task.priority)
+        queue = self._queues.get(task.priority) if task.seat is None else self._reserved.get(task.seat)
         if task.started or not queue or queue.pop(task.id, None) is None:
             return False
+        if task.seat is not None:
+            self.reserved -= 1
+            return True
         self.queued -= 1
         if not queue:
             self._drop_queue(task.priority)
@@ -174,14 +224,29 @@ class Scheduler:
 
     def withdraw_all(self) -> list[Task]:
         """Forget every queued task that has never been started; return these."""
-        fresh = [task for queue in self._queues.values() for task in queue.values() if not task.started]
+        queues = [*self._queues.values(), *self._reserved.values()]
+        fresh = [task for queue in queues for task in queue.values() if not task.started]
         return [task for task in fresh if self.withdraw(task)]
 
-    def lane_up(self, lane_id: int, budget: int | None = None) -> list[Decision]:
-        """A lane with a ready worker has come, which may run ``budget`` tasks in its life (None: any number)."""
-        lane = self._lanes[lane_id] = _Lane(lane_id, budget)
+    def lane_up(self, lane_id: int, budget: int | None = None, seat: Hashable = None) -> list[Decision]:
+        """A lane with a ready worker has come, in that seat.
+
+        Args:
+            lane_id: The lane.
+            budget: How many tasks it may run in its life, without those reserved for its seat. None: any number.
+            seat: Its place, which no other lane has now.
+        """
+        lane = self._lanes[lane_id] = _Lane(lane_id, budget, seat)
+        if seat is not None:
+            self._seated[seat] = lane
         self._index(lane)
-        return self._refill(lane)
+        return self._seat(seat) + self._refill(lane)
+
+    def seat_gone(self, seat: Hashable) -> list[Task]:
+        """There will be no lane in that seat any more: forget the tasks that wait for one, and return them."""
+        tasks = list(self._reserved.pop(seat, {}).values())
+        self.reserved -= len(tasks)
+        return tasks
 
     def finished(
         self, lane_id: int, seq: int, count: int, busy_us: float, round_trip_us: float | None = None
@@ -220,28 +285,29 @@ class Scheduler:
         back = [lane.outstanding.pop() for _ in range(count)]
         lane.next_seq -= count
         self.outstanding -= count
+        movable = sum(task.seat is None for task in back)
         if lane.budget is not None:
-            lane.budget += count
+            lane.budget += movable
         for task in back:  # the last first, so that the first ends up in front
             self._requeue(task)
         lane.recalling = False
-        lane.may_recall = count > 0
+        lane.may_recall = movable > 0
         self._index(lane)
-        return self._dispatch() + self._refill(lane)
+        return self._seat(lane.seat) + self._dispatch() + self._refill(lane)
 
-    def lane_lost(self, lane_id: int, begun: int | None) -> list[Decision]:
+    def lane_lost(self, lane_id: int, begun: int | None, killed: int | None = None) -> list[Decision]:
         """The lane is gone, and with it its worker or the way to it.
 
         Args:
             lane_id: The lane; unknown ones, such as those retired, are ignored.
             begun: The number of the last task that the worker began, -1 for none; None when nobody can say,
                 and then each of its tasks may have begun.
+            killed: The number of the task because of which the worker was killed, if it was.
         """
-        lane = self._lanes.pop(lane_id, None)
+        lane = self._lanes.get(lane_id)
         if lane is None:
             return []
-        self._idle.pop(lane_id, None)
-        self._loaded.pop(lane_id, None)
+        self._forget(lane)
         self.outstanding -= len(lane.outstanding)
         decisions: list[Decision] = []
         seq = lane.next_seq
@@ -249,7 +315,10 @@ class Scheduler:
         while lane.outstanding:  # the last first, as in recalled
             seq -= 1
             task = lane.outstanding.pop()
-            guilty = seq == (first if begun is None else max(first, begun))
+            if seq == killed:
+                decisions.append(Lose(task, killed=True))
+                continue
+            guilty = killed is None and seq == (first if begun is None else max(first, begun))
             may_have_begun = begun is None or seq <= begun
             task.losses += guilty
             limit = task.max_attempts if may_have_begun else max(task.max_attempts, MAX_RECEIPTS)
@@ -270,6 +339,10 @@ class Scheduler:
         return [task for task in tasks if task.started]
 
     def _enqueue(self, task: Task) -> None:
+        if task.seat is not None:
+            self._reserved.setdefault(task.seat, OrderedDict())[task.id] = task
+            self.reserved += 1
+            return
         queue = self._queues.get(task.priority)
         if queue is None:
             queue = self._queues[task.priority] = OrderedDict()
@@ -279,7 +352,8 @@ class Scheduler:
 
     def _requeue(self, task: Task) -> None:
         self._enqueue(task)
-        self._queues[task.priority].move_to_end(task.id, last=False)
+        queue = self._queues[task.priority] if task.seat is None else self._reserved[task.seat]
+        queue.move_to_end(task.id, last=False)
 
     def _drop_queue(self, priority: float) -> None:
         del self._queues[priority]
@@ -298,12 +372,27 @@ class Scheduler:
             taken += self._begin(first)
         return taken
 
-    def _assign(self, lane: _Lane, tasks: list[Task]) -> Assign:
+    def _seat(self, seat: Hashable) -> list[Decision]:
+        """Send the seat's lane what is reserved for it."""
+        lane = self._seated.get(seat)
+        if lane is None or lane.recalling or not self._reserved.get(seat):
+            return []
+        tasks = self._begin(self.seat_gone(seat))
+        return [self._assign(lane, tasks, counted=False)] if tasks else []
+
+    def _forget(self, lane: _Lane) -> None:
+        del self._lanes[lane.id]
+        self._idle.pop(lane.id, None)
+        self._loaded.pop(lane.id, None)
+        if self._seated.get(lane.seat) is lane:
+            del self._seated[lane.seat]
+
+    def _assign(self, lane: _Lane, tasks: list[Task], *, counted: bool = True) -> Assign:
         # Counted as taken in the same step in which it is decided: no other event can promise this room again.
         seq = lane.next_seq
         lane.outstanding.extend(tasks)
         lane.next_seq += len(tasks)
-        if lane.budget is not None:
+        if lane.budget is not None and counted:
             lane.budget -= len(tasks)
         self.outstanding += len(tasks)
         self._index(lane)
@@ -321,7 +410,7 @@ class Scheduler:
                 if tasks:
                     decisions.append(self._assign(lane, tasks))
         if lane.budget == 0 and not lane.outstanding and not lane.recalling:
-            del self._lanes[lane.id]
+            self._forget(lane)
             decisions.append(Retire(lane.id))
         if self._loaded and self._idle:
             decisions += self._recall()

@@ -73,6 +73,27 @@ class _Worker:
     socket: Socket  # our own descriptor of the lane
     begun: mmap.mmap
     started: float
+    stopped: bool = False  # by whomever
+    condemned: list[_Kill] = field(default_factory=list)  # it is about to stop, to see whether it is to be killed
+    killed: int | None = None  # the number of the task because of which
+
+    @property
+    def last_begun(self) -> int:
+        (begun,) = BEGUN.unpack_from(self.begun, 0)
+        return int(begun)
+
+
+@dataclass(frozen=True)
+class _Kill:
+    """A client's order: kill the worker if it runs one of these tasks; it runs none before ``first``."""
+
+    first: int
+    ranges: list[tuple[int, int]]
+
+    def meets(self, worker: _Worker) -> int | None:
+        """The number of the task that the worker runs, if it is one of them."""
+        current = max(self.first, worker.last_begun)
+        return current if any(begin <= current <= end for begin, end in self.ranges) else None
 
 
 @dataclass(eq=False)
@@ -465,21 +486,28 @@ class Supervisor:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if not pid:
                 return
-            if pid in self._workers:
+            if pid not in self._workers:
+                continue
+            session, worker = self._workers[pid]
+            worker.stopped = os.WIFSTOPPED(status)
+            if worker.stopped:
+                self._judge(session, worker)
+            elif not os.WIFCONTINUED(status):
                 self._on_worker_death(pid, os.waitstatus_to_exitcode(status))
 
     def _on_worker_death(self, pid: int, code: int) -> None:
         session, worker = self._workers.pop(pid)
         del session.workers[pid]
         self._doomed.pop(pid, None)
-        (begun,) = BEGUN.unpack_from(worker.begun, 0)
+        report = {"lane": worker.lane, "pid": pid, "code": code, "begun": worker.last_begun}
+        if worker.killed is not None:
+            report["killed"] = worker.killed
         worker.begun.close()
-        report = {"lane": worker.lane, "pid": pid, "code": code, "begun": begun}
         logger.info("worker ended pid=%d slot=%d code=%d client=%s", pid, worker.slot, code, session.client)
         if not session.ended:
             session.connection.send(encode_hello(report, FrameType.WORKER_DIED))
@@ -488,6 +516,45 @@ class Supervisor:
         worker.socket.close()
         if self._draining and not session.ended and not session.workers:
             self._end_session(session, GRACE_CRASHED)  # no new lane can reach us any more
+
+    # -- kills -----------------------------------------------------------------------------------------
+
+    def _on_kill(self, session: _Session, order: dict[str, Any]) -> None:
+        """Stop the worker if it runs such a task; only when it stands still is it certain which one it runs."""
+        try:
+            lane, first = int(order["lane"]), int(order["first"])
+            kill = _Kill(first, [(int(begin), int(end)) for begin, end in order["ranges"]])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RemoteProtocolError(f"malformed KILL frame: {error!r}") from None
+        worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
+        if worker is None or worker.killed is not None:
+            return  # the client is told of its death
+        if kill.meets(worker) is None:
+            self._spare(session, worker)
+            return
+        worker.condemned.append(kill)
+        if worker.stopped:  # by somebody else: it cannot stop once more
+            self._judge(session, worker)
+        else:
+            os.kill(worker.pid, signal.SIGSTOP)
+
+    def _judge(self, session: _Session, worker: _Worker) -> None:
+        """It stands still."""
+        kills, worker.condemned = worker.condemned, []
+        if not kills:
+            return  # somebody else's doing
+        worker.killed = next((seq for kill in kills if (seq := kill.meets(worker)) is not None), None)
+        if worker.killed is not None:
+            logger.info("worker killed pid=%d slot=%d client=%s", worker.pid, worker.slot, session.client)
+            os.kill(worker.pid, signal.SIGKILL)
+        else:
+            os.kill(worker.pid, signal.SIGCONT)
+            self._spare(session, worker)
+
+    def _spare(self, session: _Session, worker: _Worker) -> None:
+        if not session.ended:
+            session.connection.send(encode_hello({"lane": worker.lane}, FrameType.SPARED))
+            self._watch_control(session)
 
     # -- sessions --------------------------------------------------------------------------------------
 
@@ -506,6 +573,9 @@ class Supervisor:
                 if frame.type is FrameType.BYE:
                     self._end_session(session, GRACE_ENDED)
                     return
+                if frame.type is FrameType.KILL:
+                    self._on_kill(session, decode_hello(frame))
+                    continue
                 raise RemoteProtocolError(f"{frame.type.name} frame on a control connection")
         except EOFError:
             self._end_session(session, GRACE_CRASHED)

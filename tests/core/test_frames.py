@@ -147,6 +147,8 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "RECALLED": 34,
         "WORKER_DIED": 48,
         "DRAINING": 49,
+        "KILL": 50,
+        "SPARED": 51,
     }
     assert (BULK, ERROR, ONCE) == (1, 2, 4)
     assert (MAX_HELLO, MAX_BODY, BULK_THRESHOLD, MAX_BATCH_BYTES) == (2**16, 2**22, 2**16, 2**20)

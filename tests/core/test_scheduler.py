@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from farm_executor.core import scheduler as scheduler_module
-from farm_executor.core.scheduler import MAX_RECEIPTS, Assign, Decision, Lose, Recall, Retire, Scheduler, Task
+from farm_executor.core.scheduler import MAX_RECEIPTS, Assign, Decision, Kill, Lose, Recall, Retire, Scheduler, Task
 from farm_executor.core.window import HORIZON_US, Window
 from farm_executor.errors import RemoteProtocolError
 
@@ -36,6 +36,7 @@ class Worker:
 
     id: int
     budget: int | None
+    seat: int | None = None
     inbox: deque[tuple[str, Any]] = field(default_factory=deque)
     waiting: deque[tuple[int, Task]] = field(default_factory=deque)
     running: tuple[int, Task] | None = None
@@ -100,6 +101,7 @@ class Farm:
         self.workers: dict[int, Worker] = {}
         self.tasks: list[Task] = []
         self.queue: dict[int, list[Task]] = {}  # by priority, in the order in which they must leave
+        self.reserved: dict[int, list[Task]] = {}  # by seat, in that order
         self.fate: dict[int, str] = {}
         self.charges: dict[int, int] = {}
         self.asked: set[int] = set()  # whose start was asked for
@@ -109,11 +111,15 @@ class Farm:
 
     # events, each with the model's part of it before the scheduler's decisions are looked at
 
-    def submit(self, priority: int = 0, max_attempts: int = 3) -> Task:
-        task = Task(len(self.tasks), None, priority=priority, max_attempts=max_attempts)
+    def submit(
+        self, priority: int = 0, max_attempts: int = 3, seat: int | None = None, category: str | None = None
+    ) -> Task:
+        task = Task(
+            len(self.tasks), None, priority=priority, max_attempts=max_attempts, seat=seat, category=category
+        )
         self.tasks.append(task)
         self.charges[task.id] = 0
-        self.queue.setdefault(priority, []).append(task)
+        self._line(task).append(task)
         self.carry_out(self.scheduler.submit(task))
         return task
 
@@ -123,7 +129,7 @@ class Farm:
         self.cancelled.add(task.id)
 
     def withdraw(self, task: Task) -> bool:
-        expected = task in self._queued() and task.id not in self.asked
+        expected = task in self.fresh()
         assert self.scheduler.withdraw(task) == expected
         if expected:
             self._leave_queue(task)
@@ -138,11 +144,23 @@ class Farm:
             self._leave_queue(task)
             self._settle(task, "withdrawn")
 
-    def lane_up(self, budget: int | None = None) -> Worker:
-        worker = self.workers[self.next_lane] = Worker(self.next_lane, budget)
+    def lane_up(self, budget: int | None = None, seat: int | None = None) -> Worker:
+        assert seat is None or seat not in self.taken()
+        worker = self.workers[self.next_lane] = Worker(self.next_lane, budget, seat)
         self.next_lane += 1
-        self.carry_out(self.scheduler.lane_up(worker.id, budget))
+        self.carry_out(self.scheduler.lane_up(worker.id, budget, seat))
         return worker
+
+    def taken(self) -> set[int | None]:
+        """The seats that have a lane."""
+        return {worker.seat for worker in self.workers.values()}
+
+    def seat_gone(self, seat: int) -> None:
+        """Its server has come back with fewer workers."""
+        tasks = self.reserved.pop(seat, [])
+        assert self.scheduler.seat_gone(seat) == tasks
+        for task in tasks:
+            self._settle(task, "stranded")
 
     def deliver(self, worker: Worker) -> None:
         """Hand the worker's next message to the scheduler."""
@@ -157,41 +175,48 @@ class Farm:
                 self._settle(task, "finished")
         else:
             worker.recalling = False
-            worker.has_nothing_to_give = not tasks
+            movable = [task for task in tasks if task.seat is None]
+            worker.has_nothing_to_give = not movable
             if tasks:
                 assert [task for _, task in worker.outstanding[-len(tasks) :]] == tasks
                 del worker.outstanding[-len(tasks) :]
                 worker.next_seq -= len(tasks)
                 if worker.budget is not None:
-                    worker.budget += len(tasks)
+                    worker.budget += len(movable)
             self._back_to_front(tasks)
             decisions = self.scheduler.recalled(worker.id, seq, len(tasks))
         self.carry_out(decisions)
 
-    def lose(self, worker: Worker, *, known: bool) -> None:
-        """The worker is gone, and whether it is known what it had begun."""
+    def lose(self, worker: Worker, *, known: bool, killed: bool = False) -> None:
+        """The worker is gone, and whether it is known what it had begun, and whether it was killed for that."""
         del self.workers[worker.id]
         begun = worker.begun if known else None
+        target = max(worker.begun, worker.next_seq - len(worker.outstanding)) if killed else None
         lost: list[Task] = []
         back: list[Task] = []
         ran = [seq for seq, _ in worker.outstanding if seq == begun]
         for seq, task in worker.outstanding:
-            self.charges[task.id] += seq == (ran or [worker.outstanding[0][0]])[0]
+            guilty = not killed and seq == (ran or [worker.outstanding[0][0]])[0]
+            self.charges[task.id] += guilty
             if begun is None or seq <= begun:
                 self.suspect.add(task.id)
             may_have_begun = begun is None or seq <= begun
             once = task.max_attempts == 1 and may_have_begun
-            guilty = seq == (ran or [worker.outstanding[0][0]])[0]
             limit = task.max_attempts if may_have_begun else max(task.max_attempts, MAX_RECEIPTS)
-            (lost if once or (guilty and self.charges[task.id] >= limit) else back).append(task)
+            ends = once or seq == target or (guilty and self.charges[task.id] >= limit)
+            (lost if ends else back).append(task)
         self._back_to_front(back)
-        decisions = self.scheduler.lane_lost(worker.id, begun)
-        assert [decision.task for decision in decisions if isinstance(decision, Lose)] == lost
+        decisions = self.scheduler.lane_lost(worker.id, begun, target)
+        losses = [decision for decision in decisions if isinstance(decision, Lose)]
+        assert [loss.task for loss in losses] == lost
+        assert [loss.task for loss in losses if loss.killed] == [
+            t for seq, t in worker.outstanding if seq == target
+        ]
         self.carry_out(decisions)
 
     def _back_to_front(self, tasks: list[Task]) -> None:
         for task in reversed(tasks):
-            self.queue.setdefault(task.priority, []).insert(0, task)
+            self._line(task).insert(0, task)
 
     # what the scheduler asks and decides
 
@@ -201,7 +226,7 @@ class Farm:
     def _start_one(self, task: Task) -> bool:
         assert task.id not in self.asked, "a future can be started once, ever"
         assert task.id not in self.fate
-        assert task in self.queue[task.priority]
+        assert task in self._line(task)
         self.asked.add(task.id)
         if task.id not in self.cancelled:
             return True
@@ -226,11 +251,16 @@ class Farm:
     def _assign(self, worker: Worker, decision: Assign) -> None:
         tasks = decision.tasks
         assert tasks
-        assert tasks == self._queued()[: len(tasks)], "the highest priority first, and each in its order"
         assert not worker.recalling
-        assert worker.budget is None or len(tasks) <= worker.budget
-        assert len(worker.outstanding) + len(tasks) <= max(1, worker.window.size)
-        assert len(worker.outstanding) <= worker.window.size // 2, "a lane is refilled when half its window is free"
+        general = tasks[0].seat is None
+        if general:
+            assert tasks == self._queued()[: len(tasks)], "the highest priority first, and each in its order"
+            assert worker.budget is None or len(tasks) <= worker.budget
+            assert len(worker.outstanding) + len(tasks) <= max(1, worker.window.size)
+            assert len(worker.outstanding) <= worker.window.size // 2, "refilled when half its window is free"
+        else:
+            assert tasks[0].seat == worker.seat
+            assert tasks == self._line(tasks[0]), "all of them, at once, whatever there is else"
         assert decision.seq == worker.next_seq
         for task in tasks:
             assert task.id in self.asked
@@ -239,7 +269,7 @@ class Farm:
         numbered = list(enumerate(tasks, worker.next_seq))
         worker.outstanding += numbered
         worker.next_seq += len(tasks)
-        if worker.budget is not None:
+        if worker.budget is not None and general:
             worker.budget -= len(tasks)
         worker.inbox.append(("tasks", numbered))
 
@@ -263,22 +293,32 @@ class Farm:
 
     def fresh(self) -> list[Task]:
         """The queued tasks that could still be cancelled."""
-        return [task for task in self._queued() if task.id not in self.asked]
+        waiting = [*self._queued(), *self._waiting_for_seats()]
+        return [task for task in waiting if task.id not in self.asked]
+
+    def _waiting_for_seats(self) -> list[Task]:
+        return [task for tasks in self.reserved.values() for task in tasks]
+
+    def _line(self, task: Task) -> list[Task]:
+        if task.seat is None:
+            return self.queue.setdefault(task.priority, [])
+        return self.reserved.setdefault(task.seat, [])
 
     def _leave_queue(self, task: Task) -> None:
-        self.queue[task.priority].remove(task)
+        self._line(task).remove(task)
 
     def outstanding(self) -> list[Task]:
         return [task for worker in self.workers.values() for _, task in worker.outstanding]
 
     def check(self) -> None:
         """What must hold between any two events."""
-        queued, outstanding = self._queued(), self.outstanding()
+        queued, outstanding, reserved = self._queued(), self.outstanding(), self._waiting_for_seats()
         assert self.scheduler.queued == len(queued)
+        assert self.scheduler.reserved == len(reserved)
         assert self.scheduler.outstanding == len(outstanding)
-        assert self.scheduler.unsettled == len(queued) + len(outstanding)
+        assert self.scheduler.unsettled == len(queued) + len(outstanding) + len(reserved)
         places = [task.id for task in self.scheduler.tasks()]
-        assert sorted(places) == sorted(task.id for task in queued + outstanding)
+        assert sorted(places) == sorted(task.id for task in queued + outstanding + reserved)
         assert len(set(places)) == len(places), "a task is in one place"
         assert sorted(places + list(self.fate)) == [task.id for task in self.tasks], "and none is forgotten"
         for task in self.tasks:
@@ -287,6 +327,10 @@ class Farm:
         idle = [worker for worker in self.workers.values() if worker.idle]
         for worker in self.workers.values():
             assert self.scheduler.outstanding_on(worker.id) == len(worker.outstanding)
+            assert self.scheduler.running_on(worker.id) is (
+                worker.outstanding[0][1] if worker.outstanding else None
+            )
+            assert worker.recalling or not self.reserved.get(worker.seat or 0) or worker.seat is None
             assert worker.outstanding or worker.recalling or worker.budget != 0, "it should have been retired"
         assert not (queued and idle), "no lane is idle while a task is queued"
         loaded = [worker for worker in self.workers.values() if len(worker.outstanding) > 1]
@@ -313,6 +357,8 @@ class Farm:
         """Run everything there is to the end, with as many lanes as that needs."""
         self.lane_up()
         while self.scheduler.unsettled:
+            for seat in [seat for seat, tasks in self.reserved.items() if tasks and seat not in self.taken()]:
+                self.lane_up(seat=seat)
             before = self.scheduler.unsettled
             for worker in list(self.workers.values()):
                 while worker.inbox:
@@ -342,7 +388,7 @@ def warm(farm: Farm, worker: Worker, size: int) -> None:
     assert not worker.outstanding
 
 
-def load(farm: Farm, worker: Worker, count: int, **options: int) -> list[Task]:
+def load(farm: Farm, worker: Worker, count: int, **options: Any) -> list[Task]:
     """Give the only lane that is up that many tasks, of which it has begun none; return them."""
     warm(farm, worker, count)
     farm.submit()
@@ -903,6 +949,112 @@ def test_a_task_costs_the_same_among_many_as_among_few() -> None:
     assert steps_per_task(lanes=10, tasks=6000) < 1.5 * few
 
 
+# -- rule 8: seats ------------------------------------------------------------------------------------------
+
+
+def test_a_task_with_a_seat_waits_for_its_lane_and_goes_first(farm: Farm) -> None:
+    general = farm.submit()
+    mine = farm.submit(seat=1)
+    other = farm.lane_up(seat=0)
+    assert on(other) == [general], "an idle lane in another seat does not get it"
+    later = farm.submit(priority=9)
+    assert on(farm.lane_up(seat=1)) == [mine]
+    assert farm.scheduler.queued == 1
+    assert farm.run(other) == [general]
+    assert on(other) == [later]
+
+
+def test_a_task_with_a_seat_goes_out_at_once_whatever_the_lane_has(farm: Farm) -> None:
+    worker = farm.lane_up(budget=1, seat=1)
+    first = farm.submit()
+    mine = [farm.submit(seat=1), farm.submit(seat=1)]
+    assert on(worker) == [first, *mine], "beyond its window, and beyond its budget"
+    farm.run(worker, 3)
+    assert worker.id not in farm.workers, "which was used up by the first"
+
+
+def test_what_the_next_lane_in_the_seat_gets(farm: Farm) -> None:
+    first = farm.lane_up(seat=1)
+    task = farm.submit(seat=1)
+    once = farm.submit(seat=1, max_attempts=1)
+    farm.lane_up(seat=0)
+    farm.lose(first, known=True)
+    assert (task.losses, farm.scheduler.reserved) == (1, 2)
+    assert on(farm.lane_up(seat=1)) == [task, once]
+
+
+def test_a_task_with_a_seat_that_comes_back_by_recall_returns_to_its_lane_and_is_not_asked_for_again(
+    farm: Farm,
+) -> None:
+    """Else the two would throw it to and fro for as long as the first task runs."""
+    worker = farm.lane_up(seat=1)
+    running = farm.submit()
+    mine = [farm.submit(seat=1), farm.submit(seat=1)]
+    idle = farm.lane_up(seat=0)
+    assert worker.recalling
+    while worker.inbox:
+        worker.receive()
+    farm.deliver(worker)
+    assert on(worker) == [running, *mine]
+    assert not worker.recalling
+    assert not on(idle)
+
+
+def test_a_seat_that_is_gone_gives_back_what_waited_for_it(farm: Farm) -> None:
+    task = farm.submit(seat=3)
+    farm.seat_gone(3)
+    assert farm.fate == {task.id: "stranded"}
+
+
+# -- kills --------------------------------------------------------------------------------------------------
+
+
+def test_a_kill_names_the_tasks_of_a_category_and_the_oldest_that_is_not_answered(farm: Farm) -> None:
+    worker = farm.lane_up()
+    load(farm, worker, 1, category="x")
+    other = farm.lane_up()
+    farm.submit(category="y")
+    assert farm.scheduler.kill("x") == [Kill(worker.id, worker.next_seq - 1, [(worker.next_seq - 1,) * 2])]
+    assert farm.scheduler.kill("y") == [Kill(other.id, 0, [(0, 0)])]
+    assert farm.scheduler.kill("z") == []
+
+
+def test_tasks_of_a_category_in_a_row_are_one_range(farm: Farm) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 6)
+    first = worker.next_seq
+    for category in ("a", "a", "b", "a", "a", "b"):
+        farm.submit(category=category)
+    farm.run(worker, 1, HORIZON_US / 6)
+    (kill,) = farm.scheduler.kill("a")
+    assert kill.ranges == [(first + 1, first + 1), (first + 3, first + 4)]
+    assert kill.at_first
+    assert not farm.scheduler.kill("b")[0].at_first
+
+
+def test_a_killed_task_is_lost_whatever_its_attempts_and_nobody_else_is_charged(farm: Farm) -> None:
+    worker = farm.lane_up()
+    killed, *others = load(farm, worker, 4)
+    worker.begin()
+    farm.lose(worker, known=True, killed=True)
+    assert farm.fate[killed.id] == "lost"
+    assert [task.losses for task in others] == [0, 0, 0]
+    assert farm.scheduler.queued == 3
+
+
+def test_a_kill_that_comes_after_its_tasks_answer_costs_nothing(farm: Farm) -> None:
+    worker = farm.lane_up()
+    first, second = load(farm, worker, 2)
+    worker.begin()
+    worker.end()
+    worker.flush(SHORT)
+    farm.deliver(worker)
+    del farm.workers[worker.id]
+    farm.queue[0].insert(0, second)
+    assert farm.scheduler.lane_lost(worker.id, worker.begun, worker.begun) == []
+    assert (farm.fate[first.id], second.losses) == ("finished", 0)
+
+
 # -- any history --------------------------------------------------------------------------------------------
 
 Fits = Callable[[Worker], object]
@@ -991,16 +1143,27 @@ class AnyHistory(RuleBasedStateMachine):
         priority=st.sampled_from([0, 0, 0, 1, -1]),
         max_attempts=st.integers(1, 3),
         count=st.sampled_from([1, 1, 5, 50]),
+        seat=st.sampled_from([None, None, None, 0, 1, 2]),
+        category=st.sampled_from([None, "a", "b"]),
     )
-    def submit(self, priority: int, max_attempts: int, count: int) -> None:
+    def submit(self, priority: int, max_attempts: int, count: int, seat: int | None, category: str | None) -> None:
         for _ in range(count):
-            self.farm.submit(priority, max_attempts)
+            self.farm.submit(priority, max_attempts, seat, category)
             self.farm.check()
 
+    @rule(seat=st.sampled_from([0, 1, 2]))
+    def seat_gone(self, seat: int) -> None:
+        if seat not in self.farm.taken():
+            self.farm.seat_gone(seat)
+
     @precondition(lambda self: len(self.farm.workers) < 5)
-    @rule(budget=st.none() | st.none() | st.integers(0, 20), rounds=st.sampled_from([0, 4]))
-    def lane_up(self, budget: int | None, rounds: int) -> None:
-        worker = self.farm.lane_up(budget)
+    @rule(
+        budget=st.none() | st.none() | st.integers(0, 20),
+        rounds=st.sampled_from([0, 4]),
+        seat=st.sampled_from([None, 0, 1, 2]),
+    )
+    def lane_up(self, budget: int | None, rounds: int, seat: int | None) -> None:
+        worker = self.farm.lane_up(budget, None if seat in self.farm.taken() else seat)
         if worker.id in self.farm.workers:
             self.busy(worker, rounds)
 
@@ -1061,11 +1224,28 @@ class AnyHistory(RuleBasedStateMachine):
                 self.farm.check()
 
     @some_worker()
-    @rule(number=choice, known=st.booleans())
-    def lose(self, number: int, known: bool) -> None:
+    @rule(number=choice, known=st.booleans(), killed=st.booleans())
+    def lose(self, number: int, known: bool, killed: bool) -> None:
         """Rather one that has more than the task that it runs."""
         loaded = any(len(worker.outstanding) > 1 for worker in self.farm.workers.values())
-        self.farm.lose(self.worker(number, lambda worker: not loaded or len(worker.outstanding) > 1), known=known)
+        worker = self.worker(number, lambda worker: not loaded or len(worker.outstanding) > 1)
+        self.farm.lose(worker, known=known, killed=known and killed)
+
+    @rule(category=st.sampled_from(["a", "b"]))
+    def look_whom_to_kill(self, category: str) -> None:
+        """Each task that a worker may run, and no other."""
+        named = {
+            (kill.lane, seq)
+            for kill in self.farm.scheduler.kill(category)
+            for begin, end in kill.ranges
+            for seq in range(begin, end + 1)
+        }
+        assert named == {
+            (worker.id, seq)
+            for worker in self.farm.workers.values()
+            for seq, task in worker.outstanding
+            if task.category == category
+        }
 
     @rule(known=st.booleans(), happens=rarely)
     def lose_all(self, known: bool, happens: bool) -> None:

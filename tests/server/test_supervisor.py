@@ -27,7 +27,7 @@ from strategies import json_objects, json_values
 from farm_executor import FarmExecutor, end_server, ping, start_server, status
 from farm_executor.address import parse_address
 from farm_executor.core.frames import BULK, HEADER_SIZE, MAX_HELLO, FrameType, encode_frame
-from farm_executor.core.handshake import encode_hello
+from farm_executor.core.handshake import decode_hello, encode_hello
 from farm_executor.errors import AuthenticationError, VersionMismatchError
 from farm_executor.server import supervisor
 from farm_executor.transport import connect
@@ -226,6 +226,90 @@ def test_the_client_is_told_which_worker_died_of_what_and_what_it_had_begun(serv
         assert session.wait_for_death() == {"lane": 41, "pid": lane.pid, "code": code, "begun": 1}
         lane.wait_for_end()
         wait_until(lambda: not exists(lane.pid), "the worker has been reaped")
+
+
+def kill(session, lane=1, first=0, ranges=((0, 0),)):
+    session.send(*encode_hello({"lane": lane, "first": first, "ranges": ranges}, FrameType.KILL))
+
+
+def spared(session):
+    frame = session.receive()
+    assert frame.type is FrameType.SPARED, frame
+    return decode_hello(frame)
+
+
+def test_a_worker_is_killed_for_the_task_that_it_runs(serving):
+    with SessionPeer(serving.address) as session, Gate() as gate:
+        lane = session.open_lane()
+        lane.start()
+        lane.teach(1, tasks.ignore_everything_and_pass_gate)
+        lane.teach(2, tasks.pid)
+        lane.submit(0, (2,), (1, gate.address), (2,))
+        assert lane.outcomes(1) == {0: lane.pid}
+        gate.wait_for_arrivals()
+        kill(session, first=0, ranges=[(0, 0), (2, 5)])
+        assert spared(session) == {"lane": 1}, "it runs neither what it has ended nor what it has not begun"
+        kill(session, first=0, ranges=[(0, 0), (1, 5)])
+        report = session.wait_for_death()
+        assert report == {"lane": 1, "pid": lane.pid, "code": -signal.SIGKILL, "begun": 1, "killed": 1}
+        lane.wait_for_end()
+
+
+def test_a_worker_that_is_about_to_begin_a_task_is_killed_for_it(serving):
+    """Its client knows that it has ended all before."""
+    with SessionPeer(serving.address) as session:
+        lane = session.open_lane()
+        lane.start()
+        kill(session, first=1, ranges=[(1, 1)])
+        assert session.wait_for_death()["killed"] == 1
+
+
+def test_a_spared_worker_that_was_stopped_for_a_look_goes_on(serving):
+    with SessionPeer(serving.address) as session:
+        lane = session.open_lane()
+        lane.start()
+        lane.teach(1, tasks.pid)
+        for seq in range(200):
+            lane.submit(seq, (1,))
+            kill(session, first=seq, ranges=[(seq - 1, seq - 1)])
+            assert spared(session) == {"lane": 1}
+            assert lane.outcomes(1) == {seq: lane.pid}
+
+
+def test_a_kill_of_a_lane_that_is_not_the_sessions_has_no_effect(serving):
+    with SessionPeer(serving.address) as session, SessionPeer(serving.address) as other:
+        lane = other.open_lane(lane=7)
+        lane.start()
+        kill(session, lane=7)
+        kill(session, lane=8)
+        mine = session.open_lane(lane=9)
+        mine.start()
+        kill(session, lane=9, first=0, ranges=[(3, 4)])
+        assert spared(session) == {"lane": 9}, "and nothing was said of the others"
+        lane.teach(1, tasks.pid)
+        lane.submit(0, (1,))
+        assert lane.outcomes(1) == {0: lane.pid}
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {},
+        {"lane": 1},
+        {"lane": 1, "first": 0, "ranges": 7},
+        {"lane": 1, "first": 0, "ranges": [[1]]},
+        {"lane": None, "first": 0, "ranges": []},
+        {"lane": 1, "first": "x", "ranges": [["a", "b"]]},
+    ],
+    ids=str,
+)
+def test_a_malformed_kill_costs_its_session_only(serving, order):
+    with SessionPeer(serving.address) as session:
+        lane = session.open_lane()
+        lane.start()
+        session.send(*encode_hello(order, FrameType.KILL))
+        session.wait_for_end()
+    assert serves(serving)
 
 
 def test_a_worker_that_dies_with_nothing_to_do_has_begun_nothing(serving):

@@ -1,0 +1,101 @@
+"""One call on every worker: what has been sent where, and what came of all of it.
+
+This module owns the outcomes of a broadcast. It must not know lanes and frames: the engine makes a future for each
+worker, which is settled as any other.
+
+There is no barrier: each worker makes the call when it has ended what it runs, before all that is queued. A worker
+that dies of it, or before it, is followed by another, which makes the call, within ``max_attempts``. So two
+broadcasts at once cannot wait for each other.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Any
+
+from farm_executor.client.functions import Function
+from farm_executor.client.options import TaskOptions
+from farm_executor.client.server import ServerLink
+from farm_executor.core.frames import Payload
+from farm_executor.errors import BroadcastError, BroadcastOutcome
+
+__all__ = ["Broadcast", "gather"]
+
+
+@dataclass(eq=False)
+class Broadcast:
+    """A call for every worker.
+
+    Attributes:
+        calls: For each server a future of its workers' futures, in the order of their slots: it is known when the
+            server has answered.
+    """
+
+    function: Function
+    arguments: Payload
+    options: TaskOptions
+    calls: dict[ServerLink, Future[list[Future[Any]]]]
+
+    def has_been_made(self, link: ServerLink, slot: int) -> bool:
+        """Whether the call is no longer on its way to this place, so that a new worker there must be told."""
+        calls = self.calls[link]
+        if not calls.done():
+            return False
+        return calls.exception() is not None or slot >= len(calls.result()) or calls.result()[slot].done()
+
+
+def gather(broadcast: Broadcast, timeout: float | None) -> list[Any]:
+    """Wait for all outcomes; return the values, server by server, and in these slot by slot.
+
+    Raises:
+        BroadcastError: Not all of them are values. It holds every outcome.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    outcomes: list[BroadcastOutcome] = []
+    for link, calls in broadcast.calls.items():
+        try:
+            futures = calls.result(_left(deadline))
+        except Exception as error:
+            text = f"the server has not answered within {timeout} s" + f": {link.last_error}" * bool(
+                link.last_error
+            )
+            why = TimeoutError(text) if _is_timeout(error, calls) else error
+            outcomes.append(BroadcastOutcome(str(link), None, None, why))
+            continue
+        for slot, future in enumerate(futures):
+            outcomes.append(_outcome(str(link), slot, future, deadline, timeout))
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if not failed:
+        return [outcome.value for outcome in outcomes]
+    first = failed[0]
+    where = first.server if first.slot is None else f"{first.server}, slot {first.slot}"
+    text = f"{len(failed)} of {len(outcomes)} calls failed; the first, on {where}: "
+    raise BroadcastError(f"{text}{type(first.error).__name__}: {first.error}", outcomes) from first.error
+
+
+def _outcome(
+    server: str, slot: int, future: Future[Any], deadline: float | None, timeout: float | None
+) -> BroadcastOutcome:
+    try:
+        return BroadcastOutcome(server, slot, future.result(_left(deadline)), None)
+    except BaseException as error:
+        if not future.done():
+            future.cancel()  # if it has not been begun, it shall not be
+            if not isinstance(error, Exception):
+                raise
+            return BroadcastOutcome(
+                server, slot, None, TimeoutError(f"the worker has not answered within {timeout} s")
+            )
+        if future.cancelled():
+            return BroadcastOutcome(server, slot, None, CancelledError("the farm has been shut down"))
+        return BroadcastOutcome(server, slot, None, error)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+
+def _is_timeout(error: Exception, future: Future[Any]) -> bool:
+    return not future.done() or future.exception() is not error
