@@ -10,12 +10,14 @@ asked for. The rule that makes this safe:
     Whoever settles and finds a Condition goes the standard way, through it, and without that lock.
 
 So whoever looks first has the Condition before the settling, which then goes through it, or finds a settled future.
+To leave a callback needs no Condition: it is left under that lock, and called by whoever settles, without it.
 Looking at the state and then for a Condition, without the lock, would be wrong: `concurrent.futures.wait` installs
 its waiter also on a future that is settled already, and a late notification would count twice.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -23,6 +25,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 __all__ = ["FarmFuture", "Owner", "renew_lock", "settle_plainly", "start_all"]
+
+standard_logger = logging.getLogger("concurrent.futures")  # where the standard library reports callbacks that raise
 
 PENDING, RUNNING, FINISHED = "PENDING", "RUNNING", "FINISHED"
 _SETTLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", FINISHED)
@@ -64,6 +68,7 @@ class FarmFuture(Future[Any]):
     _result: Any = None
     _exception: BaseException | None = None
     _own_condition: threading.Condition | None = None
+    _own_callbacks: list[Callable[[Future[Any]], object]] | None = None
     # The owner's, until it is settled:
     owner: Owner | None = None
     task: Any = None
@@ -98,8 +103,17 @@ class FarmFuture(Future[Any]):
 
     @property
     def _done_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = self.__dict__.setdefault("_own_callbacks", [])
-        return callbacks
+        if self._own_callbacks is None:
+            self._own_callbacks = []
+        return self._own_callbacks
+
+    def call_back(self) -> None:
+        """Call the callbacks; for whoever has settled it by `settle_plainly`."""
+        for fn in self._own_callbacks or ():
+            try:
+                fn(self)
+            except Exception:  # as in the standard library
+                standard_logger.exception("exception calling callback for %r", self)
 
     def _invoke_callbacks(self) -> None:
         call = super()._invoke_callbacks  # type: ignore[misc]
@@ -107,6 +121,17 @@ class FarmFuture(Future[Any]):
             self.call_back_by(call)
         else:
             call()
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """See `concurrent.futures.Future.add_done_callback`."""
+        with _lock:
+            if self._own_condition is None and self._state in (PENDING, RUNNING):
+                if self._own_callbacks is None:
+                    self._own_callbacks = [fn]
+                else:
+                    self._own_callbacks.append(fn)
+                return
+        super().add_done_callback(fn)
 
     def set_running_or_notify_cancel(self) -> bool:
         """See `concurrent.futures.Future.set_running_or_notify_cancel`."""
@@ -122,8 +147,13 @@ class FarmFuture(Future[Any]):
             if self._own_condition is None and self._state != FINISHED:
                 self._result = result
                 self._state = FINISHED  # last: `result` looks at it without a lock
-                return
-        super().set_result(result)
+                plainly = True
+            else:
+                plainly = False
+        if not plainly:
+            super().set_result(result)
+        elif self._own_callbacks is not None:
+            self._invoke_callbacks()
 
     def set_exception(self, exception: BaseException | None) -> None:
         """See `concurrent.futures.Future.set_exception`."""
@@ -131,8 +161,13 @@ class FarmFuture(Future[Any]):
             if self._own_condition is None and self._state != FINISHED:
                 self._exception = exception
                 self._state = FINISHED
-                return
-        super().set_exception(exception)
+                plainly = True
+            else:
+                plainly = False
+        if not plainly:
+            super().set_exception(exception)
+        elif self._own_callbacks is not None:
+            self._invoke_callbacks()
 
     def result(self, timeout: float | None = None) -> Any:
         """See `concurrent.futures.Future.result`."""
@@ -182,7 +217,7 @@ class FarmFuture(Future[Any]):
         if not self.done():
             self._own_condition = None
             self.__dict__.pop("_own_waiters", None)
-            self.__dict__.pop("_own_callbacks", None)
+            self._own_callbacks = None
             self._exception = error
             self._state = FINISHED
 
@@ -197,19 +232,23 @@ def start_all(futures: list[FarmFuture]) -> list[bool]:
     return [future._state == RUNNING or future.set_running_or_notify_cancel() for future in futures]
 
 
-def settle_plainly(outcomes: Iterable[tuple[FarmFuture, Any]]) -> list[tuple[FarmFuture, Any]]:
+def settle_plainly(
+    outcomes: Iterable[tuple[FarmFuture, Any]],
+) -> tuple[list[tuple[FarmFuture, Any]], list[FarmFuture]]:
     """Set the results of those futures that nobody has looked at yet, all under one hold of the lock.
 
     Returns:
-        The others, whose results are still to be set.
+        The others, whose results are still to be set, and those whose callbacks are still to be called.
     """
-    others = []
+    others, to_call = [], []
     with _lock:
         for outcome in outcomes:
             future, value = outcome
             if future._own_condition is None and future._state == RUNNING:
                 future._result = value
                 future._state = FINISHED
+                if future._own_callbacks is not None:
+                    to_call.append(future)
             else:
                 others.append(outcome)
-    return others
+    return others, to_call

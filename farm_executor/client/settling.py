@@ -61,8 +61,13 @@ class Settler:
                     _guarded(partial(task.call.before_settling, value, None, Origin(server, pid, task.losses + 1)))
                 plain.append((self._release(task), value))
         self.counts["succeeded"] += len(plain)
-        for future, value in settle_plainly(plain):
+        others, to_call = settle_plainly(plain)
+        for future, value in others:
             self._set(future, partial(future.set_result, value))
+        if to_call and self._reactor.is_own_thread():
+            _call_back(to_call)
+        elif to_call:
+            self._reactor.post(partial(_call_back, to_call))
 
     def goes_on(self, task: Task, error: BaseException, origin: Origin) -> bool:
         """Before a task fails: whether its work goes on as other tasks, of which only some may fail again."""
@@ -112,6 +117,11 @@ class Settler:
 
     def _post(self, call_all: Callable[[], None]) -> None:
         self._reactor.post(partial(_guarded, call_all))
+
+
+def _call_back(futures: list[FarmFuture]) -> None:
+    for future in futures:
+        _guarded(future.call_back)
 
 
 def _guarded(call: Callable[[], Any]) -> Any:

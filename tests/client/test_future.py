@@ -192,10 +192,54 @@ def test_results_are_set_together_only_where_nobody_has_looked():
     assert looked_at.running()
     assert cancelled.cancel()
 
-    others = settle_plainly([(plain, 1), (looked_at, 2), (cancelled, 3)])
+    others, to_call = settle_plainly([(plain, 1), (looked_at, 2), (cancelled, 3)])
 
     assert others == [(looked_at, 2), (cancelled, 3)]
+    assert to_call == []
     assert (plain.result(), looked_at.done(), cancelled.cancelled()) == (1, False, True)
+
+
+def test_a_callback_needs_no_condition_and_is_called_by_whoever_settles(caplog):
+    future, other, calls = FarmFuture(), FarmFuture(), []
+    for one in (future, other):
+        one.add_done_callback(lambda future: calls.append(("first", future.result(0))))
+        one.add_done_callback(lambda future: 1 / 0)
+        one.add_done_callback(lambda future: calls.append(("last", future.result(0))))
+        assert one.set_running_or_notify_cancel()
+        assert one._own_condition is None
+
+    future.set_result(1)
+    assert calls == [("first", 1), ("last", 1)]
+
+    others, to_call = settle_plainly([(other, 2)])
+    assert (others, to_call, len(calls)) == ([], [other], 2)
+    to_call[0].call_back()
+    assert calls[2:] == [("first", 2), ("last", 2)]
+    assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError] * 2
+    assert {record.name for record in caplog.records} == {"concurrent.futures"}
+
+
+def test_callbacks_left_while_it_is_settled_are_called_once():
+    for _ in range(300):
+        future, calls = FarmFuture(), []
+        assert future.set_running_or_notify_cancel()
+        barrier = threading.Barrier(3)
+
+        def leave(future=future, calls=calls, barrier=barrier):
+            barrier.wait()
+            for _ in range(5):
+                future.add_done_callback(calls.append)
+
+        threads = [threading.Thread(target=leave) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        barrier.wait()
+        _, to_call = settle_plainly([(future, 0)])
+        for one in to_call:
+            one.call_back()
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert calls == [future] * 10
 
 
 def test_futures_are_started_together_whoever_has_looked():
@@ -216,7 +260,7 @@ def test_starting_and_settling_many_never_waits_for_a_condition_under_the_lock()
         thread = threading.Thread(
             target=lambda fs=many: (
                 start_all(fs),
-                [f.set_result(0) for f, _ in settle_plainly([(f, 0) for f in fs])],
+                [f.set_result(0) for f, _ in settle_plainly([(f, 0) for f in fs])[0]],
             )
         )
         thread.start()
