@@ -342,7 +342,7 @@ class Engine:
         self._reactor.post(partial(self._kill, killing, kills))
         if self._reactor.is_own_thread():
             return sum(kill.at_first for kill in kills)
-        with self._reactor.waiting():
+        with self._reactor.waiting(killing.over.is_set):
             killing.over.wait(KILL_SECONDS)
         for lane in killing.lanes:
             logger.warning("kill unanswered lane=%d seconds=%.0f", lane, KILL_SECONDS)
@@ -352,9 +352,9 @@ class Engine:
         """See `future.Owner`."""
         return self._reactor.lead(future.done, timeout)
 
-    def waiting(self) -> AbstractContextManager[None]:
+    def waiting(self, future: FarmFuture) -> AbstractContextManager[None]:
         """See `future.Owner`."""
-        return self._reactor.waiting()
+        return self._reactor.waiting(future.done)
 
     def withdraw(self, task: Task) -> None:
         """See `future.Owner`."""

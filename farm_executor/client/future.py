@@ -53,8 +53,8 @@ class Owner(Protocol):
             What is left of the timeout. The future may be settled or not.
         """
 
-    def waiting(self) -> AbstractContextManager[None]:
-        """A thread waits for a future and does not lead."""
+    def waiting(self, future: FarmFuture) -> AbstractContextManager[None]:
+        """A thread waits for the future and does not lead."""
 
 
 class FarmFuture(Future[Any]):
@@ -178,7 +178,7 @@ class FarmFuture(Future[Any]):
             timeout = owner.lead(self, timeout)
             if self._state == FINISHED and self._exception is None:
                 return self._result
-            waiting = owner.waiting()
+            waiting = owner.waiting(self)
             del owner  # this frame goes into the traceback of an exception
             with waiting:
                 return super().result(timeout)
@@ -189,7 +189,7 @@ class FarmFuture(Future[Any]):
         owner = self.owner
         if owner is not None and self._state != FINISHED:
             timeout = owner.lead(self, timeout)
-            with owner.waiting():
+            with owner.waiting(self):
                 return super().exception(timeout)
         return super().exception(timeout)
 

@@ -79,7 +79,9 @@ class Reactor:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_ids = itertools.count()
         self._turn = threading.Lock()
-        self._waiting: dict[int, None] = {}  # the threads that wait and do not lead
+        # The threads that wait and do not lead, and what tells that they have what they wait for: such a thread
+        # runs later than this one goes on, and if it still counted, it could not lead the next time either.
+        self._waiting: dict[int, Callable[[], bool]] = {}
         self._last_glance = 0.0
         self._flood_ends = 0.0  # unless there is another glance before
         self._closed = False
@@ -157,7 +159,7 @@ class Reactor:
     def _wait(self) -> None:
         """Handle what the sockets have to say, once they or a timer have something."""
         timeout = self._until_timer()
-        if self._standby is not None and not self._waiting:
+        if self._standby is not None and not self._somebody_waits():
             self._turn.release()
             ours = False
             try:
@@ -199,11 +201,14 @@ class Reactor:
 
     # -- a leading caller ----------------------------------------------------------------------------------
 
+    def _somebody_waits(self) -> bool:
+        return bool(self._waiting) and not all(done() for done in list(self._waiting.values()))
+
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self, done: Callable[[], bool]) -> Iterator[None]:
         """While this thread waits for something without leading."""
         me = threading.get_ident()
-        self._waiting[me] = None
+        self._waiting[me] = done
         try:
             yield
         finally:
@@ -215,7 +220,7 @@ class Reactor:
         Returns:
             What is left of the timeout, in seconds.
         """
-        if not self.may_lead or self._standby is None or self._waiting or self._turn.locked():
+        if not self.may_lead or self._standby is None or self._somebody_waits() or self._turn.locked():
             return timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         with HeldBack() as interrupt:

@@ -291,7 +291,8 @@ class Supervisor:
         return None
 
     def _dismiss(self, guest: _Guest, why: str) -> None:
-        logger.warning("dismissed peer=%s reason=%s", guest.name, why)
+        if not self._embedded:  # else it was our own client, which knows why it left
+            logger.warning("dismissed peer=%s reason=%s", guest.name, why)
         self._release(guest)
         guest.socket.close()
 

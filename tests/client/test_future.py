@@ -135,7 +135,7 @@ class NotedOwner:
     def withdraw(self, task):
         self.withdrawn.append(task)
 
-    def waiting(self):
+    def waiting(self, future):
         return contextlib.nullcontext()
 
     def lead(self, future, timeout):

@@ -341,6 +341,27 @@ def test_a_client_that_is_killed_takes_its_workers_on_servers_along(script, task
 
 
 @LINUX
+def test_a_client_that_ends_while_it_dials_says_nothing(script):
+    """As it does when it is shut down while a worker is replaced."""
+    code, out, err = script.run("""
+        import socket
+        from farm_executor import FarmExecutor
+
+        with FarmExecutor(1) as farm:
+            farm.submit(abs, -1).result()
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(farm._embedded.locate().path)
+            sock.sendall(b"FARM")
+            sock.close()
+            farm.broadcast(abs, -1)
+            still_dialling = socket.socket(socket.AF_UNIX)
+            still_dialling.connect(farm._embedded.locate().path)
+    """)
+
+    assert (code, out, err) == (0, "", "")
+
+
+@LINUX
 def test_a_forked_child_has_a_farm_of_its_own_and_leaves_the_parents_alone(script):
     code, out, err = script.run("""
         import os, sys, threading, warnings

@@ -224,11 +224,31 @@ def test_one_leads_and_the_others_return_at_once(led):
 
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def test_nobody_leads_while_somebody_waits_otherwise(led):
-    with led.reactor.waiting():
+    with led.reactor.waiting(lambda: False):
         assert led.lead(1, 3600.0) == 3600.0
     led.send(1)
     led.lead(1, 3600.0)
     assert led.wait(1)
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_who_has_what_he_waits_for_keeps_nobody_from_leading(led):
+    """Else the own thread, faster than the one that it has woken, would take the sockets for itself ever after."""
+    with led.reactor.waiting(lambda: len(led.got) >= 1):  # by a thread that has not gone on yet
+        led.send(0)
+        assert led.wait(1)
+        assert led.threads == [OWN]
+        todo = [1]
+
+        def done():
+            if todo:
+                led.send(todo.pop())
+            return len(led.got) >= 2
+
+        deadline = time.monotonic() + DEADLINE
+        while len(led.got) < 2 and time.monotonic() < deadline:
+            led.reactor.lead(done, DEADLINE)
+        assert led.threads == [OWN, MAIN]
 
 
 def test_many_threads_and_the_own_one_take_turns_and_lose_nothing(led):
@@ -247,7 +267,7 @@ def test_many_threads_and_the_own_one_take_turns_and_lose_nothing(led):
                 mine = sent
                 led.here.send(b"x")
             led.lead(mine)
-            with led.reactor.waiting(), led.changed:
+            with led.reactor.waiting(lambda n=mine: len(led.got) >= n), led.changed:
                 assert led.changed.wait_for(lambda: len(led.got) >= mine, DEADLINE)
 
     workers = [threading.Thread(target=work) for _ in range(threads)]
