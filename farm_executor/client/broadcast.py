@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # until Python 3.11 not the builtin one
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,17 +56,16 @@ def gather(broadcast: Broadcast, timeout: float | None) -> list[Any]:
     deadline = None if timeout is None else time.monotonic() + timeout
     outcomes: list[BroadcastOutcome] = []
     for link, calls in broadcast.calls.items():
-        try:
-            futures = calls.result(_left(deadline))
-        except Exception as error:
-            text = f"the server has not answered within {timeout} s" + f": {link.last_error}" * bool(
-                link.last_error
-            )
-            why = TimeoutError(text) if _is_timeout(error, calls) else error
-            outcomes.append(BroadcastOutcome(str(link), None, None, why))
+        problem = _problem(calls, deadline, f"the server has not answered within {timeout} s")
+        if problem is not None:
+            if type(problem) is TimeoutError and link.last_error:
+                problem = TimeoutError(f"{problem}: {link.last_error}")
+            outcomes.append(BroadcastOutcome(str(link), None, None, problem))
             continue
-        for slot, future in enumerate(futures):
-            outcomes.append(_outcome(str(link), slot, future, deadline, timeout))
+        for slot, future in enumerate(calls.result()):
+            problem = _problem(future, deadline, f"the worker has not answered within {timeout} s")
+            value = future.result() if problem is None else None
+            outcomes.append(BroadcastOutcome(str(link), slot, value, problem))
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if not failed:
         return [outcome.value for outcome in outcomes]
@@ -75,27 +75,13 @@ def gather(broadcast: Broadcast, timeout: float | None) -> list[Any]:
     raise BroadcastError(f"{text}{type(first.error).__name__}: {first.error}", outcomes) from first.error
 
 
-def _outcome(
-    server: str, slot: int, future: Future[Any], deadline: float | None, timeout: float | None
-) -> BroadcastOutcome:
+def _problem(future: Future[Any], deadline: float | None, too_late: str) -> BaseException | None:
+    """Why the future has no value; None when it has one."""
+    left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     try:
-        return BroadcastOutcome(server, slot, future.result(_left(deadline)), None)
-    except BaseException as error:
-        if not future.done():
-            future.cancel()  # if it has not been begun, it shall not be
-            if not isinstance(error, Exception):
-                raise
-            return BroadcastOutcome(
-                server, slot, None, TimeoutError(f"the worker has not answered within {timeout} s")
-            )
-        if future.cancelled():
-            return BroadcastOutcome(server, slot, None, CancelledError("the farm has been shut down"))
-        return BroadcastOutcome(server, slot, None, error)
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
-
-
-def _is_timeout(error: Exception, future: Future[Any]) -> bool:
-    return not future.done() or future.exception() is not error
+        return future.exception(left)
+    except CancelledError:
+        return RuntimeError("the farm was shut down before the call was made")
+    except FutureTimeoutError:
+        future.cancel()  # if no worker has it yet, none shall
+        return TimeoutError(too_late)

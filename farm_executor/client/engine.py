@@ -302,6 +302,8 @@ class Engine:
     def _cast(self, broadcast: Broadcast, link: ServerLink, answered: Future[int]) -> None:
         """The server has answered, or never will."""
         known = broadcast.calls[link]
+        if not known.set_running_or_notify_cancel():
+            return  # nobody waits for it any more
         error = answered.exception()
         if error is not None:
             known.set_exception(error)

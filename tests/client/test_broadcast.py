@@ -223,8 +223,19 @@ def test_a_server_that_is_away_has_its_outcome_when_the_time_is_over(no_leaks):
         ]
         assert (there.server, there.slot) == (away, None)
         assert type(there.error) is TimeoutError
-        assert "has not answered within 0.5 s" in str(there.error)
+        assert "has not answered within 0.5 s: ConnectionRefusedError" in str(there.error)
         farm.shutdown(wait=False)
+
+
+def test_a_server_that_comes_after_the_time_is_not_told_any_more(no_leaks, caplog):
+    address = closed_address()
+    host, _, port = address.rpartition(":")
+    with FarmExecutor([address]) as farm:
+        with pytest.raises(BroadcastError):
+            farm.broadcast(mark, 1, timeout=0.3)
+        with start_server(host, int(port), background=True, workers=1):
+            assert farm.submit(look).result(DEADLINE) is None
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_server_that_comes_late_makes_the_call_too(no_leaks):

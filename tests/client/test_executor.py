@@ -309,7 +309,16 @@ def test_a_task_that_ends_before_another_crashes_its_worker_keeps_its_result(no_
             assert [future.result(DEADLINE) for future in behind] == [n**2 for n in range(40)]
 
 
-def test_an_interrupt_at_any_line_of_a_look_at_the_farm_leaves_it_working(no_leaks):
+LOOKS = {
+    "statistics": FarmExecutor.statistics,
+    "connect": FarmExecutor.connect,
+    "kill": lambda farm: farm.kill_tasks("nothing that runs"),
+    "broadcast": lambda farm: farm.broadcast(os.getpid),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_an_interrupt_at_any_line_of_a_look_at_the_farm_leaves_it_working(no_leaks, look):
     """Else the lock would stay in the hands of nobody, and the farm would hang."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -317,10 +326,11 @@ def test_an_interrupt_at_any_line_of_a_look_at_the_farm_leaves_it_working(no_lea
             assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
             line, struck = 0, True
             while struck:
-                struck = strike_at_line(line, farm.statistics, ("engine.py", "executor.py", "interrupt.py"))
+                files = ("engine.py", "executor.py", "broadcast.py", "interrupt.py")
+                struck = strike_at_line(line, lambda: look(farm), files)
                 line += 1
                 assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
-            assert line > 20
+            assert line > 8
             assert farm.submit(pow, 2, 3).result(DEADLINE) == 8
     finally:
         signal.signal(signal.SIGINT, before)
