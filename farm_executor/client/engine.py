@@ -39,6 +39,7 @@ from farm_executor.client.budget import Budget
 from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
+from farm_executor.client.killing import Kills
 from farm_executor.client.lane import Lane, WorkerDeath
 from farm_executor.client.options import TaskOptions
 from farm_executor.client.outcome import (
@@ -48,6 +49,7 @@ from farm_executor.client.outcome import (
     explain_pickling,
     initializer_failed,
     task_killed,
+    task_overran,
     worker_lost,
 )
 from farm_executor.client.reactor import Reactor
@@ -78,7 +80,6 @@ AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 MAX_STILLBORN = 3
-KILL_SECONDS = 5.0  # for the supervisors' word on what they have killed
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ class Engine:
         self._lanes: dict[int, tuple[ServerLink, str, Lane]] = {}
         self._controls: dict[ServerLink, Connection] = {}
         self._lane_counts: dict[ServerLink, int] = {}
-        self._killings: dict[int, list[_Killing]] = {}  # by lane: who waits for its supervisor's word
         self._persistent: list[Broadcast] = []  # for workers that are still to come
         self._had_lane = False
         self._stillborn = 0  # workers in a row that died before they were ready
@@ -132,6 +132,8 @@ class Engine:
         self._submitted = self._resubmitted = 0
         self._reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         self._settler = Settler(self._reactor, self._budget)
+        self._kills = Kills(self._reactor, self._order_kill)
+        self._timed = False  # whether any task had a timeout
         self._links = [
             ServerLink(locate, quota, options.settings, self)
             for locate, quota in zip(options.locations, options.quotas, strict=True)
@@ -211,6 +213,9 @@ class Engine:
             future.set_running_or_notify_cancel()
             return future
         future.task = task = Task(next(self._ids), future, options.priority, options.category, options.max_attempts)
+        if options.timeout is not None:
+            self._timed = True
+            task.timeout = options.timeout
         future.owner = self
         if before_settling is not None:
             future.before_settling = before_settling
@@ -326,29 +331,28 @@ class Engine:
         call.task = Task(
             next(self._ids), call, options.priority, options.category, options.max_attempts, (link, slot)
         )
+        call.task.timeout = options.timeout
+        self._timed = self._timed or options.timeout is not None
         call.owner = self
         if self._budget is not None:
             self._budget.take(payload_size(call.arguments), now=True)
         return call
 
     def kill(self, category: Hashable, *, dry_run: bool = False) -> int:
-        """Kill the tasks of that category that run, and say how many there were.
-
-        A callback is told how many it has asked for, as it must not wait.
-        """
+        """Kill the tasks of that category that run, and say how many there were; see `Kills.ask`."""
         with HeldBack(), self._deciding:
-            kills = self._scheduler.kill(category)
-        if dry_run or not kills:
-            return sum(kill.at_first for kill in kills)
-        killing = _Killing({kill.lane for kill in kills})
-        self._reactor.post(partial(self._kill, killing, kills))
-        if self._reactor.is_own_thread():
-            return sum(kill.at_first for kill in kills)
-        with self._reactor.waiting(killing.over.is_set):
-            killing.over.wait(KILL_SECONDS)
-        for lane in killing.lanes:
-            logger.warning("kill unanswered lane=%d seconds=%.0f", lane, KILL_SECONDS)
-        return killing.count
+            kills = self._scheduler.kill(lambda task: task.category == category)
+        return sum(kill.at_first for kill in kills) if dry_run else self._kills.ask(kills)
+
+    def kill_one(self, future: FarmFuture) -> bool:
+        """Kill a future's task, now if it runs, and when its turn comes if a worker has it already."""
+        with HeldBack(), self._deciding:
+            kills = self._scheduler.kill(lambda task: task.call is future)
+            if kills and not kills[0].at_first:
+                self._timed = True
+                future.task.timeout = 0.0
+                return True
+        return self._kills.ask(kills) > 0
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """See `future.Owner`."""
@@ -432,6 +436,8 @@ class Engine:
             if isinstance(decision, Assign):
                 lane = self._lanes[decision.lane][2]
                 sent = lane.send_tasks(decision.seq, decision.tasks)
+                if self._timed:
+                    self._watch_time(lane.id)
             elif isinstance(decision, Recall):
                 lane = self._lanes[decision.lane][2]
                 sent = lane.send_recall(decision.count)
@@ -554,7 +560,7 @@ class Engine:
                 if frame.type is FrameType.WORKER_DIED:
                     self._on_death(decode_hello(frame))
                 elif frame.type is FrameType.SPARED:
-                    self._on_kill_over(decode_hello(frame).get("lane", 0), 0)
+                    self._kills.answered(decode_hello(frame).get("lane", 0), 0)
                 elif frame.type is FrameType.DRAINING:
                     logger.info("draining server=%s", link)
                 else:
@@ -653,6 +659,8 @@ class Engine:
             round_trip_us = lane.note_results(len(results), busy_us)
             tasks, decisions = self._scheduler.finished(lane.id, frame.seq, len(results), busy_us, round_trip_us)
             self._perform(decisions)  # first of all, so that the worker goes on while we unpickle
+            if self._timed:
+                self._watch_time(lane.id)
         self._settler.answer(zip(tasks, results, strict=True), lane.server, lane.pid)
 
     def _on_late_call(self, lane: Lane, value: Any, error: BaseException | None, origin: Origin) -> bool:
@@ -665,20 +673,19 @@ class Engine:
             )
         return False
 
-    def _kill(self, killing: _Killing, kills: list[Kill]) -> None:
-        for kill in kills:
-            link = self._lanes[kill.lane][0] if kill.lane in self._lanes else None
-            connection = None if link is None else self._controls.get(link)
-            if connection is None:
-                killing.note(kill.lane, 0)
-                continue
-            self._killings.setdefault(kill.lane, []).append(killing)
-            connection.send(encode_hello(kill._asdict(), FrameType.KILL))
-            self._reactor.want_to_write(connection, connection.unsent)
+    def _order_kill(self, kill: Kill) -> bool:
+        """For `Kills`."""
+        link = self._lanes[kill.lane][0] if kill.lane in self._lanes else None
+        connection = None if link is None else self._controls.get(link)
+        if connection is None:
+            return False
+        connection.send(encode_hello(kill._asdict(), FrameType.KILL))
+        self._reactor.want_to_write(connection, connection.unsent)
+        return True
 
-    def _on_kill_over(self, lane: int, count: int) -> None:
-        for killing in self._killings.pop(lane, ()):
-            killing.note(lane, count)
+    def _watch_time(self, lane: int) -> None:
+        """The lane's oldest task may be another one; the lock is held."""
+        self._kills.watch(lane, self._scheduler.running_on(lane), self._scheduler.first_seq(lane))
 
     def _withdraw(self, task: Task) -> None:
         """A future has been cancelled."""
@@ -717,10 +724,7 @@ class Engine:
             losses = self._perform(decisions)
         if not lane.retired:
             reason = describe_death(death)
-            failures = [
-                (loss.task, task_killed(lane, loss.task) if loss.killed else worker_lost(lane, loss.task, reason))
-                for loss in losses
-            ]
+            failures = [(loss.task, self._why_lost(lane, loss, reason)) for loss in losses]
             origin = Origin(lane.server, lane.pid)
             goes_on = [self._settler.goes_on(task, error, origin) for task, error in failures]
             lost = goes_on.count(False)
@@ -734,10 +738,18 @@ class Engine:
                 )
             for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
                 self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
-        self._on_kill_over(lane.id, sum(loss.killed for loss in losses))
+        self._kills.answered(lane.id, sum(loss.killed for loss in losses))
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
+        self._kills.watch(lane.id, None, 0)
         link.lane_gone(session, lane.slot, failed=not lane.ready)
+
+    def _why_lost(self, lane: Lane, loss: Lose, reason: str) -> Exception:
+        if not loss.killed:
+            return worker_lost(lane, loss.task, reason)
+        if loss.task.timeout and self._kills.overran(lane.id, loss.task):
+            return task_overran(lane, loss.task)
+        return task_killed(lane, loss.task)
 
     def _on_stillborn(self, reason: str) -> None:
         """A worker has died before it was ready; if that is all they ever do, waiting does not help."""
@@ -774,8 +786,7 @@ class Engine:
         for answered in self.answered.values():
             if not answered.done():
                 answered.set_exception(self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
-        for lane in list(self._killings):
-            self._on_kill_over(lane, 0)
+        self._kills.end()
 
     # -- fork ----------------------------------------------------------------------------------------------
 
@@ -812,21 +823,6 @@ class _Deciding:
         engine._lock.release()
         if engine._incoming and engine._scheduler.has_idle_lane:
             engine._admit()
-
-
-class _Killing:
-    """One order to kill, until each server has said what came of it."""
-
-    def __init__(self, lanes: set[int]) -> None:
-        self.lanes = lanes
-        self.count = 0
-        self.over = threading.Event()
-
-    def note(self, lane: int, count: int) -> None:
-        self.lanes.discard(lane)
-        self.count += count
-        if not self.lanes:
-            self.over.set()
 
 
 def _nothing() -> None:

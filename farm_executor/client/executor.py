@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from farm_executor.address import Address, AddressLike, parse_addresses
-from farm_executor.client.future import renew_lock
+from farm_executor.client.future import FarmFuture, renew_lock
 from farm_executor.client.interrupt import let_go
 from farm_executor.client.options import TaskOptions
 from farm_executor.client.statistics import FarmStatistics
@@ -227,6 +227,7 @@ class FarmExecutor(Executor):
         priority: int | str | None = None,
         category: Hashable = None,
         max_attempts: int | None = None,
+        timeout: float | None = None,
     ) -> OptionsView:
         """An executor over this same farm whose tasks have other options.
 
@@ -234,12 +235,16 @@ class FarmExecutor(Executor):
             priority: "low", "default", "high", or an int, where a larger one goes first and "default" is 0.
             category: A label.
             max_attempts: How often a task may be begun; 1 for at most once.
+            timeout: Seconds that a task may run, in whatever code. Then its worker is killed and replaced, and its
+                future raises `TaskTimeoutError`; it is not tried again. With `map` it is the time of each item, or
+                of each chunk with a ``chunksize`` beyond 1.
 
         Raises:
-            ValueError: There is no such priority, or ``max_attempts`` is less than 1.
+            ValueError: There is no such priority, ``max_attempts`` is less than 1, or ``timeout`` not positive.
+            TypeError: ``timeout`` is no number.
         """
         return OptionsView(self, self._options).with_options(
-            priority=priority, category=category, max_attempts=max_attempts
+            priority=priority, category=category, max_attempts=max_attempts, timeout=timeout
         )
 
     def connect(self, timeout: float | None = None) -> None:
@@ -285,7 +290,7 @@ class FarmExecutor(Executor):
             timeout: Seconds for all of it, None for ever: a server that is away is waited for, too.
 
         Returns:
-            What each call returned: server by server, as they were given, and in each slot by slot.
+            What each call has returned, server by server as they were given, and in each slot by slot.
 
         Raises:
             BroadcastError: Some have failed, or not answered in time. Its ``outcomes`` has one for each worker.
@@ -314,6 +319,37 @@ class FarmExecutor(Executor):
             raise ValueError("a category must be given: None is that of tasks without one")
         engine = self._engine
         return 0 if engine is None else engine.kill(category, dry_run=dry_run)
+
+    def kill(self, future: Future[Any]) -> bool:
+        """End one task: cancel it if it waits, and kill it if it runs, whatever it is in the midst of.
+
+        A killed task's future raises `TaskKilledError`, and its worker is replaced.
+
+        Args:
+            future: One of this executor's.
+
+        Returns:
+            Whether it will not come to its own end. False if it has, or if the future is not this executor's.
+        """
+        if future.cancel():
+            return True
+        engine = self._engine
+        if engine is None or not isinstance(future, FarmFuture) or future.owner is not engine:
+            return False
+        return engine.kill_one(future)
+
+    def terminate_workers(self) -> None:
+        """As `kill_workers`; a worker that would catch SIGTERM is not asked."""
+        self.kill_workers()
+
+    def kill_workers(self) -> None:
+        """Kill all workers of this executor, and shut it down, as ProcessPoolExecutor does from Python 3.14 on.
+
+        What has not been sent to a worker is cancelled; the futures of all else raise `BrokenFarmError`.
+        """
+        self.shutdown(wait=False, cancel_futures=True)
+        if self._engine is not None:
+            self._engine.abort("its workers were killed")
 
     def statistics(self) -> FarmStatistics:
         """A snapshot of the farm."""
@@ -489,6 +525,7 @@ class OptionsView(Executor):
         priority: int | str | None = None,
         category: Hashable = None,
         max_attempts: int | None = None,
+        timeout: float | None = None,
     ) -> OptionsView:
         """See `FarmExecutor.with_options`; what is not given stays as it is here."""
         if isinstance(priority, str):
@@ -497,6 +534,8 @@ class OptionsView(Executor):
             priority = PRIORITIES[priority]
         if max_attempts is not None:
             _check_attempts(max_attempts)
+        if timeout is not None:
+            _check_timeout(timeout)
         mine = self._options
         return OptionsView(
             self._farm,
@@ -504,6 +543,7 @@ class OptionsView(Executor):
                 priority=mine.priority if priority is None else priority,
                 category=mine.category if category is None else category,
                 max_attempts=mine.max_attempts if max_attempts is None else max_attempts,
+                timeout=mine.timeout if timeout is None else timeout,
             ),
         )
 
@@ -533,6 +573,13 @@ def _check_attempts(max_attempts: Any) -> None:
         raise TypeError("max_attempts must be an integer")
     if max_attempts < 1:
         raise ValueError("max_attempts must be >= 1")
+
+
+def _check_timeout(timeout: Any) -> None:
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
+        raise TypeError("timeout must be a number of seconds")
+    if not timeout > 0:
+        raise ValueError("timeout must be > 0")
 
 
 def _check_budget(max_pending_bytes: Any, when_full: Any) -> None:

@@ -77,7 +77,8 @@ def map_calls(
     deadline = None if timeout is None else time.monotonic() + timeout
     items: Iterator[Call] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
     engine = farm._start_engine()
-    if chunksize == 1 and buffersize is None and options.max_attempts > 1 and not engine.counts_tasks:
+    one_by_one = options.max_attempts == 1 or options.timeout is not None or engine.counts_tasks
+    if chunksize == 1 and buffersize is None and not one_by_one:
         mapping = _Mapping(engine, options, fn)
         mapping.submit_all(items, farm._max_workers)
         return mapping.results(deadline)

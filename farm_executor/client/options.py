@@ -15,3 +15,4 @@ class TaskOptions:
     priority: float = 0
     category: Hashable = None
     max_attempts: int = 3
+    timeout: float | None = None

@@ -14,7 +14,7 @@ from farm_executor import payload
 from farm_executor.client.functions import Function
 from farm_executor.client.lane import Lane, WorkerDeath
 from farm_executor.core.scheduler import Task
-from farm_executor.errors import TaskExecutionError, TaskKilledError, WorkerLostError
+from farm_executor.errors import TaskExecutionError, TaskKilledError, TaskTimeoutError, WorkerLostError
 from farm_executor.failure import Origin, describe
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "explain_pickling",
     "initializer_failed",
     "task_killed",
+    "task_overran",
     "unreadable_value",
     "worker_lost",
 ]
@@ -98,8 +99,15 @@ def worker_lost(lane: Lane, task: Task, reason: str) -> WorkerLostError:
 
 def task_killed(lane: Lane, task: Task) -> TaskKilledError:
     """For the task because of which its worker was killed."""
-    text = f"the task was killed while it ran; its category is {task.category!r}"
+    category = "" if task.category is None else f"; its category is {task.category!r}"
+    text = f"the task was killed while it ran{category}"
     return TaskKilledError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
+
+
+def task_overran(lane: Lane, task: Task) -> TaskTimeoutError:
+    """For a task whose worker was killed because it ran too long."""
+    text = f"the task was killed because it ran for more than its timeout of {task.timeout} s"
+    return TaskTimeoutError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
 
 
 def unreadable_value(origin: Origin, problem: BaseException) -> TaskExecutionError:

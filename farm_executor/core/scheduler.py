@@ -31,6 +31,7 @@ from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from farm_executor.core.window import Window
@@ -47,6 +48,7 @@ class Task:
         id: Unique within its scheduler; ascending in the order of submission.
         call: Whatever the driver needs to send it; opaque here.
         seat: The place whose lane alone may run it; None for any lane.
+        timeout: Seconds that it may run; the driver's to see to.
         losses: How many workers died while they ran it.
         started: Whether it has ever left the queue; from then on it cannot be cancelled.
     """
@@ -57,6 +59,7 @@ class Task:
     category: Hashable = None
     max_attempts: int = 3
     seat: Hashable = None
+    timeout: float | None = None
     losses: int = 0
     started: bool = False
 
@@ -117,6 +120,7 @@ class _Lane:
     seat: Hashable
     window: Window = field(default_factory=Window)
     outstanding: deque[Task] = field(default_factory=deque)
+    bound: int = 0  # how many of them have a seat
     next_seq: int = 0
     recalling: bool = False  # asked and not yet answered: meanwhile it gets nothing, so that its tail stays known
     may_recall: bool = True  # not when it had nothing to give back, until it has answered something more
@@ -124,6 +128,11 @@ class _Lane:
     @property
     def first_seq(self) -> int:
         return self.next_seq - len(self.outstanding)
+
+    @property
+    def has_movable(self) -> bool:
+        """Whether another lane could run any of its tasks but the first."""
+        return not self.bound or any(task.seat is None for task in islice(self.outstanding, 1, None))
 
     def room(self, limit: int) -> int:
         """How many more tasks it may have, with at most ``limit`` outstanding."""
@@ -172,6 +181,10 @@ class Scheduler:
         outstanding = self._lanes[lane].outstanding if lane in self._lanes else ()
         return outstanding[0] if outstanding else None
 
+    def first_seq(self, lane: int) -> int:
+        """That task's number, or that of the next."""
+        return self._lanes[lane].first_seq if lane in self._lanes else 0
+
     def tasks(self) -> Iterator[Task]:
         """Every unsettled task: what lanes have, then what is queued."""
         for lane in self._lanes.values():
@@ -179,13 +192,13 @@ class Scheduler:
         for queue in [*self._queues.values(), *self._reserved.values()]:
             yield from queue.values()
 
-    def kill(self, category: Hashable) -> list[Kill]:
-        """What to ask of whom, so that every running task of that category is killed. Changes nothing."""
+    def kill(self, meant: Callable[[Task], bool]) -> list[Kill]:
+        """What to ask of whom, so that every running task that is meant is killed. Changes nothing."""
         kills = []
         for lane in self._lanes.values():
             ranges: list[tuple[int, int]] = []
             for seq, task in enumerate(lane.outstanding, lane.first_seq):
-                if task.category == category:
+                if meant(task):
                     follows = bool(ranges) and ranges[-1][1] == seq - 1
                     begin = ranges.pop()[0] if follows else seq
                     ranges.append((begin, seq))
@@ -267,6 +280,8 @@ class Scheduler:
             )
         tasks = [outstanding.popleft() for _ in range(count)]
         self.outstanding -= count
+        if lane.bound:
+            lane.bound -= sum(task.seat is not None for task in tasks)
         lane.window.report(count, busy_us, round_trip_us)
         lane.may_recall = True
         self._index(lane)
@@ -286,6 +301,7 @@ class Scheduler:
         lane.next_seq -= count
         self.outstanding -= count
         movable = sum(task.seat is None for task in back)
+        lane.bound -= count - movable
         if lane.budget is not None:
             lane.budget += movable
         for task in back:  # the last first, so that the first ends up in front
@@ -378,7 +394,7 @@ class Scheduler:
         if lane is None or lane.recalling or not self._reserved.get(seat):
             return []
         tasks = self._begin(self.seat_gone(seat))
-        return [self._assign(lane, tasks, counted=False)] if tasks else []
+        return [self._assign(lane, tasks, seated=True)] if tasks else []
 
     def _forget(self, lane: _Lane) -> None:
         del self._lanes[lane.id]
@@ -387,12 +403,14 @@ class Scheduler:
         if self._seated.get(lane.seat) is lane:
             del self._seated[lane.seat]
 
-    def _assign(self, lane: _Lane, tasks: list[Task], *, counted: bool = True) -> Assign:
+    def _assign(self, lane: _Lane, tasks: list[Task], *, seated: bool = False) -> Assign:
         # Counted as taken in the same step in which it is decided: no other event can promise this room again.
         seq = lane.next_seq
         lane.outstanding.extend(tasks)
         lane.next_seq += len(tasks)
-        if lane.budget is not None and counted:
+        if seated:
+            lane.bound += len(tasks)
+        elif lane.budget is not None:
             lane.budget -= len(tasks)
         self.outstanding += len(tasks)
         self._index(lane)
@@ -440,7 +458,7 @@ class Scheduler:
             self._idle[lane.id] = lane
         else:
             self._idle.pop(lane.id, None)
-        if count >= 2 and lane.may_recall and not lane.recalling:
+        if count >= 2 and lane.may_recall and not lane.recalling and lane.has_movable:
             self._loaded[lane.id] = lane
         else:
             self._loaded.pop(lane.id, None)

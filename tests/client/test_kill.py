@@ -1,15 +1,17 @@
 """Killing what runs in a category, and nothing else."""
 
+import math
 import os
 import threading
 import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 from client import tasks
 from contract.gate import Gate
 from contract.tasks import pass_gate
 
-from farm_executor import FarmExecutor, TaskKilledError, start_server
+from farm_executor import BrokenFarmError, FarmExecutor, TaskKilledError, TaskTimeoutError, start_server
 
 DEADLINE = 30.0
 
@@ -211,3 +213,157 @@ def test_before_the_first_task_and_after_the_end_there_is_nothing_to_kill():
     farm.submit(pow, 2, 2).result(DEADLINE)
     farm.shutdown()
     assert farm.kill_tasks("x") == 0
+
+
+# -- one task -----------------------------------------------------------------------------------------------
+
+
+def test_one_task_is_killed_by_its_future(farm, tmp_path):
+    path = tmp_path / "begun"
+    victim = farm.submit(sign_and_compute, str(path))
+    until(path.exists)
+    assert farm.kill(victim)
+    with pytest.raises(TaskKilledError, match="killed while it ran .*worker pid"):
+        victim.result(DEADLINE)
+    assert not farm.kill(victim)
+    assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
+
+
+def test_a_task_that_waits_is_cancelled(no_leaks):
+    with FarmExecutor(1) as farm, Gate() as gate:
+        running = farm.submit(pass_gate, gate.address)
+        gate.wait_for_arrivals()
+        waiting = farm.submit(pow, 2, 2)
+        assert farm.kill(waiting)
+        assert waiting.cancelled()
+        gate.open()
+        running.result(DEADLINE)
+
+
+def test_a_task_that_its_worker_has_but_has_not_begun_is_killed_when_its_turn_comes(no_leaks, tmp_path):
+    path = tmp_path / "begun"
+    with FarmExecutor(1) as farm, Gate() as gate:
+        warm = [farm.submit(pow, n, 2) for n in range(2000)]
+        assert [future.result(DEADLINE) for future in warm] == [n**2 for n in range(2000)]
+        blocker, between, victim, behind = (
+            farm.submit(pass_gate, gate.address),
+            farm.submit(pow, 2, 3),
+            farm.submit(sign_and_compute, str(path)),
+            farm.submit(pow, 2, 4),
+        )
+        gate.wait_for_arrivals()
+        sent = victim.running()
+        assert farm.kill(victim)
+        gate.open()
+        blocker.result(DEADLINE)
+        assert between.result(DEADLINE) == 8
+        assert behind.result(DEADLINE) == 16
+        if sent:
+            assert type(victim.exception(DEADLINE)) is TaskKilledError
+        else:
+            assert victim.cancelled()
+
+
+def test_what_has_ended_and_what_is_another_executors_is_not_killed(farm):
+    done = farm.submit(pow, 2, 2)
+    assert done.result(DEADLINE) == 4
+    assert not farm.kill(done)
+    with ThreadPoolExecutor(1) as threads, Gate() as gate:
+        other = threads.submit(pass_gate, gate.address)
+        gate.wait_for_arrivals()
+        assert not farm.kill(other)
+        gate.open()
+
+
+# -- a task's time ------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_runs_too_long_is_killed_in_whatever_code_and_not_tried_again(farm, tmp_path):
+    path = tmp_path / "begun"
+    late = farm.with_options(timeout=0.3).submit(sign_and_compute, str(path))
+    others = [farm.submit(pow, n, 2) for n in range(50)]
+    with pytest.raises(TaskTimeoutError, match=r"ran for more than its timeout of 0.3 s .*worker pid"):
+        late.result(DEADLINE)
+    assert isinstance(late.exception(), TimeoutError)
+    assert [future.result(DEADLINE) for future in others] == [n**2 for n in range(50)]
+    assert len(path.read_text().split()) == 1
+
+
+def test_the_time_is_that_of_running_not_of_waiting(no_leaks):
+    with FarmExecutor(1) as farm:
+        view = farm.with_options(timeout=1.5)
+        futures = [view.submit(time.sleep, 0.5) for _ in range(6)]
+        assert [future.result(DEADLINE) for future in futures] == [None] * 6
+
+
+def test_each_has_its_own_time(no_leaks):
+    with FarmExecutor(1) as farm:
+        futures = [
+            farm.with_options(timeout=t).submit(time.sleep, s) for t, s in [(9, 0.1), (0.2, 60), (9, 0.1)] * 3
+        ]
+        kinds = [type(future.exception(DEADLINE)) for future in futures]
+        assert kinds == [type(None), TaskTimeoutError, type(None)] * 3
+        assert farm.statistics().killed == 3
+
+
+def test_the_items_of_a_map_have_their_time_each(farm):
+    view = farm.with_options(timeout=1.0)
+    results = view.map(time.sleep, [0.01] * 40 + [60.0] + [0.01] * 40)
+    for _ in range(40):
+        assert next(results) is None
+    with pytest.raises(TaskTimeoutError):
+        next(results)
+    assert list(view.map(pow, range(300), [2] * 300)) == [n**2 for n in range(300)]
+
+
+def test_many_short_tasks_with_a_time_leave_nothing_behind(farm):
+    view = farm.with_options(timeout=3600)
+    assert [f.result(DEADLINE) for f in [view.submit(pow, n, 2) for n in range(3000)]] == [
+        n**2 for n in range(3000)
+    ]
+    assert len(farm._engine._reactor._timers) < 20
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [(0, ValueError), (-1, ValueError), ("1", TypeError), (True, TypeError), (math.nan, ValueError)],
+)
+def test_a_time_that_is_none_is_refused(timeout, error):
+    with pytest.raises(error, match="timeout"):
+        FarmExecutor(1).with_options(timeout=timeout)
+
+
+# -- all workers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["kill_workers", "terminate_workers"])
+def test_all_workers_are_killed_and_the_executor_is_shut_down(farm, tmp_path, method):
+    path = tmp_path / "begun"
+    running = [farm.submit(sign_and_compute, str(path)) for _ in range(2)]
+    waiting = [farm.submit(pow, 2, 2) for _ in range(10)]
+    until(lambda: path.exists() and len(path.read_text().split()) == 2)
+    getattr(farm, method)()
+    assert {type(future.exception(DEADLINE)) for future in running} == {BrokenFarmError}
+    for future in waiting:
+        with pytest.raises((CancelledError, BrokenFarmError)):
+            future.result(DEADLINE)
+    with pytest.raises((RuntimeError, BrokenFarmError)):
+        farm.submit(pow, 2, 2)
+    for pid in map(int, path.read_text().split()):
+        until(lambda pid=pid: not _alive(pid))
+    getattr(farm, method)()
+
+
+def test_before_the_first_task_there_are_none_to_kill():
+    farm = FarmExecutor(1)
+    farm.kill_workers()
+    with pytest.raises(RuntimeError):
+        farm.submit(pow, 2, 2)
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

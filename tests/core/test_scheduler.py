@@ -279,6 +279,7 @@ class Farm:
         assert not worker.recalling
         assert not worker.has_nothing_to_give, "until it has answered something more"
         assert count == len(worker.outstanding) // 2 >= 1
+        assert any(task.seat is None for _, task in worker.outstanding[1:]), "what another could run"
         worker.recalling = True
         worker.inbox.append(("recall", count))
 
@@ -333,7 +334,11 @@ class Farm:
             assert worker.recalling or not self.reserved.get(worker.seat or 0) or worker.seat is None
             assert worker.outstanding or worker.recalling or worker.budget != 0, "it should have been retired"
         assert not (queued and idle), "no lane is idle while a task is queued"
-        loaded = [worker for worker in self.workers.values() if len(worker.outstanding) > 1]
+        loaded = [
+            worker
+            for worker in self.workers.values()
+            if any(task.seat is None for _, task in worker.outstanding[1:])
+        ]
         if idle and any(not worker.has_nothing_to_give for worker in loaded):
             assert any(worker.recalling for worker in self.workers.values())
 
@@ -357,9 +362,9 @@ class Farm:
         """Run everything there is to the end, with as many lanes as that needs."""
         self.lane_up()
         while self.scheduler.unsettled:
+            before = self.scheduler.unsettled
             for seat in [seat for seat, tasks in self.reserved.items() if tasks and seat not in self.taken()]:
                 self.lane_up(seat=seat)
-            before = self.scheduler.unsettled
             for worker in list(self.workers.values()):
                 while worker.inbox:
                     worker.receive()
@@ -373,6 +378,10 @@ class Farm:
                     self.deliver(worker)
                 self.check()
             assert self.scheduler.unsettled < before, "every round brings the end nearer"
+
+
+def of(category: str) -> Callable[[Task], bool]:
+    return lambda task: task.category == category
 
 
 def on(worker: Worker) -> list[Task]:
@@ -988,16 +997,26 @@ def test_a_task_with_a_seat_that_comes_back_by_recall_returns_to_its_lane_and_is
 ) -> None:
     """Else the two would throw it to and fro for as long as the first task runs."""
     worker = farm.lane_up(seat=1)
-    running = farm.submit()
-    mine = [farm.submit(seat=1), farm.submit(seat=1)]
+    running, movable, *_ = load(farm, worker, 4)
+    mine = [farm.submit(seat=1) for _ in range(4)]
     idle = farm.lane_up(seat=0)
     assert worker.recalling
     while worker.inbox:
         worker.receive()
     farm.deliver(worker)
-    assert on(worker) == [running, *mine]
+    assert on(worker)[:2] == [running, movable]
+    assert on(worker)[-4:] == mine
     assert not worker.recalling
     assert not on(idle)
+
+
+def test_a_lane_that_only_its_seats_tasks_wait_on_is_not_asked_for_any(farm: Farm) -> None:
+    worker = farm.lane_up(seat=1)
+    running = farm.submit()
+    mine = [farm.submit(seat=1), farm.submit(seat=1)]
+    farm.lane_up(seat=0)
+    assert not worker.recalling
+    assert on(worker) == [running, *mine]
 
 
 def test_a_seat_that_is_gone_gives_back_what_waited_for_it(farm: Farm) -> None:
@@ -1014,9 +1033,9 @@ def test_a_kill_names_the_tasks_of_a_category_and_the_oldest_that_is_not_answere
     load(farm, worker, 1, category="x")
     other = farm.lane_up()
     farm.submit(category="y")
-    assert farm.scheduler.kill("x") == [Kill(worker.id, worker.next_seq - 1, [(worker.next_seq - 1,) * 2])]
-    assert farm.scheduler.kill("y") == [Kill(other.id, 0, [(0, 0)])]
-    assert farm.scheduler.kill("z") == []
+    assert farm.scheduler.kill(of("x")) == [Kill(worker.id, worker.next_seq - 1, [(worker.next_seq - 1,) * 2])]
+    assert farm.scheduler.kill(of("y")) == [Kill(other.id, 0, [(0, 0)])]
+    assert farm.scheduler.kill(of("z")) == []
 
 
 def test_tasks_of_a_category_in_a_row_are_one_range(farm: Farm) -> None:
@@ -1026,10 +1045,10 @@ def test_tasks_of_a_category_in_a_row_are_one_range(farm: Farm) -> None:
     for category in ("a", "a", "b", "a", "a", "b"):
         farm.submit(category=category)
     farm.run(worker, 1, HORIZON_US / 6)
-    (kill,) = farm.scheduler.kill("a")
+    (kill,) = farm.scheduler.kill(of("a"))
     assert kill.ranges == [(first + 1, first + 1), (first + 3, first + 4)]
     assert kill.at_first
-    assert not farm.scheduler.kill("b")[0].at_first
+    assert not farm.scheduler.kill(of("b"))[0].at_first
 
 
 def test_a_killed_task_is_lost_whatever_its_attempts_and_nobody_else_is_charged(farm: Farm) -> None:
@@ -1236,7 +1255,7 @@ class AnyHistory(RuleBasedStateMachine):
         """Each task that a worker may run, and no other."""
         named = {
             (kill.lane, seq)
-            for kill in self.farm.scheduler.kill(category)
+            for kill in self.farm.scheduler.kill(of(category))
             for begin, end in kill.ranges
             for seq in range(begin, end + 1)
         }
