@@ -1110,6 +1110,10 @@ def closures():
     def unset():
         return never
 
+    def counting():
+        nonlocal number
+        number += 1
+
     if not items:
         never = 1
     return {
@@ -1121,6 +1125,9 @@ def closures():
         "of one that holds a number": (lambda: recursive, True),
         "of a tuple": (lambda kept=(1, "a"): kept, True),
         "cached": (functools.lru_cache(recursive), True),
+        "counting": (counting, False),
+        "of one that counts": (lambda: counting(), False),
+        "defining one that counts": (lambda: lambda: counting(), False),
         "partial": (functools.partial(recursive, 1), True),
         "partial of a list": (functools.partial(recursive, [1]), False),
         "partial of a keyword": (functools.partial(recursive, n=items), False),

@@ -8,6 +8,7 @@ they came.
 from __future__ import annotations
 
 import functools
+import opcode
 import os
 import signal
 import sys
@@ -154,6 +155,8 @@ def _is_reusable(value: Any, seen: set[int]) -> bool:
     match value:
         case types.FunctionType():
             local = "<" in value.__qualname__  # <lambda>, f.<locals>.g
+            if local and _may_rebind(value.__code__):
+                return False
             parts = tuple(contents_of(cell) for cell in value.__closure__ or ()) if local else ()
         case types.MethodType():
             parts = (value.__func__, value.__self__)
@@ -170,6 +173,16 @@ def _is_reusable(value: Any, seen: set[int]) -> bool:
     return all(_is_reusable(part, seen) for part in parts)
 
 
+def _may_rebind(code: types.CodeType) -> bool:
+    """Whether it may assign to a variable that it closes over, and so leave that changed."""
+    if not code.co_freevars:
+        return False
+    if any(instruction in _REBINDING for instruction in code.co_code[::2]):
+        return True
+    return any(_may_rebind(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+
+
+_REBINDING = {opcode.opmap["STORE_DEREF"], opcode.opmap["DELETE_DEREF"]}
 _IMMUTABLE = {type(None), bool, int, float, complex, str, bytes}
 
 
