@@ -358,6 +358,14 @@ class Engine:
         """See `future.Owner`."""
         return self._reactor.lead(future.done, timeout)
 
+    def lead_until(self, done: Callable[[], bool]) -> None:
+        """Do the farm's own work in this thread until that is so, if this thread may; it may be so or not then."""
+        self._reactor.lead(done, None)
+
+    def nudge(self) -> None:
+        """Have who leads look once more whether he still needs to."""
+        self._reactor.post(_nothing)
+
     def waiting(self, future: FarmFuture) -> AbstractContextManager[None]:
         """See `future.Owner`."""
         return self._reactor.waiting(future.done)

@@ -69,6 +69,7 @@ class FarmFuture(Future[Any]):
     _exception: BaseException | None = None
     _own_condition: threading.Condition | None = None
     _own_callbacks: list[Callable[[Future[Any]], object]] | None = None
+    _arrive: Callable[[Future[Any]], object] | None = None
     # The owner's, until it is settled:
     owner: Owner | None = None
     task: Any = None
@@ -115,7 +116,25 @@ class FarmFuture(Future[Any]):
             except Exception:  # as in the standard library
                 standard_logger.exception("exception calling callback for %r", self)
 
+    def tell(self, arrive: Callable[[Future[Any]], object]) -> bool:
+        """Have a function called with this future when it is settled, once, in whatever thread settles it.
+
+        It is for queues, not for users' code: it must not wait, nor take a lock that is held while a future is
+        waited for, nor raise. There can be one for each future.
+
+        Returns:
+            Whether it will be. False if the future is settled, or somebody has looked at it: add a callback then.
+        """
+        with _lock:
+            plainly = self._own_condition is None and self._state in (PENDING, RUNNING)
+            if plainly:
+                self._arrive = arrive
+        return plainly
+
     def _invoke_callbacks(self) -> None:
+        arrive, self._arrive = self._arrive, None
+        if arrive is not None:
+            arrive(self)
         call = super()._invoke_callbacks  # type: ignore[misc]
         if self.call_back_by is not None and self._done_callbacks:
             self.call_back_by(call)
@@ -152,7 +171,7 @@ class FarmFuture(Future[Any]):
                 plainly = False
         if not plainly:
             super().set_result(result)
-        elif self._own_callbacks is not None:
+        elif self._own_callbacks is not None or self._arrive is not None:
             self._invoke_callbacks()
 
     def set_exception(self, exception: BaseException | None) -> None:
@@ -166,7 +185,7 @@ class FarmFuture(Future[Any]):
                 plainly = False
         if not plainly:
             super().set_exception(exception)
-        elif self._own_callbacks is not None:
+        elif self._own_callbacks is not None or self._arrive is not None:
             self._invoke_callbacks()
 
     def result(self, timeout: float | None = None) -> Any:
@@ -217,7 +236,7 @@ class FarmFuture(Future[Any]):
         if not self.done():
             self._own_condition = None
             self.__dict__.pop("_own_waiters", None)
-            self._own_callbacks = None
+            self._own_callbacks = self._arrive = None
             self._exception = error
             self._state = FINISHED
 
@@ -240,15 +259,20 @@ def settle_plainly(
     Returns:
         The others, whose results are still to be set, and those whose callbacks are still to be called.
     """
-    others, to_call = [], []
+    others, to_call, arrived = [], [], []
     with _lock:
         for outcome in outcomes:
             future, value = outcome
             if future._own_condition is None and future._state == RUNNING:
                 future._result = value
                 future._state = FINISHED
+                if future._arrive is not None:
+                    arrived.append(future)
                 if future._own_callbacks is not None:
                     to_call.append(future)
             else:
                 others.append(outcome)
+    for future in arrived:
+        arrive, future._arrive = future._arrive, None
+        arrive(future)  # type: ignore[misc]  # it was there under the lock, and only who settles it takes it away
     return others, to_call

@@ -219,6 +219,39 @@ def test_a_callback_needs_no_condition_and_is_called_by_whoever_settles(caplog):
     assert {record.name for record in caplog.records} == {"concurrent.futures"}
 
 
+SETTLE = {
+    "result": lambda future: future.set_result(1),
+    "exception": lambda future: future.set_exception(ValueError()),
+    "together": lambda future: settle_plainly([(future, 1)]),
+}
+
+
+@pytest.mark.parametrize("settle", SETTLE.values(), ids=SETTLE)
+@pytest.mark.parametrize("looked_at", [False, True], ids=["", "looked at meanwhile"])
+def test_who_is_to_be_told_is_told_once_by_who_settles(settle, looked_at):
+    future, told = FarmFuture(), []
+    assert future.set_running_or_notify_cancel()
+    assert future.tell(told.append)
+    if looked_at:
+        assert future.running()
+        if settle is SETTLE["together"]:
+            ((other, value),), _ = settle_plainly([(future, 1)])
+            other.set_result(value)
+    if not future.done():
+        settle(future)
+    assert told == [future]
+    assert future.done()
+    assert not future.tell(told.append), "too late"
+    assert told == [future]
+
+
+def test_who_is_to_be_told_is_told_of_cancelling():
+    future, told = FarmFuture(), []
+    assert future.tell(told.append)
+    assert future.cancel()
+    assert told == [future]
+
+
 def test_callbacks_left_while_it_is_settled_are_called_once():
     for _ in range(300):
         future, calls = FarmFuture(), []
