@@ -24,7 +24,11 @@ autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Thread safety"]
-nitpick_ignore = [("py:class", "farm_executor.address.Address")]  # users write strings and tuples
+nitpick_ignore = [
+    ("py:class", "farm_executor.address.Address"),  # users write strings and tuples
+    ("py:class", "farm_executor.lfarm.tasks.F"),  # a type variable
+    ("py:exc", "CancelledError"),  # its name in the standard library is longer
+]
 
 # The names of the standard library that we link to. Its own inventory would have to be downloaded for each build,
 # and a build must neither need the network nor fail without it: so here is one that holds just these.
@@ -37,7 +41,8 @@ PYTHON_NAMES = {
         "concurrent.futures.Executor.shutdown": "method",
         "concurrent.futures.Executor.submit": "method",
         "concurrent.futures.Future": "class",
-        "concurrent.futures._base.Future": "class",  # as annotations have it
+        "concurrent.futures._base.Executor": "class",  # as annotations have it
+        "concurrent.futures._base.Future": "class",
         "concurrent.futures.ProcessPoolExecutor": "class",
         "concurrent.futures.wait": "function",
         "concurrent.futures.as_completed": "function",

@@ -8,9 +8,12 @@ The fenced blocks of a page are run in order, in an empty directory that also ho
   ``farm-executor serve`` stays up until the page ends; what would install something or needs another machine
   (`NOT_RUN`) is passed over.
 
+A ``lisp`` block is not run: it is what the next one translates.
+
 Notes to this test stand in HTML comments, which no reader sees:
 
 * ``<!-- test: servers=hostA:11111,hostB:11111 -->``: servers that the page takes for granted.
+* ``<!-- test: ports=127.0.0.1:11111 -->``: addresses at which the page starts servers itself.
 * ``<!-- test: output -->`` before a ``text`` block: it is what the ``python`` block before it prints. As in all
   expected output, ``...`` stands for anything.
 * ``<!-- test: skip, REASON -->`` before a block: it is not run.
@@ -27,6 +30,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -36,6 +40,7 @@ from pathlib import Path
 import pytest
 
 import farm_executor
+import farm_executor.lfarm
 from farm_executor import start_server
 from farm_executor.address import parse_address
 from farm_executor.cli import _parser
@@ -63,7 +68,7 @@ PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "_bu
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 PACKAGE = Path(farm_executor.__file__).parent
 
-LANGUAGES = {"python", "pycon", "shell", "console", "text"}
+LANGUAGES = {"python", "pycon", "shell", "console", "text", "lisp"}
 NOT_RUN = {"nox", "pip", "scp", "ssh", "ssh-keygen"}
 NOBODY = "127.0.0.1:1"
 DEADLINE = 60.0  # seconds until a page that hangs is ended; a whole page takes one or two
@@ -178,6 +183,11 @@ class PageRun:
                 server = start_server("127.0.0.1", 0, background=True, workers=2)
                 self.resources.callback(server.end)
                 self.servers[address] = server.address
+        for note in re.findall(r"<!-- test: ports=(\S+) -->", self.page.read_text("utf-8")):
+            with contextlib.ExitStack() as held:  # all of them at once, or they would be the same
+                for address in note.split(","):
+                    host, port = held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()
+                    self.servers[address] = f"{host}:{port}"
 
     def real(self, text):
         """The text with the addresses of this page's servers."""
@@ -194,10 +204,10 @@ class PageRun:
     def run(self, block):
         if block.language in ("python", "pycon"):
             self.printed = self.interpret(block)
-        elif block.language != "text":
+        elif block.language in ("shell", "console"):
             for command, shown in _transcript(block):
                 self.command(command, shown)
-        elif block.note == "output":
+        elif block.language == "text" and block.note == "output":
             _compare(self.real(block.text), self.printed)
 
     def interpret(self, block):
@@ -371,6 +381,29 @@ def test_every_public_name_is_in_the_api_reference():
     documented = re.findall(r"^\.\. \w+:: farm_executor\.(\w+)", text, re.M)
 
     assert sorted(documented) == sorted(farm_executor.__all__)
+
+
+def test_every_name_of_lfarm_is_in_its_reference():
+    """Also each symbol that lfarm's packages export for users, whether or not it is here."""
+    text = (DOCS / "reference" / "lfarm.md").read_text("utf-8")
+    tables = text.partition("\n## Kernels and tasks\n")[0]
+    symbols = re.findall(r"\S+", LFARM_EXPORTS)
+
+    assert [name for name in farm_executor.lfarm.__all__ if not re.search(rf"`{name}[`(]", text)] == []
+    assert [symbol for symbol in symbols if not re.search(rf"[`:]{re.escape(symbol)}`", tables)] == []
+
+
+LFARM_EXPORTS = """
+    make-kernel check-kernel end-kernel kernel-worker-count kernel-name make-channel submit-task submit-timeout
+    cancel-timeout receive-result try-receive-result do-fast-receives kill-tasks task-categories-running *kernel*
+    *kernel-spin-count* *task-category* *task-priority* *debug-tasks-p* kernel channel no-kernel-error
+    kernel-creation-error task-killed-error deftask deftask* submit-task* broadcast-task broadcast-task*
+    task-execution-error invalid-task-error kernel-bindings kernel-context task-handler-bind transfer-error
+    invoke-transfer-error promise future speculate delay force fulfill fulfilledp chain plet pmap pmapcar pmap-into
+    preduce preduce-partial pmap-reduce start-server ping end-server start-local-servers end-local-servers
+    start-remote-servers end-remote-servers *remote-lisp* *ssh-executable* *ssh-options* *ssh-user* *boot-form*
+    *log-level* *log-stream* *auth* gss-auth-client gss-auth-server ssl-auth-client ssl-auth-server
+"""
 
 
 def test_every_error_is_explained():

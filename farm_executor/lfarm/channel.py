@@ -1,0 +1,386 @@
+"""Channels: the outcomes of tasks, in the order in which they are there.
+
+This module owns what waits in a channel and who waits for it. It must not know how a task travels or where it runs,
+which are the kernel's.
+
+Each submitted task is a future of the kernel's, which puts itself into the channel's queue when it is done. Any
+number of threads may submit, and any number receive. Nobody waits in vain: when the kernel has ended, and whatever
+was submitted has been received, a mark in the queue wakes those who wait, one after the other, with an error.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from farm_executor.client.future import FarmFuture
+from farm_executor.lfarm.kernel import Kernel, check_kernel
+
+__all__ = [
+    "Channel",
+    "Timeout",
+    "cancel_timeout",
+    "do_fast_receives",
+    "make_channel",
+    "receive_result",
+    "submit_task",
+    "submit_timeout",
+    "try_receive_result",
+]
+
+_DEPRECATED = "is deprecated, as in lfarm; use try_receive_result(channel, timeout=seconds)"
+
+
+class Channel:
+    """A queue of outcomes; made by `make_channel`.
+
+    Iterating receives until nothing that was submitted is left to be received; several threads may share that. A
+    thread that calls `receive` at the same time may take what an iterating one was about to get, and have it wait
+    for one more.
+
+    At the exit of a ``with`` block the channel is closed: what has not begun is cancelled, what has is forgotten.
+
+    Args:
+        kernel: Where its tasks run; None for the current kernel.
+        fixed_capacity: The most results that wait in the channel. Beyond these, and one for each worker, tasks
+            wait here until results have been received; to submit never waits, and other channels are not affected.
+            None: no limit.
+
+    Attributes:
+        kernel: Where its tasks run, whatever the current kernel is when they are submitted.
+
+    Thread safety: all methods may be called from any thread.
+
+    Raises:
+        NoKernelError: No kernel is given, and there is no current one.
+        RuntimeError: The kernel has ended.
+        ValueError: ``fixed_capacity`` is less than 1.
+        TypeError: It is no integer.
+    """
+
+    def __init__(self, kernel: Kernel | None = None, *, fixed_capacity: int | None = None) -> None:
+        self.kernel = check_kernel() if kernel is None else kernel
+        self._outcomes: SimpleQueue[Any] = SimpleQueue()
+        self._arrive = self._outcomes.put  # of C: no code of Python's runs when a task is done
+        self._submitted: set[Future[Any]] = set()  # and not received
+        self._closed = False
+        self._lock = threading.Lock()
+        self._iterators = 0  # threads that have been promised one of the submitted
+        self._bound = None if fixed_capacity is None else _Bound(fixed_capacity)
+        self.kernel.attach(self)
+
+    @property
+    def pending(self) -> int:
+        """How many results have been submitted and not received."""
+        bound = self._bound
+        return len(self._submitted) if bound is None else len(self._submitted) + bound.giving + len(bound.held)
+
+    def submit(self, task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
+        """Submit a call, whose outcome can then be received. It is sent in the current category and priority.
+
+        Args:
+            task: A function or another callable, a `deftask`, or the name of a function that exists on the
+                servers, ``"package.module:function"``.
+            args: Its arguments.
+            kwargs: Its arguments by name.
+
+        Raises:
+            InvalidTaskError: The task is none of these.
+            RuntimeError: The kernel has ended, or the channel has been closed.
+        """
+        if self._closed:
+            raise RuntimeError("cannot submit a task to a closed channel")
+        if self._bound is not None:
+            self._submit_within(self._bound, self.kernel.prepare_call(task, args, kwargs))
+            return
+        future = self.kernel.submit_call(task, args, kwargs)
+        self._submitted.add(future)
+        if not (isinstance(future, FarmFuture) and future.tell(self._arrive)):
+            future.add_done_callback(self._arrive_otherwise)
+
+    def receive(self) -> Any:
+        """Wait for the next result, in the order in which tasks are done.
+
+        If nothing has been submitted, another thread may still do so, and it waits.
+
+        Raises:
+            TaskExecutionError: The task failed on its worker; ``__cause__`` is its exception.
+            TaskKilledError: It was killed.
+            WorkerLostError: Its worker died, in each of its attempts.
+            CancelledError: It was cancelled.
+            RuntimeError: Nothing can come any more, as the kernel has ended or the channel been closed.
+            Exception: The call could not be pickled.
+        """
+        while not self._closed:
+            if self._outcomes.empty():
+                self.kernel.lead_until(self._has_outcome)
+            future = self._outcomes.get()
+            if future is not _NO_MORE:
+                if not self._closed:
+                    return self._take(future)
+            elif self._closed or not self.pending:
+                self._arrive_otherwise(_NO_MORE)  # for the next who waits
+                break
+        raise RuntimeError("the channel has been closed" if self._closed else self._dry_text())
+
+    def try_receive(self, timeout: float | None = None) -> tuple[Any, bool]:
+        """The next result, if it is there in time.
+
+        Args:
+            timeout: Seconds to wait for it; None, or less than 0, not to wait.
+
+        Returns:
+            The result and True, or ``(None, False)``. What comes later can be received later.
+
+        Raises:
+            Exception: As `receive`.
+        """
+        try:
+            future = self._outcomes.get(timeout=timeout) if timeout and timeout > 0 else self._outcomes.get_nowait()
+        except Empty:
+            return None, False
+        if future is _NO_MORE or self._closed:
+            self._arrive_otherwise(_NO_MORE)
+            return None, False
+        return self._take(future), True
+
+    def receives(self, count: int) -> Iterator[Any]:
+        """Receive so many results, one at each step of the iteration.
+
+        Raises:
+            ValueError: ``count`` is negative.
+            TypeError: It is no integer.
+            Exception: While iterating, as `receive`. The results after a failure stay in the channel.
+        """
+        _check_integer("count", count, 0)
+        return (self.receive() for _ in range(count))
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            with self._lock:
+                if self._closed or self.pending <= self._iterators:
+                    return
+                self._iterators += 1
+            try:
+                value = self.receive()
+            finally:
+                with self._lock:
+                    self._iterators -= 1
+            yield value
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closed = True
+        if self._bound is not None:
+            with self._lock:
+                self._bound.held.clear()
+        for future in list(self._submitted):
+            if isinstance(future, Timeout):
+                future.settle(None)
+            else:
+                future.cancel()
+        self._submitted.clear()
+        self._arrive_otherwise(_NO_MORE)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.pending} pending"
+        return f"<Channel of kernel {self.kernel.name!r}: {state}>"
+
+    # -- how ---------------------------------------------------------------------------------------------
+
+    def _arrive_otherwise(self, outcome: Any) -> None:
+        """Something comes that the executor's work has not brought: whoever does that must hear of it."""
+        self._arrive(outcome)
+        self.kernel.nudge()
+
+    def _has_outcome(self) -> bool:
+        return not self._outcomes.empty()
+
+    def _take(self, future: Future[Any]) -> Any:
+        """What came of a task; it is received by that."""
+        self._submitted.discard(future)
+        if self._bound is not None:
+            self._give_held(self._bound)
+        if self.kernel.ended and not self.pending:
+            self._arrive_otherwise(_NO_MORE)
+        try:
+            return future.result()
+        except BaseException as error:
+            if future.cancelled() or future.exception() is not error:  # it is none of the task's
+                raise
+            failure = self.kernel.translated(error)
+            if failure is error:
+                raise
+        try:
+            raise failure
+        finally:
+            del failure  # which refers to this frame
+
+    def kernel_ended(self) -> None:
+        """The kernel takes no more tasks from others; what is held here goes to it now."""
+        bound = self._bound
+        while bound is not None:
+            with self._lock:
+                if not bound.held:
+                    break
+                call = bound.held.popleft()
+                bound.giving += 1
+            self._give(bound, call)
+        if not self.pending:
+            self._arrive_otherwise(_NO_MORE)
+
+    def futures(self) -> list[Future[Any]]:
+        """What has been submitted and not received, but for timeouts."""
+        return [future for future in list(self._submitted) if not isinstance(future, Timeout)]
+
+    def _dry_text(self) -> str:
+        return (
+            f"nothing is left to be received, and no more can come: the kernel {self.kernel.name!r} has been ended"
+        )
+
+    # -- with a capacity ---------------------------------------------------------------------------------
+
+    def _submit_within(self, bound: _Bound, call: Callable[[], Future[Any]]) -> None:
+        with self._lock:
+            if self.kernel.ended:  # since `prepare` has looked, perhaps, and so nobody would come for it
+                raise RuntimeError("cannot submit a task to an ended kernel")
+            if bound.held or self._is_full(bound):
+                bound.held.append(call)
+                return
+            bound.giving += 1
+        self._give(bound, call)
+
+    def _give_held(self, bound: _Bound) -> None:
+        with self._lock:
+            if not bound.held or self._is_full(bound):
+                return
+            call = bound.held.popleft()
+            bound.giving += 1
+        self._give(bound, call)
+
+    def _is_full(self, bound: _Bound) -> bool:
+        return len(self._submitted) + bound.giving >= bound.capacity + self.kernel.worker_count
+
+    def _give(self, bound: _Bound, call: Callable[[], Future[Any]]) -> None:
+        try:
+            future = call()
+        except Exception as error:  # who receives it did not submit it
+            future = Future()
+            future.set_exception(error)
+        with self._lock:
+            self._submitted.add(future)
+            bound.giving -= 1
+        future.add_done_callback(self._arrive_otherwise)
+
+    # -- timeouts ----------------------------------------------------------------------------------------
+
+    def submit_timeout(self, seconds: float, result: Any) -> Timeout:
+        """See the function `submit_timeout`."""
+        if self._closed or self.kernel.ended:
+            raise RuntimeError("cannot submit a timeout to a channel that is closed, or whose kernel has ended")
+        timeout = Timeout(seconds, result)
+        self._submitted.add(timeout)
+        timeout.add_done_callback(self._arrive_otherwise)
+        timeout.begin()
+        return timeout
+
+
+_NO_MORE = object()
+
+
+class _Bound:
+    """What a channel with a capacity needs beyond others.
+
+    Attributes:
+        capacity: The most results that wait.
+        held: The calls that wait here.
+        giving: How many are on their way from here to the kernel.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        _check_integer("fixed_capacity", capacity, 1)
+        self.capacity = capacity
+        self.held: deque[Callable[[], Future[Any]]] = deque()
+        self.giving = 0
+
+
+class Timeout(Future[Any]):
+    """A result that comes when its time has come; made by `submit_timeout`.
+
+    Raises:
+        TypeError: ``seconds`` is no number.
+    """
+
+    def __init__(self, seconds: float, result: Any) -> None:
+        super().__init__()
+        if not isinstance(seconds, (int, float)):
+            raise TypeError(f"the seconds of a timeout must be a number, not {type(seconds).__qualname__}")
+        self._timer = threading.Timer(seconds, self.settle, [result])
+        self._timer.name = "farm-timeout"
+        self._timer.daemon = True
+
+    def begin(self) -> None:
+        """Let the time run."""
+        self._timer.start()
+
+    def settle(self, result: Any) -> None:
+        """Come now, with that result, unless it has come already. The timer's thread ends."""
+        self._timer.cancel()
+        try:
+            self.set_result(result)
+        except InvalidStateError:
+            pass
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, not {type(value).__qualname__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+# -- under lfarm's names -----------------------------------------------------------------------------
+
+
+def make_channel(*, fixed_capacity: int | None = None) -> Channel:
+    """A channel of the current kernel. See `Channel`, also for what it raises."""
+    return Channel(fixed_capacity=fixed_capacity)
+
+
+# The methods themselves: one more call for each would be felt with small tasks.
+submit_task = Channel.submit
+receive_result = Channel.receive
+try_receive_result = Channel.try_receive
+do_fast_receives = Channel.receives
+
+
+def submit_timeout(channel: Channel, seconds: float, result: Any) -> Timeout:
+    """Have the channel receive that result in so many seconds. It occupies no worker.
+
+    .. deprecated:: 0.1
+        As in lfarm; use `try_receive_result` with a timeout.
+    """
+    warnings.warn(f"submit_timeout {_DEPRECATED}", DeprecationWarning, stacklevel=2)
+    return channel.submit_timeout(seconds, result)
+
+
+def cancel_timeout(timeout: Timeout, result: Any) -> None:
+    """Have the timeout's channel receive that result now, instead of its own later.
+
+    The first call counts; when the time is over, or after another call, it does nothing.
+
+    .. deprecated:: 0.1
+        As in lfarm; use `try_receive_result` with a timeout.
+    """
+    warnings.warn(f"cancel_timeout {_DEPRECATED}", DeprecationWarning, stacklevel=2)
+    timeout.settle(result)

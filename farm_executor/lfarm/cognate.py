@@ -1,0 +1,561 @@
+"""Parallel counterparts of what Python does with sequences: map, reduce, any, all, filter, sorted and their like.
+
+This module owns what a part of a sequence computes, on a worker, and how the answer is made of the parts' answers.
+It must not know how parts are made and run: that is `parts`'s.
+
+What holds for all of them: only a part's own elements travel with it. ``parts`` is how many parts to make, by
+default the kernel's number of workers. Sequences are anything that can be iterated over; what can be sliced (lists,
+tuples, ranges, strings, arrays) is, the rest is first made a list of. The answer is the one that the serial
+counterpart gives. The first part that fails, in time, decides: its error is raised, and the parts that have not
+begun are cancelled, as they are once the answer is known.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, MutableSequence
+from functools import partial, reduce
+from itertools import chain, compress
+from typing import Any, TypeVar
+
+from farm_executor.lfarm.parts import bounds, checked, columns, divide, first_found, run_all, sliceable
+from farm_executor.lfarm.tasks import sendable
+
+__all__ = [
+    "pcount",
+    "pcount_if",
+    "pevery",
+    "pfind",
+    "pfind_if",
+    "plet",
+    "pmap",
+    "pmap_into",
+    "pmap_reduce",
+    "pnotany",
+    "pnotevery",
+    "preduce",
+    "preduce_partial",
+    "premove",
+    "premove_if",
+    "psome",
+    "psort",
+]
+
+TaskLike = Callable[..., Any] | str
+"""What can be submitted: a function, a task, or the name of a function on the servers."""
+
+Target = TypeVar("Target", bound=MutableSequence[Any])
+
+_NOTHING: Any = object()
+
+# -- mapping -----------------------------------------------------------------------------------------
+
+
+def pmap(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None, size: int | None = None) -> list[Any]:
+    """As ``list(map(task, *sequences))``.
+
+    Args:
+        task: Called with one element of each sequence, until the shortest ends.
+        sequences: At least one.
+        parts: How many tasks to make of them.
+        size: The most elements to take of each.
+
+    Raises:
+        TaskExecutionError: The task failed for one of the elements.
+        TypeError: There is no sequence, or an argument is of a wrong kind.
+        ValueError: ``parts`` is less than 1, or ``size`` less than 0.
+        InvalidTaskError, NoKernelError: As for `future`.
+    """
+    call = sendable(task)
+    if not sequences:
+        raise TypeError("pmap needs at least one sequence")
+    return _mapped(partial(_map_part, call), *columns(sequences, checked("size", size, 0)), parts)
+
+
+def pmap_into(
+    target: Target,
+    task: TaskLike,
+    *sequences: Iterable[Any],
+    parts: int | None = None,
+    size: int | None = None,
+) -> Target:
+    """Put what ``map(task, *sequences)`` yields into a sequence that is there, from its beginning.
+
+    Args:
+        target: As much of it as there are results is replaced, the rest is left alone; all of it if a task fails.
+        task: Called with one element of each sequence, until the shortest or the target ends.
+        sequences: None of them: the task is called without arguments, for each place of the target.
+        parts: How many tasks to make of them.
+        size: The most places to fill.
+
+    Returns:
+        The target.
+
+    Raises:
+        TypeError: The target cannot be changed, or an argument is of a wrong kind.
+        TaskExecutionError, ValueError, InvalidTaskError, NoKernelError: As `pmap`.
+    """
+    call = sendable(task)
+    if not hasattr(target, "__setitem__") or not hasattr(target, "__len__"):
+        raise TypeError(f"pmap_into needs a sequence that can be changed, not a {type(target).__qualname__}")
+    size = checked("size", size, 0)
+    room = len(target) if size is None else min(size, len(target))
+    if sequences:
+        results = _mapped(partial(_map_part, call), *columns(sequences, room), parts)
+    else:
+        results = _mapped(partial(_repeat_part, call), [range(room)], room, parts)
+    for index, value in enumerate(results):
+        target[index] = value
+    return target
+
+
+def plet(body: Callable[..., Any], /, **bindings: Any) -> Any:
+    """Compute values in parallel, and then call a function with them.
+
+    ``plet(lambda x, y: x + y, x=lambda: f(3), y=lambda: g(4))`` is Lisp's ``(plet ((x (f 3)) (y (g 4))) (+ x y))``.
+
+    Args:
+        body: Called here, with the values by name.
+        bindings: For each name a function without arguments, which becomes a task, or a value that is no function.
+
+    Returns:
+        What the body returns.
+
+    Raises:
+        TaskExecutionError: One of the bindings failed; the body has not been called.
+        TypeError: The body cannot be called.
+        NoKernelError: There is no current kernel.
+        Exception: What the body raises.
+    """
+    if not callable(body):
+        raise TypeError(f"the body of plet must be a function, not a {type(body).__qualname__}")
+    calls = {name: sendable(value) for name, value in bindings.items() if callable(value)}
+    values = run_all(_call, [(call,) for call in calls.values()])
+    return body(**{**bindings, **dict(zip(calls, values, strict=True))})
+
+
+# -- reducing ----------------------------------------------------------------------------------------
+
+
+def preduce(
+    task: TaskLike,
+    sequence: Iterable[Any],
+    *,
+    initial_value: Any = _NOTHING,
+    key: TaskLike | None = None,
+    start: int = 0,
+    end: int | None = None,
+    from_end: bool = False,
+    parts: int | None = None,
+    recurse: bool = False,
+) -> Any:
+    """As `functools.reduce`, for a function that is associative: the parts are reduced first, then their results.
+
+    Args:
+        task: The function of two arguments.
+        sequence: What to reduce.
+        initial_value: Stands before the first element, or with ``from_end`` behind the last one. It is used once.
+        key: Called with each element to get what is reduced.
+        start: The first element's index.
+        end: The index behind the last element; None for the end.
+        from_end: Whether to reduce from the right: ``task(a, task(b, c))``.
+        parts: How many tasks to make of the elements.
+        recurse: Whether the parts' results are themselves reduced in parallel, while there are four or more. Else
+            one more task does it.
+
+    Returns:
+        The result. Of no elements, the initial value; without one, what the task returns without arguments.
+
+    Raises:
+        TaskExecutionError: The task or the key failed.
+        TypeError: An argument is of a wrong kind.
+        ValueError: ``parts`` is less than 1, or there is no such interval.
+        InvalidTaskError, NoKernelError: As for `future`.
+    """
+    call, key_call = sendable(task), _sendable_key(key)
+    elements = _interval(sequence, start, end)
+    if not len(elements):
+        bounds(0, parts)  # it checks them
+        return run_all(call, [()])[0] if initial_value is _NOTHING else initial_value
+    partials = _reduced(call, key_call, elements, initial_value, from_end, parts)
+    while recurse and len(partials) >= 4:
+        partials = _reduced(call, None, partials, _NOTHING, from_end, len(partials) // 2)
+    return partials[0] if len(partials) == 1 else _reduced(call, None, partials, _NOTHING, from_end, 1)[0]
+
+
+def preduce_partial(
+    task: TaskLike,
+    sequence: Iterable[Any],
+    *,
+    initial_value: Any = _NOTHING,
+    key: TaskLike | None = None,
+    start: int = 0,
+    end: int | None = None,
+    from_end: bool = False,
+    parts: int | None = None,
+) -> list[Any]:
+    """The first half of `preduce`: the result of each part, in the order of the parts.
+
+    Args:
+        task: The function of two arguments.
+        sequence: What to reduce.
+        initial_value: Goes into the first part, or with ``from_end`` into the last one.
+        key: Called with each element to get what is reduced.
+        start: The first element's index.
+        end: The index behind the last element; None for the end.
+        from_end: Whether to reduce each part from the right.
+        parts: How many tasks, and results.
+
+    Raises:
+        ValueError: There are no elements, or as `preduce`.
+        TaskExecutionError, TypeError, InvalidTaskError, NoKernelError: As `preduce`.
+    """
+    call, key_call = sendable(task), _sendable_key(key)
+    elements = _interval(sequence, start, end)
+    if not len(elements):
+        raise ValueError("preduce_partial needs at least one element")
+    return _reduced(call, key_call, elements, initial_value, from_end, parts)
+
+
+def pmap_reduce(
+    map_task: TaskLike,
+    reduce_task: TaskLike,
+    sequence: Iterable[Any],
+    *,
+    initial_value: Any = _NOTHING,
+    start: int = 0,
+    end: int | None = None,
+    from_end: bool = False,
+    parts: int | None = None,
+    recurse: bool = False,
+) -> Any:
+    """`preduce` of what the first task makes of each element: as ``reduce(reduce_task, map(map_task, sequence))``.
+
+    Args:
+        map_task: Called with each element.
+        reduce_task: The function of two arguments, which must be associative.
+        sequence: The elements.
+        initial_value: As in `preduce`; so are all the others.
+        start: The first element's index.
+        end: The index behind the last element.
+        from_end: Whether to reduce from the right.
+        parts: How many tasks to make of the elements.
+        recurse: Whether to reduce the parts' results in parallel.
+
+    Raises:
+        TaskExecutionError, TypeError, ValueError, InvalidTaskError, NoKernelError: As `preduce`.
+    """
+    return preduce(
+        reduce_task,
+        sequence,
+        initial_value=initial_value,
+        key=map_task,
+        start=start,
+        end=end,
+        from_end=from_end,
+        parts=parts,
+        recurse=recurse,
+    )
+
+
+# -- asking ------------------------------------------------------------------------------------------
+
+
+def pevery(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> bool:
+    """As ``all(map(task, *sequences))``.
+
+    Args:
+        task: Called with one element of each sequence, until the shortest ends. A part ends at its first false
+            value.
+        sequences: At least one.
+        parts: How many tasks to make of them.
+
+    Raises:
+        TaskExecutionError: The task failed before the answer was known.
+        TypeError, ValueError, InvalidTaskError, NoKernelError: As `pmap`.
+    """
+    return _first(_find_false, task, sequences, parts) is None
+
+
+def psome(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> Any:
+    """The first true value that ``map(task, *sequences)`` yields; None if there is none.
+
+    Args:
+        task: Called with one element of each sequence, until the shortest ends. A part ends at its first true
+            value.
+        sequences: At least one.
+        parts: How many tasks to make of them.
+
+    Raises:
+        TaskExecutionError: The task failed before the answer was known.
+        TypeError, ValueError, InvalidTaskError, NoKernelError: As `pmap`.
+    """
+    found = _first(_find_true, task, sequences, parts)
+    return None if found is None else found[1]
+
+
+def pnotany(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> bool:
+    """As ``not any(map(task, *sequences))``; see `psome`."""
+    return _first(_find_true, task, sequences, parts) is None
+
+
+def pnotevery(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> bool:
+    """As ``not all(map(task, *sequences))``; see `pevery`."""
+    return _first(_find_false, task, sequences, parts) is not None
+
+
+# -- searching ---------------------------------------------------------------------------------------
+
+
+def pfind_if(
+    predicate: TaskLike,
+    sequence: Iterable[Any],
+    *,
+    key: TaskLike | None = None,
+    start: int = 0,
+    end: int | None = None,
+    from_end: bool = False,
+    parts: int | None = None,
+) -> Any:
+    """The first element for which the predicate is true; None if there is none.
+
+    Args:
+        predicate: Called with elements; a part ends at the first that it finds.
+        sequence: The elements. What is returned is one of them, not a copy.
+        key: Called with each element to get what the predicate is given.
+        start: The first element's index.
+        end: The index behind the last element; None for the end.
+        from_end: Whether to find the last element instead.
+        parts: How many tasks to make of them.
+
+    Raises:
+        TaskExecutionError: The predicate or the key failed before the answer was known.
+        TypeError, ValueError, InvalidTaskError, NoKernelError: As `preduce`.
+    """
+    elements = _interval(sequence, start, end)
+    if from_end:
+        elements = elements[::-1]
+    found = _first(_find_true, _with_key(predicate, key), [elements], parts)
+    return None if found is None else elements[found[0]]
+
+
+def pfind(item: Any, sequence: Iterable[Any], **options: Any) -> Any:
+    """The first element that equals the item; None if there is none. The options are those of `pfind_if`."""
+    return pfind_if(partial(operator.eq, item), sequence, **options)
+
+
+def pcount_if(
+    predicate: TaskLike,
+    sequence: Iterable[Any],
+    *,
+    key: TaskLike | None = None,
+    start: int = 0,
+    end: int | None = None,
+    parts: int | None = None,
+) -> int:
+    """For how many elements the predicate is true.
+
+    Args:
+        predicate: Called with each element.
+        sequence: The elements.
+        key: Called with each element to get what the predicate is given.
+        start: The first element's index.
+        end: The index behind the last element; None for the end.
+        parts: How many tasks to make of them.
+
+    Raises:
+        TaskExecutionError, TypeError, ValueError, InvalidTaskError, NoKernelError: As `preduce`.
+    """
+    call = _with_key(predicate, key)
+    elements = _interval(sequence, start, end)
+    return sum(run_all(partial(_count_part, call), divide([elements], bounds(len(elements), parts))))
+
+
+def pcount(item: Any, sequence: Iterable[Any], **options: Any) -> int:
+    """How many elements equal the item. The options are those of `pcount_if`."""
+    return pcount_if(partial(operator.eq, item), sequence, **options)
+
+
+def premove_if(
+    predicate: TaskLike,
+    sequence: Iterable[Any],
+    *,
+    key: TaskLike | None = None,
+    start: int = 0,
+    end: int | None = None,
+    parts: int | None = None,
+) -> list[Any]:
+    """A list of the elements but those for which the predicate is true.
+
+    Args:
+        predicate: Called with each element.
+        sequence: The elements. Those in the list are the same, no copies.
+        key: Called with each element to get what the predicate is given.
+        start: The index of the first element that may be removed; those before it stay.
+        end: The index behind the last one that may be; None for the end.
+        parts: How many tasks to make of them.
+
+    Raises:
+        TaskExecutionError, TypeError, ValueError, InvalidTaskError, NoKernelError: As `preduce`.
+    """
+    call = _with_key(predicate, key)
+    whole = sliceable(sequence)
+    elements = _interval(whole, start, end)
+    kept = run_all(partial(_keep_part, call), divide([elements], bounds(len(elements), parts)))
+    behind = start + len(elements)
+    return [*whole[:start], *compress(elements, chain.from_iterable(kept)), *whole[behind:]]
+
+
+def premove(item: Any, sequence: Iterable[Any], **options: Any) -> list[Any]:
+    """A list of the elements but those that equal the item. The options are those of `premove_if`."""
+    return premove_if(partial(operator.eq, item), sequence, **options)
+
+
+# -- sorting -----------------------------------------------------------------------------------------
+
+
+def psort(
+    sequence: Iterable[Any], *, key: TaskLike | None = None, reverse: bool = False, parts: int | None = None
+) -> list[Any]:
+    """As `sorted`: a list of the elements in ascending order, those that compare equal in their own.
+
+    The parts are sorted by tasks and merged here: comparing costs less than sending everything once more.
+
+    Args:
+        sequence: The elements. Those in the list are the same, no copies.
+        key: Called once with each element, in the tasks, to get what is compared.
+        reverse: Whether to sort in descending order.
+        parts: How many tasks to make of them.
+
+    Raises:
+        TaskExecutionError: The key failed, or two elements could not be compared.
+        TypeError, ValueError, InvalidTaskError, NoKernelError: As `pmap`.
+    """
+    key_call = _sendable_key(key)
+    elements = sliceable(sequence)
+    cuts = bounds(len(elements), parts)
+    ranks: Any = elements if key is None else []
+    order: list[int] = []
+    for begin, (part_order, part_keys) in zip(
+        cuts, run_all(partial(_sort_part, key_call, reverse), divide([elements], cuts)), strict=False
+    ):
+        order.extend(begin + index for index in part_order)
+        if key is not None:
+            ranks.extend(part_keys)
+    order.sort(key=ranks.__getitem__, reverse=reverse)  # it finds the sorted runs, and merges them
+    return [elements[index] for index in order]
+
+
+# -- what parts compute, on a worker -----------------------------------------------------------------
+
+
+def _call(task: Callable[..., Any], *args: Any) -> Any:
+    return task(*args)
+
+
+def _map_part(task: Callable[..., Any], *columns: Any) -> list[Any]:
+    return list(map(task, *columns))
+
+
+def _repeat_part(task: Callable[[], Any], times: range) -> list[Any]:
+    return [task() for _ in times]
+
+
+def _reduce_part(
+    task: Callable[[Any, Any], Any],
+    key: Callable[[Any], Any] | None,
+    from_end: bool,
+    elements: Any,
+    initial: tuple[Any, ...],
+) -> Any:
+    values = elements if key is None else map(key, elements)
+    if from_end:
+        return reduce(lambda right, left: task(left, right), reversed(list(values)), *initial)
+    return reduce(task, values, *initial)
+
+
+def _find_true(task: Callable[..., Any], *columns: Any) -> tuple[int, Any] | None:
+    return next(((index, value) for index, value in enumerate(map(task, *columns)) if value), None)
+
+
+def _find_false(task: Callable[..., Any], *columns: Any) -> tuple[int, Any] | None:
+    return next(((index, value) for index, value in enumerate(map(task, *columns)) if not value), None)
+
+
+def _count_part(task: Callable[[Any], Any], elements: Any) -> int:
+    return sum(1 for value in map(task, elements) if value)
+
+
+def _keep_part(task: Callable[[Any], Any], elements: Any) -> bytes:
+    return bytes(not value for value in map(task, elements))
+
+
+def _sort_part(
+    key: Callable[[Any], Any] | None, reverse: bool, elements: Any
+) -> tuple[list[int], list[Any] | None]:
+    """The order of the elements, as their indexes, and their keys if these are not the elements."""
+    keys = elements if key is None else list(map(key, elements))
+    order = sorted(range(len(keys)), key=keys.__getitem__, reverse=reverse)
+    return order, None if key is None else keys
+
+
+def _of_key(task: Callable[[Any], Any], key: Callable[[Any], Any], value: Any) -> Any:
+    return task(key(value))
+
+
+# -- what several of them need -----------------------------------------------------------------------
+
+
+def _sendable_key(key: TaskLike | None) -> Callable[..., Any] | None:
+    return None if key is None else sendable(key)
+
+
+def _with_key(task: TaskLike, key: TaskLike | None) -> Callable[..., Any]:
+    return sendable(task) if key is None else partial(_of_key, sendable(task), sendable(key))
+
+
+def _interval(sequence: Iterable[Any], start: int, end: int | None) -> Any:
+    """The elements from ``start`` to before ``end``."""
+    elements = sliceable(sequence)
+    count = len(elements)
+    start, end = checked("start", start, 0) or 0, checked("end", end, 0)
+    if end is None:
+        end = count
+    if not start <= end <= count:
+        raise ValueError(f"there is no interval from {start} to {end} in a sequence of {count}")
+    return elements[start:end]
+
+
+def _mapped(function: Callable[..., Any], columns: list[Any], count: int, parts: int | None) -> list[Any]:
+    return list(chain.from_iterable(run_all(function, divide(columns, bounds(count, parts)))))
+
+
+def _reduced(
+    task: Callable[..., Any],
+    key: Callable[..., Any] | None,
+    elements: Any,
+    initial_value: Any,
+    from_end: bool,
+    parts: int | None,
+) -> list[Any]:
+    calls: list[tuple[Any, ...]] = [(part, ()) for (part,) in divide([elements], bounds(len(elements), parts))]
+    if initial_value is not _NOTHING:
+        at = -1 if from_end else 0
+        calls[at] = calls[at][0], (initial_value,)
+    return run_all(partial(_reduce_part, task, key, from_end), calls)
+
+
+def _first(
+    find: Callable[..., Any], task: TaskLike, sequences: Iterable[Iterable[Any]], parts: int | None
+) -> tuple[int, Any] | None:
+    """The first value that a search finds, with its index in the sequences."""
+    call = sendable(task)
+    if not sequences:
+        raise TypeError("at least one sequence is needed")
+    all_columns, count = columns(sequences, None)
+    cuts = bounds(count, parts)
+    found = first_found(partial(find, call), divide(all_columns, cuts))
+    if found is None:
+        return None
+    part, (index, value) = found
+    return cuts[part] + index, value

@@ -1,0 +1,162 @@
+"""Work on sequences, divided into parts that are tasks of the current kernel.
+
+This module owns how sequences are cut, how the parts are run, and when those that have not begun are cancelled. It
+must not know what a part computes.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from itertools import islice, pairwise
+from queue import SimpleQueue
+from typing import Any
+
+from farm_executor.lfarm.kernel import Kernel, check_kernel
+
+__all__ = ["bounds", "checked", "columns", "divide", "first_found", "run_all", "sliceable"]
+
+
+# -- cutting -----------------------------------------------------------------------------------------
+
+
+def checked(name: str, value: int | None, least: int) -> int | None:
+    """An argument that is a number, or None.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is too small.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(value).__qualname__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+    return operator.index(value)
+
+
+def sliceable(sequence: Iterable[Any]) -> Any:
+    """The same elements, in something that slices, and whose slices can be pickled."""
+    numpy = sys.modules.get("numpy")
+    if isinstance(sequence, (list, tuple, range, str, bytes, bytearray, array)):
+        return sequence
+    if numpy is not None and isinstance(sequence, numpy.ndarray) and sequence.ndim:
+        return sequence
+    return list(sequence)
+
+
+def columns(sequences: Iterable[Iterable[Any]], size: int | None) -> tuple[list[Any], int]:
+    """Sequences that slice, and how many elements all of them have; some may have more.
+
+    Args:
+        sequences: At least one; all may be endless but one, or all with a ``size``.
+        size: The most elements to take.
+    """
+    ready = [sliceable(s) if hasattr(s, "__len__") else None for s in sequences]
+    limit = min((len(column) for column in ready if column is not None), default=size)
+    if size is not None and limit is not None:
+        limit = min(limit, size)
+    endless = [s for s, column in zip(sequences, ready, strict=True) if column is None]
+    if endless:
+        rows = list(islice(zip(*endless, strict=False), limit))
+        limit = len(rows)
+        read = iter(list(zip(*rows, strict=True)) or [()] * len(endless))
+        ready = [next(read) if column is None else column for column in ready]
+    assert limit is not None  # there was a sequence
+    return ready, limit
+
+
+def bounds(count: int, parts: int | None) -> list[int]:
+    """Where the parts of that many elements begin, and behind it where the last one ends.
+
+    Args:
+        count: The number of elements.
+        parts: How many parts, of equal sizes but for one element; None for one for each worker of the kernel. There
+            are never more parts than elements.
+
+    Raises:
+        TypeError, ValueError: ``parts`` is no integer, or less than 1.
+        NoKernelError: There is no current kernel.
+    """
+    number = min(checked("parts", parts, 1) or check_kernel().worker_count, count)
+    return [count * part // number for part in range(number + 1)] if number else [0]
+
+
+def divide(columns: Iterable[Any], bounds: Iterable[int]) -> Iterator[tuple[Any, ...]]:
+    """For each part its slice of each column."""
+    columns = list(columns)
+    for begin, end in pairwise(bounds):
+        yield tuple(column[begin:end] for column in columns)
+
+
+# -- running -----------------------------------------------------------------------------------------
+
+
+def run_all(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Call the function once for each tuple of arguments, each a task, and return the values in order.
+
+    Raises:
+        TaskExecutionError, TaskKilledError: One of them failed. It is the first that did, in time; those that have
+            not begun are cancelled.
+        NoKernelError: There is no current kernel.
+    """
+    kernel = check_kernel()
+    with _submitted(kernel, function, calls) as (futures, ended):
+        for _ in futures:
+            _value(kernel, futures[ended.get()])
+        return [future.result() for future in futures]
+
+
+def first_found(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> tuple[int, Any] | None:
+    """As `run_all`, but look for the first value, in order, that is not None.
+
+    What comes behind a value that was found is cancelled, and no matter if it fails.
+
+    Returns:
+        Its index and itself; None if there is none.
+    """
+    kernel = check_kernel()
+    values: dict[int, Any] = {}
+    with _submitted(kernel, function, calls) as (futures, ended):
+        without, found = 0, len(futures)  # how many of the first have found nothing; which one has found something
+        while without < found:
+            index = ended.get()
+            if index > found:
+                continue
+            values[index] = _value(kernel, futures[index])
+            if values[index] is not None:
+                found = index
+                for future in futures[index + 1 :]:
+                    future.cancel()
+            while values.get(without, futures) is None:
+                without += 1
+        return (found, values[found]) if found < len(futures) else None
+
+
+@contextmanager
+def _submitted(
+    kernel: Kernel, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
+) -> Iterator[tuple[list[Future[Any]], SimpleQueue[int]]]:
+    """The futures of the calls, and a queue of the indexes of those that have ended; cancelled when this ends."""
+    futures: list[Future[Any]] = []
+    ended: SimpleQueue[int] = SimpleQueue()
+    try:
+        for index, arguments in enumerate(calls):
+            futures.append(kernel.submit(function, *arguments))
+            futures[index].add_done_callback(lambda _, index=index: ended.put(index))  # type: ignore[misc]
+        yield futures, ended
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _value(kernel: Kernel, future: Future[Any]) -> Any:
+    error = future.exception()
+    if error is not None:
+        raise kernel.translated(error)
+    return future.result()

@@ -1,0 +1,158 @@
+"""How a call gets to an executor: to a farm with category and priority, to any other as the function that it is.
+
+This module owns what is done to a task before the executor's own `submit`. It must not know kernels or channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from concurrent.futures import Executor, Future
+from functools import partial
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from farm_executor import payload
+from farm_executor.client.executor import FarmExecutor, OptionsView
+from farm_executor.client.functions import Function
+from farm_executor.client.options import TaskOptions
+from farm_executor.lfarm.tasks import Task, call_pickled, run_task, sendable, travelling_by_value
+
+if TYPE_CHECKING:
+    from farm_executor.client.engine import Engine
+
+__all__ = ["Options", "Submission", "ToAny", "ToFarm"]
+
+Options = tuple[Hashable, str]
+"""A task's category and priority."""
+
+Call = Callable[..., Any] | str
+MAX_OPTIONS = 256
+
+
+class Submission(Protocol):
+    """What a kernel has its executor do."""
+
+    def submit(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Future[Any]:
+        """Submit a call.
+
+        Raises:
+            InvalidTaskError: The task is none.
+            RuntimeError: The executor has been shut down.
+        """
+
+    def lead_until(self, done: Callable[[], bool]) -> None:
+        """This thread is going to wait until that is so, and may do the executor's work meanwhile."""
+
+    def nudge(self) -> None:
+        """Something may have become so by other means than the executor's work."""
+
+    def prepare(
+        self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> Callable[[], Future[Any]]:
+        """Make a call as it is now ready to be submitted later.
+
+        Returns:
+            What submits it.
+
+        Raises:
+            InvalidTaskError: The task is none.
+        """
+
+
+class ToAny:
+    """To an executor of any kind, which knows neither categories nor priorities."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def submit(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Future[Any]:
+        """See `Submission`."""
+        return self._executor.submit(run_task, sendable(task), *args, **kwargs)
+
+    def lead_until(self, done: Callable[[], bool]) -> None:
+        """See `Submission`: nothing is to be done for this executor."""
+
+    def nudge(self) -> None:
+        """See `Submission`: and nobody does anything."""
+
+    def prepare(
+        self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> Callable[[], Future[Any]]:
+        """See `Submission`. The objects themselves wait: this executor may not be one that pickles them."""
+        return partial(self._executor.submit, run_task, sendable(task), *args, **kwargs)
+
+
+class ToFarm:
+    """To a farm.
+
+    Args:
+        executor: The farm, or a view of it, whose options hold where a task's own do not.
+        label: Gives what the farm shall know as a task's category.
+    """
+
+    def __init__(self, executor: FarmExecutor | OptionsView, label: Callable[[Hashable], Hashable]) -> None:
+        self.farm = executor._farm if isinstance(executor, OptionsView) else executor
+        self._executor = executor
+        self._label = label
+        self._options: dict[Options, TaskOptions] = {}
+
+    def submit(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Future[Any]:
+        """See `Submission`. A call that cannot be pickled is a future that says so, as the farm's own."""
+        engine = self.farm._engine or self.farm._start_engine()
+        sent: Callable[..., Any] | Function
+        if type(task) is FunctionType:
+            sent = task
+        elif isinstance(task, Task):
+            try:
+                sent = _prepared(engine, task.function)
+            except Exception as error:
+                return _failed(error)
+        else:
+            sent = sendable(task)
+        return engine.submit(sent, args, kwargs, self._options.get(options) or self._make_options(options))
+
+    def prepare(
+        self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> Callable[[], Future[Any]]:
+        """See `Submission`. It is pickled now."""
+        function = sendable(task)
+        engine = self.farm._start_engine()
+        try:
+            sent = _prepared(engine, partial(call_pickled, function))
+            data = bytes(payload.dumps((args, kwargs), out_of_band=False)[0])
+        except Exception as error:
+            return partial(_failed, error)
+        return partial(engine.submit, sent, (data,), {}, self._make_options(options))
+
+    def lead_until(self, done: Callable[[], bool]) -> None:
+        """See `Submission`."""
+        if self.farm._engine is not None:
+            self.farm._engine.lead_until(done)
+
+    def nudge(self) -> None:
+        """See `Submission`."""
+        if self.farm._engine is not None:
+            self.farm._engine.nudge()
+
+    def view(self, options: Options) -> OptionsView:
+        """The farm's executor for tasks with these options."""
+        category, priority = options
+        return self._executor.with_options(category=self._label(category), priority=priority)
+
+    def _make_options(self, options: Options) -> TaskOptions:
+        if len(self._options) >= MAX_OPTIONS:  # as when each job is a category of its own
+            self._options.clear()
+        made = self._options[options] = self.view(options)._options
+        return made
+
+
+def _prepared(engine: Engine, function: Callable[..., Any]) -> Function:
+    with travelling_by_value():
+        return engine.prepare(function)
+
+
+def _failed(error: Exception) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    future.set_exception(error)
+    return future

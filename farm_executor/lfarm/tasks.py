@@ -1,0 +1,257 @@
+"""What can be submitted as a task, how it travels, and what its failure is to the caller.
+
+A task is a function or another callable, a `deftask`, or the name of a function that exists on the servers,
+``"package.module:function"``. Functions travel as the executor sends them. A `deftask` travels by value, together
+with what it uses of any module that defines one, so that the servers need not have these modules.
+
+This module must not know kernels or channels: it neither submits nor waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import re
+import reprlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError
+from contextvars import ContextVar
+from typing import Any, Generic, NoReturn, TypeVar, overload
+
+from farm_executor import payload
+from farm_executor.errors import FarmError, InvalidTaskError, TaskExecutionError
+from farm_executor.failure import describe
+
+__all__ = [
+    "Task",
+    "call_named",
+    "call_pickled",
+    "deftask",
+    "raise_for_caller",
+    "run_task",
+    "sendable",
+    "translated",
+    "travelling_by_value",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# -- deftask -----------------------------------------------------------------------------------------
+
+
+class Task(Generic[F]):
+    """A function recorded by `deftask`; called, it is that function.
+
+    Args:
+        function: What a worker calls.
+        local: Whether it can be called here, too.
+    """
+
+    def __init__(self, function: F, *, local: bool = True) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self._local = local
+        module = getattr(function, "__module__", None)
+        if isinstance(module, str) and module != "__main__":  # that travels by value anyway
+            _modules.add(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function here."""
+        if not self._local and not _in_task.get():
+            raise TypeError(
+                f"{self!r} was recorded with @deftask(local=False), so it is not defined here: "
+                "submit it to a kernel, as in submit_task(channel, task, ...)"
+            )
+        return self.function(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        # Fetched from an object, a function is bound to it.
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<deftask {self.function.__module__}:{self.function.__qualname__}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To a worker it is the function, whatever it was here.
+        if getattr(_travelling, "active", False):
+            return _itself, (self.function,)
+        with travelling_by_value():
+            data = bytes(payload.dumps(self.function, out_of_band=False)[0])
+        return _rebuilt, (data,)
+
+
+@overload
+def deftask(function: F, /) -> Task[F]: ...
+@overload
+def deftask(*, local: bool = True) -> Callable[[F], Task[F]]: ...
+def deftask(function: Any = None, /, *, local: bool = True) -> Any:
+    """Record a function as a task that needs not exist on the servers; a decorator.
+
+    At each submit it is sent as it then is, with the values that it captures, with the plain functions, classes and
+    globals that it uses of its own module, and with the other deftasks that it calls, of whatever module.
+    On an executor that is no farm it is called as it is.
+
+    Args:
+        function: The function, as in ``@deftask``.
+        local: Whether it can be called here, too. ``@deftask(local=False)`` is lfarm's ``deftask*``: the name
+            stands for the task alone, and calling it is an error everywhere but in a task.
+
+    Returns:
+        A `Task`.
+
+    Raises:
+        TypeError: What is decorated is no function.
+    """
+
+    def record(function: Any) -> Task[Any]:
+        if not callable(function) or isinstance(function, (type, Task)):
+            raise TypeError(f"deftask records functions, not {reprlib.repr(function)}")
+        return Task(function, local=local)
+
+    return record if function is None else record(function)
+
+
+_modules: set[str] = set()  # those that define deftasks
+_in_task: ContextVar[bool] = ContextVar("_in_task", default=False)
+_travelling = threading.local()
+_registering = threading.RLock()
+
+
+@contextlib.contextmanager
+def travelling_by_value() -> Iterator[None]:
+    """While this lasts, what this thread pickles brings along what it uses of modules that define deftasks.
+
+    It holds a lock: pickle within, and do nothing else.
+    """
+    import cloudpickle  # late: it is as large as all the rest
+
+    with _registering:
+        outer = getattr(_travelling, "active", False)
+        registered = cloudpickle.list_registry_pickle_by_value()
+        modules = [sys.modules[name] for name in _modules - registered if name in sys.modules]
+        for module in modules:
+            cloudpickle.register_pickle_by_value(module)
+        _travelling.active = True
+        try:
+            yield
+        finally:
+            _travelling.active = outer
+            for module in modules:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def _itself(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+def _rebuilt(data: bytes) -> Any:
+    return payload.loads([data])
+
+
+# -- what a task is ----------------------------------------------------------------------------------
+
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def sendable(task: Any) -> Callable[..., Any]:
+    """A callable that does the same in any process: something that may stand in another function's arguments.
+
+    Args:
+        task: Whatever can be submitted.
+
+    Raises:
+        InvalidTaskError: It is none of those.
+    """
+    if isinstance(task, Task):
+        return functools.partial(run_task, task)
+    if isinstance(task, str):
+        if not _NAME.fullmatch(task):
+            raise InvalidTaskError(
+                f"the name of a task must look like 'package.module:function' or 'package.module:Class.method', "
+                f"not {task!r}"
+            )
+        return functools.partial(call_named, task)
+    if callable(task):
+        return task  # type: ignore[no-any-return]
+    raise InvalidTaskError(
+        f"{reprlib.repr(task)}, of type {type(task).__qualname__}, cannot be submitted as a task: that takes "
+        "a function or another callable, a deftask, or the name of a function on the servers, such as "
+        "'package.module:function'"
+    )
+
+
+def run_task(task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a task where tasks run, so that one which is not defined here can be called, too."""
+    function = task.function if isinstance(task, Task) else task
+    token = _in_task.set(True)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _in_task.reset(token)
+
+
+def call_pickled(function: Callable[..., Any], data: bytes, /) -> Any:
+    """Call a function with arguments that were pickled before their time."""
+    args, kwargs = payload.loads([data])
+    return function(*args, **kwargs)
+
+
+def call_named(name: str, /, *args: Any, **kwargs: Any) -> Any:
+    """Call the function of that name in this process.
+
+    Raises:
+        ImportError, AttributeError: There is none.
+        Exception: What it raises.
+    """
+    module, _, path = name.partition(":")
+    function: Any = importlib.import_module(module)
+    for part in path.split("."):
+        function = getattr(function, part)
+    return function(*args, **kwargs)
+
+
+# -- what its failure is -----------------------------------------------------------------------------
+
+
+def translated(error: BaseException, *, on_farm: bool) -> BaseException:
+    """An error of a task's future, in lfarm's way.
+
+    Args:
+        error: What the future raises.
+        on_farm: Whether the future is a `FarmExecutor`'s, which tells what failed on a worker from what failed
+            here.
+
+    Returns:
+        For a failure in the task, a new `TaskExecutionError` with the task's exception as its ``__cause__``.
+        Anything else as it is: `TaskKilledError` and every other `FarmError`, cancellation, a broken executor, and
+        on a farm what failed here, as when the call could not be pickled.
+    """
+    details: dict[str, Any] = {}
+    if not on_farm:
+        if isinstance(error, (FarmError, CancelledError, BrokenExecutor)):
+            return error
+    else:
+        remote = _first_cause(error)
+        if isinstance(error, TaskExecutionError) or not isinstance(remote, TaskExecutionError):
+            return error
+        details = {name: getattr(remote, name) for name in ("remote_traceback", "server", "pid", "attempt")}
+    type_name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    failure = TaskExecutionError(f"the task raised {describe(error)}", type_name=type_name, **details)
+    failure.__cause__ = error
+    return failure
+
+
+def raise_for_caller(error: BaseException, *, on_farm: bool) -> NoReturn:
+    """Raise what `translated` makes of an error."""
+    raise translated(error, on_farm=on_farm)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    seen = {id(error)}
+    while error.__cause__ is not None and id(error.__cause__) not in seen:
+        error = error.__cause__
+        seen.add(id(error))
+    return error
