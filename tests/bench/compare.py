@@ -172,6 +172,33 @@ class Bench:
         yield Row(
             "round trip beside a busy thread, us", 0.5, each(lambda e: workloads.beside_a_busy_thread(e, n(150)))
         )
+        for name, farm in self.farms.items():
+            yield Row(
+                f"20,000 no-ops by a channel, {name}, us a task",
+                1.15,
+                lambda name=name, farm=farm: {
+                    "submit and result": workloads.flood(farm, n(20_000))[1],
+                    name: workloads.by_channel(farm, n(20_000)),
+                },
+                base="submit and result",
+            )
+            yield Row(
+                f"pmap of 1,000,000 integers, {name}, ms",
+                1.0,
+                lambda name=name, farm=farm: {
+                    "the farm's best map": workloads.negated_by_map(farm, n(1_000_000)),
+                    name: workloads.negated_by_pmap(farm, n(1_000_000)),
+                },
+                base="the farm's best map",
+                scale=1e3,
+            )
+        yield Row(
+            "kill_tasks, until the slot serves again, ms",
+            1.0,
+            lambda: {"300 ms": 0.3} | {name: workloads.kill_and_serve(farm) for name, farm in self.farms.items()},
+            base="300 ms",
+            scale=1e3,
+        )
         yield Row("the scheduler with 10,000 lanes, us a task", 1.5, self._scale, base="with 10 lanes")
 
     def long_rows(self) -> Iterator[Row]:

@@ -10,9 +10,12 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
+from operator import neg
 from typing import Any
 
 import numpy as np
+
+from farm_executor import TaskKilledError, lfarm
 
 
 def identity(value: Any = None) -> Any:
@@ -195,6 +198,50 @@ def beside_a_busy_thread(executor: Executor, calls: int) -> float:
     finally:
         over = True
         spinner.join()
+
+
+def by_channel(farm: Executor, calls: int) -> float:
+    """Seconds per task of submitting many to a channel and then receiving the results."""
+    with lfarm.use_kernel(lfarm.make_kernel(farm)), lfarm.make_channel() as channel:
+        started = time.perf_counter()
+        for number in range(calls):
+            lfarm.submit_task(channel, identity, number)
+        received = [lfarm.receive_result(channel) for _ in range(calls)]
+        elapsed = time.perf_counter() - started
+    assert sorted(received) == list(range(calls))
+    return elapsed / calls
+
+
+def negated_by_map(farm: Executor, items: int) -> float:
+    """Seconds of `map` over integers, with the best of some chunk sizes."""
+    numbers, elapsed = list(range(items)), []
+    for chunksize in (1, 1000, 4000):
+        started = time.perf_counter()
+        assert list(farm.map(neg, numbers, chunksize=chunksize))[-1] == 1 - items
+        elapsed.append(time.perf_counter() - started)
+    return min(elapsed)
+
+
+def negated_by_pmap(farm: Executor, items: int) -> float:
+    """Seconds of `lfarm.pmap` over integers."""
+    numbers = list(range(items))
+    with lfarm.use_kernel(lfarm.make_kernel(farm)):
+        started = time.perf_counter()
+        assert lfarm.pmap(neg, numbers)[-1] == 1 - items
+        return time.perf_counter() - started
+
+
+def kill_and_serve(farm: Any) -> float:
+    """Seconds of killing a task in C on each worker, until all workers have run another task."""
+    futures = [farm.with_options(category="victims").submit(sum, range(10**12)) for _ in range(2)]
+    while farm.kill_tasks("victims", dry_run=True) < 2:
+        time.sleep(0.001)
+    started = time.perf_counter()
+    assert farm.kill_tasks("victims") == 2
+    farm.broadcast(identity, 1)
+    elapsed = time.perf_counter() - started
+    assert all(isinstance(future.exception(), TaskKilledError) for future in futures)
+    return elapsed
 
 
 def start_up(program: str) -> float:
