@@ -270,12 +270,12 @@ class Engine:
             self._settler.refuse(task, self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
 
     def broadcast(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], options: TaskOptions, *, persistent: bool
+        self, fn: Callable[..., Any] | Function, args: tuple[Any, ...], options: TaskOptions, *, persistent: bool
     ) -> Broadcast:
         """Send a call to every worker of every server, also of those that have yet to answer.
 
         Args:
-            fn: The function.
+            fn: The function, or what `prepare` made of it.
             args: Its arguments.
             options: The calls'.
             persistent: Whether workers that come later make it, too, before any other task. If one fails to, the
@@ -290,9 +290,8 @@ class Engine:
         if self._reactor.is_own_thread():
             raise RuntimeError("a callback must not wait for every worker, as it keeps them from being heard")
         arguments = payload.dumps((args, {}))
-        broadcast = Broadcast(
-            self._functions.find(fn), arguments, options, {link: Future() for link in self._links}
-        )
+        function = fn if isinstance(fn, Function) else self._functions.find(fn)
+        broadcast = Broadcast(function, arguments, options, {link: Future() for link in self._links})
         if persistent:
             self._persistent.append(broadcast)
         for link, answered in self.answered.items():

@@ -22,7 +22,7 @@ from farm_executor.address import AddressLike, parse_addresses
 from farm_executor.client.executor import FarmExecutor, OptionsView
 from farm_executor.errors import KernelCreationError, NoKernelError
 from farm_executor.lfarm.submission import Options, Submission, ToAny, ToFarm
-from farm_executor.lfarm.tasks import sendable, translated
+from farm_executor.lfarm.tasks import translated
 
 __all__ = [
     "Kernel",
@@ -184,8 +184,8 @@ class Kernel:
         """See `broadcast_task`."""
         if self.ended:
             raise RuntimeError(self._ended_text())
-        view = self._needed_farm("broadcasting").view(_options.get())
-        return view.broadcast(sendable(task), *args, persistent=persistent, timeout=timeout)
+        farm = self._needed_farm("broadcasting")
+        return farm.broadcast(task, args, _options.get(), persistent=persistent, timeout=timeout)
 
     def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
         """See `kill_tasks`."""

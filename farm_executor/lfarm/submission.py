@@ -134,6 +134,15 @@ class ToFarm:
         if self.farm._engine is not None:
             self.farm._engine.nudge()
 
+    def broadcast(
+        self, task: Call, args: tuple[Any, ...], options: Options, *, persistent: bool, timeout: float | None
+    ) -> list[Any]:
+        """Run a task on every worker; see `FarmExecutor.broadcast`."""
+        sent: Any = sendable(task)
+        if isinstance(task, Task):
+            sent = _prepared(self.farm._start_engine(), task.function)
+        return self.farm._broadcast(self._make_options(options), sent, args, persistent, timeout)
+
     def view(self, options: Options) -> OptionsView:
         """The farm's executor for tasks with these options."""
         category, priority = options

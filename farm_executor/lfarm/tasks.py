@@ -76,7 +76,7 @@ class Task(Generic[F]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To a worker it is the function, whatever it was here.
-        if getattr(_travelling, "active", False):
+        if getattr(_travelling, "active", False) or self.function.__module__ == "__main__":
             return _itself, (self.function,)
         with travelling_by_value():
             data = bytes(payload.dumps(self.function, out_of_band=False)[0])

@@ -3,6 +3,8 @@
 import functools
 import math
 import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import BrokenExecutor, CancelledError
 
@@ -275,3 +277,42 @@ def test_a_chain_of_causes_that_is_a_ring_is_no_obstacle():
     one.__cause__, two.__cause__ = two, one
 
     assert translated(one, on_farm=True) is one
+
+
+# -- globals ---------------------------------------------------------------------------------------------------
+
+GLOBALS = """
+from farm_executor import FarmExecutor, lfarm
+from farm_executor.lfarm import deftask
+
+model = None
+
+@deftask
+def load(value):
+    global model
+    model = value
+
+@deftask
+def use(x):
+    return model, x
+
+def plain(x):
+    return model, x
+
+with FarmExecutor(1) as farm, lfarm.use_kernel(lfarm.make_kernel(farm)):
+    lfarm.broadcast_task(load, 5)
+    channel = lfarm.make_channel()
+    for task in (use, plain, lambda x: use(x)):
+        lfarm.submit_task(channel, task, 1)
+        print(lfarm.receive_result(channel))
+    farm.broadcast(load, 7)
+    print(farm.submit(plain, 2).result(), lfarm.pmap(use, [3]), lfarm.force(lfarm.future(use, 4)), model)
+"""
+
+
+def test_what_a_task_sets_on_every_worker_is_what_others_see(tmp_path):
+    """All tasks and functions of a program share its globals there, as they do here."""
+    script = tmp_path / "program.py"
+    script.write_text(GLOBALS)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["(5, 1)"] * 3 + ["(7, 2) [(7, 3)] (7, 4) None"]
