@@ -109,3 +109,35 @@ def after_unless(seconds, number, bad):
 def append_one(items):
     items.append(1)
     return items
+
+
+def mark(value):
+    import builtins
+
+    builtins.mark_of_a_broadcast = value
+    return os.getpid()
+
+
+def look():
+    import builtins
+
+    return getattr(builtins, "mark_of_a_broadcast", None)
+
+
+def die_once(path):
+    if not os.path.exists(path):
+        append(path, "dead")
+        os._exit(3)
+    return os.getpid()
+
+
+def fail_on(pid):
+    if os.getpid() == pid:
+        raise ZeroDivisionError("on this one alone")
+    return "fine"
+
+
+def sign_and_compute(path):
+    """In C, holding the interpreter's lock."""
+    append(path, str(os.getpid()))
+    return sum(range(10**14))

@@ -44,41 +44,15 @@ def closed_address():
         return f"127.0.0.1:{sock.getsockname()[1]}"
 
 
-def mark(value):
-    import builtins
-
-    builtins.mark_of_a_broadcast = value
-    return os.getpid()
-
-
-def look():
-    import builtins
-
-    return getattr(builtins, "mark_of_a_broadcast", None)
-
-
-def die_once(path):
-    if not os.path.exists(path):
-        tasks.append(path, "dead")
-        os._exit(3)
-    return os.getpid()
-
-
-def fail_on(pid):
-    if os.getpid() == pid:
-        raise ZeroDivisionError("on this one alone")
-    return "fine"
-
-
 def test_every_worker_makes_the_call_and_the_results_come_in_a_fixed_order(farm):
-    pids = farm.broadcast(mark, 7)
+    pids = farm.broadcast(tasks.mark, 7)
     assert len(set(pids)) == 2
     for _ in range(5):
         assert farm.broadcast(os.getpid) == pids
     servers = farm.statistics().servers
     by_slot = [sorted((worker.slot, worker.pid) for worker in server.workers) for server in servers]
     assert pids == [pid for server in by_slot for _, pid in server]
-    assert {future.result() for future in [farm.submit(look) for _ in range(20)]} == {7}
+    assert {future.result() for future in [farm.submit(tasks.look) for _ in range(20)]} == {7}
 
 
 def test_it_goes_before_what_is_queued_and_after_what_runs(farm):
@@ -86,11 +60,11 @@ def test_it_goes_before_what_is_queued_and_after_what_runs(farm):
         farm.connect(DEADLINE)
         running = [farm.submit(pass_gate, gate.address) for _ in range(2)]
         gate.wait_for_arrivals(2)
-        queued = [farm.submit(look) for _ in range(6)]
+        queued = [farm.submit(tasks.look) for _ in range(6)]
         done = threading.Event()
 
         def cast():
-            farm.broadcast(mark, "before")
+            farm.broadcast(tasks.mark, "before")
             done.set()
 
         thread = threading.Thread(target=cast)
@@ -109,14 +83,14 @@ def test_every_outcome_is_told_when_one_fails(farm):
     with pytest.raises(
         BroadcastError, match=r"1 of 2 calls failed; .*ZeroDivisionError: on this one alone"
     ) as caught:
-        farm.broadcast(fail_on, bad)
+        farm.broadcast(tasks.fail_on, bad)
     first, second = caught.value.outcomes
     assert type(first.error) is ZeroDivisionError
     assert isinstance(first.error.__cause__, TaskExecutionError)
     assert (first.value, second.value, second.error) == (None, "fine", None)
     assert caught.value.__cause__ is first.error
     assert f"pid {bad}" in str(first.error.__cause__)
-    assert farm.broadcast(fail_on, 0) == ["fine", "fine"], "and it goes on"
+    assert farm.broadcast(tasks.fail_on, 0) == ["fine", "fine"], "and it goes on"
     assert good in farm.broadcast(os.getpid)
 
 
@@ -143,7 +117,7 @@ def test_many_at_once_do_not_wait_for_each_other(farm):
 
 def test_a_worker_that_dies_of_it_is_followed_by_one_that_makes_the_call(farm, tmp_path):
     pids = farm.broadcast(os.getpid)
-    after = farm.broadcast(die_once, str(tmp_path / "dead"))
+    after = farm.broadcast(tasks.die_once, str(tmp_path / "dead"))
     assert len(after) == 2
     assert len(set(pids) & set(after)) <= 1, "at least one is new"
 
@@ -156,17 +130,17 @@ def test_a_worker_that_always_dies_of_it_is_an_outcome(farm):
 
 
 def test_only_a_persistent_one_reaches_workers_that_come_later(farm):
-    farm.broadcast(mark, "early")
+    farm.broadcast(tasks.mark, "early")
     os.kill(farm.broadcast(os.getpid)[0], signal.SIGKILL)
-    assert farm.broadcast(look) == [None, "early"]
+    assert farm.broadcast(tasks.look) == [None, "early"]
 
-    farm.broadcast(mark, "for ever", persistent=True)
+    farm.broadcast(tasks.mark, "for ever", persistent=True)
     for _ in range(2):
         for future in [farm.with_options(max_attempts=1).submit(os._exit, 3) for _ in range(2)]:
             with pytest.raises(WorkerLostError):
                 future.result(DEADLINE)
-        assert {farm.submit(look).result(DEADLINE) for _ in range(10)} == {"for ever"}
-    assert farm.broadcast(look) == ["for ever", "for ever"]
+        assert {farm.submit(tasks.look).result(DEADLINE) for _ in range(10)} == {"for ever"}
+    assert farm.broadcast(tasks.look) == ["for ever", "for ever"]
 
 
 def test_persistent_ones_are_made_once_by_each_worker_in_their_order(no_leaks, tmp_path):
@@ -232,9 +206,9 @@ def test_a_server_that_comes_after_the_time_is_not_told_any_more(no_leaks, caplo
     host, _, port = address.rpartition(":")
     with FarmExecutor([address]) as farm:
         with pytest.raises(BroadcastError):
-            farm.broadcast(mark, 1, timeout=0.3)
+            farm.broadcast(tasks.mark, 1, timeout=0.3)
         with start_server(host, int(port), background=True, workers=1):
-            assert farm.submit(look).result(DEADLINE) is None
+            assert farm.submit(tasks.look).result(DEADLINE) is None
     assert not [record for record in caplog.records if record.exc_info]
 
 

@@ -41,16 +41,10 @@ def categories(farm):
     return [worker.category for server in farm.statistics().servers for worker in server.workers]
 
 
-def sign_and_compute(path):
-    """In C, holding the interpreter's lock."""
-    tasks.append(path, str(os.getpid()))
-    return sum(range(10**14))
-
-
 def test_what_runs_is_killed_wherever_it_is_and_the_farm_goes_on(farm, tmp_path):
     path = tmp_path / "begun"
     view = farm.with_options(category="heavy")
-    futures = [view.submit(sign_and_compute, str(path)) for _ in range(2)]
+    futures = [view.submit(tasks.sign_and_compute, str(path)) for _ in range(2)]
     until(lambda: path.exists() and len(path.read_text().split()) == 2)
 
     assert sorted(categories(farm)) == ["heavy", "heavy"]
@@ -85,7 +79,7 @@ def test_neither_other_categories_nor_what_is_queued_are_touched(farm):
 def test_a_task_is_not_run_again_after_its_kill_however_many_attempts_it_has(farm, tmp_path):
     path = tmp_path / "begun"
     view = farm.with_options(category=("any", "hashable"), max_attempts=5)
-    future = view.submit(sign_and_compute, str(path))
+    future = view.submit(tasks.sign_and_compute, str(path))
     until(path.exists)
     assert farm.kill_tasks(("any", "hashable")) == 1
     with pytest.raises(TaskKilledError):
@@ -102,7 +96,7 @@ def test_tasks_that_may_run_once_on_the_same_lane_survive(no_leaks, tmp_path):
         assert [future.result(DEADLINE) for future in warm] == [n**2 for n in range(300)]
         for _ in range(5):
             before = [farm.submit(pow, n, 2) for n in range(30)]
-            victim = farm.with_options(category="x").submit(sign_and_compute, str(path))
+            victim = farm.with_options(category="x").submit(tasks.sign_and_compute, str(path))
             behind = [farm.submit(pow, n, 2) for n in range(30)]
             until(path.exists)
             path.unlink()
@@ -149,7 +143,7 @@ def test_it_concerns_its_own_farm_alone(no_leaks):
 
 def test_a_callback_may_kill_and_does_not_wait(farm, tmp_path):
     path = tmp_path / "begun"
-    victim = farm.with_options(category="x").submit(sign_and_compute, str(path))
+    victim = farm.with_options(category="x").submit(tasks.sign_and_compute, str(path))
     until(path.exists)
     counts = []
     called = threading.Event()
@@ -167,7 +161,7 @@ def test_a_callback_may_kill_and_does_not_wait(farm, tmp_path):
 def test_two_who_kill_the_same_tasks_do_not_count_them_twice(farm, tmp_path):
     path = tmp_path / "begun"
     view = farm.with_options(category="x")
-    futures = [view.submit(sign_and_compute, str(path)) for _ in range(2)]
+    futures = [view.submit(tasks.sign_and_compute, str(path)) for _ in range(2)]
     until(lambda: path.exists() and len(path.read_text().split()) == 2)
     counts = []
     threads = [threading.Thread(target=lambda: counts.append(farm.kill_tasks("x"))) for _ in range(4)]
@@ -186,7 +180,7 @@ def test_a_worker_that_somebody_has_stopped_can_be_killed(farm, tmp_path):
     import signal
 
     path = tmp_path / "begun"
-    victim = farm.with_options(category="x").submit(sign_and_compute, str(path))
+    victim = farm.with_options(category="x").submit(tasks.sign_and_compute, str(path))
     until(path.exists)
     os.kill(int(path.read_text()), signal.SIGSTOP)
     assert farm.kill_tasks("x") == 1
@@ -195,7 +189,7 @@ def test_a_worker_that_somebody_has_stopped_can_be_killed(farm, tmp_path):
 
 def test_a_block_of_map_is_killed_as_a_task(farm, tmp_path):
     path = tmp_path / "begun"
-    results = farm.with_options(category="x").map(sign_and_compute, [str(path)] * 2)
+    results = farm.with_options(category="x").map(tasks.sign_and_compute, [str(path)] * 2)
     until(lambda: path.exists() and len(path.read_text().split()) == 2)
     assert farm.kill_tasks("x") == 2
     with pytest.raises(TaskKilledError):
@@ -220,7 +214,7 @@ def test_before_the_first_task_and_after_the_end_there_is_nothing_to_kill():
 
 def test_one_task_is_killed_by_its_future(farm, tmp_path):
     path = tmp_path / "begun"
-    victim = farm.submit(sign_and_compute, str(path))
+    victim = farm.submit(tasks.sign_and_compute, str(path))
     until(path.exists)
     assert farm.kill(victim)
     with pytest.raises(TaskKilledError, match="killed while it ran .*worker pid"):
@@ -248,7 +242,7 @@ def test_a_task_that_its_worker_has_but_has_not_begun_is_killed_when_its_turn_co
         blocker, between, victim, behind = (
             farm.submit(pass_gate, gate.address),
             farm.submit(pow, 2, 3),
-            farm.submit(sign_and_compute, str(path)),
+            farm.submit(tasks.sign_and_compute, str(path)),
             farm.submit(pow, 2, 4),
         )
         gate.wait_for_arrivals()
@@ -280,7 +274,7 @@ def test_what_has_ended_and_what_is_another_executors_is_not_killed(farm):
 
 def test_a_task_that_runs_too_long_is_killed_in_whatever_code_and_not_tried_again(farm, tmp_path):
     path = tmp_path / "begun"
-    late = farm.with_options(timeout=0.3).submit(sign_and_compute, str(path))
+    late = farm.with_options(timeout=0.3).submit(tasks.sign_and_compute, str(path))
     others = [farm.submit(pow, n, 2) for n in range(50)]
     with pytest.raises(TaskTimeoutError, match=r"ran for more than its timeout of 0.3 s .*worker pid"):
         late.result(DEADLINE)
@@ -339,7 +333,7 @@ def test_a_time_that_is_none_is_refused(timeout, error):
 @pytest.mark.parametrize("method", ["kill_workers", "terminate_workers"])
 def test_all_workers_are_killed_and_the_executor_is_shut_down(farm, tmp_path, method):
     path = tmp_path / "begun"
-    running = [farm.submit(sign_and_compute, str(path)) for _ in range(2)]
+    running = [farm.submit(tasks.sign_and_compute, str(path)) for _ in range(2)]
     waiting = [farm.submit(pow, 2, 2) for _ in range(10)]
     until(lambda: path.exists() and len(path.read_text().split()) == 2)
     getattr(farm, method)()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,37 @@ def fail_when(value: int, bad: int) -> int:
     if value == bad:
         raise ValueError(f"{value} is bad")
     return value
+
+
+class Point:
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+
+def map_list(function, values):
+    return [function(value) for value in values]
+
+
+def product(a, b):
+    """Of 2 x 2 matrices: associative, and not commutative."""
+    return (
+        a[0] * b[0] + a[1] * b[2],
+        a[0] * b[1] + a[1] * b[3],
+        a[2] * b[0] + a[3] * b[2],
+        a[2] * b[1] + a[3] * b[3],
+    )
+
+
+_lock = threading.Lock()
+
+
+def hold_lock(gate):
+    with _lock:
+        pass_gate(gate)
+
+
+def try_lock():
+    if not _lock.acquire(blocking=False):
+        return False
+    _lock.release()
+    return True

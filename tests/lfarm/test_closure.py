@@ -6,6 +6,7 @@ Most of theirs are about the form that the macro writes; here it is what the clo
 import threading
 
 import pytest
+from lfarm import tasks
 
 from farm_executor.lfarm import broadcast_task, deftask, make_channel, receive_result, submit_task
 
@@ -14,11 +15,6 @@ def call(task, *args, **kwargs):
     channel = make_channel()
     submit_task(channel, task, *args, **kwargs)
     return receive_result(channel)
-
-
-class Point:
-    def __init__(self, x, y):
-        self.x, self.y = x, y
 
 
 def test_closure_a(kernel):
@@ -44,7 +40,7 @@ def test_closure_d(kernel):
 
 
 def test_closure_e(kernel):
-    point = Point(3, 4)
+    point = tasks.Point(3, 4)
     assert call(lambda: point.x * point.y) == 12
 
 
@@ -71,8 +67,8 @@ def test_closure_task(kernel):
 
 
 def test_closure_task_over_a_class_that_was_broadcast(farm_kernel):
-    point = Point(3, 4)
-    broadcast_task(lambda: Point)
+    point = tasks.Point(3, 4)
+    broadcast_task(lambda: tasks.Point)
     assert call(lambda: (point.x, point.y, type(point).__name__)) == (3, 4, "Point")
 
 

@@ -14,6 +14,7 @@ from contract.gate import DEADLINE
 from contract.tasks import pass_gate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lfarm import tasks
 
 from farm_executor import lfarm
 from farm_executor.errors import InvalidTaskError, NoKernelError, TaskExecutionError
@@ -59,16 +60,6 @@ def submitted(kernel, monkeypatch):
 
     monkeypatch.setattr(kernel, "submit", spy)
     return calls
-
-
-def product(a, b):
-    """Of 2 x 2 matrices: associative, and not commutative."""
-    return (
-        a[0] * b[0] + a[1] * b[2],
-        a[0] * b[1] + a[1] * b[3],
-        a[2] * b[0] + a[3] * b[2],
-        a[2] * b[1] + a[3] * b[3],
-    )
 
 
 def reduce_right(function, values, *initial):
@@ -214,9 +205,9 @@ def test_preduce(kernel, from_end):
             assert preduce(operator.mul, numbers, initial_value=2, **options) == functools.reduce(
                 operator.mul, some, 2
             )
-            assert preduce(product, matrices, **options) == serial(product, of_some)
-            assert preduce(product, matrices, initial_value=(1, 2, 3, 4), **options) == serial(
-                product, of_some, (1, 2, 3, 4)
+            assert preduce(tasks.product, matrices, **options) == serial(tasks.product, of_some)
+            assert preduce(tasks.product, matrices, initial_value=(1, 2, 3, 4), **options) == serial(
+                tasks.product, of_some, (1, 2, 3, 4)
             )
 
 

@@ -774,26 +774,11 @@ def test_h14_tasks_of_a_client_that_is_gone_end(addresses, tmp_path, gate, kerne
 def test_h15_what_a_killed_task_held_is_free(farm_kernel, gate):
     """A lock of the worker's own process, in the original's server, would be held for ever."""
     channel = make_channel()
-    submit_task(channel, hold_lock, gate.address)
+    submit_task(channel, tasks.hold_lock, gate.address)
     gate.wait_for_arrivals()
     assert kill_tasks("default") == 1
     for _ in range(4):
-        assert call(try_lock) is True
-
-
-_lock = threading.Lock()
-
-
-def hold_lock(gate):
-    with _lock:
-        pass_gate(gate)
-
-
-def try_lock():
-    if not _lock.acquire(blocking=False):
-        return False
-    _lock.release()
-    return True
+        assert call(tasks.try_lock) is True
 
 
 def test_h1_probes_and_garbage_cost_one_connection(addresses):

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import BrokenExecutor, CancelledError
 
 import pytest
+from lfarm import tasks
 
 from farm_executor import InvalidTaskError, TaskExecutionError, TaskKilledError
 from farm_executor.lfarm import deftask, make_channel, receive_result, submit_task
@@ -140,14 +141,10 @@ def test_an_instance_of_a_class_beside_the_deftask_comes_back_as_one(kernel, abs
 def test_a_deftask_travels_as_an_argument(kernel, absent_module):
     module = absent_module("absent_one", ABSENT)
 
-    assert call(map_list, module.times_and_one, [1, 2]) == [11, 21]
+    assert call(tasks.map_list, module.times_and_one, [1, 2]) == [11, 21]
     times = module.times
     assert call(lambda: times(3)) == 30
-    assert call(functools.partial(map_list, sendable(module.only_there)), [3, 4]) == [6, 24]
-
-
-def map_list(function, values):
-    return [function(value) for value in values]
+    assert call(functools.partial(tasks.map_list, sendable(module.only_there)), [3, 4]) == [6, 24]
 
 
 def test_a_deftask_is_a_method_where_it_is_defined_in_a_class():
