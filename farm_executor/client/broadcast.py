@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError  # until Python 3.11 not the builtin one
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from farm_executor.client.functions import Function
@@ -32,19 +32,30 @@ class Broadcast:
     Attributes:
         calls: For each server a future of its workers' futures, in the order of their slots: it is known when the
             server has answered.
+        late: For each place the call of the last worker there that came later, if it has to make it.
     """
 
     function: Function
     arguments: Payload
     options: TaskOptions
     calls: dict[ServerLink, Future[list[Future[Any]]]]
+    late: dict[tuple[ServerLink, int], Future[Any]] = field(default_factory=dict)
 
     def has_been_made(self, link: ServerLink, slot: int) -> bool:
         """Whether the call is no longer on its way to this place, so that a new worker there must be told."""
+        if (link, slot) in self.late:
+            return self.late[link, slot].done()
         calls = self.calls[link]
         if not calls.done():
             return False
         return calls.exception() is not None or slot >= len(calls.result()) or calls.result()[slot].done()
+
+    def cancel(self) -> None:
+        """Take back what no worker has got yet."""
+        for calls in self.calls.values():
+            if not calls.cancel() and calls.done() and calls.exception() is None:
+                for call in calls.result():
+                    call.cancel()
 
 
 def gather(broadcast: Broadcast, timeout: float | None) -> list[Any]:

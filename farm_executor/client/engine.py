@@ -67,8 +67,8 @@ from farm_executor.core.frames import (
     payload_size,
 )
 from farm_executor.core.handshake import decode_hello, encode_hello
-from farm_executor.core.scheduler import Assign, Decision, Kill, Lose, Recall, Scheduler, Task
-from farm_executor.errors import BrokenFarmError, RemoteProtocolError, WorkerLostError
+from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
+from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskKilledError, WorkerLostError
 from farm_executor.failure import Origin, load_failure, remote_traceback
 from farm_executor.transport import Connection
 
@@ -132,7 +132,7 @@ class Engine:
         self._submitted = self._resubmitted = 0
         self._reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         self._settler = Settler(self._reactor, self._budget)
-        self._kills = Kills(self._reactor, self._order_kill)
+        self._kills = Kills(self._reactor, self._send_kill)
         self._timed = False  # whether any task had a timeout
         self._links = [
             ServerLink(locate, quota, options.settings, self)
@@ -269,6 +269,13 @@ class Engine:
                 return
             self._settler.refuse(task, self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
 
+    def check_may_wait(self) -> None:
+        """Raise what speaks against waiting for all servers or workers."""
+        if self._shutdown:
+            raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
+        if self._reactor.is_own_thread():
+            raise RuntimeError("a callback must not wait for servers or workers, as it keeps them from being heard")
+
     def broadcast(
         self, fn: Callable[..., Any] | Function, args: tuple[Any, ...], options: TaskOptions, *, persistent: bool
     ) -> Broadcast:
@@ -285,10 +292,7 @@ class Engine:
             RuntimeError: The farm has been shut down, or this is a callback, which must not wait for workers.
             Exception: The call cannot be pickled.
         """
-        if self._shutdown:
-            raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
-        if self._reactor.is_own_thread():
-            raise RuntimeError("a callback must not wait for every worker, as it keeps them from being heard")
+        self.check_may_wait()
         arguments = payload.dumps((args, {}))
         function = fn if isinstance(fn, Function) else self._functions.find(fn)
         broadcast = Broadcast(function, arguments, options, {link: Future() for link in self._links})
@@ -314,19 +318,19 @@ class Engine:
             return
         with HeldBack(), self._deciding:
             calls = [self._call_at(broadcast, link, slot) for slot in range(self._lane_counts[link])]
-            if not self._closed:
+            too_late = self._closed
+            if not too_late:
                 self._perform(self._scheduler.submit(*[call.task for call in calls]))
                 self._submitted += len(calls)
-        for call in calls:
-            if self._closed and not call.done():
-                self._settler.refuse(call.task, self._error() if self._error else RuntimeError(AFTER_SHUTDOWN))
+        for call in calls if too_late else ():
+            self._settler.refuse(call.task, self._error() if self._error else RuntimeError(AFTER_SHUTDOWN))
         known.set_result(list(calls))
 
-    def _call_at(self, broadcast: Broadcast, link: ServerLink, slot: int) -> FarmFuture:
-        """A task for whoever is in that place."""
+    def _call_at(self, broadcast: Broadcast, link: ServerLink, slot: int, *, late: bool = False) -> FarmFuture:
+        """A task for whoever is in that place, or for one who has come late."""
         call: FarmFuture = FarmFuture()
         call.function, call.arguments = broadcast.function, broadcast.arguments
-        options = broadcast.options
+        options = TaskOptions() if late else broadcast.options  # what is not the user's doing is not his to kill
         call.task = Task(
             next(self._ids), call, options.priority, options.category, options.max_attempts, (link, slot)
         )
@@ -345,11 +349,18 @@ class Engine:
 
     def kill_one(self, future: FarmFuture) -> bool:
         """Kill a future's task, now if it runs, and when its turn comes if a worker has it already."""
+        task = future.task
+        if task is None:
+            return False  # it has just been settled
         with HeldBack(), self._deciding:
+            if self._scheduler.drop(task):  # it had been sent, and has come back
+                error = TaskKilledError("the task was killed while it waited to be sent again")
+                self._reactor.post(partial(self._settler.fail, task, error, "killed"))
+                return True
             kills = self._scheduler.kill(lambda task: task.call is future)
             if kills and not kills[0].at_first:
                 self._timed = True
-                future.task.timeout = 0.0
+                task.timeout = 0.0
                 return True
         return self._kills.ask(kills) > 0
 
@@ -432,7 +443,8 @@ class Engine:
             for owner, _, lane in self._lanes.values()
             if owner is link
         )
-        return ServerStatistics(address=str(link), up=link.up, workers=workers, last_error=link.last_error)
+        slots = self._lane_counts.get(link, 0)
+        return ServerStatistics(str(link), link.up, workers, link.last_error, slots)
 
     # -- performing decisions, with the lock held ----------------------------------------------------------
 
@@ -567,7 +579,8 @@ class Engine:
                 if frame.type is FrameType.WORKER_DIED:
                     self._on_death(decode_hello(frame))
                 elif frame.type is FrameType.SPARED:
-                    self._kills.answered(decode_hello(frame).get("lane", 0), 0)
+                    spared = decode_hello(frame)
+                    self._kills.spared(spared.get("lane", 0), spared.get("order"))
                 elif frame.type is FrameType.DRAINING:
                     logger.info("draining server=%s", link)
                 else:
@@ -653,10 +666,12 @@ class Engine:
         link = self._lanes[lane.id][0]
         late = [one for one in list(self._persistent) if one.has_been_made(link, lane.slot)]
         with self._deciding:
-            for broadcast in late:
-                call = self._call_at(broadcast, link, lane.slot)
+            calls = [self._call_at(broadcast, link, lane.slot, late=True) for broadcast in late]
+            for broadcast, call in zip(late, calls, strict=True):
                 call.before_settling = partial(self._on_late_call, lane)
-                self._perform(self._scheduler.submit(call.task))
+                broadcast.late[link, lane.slot] = call
+            self._submitted += len(calls)
+            self._scheduler.prepend(*[call.task for call in calls])
             limit = self._options.max_tasks_per_child
             self._perform(self._scheduler.lane_up(lane.id, limit, (link, lane.slot)))
 
@@ -680,13 +695,13 @@ class Engine:
             )
         return False
 
-    def _order_kill(self, kill: Kill) -> bool:
+    def _send_kill(self, lane: int, order: dict[str, Any]) -> bool:
         """For `Kills`."""
-        link = self._lanes[kill.lane][0] if kill.lane in self._lanes else None
+        link = self._lanes[lane][0] if lane in self._lanes else None
         connection = None if link is None else self._controls.get(link)
         if connection is None:
             return False
-        connection.send(encode_hello(kill._asdict(), FrameType.KILL))
+        connection.send(encode_hello(order, FrameType.KILL))
         self._reactor.want_to_write(connection, connection.unsent)
         return True
 
@@ -727,7 +742,11 @@ class Engine:
                 self._reactor.unregister(lane.connection)
             lane.connection.close()
             had = self._scheduler.outstanding_on(lane.id)
-            decisions = self._scheduler.lane_lost(lane.id, begun, death.killed if death else None)
+            killed = death.killed if death else None
+            victim = self._scheduler.task_at(lane.id, killed)
+            if killed is not None and (victim is None or not self._kills.meant(lane.id, victim)):
+                killed = -1  # it has ended, or has come back by a recall and another has its number
+            decisions = self._scheduler.lane_lost(lane.id, begun, killed)
             losses = self._perform(decisions)
         if not lane.retired:
             reason = describe_death(death)
@@ -745,10 +764,9 @@ class Engine:
                 )
             for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
                 self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
-        self._kills.answered(lane.id, sum(loss.killed for loss in losses))
+        self._kills.lane_lost(lane.id, next((loss.task for loss in losses if loss.killed), None))
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
-        self._kills.watch(lane.id, None, 0)
         link.lane_gone(session, lane.slot, failed=not lane.ready)
 
     def _why_lost(self, lane: Lane, loss: Lose, reason: str) -> Exception:

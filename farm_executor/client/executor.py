@@ -93,7 +93,8 @@ class FarmExecutor(Executor):
 
     Thread safety:
         All methods may be called from any thread. Callbacks of futures run in the farm's own thread, and must
-        not wait there for other futures of the farm. A forked child may use the executor: it starts afresh there.
+        not wait there for other futures of the farm; nor must a handler of a signal, which may have come while its
+        thread waited for one. A forked child may use the executor: it starts afresh there.
     """
 
     _launch: ClassVar[Callable[[int], EmbeddedServer]]
@@ -235,9 +236,9 @@ class FarmExecutor(Executor):
             priority: "low", "default", "high", or an int, where a larger one goes first and "default" is 0.
             category: A label.
             max_attempts: How often a task may be begun; 1 for at most once.
-            timeout: Seconds that a task may run, in whatever code. Then its worker is killed and replaced, and its
-                future raises `TaskTimeoutError`; it is not tried again. With `map` it is the time of each item, or
-                of each chunk with a ``chunksize`` beyond 1.
+            timeout: Seconds that a task may run, in whatever code; the way of its arguments to the worker counts.
+                Then its worker is killed and replaced, and its future raises `TaskTimeoutError`; it is not tried
+                again. With `map` it is the time of each item, or of each chunk with a ``chunksize`` beyond 1.
 
         Raises:
             ValueError: There is no such priority, ``max_attempts`` is less than 1, or ``timeout`` not positive.
@@ -255,14 +256,14 @@ class FarmExecutor(Executor):
 
         Raises:
             TimeoutError: Not all have answered in time; those that have not are named. They are still dialled.
-            RuntimeError, BrokenFarmError: See `submit`; also the error that broke the farm.
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback, and the error that
+                broke the farm.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         engine = self._start_engine()
         from farm_executor.client.outcome import copy_of
 
-        if self._shut_down:
-            raise RuntimeError("cannot connect after shutdown")
+        engine.check_may_wait()
         for answered in engine.answered.values():
             try:
                 error = answered.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
@@ -329,14 +330,14 @@ class FarmExecutor(Executor):
             future: One of this executor's.
 
         Returns:
-            Whether it will not come to its own end. False if it has, or if the future is not this executor's.
+            Whether it was cancelled or killed, or is to be when its turn comes on a worker that has it already and
+            runs another; a short task may be over before. False if it has ended, or if the future is not this
+            executor's.
         """
-        if future.cancel():
-            return True
         engine = self._engine
         if engine is None or not isinstance(future, FarmFuture) or future.owner is not engine:
             return False
-        return engine.kill_one(future)
+        return future.cancel() or engine.kill_one(future)
 
     def terminate_workers(self) -> None:
         """As `kill_workers`; a worker that would catch SIGTERM is not asked."""
@@ -361,12 +362,13 @@ class FarmExecutor(Executor):
     @property
     def _max_workers(self) -> int:
         """How many tasks run at once at most; other libraries read it to choose chunk sizes."""
+        known = self._engine.workers if self._engine else 0  # by now, from those that have answered
         if self._max_workers_given is not None:
-            return self._max_workers_given
+            return min(self._max_workers_given, known or self._max_workers_given)
         cpus = _cpu_count()
         if self._addresses is None:
             return cpus
-        return (self._engine.workers if self._engine else 0) or cpus * len(self._addresses)
+        return known or cpus * len(self._addresses)
 
     @property
     def _broken(self) -> bool:
@@ -421,6 +423,7 @@ class FarmExecutor(Executor):
             return gather(broadcast, timeout)
         except BaseException:
             engine.forget(broadcast)
+            broadcast.cancel()
             raise
 
     def _start_engine(self) -> Engine:

@@ -234,11 +234,14 @@ class FarmFuture(Future[Any]):
         """Settle in a forked child, where the threads that would do so, or may hold its locks, do not exist."""
         self.release()
         if not self.done():
+            arrive = self._arrive
             self._own_condition = None
             self.__dict__.pop("_own_waiters", None)
             self._own_callbacks = self._arrive = None
             self._exception = error
             self._state = FINISHED
+            if arrive is not None:
+                arrive(self)
 
 
 def start_all(futures: list[FarmFuture]) -> list[bool]:

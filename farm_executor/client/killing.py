@@ -3,18 +3,24 @@
 This module owns the orders to kill, until each supervisor has said what came of its part, and the deadlines of the
 tasks that run. It must not know sockets, nor which task is on which lane.
 
+A supervisor is told numbers, which after a recall may be those of other tasks; so each order remembers the tasks
+themselves, and what is killed counts only if it is one of these.
+
 A deadline runs from the moment in which the farm knows its task to be the oldest on its lane that has not been
-answered: at worst some milliseconds after its worker has come to it.
+answered. For a task that is sent to an idle worker that is when it is sent; for one that was sent ahead, at worst
+some milliseconds after its worker has come to it.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from farm_executor.client.reactor import Reactor
 from farm_executor.core.scheduler import Kill, Task
@@ -31,16 +37,17 @@ class Kills:
 
     Args:
         reactor: Runs what is to be done in the farm's own thread.
-        order: Tells a lane's supervisor, in that thread; says whether there is one.
+        send: Tells a lane's supervisor, in that thread; says whether there is one.
 
     Thread safety: `ask` may be called from any thread, `watch` by whoever holds the engine's lock; the others by
     handlers of the reactor's.
     """
 
-    def __init__(self, reactor: Reactor, order: Callable[[Kill], bool]) -> None:
+    def __init__(self, reactor: Reactor, send: Callable[[int, dict[str, Any]], bool]) -> None:
         self._reactor = reactor
-        self._order = order
-        self._orders: dict[int, list[_Order]] = {}  # by lane
+        self._send = send
+        self._numbers = itertools.count(1)
+        self._orders: dict[int, dict[int, _Order]] = {}  # by lane and number
         self._due: dict[int, _Due] = {}  # by lane
         self._next_look = float("inf")
 
@@ -51,32 +58,52 @@ class Kills:
 
         The farm's own thread must not wait, and is told how many there will most likely be.
         """
-        order = _Order({kill.lane for kill in kills})
-        self._reactor.post(partial(self._send, order, kills))
+        order = _Order({kill.lane: kill.tasks for kill in kills})
+        self._reactor.post(partial(self._order, order, kills))
         if self._reactor.is_own_thread() or not kills:
             return sum(kill.at_first for kill in kills)
         with self._reactor.waiting(order.over.is_set):
             order.over.wait(KILL_SECONDS)
-        for lane in list(order.lanes):
+        for lane in list(order.open):
             logger.warning("kill unanswered lane=%d seconds=%.0f", lane, KILL_SECONDS)
         return order.count
 
-    def _send(self, order: _Order, kills: list[Kill]) -> None:
+    def _order(self, order: _Order, kills: list[Kill]) -> None:
+        number = next(self._numbers)
         for kill in kills:
-            if self._order(kill):
-                self._orders.setdefault(kill.lane, []).append(order)
-            else:
-                order.note(kill.lane, 0)
+            self._orders.setdefault(kill.lane, {})[number] = order
+            if not self._tell(number, kill.lane, kill.first, kill.ranges):
+                self.spared(kill.lane, number)
 
-    def answered(self, lane: int, count: int) -> None:
-        """The lane's supervisor has spared its worker, or it is dead, with so many tasks killed."""
-        for order in self._orders.pop(lane, ()):
-            order.note(lane, count)
+    def _tell(self, number: int, lane: int, first: int, ranges: list[tuple[int, int]]) -> bool:
+        return self._send(lane, {"order": number, "lane": lane, "first": first, "ranges": ranges})
+
+    def spared(self, lane: int, number: Any) -> None:
+        """The lane's worker runs, or ran, no task that this order means."""
+        order = self._orders.get(lane, {}).pop(number, None)
+        if order is not None:
+            order.note(lane, None)
+
+    def meant(self, lane: int, task: Task) -> bool:
+        """The lane's worker was killed while it ran that task: whether that was to be."""
+        orders = self._orders.get(lane, {}).values()
+        return self.overran(lane, task) or any(task in order.meant[lane] for order in orders)
+
+    def overran(self, lane: int, task: Task) -> bool:
+        """Whether that task had run too long on the lane, and its worker was to be killed for it."""
+        due = self._due.get(lane)
+        return due is not None and due.task is task and due.ordered
+
+    def lane_lost(self, lane: int, killed: Task | None) -> None:
+        """The lane is no more, and with it that task, if any, killed."""
+        self._due.pop(lane, None)
+        for order in self._orders.pop(lane, {}).values():
+            order.note(lane, killed)
 
     def end(self) -> None:
         """There will be no answers any more."""
         for lane in list(self._orders):
-            self.answered(lane, 0)
+            self.lane_lost(lane, None)
 
     # -- by deadline -----------------------------------------------------------------------------------------
 
@@ -90,11 +117,6 @@ class Kills:
             due = self._due[lane] = _Due(task, seq, time.monotonic() + task.timeout)
             self._look_at(due.when)
 
-    def overran(self, lane: int, task: Task) -> bool:
-        """The lane is dead: whether that task had run too long, and its worker was to be killed for it."""
-        due = self._due.pop(lane, None)
-        return due is not None and due.task is task and due.ordered
-
     def _look_at(self, when: float) -> None:
         if when < self._next_look:
             self._next_look = when
@@ -107,7 +129,7 @@ class Kills:
             if due.ordered:
                 continue
             if due.when <= now:
-                due.ordered = self._order(Kill(lane, due.seq, [(due.seq, due.seq)]))
+                due.ordered = self._tell(0, lane, due.seq, [(due.seq, due.seq)])
             else:
                 self._look_at(due.when)
 
@@ -121,15 +143,22 @@ class _Due:
 
 
 class _Order:
-    """One request, until each supervisor has answered."""
+    """One request, until each supervisor has answered.
 
-    def __init__(self, lanes: set[int]) -> None:
-        self.lanes = lanes
+    Attributes:
+        meant: For each lane the tasks that are to be killed if they run.
+        open: The lanes for which there is no answer yet.
+        count: How many tasks have been killed.
+    """
+
+    def __init__(self, meant: dict[int, list[Task]]) -> None:
+        self.meant = meant
+        self.open = set(meant)
         self.count = 0
         self.over = threading.Event()
 
-    def note(self, lane: int, count: int) -> None:
-        self.lanes.discard(lane)
-        self.count += count
-        if not self.lanes:
+    def note(self, lane: int, killed: Task | None) -> None:
+        self.open.discard(lane)
+        self.count += killed is not None and killed in self.meant[lane]
+        if not self.open:
             self.over.set()

@@ -38,6 +38,7 @@ from farm_executor.transport import Connection, Waker
 
 __all__ = ["Reactor"]
 
+LONGEST_SLEEP = 86_400.0  # seconds; selectors take no number of milliseconds that does not fit 32 bits
 GIVE_WAY = 0.005  # seconds between the I/O thread's looks at whether a caller still does its work
 
 _Handler = Callable[[int], None]  # gets the selector's event mask
@@ -184,7 +185,7 @@ class Reactor:
             time.sleep(GIVE_WAY)
 
     def _until_timer(self) -> float | None:
-        return max(self._timers[0][0] - time.monotonic(), 0.0) if self._timers else None
+        return min(max(self._timers[0][0] - time.monotonic(), 0.0), LONGEST_SLEEP) if self._timers else None
 
     def _run_inbox(self) -> None:
         while self._inbox:
@@ -262,7 +263,7 @@ class Reactor:
                 if timeout <= 0.0:
                     return
             interrupt.passing = True
-            events = self._selector.select(timeout)
+            events = self._selector.select(None if timeout is None else min(timeout, LONGEST_SLEEP))
             interrupt.passing = False
             if not self._handle(events):
                 return

@@ -37,6 +37,7 @@ class ServerStatistics:
         address: As it was given; an embedded farm's is a unix socket.
         up: Whether there is a session with it now.
         workers: This farm's workers there, those starting included.
+        slots: How many workers it gives this farm, as far as it has answered.
         last_error: Why the last attempt to reach it failed; empty if none did.
     """
 
@@ -44,6 +45,7 @@ class ServerStatistics:
     up: bool
     workers: tuple[WorkerStatistics, ...]
     last_error: str
+    slots: int = 0
 
 
 @dataclass(frozen=True)

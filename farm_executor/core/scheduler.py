@@ -101,6 +101,7 @@ class Kill(NamedTuple):
     lane: int
     first: int
     ranges: list[tuple[int, int]]
+    tasks: list[Task]  # which these are now: numbers of tasks that are recalled are given again
 
     @property
     def at_first(self) -> bool:
@@ -181,6 +182,13 @@ class Scheduler:
         outstanding = self._lanes[lane].outstanding if lane in self._lanes else ()
         return outstanding[0] if outstanding else None
 
+    def task_at(self, lane: int, seq: int | None) -> Task | None:
+        """The task that the lane has under that number, if it has."""
+        if seq is None or lane not in self._lanes:
+            return None
+        index = seq - self._lanes[lane].first_seq
+        return self._lanes[lane].outstanding[index] if 0 <= index < self.outstanding_on(lane) else None
+
     def first_seq(self, lane: int) -> int:
         """That task's number, or that of the next."""
         return self._lanes[lane].first_seq if lane in self._lanes else 0
@@ -197,13 +205,15 @@ class Scheduler:
         kills = []
         for lane in self._lanes.values():
             ranges: list[tuple[int, int]] = []
+            tasks: list[Task] = []
             for seq, task in enumerate(lane.outstanding, lane.first_seq):
                 if meant(task):
                     follows = bool(ranges) and ranges[-1][1] == seq - 1
                     begin = ranges.pop()[0] if follows else seq
                     ranges.append((begin, seq))
+                    tasks.append(task)
             if ranges:
-                kills.append(Kill(lane.id, lane.first_seq, ranges))
+                kills.append(Kill(lane.id, lane.first_seq, ranges, tasks))
         return kills
 
     # -- events ----------------------------------------------------------------------------------------------
@@ -222,6 +232,11 @@ class Scheduler:
                 decisions.append(self._assign(next(reversed(self._idle.values())), [task]))
         return decisions
 
+    def prepend(self, *tasks: Task) -> None:
+        """New tasks have come that go before all others, in a seat whose lane is still to come."""
+        for task in reversed(tasks):
+            self._requeue(task)
+
     def withdraw(self, task: Task) -> bool:
         """Forget the task if it is queued and has never been started; say whether that was so."""
         queue = self._queues.get(task.priority) if task.seat is None else self._reserved.get(task.seat)
@@ -234,6 +249,13 @@ class Scheduler:
         if not queue:
             self._drop_queue(task.priority)
         return True
+
+    def drop(self, task: Task) -> bool:
+        """Forget the task if it is queued, even if it has been started before; say whether that was so."""
+        started, task.started = task.started, False
+        dropped = self.withdraw(task)
+        task.started = started
+        return dropped
 
     def withdraw_all(self) -> list[Task]:
         """Forget every queued task that has never been started; return these."""
@@ -318,7 +340,8 @@ class Scheduler:
             lane_id: The lane; unknown ones, such as those retired, are ignored.
             begun: The number of the last task that the worker began, -1 for none; None when nobody can say,
                 and then each of its tasks may have begun.
-            killed: The number of the task because of which the worker was killed, if it was.
+            killed: The number of the task because of which the worker was killed, if it was; -1 if it was killed
+                and for none of these.
         """
         lane = self._lanes.get(lane_id)
         if lane is None:

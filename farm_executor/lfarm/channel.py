@@ -269,7 +269,7 @@ class Channel:
         self._give(bound, call)
 
     def _is_full(self, bound: _Bound) -> bool:
-        return len(self._submitted) + bound.giving >= bound.capacity + self.kernel.worker_count
+        return len(self.futures()) + bound.giving >= bound.capacity + self.kernel.worker_count
 
     def _give(self, bound: _Bound, call: Callable[[], Future[Any]]) -> None:
         try:
@@ -319,12 +319,15 @@ class Timeout(Future[Any]):
 
     Raises:
         TypeError: ``seconds`` is no number.
+        ValueError: It is negative, or longer than can be waited for.
     """
 
     def __init__(self, seconds: float, result: Any) -> None:
         super().__init__()
         if not isinstance(seconds, (int, float)):
             raise TypeError(f"the seconds of a timeout must be a number, not {type(seconds).__qualname__}")
+        if not 0 <= seconds <= threading.TIMEOUT_MAX:
+            raise ValueError(f"the seconds of a timeout must be from 0 to {threading.TIMEOUT_MAX}, not {seconds}")
         self._timer = threading.Timer(seconds, self.settle, [result])
         self._timer.name = "farm-timeout"
         self._timer.daemon = True

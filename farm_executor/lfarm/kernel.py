@@ -51,6 +51,9 @@ class KernelCategory:
     kernel: int
     category: Hashable
 
+    def __repr__(self) -> str:
+        return repr(self.category)
+
 
 class EndsWithKernel(Protocol):
     """What a kernel tells of its end."""
@@ -196,12 +199,10 @@ class Kernel:
     def task_categories_running(self) -> list[Hashable]:
         """See `task_categories_running`."""
         farm = self._needed_farm("knowing what runs").farm
-        engine, running = farm._engine, list[Hashable]()
-        if engine is not None:
-            for server, answered in zip(farm.statistics().servers, engine.answered.values(), strict=True):
-                workers = answered.result() if answered.done() and answered.exception() is None else 0
-                by_slot = {worker.slot: self._unlabelled(worker.category) for worker in server.workers}
-                running += [by_slot.get(slot) for slot in range(workers)]
+        running = list[Hashable]()
+        for server in farm.statistics().servers:
+            by_slot = {worker.slot: self._unlabelled(worker.category) for worker in server.workers}
+            running += [by_slot.get(slot) for slot in range(server.slots)]
         return running + [None] * (self.worker_count - len(running))  # of servers that have not answered yet
 
     def _unlabelled(self, label: Hashable) -> Hashable:

@@ -87,6 +87,7 @@ class _Worker:
 class _Kill:
     """A client's order: kill the worker if it runs one of these tasks; it runs none before ``first``."""
 
+    order: int
     first: int
     ranges: list[tuple[int, int]]
 
@@ -523,15 +524,16 @@ class Supervisor:
     def _on_kill(self, session: _Session, order: dict[str, Any]) -> None:
         """Stop the worker if it runs such a task; only when it stands still is it certain which one it runs."""
         try:
-            lane, first = int(order["lane"]), int(order["first"])
-            kill = _Kill(first, [(int(begin), int(end)) for begin, end in order["ranges"]])
+            lane = int(order["lane"])
+            ranges = [(int(begin), int(end)) for begin, end in order["ranges"]]
+            kill = _Kill(int(order["order"]), int(order["first"]), ranges)
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteProtocolError(f"malformed KILL frame: {error!r}") from None
         worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
         if worker is None or worker.killed is not None:
             return  # the client is told of its death
         if kill.meets(worker) is None:
-            self._spare(session, worker)
+            self._spare(session, worker, kill)
             return
         worker.condemned.append(kill)
         if worker.stopped:  # by somebody else: it cannot stop once more
@@ -550,11 +552,13 @@ class Supervisor:
             os.kill(worker.pid, signal.SIGKILL)
         else:
             os.kill(worker.pid, signal.SIGCONT)
-            self._spare(session, worker)
+            for kill in kills:
+                self._spare(session, worker, kill)
 
-    def _spare(self, session: _Session, worker: _Worker) -> None:
+    def _spare(self, session: _Session, worker: _Worker, kill: _Kill) -> None:
         if not session.ended:
-            session.connection.send(encode_hello({"lane": worker.lane}, FrameType.SPARED))
+            answer = {"order": kill.order, "lane": worker.lane}
+            session.connection.send(encode_hello(answer, FrameType.SPARED))
             self._watch_control(session)
 
     # -- sessions --------------------------------------------------------------------------------------

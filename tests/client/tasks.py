@@ -5,6 +5,8 @@ import threading
 import time
 import typing
 
+from contract.tasks import pass_gate
+
 
 def pid_after(seconds):
     time.sleep(seconds)
@@ -141,3 +143,17 @@ def sign_and_compute(path):
     """In C, holding the interpreter's lock."""
     append(path, str(os.getpid()))
     return sum(range(10**14))
+
+
+def die_in_the_second(path):
+    with open(path) as file:
+        words = file.read().split()
+    if words[-1] == "made":
+        append(path, "dead")
+        os._exit(3)
+    append(path, "made")
+
+
+def pass_gate_when(address, flag):
+    if os.path.exists(flag):
+        pass_gate(address)

@@ -165,6 +165,32 @@ def test_a_persistent_one_that_failed_is_not_made_by_later_workers(no_leaks, tmp
         assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
 
 
+def test_a_worker_that_dies_in_a_persistent_one_is_followed_by_one_that_makes_it_once(no_leaks, tmp_path):
+    path = str(tmp_path / "dead")
+    with FarmExecutor(1, max_attempts=1) as farm:
+        tasks.append(path, "the first makes it")
+        farm.broadcast(tasks.die_in_the_second, path, persistent=True)
+        with pytest.raises(WorkerLostError):
+            farm.submit(os._exit, 3).result(DEADLINE)
+        assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
+        assert farm.statistics().submitted == 4
+    assert (tmp_path / "dead").read_text().split() == ["the", "first", "makes", "it", "made", "dead", "made"]
+
+
+def test_a_late_call_is_not_killed_with_the_category_of_its_broadcast(no_leaks, tmp_path):
+    flag = tmp_path / "flag"
+    with FarmExecutor(1) as farm, Gate() as gate:
+        view = farm.with_options(category="x")
+        view.broadcast(tasks.pass_gate_when, gate.address, str(flag), persistent=True)
+        flag.touch()
+        with pytest.raises(WorkerLostError):
+            farm.with_options(max_attempts=1).submit(os._exit, 3).result(DEADLINE)
+        gate.wait_for_arrivals()
+        assert farm.kill_tasks("x") == 0
+        gate.open()
+        assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
+
+
 def test_a_later_worker_that_fails_in_a_persistent_one_breaks_the_farm(no_leaks, tmp_path):
     flag = tmp_path / "flag"
 
@@ -312,9 +338,10 @@ def test_connect_names_those_that_have_not_answered(no_leaks):
     away = closed_address()
     with start_server("127.0.0.1", 0, background=True, workers=1) as server:
         farm = FarmExecutor([server.address, away])
+        assert farm.submit(pow, 2, 2).result(DEADLINE) == 4, "one works"
         with pytest.raises(TimeoutError, match=rf"within 0.3 s: {away} \(.*refused"):
             farm.connect(0.3)
-        assert farm.submit(pow, 2, 2).result(DEADLINE) == 4, "the others work"
+        assert farm.submit(pow, 2, 2).result(DEADLINE) == 4, "and goes on"
         farm.shutdown()
 
 
@@ -328,6 +355,31 @@ def test_connect_raises_what_no_waiting_mends(no_leaks):
         with pytest.raises(AuthenticationError):
             farm.connect(DEADLINE)
         farm.shutdown()
+
+
+def test_connect_tells_of_a_farm_that_has_broken_since(no_leaks):
+    with FarmExecutor(1) as farm:
+        farm.connect(DEADLINE)
+        farm._engine.abort("for the test")
+        with pytest.raises(BrokenFarmError):
+            farm.submit(time.sleep, 5).result(DEADLINE)
+        with pytest.raises(BrokenFarmError, match="for the test"):
+            farm.connect(DEADLINE)
+
+
+def test_connect_in_a_callback_is_refused(farm):
+    errors, called = [], threading.Event()
+
+    def connect(future):
+        try:
+            farm.connect()
+        except RuntimeError as error:
+            errors.append(str(error))
+        called.set()
+
+    farm.submit(time.sleep, 0.1).add_done_callback(connect)
+    assert called.wait(DEADLINE)
+    assert "callback" in errors[0]
 
 
 def test_connect_after_shutdown_is_refused(farm):

@@ -4,14 +4,16 @@ import math
 import os
 import threading
 import time
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import pytest
 from client import tasks
+from client.tasks import after
 from contract.gate import Gate
 from contract.tasks import pass_gate
 
 from farm_executor import BrokenFarmError, FarmExecutor, TaskKilledError, TaskTimeoutError, start_server
+from farm_executor.core.scheduler import Kill, Task
 
 DEADLINE = 30.0
 
@@ -37,6 +39,11 @@ def until(condition):
         time.sleep(0.005)
 
 
+def begun(path):
+    """The pids of the workers that have signed there."""
+    return path.read_text().split() if path.exists() else []
+
+
 def categories(farm):
     return [worker.category for server in farm.statistics().servers for worker in server.workers]
 
@@ -45,7 +52,7 @@ def test_what_runs_is_killed_wherever_it_is_and_the_farm_goes_on(farm, tmp_path)
     path = tmp_path / "begun"
     view = farm.with_options(category="heavy")
     futures = [view.submit(tasks.sign_and_compute, str(path)) for _ in range(2)]
-    until(lambda: path.exists() and len(path.read_text().split()) == 2)
+    until(lambda: len(begun(path)) == 2)
 
     assert sorted(categories(farm)) == ["heavy", "heavy"]
     assert farm.kill_tasks("heavy", dry_run=True) == 2
@@ -80,7 +87,7 @@ def test_a_task_is_not_run_again_after_its_kill_however_many_attempts_it_has(far
     path = tmp_path / "begun"
     view = farm.with_options(category=("any", "hashable"), max_attempts=5)
     future = view.submit(tasks.sign_and_compute, str(path))
-    until(path.exists)
+    until(lambda: begun(path))
     assert farm.kill_tasks(("any", "hashable")) == 1
     with pytest.raises(TaskKilledError):
         future.result(DEADLINE)
@@ -98,7 +105,7 @@ def test_tasks_that_may_run_once_on_the_same_lane_survive(no_leaks, tmp_path):
             before = [farm.submit(pow, n, 2) for n in range(30)]
             victim = farm.with_options(category="x").submit(tasks.sign_and_compute, str(path))
             behind = [farm.submit(pow, n, 2) for n in range(30)]
-            until(path.exists)
+            until(lambda: begun(path))
             path.unlink()
             assert farm.kill_tasks("x") == 1
             assert type(victim.exception(DEADLINE)) is TaskKilledError
@@ -144,7 +151,7 @@ def test_it_concerns_its_own_farm_alone(no_leaks):
 def test_a_callback_may_kill_and_does_not_wait(farm, tmp_path):
     path = tmp_path / "begun"
     victim = farm.with_options(category="x").submit(tasks.sign_and_compute, str(path))
-    until(path.exists)
+    until(lambda: begun(path))
     counts = []
     called = threading.Event()
 
@@ -162,7 +169,7 @@ def test_two_who_kill_the_same_tasks_do_not_count_them_twice(farm, tmp_path):
     path = tmp_path / "begun"
     view = farm.with_options(category="x")
     futures = [view.submit(tasks.sign_and_compute, str(path)) for _ in range(2)]
-    until(lambda: path.exists() and len(path.read_text().split()) == 2)
+    until(lambda: len(begun(path)) == 2)
     counts = []
     threads = [threading.Thread(target=lambda: counts.append(farm.kill_tasks("x"))) for _ in range(4)]
     for thread in threads:
@@ -181,7 +188,7 @@ def test_a_worker_that_somebody_has_stopped_can_be_killed(farm, tmp_path):
 
     path = tmp_path / "begun"
     victim = farm.with_options(category="x").submit(tasks.sign_and_compute, str(path))
-    until(path.exists)
+    until(lambda: begun(path))
     os.kill(int(path.read_text()), signal.SIGSTOP)
     assert farm.kill_tasks("x") == 1
     assert type(victim.exception(DEADLINE)) is TaskKilledError
@@ -190,7 +197,7 @@ def test_a_worker_that_somebody_has_stopped_can_be_killed(farm, tmp_path):
 def test_a_block_of_map_is_killed_as_a_task(farm, tmp_path):
     path = tmp_path / "begun"
     results = farm.with_options(category="x").map(tasks.sign_and_compute, [str(path)] * 2)
-    until(lambda: path.exists() and len(path.read_text().split()) == 2)
+    until(lambda: len(begun(path)) == 2)
     assert farm.kill_tasks("x") == 2
     with pytest.raises(TaskKilledError):
         next(results)
@@ -215,7 +222,7 @@ def test_before_the_first_task_and_after_the_end_there_is_nothing_to_kill():
 def test_one_task_is_killed_by_its_future(farm, tmp_path):
     path = tmp_path / "begun"
     victim = farm.submit(tasks.sign_and_compute, str(path))
-    until(path.exists)
+    until(lambda: begun(path))
     assert farm.kill(victim)
     with pytest.raises(TaskKilledError, match="killed while it ran .*worker pid"):
         victim.result(DEADLINE)
@@ -258,15 +265,48 @@ def test_a_task_that_its_worker_has_but_has_not_begun_is_killed_when_its_turn_co
             assert victim.cancelled()
 
 
+def test_a_task_that_waits_to_be_sent_again_is_killed(no_leaks, tmp_path):
+    server = start_server("127.0.0.1", 0, background=True, workers=1)
+    path = tmp_path / "begun"
+    with FarmExecutor(server.address) as farm:
+        victim = farm.submit(tasks.sign_and_compute, str(path))
+        until(lambda: begun(path))
+        server.end()
+        until(lambda: farm.statistics().queued == 1)
+        assert farm.kill(victim)
+        with pytest.raises(TaskKilledError, match="waited to be sent again"):
+            victim.result(DEADLINE)
+        assert farm.statistics().queued == 0
+        farm.shutdown(wait=False)
+
+
+def test_a_recalled_tasks_number_on_another_task_kills_nobody_else(no_leaks):
+    """An order that comes late may name a number that another task has by then."""
+    with FarmExecutor(1) as farm, Gate() as gate:
+        innocent = farm.submit(pass_gate, gate.address)
+        gate.wait_for_arrivals()
+        engine = farm._engine
+        ((lane, task),) = [(i, engine._scheduler.running_on(i)) for i in engine._lanes]
+        seq = engine._scheduler.first_seq(lane)
+        stale = Kill(lane, seq, [(seq, seq)], [Task(0, None)])
+        assert engine._kills.ask([stale]) == 0
+        gate.open()
+        assert innocent.exception(DEADLINE) is None, "its worker was killed, and it was run again"
+        assert task.losses == 0
+
+
 def test_what_has_ended_and_what_is_another_executors_is_not_killed(farm):
     done = farm.submit(pow, 2, 2)
     assert done.result(DEADLINE) == 4
     assert not farm.kill(done)
     with ThreadPoolExecutor(1) as threads, Gate() as gate:
-        other = threads.submit(pass_gate, gate.address)
+        other, waiting = threads.submit(pass_gate, gate.address), threads.submit(pow, 2, 2)
         gate.wait_for_arrivals()
         assert not farm.kill(other)
+        assert not farm.kill(waiting)
+        assert not farm.kill(Future())
         gate.open()
+        assert waiting.result(DEADLINE) == 4
 
 
 # -- a task's time ------------------------------------------------------------------------------------------
@@ -318,6 +358,13 @@ def test_many_short_tasks_with_a_time_leave_nothing_behind(farm):
     assert len(farm._engine._reactor._timers) < 20
 
 
+@pytest.mark.parametrize("timeout", [3_000_000, 1e12, math.inf])
+def test_a_time_may_be_longer_than_a_selector_can_wait(no_leaks, timeout):
+    with FarmExecutor(1) as farm:
+        assert farm.with_options(timeout=timeout).submit(after, 0.1, 5).result(DEADLINE) == 5
+        assert farm.submit(after, 0.1, 5).result(3_000_000) == 5
+
+
 @pytest.mark.parametrize(
     ("timeout", "error"),
     [(0, ValueError), (-1, ValueError), ("1", TypeError), (True, TypeError), (math.nan, ValueError)],
@@ -335,7 +382,7 @@ def test_all_workers_are_killed_and_the_executor_is_shut_down(farm, tmp_path, me
     path = tmp_path / "begun"
     running = [farm.submit(tasks.sign_and_compute, str(path)) for _ in range(2)]
     waiting = [farm.submit(pow, 2, 2) for _ in range(10)]
-    until(lambda: path.exists() and len(path.read_text().split()) == 2)
+    until(lambda: len(begun(path)) == 2)
     getattr(farm, method)()
     assert {type(future.exception(DEADLINE)) for future in running} == {BrokenFarmError}
     for future in waiting:

@@ -1019,6 +1019,16 @@ def test_a_lane_that_only_its_seats_tasks_wait_on_is_not_asked_for_any(farm: Far
     assert on(worker) == [running, *mine]
 
 
+def test_what_is_prepended_goes_before_what_waits_for_the_seat(farm: Farm) -> None:
+    waiting = farm.submit(seat=1)
+    first, second = (Task(len(farm.tasks) + i, None, seat=1) for i in range(2))
+    farm.tasks += [first, second]
+    farm.charges |= {first.id: 0, second.id: 0}
+    farm.reserved[1][:0] = [first, second]
+    farm.scheduler.prepend(first, second)
+    assert on(farm.lane_up(seat=1)) == [first, second, waiting]
+
+
 def test_a_seat_that_is_gone_gives_back_what_waited_for_it(farm: Farm) -> None:
     task = farm.submit(seat=3)
     farm.seat_gone(3)
@@ -1033,8 +1043,10 @@ def test_a_kill_names_the_tasks_of_a_category_and_the_oldest_that_is_not_answere
     load(farm, worker, 1, category="x")
     other = farm.lane_up()
     farm.submit(category="y")
-    assert farm.scheduler.kill(of("x")) == [Kill(worker.id, worker.next_seq - 1, [(worker.next_seq - 1,) * 2])]
-    assert farm.scheduler.kill(of("y")) == [Kill(other.id, 0, [(0, 0)])]
+    assert farm.scheduler.kill(of("x")) == [
+        Kill(worker.id, worker.next_seq - 1, [(worker.next_seq - 1,) * 2], on(worker))
+    ]
+    assert farm.scheduler.kill(of("y")) == [Kill(other.id, 0, [(0, 0)], on(other))]
     assert farm.scheduler.kill(of("z")) == []
 
 

@@ -229,7 +229,8 @@ def test_the_client_is_told_which_worker_died_of_what_and_what_it_had_begun(serv
 
 
 def kill(session, lane=1, first=0, ranges=((0, 0),)):
-    session.send(*encode_hello({"lane": lane, "first": first, "ranges": ranges}, FrameType.KILL))
+    order = {"order": 5, "lane": lane, "first": first, "ranges": ranges}
+    session.send(*encode_hello(order, FrameType.KILL))
 
 
 def spared(session):
@@ -248,7 +249,9 @@ def test_a_worker_is_killed_for_the_task_that_it_runs(serving):
         assert lane.outcomes(1) == {0: lane.pid}
         gate.wait_for_arrivals()
         kill(session, first=0, ranges=[(0, 0), (2, 5)])
-        assert spared(session) == {"lane": 1}, "it runs neither what it has ended nor what it has not begun"
+        assert spared(session) == {"order": 5, "lane": 1}, (
+            "it runs neither what it has ended nor what it has not begun"
+        )
         kill(session, first=0, ranges=[(0, 0), (1, 5)])
         report = session.wait_for_death()
         assert report == {"lane": 1, "pid": lane.pid, "code": -signal.SIGKILL, "begun": 1, "killed": 1}
@@ -272,7 +275,7 @@ def test_a_spared_worker_that_was_stopped_for_a_look_goes_on(serving):
         for seq in range(200):
             lane.submit(seq, (1,))
             kill(session, first=seq, ranges=[(seq - 1, seq - 1)])
-            assert spared(session) == {"lane": 1}
+            assert spared(session) == {"order": 5, "lane": 1}
             assert lane.outcomes(1) == {seq: lane.pid}
 
 
@@ -285,7 +288,7 @@ def test_a_kill_of_a_lane_that_is_not_the_sessions_has_no_effect(serving):
         mine = session.open_lane(lane=9)
         mine.start()
         kill(session, lane=9, first=0, ranges=[(3, 4)])
-        assert spared(session) == {"lane": 9}, "and nothing was said of the others"
+        assert spared(session) == {"order": 5, "lane": 9}, "and nothing was said of the others"
         lane.teach(1, tasks.pid)
         lane.submit(0, (1,))
         assert lane.outcomes(1) == {0: lane.pid}
@@ -296,10 +299,10 @@ def test_a_kill_of_a_lane_that_is_not_the_sessions_has_no_effect(serving):
     [
         {},
         {"lane": 1},
-        {"lane": 1, "first": 0, "ranges": 7},
-        {"lane": 1, "first": 0, "ranges": [[1]]},
-        {"lane": None, "first": 0, "ranges": []},
-        {"lane": 1, "first": "x", "ranges": [["a", "b"]]},
+        {"order": 1, "lane": 1, "first": 0, "ranges": 7},
+        {"order": 1, "lane": 1, "first": 0, "ranges": [[1]]},
+        {"order": 1, "lane": None, "first": 0, "ranges": []},
+        {"order": 1, "lane": 1, "first": "x", "ranges": [["a", "b"]]},
     ],
     ids=str,
 )
