@@ -50,12 +50,12 @@ def serving():
 
 
 @pytest.fixture(params=["embedded", "server"])
-def farm(request):
+def farm(request, serving):
     """A farm with two workers, each way."""
     if request.param == "embedded":
         executor = FarmExecutor(2)
     else:
-        executor = FarmExecutor(request.getfixturevalue("serving").address, key=KEY)
+        executor = FarmExecutor(serving.address, key=KEY)
     with executor:
         yield executor
 
