@@ -4,7 +4,9 @@ import contextvars
 import math
 import operator
 import os
+import signal
 import socket
+import sys
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
@@ -509,6 +511,50 @@ def test_worker_suicide(farm_kernel):
     with pytest.raises(WorkerLostError):
         call(lambda: os.kill(os.getpid(), 9))
     assert call(operator.add, 3, 4) == 7
+
+
+def test_auth(addresses, no_leaks):
+    """The right key works, its connection survives an error in sending a result, and the wrong one is told."""
+    with make_kernel(addresses, key=KEY, timeout=DEADLINE):
+        assert call(operator.add, 3, 4) == 7
+        with pytest.raises(TaskExecutionError, match="lock"):
+            call(threading.Lock)
+        assert call(operator.add, 3, 4) == 7
+    with pytest.raises(KernelCreationError) as caught:
+        make_kernel(addresses, key=b"not the key of these servers", timeout=DEADLINE)
+    assert isinstance(caught.value.__cause__, AuthenticationError)
+
+
+def test_broadcast_error(farm_kernel):
+    with pytest.raises(BroadcastError, match="ZeroDivisionError"):
+        broadcast_task(operator.truediv, 1, 0)
+    assert broadcast_task(operator.add, 3, 4) == [7, 7]
+
+
+def test_aborted_worker(farm_kernel):
+    """A task that exits has failed; one that ends its process costs itself alone."""
+    for leave in (sys.exit, os._exit):
+        with pytest.raises((TaskExecutionError, WorkerLostError)):
+            call(leave, 3)
+        assert call(operator.add, 3, 4) == 7
+
+
+@pytest.mark.parametrize("active", [True, False], ids=["active_worker_replacement", "sleeping_worker_replacement"])
+def test_worker_replacement(farm_kernel, gate, active):
+    """A worker that is killed from outside is replaced; what it ran is run again."""
+    before = broadcast_task(os.getpid)
+    channel = make_channel()
+    if active:
+        occupy(gate, channel)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    if active:
+        gate.wait_for_arrivals(2)
+        gate.open()
+        assert list(do_fast_receives(channel, 2)) == [None, None]
+    after = broadcast_task(os.getpid)
+    assert len(after) == 2
+    assert not set(before) & set(after)
 
 
 def test_low_priority_comes_after_the_default(farm_kernel, gate):
