@@ -52,11 +52,7 @@ def serving():
 @pytest.fixture(params=["embedded", "server"])
 def farm(request, serving):
     """A farm with two workers, each way."""
-    if request.param == "embedded":
-        executor = FarmExecutor(2)
-    else:
-        executor = FarmExecutor(serving.address, key=KEY)
-    with executor:
+    with FarmExecutor(2) if request.param == "embedded" else FarmExecutor(serving.address, key=KEY) as executor:
         yield executor
 
 
