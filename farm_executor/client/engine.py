@@ -66,7 +66,7 @@ from farm_executor.core.frames import (
     payload_of,
     payload_size,
 )
-from farm_executor.core.handshake import decode_hello, encode_hello
+from farm_executor.core.handshake import decode_hello, encode_hello, numbers_in
 from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
 from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskKilledError, WorkerLostError
 from farm_executor.failure import Origin, load_failure, remote_traceback
@@ -579,8 +579,7 @@ class Engine:
                 if frame.type is FrameType.WORKER_DIED:
                     self._on_death(decode_hello(frame))
                 elif frame.type is FrameType.SPARED:
-                    spared = decode_hello(frame)
-                    self._kills.spared(spared.get("lane", 0), spared.get("order"))
+                    self._kills.spared(*numbers_in(decode_hello(frame), "lane", "order"))
                 elif frame.type is FrameType.DRAINING:
                     logger.info("draining server=%s", link)
                 else:
@@ -596,20 +595,12 @@ class Engine:
             link.control_lost(session)
 
     def _on_death(self, report: dict[str, Any]) -> None:
-        entry = self._lanes.get(report.get("lane", 0))
-        if entry is None:
+        number, pid, code, begun = numbers_in(report, "lane", "pid", "code", "begun")
+        killed = numbers_in(report, "killed")[0] if "killed" in report else None
+        if number not in self._lanes:
             return
-        try:
-            lane, killed = entry[2], report.get("killed")
-            death = WorkerDeath(
-                int(report["pid"]),
-                int(report["code"]),
-                int(report["begun"]),
-                None if killed is None else int(killed),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RemoteProtocolError(f"malformed report of a worker's death: {error!r}") from None
-        lane.death = death
+        lane = self._lanes[number][2]
+        lane.death = WorkerDeath(pid, code, begun, killed)
         if lane.ended:
             self._lose_lane(lane)
 

@@ -58,9 +58,11 @@ class Kills:
 
         The farm's own thread must not wait, and is told how many there will most likely be.
         """
+        if not kills:
+            return 0
         order = _Order({kill.lane: kill.tasks for kill in kills})
         self._reactor.post(partial(self._order, order, kills))
-        if self._reactor.is_own_thread() or not kills:
+        if self._reactor.is_own_thread():
             return sum(kill.at_first for kill in kills)
         with self._reactor.waiting(order.over.is_set):
             order.over.wait(KILL_SECONDS)
@@ -78,7 +80,7 @@ class Kills:
     def _tell(self, number: int, lane: int, first: int, ranges: list[tuple[int, int]]) -> bool:
         return self._send(lane, {"order": number, "lane": lane, "first": first, "ranges": ranges})
 
-    def spared(self, lane: int, number: Any) -> None:
+    def spared(self, lane: int, number: int) -> None:
         """The lane's worker runs, or ran, no task that this order means."""
         order = self._orders.get(lane, {}).pop(number, None)
         if order is not None:

@@ -48,6 +48,7 @@ __all__ = [
     "decode_hello",
     "describe_mismatches",
     "encode_hello",
+    "numbers_in",
 ]
 
 MAGIC = b"FARM"
@@ -261,6 +262,18 @@ def _proof(key: bytes, role: bytes, client: bytes, server: bytes) -> bytes:
 def encode_hello(data: dict[str, Any], kind: FrameType = FrameType.HELLO) -> list[Buffer]:
     """A HELLO frame, or one of the other types that carry JSON, with this object."""
     return encode_frame(kind, body=json.dumps(data).encode())
+
+
+def numbers_in(data: dict[str, Any], *keys: str) -> list[int]:
+    """The values of these keys of a peer's object.
+
+    Raises:
+        RemoteProtocolError: One of them is missing, or no integer.
+    """
+    values = [data.get(key) for key in keys]
+    if not all(type(value) is int for value in values):
+        raise RemoteProtocolError(f"{', '.join(keys)} should be integers, not {values!r:.200}")
+    return values  # type: ignore[return-value]  # as has just been seen
 
 
 def decode_hello(frame: Frame) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class Kill(NamedTuple):
         return self.ranges[0][0] == self.first
 
 
+MAX_RANGES = 1000  # of one kill: what is so far behind does not run, and an order has a limited size
 MAX_RECEIPTS = 3  # deaths of workers that had begun nothing, which a task is held responsible for at most
 
 Decision = Assign | Recall | Retire | Lose
@@ -207,6 +208,8 @@ class Scheduler:
             ranges: list[tuple[int, int]] = []
             tasks: list[Task] = []
             for seq, task in enumerate(lane.outstanding, lane.first_seq):
+                if len(ranges) > MAX_RANGES:
+                    break
                 if meant(task):
                     follows = bool(ranges) and ranges[-1][1] == seq - 1
                     begin = ranges.pop()[0] if follows else seq

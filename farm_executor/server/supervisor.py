@@ -36,6 +36,7 @@ from farm_executor.core.handshake import (
     decode_hello,
     describe_mismatches,
     encode_hello,
+    numbers_in,
 )
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.payload import local_versions
@@ -523,12 +524,14 @@ class Supervisor:
 
     def _on_kill(self, session: _Session, order: dict[str, Any]) -> None:
         """Stop the worker if it runs such a task; only when it stands still is it certain which one it runs."""
+        number, lane, first = numbers_in(order, "order", "lane", "first")
         try:
-            lane = int(order["lane"])
-            ranges = [(int(begin), int(end)) for begin, end in order["ranges"]]
-            kill = _Kill(int(order["order"]), int(order["first"]), ranges)
+            ranges = [(begin, end) for begin, end in order["ranges"]]
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteProtocolError(f"malformed KILL frame: {error!r}") from None
+        if not all(type(end) is int for pair in ranges for end in pair):
+            raise RemoteProtocolError("malformed KILL frame: its ranges are not of integers")
+        kill = _Kill(number, first, ranges)
         worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
         if worker is None or worker.killed is not None:
             return  # the client is told of its death

@@ -1063,6 +1063,17 @@ def test_tasks_of_a_category_in_a_row_are_one_range(farm: Farm) -> None:
     assert not farm.scheduler.kill(of("b"))[0].at_first
 
 
+def test_what_a_kill_names_is_limited_to_what_may_run_soon(farm: Farm) -> None:
+    """The order goes in one frame."""
+    farm.lane_up(seat=1)
+    for number in range(3000):
+        farm.submit(seat=1, category="ab"[number % 2])
+    (kill,) = farm.scheduler.kill(of("a"))
+    assert kill.ranges[:2] == [(0, 0), (2, 2)]
+    assert len(kill.ranges) <= 1001
+    assert len(kill.tasks) == len(kill.ranges)
+
+
 def test_a_killed_task_is_lost_whatever_its_attempts_and_nobody_else_is_charged(farm: Farm) -> None:
     worker = farm.lane_up()
     killed, *others = load(farm, worker, 4)
