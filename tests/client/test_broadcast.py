@@ -3,7 +3,6 @@
 import os
 import pickle
 import signal
-import socket
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -12,6 +11,7 @@ import pytest
 from client import tasks
 from contract.gate import Gate
 from contract.tasks import pass_gate
+from server.peers import free_address
 
 from farm_executor import (
     BroadcastError,
@@ -23,25 +23,6 @@ from farm_executor import (
 )
 
 DEADLINE = 30.0
-
-
-@pytest.fixture(params=["embedded", "servers"])
-def farm(request, no_leaks):
-    if request.param == "embedded":
-        with FarmExecutor(2) as farm:
-            yield farm
-    else:
-        with (
-            start_server("127.0.0.1", 0, background=True, workers=1) as one,
-            start_server("127.0.0.1", 0, background=True, workers=1) as two,
-            FarmExecutor([one.address, two.address]) as farm,
-        ):
-            yield farm
-
-
-def closed_address():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return f"127.0.0.1:{sock.getsockname()[1]}"
 
 
 def test_every_worker_makes_the_call_and_the_results_come_in_a_fixed_order(farm):
@@ -209,7 +190,7 @@ def test_a_later_worker_that_fails_in_a_persistent_one_breaks_the_farm(no_leaks,
 
 
 def test_a_server_that_is_away_has_its_outcome_when_the_time_is_over(no_leaks):
-    away = closed_address()
+    away = free_address()
     with (
         start_server("127.0.0.1", 0, background=True, workers=2) as server,
         FarmExecutor([server.address, away]) as farm,
@@ -228,7 +209,7 @@ def test_a_server_that_is_away_has_its_outcome_when_the_time_is_over(no_leaks):
 
 
 def test_a_server_that_comes_after_the_time_is_not_told_any_more(no_leaks, caplog):
-    address = closed_address()
+    address = free_address()
     host, _, port = address.rpartition(":")
     with FarmExecutor([address]) as farm:
         with pytest.raises(BroadcastError):
@@ -239,7 +220,7 @@ def test_a_server_that_comes_after_the_time_is_not_told_any_more(no_leaks, caplo
 
 
 def test_a_server_that_comes_late_makes_the_call_too(no_leaks):
-    address = closed_address()
+    address = free_address()
     host, _, port = address.rpartition(":")
     with (
         start_server("127.0.0.1", 0, background=True, workers=1) as one,
@@ -290,7 +271,7 @@ def test_what_cannot_be_pickled_is_raised_at_once(farm):
 
 
 def test_after_shutdown_it_is_refused_and_a_shutdown_ends_its_wait(no_leaks):
-    farm = FarmExecutor([closed_address()])
+    farm = FarmExecutor([free_address()])
     errors = []
 
     def cast():
@@ -335,7 +316,7 @@ def test_connect_starts_the_workers(farm):
 
 
 def test_connect_names_those_that_have_not_answered(no_leaks):
-    away = closed_address()
+    away = free_address()
     with start_server("127.0.0.1", 0, background=True, workers=1) as server:
         farm = FarmExecutor([server.address, away])
         assert farm.submit(pow, 2, 2).result(DEADLINE) == 4, "one works"

@@ -18,20 +18,6 @@ from farm_executor.core.scheduler import Kill, Task
 DEADLINE = 30.0
 
 
-@pytest.fixture(params=["embedded", "servers"])
-def farm(request, no_leaks):
-    if request.param == "embedded":
-        with FarmExecutor(2) as farm:
-            yield farm
-    else:
-        with (
-            start_server("127.0.0.1", 0, background=True, workers=1) as one,
-            start_server("127.0.0.1", 0, background=True, workers=1) as two,
-            FarmExecutor([one.address, two.address]) as farm,
-        ):
-            yield farm
-
-
 def until(condition):
     deadline = time.monotonic() + DEADLINE
     while not condition():
