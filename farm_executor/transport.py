@@ -21,11 +21,14 @@ from farm_executor import payload
 from farm_executor.address import Address
 from farm_executor.core.frames import MAX_BODY, MAX_HELLO, Buffer, Frame, FrameReader, FrameType
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, decode_hello, encode_hello
+from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.errors import RemoteProtocolError, VersionMismatchError
 
-__all__ = ["Connection", "Socket", "Waker", "bound_address", "connect", "listen"]
+__all__ = ["Channel", "Connection", "RefusedError", "Socket", "Waker", "bound_address", "connect", "listen"]
 
 Socket = socket.socket
+
+HEARTBEAT_SECONDS = 5.0  # between signs of life, unless a client wants others
 
 _CHUNK = 64 * 1024
 _BACKLOG = 1024
@@ -86,13 +89,14 @@ def bound_address(sock: Socket, address: Address) -> Address:
     return address if address.path else Address(host=address.host, port=sock.getsockname()[1])
 
 
-def _dial(address: Address, deadline: float, dialling: Callable[[Socket], None]) -> Socket:
+def _dial(address: Address, deadline: float, dialling: Callable[[Socket], None], heartbeat: float) -> Socket:
     """Connect a blocking socket.
 
     Args:
         address: Where to.
         deadline: On the monotonic clock.
         dialling: Told each socket before it is connected, so that another thread can shut it down.
+        heartbeat: See `tune`.
 
     Raises:
         OSError: Nobody listens there, or nobody answered in time.
@@ -108,7 +112,7 @@ def _dial(address: Address, deadline: float, dialling: Callable[[Socket], None])
             dialling(sock)
             sock.settimeout(max(deadline - time.monotonic(), 0.001))
             sock.connect(where)
-            tune(sock)
+            tune(sock, heartbeat)
         except OSError as failure:
             sock.close()
             error = failure
@@ -117,11 +121,53 @@ def _dial(address: Address, deadline: float, dialling: Callable[[Socket], None])
     raise error or OSError(f"no way to {address}")
 
 
-def tune(sock: Socket) -> None:
-    """Set the options that every connection has."""
-    if sock.family != getattr(socket, "AF_UNIX", None):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+_RTO_MAX_MS = 44  # TCP_RTO_MAX_MS, of Linux 6.15 and later; no Python has a name for it yet
+_SLOWEST_RETRY_MS = 1000
+
+
+def is_tcp(sock: Socket) -> bool:
+    """Whether there is a network between the two ends, which may break while both live."""
+    return sock.family != getattr(socket, "AF_UNIX", None)
+
+
+def tune(sock: Socket, heartbeat: float = HEARTBEAT_SECONDS) -> None:
+    """Set the options that every connection has.
+
+    Over TCP the system asks a silent peer after that many seconds, and again, and gives up with the third one. What
+    is on its way is sent again each second at least, so that a network that comes back is noticed at once.
+
+    Args:
+        sock: Connected.
+        heartbeat: Seconds.
+    """
+    if not is_tcp(sock):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    seconds = max(1, round(heartbeat))
+    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # so called on macOS
+    options = [
+        (idle, seconds),
+        (getattr(socket, "TCP_KEEPINTVL", None), seconds),
+        (getattr(socket, "TCP_KEEPCNT", None), MAX_MISSED),
+        (_RTO_MAX_MS if sys.platform == "linux" else None, _SLOWEST_RETRY_MS),
+    ]
+    for option, value in options:
+        if option is not None:
+            with contextlib.suppress(OSError):  # an older system
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class RefusedError(ConnectionRefusedError):
+    """The server itself has refused, for a reason that may pass.
+
+    Attributes:
+        code: Which; see the protocol.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def connect(
@@ -130,6 +176,8 @@ def connect(
     hello: dict[str, Any],
     timeout: float,
     dialling: Callable[[Socket], None] = lambda sock: None,
+    *,
+    heartbeat: float = HEARTBEAT_SECONDS,
 ) -> tuple[Connection, dict[str, Any]]:
     """Dial a server, prove the key to each other and exchange hellos.
 
@@ -139,19 +187,21 @@ def connect(
         hello: What to say; the server's answer decides what the connection is good for.
         timeout: Seconds for all of it.
         dialling: See `_dial`.
+        heartbeat: See `tune`.
 
     Returns:
         The connection, blocking, and the server's hello.
 
     Raises:
-        OSError: No connection, no answer in time, or the server refused for a passing reason.
+        RefusedError: The server refused for a passing reason.
+        OSError: No connection, or no answer in time.
         EOFError: The server ended the connection.
         AuthenticationError: The keys differ.
         VersionMismatchError: The server refused our versions.
         RemoteProtocolError: It is no farm server.
     """
     deadline = time.monotonic() + timeout
-    sock = _dial(address, deadline, dialling)
+    sock = _dial(address, deadline, dialling, heartbeat)
     try:
         handshake = ClientHandshake(key, os.urandom(NONCE_SIZE))
         sock.sendall(handshake.start())
@@ -184,7 +234,7 @@ def _refusal(data: dict[str, Any]) -> Exception:
         except (KeyError, TypeError, ValueError) as error:
             return RemoteProtocolError(f"malformed refusal: {error!r}")
         return VersionMismatchError(message, pairs)
-    return ConnectionRefusedError(message)
+    return RefusedError(str(data.get("code")), message)
 
 
 class Connection:
@@ -195,6 +245,10 @@ class Connection:
         max_body: See `FrameReader`.
         allocate: See `FrameReader`.
 
+    Attributes:
+        bytes_received: All that the socket has given.
+        bytes_sent: All that it has taken.
+
     Thread safety: one thread receives; sending is for one thread at a time, which may be another one.
     """
 
@@ -202,6 +256,7 @@ class Connection:
         self, sock: Socket, max_body: int = MAX_BODY, allocate: Callable[[int], Buffer] = payload.allocate
     ) -> None:
         self.socket = sock
+        self.bytes_received = self.bytes_sent = 0
         self.reader = FrameReader(max_body, allocate)
         self._chunk = memoryview(bytearray(4096 if max_body == MAX_HELLO else _CHUNK))
         self._unsent: deque[memoryview] = deque()
@@ -231,6 +286,7 @@ class Connection:
                 count = self.socket.recv_into(target)
                 if not count:
                     raise EOFError("connection closed within a frame")
+                self.bytes_received += count
                 frames = self.reader.received_into(count)
                 if frames or count < len(target):
                     return frames
@@ -245,6 +301,7 @@ class Connection:
             raise EOFError(str(error)) from None
         if not count:
             raise EOFError("connection closed")
+        self.bytes_received += count
         return self.reader.receive_data(self._chunk[:count])
 
     def send(self, buffers: Sequence[Buffer]) -> bool:
@@ -259,6 +316,7 @@ class Connection:
                 count = 0
             except OSError:
                 return True
+            self.bytes_sent += count
             if count == len(buffers[0]):
                 return True
             buffers = [memoryview(buffers[0])[count:]]
@@ -287,6 +345,7 @@ class Connection:
         """
         if len(buffers) == 1 and not self._unsent:
             self.socket.sendall(buffers[0])
+            self.bytes_sent += len(buffers[0])
             return
         self._queue(buffers)
         while self._unsent:
@@ -297,6 +356,7 @@ class Connection:
             count = self.socket.send(self._unsent[0])
         else:
             count = self.socket.sendmsg(list(islice(self._unsent, _VECTOR)))
+        self.bytes_sent += count
         while count:
             first = self._unsent[0]
             if count < len(first):
@@ -321,6 +381,10 @@ class Connection:
                     raise RemoteProtocolError("the peer spoke out of turn")
                 return frames[0]
 
+    def hang_up(self) -> None:
+        """End the connection; its file descriptor stays valid."""
+        hang_up(self.socket)
+
     def close(self) -> None:
         """Close the socket; buffers not yet sent are dropped."""
         self._unsent.clear()
@@ -331,6 +395,72 @@ def hang_up(sock: Socket) -> None:
     """End a connection for every process that has it open; its file descriptor here stays valid."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def unread(sock: Socket) -> int:
+    """How many bytes have come that nobody has read, in whatever process."""
+    import fcntl  # only servers ask, which are on systems that have it
+    import termios
+
+    count = bytearray(4)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(sock, termios.FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)
+
+
+class Channel:
+    """One end of a supervisor's line to one of its workers: a lane's new socket comes over it, or the worker's end.
+
+    It has reached its end when the supervisor is gone.
+    """
+
+    def __init__(self, sock: Socket) -> None:
+        self._socket = sock
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Both ends."""
+        mine, theirs = socket.socketpair()
+        mine.setblocking(False)
+        return cls(mine), cls(theirs)
+
+    def fileno(self) -> int:
+        """For `select.poll`."""
+        return self._socket.fileno()
+
+    def pass_on(self, sock: Socket) -> None:
+        """Give the other end a socket; ours stays open.
+
+        Raises:
+            OSError: It is gone, or deaf.
+        """
+        socket.send_fds(self._socket, [b"s"], [sock.fileno()])
+
+    def say_end(self) -> None:
+        """Tell the other end to end."""
+        with contextlib.suppress(OSError):
+            self._socket.send(b"e")
+
+    def receive(self) -> Socket | None:
+        """What was said: a socket; or None, to end.
+
+        Raises:
+            EOFError: The other end is gone.
+        """
+        try:
+            word, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+        except OSError as error:
+            raise EOFError(str(error)) from None
+        if not word:
+            raise EOFError("the supervisor is gone")
+        if not descriptors:
+            return None
+        os.set_inheritable(descriptors[0], False)
+        return Socket(fileno=descriptors[0])
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
 
 
 class Waker:

@@ -500,7 +500,7 @@ def test_connect_to_a_server_that_does_not_prove_the_key_is_an_authentication_er
             with listener.accept()[0] as sock:
                 sock.settimeout(DEADLINE)
                 sock.recv(48, socket.MSG_WAITALL)
-                sock.sendall(b"FARM\1\1\0" + bytes(41))
+                sock.sendall(b"FARM\2\2\0" + bytes(41))
                 sock.recv(32, socket.MSG_WAITALL)
                 sock.sendall(b"\1" + bytes(32))
                 with contextlib.suppress(ConnectionError):

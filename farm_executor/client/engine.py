@@ -41,6 +41,7 @@ from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
 from farm_executor.client.killing import Kills
 from farm_executor.client.lane import Lane, WorkerDeath
+from farm_executor.client.liveness import Liveness
 from farm_executor.client.options import TaskOptions
 from farm_executor.client.outcome import (
     caused,
@@ -57,6 +58,7 @@ from farm_executor.client.server import ServerLink, Settings
 from farm_executor.client.settling import Settler
 from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
 from farm_executor.core.frames import (
+    BULK,
     ERROR,
     Frame,
     FrameType,
@@ -67,6 +69,7 @@ from farm_executor.core.frames import (
     payload_size,
 )
 from farm_executor.core.handshake import decode_hello, encode_hello, numbers_in
+from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
 from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskKilledError, WorkerLostError
 from farm_executor.failure import Origin, load_failure, remote_traceback
@@ -93,7 +96,7 @@ class EngineOptions:
         initializer: The pickled call that every worker runs first.
     """
 
-    locations: list[Callable[[], Any]]
+    locations: list[Callable[[bool], Any]]
     quotas: list[int | None]
     settings: Settings
     end_servers: Callable[[], None]
@@ -134,6 +137,9 @@ class Engine:
         self._settler = Settler(self._reactor, self._budget)
         self._kills = Kills(self._reactor, self._send_kill)
         self._timed = False  # whether any task had a timeout
+        self._liveness: Liveness[ServerLink] = Liveness(
+            options.settings.heartbeat, self._reactor.after, self._ping, self._on_silence, self._on_stuck
+        )
         self._links = [
             ServerLink(locate, quota, options.settings, self)
             for locate, quota in zip(options.locations, options.quotas, strict=True)
@@ -498,10 +504,11 @@ class Engine:
         for link in self._links:
             link.close()
         for connection in self._controls.values():
-            if self._error is None:  # else the workers need no time to end well
-                connection.send(encode_frame(FrameType.BYE))
+            hurry = self._error is not None  # then the workers need no time to end well
+            connection.send(encode_frame(FrameType.BYE, count=hurry))
             connection.close()
         for _, _, lane in self._lanes.values():
+            lane.send_bye()
             lane.connection.close()
         with self._deciding:
             self._stop_taking()
@@ -521,7 +528,7 @@ class Engine:
                 connection.close()
                 return
             connection.socket.setblocking(False)
-            self._controls[link] = connection
+            self._adopt_control(link, session, connection)
             with self._deciding:
                 before = self._lane_counts.get(link, 0)
                 self._lane_counts[link] = lanes
@@ -530,11 +537,30 @@ class Engine:
                 self._settler.refuse(
                     task, WorkerLostError(f"server {link} has come back with {lanes} workers only")
                 )
-            self._reactor.register(connection, partial(self._on_control, link, session, connection))
             if not self.answered[link].done():
                 self.answered[link].set_result(lanes)
 
         self._reactor.post(adopt)
+
+    def control_resumed(self, link: ServerLink, connection: Connection, session: str) -> None:
+        """See `server.Listener`."""
+
+        def adopt() -> None:
+            if self._closed or session != link.session:
+                connection.close()
+                return
+            connection.socket.setblocking(False)
+            self._adopt_control(link, session, connection)
+            for lane in self._lanes_of(link, session):
+                self._cut_lane(lane, "its server had to be dialled anew")
+            self._kills.order_again()
+
+        self._reactor.post(adopt)
+
+    def _adopt_control(self, link: ServerLink, session: str, connection: Connection) -> None:
+        self._controls[link] = connection
+        self._reactor.register(connection, partial(self._on_control, link, session, connection))
+        self._liveness.watch(link)
 
     def lane_up(
         self, link: ServerLink, connection: Connection, session: str, slot: int, lane: int, pid: int
@@ -546,7 +572,7 @@ class Engine:
                 connection.close()
                 return
             connection.socket.setblocking(False)
-            new = Lane(lane, connection, str(link), slot, pid)
+            new = Lane(lane, connection, str(link), slot, pid, resumable=link.resumable)
             with self._deciding:
                 self._lanes[lane] = (link, session, new)
                 new.send_init(self._options.initializer)
@@ -554,6 +580,35 @@ class Engine:
             self._watch(new)
 
         self._reactor.post(adopt)
+
+    def lane_resumed(self, link: ServerLink, connection: Connection, session: str, lane: int) -> None:
+        """See `server.Listener`."""
+
+        def adopt() -> None:
+            entry = self._lanes.get(lane)
+            if self._closed or entry is None or not entry[2].ended:
+                connection.close()
+                return
+            connection.socket.setblocking(False)
+            with self._deciding:
+                entry[2].resume(connection, self._scheduler.first_seq(lane))
+            self._reactor.register(connection, partial(self._on_lane, entry[2]))
+            self._watch(entry[2])
+
+        self._reactor.post(adopt)
+
+    def worker_gone(self, link: ServerLink, session: str, lane: int) -> None:
+        """See `server.Listener`."""
+
+        def await_report() -> None:
+            if lane in self._lanes:
+                self._reactor.after(REPORT_SECONDS, partial(self._lose_lane, self._lanes[lane][2]))
+
+        self._reactor.post(await_report)
+
+    def session_gone(self, link: ServerLink, session: str) -> None:
+        """See `server.Listener`."""
+        self._reactor.post(partial(self._lose_session, link, session, "the server knows it no more"))
 
     def refused(self, link: ServerLink, error: Exception) -> None:
         """See `server.Listener`."""
@@ -576,7 +631,11 @@ class Engine:
             return
         try:
             for frame in connection.receive():
-                if frame.type is FrameType.WORKER_DIED:
+                self._liveness.heard(link)
+                if frame.type is FrameType.PONG:
+                    lanes = {lane.id: lane.connection for lane in self._lanes_of(link, session) if lane.ready}
+                    self._liveness.answered(decode_hello(frame), lanes)
+                elif frame.type is FrameType.WORKER_DIED:
                     self._on_death(decode_hello(frame))
                 elif frame.type is FrameType.SPARED:
                     self._kills.spared(*numbers_in(decode_hello(frame), "lane", "order"))
@@ -584,23 +643,91 @@ class Engine:
                     logger.info("draining server=%s", link)
                 else:
                     raise RemoteProtocolError(f"{frame.type.name} frame on a control connection")
-        except (EOFError, RemoteProtocolError) as error:
-            logger.warning("session lost server=%s error=%s", link, error)
+        except EOFError as error:
+            self._on_control_end(link, session, str(error))
+        except RemoteProtocolError as error:
+            self._lose_session(link, session, str(error))
+
+    def _lanes_of(self, link: ServerLink, session: str) -> list[Lane]:
+        return [lane for owner, of, lane in self._lanes.values() if owner is link and of == session]
+
+    # -- what breaks, and may be resumed -------------------------------------------------------------------
+
+    def _ping(self, link: ServerLink, beat: int) -> None:
+        """For `Liveness`."""
+        connection = self._controls[link]
+        if not connection.unsent:  # else it does not listen, which the silence will tell
+            connection.send(encode_frame(FrameType.PING, seq=beat))
+            self._reactor.want_to_write(connection, connection.unsent)
+
+    def _on_silence(self, link: ServerLink) -> None:
+        """For `Liveness`."""
+        seconds = MAX_MISSED * self._options.settings.heartbeat
+        self._on_control_end(link, link.session, f"nothing heard for {seconds:g} s")
+
+    def _on_stuck(self, lane: int) -> None:
+        """For `Liveness`."""
+        self._cut_lane(self._lanes[lane][2], "nothing of what is sent over it arrives")
+
+    def _on_control_end(self, link: ServerLink, session: str, why: str) -> None:
+        """The way to a server is broken: look for another, for a while."""
+        if not link.resumable or link not in self._controls:
+            self._lose_session(link, session, why)
+            return
+        logger.warning("connection lost server=%s reason=%s", link, why)
+        self._drop_control(link)
+        seconds = self._options.settings.resume_seconds
+        self._reactor.after(seconds, partial(self._give_up, link, session, f"not reached for {seconds:g} s"))
+        link.control_cut(session)
+
+    def _give_up(self, link: ServerLink, session: str, why: str) -> None:
+        if link not in self._controls:
+            self._lose_session(link, session, why)
+
+    def _drop_control(self, link: ServerLink) -> None:
+        connection = self._controls.pop(link, None)
+        self._liveness.forget(link)
+        if connection is not None:
             self._reactor.unregister(connection)
             connection.close()
-            del self._controls[link]
-            for owner, of, lane in list(self._lanes.values()):
-                if owner is link and of == session:
-                    self._lose_lane(lane)
-            link.control_lost(session)
+
+    def _lose_session(self, link: ServerLink, session: str, why: str) -> None:
+        if session != link.session:
+            return
+        logger.warning("session lost server=%s reason=%s", link, why)
+        self._drop_control(link)
+        for lane in self._lanes_of(link, session):
+            self._lose_lane(lane)
+        link.control_lost(session)
+
+    def _cut_lane(self, lane: Lane, why: str) -> None:
+        """The way to a worker is broken: look for another, for a while."""
+        if self._is_gone(lane) or not lane.ready:
+            return
+        logger.info("connection lost server=%s pid=%d reason=%s", lane.server, lane.pid, why)
+        link, session, _ = self._lanes[lane.id]
+        with self._deciding:
+            lane.ended, lane.resuming = True, False
+            lane.cuts += 1
+            self._reactor.unregister(lane.connection)
+            lane.connection.close()
+            self._scheduler.lane_cut(lane.id)
+        seconds = self._options.settings.resume_seconds
+        self._reactor.after(seconds, partial(self._give_up_lane, lane, lane.cuts))
+        link.lane_cut(session, lane.id, lane.slot)
+
+    def _give_up_lane(self, lane: Lane, cuts: int) -> None:
+        if lane.ended and lane.cuts == cuts:
+            self._lose_lane(lane)
 
     def _on_death(self, report: dict[str, Any]) -> None:
         number, pid, code, begun = numbers_in(report, "lane", "pid", "code", "begun")
         killed = numbers_in(report, "killed")[0] if "killed" in report else None
+        frozen = report.get("frozen")
         if number not in self._lanes:
             return
         lane = self._lanes[number][2]
-        lane.death = WorkerDeath(pid, code, begun, killed)
+        lane.death = WorkerDeath(pid, code, begun, killed, frozen if isinstance(frozen, (int, float)) else None)
         if lane.ended:
             self._lose_lane(lane)
 
@@ -618,8 +745,8 @@ class Engine:
                 if self._is_gone(lane):
                     break  # by what the frame before it said
                 self._on_frame(lane, frame)
-        except EOFError:
-            self._on_lane_end(lane)
+        except EOFError as error:
+            self._on_lane_end(lane, str(error))
         except RemoteProtocolError as error:
             logger.error("lane broken server=%s pid=%d error=%s", lane.server, lane.pid, error)
             self._lose_lane(lane)
@@ -627,7 +754,10 @@ class Engine:
     def _is_gone(self, lane: Lane) -> bool:
         return lane.ended or lane.id not in self._lanes
 
-    def _on_lane_end(self, lane: Lane) -> None:
+    def _on_lane_end(self, lane: Lane, why: str) -> None:
+        if lane.resumable and lane.ready and not lane.retired and lane.death is None:
+            self._cut_lane(lane, why)
+            return
         lane.ended = True
         self._reactor.unregister(lane.connection)
         if lane.death is not None or lane.retired:
@@ -636,7 +766,7 @@ class Engine:
             self._reactor.after(REPORT_SECONDS, lambda: self._lose_lane(lane))
 
     def _on_frame(self, lane: Lane, frame: Frame) -> None:
-        serving = lane.ready and not lane.retired
+        serving = lane.ready and not lane.retired and not lane.resuming
         if frame.type is FrameType.RESULTS and serving:
             self._on_results(lane, frame)
         elif frame.type is FrameType.RECALLED and serving:
@@ -644,6 +774,11 @@ class Engine:
                 self._perform(self._scheduler.recalled(lane.id, frame.seq, frame.count))
         elif frame.type is FrameType.READY and not lane.ready:
             self._on_ready(lane, frame)
+        elif frame.type is FrameType.RESUMED and lane.resuming:
+            lane.resuming = False
+            with self._deciding:
+                self._perform(self._scheduler.resumed(lane.id, frame.seq))
+            logger.info("lane resumed server=%s pid=%d", lane.server, lane.pid)
         else:
             raise RemoteProtocolError(f"{frame.type.name} frame from a worker, out of turn")
 
@@ -672,6 +807,8 @@ class Engine:
             round_trip_us = lane.note_results(len(results), busy_us)
             tasks, decisions = self._scheduler.finished(lane.id, frame.seq, len(results), busy_us, round_trip_us)
             self._perform(decisions)  # first of all, so that the worker goes on while we unpickle
+            if not lane.acknowledge(frame.seq + len(results), bulk=bool(frame.flags & BULK)):
+                self._reactor.post(partial(self._watch, lane))
             if self._timed:
                 self._watch_time(lane.id)
         self._settler.answer(zip(tasks, results, strict=True), lane.server, lane.pid)
@@ -730,6 +867,7 @@ class Engine:
             link, session, _ = self._lanes.pop(lane.id)
             if not lane.ended:
                 lane.ended = True
+                lane.send_bye()
                 self._reactor.unregister(lane.connection)
             lane.connection.close()
             had = self._scheduler.outstanding_on(lane.id)
@@ -755,10 +893,11 @@ class Engine:
                 )
             for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
                 self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
+        self._liveness.forget_lane(lane.id)
         self._kills.lane_lost(lane.id, next((loss.task for loss in losses if loss.killed), None))
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
-        link.lane_gone(session, lane.slot, failed=not lane.ready)
+        link.lane_gone(session, lane.id, lane.slot, failed=not lane.ready)
 
     def _why_lost(self, lane: Lane, loss: Lose, reason: str) -> Exception:
         if not loss.killed:
@@ -791,8 +930,9 @@ class Engine:
             self._scheduler = Scheduler(start=_start)
             lanes = [entry[2] for entry in self._lanes.values()]
             for lane in lanes:
-                lane.ended = True
-                self._reactor.unregister(lane.connection)
+                if not lane.ended:
+                    lane.ended = True
+                    self._reactor.unregister(lane.connection)
         for task in tasks:
             self._settler.refuse(task, error())
         self._answer_no_more()

@@ -40,8 +40,8 @@ PRIORITIES = {"low": -1, "default": 0, "high": 1}
 class EmbeddedServer(Protocol):
     """A server that was started for one executor alone."""
 
-    def locate(self) -> Address:
-        """Its address; starts it first, also anew if it has died."""
+    def locate(self, lost: bool = False) -> Address:
+        """Its address; starts it first, also anew if it has died, or if it is ``lost``, as when it stands still."""
 
     def end(self) -> None:
         """End it and remove what is left of it. May be called twice. It also ends when it is collected."""
@@ -77,6 +77,11 @@ class FarmExecutor(Executor):
         key_file: A file that holds it.
         connect_timeout: Seconds after which the farm breaks with a `TimeoutError` if no worker could be had at
             all. None: dial for ever.
+        heartbeat: Seconds between signs of life. A server that has given none for three of them, or a lane on which
+            nothing moves for as long, is taken for unreachable, and dialled anew.
+        resume_timeout: Seconds for which a worker whose connection has broken is kept, with what it runs, and for
+            which it is dialled; then what it had is sent to others. 0: nothing is resumed. Over TCP only: the end
+            of a unix socket is the end of whoever held it.
         max_attempts: How often a task may be begun before it is given up, when its workers die.
         allow_version_mismatch: Whether to work with servers of another Python minor version, where functions that
             travel by value may crash.
@@ -112,6 +117,8 @@ class FarmExecutor(Executor):
         key: bytes | None = None,
         key_file: str | os.PathLike[str] | None = None,
         connect_timeout: float | None = None,
+        heartbeat: float = 5.0,
+        resume_timeout: float = 15.0,
         max_attempts: int = 3,
         allow_version_mismatch: bool = False,
         max_pending_bytes: int | None = None,
@@ -124,12 +131,15 @@ class FarmExecutor(Executor):
             addresses, max_workers = None, addresses
         _check_arguments(max_workers, initializer, max_tasks_per_child, max_attempts)
         _check_budget(max_pending_bytes, when_full)
+        _check_seconds("heartbeat", heartbeat)
+        _check_seconds("resume_timeout", resume_timeout, or_zero=True)
         self._addresses = None if addresses is None else parse_addresses(addresses)
         self._max_workers_given = max_workers
         self._initializer, self._initargs = initializer, tuple(initargs)
         self._max_tasks_per_child = max_tasks_per_child
         self._key, self._key_file = key, key_file
         self._connect_timeout = connect_timeout
+        self._heartbeat, self._resume_timeout = heartbeat, resume_timeout
         self._allow_version_mismatch = allow_version_mismatch
         self._max_pending_bytes, self._when_full = max_pending_bytes, when_full
         self._caller_leads = caller_leads
@@ -397,6 +407,8 @@ class FarmExecutor(Executor):
             "max_tasks_per_child": self._max_tasks_per_child,
             "key_file": self._key_file,
             "connect_timeout": self._connect_timeout,
+            "heartbeat": self._heartbeat,
+            "resume_timeout": self._resume_timeout,
             "max_attempts": self._options.max_attempts,
             "allow_version_mismatch": self._allow_version_mismatch,
             "max_pending_bytes": self._max_pending_bytes,
@@ -445,7 +457,7 @@ class FarmExecutor(Executor):
             return self._engine
 
     def _make_engine(self) -> Engine:
-        locations: list[Callable[[], Address]]
+        locations: list[Callable[[bool], Address]]
         quotas: list[int | None]
         if self._addresses is None:
             embedded = self._embedded_server(locked=True)
@@ -453,7 +465,7 @@ class FarmExecutor(Executor):
             locations, quotas, end = [embedded.locate], [self._max_workers], embedded.end
         else:
             quotas = _quotas(self._max_workers_given, len(self._addresses))
-            locations = [partial(_itself, address) for address in self._addresses]
+            locations = [partial(_at, address) for address in self._addresses]
             locations, quotas = locations[: len(quotas)], quotas
             end = _nothing
         from farm_executor import payload
@@ -468,7 +480,12 @@ class FarmExecutor(Executor):
             EngineOptions(
                 locations=locations,
                 quotas=quotas,
-                settings=Settings(partial(client_key, self._key, self._key_file), self._allow_version_mismatch),
+                settings=Settings(
+                    partial(client_key, self._key, self._key_file),
+                    self._allow_version_mismatch,
+                    self._heartbeat,
+                    self._resume_timeout,
+                ),
                 end_servers=end,
                 initializer=payload.dumps(call, out_of_band=False),
                 max_tasks_per_child=self._max_tasks_per_child,
@@ -538,7 +555,7 @@ class OptionsView(Executor):
         if max_attempts is not None:
             _check_attempts(max_attempts)
         if timeout is not None:
-            _check_timeout(timeout)
+            _check_seconds("timeout", timeout)
         mine = self._options
         return OptionsView(
             self._farm,
@@ -578,11 +595,11 @@ def _check_attempts(max_attempts: Any) -> None:
         raise ValueError("max_attempts must be >= 1")
 
 
-def _check_timeout(timeout: Any) -> None:
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
-        raise TypeError("timeout must be a number of seconds")
-    if not timeout > 0:
-        raise ValueError("timeout must be > 0")
+def _check_seconds(name: str, value: Any, *, or_zero: bool = False) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds")
+    if not (value > 0 or (or_zero and value == 0)):
+        raise ValueError(f"{name} must be > 0" + (", or 0" if or_zero else ""))
 
 
 def _check_budget(max_pending_bytes: Any, when_full: Any) -> None:
@@ -619,7 +636,7 @@ def _start_meanwhile(embedded: EmbeddedServer) -> None:
             threading.Thread(target=start, name="farm-starter", daemon=True).start()
 
 
-def _itself(address: Address) -> Address:
+def _at(address: Address, lost: bool) -> Address:
     return address
 
 

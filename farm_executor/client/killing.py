@@ -124,6 +124,12 @@ class Kills:
             self._next_look = when
             self._reactor.after(max(when - time.monotonic(), 0.0), self._look)
 
+    def order_again(self) -> None:
+        """A server is back: what it was told in between may not have arrived."""
+        for due in self._due.values():
+            due.ordered = False
+        self._look()
+
     def _look(self) -> None:
         now = time.monotonic()
         self._next_look = float("inf")

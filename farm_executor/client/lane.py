@@ -28,6 +28,7 @@ __all__ = ["Lane", "WorkerDeath"]
 
 MAX_FUNCTIONS = 512  # that a worker keeps
 MAX_FUNCTION_BYTES = 64 * 1024 * 1024
+ACKNOWLEDGE_BYTES = 64 * 1024  # of outcomes that a worker keeps until it hears that they have come
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class WorkerDeath:
         code: The exit code; a negative one is the signal that killed it.
         begun: The number of the last task that it began, -1 for none.
         killed: The number of the task because of which it was killed, if somebody asked for that.
+        frozen: For how many seconds it had stood still, if it was killed for that.
     """
 
     pid: int
     code: int
     begun: int
     killed: int | None = None
+    frozen: float | None = None
 
 
 class Lane:
@@ -51,18 +54,23 @@ class Lane:
 
     Args:
         id: Unique in this farm and for ever: a later connection to the same slot is another lane.
-        connection: Non-blocking, after the hellos.
+        connection: Non-blocking, after the hellos; it may be another one later.
         slot: The worker's place on its server.
         pid: The worker's process there.
+        resumable: Whether the worker goes on if the connection breaks.
 
     Attributes:
         ready: Whether the initializer has succeeded, so that the scheduler knows the lane.
         retired: Whether it ends because it has run all its tasks.
         death: The supervisor's report, once it has come.
         ended: Whether the connection has reached its end.
+        resuming: Whether it is another one, over which the worker has not yet said what it expects.
+        cuts: How often the connection has broken.
     """
 
-    def __init__(self, id: int, connection: Connection, server: str, slot: int, pid: int) -> None:
+    def __init__(
+        self, id: int, connection: Connection, server: str, slot: int, pid: int, *, resumable: bool = False
+    ) -> None:
         self.id = id
         self.connection = connection
         self.server = server
@@ -71,12 +79,16 @@ class Lane:
         self.ready = False
         self.retired = False
         self.ended = False
+        self.resumable = resumable
+        self.resuming = False
+        self.cuts = 0
         self.death: WorkerDeath | None = None
         self.tasks_done = 0
         self.busy_seconds = 0.0
         self._sent: float | None = None  # when the oldest task was sent, if the lane was idle then
         self._known: OrderedDict[int, int] = OrderedDict()  # function number -> its size; the oldest use first
         self._known_bytes = 0
+        self._acknowledged = 0  # of the bytes received over the connection
 
     def send_init(self, call: Payload) -> bool:
         """Send the initializer; as the others here, say whether the socket took it all."""
@@ -104,6 +116,27 @@ class Lane:
             self._known_bytes -= size
             buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
         return self.connection.send(buffers)
+
+    def send_bye(self) -> None:
+        """Tell the worker that it is not needed any more, as far as that goes without waiting."""
+        self.connection.send(encode_frame(FrameType.BYE))
+
+    def acknowledge(self, number: int, *, bulk: bool) -> bool:
+        """Let the worker forget the outcomes before that number, if it is worth the while."""
+        received = self.connection.bytes_received
+        if not self.resumable or (not bulk and received - self._acknowledged < ACKNOWLEDGE_BYTES):
+            return True
+        self._acknowledged = received
+        return self.connection.send(encode_frame(FrameType.ACK, seq=number))
+
+    def resume(self, connection: Connection, lacking: int) -> bool:
+        """Go on over another connection; the outcome of that number, and those behind it, have not come."""
+        self.connection = connection
+        self.ended, self.resuming = False, True
+        self._known.clear()
+        self._known_bytes = self._acknowledged = 0
+        self._sent = None
+        return connection.send(encode_frame(FrameType.RESUME, seq=lacking))
 
     def note_results(self, count: int, busy_us: int) -> float | None:
         """Take note of answers; return the microseconds of a whole round trip, if these tell how long one is."""

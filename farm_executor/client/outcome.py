@@ -51,6 +51,8 @@ def describe_death(death: WorkerDeath | None) -> str:
         return "could not be reached any more"
     if death.killed is not None:
         return "was killed on request"
+    if death.frozen is not None:
+        return f"had been stopped, as by SIGSTOP, for {death.frozen:g} s, and was killed"
     if death.code >= 0:
         return f"exited with code {death.code}"
     try:

@@ -5,6 +5,9 @@ A thread exists only while there is something to dial; what comes of it is told 
 
 A connection that fails is dialled again for ever, after 0.05 s at first and 5 s at most. Only a refusal that no
 waiting can mend is final: a wrong key, versions that do not fit.
+
+What breaks within a session is resumed: the control connection first, then the lanes that have a worker. That a
+session is over is decided by the server, which knows it no more, or by the listener, which has waited long enough.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from farm_executor.address import Address
 from farm_executor.core.handshake import Role, Versions, describe_mismatches
 from farm_executor.errors import AuthenticationError, BrokenFarmError, RemoteProtocolError, VersionMismatchError
 from farm_executor.payload import local_versions
-from farm_executor.transport import Connection, Socket, connect, hang_up
+from farm_executor.transport import HEARTBEAT_SECONDS, Connection, RefusedError, Socket, connect, hang_up
 
 __all__ = ["Listener", "ServerLink", "Settings"]
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0  # for one connection, until the server's hello
+FIRST_RESUME_SECONDS = 2.0  # the same, when a network that swallows all must not cost more; then longer
+RESUME_PAUSE = 0.5  # the longest between two attempts to resume
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 NOT_YET_SECONDS = (
     1.0  # for which a server may say "not now" without a word: it is normal while a worker is replaced
@@ -46,6 +51,8 @@ class Settings:
 
     find_key: Callable[[Address], bytes] = field(repr=False)  # it holds the key
     allow_version_mismatch: bool = False
+    heartbeat: float = HEARTBEAT_SECONDS
+    resume_seconds: float = 0.0
 
 
 class Listener(Protocol):
@@ -59,6 +66,18 @@ class Listener(Protocol):
     ) -> None:
         """The server has started a worker for us."""
 
+    def control_resumed(self, link: ServerLink, connection: Connection, session: str) -> None:
+        """The session has a control connection again."""
+
+    def lane_resumed(self, link: ServerLink, connection: Connection, session: str, lane: int) -> None:
+        """The lane's worker lives, and has been given this connection."""
+
+    def worker_gone(self, link: ServerLink, session: str, lane: int) -> None:
+        """The lane's worker is gone, so that there is nothing to resume."""
+
+    def session_gone(self, link: ServerLink, session: str) -> None:
+        """The server knows the session no more, as it has been restarted or has waited for too long."""
+
     def refused(self, link: ServerLink, error: Exception) -> None:
         """The server does not want us, or cannot be started, and it is no use to try again."""
 
@@ -67,7 +86,8 @@ class ServerLink:
     """The way to one server.
 
     Args:
-        locate: Gives the server's address, or starts the server: asked before each new session. May raise OSError.
+        locate: Gives the server's address, or starts the server: asked before each new session, and told whether
+            the last one was lost. May raise OSError.
         quota: The most lanes to open; None for as many as the server has slots.
         settings: See there.
         listener: See there.
@@ -76,7 +96,7 @@ class ServerLink:
     """
 
     def __init__(
-        self, locate: Callable[[], Address], quota: int | None, settings: Settings, listener: Listener
+        self, locate: Callable[[bool], Address], quota: int | None, settings: Settings, listener: Listener
     ) -> None:
         self._locate = locate
         self._quota = quota
@@ -88,10 +108,14 @@ class ServerLink:
         self._dialling: Socket | None = None
         self._closed = False
         self._missing: set[int] = set()
+        self._cut = False  # the control connection is broken
+        self._severed: dict[int, int] = {}  # the slots of lanes whose connections are, by lane
+        self._lost = False  # the last session
         self._failures = 0
         self._random = random.Random()  # its own: the program's global state is not ours to advance
         self.address: Address | None = None
         self.session = ""
+        self.resumable = False
         self.last_error = ""
 
     def __str__(self) -> str:
@@ -99,8 +123,8 @@ class ServerLink:
 
     @property
     def up(self) -> bool:
-        """Whether there is a session."""
-        return bool(self.session)
+        """Whether there is a session, and a way to the server."""
+        return bool(self.session) and not self._cut
 
     def start(self) -> None:
         """Begin to dial."""
@@ -117,16 +141,40 @@ class ServerLink:
             self._changed.notify_all()
 
     def control_lost(self, session: str) -> None:
-        """The control connection of this session is gone, and the session with it."""
+        """This session is over."""
         with self._lock:
             if session == self.session:
                 self.session = ""
                 self._missing = set()
-                self._ensure_thread()
+                self._severed = {}
+                self._cut = False
+                self._lost = True
+                self._hurry()
 
-    def lane_gone(self, session: str, slot: int, *, failed: bool) -> None:
+    def control_cut(self, session: str) -> None:
+        """The control connection of this session is broken, and is to be resumed."""
+        with self._lock:
+            if session == self.session:
+                self._cut = True
+                self._hurry()
+
+    def lane_cut(self, session: str, lane: int, slot: int) -> None:
+        """A lane's connection is broken, and is to be resumed."""
+        with self._lock:
+            if session == self.session:
+                self._severed[lane] = slot
+                self._hurry()
+
+    def _hurry(self) -> None:
+        """Dial now, even if the next attempt was to come later."""
+        self._failures = 0
+        self._changed.notify_all()
+        self._ensure_thread()
+
+    def lane_gone(self, session: str, lane: int, slot: int, *, failed: bool) -> None:
         """A lane has ended; with ``failed`` before it did anything, so that another may do no better."""
         with self._lock:
+            self._severed.pop(lane, None)
             if session == self.session:
                 self._missing.add(slot)
                 self._failures = self._failures + 1 if failed else 0
@@ -158,8 +206,7 @@ class ServerLink:
             except (OSError, EOFError, RemoteProtocolError) as error:
                 self.last_error = f"{type(error).__name__}: {error}"
                 now = time.monotonic()
-                refused = isinstance(error, ConnectionRefusedError) and error.errno is None  # by the server itself
-                not_yet = refused and now - silent_since < NOT_YET_SECONDS
+                not_yet = isinstance(error, RefusedError) and now - silent_since < NOT_YET_SECONDS
                 if now >= next_report and not not_yet and not self._closed:
                     next_report = now + REPORT_EVERY
                     logger.warning(
@@ -176,33 +223,48 @@ class ServerLink:
                 return
 
     def _pause(self) -> None:
-        longest = min(FIRST_PAUSE * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE)
         with self._lock:
+            limit = RESUME_PAUSE if self._cut or self._severed else LONGEST_PAUSE
+            longest = min(FIRST_PAUSE * 2 ** min(max(self._failures - 1, 0), 10), limit)
             if not self._closed:
                 self._changed.wait(longest * self._random.uniform(0.5, 1.0))
 
     def _dial_next(self) -> bool:
         """Open the one connection that is needed most; say whether there may be another."""
         with self._lock:
-            session = self.session
-            if self._closed or (session and not self._missing):
+            session, cut = self.session, self._cut
+            lane = next(iter(self._severed), None)
+            slot = min(self._missing, default=None)
+            if self._closed or (session and not cut and lane is None and slot is None):
                 self._thread = None
                 return False
-            slot = min(self._missing) if session else None
-        if slot is None:
-            self._open_session()
-        else:
-            self._open_lane(session, slot)
+        try:
+            if not session:
+                self._open_session()
+            elif cut:
+                self._resume_session(session)
+            elif lane is not None:
+                self._resume_lane(session, lane)
+            elif slot is not None:
+                self._open_lane(session, slot)
+        except RefusedError as error:
+            if error.code != "session":
+                raise
+            self._listener.session_gone(self, session)
+            with self._lock:  # until the listener has taken note
+                self._changed.wait_for(lambda: self._closed or self.session != session, CONNECT_SECONDS)
         return True
 
     def _open_session(self) -> None:
-        self.address = self._locate()
+        self.address, self._lost = self._locate(self._lost), False
         connection, hello = self._connect(
             {
                 "role": Role.CONTROL.value,
                 "versions": vars(local_versions()),
                 "allow_version_mismatch": self._settings.allow_version_mismatch,
                 "client": f"pid {os.getpid()}",
+                "heartbeat": self._settings.heartbeat,
+                "resume_seconds": self._settings.resume_seconds,
             }
         )
         session, slots = hello.get("session"), hello.get("slots")
@@ -216,11 +278,13 @@ class ServerLink:
         elif mismatches:
             logger.info("versions differ server=%s mismatches=%s", self, describe_mismatches(mismatches))
         lanes = slots if self._quota is None else min(slots, self._quota)
+        granted = hello.get("resume_seconds")
         with self._lock:
             if self._closed:
                 connection.close()
                 return
             self.session = session
+            self.resumable = isinstance(granted, (int, float)) and granted > 0
             self._missing = set(range(lanes))
             self._failures = 0
         logger.info("session opened server=%s lanes=%d", self, lanes)
@@ -238,11 +302,49 @@ class ServerLink:
             self._missing.discard(slot)
         self._listener.lane_up(self, connection, session, slot, lane, pid if isinstance(pid, int) else 0)
 
-    def _connect(self, hello: dict[str, Any]) -> tuple[Connection, dict[str, Any]]:
+    def _resume_session(self, session: str) -> None:
+        hello = {"role": Role.CONTROL.value, "resume": session, "versions": vars(local_versions())}
+        connection, _ = self._connect(hello, self._patience())
+        with self._lock:
+            if self._closed or session != self.session:
+                connection.close()
+                return
+            self._cut = False
+            self._failures = 0
+        logger.info("session resumed server=%s", self)
+        self._listener.control_resumed(self, connection, session)
+
+    def _resume_lane(self, session: str, lane: int) -> None:
+        try:
+            hello = {"role": Role.LANE.value, "session": session, "lane": lane, "resume": True}
+            connection, _ = self._connect(hello, self._patience())
+        except RefusedError as error:
+            if error.code != "worker":
+                raise
+            with self._lock:
+                self._severed.pop(lane, None)
+            self._listener.worker_gone(self, session, lane)
+            return
+        with self._lock:
+            wanted = not self._closed and session == self.session and self._severed.pop(lane, None) is not None
+            self._failures = 0
+        if wanted:
+            self._listener.lane_resumed(self, connection, session, lane)
+        else:
+            connection.close()
+
+    def _patience(self) -> float:
+        """Seconds for an attempt to resume."""
+        return min(FIRST_RESUME_SECONDS * (1 + self._failures / 2), CONNECT_SECONDS)
+
+    def _connect(
+        self, hello: dict[str, Any], timeout: float = CONNECT_SECONDS
+    ) -> tuple[Connection, dict[str, Any]]:
         assert self.address is not None
         key = self._settings.find_key(self.address)
+        heartbeat = self._settings.heartbeat
         try:
-            return connect(self.address, key, hello, CONNECT_SECONDS, self._note_dialling)
+            return connect(self.address, key, hello, timeout, self._note_dialling, heartbeat=heartbeat)
         except (AuthenticationError, VersionMismatchError) as error:
             error.args = (f"server {self.address}: {error.args[0]}", *error.args[1:])
             raise

@@ -85,16 +85,21 @@ class FrameType(enum.IntEnum):
     HELLO = 1
     REFUSED = 2
     BYE = 3
+    PING = 4
+    PONG = 5
     # a lane, client to worker
     INIT = 16
     FUNCTION = 17
     FORGET = 18
     TASKS = 19
     RECALL = 20
+    ACK = 21
+    RESUME = 22
     # a lane, worker to client
     READY = 32
     RESULTS = 33
     RECALLED = 34
+    RESUMED = 35
     # the control connection and admin connections
     WORKER_DIED = 48
     DRAINING = 49

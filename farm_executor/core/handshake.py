@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 MAGIC = b"FARM"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 NONCE_SIZE = 32
 MIN_KEY_SIZE = 16
 PLAIN = 0
@@ -259,9 +259,9 @@ def _proof(key: bytes, role: bytes, client: bytes, server: bytes) -> bytes:
     return hmac.new(key, b"farm " + role + client + server, hashlib.sha256).digest()
 
 
-def encode_hello(data: dict[str, Any], kind: FrameType = FrameType.HELLO) -> list[Buffer]:
+def encode_hello(data: dict[str, Any], kind: FrameType = FrameType.HELLO, seq: int = 0) -> list[Buffer]:
     """A HELLO frame, or one of the other types that carry JSON, with this object."""
-    return encode_frame(kind, body=json.dumps(data).encode())
+    return encode_frame(kind, seq=seq, body=json.dumps(data).encode())
 
 
 def numbers_in(data: dict[str, Any], *keys: str) -> list[int]:
@@ -277,7 +277,7 @@ def numbers_in(data: dict[str, Any], *keys: str) -> list[int]:
 
 
 def decode_hello(frame: Frame) -> dict[str, Any]:
-    """The object of a HELLO, REFUSED, WORKER_DIED, KILL or SPARED frame: these carry JSON.
+    """The object of a HELLO, REFUSED, PONG, WORKER_DIED, KILL or SPARED frame: these carry JSON.
 
     Raises:
         RemoteProtocolError: The body is no JSON object.

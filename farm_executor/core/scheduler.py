@@ -124,7 +124,8 @@ class _Lane:
     outstanding: deque[Task] = field(default_factory=deque)
     bound: int = 0  # how many of them have a seat
     next_seq: int = 0
-    recalling: bool = False  # asked and not yet answered: meanwhile it gets nothing, so that its tail stays known
+    # Asked and not yet answered, or cut off: meanwhile it gets nothing, so that its tail stays known.
+    recalling: bool = False
     may_recall: bool = True  # not when it had nothing to give back, until it has answered something more
 
     @property
@@ -319,22 +320,29 @@ class Scheduler:
             RemoteProtocolError: It was not asked, or these are not its last tasks.
         """
         lane = self._lanes[lane_id]
-        fits = 0 <= count <= len(lane.outstanding) and (not count or seq == lane.next_seq - count)
-        if not lane.recalling or not fits:
+        if not lane.recalling or (count and seq != lane.next_seq - count):
             raise RemoteProtocolError(f"recalled {count} tasks from {seq}; the next would be {lane.next_seq}")
-        back = [lane.outstanding.pop() for _ in range(count)]
-        lane.next_seq -= count
-        self.outstanding -= count
-        movable = sum(task.seat is None for task in back)
-        lane.bound -= count - movable
-        if lane.budget is not None:
-            lane.budget += movable
-        for task in back:  # the last first, so that the first ends up in front
-            self._requeue(task)
-        lane.recalling = False
-        lane.may_recall = movable > 0
+        lane.may_recall = self._take_back(lane, count) > 0
+        return self._go_on(lane)
+
+    def lane_cut(self, lane_id: int) -> None:
+        """The way to the lane's worker is cut: it gets nothing until it is resumed or lost."""
+        lane = self._lanes[lane_id]
+        lane.recalling = True
         self._index(lane)
-        return self._seat(lane.seat) + self._dispatch() + self._refill(lane)
+
+    def resumed(self, lane_id: int, expected: int) -> list[Decision]:
+        """There is a way to the lane's worker again, and the next task that it expects has that number.
+
+        Those from there on have never reached it, or were on their way back: they have not begun.
+
+        Raises:
+            RemoteProtocolError: That task has been answered, or is still to be numbered.
+        """
+        lane = self._lanes[lane_id]
+        self._take_back(lane, lane.next_seq - expected)
+        lane.may_recall = True
+        return self._go_on(lane)
 
     def lane_lost(self, lane_id: int, begun: int | None, killed: int | None = None) -> list[Decision]:
         """The lane is gone, and with it its worker or the way to it.
@@ -372,6 +380,27 @@ class Scheduler:
         return decisions + self._dispatch()
 
     # -- how -------------------------------------------------------------------------------------------------
+
+    def _take_back(self, lane: _Lane, count: int) -> int:
+        """Queue the lane's last tasks again; say how many of them other lanes may run, too."""
+        if not 0 <= count <= len(lane.outstanding):
+            raise RemoteProtocolError(f"{count} tasks came back, of {len(lane.outstanding)}")
+        back = [lane.outstanding.pop() for _ in range(count)]
+        lane.next_seq -= count
+        self.outstanding -= count
+        movable = sum(task.seat is None for task in back)
+        lane.bound -= count - movable
+        if lane.budget is not None:
+            lane.budget += movable
+        for task in back:  # the last first, so that the first ends up in front
+            self._requeue(task)
+        return movable
+
+    def _go_on(self, lane: _Lane) -> list[Decision]:
+        """The lane's tail is known again."""
+        lane.recalling = False
+        self._index(lane)
+        return self._seat(lane.seat) + self._dispatch() + self._refill(lane)
 
     def _begin(self, tasks: list[Task]) -> list[Task]:
         """Those of the tasks that may be sent."""

@@ -131,8 +131,11 @@ class PrivateServer:
         self._early_deaths = 0
         self._ended = False
 
-    def locate(self) -> Address:
+    def locate(self, lost: bool = False) -> Address:
         """Where it is; it is started first, also anew if it has died.
+
+        Args:
+            lost: It has not been heard for too long: it is killed, and started anew.
 
         Raises:
             BrokenFarmError: It dies right after its start, again and again; or it has been ended.
@@ -141,6 +144,9 @@ class PrivateServer:
         with self._lock:
             if self._ended:
                 raise BrokenFarmError("the embedded farm has been shut down")
+            if lost and self._process is not None:
+                self._process.kill()
+                self._process.wait()
             if self._process is None or self._process.poll() is not None or self._address is None:
                 self._note_death()
                 self._clean_up()

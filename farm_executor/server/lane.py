@@ -1,13 +1,17 @@
 """The worker's end of its lane: tasks in, outcomes out.
 
-This module owns who reads the socket when, what of the tasks is still to be run, and when outcomes are sent. It
-must not know what a task is, nor run one.
+This module owns who reads the socket when, what of the tasks is still to be run, when outcomes are sent, and which
+of them might have to be sent again. It must not know what a task is, nor run one.
 
 The main thread reads by itself while it has nothing to run: handing each task over from another thread would cost
 a call a fifth of its time. While it runs tasks, the *helper* thread looks after the lane. It gives back what is
 recalled, sends outcomes that would otherwise wait behind a long task, and ends the process when the client is gone.
 It sleeps a few milliseconds between looks; when a task lasts longer than that, it takes the socket over until the
 main thread wants it back; when nothing has come for a second, it sleeps until something comes.
+
+A connection may break while both ends live. If the lane is *resumable*, the worker goes on with what it has, keeps
+the outcomes that its client has not acknowledged, and waits for another connection, which the supervisor passes on.
+There the client says which outcome it lacks, the worker which task it expects, and both send again from there.
 
 Locks, in the order in which they may be taken: ``_io`` (who reads), ``_send`` (who sends). What both threads touch
 beyond that are deques, each operation of which is atomic, and flags. Where two flags could pass each other by, each
@@ -42,18 +46,22 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.errors import RemoteProtocolError
-from farm_executor.transport import Connection, Socket, Waker
+from farm_executor.transport import Channel, Connection, Socket, Waker
 
 if TYPE_CHECKING:
     import mmap
 
-__all__ = ["BEGUN", "NOT_BEGUN", "SentFunction", "SentTask", "WorkerLane"]
+__all__ = ["NOT_BEGUN", "PROGRESS", "SentFunction", "SentTask", "WorkerLane"]
 
 FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while tasks follow
 TICK = 0.005  # seconds between the helper's looks
 REST = 1.0  # seconds without a task after which the helper stops looking
 
-BEGUN = struct.Struct("<q")
+PROGRESS = struct.Struct("<qQQ")
+"""What a worker shares with its supervisor: the number of the last task begun, and the bytes received and sent over
+its present connection."""
+_BEGUN, _BYTES = struct.Struct("<q"), struct.Struct("<Q")
+_RECEIVED_AT, _SENT_AT = _BEGUN.size, _BEGUN.size + _BYTES.size
 NOT_BEGUN = -1
 
 
@@ -85,14 +93,16 @@ class WorkerLane:
 
     Args:
         socket: The lane, authenticated, after the hellos, blocking.
-        begun: Shared with the supervisor: the number of the last task begun, so that it outlives a crash.
-        lifeline: A file descriptor that reaches its end when the supervisor is gone.
+        progress: Shared with the supervisor, so that it outlives a crash; see `PROGRESS`.
+        channel: The line to the supervisor.
+        resumable: Whether to go on when the connection breaks.
     """
 
-    def __init__(self, socket: Socket, begun: mmap.mmap, lifeline: int) -> None:
+    def __init__(self, socket: Socket, progress: mmap.mmap, channel: Channel, *, resumable: bool) -> None:
         self._connection = Connection(socket)
-        self._begun = begun
-        self._lifeline = lifeline
+        self._progress = progress
+        self._channel = channel
+        self._resumable = resumable
         self._io = threading.Lock()
         self._wanted = Waker()  # rings when the main thread wants to read and the helper may be asleep doing so
         self._functions: dict[int, SentFunction] = {}  # guarded by _io, like the reading itself
@@ -101,6 +111,9 @@ class WorkerLane:
         self._send = threading.Lock()
         self._outcomes: deque[tuple[Payload, bool]] = deque()  # that wait to be sent
         self._sent = 0  # outcomes, by _send
+        self._unacknowledged: deque[tuple[Payload, bool]] = deque()  # the last of those; by _send
+        self._loose = False  # whether what the next task does might change one of them; by _send
+        self._mute = False  # nothing may be sent, as the connection is broken or not yet resumed; by _send
         self._busy_seconds = 0.0
         self._busy_seconds_sent = 0.0  # by _send
         self._last_flush = 0.0
@@ -108,6 +121,7 @@ class WorkerLane:
         self._tasks: deque[SentTask | Frame] = deque()
         self._run = 0  # counts what the main thread has begun
         self._busy = False  # the main thread's: whether it has, or is about to take, something to run
+        self._ready = False  # the initializer has run
         self._ended = False  # the reader's
         self._resting = False  # the helper's
         self._rest_over = threading.Event()
@@ -117,7 +131,7 @@ class WorkerLane:
         self._helper_poll = select.poll()
         for poll in (self._poll, self._helper_poll):
             poll.register(socket.fileno(), select.POLLIN)
-            poll.register(lifeline, select.POLLIN)
+            poll.register(channel.fileno(), select.POLLIN)
         self._helper_poll.register(self._wanted.fileno(), select.POLLIN)
 
     def start_helper(self) -> None:
@@ -154,20 +168,24 @@ class WorkerLane:
         try:
             if self._tasks or self._ended:  # the helper has read since we looked
                 return
-            self._await(self._poll, None)
+            ready = self._await(self._poll, None)
             self._last_flush = time.perf_counter()  # the outcomes of what has come may wait for one another
-            self._receive()
+            if self._connection.fileno() in ready:
+                self._receive()
         finally:
             self._io.release()
 
     def begin(self, seq: int) -> None:
         """Note in shared memory that this task has begun."""
-        BEGUN.pack_into(self._begun, 0, seq)
+        if self._loose:
+            self._settle_loose()
+        _BEGUN.pack_into(self._progress, 0, seq)
 
     def ready(self, failure: Payload | None) -> None:
         """Say what came of the initializer."""
         flags = ERROR if failure else 0
         self._say(encode_payload(FrameType.READY, failure or [b""], flags=flags))
+        self._ready = True
 
     def settle(self, outcome: Payload, error: bool, began: float, *, once: bool) -> None:
         """Take the outcome of the task just run, which began at that time of `time.perf_counter`.
@@ -194,6 +212,8 @@ class WorkerLane:
 
     def _flush(self) -> None:
         with self._send:
+            if self._mute:
+                return
             outcomes = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
             if not outcomes:
                 return
@@ -201,35 +221,122 @@ class WorkerLane:
             busy_us, self._busy_seconds_sent = int((busy - self._busy_seconds_sent) * 1e6), busy
             frames = encode_results(self._sent, outcomes, busy_us)
             self._sent += len(outcomes)
-            with contextlib.suppress(OSError):  # that the client is gone, reading will tell
-                self._connection.send_all(frames)
+            if self._resumable:
+                self._unacknowledged.extend(outcomes)
+                self._loose = self._loose or any(len(outcome) > 1 for outcome, _ in outcomes)
+            self._send_all(frames)
 
     def _say(self, buffers: list[Any]) -> None:
-        with self._send, contextlib.suppress(OSError):
+        with self._send:
+            if not self._mute:  # else the client asks anew when it is back
+                self._send_all(buffers)
+
+    def _send_all(self, buffers: list[Any]) -> None:
+        """Send; ``_send`` is held."""
+        with contextlib.suppress(OSError):  # that the client is gone, reading will tell
             self._connection.send_all(buffers)
+            _BYTES.pack_into(self._progress, _SENT_AT, self._connection.bytes_sent)
 
     def _await(self, poll: select.poll, timeout: float | None) -> list[int]:
-        """The descriptors that can be read. Without the supervisor there is no living on."""
+        """The descriptors that can be read; ``_io`` is held. What the supervisor has to say is heeded here."""
         ready = [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
-        if self._lifeline in ready:
-            os._exit(0)
+        if self._channel.fileno() in ready:
+            try:
+                sock = self._channel.receive()
+            except EOFError:
+                os._exit(0)  # without the supervisor there is no living on
+            if sock is None:
+                self._end()
+            else:
+                self._change_connection(sock)
+            return []
         return ready
+
+    def _end(self) -> None:
+        """The client has gone for good; ``_io`` is held."""
+        self._ended = True
+        if self._busy:
+            os._exit(0)  # the task that runs has nobody to run for
+        self._tasks.clear()
+
+    # -- a connection that breaks, and the next one; all with _io held ---------------------------------
+
+    def _on_cut(self) -> None:
+        if not (self._resumable and self._ready):
+            self._end()
+            return
+        for poll in (self._poll, self._helper_poll):
+            poll.unregister(self._connection.fileno())
+        self._connection.hang_up()  # so that the main thread does not go on waiting to send
+        with self._send:
+            self._mute = True
+
+    def _change_connection(self, sock: Socket) -> None:
+        """Go on over another socket; what is to be sent waits until the client has said what it lacks."""
+        old = self._connection
+        for poll in (self._poll, self._helper_poll):
+            with contextlib.suppress(KeyError):  # the old one was found broken before
+                poll.unregister(old.fileno())
+        old.hang_up()
+        sock.setblocking(True)
+        with self._send:
+            old.close()
+            self._mute = True
+            self._connection = Connection(sock)
+            for place in (_RECEIVED_AT, _SENT_AT):
+                _BYTES.pack_into(self._progress, place, 0)
+        self._functions.clear()  # those that were on their way may not have come
+        for poll in (self._poll, self._helper_poll):
+            poll.register(sock.fileno(), select.POLLIN)
+
+    def _resume(self, lacking: int) -> None:
+        """The client has all outcomes up to that number."""
+        with self._send:
+            if not self._mute or not self._sent - len(self._unacknowledged) <= lacking <= self._sent:
+                raise RemoteProtocolError(f"resumed at result {lacking}, when {self._sent} was the next")
+            self._acknowledge(lacking)
+            self._outcomes.extendleft(reversed(self._unacknowledged))
+            self._unacknowledged.clear()
+            self._sent = lacking
+            self._mute = False
+            self._send_all(encode_frame(FrameType.RESUMED, seq=self._expected))
+        self._flush()
+
+    def _acknowledge(self, number: int) -> None:
+        """The client has the outcomes before that one; ``_send`` is held."""
+        while self._unacknowledged and self._sent - len(self._unacknowledged) < number:
+            self._unacknowledged.popleft()
+        self._loose = self._loose and bool(self._unacknowledged)
+
+    def _settle_loose(self) -> None:
+        """Copy what has been sent and is not acknowledged, as the next task may write to its memory."""
+        if self._io.acquire(blocking=False):
+            try:  # most likely the client has it
+                if self._connection.fileno() in self._await(self._poll, 0):
+                    self._receive()
+            finally:
+                self._io.release()
+        with self._send:
+            self._loose = False
+            for place, (outcome, error) in enumerate(self._unacknowledged):
+                if len(outcome) > 1:
+                    kept = [part if memoryview(part).readonly else bytes(part) for part in outcome]
+                    self._unacknowledged[place] = kept, error
 
     def _receive(self) -> None:
         """Read what is there; ``_io`` is held."""
         if self._ended:
             return
         try:
-            for frame in self._connection.receive():
+            frames = self._connection.receive()
+            _BYTES.pack_into(self._progress, _RECEIVED_AT, self._connection.bytes_received)
+            for frame in frames:
                 self._take(frame)
         except RemoteProtocolError as error:  # such as more data than there is memory for
             print(f"farm_executor: worker {os.getpid()} ends: {error}", file=sys.stderr, flush=True)  # noqa: T201
             os._exit(70)
         except EOFError:
-            self._ended = True
-            if self._busy:
-                os._exit(0)  # the task that runs has nobody to run for
-            self._tasks.clear()
+            self._on_cut()
 
     def _take(self, frame: Frame) -> None:
         if frame.type is FrameType.TASKS:
@@ -240,8 +347,15 @@ class WorkerLane:
             self._functions.pop(decode_number(frame), None)
         elif frame.type is FrameType.RECALL:
             self._give_back(frame.count)
+        elif frame.type is FrameType.ACK:
+            with self._send:
+                self._acknowledge(frame.seq)
         elif frame.type is FrameType.INIT:
             self._tasks.append(frame)
+        elif frame.type is FrameType.RESUME:
+            self._resume(frame.seq)
+        elif frame.type is FrameType.BYE:
+            self._end()
         else:
             raise RemoteProtocolError(f"{frame.type.name} frame on a lane")
 
@@ -302,7 +416,7 @@ class WorkerLane:
             while True:
                 if self._outcomes:
                     self._flush()
-                unattended = bool(self._tasks or self._outcomes)
+                unattended = bool(self._tasks or self._outcomes) and not self._mute
                 ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
                 if self._connection.fileno() in ready:
                     self._receive()

@@ -9,6 +9,9 @@ control connection, or a session's new lane, or an administrator's question, ans
 
 The supervisor keeps each lane's socket open beside the worker. When the worker is gone, it hangs up: so the client
 sees the lane end even if a process that a task started still holds it.
+
+A connection may break while both ends live. Over TCP, then, a session without its control connection is kept for a
+while, for its client to come back; and a new connection for a lane is passed on to the worker that lives.
 """
 
 from __future__ import annotations
@@ -38,12 +41,23 @@ from farm_executor.core.handshake import (
     encode_hello,
     numbers_in,
 )
+from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.payload import local_versions
 from farm_executor.security import set_ambient_key
-from farm_executor.server.lane import BEGUN, NOT_BEGUN
+from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.server.worker import WorkerStart, run_worker
-from farm_executor.transport import Connection, Socket, Waker, hang_up, tune
+from farm_executor.transport import (
+    HEARTBEAT_SECONDS,
+    Channel,
+    Connection,
+    Socket,
+    Waker,
+    hang_up,
+    is_tcp,
+    tune,
+    unread,
+)
 
 __all__ = ["Supervisor", "serve"]
 
@@ -55,6 +69,11 @@ MAX_GUESTS = 256  # beyond it the oldest goes: a client needs milliseconds, a st
 MAX_LABEL = 100  # characters of what a client calls itself
 GRACE_CRASHED = 1.0  # seconds for the workers of a client that is gone
 GRACE_ENDED = 10.0  # seconds for the workers of a client that said goodbye, or has put others in their places
+MAX_RESUME_SECONDS = 3600.0  # for which a client may ask
+SILENT_BEATS = 12  # heartbeats without one, after which a client's connection is taken for broken
+MIN_HEARTBEAT = 0.05  # seconds; more often than that no client needs to be believed dead
+THAW_SECONDS = 1.0  # for those who were stopped together to go on
+MAX_REPORTS = 1000  # on lanes, in one PONG
 
 
 @dataclass(eq=False)
@@ -72,16 +91,23 @@ class _Worker:
     slot: int
     lane: int
     socket: Socket  # our own descriptor of the lane
-    begun: mmap.mmap
+    channel: Channel
+    progress: mmap.mmap
     started: float
     stopped: bool = False  # by whomever
+    thaw_by: float = 0.0  # if it stands still by then, it is killed; 0 for no such time
+    frozen: bool = False  # it did by then, and has a last chance
     condemned: list[_Kill] = field(default_factory=list)  # it is about to stop, to see whether it is to be killed
     killed: int | None = None  # the number of the task because of which
 
     @property
     def last_begun(self) -> int:
-        (begun,) = BEGUN.unpack_from(self.begun, 0)
-        return int(begun)
+        return int(PROGRESS.unpack_from(self.progress)[0])
+
+    def end(self) -> None:
+        """Let it see that its client is gone."""
+        hang_up(self.socket)
+        self.channel.say_end()
 
 
 @dataclass(frozen=True)
@@ -102,9 +128,20 @@ class _Kill:
 class _Session:
     id: str
     client: str
-    connection: Connection
+    connection: Connection | None  # None when it is broken
+    resume_seconds: float  # for which it is kept then
+    heartbeat: float
+    heard: float  # when the client last said something
     workers: dict[int, _Worker] = field(default_factory=dict)  # by pid
+    reports: dict[int, dict[str, Any]] = field(default_factory=dict)  # by lane: of workers that have died
     ended: bool = False
+
+    @property
+    def deadline(self) -> float:
+        """When to give up on the client, or on its connection."""
+        if self.connection is None:
+            return self.heard + self.resume_seconds
+        return self.heard + SILENT_BEATS * self.heartbeat if self.resume_seconds else float("inf")
 
 
 class Supervisor:
@@ -143,7 +180,6 @@ class Supervisor:
         self._versions = local_versions()
         self._selector = selectors.DefaultSelector()
         self._waker = Waker()
-        self._lifeline, self._lifeline_end = os.pipe()
         self._guests: dict[_Guest, None] = {}  # in the order of their deadlines
         self._sessions: dict[str, _Session] = {}
         self._workers: dict[int, tuple[_Session, _Worker]] = {}
@@ -213,12 +249,14 @@ class Supervisor:
             self._end_at_once()
 
     def _next_deadline(self) -> float | None:
-        times = list(self._doomed.values())
+        times = [*self._doomed.values(), *(session.deadline for session in self._sessions.values())]
+        times += [worker.thaw_by for _, worker in self._workers.values() if worker.thaw_by]
         if self._deaf_until:
             times.append(self._deaf_until)
         if self._guests:
             times.append(next(iter(self._guests)).deadline)
-        return max(min(times) - time.monotonic(), 0.0) if times else None
+        first = min(times, default=float("inf"))
+        return None if first == float("inf") else max(first - time.monotonic(), 0.0)
 
     def _on_time(self, now: float) -> None:
         if self._deaf_until and self._deaf_until <= now:
@@ -227,10 +265,17 @@ class Supervisor:
             if guest.deadline > now:
                 break
             self._dismiss(guest, "it said nothing in time")
-        for pid in [pid for pid, when in self._doomed.items() if when <= now]:
-            del self._doomed[pid]
+        for session in [session for session in self._sessions.values() if session.deadline <= now]:
+            if session.connection is None:
+                self._end_session(session, GRACE_CRASHED)
+            else:
+                self._cut_session(session, f"nothing heard for {now - session.heard:.0f} s")
+        for worker in [worker for _, worker in self._workers.values() if 0 < worker.thaw_by <= now]:
+            self._end_frozen(worker, now)
+        for doomed in [pid for pid, when in self._doomed.items() if when <= now]:
+            del self._doomed[doomed]
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(doomed, signal.SIGKILL)
 
     # -- guests ----------------------------------------------------------------------------------------
 
@@ -379,10 +424,13 @@ class Supervisor:
         }
 
     def _open_session(self, guest: _Guest, hello: dict[str, Any]) -> None:
+        mismatches = Versions.from_json(hello.get("versions")).mismatches(self._versions)
+        if "resume" in hello:
+            self._resume_session(guest, str(hello["resume"]))
+            return
         if self._draining:
             self._refuse(guest, "draining", f"server {self._address} takes no new clients: it was told to end")
             return
-        mismatches = Versions.from_json(hello.get("versions")).mismatches(self._versions)
         if {"python", "protocol"} & mismatches.keys() and not hello.get("allow_version_mismatch"):
             text = "its versions differ from the client's: " + describe_mismatches(mismatches)
             self._refuse(guest, "version", text, mismatches=mismatches)
@@ -390,16 +438,45 @@ class Supervisor:
         session = _Session(
             secrets.token_hex(16),
             f"{str(hello.get('client'))[:MAX_LABEL]} at {guest.name}",
-            Connection(guest.socket, MAX_HELLO, _no_segment),
+            connection=None,
+            # The end of a unix socket is the end of whoever held it.
+            resume_seconds=_seconds(hello, "resume_seconds", 0.0) if is_tcp(guest.socket) else 0.0,
+            heartbeat=max(_seconds(hello, "heartbeat", HEARTBEAT_SECONDS), MIN_HEARTBEAT),
+            heard=time.monotonic(),
         )
+        self._sessions[session.id] = session
+        self._welcome(guest, session)
+        logger.info("session opened client=%s", session.client)
+
+    def _resume_session(self, guest: _Guest, id: str) -> None:
+        session = self._sessions.get(id)
+        if session is None:
+            self._refuse(guest, "session", "there is no such session on this server any more")
+            return
+        if session.connection is not None:  # we have not noticed yet that it is broken
+            self._cut_session(session, "its client has come back over another one")
+        self._welcome(guest, session)
+        for report in session.reports.values():  # some may not have arrived
+            self._tell(session, report, FrameType.WORKER_DIED)
+        logger.info("session resumed client=%s", session.client)
+
+    def _welcome(self, guest: _Guest, session: _Session) -> None:
+        """Make this connection the session's control connection."""
         self._reply(
             guest,
-            {"session": session.id, "slots": self._slots, "name": self._name, "versions": vars(self._versions)},
+            {
+                "session": session.id,
+                "slots": self._slots,
+                "name": self._name,
+                "versions": vars(self._versions),
+                "resume_seconds": session.resume_seconds,
+            },
         )
         self._release(guest)
-        self._sessions[session.id] = session
+        tune(guest.socket, session.heartbeat)
+        session.connection = Connection(guest.socket, MAX_HELLO, _no_segment)
+        session.heard = time.monotonic()
         self._selector.register(guest.socket, selectors.EVENT_READ, lambda: self._on_control(session))
-        logger.info("session opened client=%s", session.client)
 
     def _open_lane(self, guest: _Guest, hello: dict[str, Any]) -> WorkerStart | None:
         session = self._sessions.get(str(hello.get("session")))
@@ -407,17 +484,23 @@ class Supervisor:
         if session is None or session.ended:
             self._refuse(guest, "session", "there is no such session on this server")
             return None
+        if hello.get("resume"):
+            self._resume_lane(guest, session, lane)
+            return None
         if not isinstance(slot, int) or not isinstance(lane, int) or not 0 <= slot < self._slots:
             self._refuse(guest, "slot", f"this server has slots 0 to {self._slots - 1}, not {slot!r}")
             return None
         for worker in session.workers.values():
             if worker.slot == slot:  # its client has given it up; it may have a thread that would never end
-                hang_up(worker.socket)
+                worker.end()
                 self._doomed.setdefault(worker.pid, time.monotonic() + GRACE_ENDED)
         if len(session.workers) >= 2 * self._slots:  # for a moment a slot has an old worker and its successor
             self._refuse(guest, "slot", f"this session has {len(session.workers)} workers already")
             return None
         self._release(guest)
+        tune(guest.socket, session.heartbeat)
+        for old in [old for old in session.reports if session.reports[old]["slot"] == slot]:
+            del session.reports[old]  # the client knows
         try:
             return self._fork(session, guest.socket, slot, lane)
         except OSError as error:
@@ -428,20 +511,48 @@ class Supervisor:
             guest.socket.close()
             return None
 
+    def _resume_lane(self, guest: _Guest, session: _Session, lane: Any) -> None:
+        """Pass the connection on to the lane's worker, which lives."""
+        worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
+        if worker is None or worker.pid in self._doomed:
+            self._refuse(guest, "worker", "that lane's worker is gone")
+            return
+        self._release(guest)
+        tune(guest.socket, session.heartbeat)
+        hang_up(worker.socket)
+        try:
+            worker.channel.pass_on(guest.socket)
+            guest.socket.sendall(b"".join(encode_hello({"pid": worker.pid})))
+        except OSError as error:
+            logger.warning("lane not resumed pid=%d error=%s", worker.pid, error)
+            guest.socket.close()
+            return
+        worker.socket.close()
+        worker.socket = guest.socket
+        logger.info("lane resumed pid=%d slot=%d client=%s", worker.pid, worker.slot, session.client)
+
     # -- workers ---------------------------------------------------------------------------------------
 
     def _fork(self, session: _Session, sock: Socket, slot: int, lane: int) -> WorkerStart | None:
-        begun = mmap.mmap(-1, BEGUN.size)
-        BEGUN.pack_into(begun, 0, NOT_BEGUN)
+        progress = mmap.mmap(-1, PROGRESS.size)
+        PROGRESS.pack_into(progress, 0, NOT_BEGUN, 0, 0)
+        channel, theirs = Channel.pair()
         _flush_output()  # or the child would write it once more
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            channel.close()
+            theirs.close()
+            raise
         if pid == 0:
             try:
-                return self._become_worker(sock, begun)
+                channel.close()
+                return self._become_worker(session, sock, progress, theirs)
             except BaseException:  # whatever happens, the child must not go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
-        worker = _Worker(pid, slot, lane, sock, begun, time.time())
+        theirs.close()
+        worker = _Worker(pid, slot, lane, sock, channel, progress, time.time())
         session.workers[pid] = worker
         self._workers[pid] = (session, worker)
         # The worker says nothing before the client has had this answer and sent INIT.
@@ -450,7 +561,7 @@ class Supervisor:
         logger.info("worker started pid=%d slot=%d client=%s", pid, slot, session.client)
         return None
 
-    def _become_worker(self, sock: Socket, begun: mmap.mmap) -> WorkerStart:
+    def _become_worker(self, session: _Session, sock: Socket, progress: mmap.mmap, channel: Channel) -> WorkerStart:
         """In the child: let go of everything that is not the worker's."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -466,20 +577,20 @@ class Supervisor:
             os.close(null)
         set_ambient_key(self._key)
         sock.setblocking(True)
-        return WorkerStart(sock, begun, self._lifeline, interruptible=self._embedded)
+        resumable = session.resume_seconds > 0
+        return WorkerStart(sock, progress, channel, interruptible=self._embedded, resumable=resumable)
 
     def _close_all(self, but: Socket | None = None) -> None:
         """Close every descriptor of ours, without a word to any peer."""
         self._selector.close()  # first: removing sockets from it one by one would reach into the parent's
         self._waker.close()
-        os.close(self._lifeline_end)
-        if but is None:
-            os.close(self._lifeline)
         if self._owner is not None:
             os.close(self._owner)
         sockets = [guest.socket for guest in self._guests]
-        sockets += [session.connection.socket for session in self._sessions.values()]
+        sockets += [session.connection.socket for session in self._sessions.values() if session.connection]
         sockets += [worker.socket for _, worker in self._workers.values()]
+        for _, worker in self._workers.values():
+            worker.channel.close()
         if self._listener is not None:
             sockets.append(self._listener)
         for sock in sockets:
@@ -498,7 +609,11 @@ class Supervisor:
                 continue
             session, worker = self._workers[pid]
             worker.stopped = os.WIFSTOPPED(status)
+            worker.thaw_by = 0.0
+            if os.WIFCONTINUED(status):
+                worker.frozen = False
             if worker.stopped:
+                worker.thaw_by = time.monotonic() + MAX_MISSED * session.heartbeat
                 self._judge(session, worker)
             elif not os.WIFCONTINUED(status):
                 self._on_worker_death(pid, os.waitstatus_to_exitcode(status))
@@ -507,14 +622,22 @@ class Supervisor:
         session, worker = self._workers.pop(pid)
         del session.workers[pid]
         self._doomed.pop(pid, None)
-        report = {"lane": worker.lane, "pid": pid, "code": code, "begun": worker.last_begun}
+        report: dict[str, Any] = {
+            "lane": worker.lane,
+            "slot": worker.slot,
+            "pid": pid,
+            "code": code,
+            "begun": worker.last_begun,
+        }
         if worker.killed is not None:
             report["killed"] = worker.killed
-        worker.begun.close()
+        if worker.frozen:
+            report["frozen"] = MAX_MISSED * session.heartbeat
+        worker.progress.close()
+        worker.channel.close()
         logger.info("worker ended pid=%d slot=%d code=%d client=%s", pid, worker.slot, code, session.client)
-        if not session.ended:
-            session.connection.send(encode_hello(report, FrameType.WORKER_DIED))
-            self._watch_control(session)
+        session.reports[worker.lane] = report
+        self._tell(session, report, FrameType.WORKER_DIED)
         hang_up(worker.socket)  # after the report, so that the client knows why
         worker.socket.close()
         if self._draining and not session.ended and not session.workers:
@@ -559,47 +682,88 @@ class Supervisor:
                 self._spare(session, worker, kill)
 
     def _spare(self, session: _Session, worker: _Worker, kill: _Kill) -> None:
-        if not session.ended:
-            answer = {"order": kill.order, "lane": worker.lane}
-            session.connection.send(encode_hello(answer, FrameType.SPARED))
-            self._watch_control(session)
+        self._tell(session, {"order": kill.order, "lane": worker.lane}, FrameType.SPARED)
+
+    def _end_frozen(self, worker: _Worker, now: float) -> None:
+        """It has stood still for long. If we have, too, as after Ctrl-Z in a terminal, it goes on in a moment."""
+        self._reap()
+        if worker.stopped and not worker.frozen:
+            worker.frozen, worker.thaw_by = True, now + THAW_SECONDS
+        elif worker.stopped:
+            worker.thaw_by = 0.0
+            logger.warning("worker frozen pid=%d slot=%d", worker.pid, worker.slot)
+            os.kill(worker.pid, signal.SIGKILL)
 
     # -- sessions --------------------------------------------------------------------------------------
 
-    def _watch_control(self, session: _Session) -> None:
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if session.connection.unsent else 0)
-        self._selector.modify(session.connection, events, lambda: self._on_control(session))
+    def _tell(self, session: _Session, data: dict[str, Any], kind: FrameType, seq: int = 0) -> None:
+        """Say something to the client, if it is there."""
+        if session.connection is not None:
+            session.connection.send(encode_hello(data, kind, seq))
+            self._watch_control(session, session.connection)
+
+    def _watch_control(self, session: _Session, connection: Connection) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
+        self._selector.modify(connection, events, lambda: self._on_control(session))
 
     def _on_control(self, session: _Session) -> None:
-        if session.ended:
+        connection = session.connection
+        if connection is None:
             return  # by an event of this same round
-        if session.connection.unsent:
-            session.connection.flush()
-            self._watch_control(session)
+        if connection.unsent:
+            connection.flush()
+            self._watch_control(session, connection)
         try:
-            for frame in session.connection.receive():
-                if frame.type is FrameType.BYE:
-                    self._end_session(session, GRACE_ENDED)
-                    return
-                if frame.type is FrameType.KILL:
+            for frame in connection.receive():
+                session.heard = time.monotonic()
+                if frame.type is FrameType.PING:
+                    self._answer_ping(session, connection, frame.seq)
+                elif frame.type is FrameType.KILL:
                     self._on_kill(session, decode_hello(frame))
-                    continue
-                raise RemoteProtocolError(f"{frame.type.name} frame on a control connection")
-        except EOFError:
-            self._end_session(session, GRACE_CRASHED)
+                elif frame.type is FrameType.BYE:
+                    self._end_session(session, GRACE_CRASHED if frame.count else GRACE_ENDED)
+                    return
+                else:
+                    raise RemoteProtocolError(f"{frame.type.name} frame on a control connection")
+        except EOFError as error:
+            self._cut_session(session, str(error))
         except RemoteProtocolError as error:
             logger.warning("session broken client=%s error=%s", session.client, error)
             self._end_session(session, GRACE_CRASHED)
+
+    def _answer_ping(self, session: _Session, connection: Connection, seq: int) -> None:
+        """Say how many bytes have come and gone on each lane, for the client to see whether they arrive."""
+        if connection.unsent:
+            return  # it does not listen
+        lanes = []
+        for worker in list(session.workers.values())[:MAX_REPORTS]:
+            _, received, sent = PROGRESS.unpack_from(worker.progress)
+            lanes.append([worker.lane, received + unread(worker.socket), sent])
+        self._tell(session, {"lanes": lanes}, FrameType.PONG, seq)
+
+    def _cut_session(self, session: _Session, why: str) -> None:
+        """Its control connection is broken: keep it for a while, for the client to come back, if that may be."""
+        if not session.resume_seconds or self._draining:
+            self._end_session(session, GRACE_CRASHED)
+            return
+        logger.info("session cut client=%s reason=%s", session.client, why)
+        self._drop_control(session)
+        session.heard = time.monotonic()
+
+    def _drop_control(self, session: _Session) -> None:
+        if session.connection is not None:
+            self._selector.unregister(session.connection)
+            session.connection.close()
+            session.connection = None
 
     def _end_session(self, session: _Session, grace: float) -> None:
         """Let the session's workers see that their client is gone; kill those that do not care."""
         logger.info("session ended client=%s", session.client)
         session.ended = True
         del self._sessions[session.id]
-        self._selector.unregister(session.connection)
-        session.connection.close()
+        self._drop_control(session)
         for worker in session.workers.values():
-            hang_up(worker.socket)
+            worker.end()
             self._doomed[worker.pid] = time.monotonic() + grace
 
     # -- the end ---------------------------------------------------------------------------------------
@@ -616,9 +780,8 @@ class Supervisor:
             self._listener.close()
             self._listener = None
         for session in list(self._sessions.values()):
-            session.connection.send(encode_hello({}, FrameType.DRAINING))
-            self._watch_control(session)
-            if not session.workers:
+            self._tell(session, {}, FrameType.DRAINING)
+            if not session.workers or session.connection is None:
                 self._end_session(session, GRACE_CRASHED)  # no lane can reach us any more
 
     def _end_at_once(self) -> None:
@@ -630,6 +793,18 @@ class Supervisor:
             self._end_session(session, GRACE_CRASHED)
         for pid in self._workers:  # also those of sessions that ended before, with more grace
             self._doomed[pid] = min(self._doomed.get(pid, float("inf")), time.monotonic() + GRACE_CRASHED)
+
+
+def _seconds(hello: dict[str, Any], key: str, default: float) -> float:
+    """A time that a client asks for.
+
+    Raises:
+        RemoteProtocolError: It is no number.
+    """
+    value = hello.get(key, default)
+    if type(value) not in (int, float) or not 0 <= value < float("inf"):
+        raise RemoteProtocolError(f"{key} should be seconds, not {value!r:.200}")
+    return min(float(value), MAX_RESUME_SECONDS)
 
 
 def _no_segment(size: int) -> Buffer:

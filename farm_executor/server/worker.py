@@ -22,7 +22,7 @@ from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.failure import dump_failure, explain_unreadable, explain_unsendable
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
-from farm_executor.transport import Socket
+from farm_executor.transport import Channel, Socket
 
 if TYPE_CHECKING:
     import mmap
@@ -36,20 +36,22 @@ class WorkerStart:
 
     Attributes:
         socket: The lane, authenticated, after the hellos.
-        begun: Shared with the supervisor: the number of the last task begun, so that it outlives a crash.
-        lifeline: A file descriptor that reaches its end when the supervisor is gone.
+        progress: Shared with the supervisor: how far the worker has come.
+        channel: The line to the supervisor.
         interruptible: Whether Ctrl-C in the terminal shall interrupt the running task, as it does a child's.
+        resumable: Whether the worker shall go on when its lane's connection breaks.
     """
 
     socket: Socket
-    begun: mmap.mmap
-    lifeline: int
+    progress: mmap.mmap
+    channel: Channel
     interruptible: bool
+    resumable: bool
 
 
 def run_worker(start: WorkerStart) -> None:
     """Serve the client at the other end of the lane until it is gone; returns to let the interpreter end."""
-    lane = WorkerLane(start.socket, start.begun, start.lifeline)
+    lane = WorkerLane(start.socket, start.progress, start.channel, resumable=start.resumable)
     runner = _Runner()
     signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)
     lane.start_helper()

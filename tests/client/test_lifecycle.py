@@ -323,7 +323,7 @@ def test_a_client_that_is_killed_takes_its_workers_on_servers_along(script, task
                 os.rename(path, path + ".done")
                 {task}
 
-            farm = FarmExecutor({server.address!r})
+            farm = FarmExecutor({server.address!r}, resume_timeout=0.5)
             futures = [farm.submit(run, {str(script.folder)!r} + f"/pid{{i}}") for i in range(2)]
             print("submitted", flush=True)
             futures[0].result()

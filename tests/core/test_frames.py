@@ -137,14 +137,19 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "HELLO": 1,
         "REFUSED": 2,
         "BYE": 3,
+        "PING": 4,
+        "PONG": 5,
         "INIT": 16,
         "FUNCTION": 17,
         "FORGET": 18,
         "TASKS": 19,
         "RECALL": 20,
+        "ACK": 21,
+        "RESUME": 22,
         "READY": 32,
         "RESULTS": 33,
         "RECALLED": 34,
+        "RESUMED": 35,
         "WORKER_DIED": 48,
         "DRAINING": 49,
         "KILL": 50,
@@ -509,7 +514,7 @@ def test_a_segment_for_which_there_is_no_memory_ends_the_connection_and_nothing_
     assert memory.asked == [size]
 
 
-@pytest.mark.parametrize("kind", [0, 4, 255])
+@pytest.mark.parametrize("kind", [0, 6, 255])
 def test_an_unknown_type_is_refused(kind: int) -> None:
     with pytest.raises(RemoteProtocolError):
         FrameReader().receive_data(struct.pack("<IBBHQ", 0, kind, 0, 0, 0))

@@ -192,7 +192,10 @@ def running_client(
 
 
 def test_a_client_that_is_killed_takes_its_workers_along_within_two_seconds(serving, tmp_path):
-    with Gate() as gate, running_client(tmp_path, gate, addresses=serving.address, key=KEY) as (client, workers):
+    with (
+        Gate() as gate,
+        running_client(tmp_path, gate, addresses=serving.address, key=KEY, resume_timeout=0.2) as (client, workers),
+    ):
         assert set(workers) <= children(serving.pid)
         client.kill()
         wait_until(lambda: not any(map(alive, workers)), "the workers have ended", seconds=2)
@@ -223,7 +226,7 @@ def test_the_client_is_told_which_worker_died_of_what_and_what_it_had_begun(serv
         lane.submit(0, (1,))
         assert lane.outcomes(1) == {0: lane.pid}
         lane.submit(1, (2, how), (1,))
-        assert session.wait_for_death() == {"lane": 41, "pid": lane.pid, "code": code, "begun": 1}
+        assert session.wait_for_death() == {"lane": 41, "slot": 0, "pid": lane.pid, "code": code, "begun": 1}
         lane.wait_for_end()
         wait_until(lambda: not exists(lane.pid), "the worker has been reaped")
 
@@ -254,7 +257,14 @@ def test_a_worker_is_killed_for_the_task_that_it_runs(serving):
         )
         kill(session, first=0, ranges=[(0, 0), (1, 5)])
         report = session.wait_for_death()
-        assert report == {"lane": 1, "pid": lane.pid, "code": -signal.SIGKILL, "begun": 1, "killed": 1}
+        assert report == {
+            "lane": 1,
+            "slot": 0,
+            "pid": lane.pid,
+            "code": -signal.SIGKILL,
+            "begun": 1,
+            "killed": 1,
+        }
         lane.wait_for_end()
 
 
@@ -581,7 +591,7 @@ def test_a_session_that_has_ended_gets_no_more_lanes(serving):
             session.open_lane()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FrameType if kind is not FrameType.BYE])
+@pytest.mark.parametrize("kind", [kind for kind in FrameType if kind not in (FrameType.BYE, FrameType.PING)])
 def test_an_unexpected_frame_ends_that_session_alone(serving, kind):
     with SessionPeer(serving.address) as other, SessionPeer(serving.address) as session:
         lane = session.open_lane()

@@ -234,7 +234,7 @@ BROKEN = {
     **{
         f"an unexpected frame, {kind.name}": b"".join(encode_frame(kind, body=b"{}"))
         for kind in FrameType
-        if kind.name not in ("INIT", "FUNCTION", "FORGET", "TASKS", "RECALL")
+        if kind.name not in ("INIT", "FUNCTION", "FORGET", "TASKS", "RECALL", "ACK", "BYE")
     },
 }
 

@@ -1,0 +1,131 @@
+"""Notices a server that has fallen silent, and a lane on which nothing moves.
+
+This module owns the beats: at each one it asks every server for a sign of life, and judges what the last ones were.
+It must not know what follows from it. The judgements are `core.liveness`'s.
+
+A server answers with how many bytes have come and gone on each of its lanes. So what a task does to its worker,
+such as to keep its other threads from running, cannot be mistaken for a network that swallows all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from farm_executor.core.liveness import Flow, Pulse
+from farm_executor.errors import RemoteProtocolError
+
+__all__ = ["Liveness", "Watched"]
+
+
+_Server = TypeVar("_Server", bound=Hashable)
+
+
+class Watched(Protocol):
+    """A lane's connection, as far as it is watched."""
+
+    bytes_received: int
+    bytes_sent: int
+
+
+class Liveness(Generic[_Server]):
+    """See the module.
+
+    Args:
+        seconds: Between two beats.
+        after: Calls something later.
+        ask: Asks a server for a sign of life; is given the number of the beat.
+        silent: Told of a server that has not answered for too long; it is not watched any more.
+        stuck: Told of a lane on which nothing moves; it is watched on.
+
+    Thread safety: none but that of the reactor's handlers.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        after: Callable[[float, Callable[[], None]], None],
+        ask: Callable[[_Server, int], None],
+        silent: Callable[[_Server], None],
+        stuck: Callable[[int], None],
+    ) -> None:
+        self._seconds = seconds
+        self._after = after
+        self._ask = ask
+        self._silent = silent
+        self._stuck = stuck
+        self._beats = 0
+        self._beating = False
+        self._pulses: dict[_Server, Pulse] = {}
+        self._flows: dict[int, _Flows] = {}
+
+    def watch(self, server: _Server) -> None:
+        """Begin, or begin anew, with a server that has just spoken."""
+        self._pulses[server] = Pulse()
+        if not self._beating:
+            self._beating = True
+            self._after(self._seconds, self._beat)
+
+    def forget(self, server: _Server) -> None:
+        """Watch that server no more."""
+        self._pulses.pop(server, None)
+
+    def heard(self, server: _Server) -> None:
+        """It has said something."""
+        if server in self._pulses:
+            self._pulses[server].heard()
+
+    def _beat(self) -> None:
+        self._beating = bool(self._pulses)
+        if not self._beating:
+            return
+        self._beats += 1
+        self._after(self._seconds, self._beat)
+        for server, pulse in list(self._pulses.items()):
+            if pulse.beat():
+                del self._pulses[server]
+                self._silent(server)
+            else:
+                self._ask(server, self._beats)
+
+    def answered(self, report: dict[str, Any], connections: Mapping[int, Watched]) -> None:
+        """A server says how many bytes have come and gone on its lanes, whose connections these are.
+
+        Raises:
+            RemoteProtocolError: It does not say that.
+        """
+        try:
+            lanes = [(lane, received, sent) for lane, received, sent in report["lanes"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RemoteProtocolError(f"malformed PONG frame: {error!r}") from None
+        if not all(type(number) is int for numbers in lanes for number in numbers):
+            raise RemoteProtocolError("malformed PONG frame: not of integers")
+        for lane, received, sent in lanes:
+            connection = connections.get(lane)
+            if connection is None:
+                continue
+            flows = self._flows.get(lane)
+            if flows is None or flows.connection is not connection:
+                flows = self._flows[lane] = _Flows(connection)
+            if flows.beat(received, sent):
+                del self._flows[lane]
+                self._stuck(lane)
+
+    def forget_lane(self, lane: int) -> None:
+        """There is no such lane any more."""
+        self._flows.pop(lane, None)
+
+
+class _Flows:
+    """Both directions of one lane, over one connection."""
+
+    def __init__(self, connection: Watched) -> None:
+        self.connection = connection
+        self._there = Flow()
+        self._back = Flow()
+
+    def beat(self, received: int, sent: int) -> bool:
+        """The worker has received and sent so many bytes: whether nothing moves in one of the directions."""
+        there = self._there.beat(self.connection.bytes_sent, received)
+        back = self._back.beat(sent, self.connection.bytes_received)
+        return there or back
