@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from farm_executor.errors import AddressError
@@ -16,22 +16,30 @@ from farm_executor.errors import AddressError
 __all__ = ["Address", "AddressLike", "parse_address", "parse_addresses"]
 
 _MAX_SHOWN = 200  # characters of what was given
-_FORMS = '"host:port", "[ipv6]:port", "unix:/path", or ("host", port), with a port from 1 to 65535'
+_FORMS = (
+    '"host:port", "[ipv6]:port", "unix:/path", "farm://name:port?all", or ("host", port), '
+    "with a port from 1 to 65535"
+)
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens: ``host`` and ``port`` for TCP, or ``path`` for a unix socket."""
+    """Where a server listens: ``host`` and ``port`` for TCP, or ``path`` for a unix socket.
+
+    With ``every`` it is one server on each machine that the host's name stands for, now and later.
+    """
 
     host: str = ""
     port: int = 0
     path: str = ""
+    every: bool = False
 
     def __str__(self) -> str:
         if self.path:
             return f"unix:{self.path}"
         bracketed = ":" in self.host or self.host == "unix"  # a host of that name would read as a path
-        return f"[{self.host}]:{self.port}" if bracketed else f"{self.host}:{self.port}"
+        text = f"[{self.host}]:{self.port}" if bracketed else f"{self.host}:{self.port}"
+        return f"farm://{text}?all" if self.every else text
 
     @property
     def is_local(self) -> bool:
@@ -62,6 +70,8 @@ def parse_address(value: Any, *, any_port: bool = False) -> Address:
     if isinstance(value, str):
         if value.startswith("unix:"):
             return _unix(value, value[5:])
+        if value.startswith("farm://"):
+            return _farm(value, value[7:], any_port)
         host, colon, port = value.rpartition(":")
         if not colon:
             raise _error(value, "the port is missing")
@@ -110,6 +120,19 @@ def _tcp(value: Any, host: str, port: int, any_port: bool) -> Address:
     if not (0 if any_port else 1) <= port <= 65535:
         raise _error(value, "there is no such port")
     return Address(host=host, port=port)
+
+
+def _farm(value: str, rest: str, any_port: bool) -> Address:
+    where, mark, query = rest.partition("?")
+    if query != ("all" if mark else ""):
+        raise _error(value, "?all is the only option there is")
+    try:
+        address = parse_address(where, any_port=any_port)
+    except AddressError:
+        raise _error(value, "after farm:// stands a host and a port") from None
+    if address.path or address.every:
+        raise _error(value, "after farm:// stands a host and a port")
+    return replace(address, every=bool(mark))
 
 
 def _unix(value: Any, path: str) -> Address:

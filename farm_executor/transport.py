@@ -89,6 +89,17 @@ def bound_address(sock: Socket, address: Address) -> Address:
     return address if address.path else Address(host=address.host, port=sock.getsockname()[1])
 
 
+def resolve(address: Address) -> list[Address]:
+    """One address for each machine that the host's name stands for, in a fixed order.
+
+    Raises:
+        OSError: There is no such name, or nobody can say.
+    """
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    family = found[0][0]  # the system's choice: a machine may have an address of each kind
+    return sorted({Address(str(where[0]), address.port) for kind, *_, where in found if kind == family}, key=str)
+
+
 def _dial(address: Address, deadline: float, dialling: Callable[[Socket], None], heartbeat: float) -> Socket:
     """Connect a blocking socket.
 

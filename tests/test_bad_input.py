@@ -113,7 +113,7 @@ def test_the_log_says_so_every_so_often_and_not_at_every_attempt(caplog, monkeyp
     monkeypatch.setattr(dialling, "REPORT_EVERY", 0.2)
     attempts = []
     connect = dialling.connect
-    monkeypatch.setattr(dialling, "connect", lambda *args: (attempts.append(1), connect(*args)))
+    monkeypatch.setattr(dialling, "connect", lambda *args, **more: (attempts.append(1), connect(*args, **more)))
     farm = FarmExecutor(free_address(), key=KEY)
     farm.submit(abs, -1)
     wait_until(lambda: caplog.text.count("still dialling") >= 3, "three lines in the log")
@@ -215,7 +215,7 @@ def test_a_wrong_key_is_never_tried_again():
         future = farm.submit(abs, 1)
         with listener.accept()[0] as sock:
             sock.recv(48, socket.MSG_WAITALL)
-            sock.sendall(b"FARM\1\1\0" + bytes(41))
+            sock.sendall(b"FARM\2\2\0" + bytes(41))
             sock.recv(32, socket.MSG_WAITALL)
             sock.sendall(bytes(33))
             assert read_to_end(sock) == b""
@@ -240,7 +240,7 @@ def test_a_server_that_does_not_know_the_key_gets_no_task():
         future = farm.submit(identity, "a secret")
         with listener.accept()[0] as sock:
             heard = sock.recv(48, socket.MSG_WAITALL)
-            sock.sendall(b"FARM\1\1\0" + bytes(41))
+            sock.sendall(b"FARM\2\2\0" + bytes(41))
             heard += sock.recv(32, socket.MSG_WAITALL)
             sock.sendall(b"\1" + bytes(32))
             assert read_to_end(sock) == b""
@@ -257,7 +257,7 @@ STRANGERS = {
     "silence": b"",
     "a promise of 1 GiB": PROMISE,
     "an HTTP client": b"GET / HTTP/1.1\r\nHost: localhost:11111\r\nUser-Agent: curl/8\r\n\r\n",
-    "half a preamble": b"FARM\1\1\0" + bytes(20),
+    "half a preamble": b"FARM\2\2\0" + bytes(20),
 }
 
 

@@ -45,7 +45,9 @@ class Broadcast:
         """Whether the call is no longer on its way to this place, so that a new worker there must be told."""
         if (link, slot) in self.late:
             return self.late[link, slot].done()
-        calls = self.calls[link]
+        calls = self.calls.get(link)
+        if calls is None:
+            return True  # the server has come later
         if not calls.done():
             return False
         return calls.exception() is not None or slot >= len(calls.result()) or calls.result()[slot].done()

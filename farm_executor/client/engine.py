@@ -33,9 +33,11 @@ from functools import partial
 from typing import Any
 
 from farm_executor import payload
+from farm_executor.address import Address
 from farm_executor.byvalue import OwnObjects
 from farm_executor.client.broadcast import Broadcast
 from farm_executor.client.budget import Budget
+from farm_executor.client.discovery import Discovery
 from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
@@ -54,7 +56,7 @@ from farm_executor.client.outcome import (
     worker_lost,
 )
 from farm_executor.client.reactor import Reactor
-from farm_executor.client.server import ServerLink, Settings
+from farm_executor.client.server import ServerLink, Settings, at
 from farm_executor.client.settling import Settler
 from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
 from farm_executor.core.frames import (
@@ -92,12 +94,14 @@ class EngineOptions:
     Attributes:
         locations: For each server a function that gives its address, starting it if need be.
         quotas: For each server the most lanes to open, None for all its slots.
+        names: Each stands for servers that come and go, with all their slots.
         end_servers: Called when all is over: ends the servers that were started for this farm alone.
         initializer: The pickled call that every worker runs first.
     """
 
     locations: list[Callable[[bool], Any]]
     quotas: list[int | None]
+    names: list[Address]
     settings: Settings
     end_servers: Callable[[], None]
     initializer: Payload
@@ -126,6 +130,8 @@ class Engine:
         self._controls: dict[ServerLink, Connection] = {}
         self._lane_counts: dict[ServerLink, int] = {}
         self._persistent: list[Broadcast] = []  # for workers that are still to come
+        self._parting: set[ServerLink] = set()  # whose sessions end when their lanes have
+        self._removed: dict[ServerLink, Future[None]] = {}
         self._had_lane = False
         self._stillborn = 0  # workers in a row that died before they were ready
         self._shutdown = False
@@ -146,6 +152,10 @@ class Engine:
         ]
         self.answered: dict[ServerLink, Future[int]] = {link: Future() for link in self._links}
         """For each server how many workers it gives us, known when it has answered for the first time."""
+        self._discoveries = {Discovery(name, partial(self._found, name)): name for name in options.names}
+        self._discovered: dict[Address, dict[Address, ServerLink]] = {name: {} for name in options.names}
+        self.named: dict[Address, Future[None]] = {name: Future() for name in options.names}
+        """For each name a future of its servers' being known."""
 
     def start(self) -> None:
         """Start the I/O thread and begin to dial.
@@ -158,6 +168,8 @@ class Engine:
         self._reactor.start()
         for link in self._links:
             link.start()
+        for discovery in self._discoveries:
+            discovery.start()
 
     # -- for callers -------------------------------------------------------------------------------------
 
@@ -301,10 +313,11 @@ class Engine:
         self.check_may_wait()
         arguments = payload.dumps((args, {}))
         function = fn if isinstance(fn, Function) else self._functions.find(fn)
-        broadcast = Broadcast(function, arguments, options, {link: Future() for link in self._links})
+        answers = dict(self.answered)
+        broadcast = Broadcast(function, arguments, options, {link: Future() for link in answers})
         if persistent:
             self._persistent.append(broadcast)
-        for link, answered in self.answered.items():
+        for link, answered in answers.items():
             answered.add_done_callback(partial(self._cast, broadcast, link))
         return broadcast
 
@@ -369,6 +382,11 @@ class Engine:
                 task.timeout = 0.0
                 return True
         return self._kills.ask(kills) > 0
+
+    def unanswered(self) -> list[ServerLink | Discovery]:
+        """The servers, and the names of some, that have not answered yet."""
+        names = [source for source, name in self._discoveries.items() if not self.named[name].done()]
+        return [*names, *(link for link, answer in list(self.answered.items()) if not answer.done())]
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """See `future.Owner`."""
@@ -501,6 +519,8 @@ class Engine:
         self._break(lambda: caused(BrokenFarmError(reason), bug))
 
     def _close(self) -> None:
+        for discovery in self._discoveries:
+            discovery.close()
         for link in self._links:
             link.close()
         for connection in self._controls.values():
@@ -568,7 +588,7 @@ class Engine:
         """See `server.Listener`."""
 
         def adopt() -> None:
-            if self._closed or session != link.session:
+            if self._closed or session != link.session or link in self._parting:
                 connection.close()
                 return
             connection.socket.setblocking(False)
@@ -641,6 +661,8 @@ class Engine:
                     self._kills.spared(*numbers_in(decode_hello(frame), "lane", "order"))
                 elif frame.type is FrameType.DRAINING:
                     logger.info("draining server=%s", link)
+                    if decode_hello(frame).get("leave"):
+                        self._leave(link, session)
                 else:
                     raise RemoteProtocolError(f"{frame.type.name} frame on a control connection")
         except EOFError as error:
@@ -650,6 +672,96 @@ class Engine:
 
     def _lanes_of(self, link: ServerLink, session: str) -> list[Lane]:
         return [lane for owner, of, lane in self._lanes.values() if owner is link and of == session]
+
+    # -- servers that come and go --------------------------------------------------------------------------
+
+    def add_server(self, address: Address) -> ServerLink:
+        """Dial one more server, for all its slots."""
+        link = ServerLink(at(address), None, self._options.settings, self)
+        link.address = address
+        with HeldBack(), self._deciding:
+            self.answered[link] = Future()
+            self._links.append(link)
+        link.start()
+        if self._closed:
+            link.close()
+        return link
+
+    def remove_server(self, address: Address, *, drain: bool) -> Future[None] | None:
+        """Send a server nothing more, and let go of it when its workers have ended what they have begun.
+
+        Returns:
+            A future of the moment in which it is gone; None if there is no such server.
+        """
+        link = next((link for link in list(self._links) if link.address == address), None)
+        if link is None:
+            return None
+        gone = self._removed.setdefault(link, Future())
+        self._reactor.post(partial(self._remove, link, drain))
+        return gone
+
+    def _found(self, name: Address, addresses: list[Address]) -> None:
+        """For `Discovery`: these are the machines that the name stands for."""
+        known = self._discovered[name]
+        for address in addresses:
+            if address not in known and not self._closed:
+                known[address] = self.add_server(address)
+                logger.info("server found name=%s server=%s", name, address)
+        for address, link in list(known.items()):
+            if address not in addresses and not link.up:
+                del known[address]
+                self.remove_server(address, drain=False)
+                logger.info("server gone name=%s server=%s", name, address)
+        if not self.named[name].done():
+            self.named[name].set_result(None)
+
+    def _remove(self, link: ServerLink, drain: bool) -> None:
+        if link not in self._links:
+            return
+        if drain and link.session:
+            self._leave(link, link.session)
+            return
+        for lane in self._lanes_of(link, link.session):
+            lane.given_up = True
+            self._lose_lane(lane)
+        self._part(link, link.session)
+
+    def _leave(self, link: ServerLink, session: str) -> None:
+        """A session is to end: what its lanes have begun is finished, the rest goes elsewhere."""
+        if session != link.session:
+            return
+        self._parting.add(link)
+        link.leave(session)
+        for lane in self._lanes_of(link, session):
+            if lane.ready:
+                with self._deciding:
+                    self._perform(self._scheduler.drain_lane(lane.id))
+            else:
+                self._lose_lane(lane)
+        if not self._lanes_of(link, session):
+            self._part(link, session)
+
+    def _part(self, link: ServerLink, session: str) -> None:
+        """A session has ended as it should. Unless the server is removed, another one may come at its address."""
+        if link in self._controls:
+            self._controls[link].send(encode_frame(FrameType.BYE))
+            self._drop_control(link)
+        self._parting.discard(link)
+        logger.info("session ended server=%s", link)
+        if link not in self._removed:
+            link.control_lost(session)
+            return
+        link.close()
+        with self._deciding:
+            self._links.remove(link)
+            slots = range(self._lane_counts.pop(link, 0))
+            stranded = [task for slot in slots for task in self._scheduler.seat_gone((link, slot))]
+        for task in stranded:
+            self._settler.refuse(task, WorkerLostError(f"server {link} has been removed"))
+        if not self.answered[link].done():
+            self.answered[link].set_exception(WorkerLostError(f"server {link} has been removed"))
+        del self.answered[link]
+        self._removed.pop(link).set_result(None)
 
     # -- what breaks, and may be resumed -------------------------------------------------------------------
 
@@ -671,7 +783,7 @@ class Engine:
 
     def _on_control_end(self, link: ServerLink, session: str, why: str) -> None:
         """The way to a server is broken: look for another, for a while."""
-        if not link.resumable or link not in self._controls:
+        if not link.resumable or link in self._parting or link not in self._controls:
             self._lose_session(link, session, why)
             return
         logger.warning("connection lost server=%s reason=%s", link, why)
@@ -698,7 +810,11 @@ class Engine:
         self._drop_control(link)
         for lane in self._lanes_of(link, session):
             self._lose_lane(lane)
-        link.control_lost(session)
+        if link in self._removed:
+            self._part(link, session)
+        else:
+            self._parting.discard(link)
+            link.control_lost(session)
 
     def _cut_lane(self, lane: Lane, why: str) -> None:
         """The way to a worker is broken: look for another, for a while."""
@@ -871,7 +987,7 @@ class Engine:
                 self._reactor.unregister(lane.connection)
             lane.connection.close()
             had = self._scheduler.outstanding_on(lane.id)
-            killed = death.killed if death else None
+            killed = death.killed if death else -1 if lane.given_up else None
             victim = self._scheduler.task_at(lane.id, killed)
             if killed is not None and (victim is None or not self._kills.meant(lane.id, victim)):
                 killed = -1  # it has ended, or has come back by a recall and another has its number
@@ -898,6 +1014,8 @@ class Engine:
         if death is not None and not lane.ready:
             self._on_stillborn(describe_death(death))
         link.lane_gone(session, lane.id, lane.slot, failed=not lane.ready)
+        if link in self._parting and not self._lanes_of(link, session):
+            self._part(link, session)
 
     def _why_lost(self, lane: Lane, loss: Lose, reason: str) -> Exception:
         if not loss.killed:
@@ -915,7 +1033,8 @@ class Engine:
 
     def _give_up_connecting(self) -> None:
         if not self._had_lane:
-            reasons = "; ".join(f"{link} ({link.last_error or 'no answer'})" for link in self._links)
+            sources: list[ServerLink | Discovery] = [*self._links, *self._discoveries]
+            reasons = "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in sources)
             seconds = self._options.connect_timeout
             self._break(lambda: TimeoutError(f"no worker could be had within {seconds} s from: {reasons}"))
 
@@ -939,9 +1058,10 @@ class Engine:
 
     def _answer_no_more(self) -> None:
         """Tell those who wait for servers or their word that there will be none."""
-        for answered in self.answered.values():
-            if not answered.done():
-                answered.set_exception(self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
+        awaited: list[Future[Any]] = [*self.answered.values(), *self._removed.values(), *self.named.values()]
+        for waited_for in awaited:
+            if not waited_for.done():
+                waited_for.set_exception(self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
         self._kills.end()
 
     # -- fork ----------------------------------------------------------------------------------------------

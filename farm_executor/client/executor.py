@@ -20,11 +20,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from farm_executor.address import Address, AddressLike, parse_addresses
+from farm_executor.address import Address, AddressLike, parse_address, parse_addresses
 from farm_executor.client.future import FarmFuture, renew_lock
 from farm_executor.client.interrupt import let_go
 from farm_executor.client.options import TaskOptions
 from farm_executor.client.statistics import FarmStatistics
+from farm_executor.errors import AddressError
 
 if TYPE_CHECKING:
     from farm_executor.client.engine import Engine
@@ -65,10 +66,12 @@ class FarmExecutor(Executor):
 
     Args:
         addresses: Where the servers are: one address or a list of them, each ``"host:port"``, ``("host", port)``
-            or ``"unix:/path"``. None, or nothing, for an embedded farm. An int is taken as ``max_workers``, so
-            that ``FarmExecutor(4)`` means what ``ProcessPoolExecutor(4)`` means.
+            or ``"unix:/path"``; or ``"farm://name:port?all"`` for a server on each machine that the name stands
+            for, which is looked up again as it changes. None, or nothing, for an embedded farm. An int is taken as
+            ``max_workers``, so that ``FarmExecutor(4)`` means what ``ProcessPoolExecutor(4)`` means.
         max_workers: The most workers in all. With several servers it is divided evenly among them, and no server
-            gives more than it has slots. None: as many as this machine has CPUs, or all slots of the servers.
+            gives more than it has slots. None: as many as this machine has CPUs, or all slots of the servers. Those
+            that are added later, or found by a name, give all theirs.
         mp_context: Accepted, so that a swapped name is enough, and without effect.
         initializer: Called in each worker before its first task, also in those started later.
         initargs: Its arguments.
@@ -144,6 +147,7 @@ class FarmExecutor(Executor):
         self._max_pending_bytes, self._when_full = max_pending_bytes, when_full
         self._caller_leads = caller_leads
         self._options = TaskOptions(max_attempts=max_attempts)
+        self._added: list[Address] = []
         self._embedded: EmbeddedServer | None = None
         self._reset()
         _executors.add(self)
@@ -198,13 +202,17 @@ class FarmExecutor(Executor):
         """
         return self._map(self._options, fn, iterables, timeout, chunksize, buffersize)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """As `concurrent.futures.Executor.shutdown`: no more tasks; those submitted are finished.
 
         Args:
             wait: Whether to return only when all is over: every future settled, every worker told to go, the
                 embedded farm ended.
             cancel_futures: Whether to cancel what has not been sent to a worker.
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            TimeoutError: All is not over in time. It goes on; `kill_workers` ends it.
         """
         with self._lock:
             self._shut_down = True
@@ -214,8 +222,11 @@ class FarmExecutor(Executor):
         if engine is None:
             return
         engine.shutdown(cancel_futures=cancel_futures)
-        if wait:
-            engine.join()
+        if wait and not engine.join(timeout) and timeout is not None:
+            now = engine.statistics()
+            raise TimeoutError(
+                f"after {timeout:g} s {now.running} tasks run and {now.queued} wait; kill_workers() would end them"
+            )
 
     def __exit__(self, exc_type: type[BaseException] | None, exc_value: Any, traceback: Any) -> None:
         """Shut down and wait.
@@ -258,6 +269,65 @@ class FarmExecutor(Executor):
             priority=priority, category=category, max_attempts=max_attempts, timeout=timeout
         )
 
+    def add_server(self, address: AddressLike) -> None:
+        """Let one more server work for this farm, with all its slots, from when it answers.
+
+        Args:
+            address: As in the constructor. One that the farm has already changes nothing.
+
+        Raises:
+            AddressError: It has none of the accepted forms.
+            RuntimeError, BrokenFarmError: See `submit`.
+        """
+        added = parse_address(address)
+        if added.every:
+            raise AddressError(f"{added} stands for servers that come and go: give it to the constructor")
+        with self._lock:
+            if self._shut_down:
+                raise RuntimeError("cannot add a server after shutdown")
+            known = [*(self._addresses or ()), *self._added]
+            if added in known:
+                return
+            self._added.append(added)
+            engine = self._engine
+        if engine is not None:
+            engine.add_server(added)
+
+    def remove_server(self, address: AddressLike, *, drain: bool = True, timeout: float | None = None) -> None:
+        """Let a server work for this farm no more, and wait until it does not.
+
+        What waits for it, and what its workers have not begun, goes to others; if there are none, it waits for one
+        to be added. The calls of a broadcast that it has yet to make fail with `WorkerLostError`.
+
+        Args:
+            address: As it was given.
+            drain: Whether its workers may end what they run. If not, that is tried again elsewhere, free of charge;
+                a task with ``max_attempts=1`` fails with `WorkerLostError`.
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            ValueError: The farm has no such server.
+            TimeoutError: It still works on something. It goes on to drain; with ``drain=False`` it can be hurried.
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
+        """
+        removed = parse_address(address)
+        with self._lock:
+            engine = self._engine
+            if engine is not None:
+                engine.check_may_wait()
+            known = [given for given in (self._addresses or [], self._added) if removed in given]
+            for given in known:
+                given.remove(removed)
+        gone = None if engine is None else engine.remove_server(removed, drain=drain)
+        if gone is None and (engine is not None or not known):
+            raise ValueError(f"the farm has no server {removed}")
+        if gone is None:
+            return  # it has never been dialled
+        try:
+            gone.result(timeout)
+        except FutureTimeoutError:
+            raise TimeoutError(f"server {removed} still works after {timeout:g} s") from None
+
     def connect(self, timeout: float | None = None) -> None:
         """Start now, not with the first task, and wait until every server has answered.
 
@@ -274,16 +344,21 @@ class FarmExecutor(Executor):
         from farm_executor.client.outcome import copy_of
 
         engine.check_may_wait()
-        for answered in engine.answered.values():
-            try:
-                error = answered.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
-            except FutureTimeoutError:  # until Python 3.11 not the builtin one
-                break
-            if isinstance(error, Exception):
-                raise copy_of(error)
-        missing = [link for link, answered in engine.answered.items() if not answered.done()]
+
+        def await_all(answers: Iterable[Future[Any]]) -> None:
+            for answer in answers:
+                try:
+                    error = answer.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+                except FutureTimeoutError:  # until Python 3.11 not the builtin one
+                    return
+                if isinstance(error, Exception):
+                    raise copy_of(error)
+
+        await_all(list(engine.named.values()))  # then the servers behind the names are known, too
+        await_all(list(engine.answered.values()))
+        missing = engine.unanswered()
         if missing:
-            names = "; ".join(f"{link} ({link.last_error or 'no answer'})" for link in missing)
+            names = "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in missing)
             raise TimeoutError(f"not every server has answered within {timeout} s: {names}")
 
     def broadcast(
@@ -378,7 +453,7 @@ class FarmExecutor(Executor):
         cpus = _cpu_count()
         if self._addresses is None:
             return cpus
-        return known or cpus * len(self._addresses)
+        return known or cpus * len([*self._addresses, *self._added])
 
     @property
     def _broken(self) -> bool:
@@ -387,7 +462,8 @@ class FarmExecutor(Executor):
 
     def __repr__(self) -> str:
         """Tell the state in one line."""
-        where = "embedded" if self._addresses is None else ", ".join(map(str, self._addresses))
+        base = ["embedded"] if self._addresses is None else self._addresses
+        where = ", ".join(map(str, [*base, *self._added]))
         numbers = self.statistics()
         return (
             f"<{type(self).__name__} {where}: {numbers.state}, up to {self._max_workers} workers, "
@@ -399,7 +475,8 @@ class FarmExecutor(Executor):
 
         The key does not travel. In a worker, its server's own key serves.
         """
-        addresses = [self._embedded_server().locate()] if self._addresses is None else self._addresses
+        base = [self._embedded_server().locate()] if self._addresses is None else self._addresses
+        addresses = [*base, *self._added]
         arguments = {
             "max_workers": self._max_workers_given,
             "initializer": self._initializer,
@@ -459,27 +536,33 @@ class FarmExecutor(Executor):
     def _make_engine(self) -> Engine:
         locations: list[Callable[[bool], Address]]
         quotas: list[int | None]
-        if self._addresses is None:
-            embedded = self._embedded_server(locked=True)
+        names: list[Address] = []
+        end: Callable[[], None] = _nothing
+        embedded = self._embedded_server(locked=True) if self._addresses is None else None
+        if embedded is not None:
             _start_meanwhile(embedded)
-            locations, quotas, end = [embedded.locate], [self._max_workers], embedded.end
-        else:
-            quotas = _quotas(self._max_workers_given, len(self._addresses))
-            locations = [partial(_at, address) for address in self._addresses]
-            locations, quotas = locations[: len(quotas)], quotas
-            end = _nothing
         from farm_executor import payload
         from farm_executor.client.budget import Budget
         from farm_executor.client.engine import Engine, EngineOptions
-        from farm_executor.client.server import Settings
+        from farm_executor.client.server import Settings, at
         from farm_executor.security import client_key
 
+        if embedded is not None:
+            locations, quotas, end = [embedded.locate], [self._max_workers], embedded.end
+        elif self._addresses is not None:
+            names = [address for address in self._addresses if address.every]
+            fixed = [address for address in self._addresses if not address.every]
+            quotas = _quotas(self._max_workers_given, len(fixed))
+            locations = [at(address) for address in fixed[: len(quotas)]]
+        locations += [at(address) for address in self._added]
+        quotas += [None] * len(self._added)
         call = None if self._initializer is None else (self._initializer, self._initargs)
         limit = self._max_pending_bytes
         return Engine(
             EngineOptions(
                 locations=locations,
                 quotas=quotas,
+                names=names,
                 settings=Settings(
                     partial(client_key, self._key, self._key_file),
                     self._allow_version_mismatch,
@@ -535,9 +618,9 @@ class OptionsView(Executor):
         """See `FarmExecutor.broadcast`."""
         return self._farm._broadcast(self._options, fn, args, persistent, timeout)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """See `FarmExecutor.shutdown`."""
-        self._farm.shutdown(wait, cancel_futures=cancel_futures)
+        self._farm.shutdown(wait, cancel_futures=cancel_futures, timeout=timeout)
 
     def with_options(
         self,
@@ -621,6 +704,8 @@ def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
     """Divide evenly; servers beyond ``max_workers`` are left out."""
     if max_workers is None:
         return [None] * servers
+    if not servers:
+        return []
     return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]
 
 
@@ -634,10 +719,6 @@ def _start_meanwhile(embedded: EmbeddedServer) -> None:
     if "farm_executor.client.engine" not in sys.modules:
         with contextlib.suppress(RuntimeError):  # no thread can be started any more: then it starts when asked for
             threading.Thread(target=start, name="farm-starter", daemon=True).start()
-
-
-def _at(address: Address, lost: bool) -> Address:
-    return address
 
 
 def _nothing() -> None:

@@ -62,6 +62,7 @@ class Lane:
     Attributes:
         ready: Whether the initializer has succeeded, so that the scheduler knows the lane.
         retired: Whether it ends because it has run all its tasks.
+        given_up: Whether it ends because nobody wants its server any more.
         death: The supervisor's report, once it has come.
         ended: Whether the connection has reached its end.
         resuming: Whether it is another one, over which the worker has not yet said what it expects.
@@ -77,7 +78,7 @@ class Lane:
         self.slot = slot
         self.pid = pid
         self.ready = False
-        self.retired = False
+        self.retired = self.given_up = False
         self.ended = False
         self.resumable = resumable
         self.resuming = False

@@ -29,7 +29,7 @@ from farm_executor.errors import AuthenticationError, BrokenFarmError, RemotePro
 from farm_executor.payload import local_versions
 from farm_executor.transport import HEARTBEAT_SECONDS, Connection, RefusedError, Socket, connect, hang_up
 
-__all__ = ["Listener", "ServerLink", "Settings"]
+__all__ = ["Listener", "ServerLink", "Settings", "at"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,11 @@ class Settings:
     allow_version_mismatch: bool = False
     heartbeat: float = HEARTBEAT_SECONDS
     resume_seconds: float = 0.0
+
+
+def at(address: Address) -> Callable[[bool], Address]:
+    """For `ServerLink`: where a server is that nobody here starts."""
+    return lambda lost: address
 
 
 class Listener(Protocol):
@@ -110,6 +115,7 @@ class ServerLink:
         self._missing: set[int] = set()
         self._cut = False  # the control connection is broken
         self._severed: dict[int, int] = {}  # the slots of lanes whose connections are, by lane
+        self._leaving = False  # the session is to end when its lanes have
         self._lost = False  # the last session
         self._failures = 0
         self._random = random.Random()  # its own: the program's global state is not ours to advance
@@ -148,7 +154,7 @@ class ServerLink:
                 self._missing = set()
                 self._severed = {}
                 self._cut = False
-                self._lost = True
+                self._lost, self._leaving = not self._leaving, False
                 self._hurry()
 
     def control_cut(self, session: str) -> None:
@@ -165,6 +171,13 @@ class ServerLink:
                 self._severed[lane] = slot
                 self._hurry()
 
+    def leave(self, session: str) -> None:
+        """Dial no more lanes in this session, which will be over when those that there are have ended."""
+        with self._lock:
+            if session == self.session:
+                self._leaving = True
+                self._missing = set()
+
     def _hurry(self) -> None:
         """Dial now, even if the next attempt was to come later."""
         self._failures = 0
@@ -175,7 +188,7 @@ class ServerLink:
         """A lane has ended; with ``failed`` before it did anything, so that another may do no better."""
         with self._lock:
             self._severed.pop(lane, None)
-            if session == self.session:
+            if session == self.session and not self._leaving:
                 self._missing.add(slot)
                 self._failures = self._failures + 1 if failed else 0
                 self._ensure_thread()

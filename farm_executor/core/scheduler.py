@@ -80,7 +80,7 @@ class Recall(NamedTuple):
 
 
 class Retire(NamedTuple):
-    """The lane has run all the tasks that it was allowed: end it. The scheduler has forgotten it."""
+    """The lane has run all the tasks that it was allowed, or is drained: end it. The scheduler has forgotten it."""
 
     lane: int
 
@@ -126,6 +126,7 @@ class _Lane:
     next_seq: int = 0
     # Asked and not yet answered, or cut off: meanwhile it gets nothing, so that its tail stays known.
     recalling: bool = False
+    draining: bool = False  # it gets nothing any more, and is retired when it has ended what it has begun
     may_recall: bool = True  # not when it had nothing to give back, until it has answered something more
 
     @property
@@ -139,7 +140,7 @@ class _Lane:
 
     def room(self, limit: int) -> int:
         """How many more tasks it may have, with at most ``limit`` outstanding."""
-        room = 0 if self.recalling else limit - len(self.outstanding)
+        room = 0 if self.recalling or self.draining else limit - len(self.outstanding)
         return room if self.budget is None else min(room, self.budget)
 
 
@@ -344,6 +345,13 @@ class Scheduler:
         lane.may_recall = True
         return self._go_on(lane)
 
+    def drain_lane(self, lane_id: int) -> list[Decision]:
+        """The lane is to end with what it has begun: give it nothing more, and take back the rest."""
+        lane = self._lanes[lane_id]
+        lane.draining = lane.may_recall = True
+        self._index(lane)
+        return self._recall_rest(lane) + self._refill(lane)
+
     def lane_lost(self, lane_id: int, begun: int | None, killed: int | None = None) -> list[Decision]:
         """The lane is gone, and with it its worker or the way to it.
 
@@ -400,7 +408,16 @@ class Scheduler:
         """The lane's tail is known again."""
         lane.recalling = False
         self._index(lane)
-        return self._seat(lane.seat) + self._dispatch() + self._refill(lane)
+        decisions = self._seat(lane.seat) + self._dispatch()
+        return decisions + (self._recall_rest(lane) if lane.draining else []) + self._refill(lane)
+
+    def _recall_rest(self, lane: _Lane) -> list[Decision]:
+        """Take back all that the lane has not begun, as long as it gives anything."""
+        if lane.recalling or not lane.may_recall or len(lane.outstanding) < 2:
+            return []
+        lane.recalling = True
+        self._index(lane)
+        return [Recall(lane.id, len(lane.outstanding) - 1)]
 
     def _begin(self, tasks: list[Task]) -> list[Task]:
         """Those of the tasks that may be sent."""
@@ -482,7 +499,7 @@ class Scheduler:
                 tasks = self._take(min(room, share))
                 if tasks:
                     decisions.append(self._assign(lane, tasks))
-        if lane.budget == 0 and not lane.outstanding and not lane.recalling:
+        if (lane.budget == 0 or lane.draining) and not lane.outstanding and not lane.recalling:
             self._forget(lane)
             decisions.append(Retire(lane.id))
         if self._loaded and self._idle:
@@ -509,7 +526,7 @@ class Scheduler:
     def _index(self, lane: _Lane) -> None:
         """Note anew what the lane is good for."""
         count = len(lane.outstanding)
-        if not count and not lane.recalling and lane.budget != 0:
+        if not count and not lane.recalling and not lane.draining and lane.budget != 0:
             self._idle[lane.id] = lane
         else:
             self._idle.pop(lane.id, None)

@@ -187,6 +187,7 @@ class Supervisor:
         self._deaf_until = 0.0  # the listener is not looked at before that time; 0 if it is
         self._terminations = 0
         self._draining = False
+        self._leaving = False  # and its clients have been asked to leave
         self._ending = False
         self._started = time.time()
         listener.setblocking(False)
@@ -238,7 +239,7 @@ class Supervisor:
         self._waker.drain()
         self._reap()
         if self._terminations:
-            self._drain()
+            self._drain(leave=True)
         if self._terminations > 1:
             self._end_at_once()
 
@@ -386,7 +387,7 @@ class Supervisor:
         command = hello.get("command")
         if command == "end":
             self._reply(guest, {})
-            self._drain()
+            self._drain(leave=False)
         elif command == "status":
             self._reply(guest, self._status())
         elif command == "ping":
@@ -768,8 +769,12 @@ class Supervisor:
 
     # -- the end ---------------------------------------------------------------------------------------
 
-    def _drain(self) -> None:
-        """Take no new clients; end when those here are gone."""
+    def _drain(self, *, leave: bool) -> None:
+        """Take no new clients; end when those here are gone, who may be asked to ``leave`` when they can."""
+        if leave and not self._leaving:
+            self._leaving = True
+            for session in self._sessions.values():
+                self._tell(session, {"leave": True}, FrameType.DRAINING)
         if self._draining:
             return
         logger.info("draining address=%s sessions=%d", self._address, len(self._sessions))
@@ -780,13 +785,14 @@ class Supervisor:
             self._listener.close()
             self._listener = None
         for session in list(self._sessions.values()):
-            self._tell(session, {}, FrameType.DRAINING)
+            if not leave:
+                self._tell(session, {"leave": False}, FrameType.DRAINING)
             if not session.workers or session.connection is None:
                 self._end_session(session, GRACE_CRASHED)  # no lane can reach us any more
 
     def _end_at_once(self) -> None:
         self._ending = True
-        self._drain()
+        self._drain(leave=True)
         for guest in list(self._guests):
             self._dismiss(guest, "the server ends")
         for session in list(self._sessions.values()):

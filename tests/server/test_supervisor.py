@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -829,15 +830,11 @@ def test_a_server_whose_descriptors_are_all_in_use_by_clients_tries_again_in_pea
 # -- the end of the server ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["end_server", "SIGTERM", "SIGINT"])
-def test_a_server_told_to_end_takes_no_new_clients_and_serves_those_it_has_to_their_end(how, tmp_path):
+def test_a_server_told_to_end_takes_no_new_clients_and_serves_those_it_has_to_their_end():
     with Gate() as gate, Serving() as server, farm(server) as executor:
         running = [executor.submit(pass_gate, gate.address, number) for number in range(4)]
         gate.wait_for_arrivals(2)
-        if how == "end_server":
-            end_server(server.host, server.port, key=KEY)
-        else:
-            server.process.send_signal(getattr(signal, how))
+        end_server(server.host, server.port, key=KEY)
         server.wait_for_line("draining")
         assert not ping(server.host, server.port, timeout=0.2, key=KEY)
         with pytest.raises(ConnectionRefusedError):
@@ -848,6 +845,26 @@ def test_a_server_told_to_end_takes_no_new_clients_and_serves_those_it_has_to_th
         assert server.process.poll() is None
         executor.shutdown()
         assert server.wait() == 0
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
+def test_a_server_that_gets_a_signal_ends_with_what_it_has_begun_and_the_next_one_gets_the_rest(how):
+    with Gate() as gate, Serving() as server, farm(server) as executor:
+        running = [executor.submit(pass_gate, gate.address, number) for number in range(6)]
+        gate.wait_for_arrivals(2)
+        server.process.send_signal(getattr(signal, how))
+        server.wait_for_line("draining")
+        with pytest.raises(ConnectionRefusedError):
+            dial(server.address)
+        gate.open()
+        assert server.wait() == 0, "although its client is still there"
+        done, waiting = wait(running, timeout=0)
+        assert len(done) == 2
+        assert executor.statistics().queued == len(waiting)
+        with Serving(at=server.address):
+            assert [future.result(DEADLINE) for future in running] == [0, 1, 2, 3, 4, 5]
+            assert executor.statistics().resubmitted == 0
+            executor.shutdown()
 
 
 def test_a_server_without_clients_ends_at_once_when_told_to(serving):
