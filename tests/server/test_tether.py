@@ -71,7 +71,7 @@ def _gone(pids):
 def test_a_killed_client_of_a_server_takes_its_workers_along(tmp_path):
     with (
         Serving(workers=len(WAYS)) as server,
-        _client(tmp_path, addresses=server.address, key=KEY) as client,
+        _client(tmp_path, addresses=server.address, key=KEY, resume_timeout=0.2) as client,
     ):
         pids = _workers(tmp_path)
         client.kill()
