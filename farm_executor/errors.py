@@ -157,7 +157,39 @@ class WorkerLostError(TaskError, BrokenExecutor):
     """The worker died, or its connection was lost, while it ran the task, in every attempt allowed.
 
     Only the task that ran fails with this; the farm starts another worker and goes on.
+
+    Attributes:
+        server: The address of the server, as the client was given it; empty when there is none to name.
+        slot: The worker's place there; None when unknown.
+        pid: The worker's process id there; 0 when unknown.
+        exit_code: Of the last attempt's process; negative for the signal that killed it, None when unknown.
+        stderr: The last lines that it wrote to standard error, at most 20. An embedded farm's workers write to
+            this program's own; of theirs this has only what Python says of a crash.
     """
+
+    def __init__(
+        self,
+        *args: Any,
+        server: str = "",
+        slot: int | None = None,
+        pid: int = 0,
+        exit_code: int | None = None,
+        stderr: str = "",
+    ) -> None:
+        super().__init__(*args)
+        self.server = server
+        self.slot = slot
+        self.pid = pid
+        self.exit_code = exit_code
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if self.server:
+            text += f" [server {self.server}, slot {self.slot}, worker pid {self.pid}]"
+        if self.stderr:
+            text += f'\nthe last that it wrote to standard error:\n"""\n{self.stderr}\n"""'
+        return text
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from farm_executor.client.outcome import (
     describe_death,
     explain_pickling,
     initializer_failed,
+    last_word,
     task_killed,
     task_overran,
     worker_lost,
@@ -837,13 +838,12 @@ class Engine:
             self._lose_lane(lane)
 
     def _on_death(self, report: dict[str, Any]) -> None:
-        number, pid, code, begun = numbers_in(report, "lane", "pid", "code", "begun")
-        killed = numbers_in(report, "killed")[0] if "killed" in report else None
-        frozen = report.get("frozen")
+        (number,) = numbers_in(report, "lane")
+        death = WorkerDeath.from_json(report)
         if number not in self._lanes:
             return
         lane = self._lanes[number][2]
-        lane.death = WorkerDeath(pid, code, begun, killed, frozen if isinstance(frozen, (int, float)) else None)
+        lane.death = death
         if lane.ended:
             self._lose_lane(lane)
 
@@ -994,8 +994,7 @@ class Engine:
             decisions = self._scheduler.lane_lost(lane.id, begun, killed)
             losses = self._perform(decisions)
         if not lane.retired:
-            reason = describe_death(death)
-            failures = [(loss.task, self._why_lost(lane, loss, reason)) for loss in losses]
+            failures = [(loss.task, self._why_lost(lane, loss)) for loss in losses]
             origin = Origin(lane.server, lane.pid)
             goes_on = [self._settler.goes_on(task, error, origin) for task, error in failures]
             lost = goes_on.count(False)
@@ -1004,31 +1003,33 @@ class Engine:
                 logger.info("worker killed server=%s pid=%d resubmitted=%d", lane.server, lane.pid, had - lost)
             else:
                 logger.warning(
-                    "worker lost server=%s pid=%d reason=%s resubmitted=%d lost=%d",
-                    *(lane.server, lane.pid, reason, had - lost, lost),
+                    "worker lost server=%s slot=%d pid=%d reason=%s resubmitted=%d lost=%d peak=%s stderr=%r",
+                    *(lane.server, lane.slot, lane.pid, describe_death(death), had - lost, lost),
+                    *((death.peak, death.stderr) if death else (None, "")),
                 )
             for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
                 self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
         self._liveness.forget_lane(lane.id)
         self._kills.lane_lost(lane.id, next((loss.task for loss in losses if loss.killed), None))
         if death is not None and not lane.ready:
-            self._on_stillborn(describe_death(death))
+            self._on_stillborn(death)
         link.lane_gone(session, lane.id, lane.slot, failed=not lane.ready)
         if link in self._parting and not self._lanes_of(link, session):
             self._part(link, session)
 
-    def _why_lost(self, lane: Lane, loss: Lose, reason: str) -> Exception:
+    def _why_lost(self, lane: Lane, loss: Lose) -> Exception:
         if not loss.killed:
-            return worker_lost(lane, loss.task, reason)
+            return worker_lost(lane, loss.task)
         if loss.task.timeout and self._kills.overran(lane.id, loss.task):
             return task_overran(lane, loss.task)
         return task_killed(lane, loss.task)
 
-    def _on_stillborn(self, reason: str) -> None:
+    def _on_stillborn(self, death: WorkerDeath) -> None:
         """A worker has died before it was ready; if that is all they ever do, waiting does not help."""
         self._stillborn += 1
         if self._stillborn >= MAX_STILLBORN and not any(lane.ready for _, _, lane in self._lanes.values()):
-            text = f"{self._stillborn} workers in a row died in their initializer or before; the last {reason}"
+            text = f"{self._stillborn} workers in a row died in their initializer or before"
+            text += f"; the last {last_word(death)}"
             self._break(lambda: BrokenFarmError(text))
 
     def _give_up_connecting(self) -> None:

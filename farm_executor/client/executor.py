@@ -76,6 +76,9 @@ class FarmExecutor(Executor):
         initializer: Called in each worker before its first task, also in those started later.
         initargs: Its arguments.
         max_tasks_per_child: After this many tasks a worker is replaced by a fresh one. None: never.
+        max_memory_per_worker: Bytes of memory of its own that a worker may hold, at least 1 MiB. One that is found
+            to hold more while it runs tasks, or right after, is killed and replaced, which costs the task that it
+            ran an attempt. Servers look five times a second. None: no limit.
         key: The servers' secret, at least 16 bytes. None: see `farm_executor.security` for where it is found.
         key_file: A file that holds it.
         connect_timeout: Seconds after which the farm breaks with a `TimeoutError` if no worker could be had at
@@ -117,6 +120,7 @@ class FarmExecutor(Executor):
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
         max_tasks_per_child: int | None = None,
+        max_memory_per_worker: int | None = None,
         key: bytes | None = None,
         key_file: str | os.PathLike[str] | None = None,
         connect_timeout: float | None = None,
@@ -136,10 +140,12 @@ class FarmExecutor(Executor):
         _check_budget(max_pending_bytes, when_full)
         _check_seconds("heartbeat", heartbeat)
         _check_seconds("resume_timeout", resume_timeout, or_zero=True)
+        _check_memory(max_memory_per_worker)
         self._addresses = None if addresses is None else parse_addresses(addresses)
         self._max_workers_given = max_workers
         self._initializer, self._initargs = initializer, tuple(initargs)
         self._max_tasks_per_child = max_tasks_per_child
+        self._max_memory_per_worker = max_memory_per_worker
         self._key, self._key_file = key, key_file
         self._connect_timeout = connect_timeout
         self._heartbeat, self._resume_timeout = heartbeat, resume_timeout
@@ -482,6 +488,7 @@ class FarmExecutor(Executor):
             "initializer": self._initializer,
             "initargs": self._initargs,
             "max_tasks_per_child": self._max_tasks_per_child,
+            "max_memory_per_worker": self._max_memory_per_worker,
             "key_file": self._key_file,
             "connect_timeout": self._connect_timeout,
             "heartbeat": self._heartbeat,
@@ -568,6 +575,7 @@ class FarmExecutor(Executor):
                     self._allow_version_mismatch,
                     self._heartbeat,
                     self._resume_timeout,
+                    self._max_memory_per_worker,
                 ),
                 end_servers=end,
                 initializer=payload.dumps(call, out_of_band=False),
@@ -693,6 +701,17 @@ def _check_budget(max_pending_bytes: Any, when_full: Any) -> None:
             raise ValueError("max_pending_bytes must be >= 1")
     if when_full not in ("wait", "raise"):
         raise ValueError(f'when_full must be "wait" or "raise", not {when_full!r}')
+
+
+def _check_memory(max_memory_per_worker: Any) -> None:
+    if max_memory_per_worker is None:
+        return
+    from farm_executor.core.handshake import MIN_MEMORY_LIMIT  # with the engine's imports, not the package's
+
+    if type(max_memory_per_worker) is not int:
+        raise TypeError("max_memory_per_worker must be an integer, a number of bytes")
+    if max_memory_per_worker < MIN_MEMORY_LIMIT:
+        raise ValueError(f"max_memory_per_worker is in bytes and must be >= {MIN_MEMORY_LIMIT}, which is 1 MiB")
 
 
 def _cpu_count() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from farm_executor.client.functions import Function
 from farm_executor.client.future import FarmFuture
@@ -21,7 +22,9 @@ from farm_executor.core.frames import (
     encode_tasks,
     payload_size,
 )
+from farm_executor.core.handshake import numbers_in
 from farm_executor.core.scheduler import Task
+from farm_executor.errors import RemoteProtocolError
 from farm_executor.transport import Connection
 
 __all__ = ["Lane", "WorkerDeath"]
@@ -40,6 +43,12 @@ class WorkerDeath:
         begun: The number of the last task that it began, -1 for none.
         killed: The number of the task because of which it was killed, if somebody asked for that.
         frozen: For how many seconds it had stood still, if it was killed for that.
+        held: How many bytes of memory it held, if it was killed for that.
+        limit: How many it was allowed to, then.
+        oom: Whether the system has killed processes for want of memory while it lived; None if nobody can say, or
+            if it did not die as such a process does.
+        peak: The most bytes that it had in memory; None from a server that does not say.
+        stderr: The last lines that it wrote to standard error, as far as the server sees these.
     """
 
     pid: int
@@ -47,6 +56,39 @@ class WorkerDeath:
     begun: int
     killed: int | None = None
     frozen: float | None = None
+    held: int | None = None
+    limit: int | None = None
+    oom: bool | None = None
+    peak: int | None = None
+    stderr: str = ""
+
+    @classmethod
+    def from_json(cls, report: dict[str, Any]) -> WorkerDeath:
+        """What a WORKER_DIED frame holds.
+
+        Raises:
+            RemoteProtocolError: Something in it is of the wrong type.
+        """
+        pid, code, begun = numbers_in(report, "pid", "code", "begun")
+        killed, held, limit, peak = (
+            numbers_in(report, key)[0] if key in report else None for key in ("killed", "held", "limit", "peak")
+        )
+        oom, stderr = report.get("oom"), report.get("stderr", "")
+        if not isinstance(oom, (bool, type(None))) or not isinstance(stderr, str):
+            raise RemoteProtocolError(f"malformed report of a worker's death: {report!r:.200}")
+        frozen = report.get("frozen")
+        return cls(
+            pid,
+            code,
+            begun,
+            killed,
+            frozen if isinstance(frozen, (int, float)) else None,
+            held,
+            limit,
+            oom,
+            peak,
+            stderr,
+        )
 
 
 class Lane:

@@ -23,6 +23,7 @@ __all__ = [
     "describe_death",
     "explain_pickling",
     "initializer_failed",
+    "last_word",
     "task_killed",
     "task_overran",
     "unreadable_value",
@@ -53,14 +54,37 @@ def describe_death(death: WorkerDeath | None) -> str:
         return "was killed on request"
     if death.frozen is not None:
         return f"had been stopped, as by SIGSTOP, for {death.frozen:g} s, and was killed"
+    if death.held is not None:
+        allowed = "" if death.limit is None else f" (more than max_memory_per_worker={in_units(death.limit)})"
+        return f"was killed because it held {in_units(death.held)} of memory{allowed}"
     if death.code >= 0:
         return f"exited with code {death.code}"
     try:
         name = signal.Signals(-death.code).name
     except ValueError:
         name = "unknown"
-    hint = ", perhaps by the system for want of memory" if name == "SIGKILL" else ""
+    hint = ""
+    if death.oom:
+        hint = "; the system's out-of-memory killer was at work"
+    elif name == "SIGKILL" and death.oom is None:
+        hint = ", perhaps by the system for want of memory"
     return f"was killed by signal {-death.code} ({name}{hint})"
+
+
+def last_word(death: WorkerDeath) -> str:
+    """What became of a worker that nobody needs to name, with all that is known of it."""
+    said = f"; it wrote to standard error:\n{death.stderr}" if death.stderr else ""
+    return describe_death(death) + said
+
+
+def in_units(size: int) -> str:
+    """A number of bytes as people say it."""
+    amount = size / 1024
+    for unit in ("KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
 
 
 def explain_pickling(
@@ -88,15 +112,26 @@ def initializer_failed(lane: Lane, traceback: str) -> str:
     return f"the initializer failed on server {lane.server}, worker pid {lane.pid}: {last}\n{traceback}"
 
 
-def worker_lost(lane: Lane, task: Task, reason: str) -> WorkerLostError:
-    """For a task that must not be sent again, after what `describe_death` says."""
+def worker_lost(lane: Lane, task: Task) -> WorkerLostError:
+    """For a task that must not be sent again, its worker being dead or out of reach."""
+    death = lane.death
+    reason = describe_death(death)
     if task.losses < task.max_attempts:
         text = f"the worker {reason}; this task may have begun there, and was to be attempted only once"
     elif task.losses == 1:
         text = f"the worker {reason} while it received or ran this task, which was to be attempted only once"
     else:
         text = f"the worker {reason} while it received or ran this task, in each of {task.losses} attempts"
-    return WorkerLostError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
+    if death is not None and death.peak:
+        text += f"; its memory peaked at {in_units(death.peak)}"
+    return WorkerLostError(
+        text,
+        server=lane.server,
+        slot=lane.slot,
+        pid=lane.pid,
+        exit_code=None if death is None else death.code,
+        stderr="" if death is None else death.stderr,
+    )
 
 
 def task_killed(lane: Lane, task: Task) -> TaskKilledError:

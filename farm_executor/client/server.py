@@ -53,6 +53,7 @@ class Settings:
     allow_version_mismatch: bool = False
     heartbeat: float = HEARTBEAT_SECONDS
     resume_seconds: float = 0.0
+    max_memory_per_worker: int | None = None  # bytes
 
 
 def at(address: Address) -> Callable[[bool], Address]:
@@ -270,6 +271,7 @@ class ServerLink:
 
     def _open_session(self) -> None:
         self.address, self._lost = self._locate(self._lost), False
+        limit = self._settings.max_memory_per_worker
         connection, hello = self._connect(
             {
                 "role": Role.CONTROL.value,
@@ -278,6 +280,7 @@ class ServerLink:
                 "client": f"pid {os.getpid()}",
                 "heartbeat": self._settings.heartbeat,
                 "resume_seconds": self._settings.resume_seconds,
+                **({} if limit is None else {"max_memory": limit}),
             }
         )
         session, slots = hello.get("session"), hello.get("slots")

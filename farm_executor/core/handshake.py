@@ -39,6 +39,7 @@ from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 
 __all__ = [
+    "MIN_MEMORY_LIMIT",
     "NONCE_SIZE",
     "PROTOCOL_VERSION",
     "ClientHandshake",
@@ -48,6 +49,7 @@ __all__ = [
     "decode_hello",
     "describe_mismatches",
     "encode_hello",
+    "memory_limit_in",
     "numbers_in",
 ]
 
@@ -56,6 +58,7 @@ PROTOCOL_VERSION = 2
 NONCE_SIZE = 32
 MIN_KEY_SIZE = 16
 PLAIN = 0
+MIN_MEMORY_LIMIT = 1024 * 1024  # bytes for a worker: whoever says less means another unit
 
 _PREAMBLE = struct.Struct("<4sBBB9x32s")
 _PROOF_SIZE = 32
@@ -274,6 +277,20 @@ def numbers_in(data: dict[str, Any], *keys: str) -> list[int]:
     if not all(type(value) is int for value in values):
         raise RemoteProtocolError(f"{', '.join(keys)} should be integers, not {values!r:.200}")
     return values  # type: ignore[return-value]  # as has just been seen
+
+
+def memory_limit_in(hello: dict[str, Any]) -> int | None:
+    """How many bytes each worker of a session may hold, by its control connection's hello; None for any number.
+
+    Raises:
+        RemoteProtocolError: It is no integer, or less than `MIN_MEMORY_LIMIT`.
+    """
+    if "max_memory" not in hello:
+        return None
+    (limit,) = numbers_in(hello, "max_memory")
+    if limit < MIN_MEMORY_LIMIT:
+        raise RemoteProtocolError(f"max_memory should be at least {MIN_MEMORY_LIMIT}, not {limit}")
+    return limit
 
 
 def decode_hello(frame: Frame) -> dict[str, Any]:

@@ -57,11 +57,11 @@ FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while t
 TICK = 0.005  # seconds between the helper's looks
 REST = 1.0  # seconds without a task after which the helper stops looking
 
-PROGRESS = struct.Struct("<qQQ")
-"""What a worker shares with its supervisor: the number of the last task begun, and the bytes received and sent over
-its present connection."""
+PROGRESS = struct.Struct("<qQQ?")
+"""What a worker shares with its supervisor: the number of the last task begun, the bytes received and sent over its
+present connection, and whether there is something to run, the initializer included."""
 _BEGUN, _BYTES = struct.Struct("<q"), struct.Struct("<Q")
-_RECEIVED_AT, _SENT_AT = _BEGUN.size, _BEGUN.size + _BYTES.size
+_RECEIVED_AT, _SENT_AT, _BUSY_AT = _BEGUN.size, _BEGUN.size + _BYTES.size, _BEGUN.size + 2 * _BYTES.size
 NOT_BEGUN = -1
 
 
@@ -150,6 +150,7 @@ class WorkerLane:
                 if self._outcomes:  # those behind them have been recalled
                     self._flush()
                 self._busy = False
+                self._progress[_BUSY_AT] = False
                 if self._ended:
                     return None
                 self._read()
@@ -157,6 +158,7 @@ class WorkerLane:
             if self._ended:
                 return None
             self._run += 1
+            self._progress[_BUSY_AT] = True
             if self._resting:
                 self._rest_over.set()
             return task

@@ -26,9 +26,10 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from farm_executor.core.frames import MAX_HELLO, Buffer, FrameReader, FrameType
 from farm_executor.core.handshake import (
@@ -39,6 +40,7 @@ from farm_executor.core.handshake import (
     decode_hello,
     describe_mismatches,
     encode_hello,
+    memory_limit_in,
     numbers_in,
 )
 from farm_executor.core.liveness import MAX_MISSED
@@ -46,6 +48,9 @@ from farm_executor.errors import RemoteProtocolError
 from farm_executor.payload import local_versions
 from farm_executor.security import set_ambient_key
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
+from farm_executor.server.memory import OomCounter, held_by, peak_of
+from farm_executor.server.stderr import StderrPipe
+from farm_executor.server.tether import die_with
 from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.transport import (
     HEARTBEAT_SECONDS,
@@ -59,6 +64,9 @@ from farm_executor.transport import (
     unread,
 )
 
+if TYPE_CHECKING:
+    import resource
+
 __all__ = ["Supervisor", "serve"]
 
 logger = logging.getLogger(__name__)
@@ -68,6 +76,8 @@ GUEST_SECONDS = 10.0  # to prove the key and say hello
 MAX_GUESTS = 256  # beyond it the oldest goes: a client needs milliseconds, a stranger does not matter
 MAX_LABEL = 100  # characters of what a client calls itself
 GRACE_CRASHED = 1.0  # seconds for the workers of a client that is gone
+LOOK_SECONDS = 0.2  # between looks at what workers with a limit hold, if they have run anything since
+UNSTICK_SECONDS = 0.1  # before the next attempt, when our standard error takes no more
 GRACE_ENDED = 10.0  # seconds for the workers of a client that said goodbye, or has put others in their places
 MAX_RESUME_SECONDS = 3600.0  # for which a client may ask
 SILENT_BEATS = 12  # heartbeats without one, after which a client's connection is taken for broken
@@ -93,21 +103,34 @@ class _Worker:
     socket: Socket  # our own descriptor of the lane
     channel: Channel
     progress: mmap.mmap
+    stderr: StderrPipe
+    oom_kills: int | None  # by the system, when it was started
     started: float
     stopped: bool = False  # by whomever
     thaw_by: float = 0.0  # if it stands still by then, it is killed; 0 for no such time
     frozen: bool = False  # it did by then, and has a last chance
     condemned: list[_Kill] = field(default_factory=list)  # it is about to stop, to see whether it is to be killed
     killed: int | None = None  # the number of the task because of which
+    held: int | None = None  # bytes, because of which we have killed it
+    looked_at: int = NOT_BEGUN  # what it had begun when we looked at its memory
 
     @property
     def last_begun(self) -> int:
         return int(PROGRESS.unpack_from(self.progress)[0])
 
+    @property
+    def is_busy(self) -> bool:
+        return bool(PROGRESS.unpack_from(self.progress)[3])
+
     def end(self) -> None:
         """Let it see that its client is gone."""
         hang_up(self.socket)
         self.channel.say_end()
+
+    def has_run(self) -> bool:
+        """Whether it runs something, or has since this was asked before."""
+        before, self.looked_at = self.looked_at, self.last_begun
+        return self.is_busy or before != self.looked_at
 
 
 @dataclass(frozen=True)
@@ -132,6 +155,7 @@ class _Session:
     resume_seconds: float  # for which it is kept then
     heartbeat: float
     heard: float  # when the client last said something
+    max_memory: int | None  # bytes that each worker may hold
     workers: dict[int, _Worker] = field(default_factory=dict)  # by pid
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)  # by lane: of workers that have died
     ended: bool = False
@@ -184,6 +208,11 @@ class Supervisor:
         self._sessions: dict[str, _Session] = {}
         self._workers: dict[int, tuple[_Session, _Worker]] = {}
         self._doomed: dict[int, float] = {}  # pids to be killed, with the time
+        self._stderrs: set[StderrPipe] = set()
+        self._stuck: set[StderrPipe] = set()  # that are not looked at
+        self._unstick_at = 0.0
+        self._oom_counter = OomCounter()
+        self._next_look = 0.0
         self._deaf_until = 0.0  # the listener is not looked at before that time; 0 if it is
         self._terminations = 0
         self._draining = False
@@ -256,6 +285,10 @@ class Supervisor:
             times.append(self._deaf_until)
         if self._guests:
             times.append(next(iter(self._guests)).deadline)
+        if self._stuck:
+            times.append(self._unstick_at)
+        if any(True for _ in self._limited()):
+            times.append(self._next_look)
         first = min(times, default=float("inf"))
         return None if first == float("inf") else max(first - time.monotonic(), 0.0)
 
@@ -277,6 +310,14 @@ class Supervisor:
             del self._doomed[doomed]
             with contextlib.suppress(ProcessLookupError):
                 os.kill(doomed, signal.SIGKILL)
+        if self._stuck and self._unstick_at <= now:
+            stuck, self._stuck = self._stuck, set()
+            for pipe in stuck:  # there may be nothing more to read of it, only to pass on
+                self._selector.register(pipe, selectors.EVENT_READ, partial(self._on_stderr, pipe))
+                self._on_stderr(pipe)
+        if self._next_look <= now:
+            self._next_look = now + LOOK_SECONDS
+            self._look_at_memory()
 
     # -- guests ----------------------------------------------------------------------------------------
 
@@ -444,6 +485,7 @@ class Supervisor:
             resume_seconds=_seconds(hello, "resume_seconds", 0.0) if is_tcp(guest.socket) else 0.0,
             heartbeat=max(_seconds(hello, "heartbeat", HEARTBEAT_SECONDS), MIN_HEARTBEAT),
             heard=time.monotonic(),
+            max_memory=memory_limit_in(hello),
         )
         self._sessions[session.id] = session
         self._welcome(guest, session)
@@ -536,24 +578,29 @@ class Supervisor:
 
     def _fork(self, session: _Session, sock: Socket, slot: int, lane: int) -> WorkerStart | None:
         progress = mmap.mmap(-1, PROGRESS.size)
-        PROGRESS.pack_into(progress, 0, NOT_BEGUN, 0, 0)
-        channel, theirs = Channel.pair()
-        _flush_output()  # or the child would write it once more
-        try:
+        PROGRESS.pack_into(progress, 0, NOT_BEGUN, 0, 0, False)
+        supervisor = os.getpid()
+        with contextlib.ExitStack() as undo:
+            channel, theirs = Channel.pair()
+            undo.callback(channel.close)
+            undo.callback(theirs.close)
+            stderr = StderrPipe(whole=not self._embedded)
+            undo.callback(stderr.abandon)
+            _flush_output()  # or the child would write it once more
             pid = os.fork()
-        except OSError:
-            channel.close()
-            theirs.close()
-            raise
+            undo.pop_all()
         if pid == 0:
             try:
                 channel.close()
-                return self._become_worker(session, sock, progress, theirs)
+                return self._become_worker(session, sock, progress, theirs, stderr, supervisor)
             except BaseException:  # whatever happens, the child must not go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
         theirs.close()
-        worker = _Worker(pid, slot, lane, sock, channel, progress, time.time())
+        stderr.begin()
+        self._stderrs.add(stderr)
+        self._selector.register(stderr, selectors.EVENT_READ, partial(self._on_stderr, stderr))
+        worker = _Worker(pid, slot, lane, sock, channel, progress, stderr, self._oom_counter.read(), time.time())
         session.workers[pid] = worker
         self._workers[pid] = (session, worker)
         # The worker says nothing before the client has had this answer and sent INIT.
@@ -562,14 +609,24 @@ class Supervisor:
         logger.info("worker started pid=%d slot=%d client=%s", pid, slot, session.client)
         return None
 
-    def _become_worker(self, session: _Session, sock: Socket, progress: mmap.mmap, channel: Channel) -> WorkerStart:
+    def _become_worker(
+        self,
+        session: _Session,
+        sock: Socket,
+        progress: mmap.mmap,
+        channel: Channel,
+        stderr: StderrPipe,
+        supervisor: int,
+    ) -> WorkerStart:
         """In the child: let go of everything that is not the worker's."""
+        die_with(supervisor)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if not self._embedded:
             os.setpgid(0, 0)  # Ctrl-C at the server is the supervisor's alone
         self._close_all(but=sock)
+        stderr.attach()
         null = os.open(os.devnull, os.O_RDONLY)
         if null == 0:  # as it is when 0 was the owner's end, just closed
             os.set_inheritable(0, True)  # for the processes that tasks start
@@ -587,6 +644,8 @@ class Supervisor:
         self._waker.close()
         if self._owner is not None:
             os.close(self._owner)
+        for stderr in self._stderrs:
+            stderr.close()
         sockets = [guest.socket for guest in self._guests]
         sockets += [session.connection.socket for session in self._sessions.values() if session.connection]
         sockets += [worker.socket for _, worker in self._workers.values()]
@@ -601,7 +660,7 @@ class Supervisor:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+                pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if not pid:
@@ -617,32 +676,82 @@ class Supervisor:
                 worker.thaw_by = time.monotonic() + MAX_MISSED * session.heartbeat
                 self._judge(session, worker)
             elif not os.WIFCONTINUED(status):
-                self._on_worker_death(pid, os.waitstatus_to_exitcode(status))
+                self._on_worker_death(pid, os.waitstatus_to_exitcode(status), usage)
 
-    def _on_worker_death(self, pid: int, code: int) -> None:
+    def _on_worker_death(self, pid: int, code: int, usage: resource.struct_rusage) -> None:
         session, worker = self._workers.pop(pid)
         del session.workers[pid]
-        self._doomed.pop(pid, None)
+        doomed = self._doomed.pop(pid, None)
+        worker.stderr.drain()
+        if worker.stderr.stuck and worker.stderr not in self._stuck:
+            self._set_aside(worker.stderr)
         report: dict[str, Any] = {
             "lane": worker.lane,
             "slot": worker.slot,
             "pid": pid,
             "code": code,
             "begun": worker.last_begun,
+            "peak": peak_of(usage),
+            "stderr": worker.stderr.evidence,
         }
         if worker.killed is not None:
             report["killed"] = worker.killed
-        if worker.frozen:
+        elif worker.held is not None:
+            report |= {"held": worker.held, "limit": session.max_memory}
+        elif worker.frozen:
             report["frozen"] = MAX_MISSED * session.heartbeat
+        elif code == -signal.SIGKILL and doomed is None and worker.oom_kills is not None:
+            report["oom"] = (self._oom_counter.read() or 0) > worker.oom_kills
         worker.progress.close()
         worker.channel.close()
-        logger.info("worker ended pid=%d slot=%d code=%d client=%s", pid, worker.slot, code, session.client)
+        logger.info(
+            "worker ended pid=%d slot=%d code=%d peak=%d oom=%s client=%s",
+            *(pid, worker.slot, code, report["peak"], report.get("oom", "unknown"), session.client),
+        )
         session.reports[worker.lane] = report
         self._tell(session, report, FrameType.WORKER_DIED)
         hang_up(worker.socket)  # after the report, so that the client knows why
         worker.socket.close()
         if self._draining and not session.ended and not session.workers:
             self._end_session(session, GRACE_CRASHED)  # no new lane can reach us any more
+
+    def _on_stderr(self, pipe: StderrPipe) -> None:
+        """A worker, or whom it has started, has written there, or will no more."""
+        if pipe in self._stuck:
+            return  # by an event of this same round
+        if pipe.copy():
+            self._selector.unregister(pipe)
+            self._stderrs.discard(pipe)
+            pipe.close()
+        elif pipe.stuck:
+            self._set_aside(pipe)
+
+    def _set_aside(self, pipe: StderrPipe) -> None:
+        """Our own standard error takes no more: who writes has to wait, our clients have not."""
+        self._selector.unregister(pipe)
+        self._stuck.add(pipe)
+        self._unstick_at = time.monotonic() + UNSTICK_SECONDS
+
+    def _limited(self) -> Iterator[tuple[_Session, _Worker]]:
+        """The workers that may hold only so much memory."""
+        for session in self._sessions.values():
+            if session.max_memory is not None:
+                yield from ((session, worker) for worker in session.workers.values() if worker.held is None)
+
+    def _look_at_memory(self) -> None:
+        """Kill those that hold more; nobody asks for the memory of those that have run nothing."""
+        suspects = [(session, worker) for session, worker in self._limited() if worker.has_run()]
+        held = held_by(worker.pid for _, worker in suspects) if suspects else {}
+        for session, worker in suspects:
+            assert session.max_memory is not None
+            size = held.get(worker.pid, 0)
+            if size > session.max_memory:
+                worker.held = size
+                logger.info(
+                    "worker over its limit pid=%d slot=%d held=%d limit=%d client=%s",
+                    *(worker.pid, worker.slot, size, session.max_memory, session.client),
+                )
+                os.kill(worker.pid, signal.SIGKILL)
 
     # -- kills -----------------------------------------------------------------------------------------
 
@@ -657,7 +766,7 @@ class Supervisor:
             raise RemoteProtocolError("malformed KILL frame: its ranges are not of integers")
         kill = _Kill(number, first, ranges)
         worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
-        if worker is None or worker.killed is not None:
+        if worker is None or worker.killed is not None or worker.held is not None:
             return  # the client is told of its death
         if kill.meets(worker) is None:
             self._spare(session, worker, kill)
@@ -738,7 +847,7 @@ class Supervisor:
             return  # it does not listen
         lanes = []
         for worker in list(session.workers.values())[:MAX_REPORTS]:
-            _, received, sent = PROGRESS.unpack_from(worker.progress)
+            _, received, sent, _ = PROGRESS.unpack_from(worker.progress)
             lanes.append([worker.lane, received + unread(worker.socket), sent])
         self._tell(session, {"lanes": lanes}, FrameType.PONG, seq)
 

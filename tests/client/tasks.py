@@ -157,3 +157,19 @@ def die_in_the_second(path):
 def pass_gate_when(address, flag):
     if os.path.exists(flag):
         pass_gate(address)
+
+
+def sign_and_make(path, number, size):
+    sign(path, f"{os.getpid()} {number}")
+    return bytes(size)
+
+
+def sign_slowly(path, number, seconds):
+    sign(path, f"{os.getpid()} {number}")
+    time.sleep(seconds)
+    return number
+
+
+def sign_and_look(path, number):
+    sign(path, f"{os.getpid()} {number}")
+    return look()

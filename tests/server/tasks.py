@@ -127,3 +127,76 @@ def ignore_everything_and_pass_gate(address: Address) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     pass_gate(address)
+
+
+def write_stderr(text: str) -> None:
+    """Write there as a library of C's does, past Python."""
+    os.write(2, text.encode())
+
+
+def write_stderr_and_die(text: str, how: str) -> None:
+    write_stderr(text)
+    die(how)
+
+
+def die_deep_down(levels: int) -> None:
+    if levels:
+        die_deep_down(levels - 1)
+    die("segfault")
+
+
+def hold(megabytes: int) -> bytearray:
+    """Memory of that size, each page of it used."""
+    memory = bytearray(megabytes << 20)
+    memory[:: os.sysconf("SC_PAGE_SIZE")] = b"x" * len(range(0, len(memory), os.sysconf("SC_PAGE_SIZE")))
+    return memory
+
+
+def hold_and_pass_gate(megabytes: int, address: Address) -> None:
+    memory = hold(megabytes)
+    pass_gate(address)
+    del memory
+
+
+def sign_and_hold_for_ever(path: str, megabytes: int) -> None:
+    write_line(path, os.getpid())
+    memory = hold(megabytes)
+    threading.Event().wait()
+    del memory
+
+
+kept: list[bytearray] = []
+
+
+def keep(megabytes: int) -> int:
+    """What a leak does: hold it beyond the task."""
+    kept.append(hold(megabytes))
+    return os.getpid()
+
+
+def share(megabytes: int) -> int:
+    """Use that much memory that is a file's, as shared memory is."""
+    import mmap
+    import tempfile
+
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.truncate(megabytes << 20)
+        with mmap.mmap(file.fileno(), megabytes << 20) as memory:
+            for start in range(0, len(memory), 1 << 20):
+                memory[start : start + (1 << 20)] = bytes(1 << 20)
+            threading.Event().wait(1.0)
+    return os.getpid()
+
+
+def run_for_ever(path: str, how: str) -> None:
+    """Sign, and then do nothing that could notice anything."""
+    write_line(path, os.getpid())
+    if how == "python":
+        while True:
+            pass
+    elif how == "c":
+        ctypes.PyDLL(None).sleep(3600)  # with the interpreter's lock, as it is PyDLL
+    elif how == "read":
+        os.read(os.pipe()[0], 1)
+    elif how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)

@@ -227,7 +227,9 @@ def test_the_client_is_told_which_worker_died_of_what_and_what_it_had_begun(serv
         lane.submit(0, (1,))
         assert lane.outcomes(1) == {0: lane.pid}
         lane.submit(1, (2, how), (1,))
-        assert session.wait_for_death() == {"lane": 41, "slot": 0, "pid": lane.pid, "code": code, "begun": 1}
+        report = session.wait_for_death()
+        assert {"lane": 41, "slot": 0, "pid": lane.pid, "code": code, "begun": 1}.items() <= report.items()
+        assert not {"killed", "held", "limit"} & report.keys()
         lane.wait_for_end()
         wait_until(lambda: not exists(lane.pid), "the worker has been reaped")
 
@@ -258,14 +260,9 @@ def test_a_worker_is_killed_for_the_task_that_it_runs(serving):
         )
         kill(session, first=0, ranges=[(0, 0), (1, 5)])
         report = session.wait_for_death()
-        assert report == {
-            "lane": 1,
-            "slot": 0,
-            "pid": lane.pid,
-            "code": -signal.SIGKILL,
-            "begun": 1,
-            "killed": 1,
-        }
+        assert (report["lane"], report["pid"], report["code"]) == (1, lane.pid, -signal.SIGKILL)
+        assert (report["begun"], report["killed"]) == (1, 1)
+        assert "oom" not in report
         lane.wait_for_end()
 
 
@@ -822,7 +819,7 @@ def test_a_server_whose_descriptors_are_all_in_use_by_clients_tries_again_in_pea
         server.wait_for_line("accept failed", count=3)
         attempts = len(server.lines("accept failed"))
         assert attempts <= (time.monotonic() - started) / supervisor.ACCEPT_PAUSE + 1
-        for session in sessions[:5]:
+        for session in sessions[:8]:
             session.close()
         assert serves(server)
 

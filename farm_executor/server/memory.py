@@ -1,0 +1,100 @@
+"""Memory of workers: what they hold, what they held at most, and whether the system has killed for want of it.
+
+This module owns where the system says so. It must not know workers, only process ids, nor kill anybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import resource
+
+__all__ = ["OomCounter", "held_by", "peak_of"]
+
+PS_SECONDS = 2.0
+STATM = Path("/proc/self/statm")
+
+
+def peak_of(usage: resource.struct_rusage) -> int:
+    """The most bytes that a process, or one that it has waited for, had resident at a time."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def held_by(pids: Iterable[int]) -> dict[int, int]:
+    """How many bytes would be given back if each process died.
+
+    On Linux that is resident memory that is neither a file's nor shared: what `multiprocessing.shared_memory` or
+    a mapped file holds outlives the process. Pages that a worker still shares with its supervisor since it was
+    forked are counted: some ten MiB. Elsewhere it is all resident memory, as `ps` has it.
+
+    Returns:
+        For each process its bytes. Those that have ended are missing.
+    """
+    if STATM.exists():
+        return {pid: held for pid in pids if (held := _private_bytes(pid)) is not None}
+    return _resident_by_ps(pids)
+
+
+def _private_bytes(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            _, resident, shared, *_ = map(int, file.read().split())
+    except (OSError, ValueError):  # it has ended; a zombie has an empty file
+        return None
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _resident_by_ps(pids: Iterable[int]) -> dict[int, int]:
+    command = ["ps", "-o", "pid=,rss=", "-p", ",".join(map(str, pids))]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=PS_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {int(pid): int(kib) * 1024 for pid, kib in lines}
+
+
+class OomCounter:
+    """How many processes Linux has killed for want of memory: in our control group, else on the whole machine.
+
+    Args:
+        proc: Where the system's own files are.
+        cgroups: Where the control groups are.
+    """
+
+    def __init__(self, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
+        self._paths = [*_paths_of_group(proc, cgroups), proc / "vmstat"]
+
+    def read(self) -> int | None:
+        """How many by now; None if that cannot be known."""
+        for path in self._paths:
+            with contextlib.suppress(OSError, ValueError):
+                for line in path.read_bytes().splitlines():
+                    if line.startswith(b"oom_kill "):
+                        return int(line.split()[1])
+        return None
+
+
+def _paths_of_group(proc: Path, cgroups: Path) -> Iterator[Path]:
+    """In a container the group's path may be the host's, and its files at the root of what is mounted."""
+    try:
+        groups = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if not controllers:
+            root, name = cgroups, "memory.events"
+        elif "memory" in controllers.split(","):
+            root, name = cgroups / "memory", "memory.oom_control"
+        else:
+            continue
+        yield root / path.lstrip("/") / name
+        yield root / name
