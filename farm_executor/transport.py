@@ -142,20 +142,20 @@ def tune(sock: Socket, heartbeat: float = HEARTBEAT_SECONDS) -> None:
     """
     if not is_tcp(sock):
         return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     seconds = max(1, round(heartbeat))
     idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # so called on macOS
     options = [
-        (idle, seconds),
-        (getattr(socket, "TCP_KEEPINTVL", None), seconds),
-        (getattr(socket, "TCP_KEEPCNT", None), MAX_MISSED),
-        (_RTO_MAX_MS if sys.platform == "linux" else None, _SLOWEST_RETRY_MS),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, idle, seconds),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPINTVL", None), seconds),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", None), MAX_MISSED),
+        (socket.IPPROTO_TCP, _RTO_MAX_MS if sys.platform == "linux" else None, _SLOWEST_RETRY_MS),
     ]
-    for option, value in options:
+    for level, option, value in options:
         if option is not None:
-            with contextlib.suppress(OSError):  # an older system
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            with contextlib.suppress(OSError):  # an older system; or the peer is gone, which reading will tell
+                sock.setsockopt(level, option, value)
 
 
 class RefusedError(ConnectionRefusedError):
@@ -220,6 +220,7 @@ def connect(
             raise RemoteProtocolError(f"{frame.type.name} frame instead of a hello")
         sock.settimeout(None)
         connection.reader.max_body = MAX_BODY
+        connection.bytes_sent = connection.bytes_received = 0
         return connection, decode_hello(frame)
     except BaseException:
         sock.close()
@@ -246,8 +247,8 @@ class Connection:
         allocate: See `FrameReader`.
 
     Attributes:
-        bytes_received: All that the socket has given.
-        bytes_sent: All that it has taken.
+        bytes_received: All that the socket has given, after the hellos.
+        bytes_sent: All that it has taken, after them.
 
     Thread safety: one thread receives; sending is for one thread at a time, which may be another one.
     """
@@ -446,6 +447,7 @@ class Channel:
 
         Raises:
             EOFError: The other end is gone.
+            OSError: A socket came, and this process has as many files open as it may.
         """
         try:
             word, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
@@ -453,8 +455,10 @@ class Channel:
             raise EOFError(str(error)) from None
         if not word:
             raise EOFError("the supervisor is gone")
-        if not descriptors:
+        if word == b"e":
             return None
+        if not descriptors:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         os.set_inheritable(descriptors[0], False)
         return Socket(fileno=descriptors[0])
 
