@@ -279,31 +279,34 @@ class Connection:
             TimeoutError: The socket has a timeout, and it is over.
             RemoteProtocolError: See `FrameReader.receive_data`.
         """
+        for _ in range(_BULK_READS):
+            target = self.reader.destination
+            if target is None:
+                return self._receive_into(self._chunk)
+            count = self._read(target)
+            frames = self.reader.received_into(count) if count else []
+            if frames or count < len(target):
+                return frames
+        return []
+
+    def _receive_into(self, chunk: memoryview) -> list[Frame]:
+        count = self._read(chunk)
+        return self.reader.receive_data(chunk[:count]) if count else []
+
+    def _read(self, target: memoryview) -> int:
+        """Read into that memory; 0 means that nothing is there yet."""
         try:
-            for _ in range(_BULK_READS):
-                target = self.reader.destination
-                if target is None:
-                    break
-                count = self.socket.recv_into(target)
-                if not count:
-                    raise EOFError("connection closed within a frame")
-                self.bytes_received += count
-                frames = self.reader.received_into(count)
-                if frames or count < len(target):
-                    return frames
-            else:
-                return []
-            count = self.socket.recv_into(self._chunk)
+            count = self.socket.recv_into(target)
         except (BlockingIOError, InterruptedError):
-            return []
+            return 0
         except TimeoutError:
             raise TimeoutError("no answer in time") from None
         except OSError as error:
             raise EOFError(str(error)) from None
         if not count:
-            raise EOFError("connection closed")
+            raise EOFError("connection closed within a frame" if self.reader.mid_frame else "connection closed")
         self.bytes_received += count
-        return self.reader.receive_data(self._chunk[:count])
+        return count
 
     def send(self, buffers: Sequence[Buffer]) -> bool:
         """Send as much as the non-blocking socket takes, keep the rest for `flush`; say whether all is sent.
@@ -367,20 +370,20 @@ class Connection:
             self._unsent.popleft()
 
     def receive_frame(self, deadline: float) -> Frame:
-        """Wait for the only frame that is due on a blocking socket, until a time of the monotonic clock.
+        """Wait for the next frame on a blocking socket, until a time of the monotonic clock, and read no further.
 
         Raises:
             EOFError: The peer is gone.
             TimeoutError: It said nothing in time.
-            RemoteProtocolError: It said more than one frame, or nonsense.
+            RemoteProtocolError: It said nonsense.
         """
-        while True:
+        frames: list[Frame] = []
+        while not frames:
+            if self.reader.destination is not None:
+                raise RemoteProtocolError("a segment where there is none to be")
             self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            frames = self.receive()
-            if frames:
-                if len(frames) > 1 or self.reader.mid_frame:
-                    raise RemoteProtocolError("the peer spoke out of turn")
-                return frames[0]
+            frames = self._receive_into(self._chunk[: self.reader.wanted])
+        return frames[0]
 
     def hang_up(self) -> None:
         """End the connection; its file descriptor stays valid."""

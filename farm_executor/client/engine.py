@@ -795,8 +795,6 @@ class Engine:
             lane.resuming = False
             with self._deciding:
                 self._perform(self._scheduler.resumed(lane.id, frame.seq))
-                if self._timed:
-                    self._watch_time(lane.id)
             logger.info("lane resumed server=%s pid=%d", lane.server, lane.pid)
         else:
             raise RemoteProtocolError(f"{frame.type.name} frame from a worker, out of turn")
