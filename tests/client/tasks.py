@@ -1,5 +1,6 @@
 """Tasks of the client's tests, in a module that workers can import."""
 
+import ctypes
 import os
 import threading
 import time
@@ -157,3 +158,14 @@ def die_in_the_second(path):
 def pass_gate_when(address, flag):
     if os.path.exists(flag):
         pass_gate(address)
+
+
+def sign_pass_gate(path, address, number):
+    sign(path, number)
+    return pass_gate(address, number)
+
+
+def sign_and_hold_the_lock(path, seconds):
+    """In C, holding the interpreter's lock: no other thread of the worker runs."""
+    sign(path, "begun")
+    return ctypes.PyDLL(None).sleep(seconds)
