@@ -153,20 +153,20 @@ def tune(sock: Socket, heartbeat: float = HEARTBEAT_SECONDS) -> None:
     """
     if not is_tcp(sock):
         return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     seconds = max(1, round(heartbeat))
     idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # so called on macOS
     options = [
-        (idle, seconds),
-        (getattr(socket, "TCP_KEEPINTVL", None), seconds),
-        (getattr(socket, "TCP_KEEPCNT", None), MAX_MISSED),
-        (_RTO_MAX_MS if sys.platform == "linux" else None, _SLOWEST_RETRY_MS),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, idle, seconds),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPINTVL", None), seconds),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", None), MAX_MISSED),
+        (socket.IPPROTO_TCP, _RTO_MAX_MS if sys.platform == "linux" else None, _SLOWEST_RETRY_MS),
     ]
-    for option, value in options:
+    for level, option, value in options:
         if option is not None:
-            with contextlib.suppress(OSError):  # an older system
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            with contextlib.suppress(OSError):  # an older system; or the peer is gone, which reading will tell
+                sock.setsockopt(level, option, value)
 
 
 class RefusedError(ConnectionRefusedError):
@@ -231,6 +231,7 @@ def connect(
             raise RemoteProtocolError(f"{frame.type.name} frame instead of a hello")
         sock.settimeout(None)
         connection.reader.max_body = MAX_BODY
+        connection.bytes_sent = connection.bytes_received = 0
         return connection, decode_hello(frame)
     except BaseException:
         sock.close()
@@ -257,8 +258,8 @@ class Connection:
         allocate: See `FrameReader`.
 
     Attributes:
-        bytes_received: All that the socket has given.
-        bytes_sent: All that it has taken.
+        bytes_received: All that the socket has given, after the hellos.
+        bytes_sent: All that it has taken, after them.
 
     Thread safety: one thread receives; sending is for one thread at a time, which may be another one.
     """
@@ -289,31 +290,34 @@ class Connection:
             TimeoutError: The socket has a timeout, and it is over.
             RemoteProtocolError: See `FrameReader.receive_data`.
         """
+        for _ in range(_BULK_READS):
+            target = self.reader.destination
+            if target is None:
+                return self._receive_into(self._chunk)
+            count = self._read(target)
+            frames = self.reader.received_into(count) if count else []
+            if frames or count < len(target):
+                return frames
+        return []
+
+    def _receive_into(self, chunk: memoryview) -> list[Frame]:
+        count = self._read(chunk)
+        return self.reader.receive_data(chunk[:count]) if count else []
+
+    def _read(self, target: memoryview) -> int:
+        """Read into that memory; 0 means that nothing is there yet."""
         try:
-            for _ in range(_BULK_READS):
-                target = self.reader.destination
-                if target is None:
-                    break
-                count = self.socket.recv_into(target)
-                if not count:
-                    raise EOFError("connection closed within a frame")
-                self.bytes_received += count
-                frames = self.reader.received_into(count)
-                if frames or count < len(target):
-                    return frames
-            else:
-                return []
-            count = self.socket.recv_into(self._chunk)
+            count = self.socket.recv_into(target)
         except (BlockingIOError, InterruptedError):
-            return []
+            return 0
         except TimeoutError:
             raise TimeoutError("no answer in time") from None
         except OSError as error:
             raise EOFError(str(error)) from None
         if not count:
-            raise EOFError("connection closed")
+            raise EOFError("connection closed within a frame" if self.reader.mid_frame else "connection closed")
         self.bytes_received += count
-        return self.reader.receive_data(self._chunk[:count])
+        return count
 
     def send(self, buffers: Sequence[Buffer]) -> bool:
         """Send as much as the non-blocking socket takes, keep the rest for `flush`; say whether all is sent.
@@ -377,20 +381,20 @@ class Connection:
             self._unsent.popleft()
 
     def receive_frame(self, deadline: float) -> Frame:
-        """Wait for the only frame that is due on a blocking socket, until a time of the monotonic clock.
+        """Wait for the next frame on a blocking socket, until a time of the monotonic clock, and read no further.
 
         Raises:
             EOFError: The peer is gone.
             TimeoutError: It said nothing in time.
-            RemoteProtocolError: It said more than one frame, or nonsense.
+            RemoteProtocolError: It said nonsense.
         """
-        while True:
+        frames: list[Frame] = []
+        while not frames:
+            if self.reader.destination is not None:
+                raise RemoteProtocolError("a segment where there is none to be")
             self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            frames = self.receive()
-            if frames:
-                if len(frames) > 1 or self.reader.mid_frame:
-                    raise RemoteProtocolError("the peer spoke out of turn")
-                return frames[0]
+            frames = self._receive_into(self._chunk[: self.reader.wanted])
+        return frames[0]
 
     def hang_up(self) -> None:
         """End the connection; its file descriptor stays valid."""
@@ -457,6 +461,7 @@ class Channel:
 
         Raises:
             EOFError: The other end is gone.
+            OSError: A socket came, and this process has as many files open as it may.
         """
         try:
             word, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
@@ -464,8 +469,10 @@ class Channel:
             raise EOFError(str(error)) from None
         if not word:
             raise EOFError("the supervisor is gone")
-        if not descriptors:
+        if word == b"e":
             return None
+        if not descriptors:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         os.set_inheritable(descriptors[0], False)
         return Socket(fileno=descriptors[0])
 

@@ -24,7 +24,7 @@ import logging
 import os
 import selectors
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -130,6 +130,7 @@ class Engine:
         self._lanes: dict[int, tuple[ServerLink, str, Lane]] = {}
         self._controls: dict[ServerLink, Connection] = {}
         self._lane_counts: dict[ServerLink, int] = {}
+        self._control_cuts: Counter[ServerLink] = Counter()  # how often each control connection has broken
         self._persistent: list[Broadcast] = []  # for workers that are still to come
         self._parting: set[ServerLink] = set()  # whose sessions end when their lanes have
         self._removed: dict[ServerLink, Future[None]] = {}
@@ -654,7 +655,7 @@ class Engine:
             for frame in connection.receive():
                 self._liveness.heard(link)
                 if frame.type is FrameType.PONG:
-                    lanes = {lane.id: lane.connection for lane in self._lanes_of(link, session) if lane.ready}
+                    lanes = {lane.id: lane.connection for lane in self._lanes_of(link, session) if not lane.ended}
                     self._liveness.answered(decode_hello(frame), lanes)
                 elif frame.type is FrameType.WORKER_DIED:
                     self._on_death(decode_hello(frame))
@@ -780,7 +781,11 @@ class Engine:
 
     def _on_stuck(self, lane: int) -> None:
         """For `Liveness`."""
-        self._cut_lane(self._lanes[lane][2], "nothing of what is sent over it arrives")
+        stuck = self._lanes[lane][2]
+        if stuck.resumable and stuck.ready:
+            self._cut_lane(stuck, "nothing of what is sent over it arrives")
+        else:
+            self._lose_lane(stuck)
 
     def _on_control_end(self, link: ServerLink, session: str, why: str) -> None:
         """The way to a server is broken: look for another, for a while."""
@@ -789,13 +794,15 @@ class Engine:
             return
         logger.warning("connection lost server=%s reason=%s", link, why)
         self._drop_control(link)
+        self._control_cuts[link] += 1
         seconds = self._options.settings.resume_seconds
-        self._reactor.after(seconds, partial(self._give_up, link, session, f"not reached for {seconds:g} s"))
+        self._reactor.after(seconds, partial(self._give_up, link, session, self._control_cuts[link]))
         link.control_cut(session)
 
-    def _give_up(self, link: ServerLink, session: str, why: str) -> None:
-        if link not in self._controls:
-            self._lose_session(link, session, why)
+    def _give_up(self, link: ServerLink, session: str, cuts: int) -> None:
+        if link not in self._controls and self._control_cuts[link] == cuts:
+            seconds = self._options.settings.resume_seconds
+            self._lose_session(link, session, f"not reached for {seconds:g} s")
 
     def _drop_control(self, link: ServerLink) -> None:
         connection = self._controls.pop(link, None)
@@ -819,7 +826,7 @@ class Engine:
 
     def _cut_lane(self, lane: Lane, why: str) -> None:
         """The way to a worker is broken: look for another, for a while."""
-        if self._is_gone(lane) or not lane.ready:
+        if self._is_gone(lane) or not lane.ready or lane.retired:
             return
         logger.info("connection lost server=%s pid=%d reason=%s", lane.server, lane.pid, why)
         link, session, _ = self._lanes[lane.id]
@@ -846,6 +853,16 @@ class Engine:
         lane.death = death
         if lane.ended:
             self._lose_lane(lane)
+        else:
+            self._await_end(lane, -1)
+
+    def _await_end(self, lane: Lane, received: int) -> None:
+        """Its worker has died: what it had sent may still come, and then the end, unless nothing comes any more."""
+        if lane.connection.bytes_received == received:
+            self._lose_lane(lane)
+        elif not self._is_gone(lane):
+            received = lane.connection.bytes_received
+            self._reactor.after(REPORT_SECONDS, partial(self._await_end, lane, received))
 
     def _on_lane(self, lane: Lane, events: int) -> None:
         if self._is_gone(lane):

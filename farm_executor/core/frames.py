@@ -391,6 +391,11 @@ class FrameReader:
         return self._bulk.remaining() if self._bulk else None
 
     @property
+    def wanted(self) -> int:
+        """How many bytes at least belong to the frame that has begun, or to the next; not in a segment."""
+        return self._needed - len(self._pending)
+
+    @property
     def mid_frame(self) -> bool:
         """Whether the stream has begun a frame and not ended it: an end here is a truncation."""
         return bool(self._pending) or self._bulk is not None

@@ -21,6 +21,8 @@ The rules:
    begun. A worker that was killed because of one task charges no other.
 8. A task with a seat is run by that seat's lane, this one or a later one. It goes out at once, whatever the lane
    has and may have.
+9. A lane that is cut off gets nothing and keeps what it has, until it is resumed or lost. When it is resumed, what
+   has not reached its worker comes back, which charges nobody.
 
 Thread safety: none; the caller holds one lock around every call and the deeds that follow from it.
 """

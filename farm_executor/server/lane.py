@@ -29,7 +29,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from farm_executor.core.frames import (
     ERROR,
@@ -58,11 +58,13 @@ TICK = 0.005  # seconds between the helper's looks
 REST = 1.0  # seconds without a task after which the helper stops looking
 
 PROGRESS = struct.Struct("<qQQ?")
-"""What a worker shares with its supervisor: the number of the last task begun, the bytes received and sent over its
-present connection, and whether there is something to run, the initializer included."""
+"""What a worker shares with its supervisor: the number of the last task begun, the bytes received over its present
+connection, those sent over it or about to be, and whether there is something to run, the initializer included."""
 _BEGUN, _BYTES = struct.Struct("<q"), struct.Struct("<Q")
 _RECEIVED_AT, _SENT_AT, _BUSY_AT = _BEGUN.size, _BEGUN.size + _BYTES.size, _BEGUN.size + 2 * _BYTES.size
 NOT_BEGUN = -1
+
+_Outcome = tuple[Payload, bool, float]  # whether it is a failure, and the seconds that it took
 
 
 @dataclass(slots=True)
@@ -109,13 +111,11 @@ class WorkerLane:
         self._expected = 0  # the next task's number; by _io
 
         self._send = threading.Lock()
-        self._outcomes: deque[tuple[Payload, bool]] = deque()  # that wait to be sent
+        self._outcomes: deque[_Outcome] = deque()  # that wait to be sent
         self._sent = 0  # outcomes, by _send
-        self._unacknowledged: deque[tuple[Payload, bool]] = deque()  # the last of those; by _send
-        self._loose = False  # whether what the next task does might change one of them; by _send
+        self._unacknowledged: deque[_Outcome] = deque()  # the last of those; by _send
+        self._loose = False  # whether the next task might change an outcome that is kept, or waits; by _send
         self._mute = False  # nothing may be sent, as the connection is broken or not yet resumed; by _send
-        self._busy_seconds = 0.0
-        self._busy_seconds_sent = 0.0  # by _send
         self._last_flush = 0.0
 
         self._tasks: deque[SentTask | Frame] = deque()
@@ -197,14 +197,13 @@ class WorkerLane:
         outcome. Else it waits for company, and the helper sees that it does not wait long.
         """
         now = time.perf_counter()
-        self._busy_seconds += now - began
-        self._outcomes.append((outcome, error))
+        self._outcomes.append((outcome, error, now - began))
         if not self._tasks:
             self._last_task = now
         elif now - self._last_flush < FLUSH_AFTER and not once and not is_bulk(outcome):
             return
         self._last_flush = now
-        self._flush()
+        self._flush(loose=len(outcome) > 1)
 
     def close(self) -> None:
         """Close the socket."""
@@ -212,20 +211,19 @@ class WorkerLane:
 
     # -- either thread ---------------------------------------------------------------------------------
 
-    def _flush(self) -> None:
+    def _flush(self, *, loose: bool = False) -> None:
         with self._send:
+            self._loose = self._resumable and (self._loose or loose)
             if self._mute:
                 return
             outcomes = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
             if not outcomes:
                 return
-            busy = self._busy_seconds
-            busy_us, self._busy_seconds_sent = int((busy - self._busy_seconds_sent) * 1e6), busy
-            frames = encode_results(self._sent, outcomes, busy_us)
+            busy_us = int(sum([seconds for _, _, seconds in outcomes]) * 1e6)
+            frames = encode_results(self._sent, [(data, error) for data, error, _ in outcomes], busy_us)
             self._sent += len(outcomes)
             if self._resumable:
                 self._unacknowledged.extend(outcomes)
-                self._loose = self._loose or any(len(outcome) > 1 for outcome, _ in outcomes)
             self._send_all(frames)
 
     def _say(self, buffers: list[Any]) -> None:
@@ -235,9 +233,10 @@ class WorkerLane:
 
     def _send_all(self, buffers: list[Any]) -> None:
         """Send; ``_send`` is held."""
+        due = self._connection.bytes_sent + sum([memoryview(buffer).nbytes for buffer in buffers])
+        _BYTES.pack_into(self._progress, _SENT_AT, due)
         with contextlib.suppress(OSError):  # that the client is gone, reading will tell
             self._connection.send_all(buffers)
-            _BYTES.pack_into(self._progress, _SENT_AT, self._connection.bytes_sent)
 
     def _await(self, poll: select.poll, timeout: float | None) -> list[int]:
         """The descriptors that can be read; ``_io`` is held. What the supervisor has to say is heeded here."""
@@ -247,6 +246,8 @@ class WorkerLane:
                 sock = self._channel.receive()
             except EOFError:
                 os._exit(0)  # without the supervisor there is no living on
+            except OSError as error:  # nor without the client
+                _die(f"its new connection cannot be taken: {error}")
             if sock is None:
                 self._end()
             else:
@@ -308,10 +309,10 @@ class WorkerLane:
         """The client has the outcomes before that one; ``_send`` is held."""
         while self._unacknowledged and self._sent - len(self._unacknowledged) < number:
             self._unacknowledged.popleft()
-        self._loose = self._loose and bool(self._unacknowledged)
+        self._loose = self._loose and bool(self._unacknowledged or self._outcomes)
 
     def _settle_loose(self) -> None:
-        """Copy what has been sent and is not acknowledged, as the next task may write to its memory."""
+        """Copy what is still to be sent, perhaps once more, as the next task may write to its memory."""
         if self._io.acquire(blocking=False):
             try:  # most likely the client has it
                 if self._connection.fileno() in self._await(self._poll, 0):
@@ -320,10 +321,11 @@ class WorkerLane:
                 self._io.release()
         with self._send:
             self._loose = False
-            for place, (outcome, error) in enumerate(self._unacknowledged):
-                if len(outcome) > 1:
-                    kept = [part if memoryview(part).readonly else bytes(part) for part in outcome]
-                    self._unacknowledged[place] = kept, error
+            for outcomes in (self._unacknowledged, self._outcomes):
+                for place, (data, error, seconds) in enumerate(outcomes):
+                    if len(data) > 1:
+                        kept = [part if memoryview(part).readonly else bytes(part) for part in data]
+                        outcomes[place] = kept, error, seconds
 
     def _receive(self) -> None:
         """Read what is there; ``_io`` is held."""
@@ -335,8 +337,7 @@ class WorkerLane:
             for frame in frames:
                 self._take(frame)
         except RemoteProtocolError as error:  # such as more data than there is memory for
-            print(f"farm_executor: worker {os.getpid()} ends: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            os._exit(70)
+            _die(str(error))
         except EOFError:
             self._on_cut()
 
@@ -429,3 +430,8 @@ class WorkerLane:
                     return
         finally:
             self._io.release()
+
+
+def _die(why: str) -> NoReturn:
+    print(f"farm_executor: worker {os.getpid()} ends: {why}", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(70)

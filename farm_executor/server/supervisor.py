@@ -336,8 +336,7 @@ class Supervisor:
                     self._deaf_until = time.monotonic() + ACCEPT_PAUSE
             return
         sock.setblocking(False)
-        with contextlib.suppress(OSError):
-            tune(sock)
+        tune(sock)
         name = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
         handshake = ServerHandshake(self._key, secrets.token_bytes(NONCE_SIZE))
         guest = _Guest(sock, name, time.monotonic() + GUEST_SECONDS, handshake)
@@ -493,11 +492,10 @@ class Supervisor:
 
     def _resume_session(self, guest: _Guest, id: str) -> None:
         session = self._sessions.get(id)
-        if session is None:
+        if session is None or not session.resume_seconds:
             self._refuse(guest, "session", "there is no such session on this server any more")
             return
-        if session.connection is not None:  # we have not noticed yet that it is broken
-            self._cut_session(session, "its client has come back over another one")
+        self._drop_control(session)  # of which we may not have noticed yet that it is broken
         self._welcome(guest, session)
         for report in session.reports.values():  # some may not have arrived
             self._tell(session, report, FrameType.WORKER_DIED)
@@ -557,7 +555,7 @@ class Supervisor:
     def _resume_lane(self, guest: _Guest, session: _Session, lane: Any) -> None:
         """Pass the connection on to the lane's worker, which lives."""
         worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
-        if worker is None or worker.pid in self._doomed:
+        if worker is None or worker.pid in self._doomed or not session.resume_seconds:
             self._refuse(guest, "worker", "that lane's worker is gone")
             return
         self._release(guest)
@@ -842,13 +840,17 @@ class Supervisor:
             self._end_session(session, GRACE_CRASHED)
 
     def _answer_ping(self, session: _Session, connection: Connection, seq: int) -> None:
-        """Say how many bytes have come and gone on each lane, for the client to see whether they arrive."""
+        """Say how many bytes have come and gone on each lane, for the client to see whether they arrive.
+
+        Of a lane on which something waits to be read nothing is said: it is the worker who keeps more from coming.
+        """
         if connection.unsent:
             return  # it does not listen
         lanes = []
         for worker in list(session.workers.values())[:MAX_REPORTS]:
-            _, received, sent, _ = PROGRESS.unpack_from(worker.progress)
-            lanes.append([worker.lane, received + unread(worker.socket), sent])
+            if not unread(worker.socket):
+                _, received, sent, _ = PROGRESS.unpack_from(worker.progress)
+                lanes.append([worker.lane, received, sent])
         self._tell(session, {"lanes": lanes}, FrameType.PONG, seq)
 
     def _cut_session(self, session: _Session, why: str) -> None:

@@ -1,5 +1,6 @@
 """Tasks of the client's tests, in a module that workers can import."""
 
+import ctypes
 import os
 import threading
 import time
@@ -173,3 +174,14 @@ def sign_slowly(path, number, seconds):
 def sign_and_look(path, number):
     sign(path, f"{os.getpid()} {number}")
     return look()
+
+
+def sign_pass_gate(path, address, number):
+    sign(path, number)
+    return pass_gate(address, number)
+
+
+def sign_and_hold_the_lock(path, seconds):
+    """In C, holding the interpreter's lock: no other thread of the worker runs."""
+    sign(path, "begun")
+    return ctypes.PyDLL(None).sleep(seconds)

@@ -49,6 +49,7 @@ class Worker:
     next_seq: int = 0
     recalling: bool = False
     has_nothing_to_give: bool = False
+    cut: bool = False
     window: Window = field(default_factory=Window)
 
     @property
@@ -88,7 +89,7 @@ class Worker:
         self.begin()
 
     def flush(self, busy_us: float) -> None:
-        if self.unsent:
+        if self.unsent and not self.cut:
             self.outbox.append(("results", self.unsent[0][0], [task for _, task in self.unsent], busy_us))
             self.unsent = []
 
@@ -186,6 +187,27 @@ class Farm:
             self._back_to_front(tasks)
             decisions = self.scheduler.recalled(worker.id, seq, len(tasks))
         self.carry_out(decisions)
+
+    def cut(self, worker: Worker) -> None:
+        """The connection breaks: what was under way does not arrive, and the worker goes on."""
+        results = [message for message in worker.outbox if message[0] == "results"]
+        kept = [(seq + place, task) for _, seq, tasks, _ in results for place, task in enumerate(tasks)]
+        worker.unsent = kept + worker.unsent
+        worker.inbox.clear()
+        worker.outbox.clear()
+        worker.cut = worker.recalling = True
+        self.scheduler.lane_cut(worker.id)
+
+    def resume(self, worker: Worker) -> None:
+        """Over another connection the worker says which task it expects; what it lacks comes back."""
+        back = [task for seq, task in worker.outstanding if seq >= worker.expected_seq]
+        worker.outstanding = [pair for pair in worker.outstanding if pair[0] < worker.expected_seq]
+        worker.next_seq = worker.expected_seq
+        if worker.budget is not None:
+            worker.budget += sum(task.seat is None for task in back)
+        worker.cut = worker.recalling = worker.has_nothing_to_give = False
+        self._back_to_front(back)
+        self.carry_out(self.scheduler.resumed(worker.id, worker.expected_seq))
 
     def lose(self, worker: Worker, *, known: bool, killed: bool = False) -> None:
         """The worker is gone, and whether it is known what it had begun, and whether it was killed for that."""
@@ -361,6 +383,9 @@ class Farm:
     def run_all(self) -> None:
         """Run everything there is to the end, with as many lanes as that needs."""
         self.lane_up()
+        for worker in [worker for worker in self.workers.values() if worker.cut]:
+            self.resume(worker)
+            self.check()
         while self.scheduler.unsettled:
             before = self.scheduler.unsettled
             for seat in [seat for seat, tasks in self.reserved.items() if tasks and seat not in self.taken()]:
@@ -1038,6 +1063,80 @@ def test_a_seat_that_is_gone_gives_back_what_waited_for_it(farm: Farm) -> None:
 # -- kills --------------------------------------------------------------------------------------------------
 
 
+# -- rule 9: cuts -------------------------------------------------------------------------------------------
+
+
+def test_a_lane_that_is_cut_gets_nothing_and_what_it_has_stays_its_own(farm: Farm) -> None:
+    worker = farm.lane_up(seat=1)
+    first = farm.submit()
+    farm.cut(worker)
+    queued, seated = farm.submit(), farm.submit(seat=1)
+    assert on(worker) == [first]
+    farm.check()
+    worker.expected_seq = 1  # it had come before the cut
+    worker.waiting.append((0, first))
+    farm.resume(worker)
+    assert on(worker) == [first, seated]
+    farm.run(worker, 2)
+    assert on(worker) == [queued]
+
+
+def test_what_did_not_arrive_before_a_cut_comes_back_uncharged_and_its_numbers_are_free_again(farm: Farm) -> None:
+    worker, other = loaded(farm)
+    had = on(worker)
+    farm.cut(worker)
+    worker.expected_seq -= 2  # the last two were lost on the way
+    worker.waiting = deque(pair for pair in worker.waiting if pair[0] < worker.expected_seq)
+    farm.resume(worker)
+    assert on(other) == had[2:3]
+    assert on(worker) == [*had[:2], had[3]], "with the number that the one before it had had"
+    assert not any(task.losses for task in had)
+
+
+def test_a_recall_without_an_answer_is_void_after_a_cut(farm: Farm) -> None:
+    worker, _ = loaded(farm)
+    assert worker.inbox == deque([("recall", len(on(worker)) // 2)])
+    farm.cut(worker)
+    farm.resume(worker)
+    assert [kind for kind, _ in worker.inbox] == ["recall"], "it is asked again, now that it can hear"
+    worker.receive()
+    farm.deliver(worker)
+
+
+def test_a_recall_whose_answer_is_lost_is_made_up_for_by_the_number_that_the_worker_expects(farm: Farm) -> None:
+    worker, other = loaded(farm)
+    had = on(worker)
+    worker.receive()
+    farm.cut(worker)
+    farm.resume(worker)
+    assert on(other) == had[2:3]
+    assert on(worker) == [*had[:2], had[3]]
+
+
+@pytest.mark.parametrize("expected", [-1, 0, 99])
+def test_a_worker_that_expects_what_cannot_be_is_a_peers_error_and_changes_nothing(
+    farm: Farm, expected: int
+) -> None:
+    worker, _ = loaded(farm)
+    farm.cut(worker)
+    with pytest.raises(RemoteProtocolError):
+        farm.scheduler.resumed(worker.id, expected)
+    farm.check()
+
+
+def test_a_lane_that_is_cut_may_be_lost(farm: Farm) -> None:
+    worker = farm.lane_up()
+    careful, other = farm.submit(max_attempts=1), farm.submit()
+    farm.cut(worker)
+    farm.lose(worker, known=False)
+    assert farm.fate == {careful.id: "lost"}
+    assert farm.scheduler.queued == 1
+    assert other.losses == 0
+
+
+# -- kills --------------------------------------------------------------------------------------------------
+
+
 def test_a_kill_names_the_tasks_of_a_category_and_the_oldest_that_is_not_answered(farm: Farm) -> None:
     worker = farm.lane_up()
     load(farm, worker, 1, category="x")
@@ -1101,7 +1200,18 @@ def test_a_kill_that_comes_after_its_tasks_answer_costs_nothing(farm: Farm) -> N
 
 Fits = Callable[[Worker], object]
 
-DAY = {"come": 0.7, "lane": 2, "receive": 8, "work": 8, "answer": 8, "deliver": 8, "lose": 0.3, "cancel": 0.5}
+DAY = {
+    "come": 0.7,
+    "lane": 2,
+    "receive": 8,
+    "work": 8,
+    "answer": 8,
+    "deliver": 8,
+    "lose": 0.3,
+    "cut": 0.5,
+    "resume": 1,
+    "cancel": 0.5,
+}
 
 
 def live(farm: Farm, whim: random.Random, steps: int) -> None:
@@ -1131,6 +1241,10 @@ def live(farm: Farm, whim: random.Random, steps: int) -> None:
                 farm.deliver(worker)
             case "lose" if worker := some():
                 farm.lose(worker, known=whim.choice([True, False]))
+            case "cut" if worker := some(lambda worker: not worker.cut):
+                farm.cut(worker)
+            case "resume" if worker := some(lambda worker: worker.cut):
+                farm.resume(worker)
             case "cancel" if fresh := farm.fresh():
                 whim.choice([farm.withdraw, farm.cancel_unheard])(whim.choice(fresh))
         farm.check()
@@ -1272,6 +1386,16 @@ class AnyHistory(RuleBasedStateMachine):
         loaded = any(len(worker.outstanding) > 1 for worker in self.farm.workers.values())
         worker = self.worker(number, lambda worker: not loaded or len(worker.outstanding) > 1)
         self.farm.lose(worker, known=known, killed=known and killed)
+
+    @some_worker(lambda worker: not worker.cut)
+    @rule(number=choice)
+    def lane_cut(self, number: int) -> None:
+        self.farm.cut(self.worker(number, lambda worker: not worker.cut))
+
+    @some_worker(lambda worker: worker.cut)
+    @rule(number=choice)
+    def resumed(self, number: int) -> None:
+        self.farm.resume(self.worker(number, lambda worker: worker.cut))
 
     @rule(category=st.sampled_from(["a", "b"]))
     def look_whom_to_kill(self, category: str) -> None:

@@ -105,6 +105,20 @@ class LanePeer(Peer):
     def recall(self, count: int) -> None:
         self.send_frame(FrameType.RECALL, count=count)
 
+    def cut(self) -> None:
+        """End the connection, without a goodbye."""
+        self.connection.hang_up()
+
+    def resume(self, lacking: int) -> int:
+        """Say which outcome is lacking; return the number of the task that the worker expects."""
+        self.send_frame(FrameType.RESUME, seq=lacking)
+        frame = self.receive()
+        assert frame.type is FrameType.RESUMED, frame
+        return frame.seq
+
+    def acknowledge(self, number: int) -> None:
+        self.send_frame(FrameType.ACK, seq=number)
+
     def outcomes(self, count: int) -> dict[int, Any]:
         """The next outcomes by their numbers: values, or the exceptions themselves."""
         found: dict[int, Any] = {}
@@ -137,6 +151,7 @@ class SessionPeer(Peer):
         self.slots = int(answer["slots"])
         self.hello = answer
         self.lanes: list[LanePeer] = []
+        self.former: list[Peer] = []
         super().__init__(connection)
 
     def open_lane(self, lane: Any = 1, slot: Any = 0, session: Any = None) -> LanePeer:
@@ -145,6 +160,28 @@ class SessionPeer(Peer):
         self.lanes.append(LanePeer(connection, int(answer["pid"])))
         return self.lanes[-1]
 
+    def resume_lane(self, lane: Any = 1, session: Any = None) -> LanePeer:
+        """Another connection to a lane's worker; what it lacks has not been said."""
+        hello = {"role": "lane", "session": session or self.id, "lane": lane, "resume": True}
+        connection, answer = connect(self.address, self._key, hello, DEADLINE)
+        self.lanes.append(LanePeer(connection, int(answer["pid"])))
+        return self.lanes[-1]
+
+    def come_back(self) -> None:
+        """Go on over another connection; the one so far is left as it is."""
+        hello = {"role": "control", "resume": self.id, "versions": vars(payload.local_versions())}
+        connection, self.hello = connect(self.address, self._key, hello, DEADLINE)
+        self.former.append(Peer(self.connection))
+        super().__init__(connection)
+
+    def ping(self, number: int = 1) -> dict[str, Any]:
+        """The answer to a sign of life."""
+        self.send_frame(FrameType.PING, seq=number)
+        frame = self.receive()
+        assert frame.type is FrameType.PONG, frame
+        assert frame.seq == number
+        return decode_hello(frame)
+
     def wait_for_death(self) -> dict[str, Any]:
         """The next report of a worker's death."""
         frame = self.receive()
@@ -152,8 +189,8 @@ class SessionPeer(Peer):
         return decode_hello(frame)
 
     def close(self) -> None:
-        for lane in self.lanes:
-            lane.close()
+        for peer in [*self.lanes, *self.former]:
+            peer.close()
         super().close()
 
 
