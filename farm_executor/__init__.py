@@ -1,8 +1,8 @@
 """A drop-in for `concurrent.futures.ProcessPoolExecutor` whose workers may live on other machines.
 
 This module holds the public names and puts the package together: it tells the client how embedded servers are
-started, because the client must not import the launchers. Those, and what asks servers how they are, are imported
-when they are first used: a program that only calls servers never needs them.
+started, because the client must not import the launchers. What a name stands for is imported when it is first
+used: a program that only calls servers never needs the launchers, nor a server the client.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from farm_executor._version import __version__
-from farm_executor.client.executor import FarmExecutor, OptionsView
-from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
-from farm_executor.errors import (
-    AddressError,
-    AuthenticationError,
-    BroadcastError,
-    BroadcastOutcome,
-    BrokenFarmError,
-    FarmError,
-    FarmFullError,
-    InvalidTaskError,
-    KernelCreationError,
-    LocalProtocolError,
-    NoKernelError,
-    ProtocolError,
-    RemoteProtocolError,
-    TaskError,
-    TaskExecutionError,
-    TaskKilledError,
-    TaskTimeoutError,
-    VersionMismatchError,
-    WorkerLostError,
-)
+from farm_executor.client import embedding
 
 if TYPE_CHECKING:
     from farm_executor.admin import end_server, ping, status
-    from farm_executor.client.executor import EmbeddedServer
+    from farm_executor.client.executor import FarmExecutor, OptionsView
+    from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
+    from farm_executor.errors import (
+        AddressError,
+        AuthenticationError,
+        BroadcastError,
+        BroadcastOutcome,
+        BrokenFarmError,
+        FarmError,
+        FarmFullError,
+        InvalidTaskError,
+        KernelCreationError,
+        LocalProtocolError,
+        NoKernelError,
+        ProtocolError,
+        RemoteProtocolError,
+        TaskError,
+        TaskExecutionError,
+        TaskKilledError,
+        TaskTimeoutError,
+        VersionMismatchError,
+        WorkerLostError,
+    )
     from farm_executor.launch.local import Server, start_server
 
 __all__ = [
@@ -73,30 +73,37 @@ __all__ = [
     "__version__",
 ]
 
-_LATER = {
-    "Server": "farm_executor.launch.local",
-    "start_server": "farm_executor.launch.local",
-    "end_server": "farm_executor.admin",
-    "ping": "farm_executor.admin",
-    "status": "farm_executor.admin",
+_ELSEWHERE = {
+    "FarmExecutor": "client.executor",
+    "OptionsView": "client.executor",
+    "FarmStatistics": "client.statistics",
+    "ServerStatistics": "client.statistics",
+    "WorkerStatistics": "client.statistics",
+    "Server": "launch.local",
+    "start_server": "launch.local",
+    "end_server": "admin",
+    "ping": "admin",
+    "status": "admin",
 }
+"""Where public names come from; all others are errors."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    module = importlib.import_module(f"{__name__}.{_ELSEWHERE.get(name, 'errors')}")
+    value = globals()[name] = getattr(module, name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *__all__})
 
 
-def _launch(workers: int) -> EmbeddedServer:
+def _start_private_server(workers: int) -> embedding.EmbeddedServer:
     from farm_executor.launch.local import PrivateServer
 
     return PrivateServer(workers)
 
 
-FarmExecutor._launch = staticmethod(_launch)
+embedding.start = _start_private_server

@@ -5,11 +5,9 @@ This module owns the accepted forms. It must not resolve names or open anything.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from farm_executor.errors import AddressError
 
@@ -22,8 +20,7 @@ _FORMS = (
 )
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where a server listens: ``host`` and ``port`` for TCP, or ``path`` for a unix socket.
 
     With ``every`` it is one server on each machine that the host's name stands for, now and later.
@@ -46,6 +43,8 @@ class Address:
         """Whether it can only be reached from this machine: a unix socket or a loopback address."""
         if self.path or self.host == "localhost":
             return True
+        import ipaddress  # late: an embedded farm has no host
+
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -132,7 +131,7 @@ def _farm(value: str, rest: str, any_port: bool) -> Address:
         raise _error(value, "after farm:// stands a host and a port") from None
     if address.path or address.every:
         raise _error(value, "after farm:// stands a host and a port")
-    return replace(address, every=bool(mark))
+    return address._replace(every=bool(mark))
 
 
 def _unix(value: Any, path: str) -> Address:

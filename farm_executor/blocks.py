@@ -12,8 +12,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from farm_executor import payload
 from farm_executor.core.frames import BULK_THRESHOLD, Payload
@@ -32,8 +31,7 @@ def portable(data: Payload) -> Payload:
     return [pickle.PickleBuffer(part) if len(part) >= BULK_THRESHOLD else bytes(part) for part in data]  # type: ignore[misc]
 
 
-@dataclass(frozen=True, slots=True)
-class BlockOutcome:
+class BlockOutcome(NamedTuple):
     """What came of the first items of a block.
 
     Attributes:
@@ -44,7 +42,7 @@ class BlockOutcome:
         failure: What the next one raised, as `dump_failure` gave it, if it failed.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses
     together: bool
     pickles: list[Payload]
     failure: Payload | None

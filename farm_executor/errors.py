@@ -28,8 +28,7 @@ This module imports nothing of the package.
 from __future__ import annotations
 
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = [
     "FarmError",
@@ -192,8 +191,7 @@ class WorkerLostError(TaskError, BrokenExecutor):
         return text
 
 
-@dataclass(frozen=True)
-class BroadcastOutcome:
+class BroadcastOutcome(NamedTuple):
     """What came of a broadcast on one worker.
 
     Attributes:

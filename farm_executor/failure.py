@@ -13,7 +13,6 @@ An exception's class may define anything, so nothing of it is touched here but b
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import copyreg
 import functools
@@ -23,8 +22,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from farm_executor import payload
 from farm_executor.byvalue import Resolver
@@ -49,8 +47,7 @@ _REDUCTIONS = ("__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 _Frame = tuple[str, str, int, str, int, int, int, int]
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Where an outcome came from."""
 
     server: str = ""
@@ -58,8 +55,7 @@ class Origin:
     attempt: int = 1
 
 
-@dataclass
-class _Node:
+class _Node(NamedTuple):
     """One exception of the graph, in builtin types only, so that it loads anywhere."""
 
     type_name: str
@@ -69,9 +65,9 @@ class _Node:
     frames: list[_Frame]
     notes: list[str]
     suppress_context: bool
-    cause: int | None = None
-    context: int | None = None
-    members: list[int] = field(default_factory=list)
+    cause: int | None
+    context: int | None
+    members: list[int]
 
 
 def describe(error: BaseException) -> str:
@@ -133,12 +129,8 @@ def dump_failure(error: BaseException, message: str = "", *, skip_frames: int = 
             if id(other) not in index and len(excs) < MAX_NODES:
                 index[id(other)] = len(excs)
                 excs.append(other)
-    nodes = [_encode(exc) for exc in excs]
-    for exc, node in zip(excs, nodes, strict=True):
-        node.cause = index.get(id(_CAUSE.__get__(exc)))
-        node.context = index.get(id(_CONTEXT.__get__(exc)))
-        node.members = [index[id(member)] for member in _members(exc) if id(member) in index]
-    return [pickle.dumps((message, _format(error), [vars(node) for node in nodes]), payload.PROTOCOL)]
+    nodes = [_encode(exc, index)._asdict() for exc in excs]
+    return [pickle.dumps((message, _format(error), nodes), payload.PROTOCOL)]
 
 
 def _format(error: BaseException) -> str:
@@ -173,7 +165,8 @@ def _attribute(exc: BaseException, name: str) -> Any:
         return None
 
 
-def _encode(exc: BaseException) -> _Node:
+def _encode(exc: BaseException, index: dict[int, int]) -> _Node:
+    """What is told of an exception; ``index`` has the places of all that are, by their ids."""
     recipe, problem = None, ""
     try:
         recipe = [bytes(part) for part in payload.dumps(_reduce(exc), out_of_band=False)]
@@ -188,6 +181,9 @@ def _encode(exc: BaseException) -> _Node:
         frames=_frames(_TRACEBACK.__get__(exc)),
         notes=[note for note in notes if type(note) is str] if type(notes) is list else [],
         suppress_context=_SUPPRESS_CONTEXT.__get__(exc),
+        cause=index.get(id(_CAUSE.__get__(exc))),
+        context=index.get(id(_CONTEXT.__get__(exc))),
+        members=[index[id(member)] for member in _members(exc) if id(member) in index],
     )
 
 
@@ -414,6 +410,8 @@ def _failing_code(
     filename: str, name: str, first_line: int, line: int, end_line: int, column: int, end_column: int
 ) -> types.CodeType:
     """Code of this name that fails at this place, which is what a traceback underlines."""
+    import ast  # late: most tasks succeed, and servers never come here
+
     tree = ast.parse("0/0")
     before = min(first_line, line) - 1  # compiled as if these were not there: replacing the first moves all others
     for node in ast.walk(tree):

@@ -24,12 +24,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from farm_executor._version import __version__
 from farm_executor.byvalue import Resolver, pickler
 from farm_executor.core.frames import BULK_THRESHOLD, MAX_SEGMENTS, Buffer, Payload
-from farm_executor.core.handshake import Versions
 
-__all__ = ["PROTOCOL", "allocate", "by_value", "dumps", "loads", "local_versions", "registered_by_value"]
+__all__ = ["PROTOCOL", "allocate", "by_value", "dumps", "loads", "registered_by_value"]
 
 PROTOCOL = 5
 _BY_VALUE = b"V"
@@ -119,18 +117,6 @@ class _ResolvingUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         return self.resolver.resolve(module, name, super().find_class(module, name))
-
-
-def local_versions() -> Versions:
-    """The versions that matter for the pickles of this process."""
-    from importlib.metadata import version  # late: slow to import, and needed once a connection
-
-    return Versions(
-        python=f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}",
-        cloudpickle=version("cloudpickle"),
-        tblib=version("tblib"),
-        farm_executor=__version__,
-    )
 
 
 def allocate(size: int) -> Buffer:

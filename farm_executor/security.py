@@ -15,11 +15,14 @@ import contextlib
 import os
 import stat
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from farm_executor.address import Address
 from farm_executor.core.handshake import MIN_KEY_SIZE
 from farm_executor.errors import AuthenticationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["KEY_FILE_VARIABLE", "client_key", "new_key", "read_key", "server_key", "set_ambient_key", "write_key"]
 
@@ -42,6 +45,8 @@ def new_key() -> bytes:
 
 def default_key_file() -> Path:
     """The user's own key file."""
+    from pathlib import Path  # late: an embedded farm does not come here
+
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return Path(base) / "farm_executor" / "key"
 
@@ -132,6 +137,7 @@ def _make_default(path: Path) -> bytes:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         import tempfile  # late: needed once in a user's life
+        from pathlib import Path
 
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             draft = Path(folder) / "key"

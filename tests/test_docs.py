@@ -58,9 +58,10 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.handshake import ClientHandshake, ServerHandshake, encode_hello
-from farm_executor.payload import dumps, loads, local_versions
+from farm_executor.payload import dumps, loads
 from farm_executor.security import client_key
 from farm_executor.transport import connect
+from farm_executor.versions import local_versions
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -478,7 +479,7 @@ def test_every_field_of_a_hello_and_of_a_status_is_documented():
     of_role = {role: protocol.partition(f"### {role}\n")[2] for role in ("control", "lane")}
     hello = {
         "role": "control",
-        "versions": vars(local_versions()),
+        "versions": local_versions()._asdict(),
         "allow_version_mismatch": False,
         "client": "test",
         "heartbeat": 5.0,

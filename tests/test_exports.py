@@ -16,11 +16,24 @@ def test_every_error_is_public():
     assert set(errors.__all__) <= set(farm_executor.__all__)
 
 
-def test_importing_the_package_imports_no_heavy_module():
-    """cloudpickle, tblib and numpy are imported when they are needed, if they are."""
-    heavy = ("cloudpickle", "tblib", "numpy", "asyncio")
-    code = f"import sys, farm_executor; print([name for name in {heavy} if name in sys.modules])"
+def imported_by(program, *names):
+    """Which of these modules a fresh interpreter has imported after the program."""
+    code = f"import sys\n{program}\nprint(*[name for name in {names} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
-    assert out.strip() == "[]"
+def test_the_executor_imports_no_heavy_module():
+    """cloudpickle, tblib and numpy are imported when they are needed, if they are; so is all that does the work."""
+    heavy = ("cloudpickle", "tblib", "numpy", "asyncio", "subprocess", "dataclasses", "farm_executor.client.engine")
+
+    assert imported_by("from farm_executor import FarmExecutor", *heavy) == []
+
+
+def test_a_server_imports_little_before_it_serves():
+    """A program that starts one waits for that."""
+    slow = ("subprocess", "tempfile", "shutil", "dataclasses", "inspect", "ast", "email", "importlib.metadata")
+    program = "from farm_executor.launch.child import run\nfrom farm_executor.versions import local_versions"
+
+    found = imported_by(f"{program}\nlocal_versions()", *slow, "farm_executor.client.executor")
+
+    assert found == []

@@ -21,6 +21,7 @@ LEVELS = [
     ("farm_executor.byvalue", 2),
     ("farm_executor.failure", 2),
     ("farm_executor.blocks", 2),
+    ("farm_executor.versions", 2),
     ("farm_executor.address", 2),
     ("farm_executor.security", 2),
     ("farm_executor.errors", 1),

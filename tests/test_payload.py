@@ -657,10 +657,3 @@ def test_the_marker_of_a_by_value_payload_is_found_in_any_kind_of_buffer():
         for kind in (bytes, bytearray, memoryview):
             assert by_value([kind(parts[0])]) == by_value(parts)
     assert not by_value(dumps(b"V"))
-
-
-def test_the_versions_are_those_of_this_process():
-    versions = payload.local_versions()
-
-    assert versions.cloudpickle == cloudpickle.__version__
-    assert versions.python.endswith(f"{sys.version_info[0]}.{sys.version_info[1]}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError  # until Python 3.11 not the builtin one
-from dataclasses import dataclass, field
 from typing import Any
 
 from farm_executor.client.functions import Function
@@ -25,7 +24,6 @@ from farm_executor.errors import BroadcastError, BroadcastOutcome
 __all__ = ["Broadcast", "gather"]
 
 
-@dataclass(eq=False)
 class Broadcast:
     """A call for every worker.
 
@@ -35,11 +33,18 @@ class Broadcast:
         late: For each place the call of the last worker there that came later, if it has to make it.
     """
 
-    function: Function
-    arguments: Payload
-    options: TaskOptions
-    calls: dict[ServerLink, Future[list[Future[Any]]]]
-    late: dict[tuple[ServerLink, int], Future[Any]] = field(default_factory=dict)
+    def __init__(
+        self,
+        function: Function,
+        arguments: Payload,
+        options: TaskOptions,
+        calls: dict[ServerLink, Future[list[Future[Any]]]],
+    ) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.options = options
+        self.calls = calls
+        self.late: dict[tuple[ServerLink, int], Future[Any]] = {}
 
     def has_been_made(self, link: ServerLink, slot: int) -> bool:
         """Whether the call is no longer on its way to this place, so that a new worker there must be told."""

@@ -28,9 +28,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor import payload
 from farm_executor.address import Address
@@ -59,7 +58,6 @@ from farm_executor.client.outcome import (
 from farm_executor.client.reactor import Reactor
 from farm_executor.client.server import ServerLink, Settings, at
 from farm_executor.client.settling import Settler
-from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
 from farm_executor.core.frames import (
     BULK,
     ERROR,
@@ -78,6 +76,9 @@ from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskKille
 from farm_executor.failure import Origin, load_failure, remote_traceback
 from farm_executor.transport import Connection
 
+if TYPE_CHECKING:
+    from farm_executor.client.statistics import FarmStatistics, ServerStatistics
+
 __all__ = ["Engine", "EngineOptions"]
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,7 @@ REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has end
 MAX_STILLBORN = 3
 
 
-@dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(NamedTuple):
     """What the executor was constructed with, as far as it concerns the engine.
 
     Attributes:
@@ -442,6 +442,8 @@ class Engine:
 
     def statistics(self) -> FarmStatistics:
         """A snapshot."""
+        from farm_executor.client.statistics import FarmStatistics  # late: most programs never ask
+
         with HeldBack(), self._deciding:  # who is interrupted must not have the lock
             servers = tuple(self._server_statistics(link) for link in self._links)
             return FarmStatistics(
@@ -457,6 +459,8 @@ class Engine:
             )
 
     def _server_statistics(self, link: ServerLink) -> ServerStatistics:
+        from farm_executor.client.statistics import ServerStatistics, WorkerStatistics
+
         workers = tuple(
             WorkerStatistics(
                 slot=lane.slot,

@@ -18,37 +18,26 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from farm_executor.address import Address, AddressLike, parse_address, parse_addresses
+from farm_executor.client import embedding
 from farm_executor.client.future import FarmFuture, renew_lock
 from farm_executor.client.interrupt import let_go
 from farm_executor.client.options import TaskOptions
-from farm_executor.client.statistics import FarmStatistics
 from farm_executor.errors import AddressError
 
 if TYPE_CHECKING:
+    from farm_executor.client.embedding import EmbeddedServer
     from farm_executor.client.engine import Engine
+    from farm_executor.client.statistics import FarmStatistics
 
-__all__ = ["EmbeddedServer", "FarmExecutor", "OptionsView"]
+__all__ = ["FarmExecutor", "OptionsView"]
 
 logger = logging.getLogger(__name__)
 
 INTERRUPT_SECONDS = 2.0  # for running tasks to end after Ctrl-C
 PRIORITIES = {"low": -1, "default": 0, "high": 1}
-
-
-class EmbeddedServer(Protocol):
-    """A server that was started for one executor alone."""
-
-    def locate(self, lost: bool = False) -> Address:
-        """Its address; starts it first, also anew if it has died, or if it is ``lost``, as when it stands still."""
-
-    def end(self) -> None:
-        """End it and remove what is left of it. May be called twice. It also ends when it is collected."""
-
-    def abandon(self) -> None:
-        """In a forked child: let go of it; it is the parent's."""
 
 
 class FarmExecutor(Executor):
@@ -107,9 +96,6 @@ class FarmExecutor(Executor):
         not wait there for other futures of the farm; nor must a handler of a signal, which may have come while its
         thread waited for one. A forked child may use the executor: it starts afresh there.
     """
-
-    _launch: ClassVar[Callable[[int], EmbeddedServer]]
-    """Starts embedded servers. Set where the package is put together: the client does not import launchers."""
 
     def __init__(
         self,
@@ -447,6 +433,8 @@ class FarmExecutor(Executor):
         """A snapshot of the farm."""
         engine = self._engine
         if engine is None:
+            from farm_executor.client.statistics import FarmStatistics
+
             return FarmStatistics(state="shut down" if self._shut_down else "new")
         return engine.statistics()
 
@@ -547,7 +535,8 @@ class FarmExecutor(Executor):
         end: Callable[[], None] = _nothing
         embedded = self._embedded_server(locked=True) if self._addresses is None else None
         if embedded is not None:
-            _start_meanwhile(embedded)
+            with contextlib.suppress(Exception):  # whoever asks for its address is told
+                embedded.locate()  # now, so that it starts while the engine is imported, which takes as long
         from farm_executor import payload
         from farm_executor.client.budget import Budget
         from farm_executor.client.engine import Engine, EngineOptions
@@ -591,7 +580,7 @@ class FarmExecutor(Executor):
             with self._lock:
                 return self._embedded_server(locked=True)
         if self._embedded is None:
-            self._embedded = type(self)._launch(self._max_workers)
+            self._embedded = embedding.start(self._max_workers)
         return self._embedded
 
 
@@ -726,18 +715,6 @@ def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
     if not servers:
         return []
     return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]
-
-
-def _start_meanwhile(embedded: EmbeddedServer) -> None:
-    """Have the server start while the engine is imported, the first time in a process, which takes as long."""
-
-    def start() -> None:
-        with contextlib.suppress(Exception):  # whoever asks for its address is told
-            embedded.locate()
-
-    if "farm_executor.client.engine" not in sys.modules:
-        with contextlib.suppress(RuntimeError):  # no thread can be started any more: then it starts when asked for
-            threading.Thread(target=start, name="farm-starter", daemon=True).start()
 
 
 def _nothing() -> None:

@@ -17,8 +17,7 @@ import itertools
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from farm_executor import payload
 from farm_executor.byvalue import is_importable
@@ -35,8 +34,7 @@ _TYPING = (types.GenericAlias, types.UnionType)
 _MISSING = object()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Function:
+class Function(NamedTuple):
     """A function as it is sent: a number that stands for these bytes in one farm."""
 
     number: int

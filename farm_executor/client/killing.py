@@ -18,7 +18,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -142,12 +141,12 @@ class Kills:
                 self._look_at(due.when)
 
 
-@dataclass
 class _Due:
-    task: Task
-    seq: int
-    when: float
-    ordered: bool = False
+    def __init__(self, task: Task, seq: int, when: float) -> None:
+        self.task = task
+        self.seq = seq
+        self.when = when
+        self.ordered = False
 
 
 class _Order:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from farm_executor.client.functions import Function
 from farm_executor.client.future import FarmFuture
@@ -34,8 +33,7 @@ MAX_FUNCTION_BYTES = 64 * 1024 * 1024
 ACKNOWLEDGE_BYTES = 64 * 1024  # of outcomes that a worker keeps until it hears that they have come
 
 
-@dataclass(frozen=True)
-class WorkerDeath:
+class WorkerDeath(NamedTuple):
     """A supervisor's report.
 
     Attributes:

@@ -17,7 +17,6 @@ Items that may be attempted only once, or that are counted to recycle workers, a
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 import weakref
@@ -174,10 +173,10 @@ class _Mapping:
         self._engine = engine
         self._options = options
         # If a block's worker dies, each of its items has its own attempts; the block was the first of them.
-        self._block_options = dataclasses.replace(options, max_attempts=1)
+        self._block_options = options._replace(max_attempts=1)
         # Before what is behind it: users' priorities are integers.
-        self._rest_options = dataclasses.replace(self._block_options, priority=options.priority + 0.5)
-        self._alone_options = dataclasses.replace(self._rest_options, max_attempts=options.max_attempts - 1)
+        self._rest_options = self._block_options._replace(priority=options.priority + 0.5)
+        self._alone_options = self._rest_options._replace(max_attempts=options.max_attempts - 1)
         self._fn = fn
         self._function = _prepared(engine, fn)
         self._block_function: Callable[..., Any] | Function | None = None

@@ -20,14 +20,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from farm_executor.address import Address
 from farm_executor.core.handshake import Role, Versions, describe_mismatches
 from farm_executor.errors import AuthenticationError, BrokenFarmError, RemoteProtocolError, VersionMismatchError
-from farm_executor.payload import local_versions
 from farm_executor.transport import HEARTBEAT_SECONDS, Connection, RefusedError, Socket, connect, hang_up
+from farm_executor.versions import local_versions
 
 __all__ = ["Listener", "ServerLink", "Settings", "at"]
 
@@ -45,15 +44,22 @@ REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
 _lane_ids = itertools.count(1)
 
 
-@dataclass(frozen=True)
 class Settings:
     """What all links of one farm share."""
 
-    find_key: Callable[[Address], bytes] = field(repr=False)  # it holds the key
-    allow_version_mismatch: bool = False
-    heartbeat: float = HEARTBEAT_SECONDS
-    resume_seconds: float = 0.0
-    max_memory_per_worker: int | None = None  # bytes
+    def __init__(
+        self,
+        find_key: Callable[[Address], bytes],
+        allow_version_mismatch: bool = False,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        resume_seconds: float = 0.0,
+        max_memory_per_worker: int | None = None,
+    ) -> None:
+        self.find_key = find_key
+        self.allow_version_mismatch = allow_version_mismatch
+        self.heartbeat = heartbeat
+        self.resume_seconds = resume_seconds
+        self.max_memory_per_worker = max_memory_per_worker  # bytes
 
 
 def at(address: Address) -> Callable[[bool], Address]:
@@ -275,7 +281,7 @@ class ServerLink:
         connection, hello = self._connect(
             {
                 "role": Role.CONTROL.value,
-                "versions": vars(local_versions()),
+                "versions": local_versions()._asdict(),
                 "allow_version_mismatch": self._settings.allow_version_mismatch,
                 "client": f"pid {os.getpid()}",
                 "heartbeat": self._settings.heartbeat,

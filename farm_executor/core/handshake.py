@@ -32,8 +32,7 @@ import hashlib
 import hmac
 import json
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
@@ -72,8 +71,7 @@ class Role(str, enum.Enum):
     ADMIN = "admin"
 
 
-@dataclass(frozen=True)
-class Versions:
+class Versions(NamedTuple):
     """What must agree, or at least be known, between the two ends.
 
     A differing Python (implementation or minor version) forbids working together, because pickles of functions
@@ -88,12 +86,12 @@ class Versions:
 
     def mismatches(self, other: Versions) -> dict[str, tuple[str, str]]:
         """For each differing name this side's and the other's version."""
-        mine, theirs = vars(self), vars(other)
+        mine, theirs = self._asdict(), other._asdict()
         return {name: (str(mine[name]), str(theirs[name])) for name in mine if mine[name] != theirs[name]}
 
     @classmethod
     def from_json(cls, data: Any) -> Versions:
-        """Read what `vars` wrote.
+        """Read what was made of `_asdict`.
 
         Raises:
             RemoteProtocolError: It is not of this form.

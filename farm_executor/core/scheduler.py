@@ -32,7 +32,6 @@ from __future__ import annotations
 from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -42,7 +41,6 @@ from farm_executor.errors import RemoteProtocolError
 __all__ = ["Assign", "Decision", "Kill", "Lose", "Recall", "Retire", "Scheduler", "Task"]
 
 
-@dataclass(slots=True, eq=False)
 class Task:
     """One call on its way.
 
@@ -55,15 +53,26 @@ class Task:
         started: Whether it has ever left the queue; from then on it cannot be cancelled.
     """
 
-    id: int
-    call: Any
-    priority: float = 0
-    category: Hashable = None
-    max_attempts: int = 3
-    seat: Hashable = None
-    timeout: float | None = None
-    losses: int = 0
-    started: bool = False
+    __slots__ = ("call", "category", "id", "losses", "max_attempts", "priority", "seat", "started", "timeout")
+
+    def __init__(
+        self,
+        id: int,
+        call: Any,
+        priority: float = 0,
+        category: Hashable = None,
+        max_attempts: int = 3,
+        seat: Hashable = None,
+    ) -> None:
+        self.id = id
+        self.call = call
+        self.priority = priority
+        self.category = category
+        self.max_attempts = max_attempts
+        self.seat = seat
+        self.timeout: float | None = None
+        self.losses = 0
+        self.started = False
 
 
 class Assign(NamedTuple):
@@ -117,19 +126,32 @@ MAX_RECEIPTS = 3  # deaths of workers that had begun nothing, which a task is he
 Decision = Assign | Recall | Retire | Lose
 
 
-@dataclass(slots=True, eq=False)
 class _Lane:
-    id: int
-    budget: int | None
-    seat: Hashable
-    window: Window = field(default_factory=Window)
-    outstanding: deque[Task] = field(default_factory=deque)
-    bound: int = 0  # how many of them have a seat
-    next_seq: int = 0
-    # Asked and not yet answered, or cut off: meanwhile it gets nothing, so that its tail stays known.
-    recalling: bool = False
-    draining: bool = False  # it gets nothing any more, and is retired when it has ended what it has begun
-    may_recall: bool = True  # not when it had nothing to give back, until it has answered something more
+    __slots__ = (
+        "bound",
+        "budget",
+        "draining",
+        "id",
+        "may_recall",
+        "next_seq",
+        "outstanding",
+        "recalling",
+        "seat",
+        "window",
+    )
+
+    def __init__(self, id: int, budget: int | None, seat: Hashable) -> None:
+        self.id = id
+        self.budget = budget
+        self.seat = seat
+        self.window = Window()
+        self.outstanding: deque[Task] = deque()
+        self.bound = 0  # how many of them have a seat
+        self.next_seq = 0
+        # Asked and not yet answered, or cut off: meanwhile it gets nothing, so that its tail stays known.
+        self.recalling = False
+        self.draining = False  # it gets nothing any more, and is retired when it has ended what it has begun
+        self.may_recall = True  # not when it had nothing to give back, until it has answered something more
 
     @property
     def first_seq(self) -> int:

@@ -1,7 +1,7 @@
 """Start servers on this machine, each as a child process.
 
 This module owns the child's birth and death: its socket, its private directory, its pipe. It must not know what a
-server does.
+server does, nor what the child does meanwhile, which is `child`'s.
 
 The socket is opened here, before there is a child: so a port in use is the caller's `OSError`, a client may dial
 at once, and nobody waits for a readiness that could be missed. What the child needs to know, the key included,
@@ -30,7 +30,7 @@ from farm_executor.errors import AddressError, BrokenFarmError
 from farm_executor.security import new_key, server_key, write_key
 from farm_executor.transport import Socket, bound_address, listen
 
-__all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "run_child", "start_server"]
+__all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "start_server"]
 
 MAX_EARLY_DEATHS = 3
 CHILDHOOD_SECONDS = 5.0  # in which a death counts as one of them
@@ -43,11 +43,9 @@ _BOOT = """\
 import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 import sys, json
-config = json.loads(sys.stdin.buffer.readline())
-sys.path[:] = config.pop("path")
-sys.argv[:] = config.pop("arguments")
-from farm_executor.launch.local import run_child
-run_child(config)
+sys.path[:], sys.argv[:], listener = json.loads(sys.stdin.buffer.readline())
+from farm_executor.launch.child import run
+run(listener)
 import os
 os._exit(0)
 """
@@ -66,39 +64,20 @@ def _start(listener: Socket, config: dict[str, Any], *, group: bool) -> subproce
         raise BrokenFarmError("cannot start a server: this interpreter does not know its own path (sys.executable)")
     # -W, -X, -O and the like, as multiprocessing does it
     flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()
-    config = {
-        **config,
-        "path": [entry for entry in sys.path if isinstance(entry, str)],
-        "arguments": [str(argument) for argument in getattr(sys, "argv", ())],
-        "listener": listener.fileno(),
-    }
     process = subprocess.Popen(
         [sys.executable, *flags, "-c", _BOOT],
         stdin=subprocess.PIPE,
         pass_fds=[listener.fileno()],
         start_new_session=not group,
     )
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    arguments = [str(argument) for argument in getattr(sys, "argv", ())]
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it has died already, which the first dialling will notice
-        process.stdin.write(json.dumps(config).encode() + b"\n")
+        for line in ([path, arguments, listener.fileno()], config):
+            process.stdin.write(json.dumps(line).encode() + b"\n")
         process.stdin.flush()
     return process
-
-
-def run_child(config: dict[str, Any]) -> None:
-    """What the child does: serve, then clean up."""
-    from farm_executor.server.supervisor import serve
-
-    directory = config.pop("directory")
-    listener = Socket(fileno=config.pop("listener"))
-    key = bytes.fromhex(config.pop("key"))
-    authkey = config.pop("authkey", None)
-    if authkey is not None:
-        import multiprocessing.process
-
-        multiprocessing.process.current_process().authkey = bytes.fromhex(authkey)
-    if serve(listener, key=key, owner=0, **config) and directory:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _authkey() -> str | None:

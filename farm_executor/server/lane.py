@@ -28,8 +28,7 @@ import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from farm_executor.core.frames import (
     ERROR,
@@ -67,7 +66,6 @@ NOT_BEGUN = -1
 _Outcome = tuple[Payload, bool, float]  # whether it is a failure, and the seconds that it took
 
 
-@dataclass(slots=True)
 class SentFunction:
     """A function as it came, with room for what the runner makes of it.
 
@@ -75,13 +73,15 @@ class SentFunction:
         generation: Of the namespaces when it was loaded; -1 before.
     """
 
-    data: Payload
-    loaded: Any = None
-    generation: int = -1
+    __slots__ = ("data", "generation", "loaded")
+
+    def __init__(self, data: Payload) -> None:
+        self.data = data
+        self.loaded: Any = None
+        self.generation = -1
 
 
-@dataclass(slots=True)
-class SentTask:
+class SentTask(NamedTuple):
     """A task as it came."""
 
     seq: int

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["OomCounter", "held_by", "peak_of"]
 
 PS_SECONDS = 2.0
-STATM = Path("/proc/self/statm")
+STATM = "/proc/self/statm"
 
 
 def peak_of(usage: resource.struct_rusage) -> int:
@@ -37,7 +35,7 @@ def held_by(pids: Iterable[int]) -> dict[int, int]:
     Returns:
         For each process its bytes. Those that have ended are missing.
     """
-    if STATM.exists():
+    if os.path.exists(STATM):
         return {pid: held for pid in pids if (held := _private_bytes(pid)) is not None}
     return _resident_by_ps(pids)
 
@@ -52,6 +50,8 @@ def _private_bytes(pid: int) -> int | None:
 
 
 def _resident_by_ps(pids: Iterable[int]) -> dict[int, int]:
+    import subprocess  # late: few servers come here, and a program waits for each to start
+
     command = ["ps", "-o", "pid=,rss=", "-p", ",".join(map(str, pids))]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, timeout=PS_SECONDS, check=False)
@@ -69,32 +69,35 @@ class OomCounter:
         cgroups: Where the control groups are.
     """
 
-    def __init__(self, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
-        self._paths = [*_paths_of_group(proc, cgroups), proc / "vmstat"]
+    def __init__(
+        self, proc: str | os.PathLike[str] = "/proc", cgroups: str | os.PathLike[str] = "/sys/fs/cgroup"
+    ) -> None:
+        self._paths = [*_paths_of_group(proc, cgroups), os.path.join(proc, "vmstat")]
 
     def read(self) -> int | None:
         """How many by now; None if that cannot be known."""
         for path in self._paths:
-            with contextlib.suppress(OSError, ValueError):
-                for line in path.read_bytes().splitlines():
+            with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+                for line in file:
                     if line.startswith(b"oom_kill "):
                         return int(line.split()[1])
         return None
 
 
-def _paths_of_group(proc: Path, cgroups: Path) -> Iterator[Path]:
+def _paths_of_group(proc: str | os.PathLike[str], cgroups: str | os.PathLike[str]) -> Iterator[str]:
     """In a container the group's path may be the host's, and its files at the root of what is mounted."""
     try:
-        groups = (proc / "self" / "cgroup").read_text().splitlines()
+        with open(os.path.join(proc, "self", "cgroup")) as file:
+            groups = file.read().splitlines()
     except OSError:
         return
     for group in groups:
         _, controllers, path = group.split(":", 2)
         if not controllers:
-            root, name = cgroups, "memory.events"
+            root, name = os.fspath(cgroups), "memory.events"
         elif "memory" in controllers.split(","):
-            root, name = cgroups / "memory", "memory.oom_control"
+            root, name = os.path.join(cgroups, "memory"), "memory.oom_control"
         else:
             continue
-        yield root / path.lstrip("/") / name
-        yield root / name
+        yield os.path.join(root, path.lstrip("/"), name)
+        yield os.path.join(root, name)

@@ -21,15 +21,13 @@ import json
 import logging
 import mmap
 import os
-import secrets
 import selectors
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor.core.frames import MAX_HELLO, Buffer, FrameReader, FrameType
 from farm_executor.core.handshake import (
@@ -45,7 +43,6 @@ from farm_executor.core.handshake import (
 )
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.errors import RemoteProtocolError
-from farm_executor.payload import local_versions
 from farm_executor.security import set_ambient_key
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.server.memory import OomCounter, held_by, peak_of
@@ -63,6 +60,7 @@ from farm_executor.transport import (
     tune,
     unread,
 )
+from farm_executor.versions import local_versions
 
 if TYPE_CHECKING:
     import resource
@@ -86,33 +84,43 @@ THAW_SECONDS = 1.0  # for those who were stopped together to go on
 MAX_REPORTS = 1000  # on lanes, in one PONG
 
 
-@dataclass(eq=False)
 class _Guest:
-    socket: Socket
-    name: str
-    deadline: float
-    handshake: ServerHandshake
-    reader: FrameReader = field(default_factory=lambda: FrameReader(MAX_HELLO, _no_segment))
+    def __init__(self, socket: Socket, name: str, deadline: float, handshake: ServerHandshake) -> None:
+        self.socket = socket
+        self.name = name
+        self.deadline = deadline
+        self.handshake = handshake
+        self.reader = FrameReader(MAX_HELLO, _no_segment)
 
 
-@dataclass(eq=False)
 class _Worker:
-    pid: int
-    slot: int
-    lane: int
-    socket: Socket  # our own descriptor of the lane
-    channel: Channel
-    progress: mmap.mmap
-    stderr: StderrPipe
-    oom_kills: int | None  # by the system, when it was started
-    started: float
-    stopped: bool = False  # by whomever
-    thaw_by: float = 0.0  # if it stands still by then, it is killed; 0 for no such time
-    frozen: bool = False  # it did by then, and has a last chance
-    condemned: list[_Kill] = field(default_factory=list)  # it is about to stop, to see whether it is to be killed
-    killed: int | None = None  # the number of the task because of which
-    held: int | None = None  # bytes, because of which we have killed it
-    looked_at: int = NOT_BEGUN  # what it had begun when we looked at its memory
+    def __init__(
+        self,
+        pid: int,
+        slot: int,
+        lane: int,
+        socket: Socket,
+        channel: Channel,
+        progress: mmap.mmap,
+        stderr: StderrPipe,
+        oom_kills: int | None,
+    ) -> None:
+        self.pid = pid
+        self.slot = slot
+        self.lane = lane
+        self.socket = socket  # our own descriptor of the lane
+        self.channel = channel
+        self.progress = progress
+        self.stderr = stderr
+        self.oom_kills = oom_kills  # by the system, when it was started
+        self.started = time.time()
+        self.stopped = False  # by whomever
+        self.thaw_by = 0.0  # if it stands still by then, it is killed; 0 for no such time
+        self.frozen = False  # it did by then, and has a last chance
+        self.condemned: list[_Kill] = []  # it is about to stop, to see whether it is to be killed
+        self.killed: int | None = None  # the number of the task because of which
+        self.held: int | None = None  # bytes, because of which we have killed it
+        self.looked_at = NOT_BEGUN  # what it had begun when we looked at its memory
 
     @property
     def last_begun(self) -> int:
@@ -133,8 +141,7 @@ class _Worker:
         return self.is_busy or before != self.looked_at
 
 
-@dataclass(frozen=True)
-class _Kill:
+class _Kill(NamedTuple):
     """A client's order: kill the worker if it runs one of these tasks; it runs none before ``first``."""
 
     order: int
@@ -147,18 +154,20 @@ class _Kill:
         return current if any(begin <= current <= end for begin, end in self.ranges) else None
 
 
-@dataclass(eq=False)
 class _Session:
-    id: str
-    client: str
-    connection: Connection | None  # None when it is broken
-    resume_seconds: float  # for which it is kept then
-    heartbeat: float
-    heard: float  # when the client last said something
-    max_memory: int | None  # bytes that each worker may hold
-    workers: dict[int, _Worker] = field(default_factory=dict)  # by pid
-    reports: dict[int, dict[str, Any]] = field(default_factory=dict)  # by lane: of workers that have died
-    ended: bool = False
+    def __init__(
+        self, id: str, client: str, resume_seconds: float, heartbeat: float, max_memory: int | None
+    ) -> None:
+        self.id = id
+        self.client = client
+        self.connection: Connection | None = None  # None also while it is broken
+        self.resume_seconds = resume_seconds  # for which it is kept then
+        self.heartbeat = heartbeat
+        self.heard = time.monotonic()  # when the client last said something
+        self.max_memory = max_memory  # bytes that each worker may hold
+        self.workers: dict[int, _Worker] = {}  # by pid
+        self.reports: dict[int, dict[str, Any]] = {}  # by lane: of workers that have died
+        self.ended = False
 
     @property
     def deadline(self) -> float:
@@ -338,7 +347,7 @@ class Supervisor:
         sock.setblocking(False)
         tune(sock)
         name = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
-        handshake = ServerHandshake(self._key, secrets.token_bytes(NONCE_SIZE))
+        handshake = ServerHandshake(self._key, os.urandom(NONCE_SIZE))
         guest = _Guest(sock, name, time.monotonic() + GUEST_SECONDS, handshake)
         if len(self._guests) >= MAX_GUESTS:
             self._make_room()
@@ -459,7 +468,7 @@ class Supervisor:
             "seconds": round(now - self._started, 3),
             "slots": self._slots,
             "draining": self._draining,
-            "versions": vars(self._versions),
+            "versions": self._versions._asdict(),
             "sessions": sessions,
             "sessions_left_out": len(self._sessions) - len(sessions),  # a hello has a limited size
         }
@@ -477,13 +486,11 @@ class Supervisor:
             self._refuse(guest, "version", text, mismatches=mismatches)
             return
         session = _Session(
-            secrets.token_hex(16),
+            os.urandom(16).hex(),
             f"{str(hello.get('client'))[:MAX_LABEL]} at {guest.name}",
-            connection=None,
             # The end of a unix socket is the end of whoever held it.
             resume_seconds=_seconds(hello, "resume_seconds", 0.0) if is_tcp(guest.socket) else 0.0,
             heartbeat=max(_seconds(hello, "heartbeat", HEARTBEAT_SECONDS), MIN_HEARTBEAT),
-            heard=time.monotonic(),
             max_memory=memory_limit_in(hello),
         )
         self._sessions[session.id] = session
@@ -509,7 +516,7 @@ class Supervisor:
                 "session": session.id,
                 "slots": self._slots,
                 "name": self._name,
-                "versions": vars(self._versions),
+                "versions": self._versions._asdict(),
                 "resume_seconds": session.resume_seconds,
             },
         )
@@ -598,7 +605,7 @@ class Supervisor:
         stderr.begin()
         self._stderrs.add(stderr)
         self._selector.register(stderr, selectors.EVENT_READ, partial(self._on_stderr, stderr))
-        worker = _Worker(pid, slot, lane, sock, channel, progress, stderr, self._oom_counter.read(), time.time())
+        worker = _Worker(pid, slot, lane, sock, channel, progress, stderr, self._oom_counter.read())
         session.workers[pid] = worker
         self._workers[pid] = (session, worker)
         # The worker says nothing before the client has had this answer and sent INIT.

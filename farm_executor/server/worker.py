@@ -14,8 +14,7 @@ import signal
 import sys
 import time
 import types
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor import payload
 from farm_executor.core.frames import Frame, Payload, payload_of
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["WorkerStart", "is_reusable", "run_worker"]
 
 
-@dataclass(frozen=True)
-class WorkerStart:
+class WorkerStart(NamedTuple):
     """What a worker gets from its supervisor.
 
     Attributes:

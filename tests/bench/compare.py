@@ -274,10 +274,10 @@ class Bench:
     def _import(self) -> Measured:
         nothing = min(workloads.start_up("pass") for _ in range(5))
         return {
-            base: min(workloads.start_up(f"import {module}") for _ in range(5)) - nothing
-            for base, module in {
-                "import concurrent.futures.process": "concurrent.futures.process",
-                EMBEDDED: "farm_executor",
+            base: min(workloads.start_up(program) for _ in range(5)) - nothing
+            for base, program in {
+                "import concurrent.futures.process": "import concurrent.futures.process",
+                EMBEDDED: "from farm_executor import FarmExecutor",
             }.items()
         }
 

@@ -12,7 +12,7 @@ from client import tasks
 from interrupts import strike_at_line
 
 import farm_executor.client.server
-import farm_executor.payload
+import farm_executor.versions
 from farm_executor import FarmExecutor, FarmStatistics, VersionMismatchError, WorkerLostError, start_server
 
 DEADLINE = 30.0
@@ -174,8 +174,8 @@ def test_statistics_tell_the_state(farm):
 @pytest.fixture
 def another_python(monkeypatch):
     """The client claims to be another Python than the server's."""
-    true = farm_executor.payload.local_versions()
-    false = type(true)(**{**vars(true), "python": "cpython 2.7", "cloudpickle": "0.1"})
+    true = farm_executor.versions.local_versions()
+    false = true._replace(python="cpython 2.7", cloudpickle="0.1")
     monkeypatch.setattr(farm_executor.client.server, "local_versions", lambda: false)
     return true
 

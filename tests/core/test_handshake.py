@@ -7,7 +7,6 @@ import hmac
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -498,7 +497,7 @@ def test_a_hello_in_any_kind_of_buffer_is_read() -> None:
 @unhurried
 @given(versions)
 def test_versions_are_read_as_they_were_written(mine: Versions) -> None:
-    assert Versions.from_json(json.loads(json.dumps(vars(mine)))) == mine
+    assert Versions.from_json(json.loads(json.dumps(mine._asdict()))) == mine
 
 
 @unhurried
@@ -513,11 +512,11 @@ def test_mismatches_are_what_differs_with_mine_first(mine: Versions, theirs: Ver
 
 def test_every_field_is_compared() -> None:
     mine = Versions("cpython 3.11", "3.1", "3.0", "1.0")
-    for name in vars(mine):
-        assert list(mine.mismatches(replace(mine, **{name: 77 if name == "protocol" else "other"}))) == [name]
+    for name in mine._asdict():
+        assert list(mine.mismatches(mine._replace(**{name: 77 if name == "protocol" else "other"}))) == [name]
 
 
-GOOD: dict[str, Any] = vars(Versions("cpython 3.11", "3.1", "3.0", "1.0"))
+GOOD: dict[str, Any] = Versions("cpython 3.11", "3.1", "3.0", "1.0")._asdict()
 fields = st.fixed_dictionaries(
     {}, optional={name: st.one_of(json_values, st.just(value), st.just(value)) for name, value in GOOD.items()}
 )
@@ -539,7 +538,7 @@ def test_versions_of_any_json_are_versions_or_refused(data: Any) -> None:
     except RemoteProtocolError as error:
         str(error).encode()
     else:
-        assert [type(value) for value in vars(got).values()] == [type(value) for value in GOOD.values()]
+        assert [type(value) for value in got] == [type(value) for value in GOOD.values()]
         json.dumps(got.mismatches(Versions.from_json(GOOD)))
 
 

@@ -27,6 +27,7 @@ from farm_executor.core.frames import (
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, decode_hello
 from farm_executor.failure import Origin, load_failure
 from farm_executor.transport import Connection, connect
+from farm_executor.versions import local_versions
 
 
 class Peer:
@@ -144,7 +145,7 @@ class SessionPeer(Peer):
     ) -> None:
         self.address = parse_address(address)
         self._key = key
-        versions = vars(payload.local_versions())
+        versions = local_versions()._asdict()
         said = {"role": "control", "versions": versions, "client": client, **hello}
         connection, answer = connect(self.address, key, said, timeout)
         self.id = str(answer["session"])

@@ -32,6 +32,7 @@ from farm_executor.core.handshake import decode_hello, encode_hello
 from farm_executor.errors import AuthenticationError, VersionMismatchError
 from farm_executor.server import supervisor
 from farm_executor.transport import connect
+from farm_executor.versions import local_versions
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -611,7 +612,7 @@ def test_a_truncated_frame_ends_that_session_alone(serving):
 
 @pytest.mark.parametrize("name", ["python", "protocol"])
 def test_a_client_of_versions_that_do_not_fit_is_refused_with_each_that_differs(serving, name):
-    mine = vars(supervisor.local_versions())
+    mine = local_versions()._asdict()
     other = {**mine, name: type(mine[name])(99), "tblib": "0.1"}
     with pytest.raises(VersionMismatchError) as caught:
         SessionPeer(serving.address, versions=other)
@@ -623,7 +624,7 @@ def test_a_client_of_versions_that_do_not_fit_is_refused_with_each_that_differs(
 
 @pytest.mark.parametrize("name", ["cloudpickle", "tblib", "farm_executor"])
 def test_a_client_whose_libraries_differ_is_let_in(serving, name):
-    versions = {**vars(supervisor.local_versions()), name: "0.1"}
+    versions = {**local_versions()._asdict(), name: "0.1"}
     SessionPeer(serving.address, versions=versions).close()
 
 
@@ -682,7 +683,7 @@ def deepest() -> int:
 
 def test_no_hello_however_deep_ends_the_server(serving):
     """Reading, comparing and printing have limits of their own, which lie close together."""
-    versions = json.dumps(vars(supervisor.local_versions()))
+    versions = json.dumps(local_versions()._asdict())
     room = (MAX_HELLO - len(versions) - 200) // 2
     for depth in range(max(min(deepest(), room) - 100, 1), min(deepest() + 100, room), 7):
         deep = "[" * depth + "]" * depth
@@ -888,7 +889,7 @@ def test_a_client_that_comes_while_the_server_drains_is_refused_with_the_reason(
         session.open_lane().start()
         prove_key(late)
         end_server(server.host, server.port, key=KEY)
-        late.sendall(b"".join(encode_hello({"role": "control", "versions": vars(supervisor.local_versions())})))
+        late.sendall(b"".join(encode_hello({"role": "control", "versions": local_versions()._asdict()})))
         assert b"draining" in read_to_end(late)
 
 

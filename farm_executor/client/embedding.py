@@ -1,0 +1,31 @@
+"""How the client comes by an embedded farm's server: whoever puts the package together says so in ``start``.
+
+The client must not import the launchers. This module knows nothing but the words between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from farm_executor.address import Address
+
+__all__ = ["EmbeddedServer", "start"]
+
+
+class EmbeddedServer(Protocol):
+    """A server that was started for one executor alone."""
+
+    def locate(self, lost: bool = False) -> Address:
+        """Its address; starts it first, also anew if it has died, or if it is ``lost``, as when it stands still."""
+
+    def end(self) -> None:
+        """End it and remove what is left of it. May be called twice. It also ends when it is collected."""
+
+    def abandon(self) -> None:
+        """In a forked child: let go of it; it is the parent's."""
+
+
+start: Callable[[int], EmbeddedServer]
+"""Makes a server that may have that many workers; it is started when it is first asked where it is."""

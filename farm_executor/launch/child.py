@@ -1,0 +1,48 @@
+"""A server's own process, from the parent's first word to the end.
+
+This module owns the child's side of `local`. It must not know how it was started, nor import what only the parent
+needs: until it serves, somebody waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from typing import Any
+
+from farm_executor.server.supervisor import serve
+from farm_executor.transport import Socket
+
+__all__ = ["run"]
+
+
+def run(listener: int) -> None:
+    """Serve, as standard input says, which ends with the parent; then clean up.
+
+    Args:
+        listener: The socket's descriptor. By the time that the parent speaks, it listens.
+    """
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return  # the parent could not make the socket listen, or has died
+    config: dict[str, Any] = json.loads(line)
+    directory = config.pop("directory")
+    key = bytes.fromhex(config.pop("key"))
+    authkey = config.pop("authkey", None)
+    if authkey is not None:
+        import multiprocessing.process
+
+        multiprocessing.process.current_process().authkey = bytes.fromhex(authkey)
+    ours = serve(Socket(fileno=listener), key=key, owner=0, **config)
+    if ours and directory:
+        _remove(directory)
+
+
+def _remove(directory: str) -> None:
+    """Remove a directory of files, unless the parent has; `shutil` would take longer to import than all this."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
