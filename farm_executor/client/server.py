@@ -325,7 +325,7 @@ class ServerLink:
         self._listener.lane_up(self, connection, session, slot, lane, pid if isinstance(pid, int) else 0)
 
     def _resume_session(self, session: str) -> None:
-        hello = {"role": Role.CONTROL.value, "resume": session, "versions": vars(local_versions())}
+        hello = {"role": Role.CONTROL.value, "resume": session, "versions": local_versions()._asdict()}
         connection, _ = self._connect(hello, self._patience())
         with self._lock:
             if self._closed or session != self.session:

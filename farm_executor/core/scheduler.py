@@ -162,11 +162,6 @@ class _Lane:
         """Whether another lane could run any of its tasks but the first."""
         return not self.bound or any(task.seat is None for task in islice(self.outstanding, 1, None))
 
-    def room(self, limit: int) -> int:
-        """How many more tasks it may have, with at most ``limit`` outstanding."""
-        room = 0 if self.recalling or self.draining else limit - len(self.outstanding)
-        return room if self.budget is None else min(room, self.budget)
-
 
 class Scheduler:
     """The queues and the lanes of one farm.
@@ -258,7 +253,7 @@ class Scheduler:
                 self._enqueue(task)
             elif task.started or self._start([task])[0]:
                 task.started = True
-                decisions.append(self._assign(next(reversed(self._idle.values())), [task]))
+                decisions.append(self._assign(self._idle.popitem()[1], [task]))
         return decisions
 
     def prepend(self, *tasks: Task) -> None:
@@ -335,7 +330,6 @@ class Scheduler:
             lane.bound -= sum(task.seat is not None for task in tasks)
         lane.window.report(count, busy_us, round_trip_us)
         lane.may_recall = True
-        self._index(lane)
         return tasks, self._refill(lane)
 
     def recalled(self, lane_id: int, seq: int, count: int) -> list[Decision]:
@@ -446,9 +440,12 @@ class Scheduler:
     def _begin(self, tasks: list[Task]) -> list[Task]:
         """Those of the tasks that may be sent."""
         fresh = [task for task in tasks if not task.started]
-        for task, started in zip(fresh, self._start(fresh) if fresh else (), strict=True):
-            task.started = started
-        return [task for task in tasks if task.started]
+        if not fresh:
+            return tasks
+        answers = self._start(fresh)
+        for task, answer in zip(fresh, answers, strict=True):
+            task.started = answer
+        return tasks if all(answers) else [task for task in tasks if task.started]
 
     def _enqueue(self, task: Task) -> None:
         if task.seat is not None:
@@ -513,22 +510,28 @@ class Scheduler:
         return Assign(lane.id, seq, tasks)
 
     def _refill(self, lane: _Lane) -> list[Decision]:
-        """Give the lane what it has room for, or see to it that nobody idles."""
+        """Give the lane what it has room for, or see to it that nobody idles; note anew what it is good for."""
         decisions: list[Decision] = []
-        if self.queued:
-            size = lane.window.size
-            room = lane.room(size)
-            if room > 0 and len(lane.outstanding) <= size // 2:
-                share = -(-self.queued // len(self._lanes))  # so that a short queue feeds every lane
-                tasks = self._take(min(room, share))
-                if tasks:
-                    decisions.append(self._assign(lane, tasks))
-        if (lane.budget == 0 or lane.draining) and not lane.outstanding and not lane.recalling:
-            self._forget(lane)
-            decisions.append(Retire(lane.id))
+        tasks = self._take(self._room(lane)) if self.queued else None
+        if tasks:
+            decisions.append(self._assign(lane, tasks))
+        else:
+            self._index(lane)
+            if (lane.budget == 0 or lane.draining) and not lane.outstanding and not lane.recalling:
+                self._forget(lane)
+                decisions.append(Retire(lane.id))
         if self._loaded and self._idle:
             decisions += self._recall()
         return decisions
+
+    def _room(self, lane: _Lane) -> int:
+        """How many more tasks the lane shall have now."""
+        size, had = lane.window.size, len(lane.outstanding)
+        if lane.recalling or lane.draining or had > size // 2:
+            return 0
+        share = -(-self.queued // len(self._lanes))  # so that a short queue feeds every lane
+        room = min(size - had, share)
+        return room if lane.budget is None else min(room, lane.budget)
 
     def _dispatch(self) -> list[Decision]:
         """Put queued tasks on idle lanes, after tasks have come back to the queue."""
@@ -536,7 +539,7 @@ class Scheduler:
         while self.queued and self._idle:
             tasks = self._take(1)
             if tasks:
-                decisions.append(self._assign(next(reversed(self._idle.values())), tasks))
+                decisions.append(self._assign(self._idle.popitem()[1], tasks))
         return decisions + self._recall()
 
     def _recall(self) -> list[Decision]:
