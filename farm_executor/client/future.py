@@ -123,13 +123,37 @@ class FarmFuture(Future[Any]):
         waited for, nor raise. There can be one for each future.
 
         Returns:
-            Whether it will be. False if the future is settled, or somebody has looked at it: add a callback then.
+            Whether it will be. False if the future is settled, or somebody waits for it or has looked at it: add a
+            callback then.
         """
         with _lock:
-            plainly = self._own_condition is None and self._state in (PENDING, RUNNING)
+            plainly = self._own_condition is None and self._arrive is None and self._state in (PENDING, RUNNING)
             if plainly:
                 self._arrive = arrive
         return plainly
+
+    def _await_settling(self, timeout: float | None) -> None:
+        """Wait until it is settled or the time is over."""
+        settled = threading.Lock()  # as good as a Condition for one who waits, and much cheaper for both sides
+        settled.acquire()
+
+        def arrive(future: Future[Any]) -> None:
+            settled.release()
+
+        if not self.tell(arrive):  # it is settled, or others wait for it, too
+            with self._condition:
+                if self._state not in _SETTLED:
+                    self._condition.wait(timeout)
+            return
+        try:
+            if timeout is None:
+                settled.acquire()
+            elif timeout > 0:
+                settled.acquire(timeout=timeout)
+        finally:
+            with _lock:
+                if self._arrive is arrive:
+                    self._arrive = None
 
     def _invoke_callbacks(self) -> None:
         arrive, self._arrive = self._arrive, None
@@ -194,23 +218,26 @@ class FarmFuture(Future[Any]):
             return self._result
         owner = self.owner
         if owner is not None:
-            timeout = owner.lead(self, timeout)
+            timeout = self._wait(owner, timeout)
+            del owner  # this frame goes into the traceback of an exception
             if self._state == FINISHED and self._exception is None:
                 return self._result
-            waiting = owner.waiting(self)
-            del owner  # this frame goes into the traceback of an exception
-            with waiting:
-                return super().result(timeout)
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """See `concurrent.futures.Future.exception`."""
         owner = self.owner
         if owner is not None and self._state != FINISHED:
-            timeout = owner.lead(self, timeout)
-            with owner.waiting(self):
-                return super().exception(timeout)
+            timeout = self._wait(owner, timeout)
         return super().exception(timeout)
+
+    def _wait(self, owner: Owner, timeout: float | None) -> float:
+        """Wait, and return what is left of the timeout then: nothing."""
+        timeout = owner.lead(self, timeout)
+        if self._state != FINISHED:
+            with owner.waiting(self):
+                self._await_settling(timeout)
+        return 0.0
 
     def done(self) -> bool:
         """See `concurrent.futures.Future.done`."""
@@ -270,12 +297,12 @@ def settle_plainly(
                 future._result = value
                 future._state = FINISHED
                 if future._arrive is not None:
-                    arrived.append(future)
+                    arrived.append((future._arrive, future))
+                    future._arrive = None
                 if future._own_callbacks is not None:
                     to_call.append(future)
             else:
                 others.append(outcome)
-    for future in arrived:
-        arrive, future._arrive = future._arrive, None
-        arrive(future)  # type: ignore[misc]  # it was there under the lock, and only who settles it takes it away
+    for arrive, future in arrived:
+        arrive(future)
     return others, to_call
