@@ -10,7 +10,8 @@ waiting thread takes the I/O thread's place for as long as it waits: it *leads*.
   while any of the sockets is. Whoever leads disarms that second wait meanwhile.
 * ``_turn`` is held by whoever handles events: by a leader as long as it leads, by the I/O thread while it is awake.
   So handlers, timers and what was posted never run at the same time.
-* One leads, and only if nobody else waits: several would spend more on handing the lead over than it saves.
+* One leads, and only if nobody else waits: several would spend more on handing the lead over than it saves. Nor
+  does anybody for some time after two have waited at once, as threads that call in turns would hand it to and fro.
 * A leader handles sockets, and nothing else. At the first sign of anything else, which rings the waker, it stops
   leading and waits as anybody does. What it leaves is still in the selector, and so wakes the I/O thread.
 * A leader that is interrupted must not leave a handler half-way: see `interrupt`.
@@ -39,6 +40,7 @@ from farm_executor.transport import Connection, Waker
 __all__ = ["Reactor"]
 
 LONGEST_SLEEP = 86_400.0  # seconds; selectors take no number of milliseconds that does not fit 32 bits
+CROWDED = 0.002  # seconds after two threads have waited at once
 GIVE_WAY = 0.005  # seconds between the I/O thread's looks at whether a caller still does its work
 
 _Handler = Callable[[int], None]  # gets the selector's event mask
@@ -83,6 +85,7 @@ class Reactor:
         # The threads that wait and do not lead, and what tells that they have what they wait for: such a thread
         # runs later than this one goes on, and if it still counted, it could not lead the next time either.
         self._waiting: dict[int, Callable[[], bool]] = {}
+        self._crowded_until = 0.0  # on the monotonic clock
         self._last_glance = 0.0
         self._flood_ends = 0.0  # unless there is another glance before
         self._closed = False
@@ -203,10 +206,14 @@ class Reactor:
     # -- a leading caller ----------------------------------------------------------------------------------
 
     def _somebody_waits(self) -> bool:
+        if time.monotonic() < self._crowded_until:
+            return True
         return bool(self._waiting) and not all(done() for done in list(self._waiting.values()))
 
     def waiting(self, done: Callable[[], bool]) -> AbstractContextManager[None]:
         """While this thread waits for something without leading."""
+        if self._waiting:
+            self._crowded_until = time.monotonic() + CROWDED
         return _Waiting(self._waiting, done)
 
     def lead(self, done: Callable[[], bool], timeout: float | None) -> float | None:

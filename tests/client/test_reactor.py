@@ -232,6 +232,19 @@ def test_nobody_leads_while_somebody_waits_otherwise(led):
 
 
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_nobody_leads_for_some_time_after_two_have_waited_at_once(led, monkeypatch):
+    """Else two that call in turns would hand the sockets to and fro, which costs more than the calls."""
+    monkeypatch.setattr("farm_executor.client.reactor.CROWDED", 3600.0)
+    with led.reactor.waiting(lambda: True), led.reactor.waiting(lambda: True):
+        pass
+
+    assert led.lead(1, 3600.0) == 3600.0
+    led.send(1)
+    assert led.wait(1)
+    assert led.threads == [OWN]
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def test_who_has_what_he_waits_for_keeps_nobody_from_leading(led):
     """Else the own thread, faster than the one that it has woken, would take the sockets for itself ever after."""
     with led.reactor.waiting(lambda: len(led.got) >= 1):  # by a thread that has not gone on yet
