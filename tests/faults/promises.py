@@ -38,7 +38,7 @@ class Expectation:
         future: Its future; None for an item of a map, which has none that can be seen.
         value: What it returns, or the type of the exception that it raises.
         once: Whether it is to run once at most: then, and only then, it may be lost.
-        cancelled: Whether it may have been cancelled.
+        cancelled: Whether its cancelling succeeded. Then it must not run.
     """
 
     name: str
@@ -81,45 +81,50 @@ class Verdict:
         kinds = ["lost", "wrong", "hung", "twice", "unrun", *(("given_up", "again") if workers_lived else ())]
         return {kind: found for kind in kinds if (found := getattr(self, kind))}
 
+    def take_outcome(self, expected: Expectation, seconds: float = 0.0) -> bool:
+        """Wait for what comes of a task, that long at most; say whether it must have run for that."""
+        if expected.future is None:
+            return False
+        try:
+            outcome: Any = expected.future.result(seconds)
+        except FutureTimeoutError as error:
+            if not expected.future.done():
+                self.hung.append(expected.name)
+                return False
+            outcome = error
+        except (Exception, CancelledError) as error:
+            outcome = error
+        self.settled += 1
+        if isinstance(outcome, WorkerLostError) and not expected.cancelled:
+            (self.given_up if expected.once else self.lost).append(expected.name)
+            return False
+        value = CancelledError if expected.cancelled else expected.value
+        if isinstance(value, type):
+            right = type(outcome) is value
+        else:
+            right = type(outcome) is type(value) and outcome == value
+        if not right:
+            self.wrong.append(f"{expected.name}: {outcome!r:.100}")
+        return right and not expected.cancelled and not expected.name.startswith("map")
+
+    def take_runs(self, expected: Expectation, runs: int, *, must_have_run: bool) -> None:
+        """Look at how often a task has run."""
+        if runs and expected.cancelled:
+            self.wrong.append(f"{expected.name}: has run although it was cancelled")
+        elif runs > 1:
+            (self.twice if expected.once else self.again).append(expected.name)
+        elif not runs and must_have_run:
+            self.unrun.append(expected.name)
+
 
 def judge(expectations: Sequence[Expectation], book: Book, seconds: float) -> Verdict:
     """Wait for all, that long at most, and look at each: at its outcome, and at how often it has run."""
     deadline = monotonic() + seconds
     verdict = Verdict()
-    ended = [one for one in expectations if _judge_outcome(one, max(deadline - monotonic(), 0.0), verdict)]
+    ended = {one.name: verdict.take_outcome(one, max(deadline - monotonic(), 0.0)) for one in expectations}
     if verdict.hung:
         faulthandler.dump_traceback(sys.__stderr__)
     runs = book.runs()
     for one in expectations:
-        if runs[one.name] > 1:
-            (verdict.twice if one.once else verdict.again).append(one.name)
-    verdict.unrun = [one.name for one in ended if not runs[one.name]]
+        verdict.take_runs(one, runs[one.name], must_have_run=ended[one.name])
     return verdict
-
-
-def _judge_outcome(expected: Expectation, seconds: float, verdict: Verdict) -> bool:
-    """Look at what came of it; say whether it must have run for that."""
-    if expected.future is None:
-        return False
-    try:
-        outcome: Any = expected.future.result(seconds)
-    except FutureTimeoutError as error:
-        if not expected.future.done():
-            verdict.hung.append(expected.name)
-            return False
-        outcome = error
-    except (Exception, CancelledError) as error:
-        outcome = error
-    verdict.settled += 1
-    if isinstance(outcome, WorkerLostError):
-        (verdict.given_up if expected.once else verdict.lost).append(expected.name)
-        return False
-    if isinstance(outcome, CancelledError) and expected.cancelled:
-        return False
-    if isinstance(expected.value, type):
-        right = type(outcome) is expected.value
-    else:
-        right = type(outcome) is type(expected.value) and outcome == expected.value
-    if not right:
-        verdict.wrong.append(f"{expected.name}: {outcome!r:.100}")
-    return right and not expected.name.startswith("map")

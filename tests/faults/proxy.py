@@ -193,6 +193,11 @@ class Proxy:
 
         self._order(listen)
 
+    def lead_to(self, target: str) -> None:
+        """From now on connections go to that server."""
+        host, _, port = target.rpartition(":")
+        self._order(lambda: setattr(self, "_target", (host, int(port))))
+
     @property
     def live(self) -> int:
         """How many connections there are."""

@@ -65,9 +65,13 @@ def test_what_is_promised_only_while_workers_live(tmp_path, outcome, options, br
     assert set(found.broken(workers_lived=True)) == {broken}
 
 
-def test_what_has_been_cancelled_need_not_run(tmp_path):
-    found = verdict_on(tmp_path, CancelledError(), runs=0, cancelled=True)
-    assert found.broken(workers_lived=True) == {}
+@pytest.mark.parametrize(
+    ("outcome", "runs", "broken"),
+    [(CancelledError(), 0, set()), (CancelledError(), 1, {"wrong"}), (1, 0, {"wrong"}), (None, 0, {"hung"})],
+)
+def test_what_was_cancelled_does_not_run(tmp_path, outcome, runs, broken):
+    found = verdict_on(tmp_path, outcome, runs=runs, cancelled=True)
+    assert set(found.broken(workers_lived=True)) == broken
 
 
 def test_an_item_of_a_map_is_judged_by_its_runs(tmp_path):

@@ -224,6 +224,17 @@ def test_it_goes_away_and_comes_back(listener, no_leaks):
             assert read(there, 1) == b"a"
 
 
+def test_it_leads_to_another_server(listener, no_leaks):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with to(taken) as proxy:
+            assert_reset(proxy)
+            proxy.lead_to(f"127.0.0.1:{listener.getsockname()[1]}")
+            with dial(proxy) as here, listener.accept()[0] as there:
+                here.sendall(b"a")
+                assert read(there, 1) == b"a"
+
+
 def test_who_dials_a_server_that_is_away_is_reset(no_leaks):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can
