@@ -16,7 +16,7 @@ from faults import script
 from faults.book import Book
 from faults.promises import Verdict, judge
 from faults.proxy import Cut, Direction, End, Proxy
-from server.processes import DEADLINE
+from server.processes import DEADLINE, wait_until
 from server.serving import KEY
 
 from farm_executor import FarmExecutor
@@ -52,10 +52,13 @@ class Played:
 def play_uncut(address: str, *, once: bool) -> tuple[Proxy, Verdict]:
     """Play the script undisturbed; give the proxy, closed, with all that has passed."""
     with tempfile.TemporaryDirectory() as folder, Proxy(address, record=True) as proxy:
-        return proxy, _play(proxy, Book(folder), once)
+        verdict = _play(proxy, Book(folder), once)
+        wait_until(lambda: not proxy.live, "the goodbye has passed")
+        return proxy, verdict
 
 
 def _play(proxy: Proxy, book: Book, once: bool) -> Verdict:
+    proxy.delay(script.DELAY, script.DELAY)
     with FarmExecutor([proxy.address], key=KEY) as farm:
         return judge(script.play(farm, book, once=once), book, DEADLINE)
 
@@ -80,7 +83,7 @@ def play_each(address: str, cases: Sequence[Case], report: Callable[[Played], ob
         with tempfile.TemporaryDirectory() as folder, Proxy(address, cut) as proxy:
             verdict = _play(proxy, Book(folder), case.once)
             link = proxy.links[cut.connection] if len(proxy.links) > cut.connection else None
-            return Played(case, link is not None and link.passed(cut.direction) >= cut.byte, verdict)
+            return Played(case, link is not None and link.passed[cut.direction] >= cut.byte, verdict)
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         for played in threads.map(play, cases):

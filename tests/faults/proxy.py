@@ -80,7 +80,6 @@ class _Way:
     sink: socket.socket
     under_way: deque[tuple[float, bytes]] = field(default_factory=deque)  # with the time at which it is due
     size: int = 0
-    passed: int = 0
     over: bool = False  # the source has said all
     told: bool = False  # and the sink knows
     blocked: bool = False  # the sink takes no more for now
@@ -91,20 +90,21 @@ class Link:
 
     Attributes:
         number: Counted from 0 in the order in which clients connect.
-        ended: Whether it is no more.
+        passed: How many bytes have gone each way.
         transcript: What has passed each way; kept by a recording proxy only.
     """
 
     def __init__(self, number: int, client: socket.socket, server: socket.socket) -> None:
         self.number = number
         self.ways = {TO_SERVER: _Way(client, server), TO_CLIENT: _Way(server, client)}
-        self.sockets = (client, server)
-        self.ended = False
-        self.transcript = {TO_SERVER: bytearray(), TO_CLIENT: bytearray()}
+        self.sockets: tuple[socket.socket, ...] = (client, server)
+        self.passed = {TO_SERVER: 0, TO_CLIENT: 0}
+        self.transcript: dict[Direction, bytearray] = {}
 
-    def passed(self, direction: Direction) -> int:
-        """How many bytes have gone that way."""
-        return self.ways[direction].passed
+    @property
+    def ended(self) -> bool:
+        """Whether it is no more."""
+        return not self.ways
 
 
 class Proxy:
@@ -345,7 +345,7 @@ class Proxy:
         now = time.monotonic()
         try:
             while True:
-                if cut is not None and way.passed >= cut.byte:
+                if cut is not None and link.passed[direction] >= cut.byte:
                     self._end(link, cut.end)
                     return
                 if not way.under_way or way.under_way[0][0] > now:
@@ -353,13 +353,13 @@ class Proxy:
                 due, data = way.under_way.popleft()
                 count = 0
                 try:
-                    count = way.sink.send(data if cut is None else data[: cut.byte - way.passed])
+                    count = way.sink.send(data if cut is None else data[: cut.byte - link.passed[direction]])
                 finally:
                     if count < len(data):
                         way.under_way.appendleft((due, data[count:]))
                 if self._record:
-                    link.transcript[direction] += data[:count]
-                way.passed += count
+                    link.transcript.setdefault(direction, bytearray()).extend(data[:count])
+                link.passed[direction] += count
                 way.size -= count
         except (BlockingIOError, InterruptedError):
             way.blocked = True
@@ -373,9 +373,10 @@ class Proxy:
                 way.sink.shutdown(socket.SHUT_WR)
 
     def _end(self, link: Link, end: End) -> None:
-        link.ended = True
+        sockets, link.sockets = link.sockets, ()
+        link.ways = {}  # as links are kept, nothing but their numbers is
         del self._live[link]
-        for sock in link.sockets:
+        for sock in sockets:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(sock)
             if end is End.RESET:

@@ -19,9 +19,10 @@ from server.processes import DEADLINE
 from farm_executor import FarmExecutor
 from farm_executor.core.frames import BULK, FrameType
 
-__all__ = ["WORKERS", "offsets", "play", "types"]
+__all__ = ["DELAY", "WORKERS", "offsets", "play", "types"]
 
 WORKERS = 2
+DELAY = 0.003  # seconds each way that it needs: the longer the way, the more a lane is sent ahead
 BULK_BYTES = 200 * 1024
 BATCH = 20
 ITEMS = 24
@@ -56,10 +57,11 @@ def play(farm: FarmExecutor, book: Book, *, once: bool) -> list[Expectation]:
     for number in range(BATCH):
         call(f"batch-{number}", number)
     settle()
-    # The lane that has the slow one has been sent some of the others, too, which the other lane recalls.
-    expect("slow", executor.submit(tasks.echo_after, 0.02, book.path, "slow", "slow"), "slow")
-    for number in range(BATCH):
-        call(f"behind-{number}", number)
+    # Whoever gets the slow one gets some of the others behind it, which the other lane then recalls.
+    for number in range(BATCH + 10):
+        if number == 4:
+            expect("slow", executor.submit(tasks.echo_after, 0.05, book.path, "slow", "slow"), "slow")
+        call(f"beside-{number}", number)
     settle()
     with ThreadPoolExecutor(1) as thread:
         items = executor.map(tasks.echo_at, [book.path] * ITEMS, ["map"] * ITEMS, range(ITEMS), timeout=DEADLINE)
@@ -72,7 +74,7 @@ def play(farm: FarmExecutor, book: Book, *, once: bool) -> list[Expectation]:
 
 def _frames(link: Link, direction: Direction) -> Iterator[tuple[int, FrameType, int, int]]:
     """What has gone one way: where each frame begins, its type, its size, and that of its segments after it."""
-    data = link.transcript[direction]
+    data = link.transcript.get(direction, b"")
     place = _HANDSHAKE[direction]
     while place + _HEADER.size <= len(data):
         length, kind, flags, _, _ = _HEADER.unpack_from(data, place)

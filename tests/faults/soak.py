@@ -33,8 +33,9 @@ from server.serving import KEY, Serving
 
 from farm_executor import FarmExecutor, TaskTimeoutError
 
-__all__ = ["Report", "soak"]
+__all__ = ["SERVERS", "SLOTS", "Report", "soak"]
 
+SERVERS = 3
 SLOTS = 2
 IN_FLIGHT = 400
 BURST = 50  # tasks that come at once, so that some wait on lanes
@@ -244,10 +245,13 @@ class Feed:
     farm: FarmExecutor
     book: Book
     seed: str
+    count: int
     verdict: Verdict = field(default_factory=Verdict)
-    must_have_run: dict[str, bool] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
     _waiting: dict[Future[Any], Expectation] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._must_have_run = bytearray(self.count)  # taken at once: what grows is to be the farm's
 
     def run(self, numbers: range, seconds: float) -> None:
         """Submit these evenly over that time, or later if no more may be under way; some are cancelled."""
@@ -304,15 +308,15 @@ class Feed:
             cancelled = one.name in self.cancelled
             one = Expectation(one.name, future, one.value, one.once, cancelled)
             if self.verdict.take_outcome(one):
-                self.must_have_run[one.name] = True
+                self._must_have_run[int(one.name)] = True
 
-    def count_runs(self, numbers: range) -> None:
+    def count_runs(self) -> None:
         """Look at how often each has run, when all is over."""
         runs = self.book.runs()
-        for number in numbers:
+        for number in range(self.count):
             name = str(number)
             one = Expectation(name, None, None, bool(number % 2), name in self.cancelled)
-            self.verdict.take_runs(one, runs[name], must_have_run=name in self.must_have_run)
+            self.verdict.take_runs(one, runs[name], must_have_run=bool(self._must_have_run[number]))
 
 
 class Alarms(logging.Handler):
@@ -336,7 +340,7 @@ def _alarms() -> Iterator[Alarms]:
         logging.getLogger("farm_executor").removeHandler(alarms)
 
 
-def soak(count: int, seconds: float, seed: str, *, servers: int = 3, pause: float = 0.5) -> Report:
+def soak(count: int, seconds: float, seed: str, *, servers: int = SERVERS, pause: float = 0.5) -> Report:
     """Run so many tasks over that time, on servers that suffer.
 
     Args:
@@ -352,7 +356,7 @@ def soak(count: int, seconds: float, seed: str, *, servers: int = 3, pause: floa
     with tempfile.TemporaryDirectory() as folder, _alarms() as alarms, ExitStack() as stack:
         targets = [Target(stack) for _ in range(servers)]
         farm = FarmExecutor([target.proxy.address for target in targets], key=KEY)
-        feed = Feed(farm, Book(folder), seed)
+        feed = Feed(farm, Book(folder), seed, count)
         quiet: list[Resources] = []
         unsettled = 0.0
         with farm:
@@ -373,7 +377,7 @@ def soak(count: int, seconds: float, seed: str, *, servers: int = 3, pause: floa
         left = _left_behind(targets)
         for target in targets:
             target.end()
-        feed.count_runs(range(count))
+        feed.count_runs()
         logs = [line for target in targets for log in target.logs for line in log.splitlines()]
     alarming = [line for line in logs if line.startswith(("Traceback", "Fatal")) or " ERROR " in line]
     return Report(

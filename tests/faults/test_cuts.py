@@ -5,7 +5,7 @@ from faults import cuts, script
 from faults.promises import LANES_ARE_RESUMED
 from server.processes import children, wait_until
 
-EVERY = 151  # of these places one is cut here; a prime, so that no pattern of the frames is followed
+EVERY = 251  # of these places one is cut here; a prime, so that no pattern of the frames is followed
 
 
 @pytest.mark.parametrize("once", [False, True])

@@ -91,7 +91,7 @@ def test_bytes_go_both_ways_as_they_are(pair):
         source.sendall(DATA[:200_000])
         assert read(sink, 200_000) == DATA[:200_000]
 
-    wait_until(lambda: proxy.links[0].passed(TO_CLIENT) == 200_000, "all is counted")
+    wait_until(lambda: proxy.links[0].passed[TO_CLIENT] == 200_000, "all is counted")
     assert bytes(proxy.links[0].transcript[TO_SERVER]) == DATA[:200_000]
 
 
