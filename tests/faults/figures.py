@@ -46,6 +46,10 @@ def _numbers(verdict: Verdict) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
+def _leftovers(verdict: Verdict) -> str:
+    return f"{len(verdict.given_up)} given up with max_attempts=1, {len(verdict.again)} run again"
+
+
 def _soak(short: bool, seed: str) -> Iterator[Figure]:
     count, seconds = (8_000, 50.0) if short else (100_000, 600.0)
     report = soak(count, seconds, seed)
@@ -54,8 +58,7 @@ def _soak(short: bool, seed: str) -> Iterator[Figure]:
     yield Figure(
         f"{sum(report.faults.values())} random faults in a soak of {report.seconds:.0f} s, {count} tasks",
         "0 lost, 0 wrong, 0 hung; 0 run twice with max_attempts=1",
-        f"{_numbers(report.verdict)}; {len(report.verdict.given_up)} given up with max_attempts=1, "
-        f"{len(report.verdict.again)} run again",
+        f"{_numbers(report.verdict)}; {_leftovers(report.verdict)}",
         not broken and report.verdict.settled == count and not report.alarms,
     )
     yield Figure("soak: descriptors, threads, processes, memory", "flat", _growth(report), _is_flat(report))
@@ -64,7 +67,8 @@ def _soak(short: bool, seed: str) -> Iterator[Figure]:
 def _growth(report: Report) -> str:
     early, late = report.early, report.late
     return (
-        f"client: descriptors {early.descriptors} to {late.descriptors}, threads {early.threads} to {late.threads}, "
+        f"client: descriptors {early.descriptors} to {late.descriptors}, "
+        f"threads {early.threads} to {late.threads}, "
         f"memory {early.bytes / MB:.0f} to {late.bytes / MB:.0f} MB; "
         f"servers: descriptors {early.server_descriptors} to {late.server_descriptors}, "
         f"memory {early.server_bytes / MB:.0f} to {late.server_bytes / MB:.0f} MB; "
@@ -105,7 +109,7 @@ def _cuts(short: bool, seed: str) -> Iterator[Figure]:
         f"({len(cases)} runs, {reached} of them cut)",
         "0 lost, 0 hung, 0 run twice"
         + (" while the worker lives" if LANES_ARE_RESUMED else " with max_attempts=1"),
-        f"{_numbers(verdicts)}; {len(verdicts.given_up)} given up with max_attempts=1, {len(verdicts.again)} run again",
+        f"{_numbers(verdicts)}; {_leftovers(verdicts)}",
         not broken,
     )
 
@@ -169,8 +173,7 @@ def _outages(short: bool, seed: str) -> Iterator[Figure]:
             f"network gone for {seconds:.0f} s under load ({what})",
             "resumed, no re-execution, ≤ 1 s after it is back",
             f"first result after {found.first_seconds:.2f} s, {_numbers(found.verdict)}, "
-            f"{len(found.verdict.again)} run again, {len(found.verdict.given_up)} given up, "
-            f"workers {'kept' if found.workers_kept else 'replaced'}",
+            f"{_leftovers(found.verdict)}, workers {'kept' if found.workers_kept else 'replaced'}",
             not broken and found.workers_kept and found.first_seconds <= 1.0,
         )
 
