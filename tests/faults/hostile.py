@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import pickle
+import selectors
 import signal
 import socket
 import types
@@ -23,8 +24,12 @@ from typing import Any
 from unittest import mock
 
 from farm_executor import payload
+from farm_executor.client import engine as engine_module
+from farm_executor.client.options import TaskOptions
+from farm_executor.client.server import Settings
 from farm_executor.core.frames import (
     MAX_BODY,
+    MAX_HELLO,
     Frame,
     FrameReader,
     FrameType,
@@ -50,6 +55,7 @@ from farm_executor.server import lane as lane_module
 from farm_executor.server import supervisor as supervisor_module
 from farm_executor.server.lane import BEGUN, NOT_BEGUN, WorkerLane
 from farm_executor.server.supervisor import Supervisor
+from farm_executor.transport import Connection
 
 __all__ = ["SEEDS", "TARGETS", "no_unpickling"]
 
@@ -353,6 +359,80 @@ def worker(data: bytes) -> None:
                 pass
 
 
+# -- a client ----------------------------------------------------------------------------------------------------
+
+
+class _Client:
+    """A farm's engine that takes its steps when told to, with a session and a lane to a server that is none."""
+
+    def __init__(self) -> None:
+        self.engine = engine_module.Engine(
+            engine_module.EngineOptions(
+                locations=[lambda: None],
+                quotas=[1],
+                settings=Settings(lambda address: KEY),
+                end_servers=lambda: None,
+                initializer=[b"N."],
+                max_tasks_per_child=None,
+                connect_timeout=None,
+                caller_leads=False,
+                budget=None,
+            )
+        )
+        (link,) = self.engine._links
+        link._ensure_thread = lambda: None  # type: ignore[method-assign]  # it would dial
+        link.session = "session"
+        self.engine._settler.answer = self._answer  # type: ignore[method-assign]  # it would unpickle
+        self.answered = 0
+        self.control, control = socket.socketpair()
+        self.lane, lane = socket.socketpair()
+        self.engine.control_up(link, Connection(control, MAX_HELLO, _give), "session", 1)
+        self.engine.lane_up(link, Connection(lane, MAX_BODY, _give), "session", 0, 1, 4711)
+        self.work()
+        for number in range(3):
+            self.engine.submit(pow, (number, 2), {}, TaskOptions())
+
+    def _answer(self, answers: Any, server: str, pid: int) -> None:
+        self.answered += len(list(answers))
+        assert self.answered <= 3, "more outcomes than tasks"
+
+    def work(self) -> None:
+        """Until nothing is left to do but what the clock would tell it to."""
+        reactor = self.engine._reactor
+        reactor._run_inbox()
+        while ready := [pair for pair in reactor._selector.select(0) if pair[1] & selectors.EVENT_READ]:
+            for key, events in ready:
+                key.data(events)
+            reactor._run_inbox()
+
+    def close(self) -> None:
+        self.engine._break(RuntimeError)
+        self.engine._reactor._close()
+        self.control.close()
+        self.lane.close()
+
+
+def client(data: bytes) -> None:
+    """A client's engine, whose server proves the key and then says anything, on both connections in turn.
+
+    The first byte says how many bytes go to the control connection.
+    """
+    logging.getLogger("farm_executor").setLevel(logging.CRITICAL)
+    with mock.patch.object(engine_module, "load_failure", lambda *args: RuntimeError("it failed there")):
+        one = _Client()
+        try:
+            place = 1 + (data[0] if data else 0)
+            for sock, part in ((one.control, data[1:place]), (one.lane, data[place : place + (1 << 16)])):
+                with contextlib.suppress(BrokenPipeError):
+                    sock.send(part)
+                one.work()
+            for sock in (one.lane, one.control):
+                sock.shutdown(socket.SHUT_WR)
+                one.work()
+        finally:
+            one.close()
+
+
 # -- genuine bytes, for others to spoil ---------------------------------------------------------------------------
 
 
@@ -399,7 +479,7 @@ _SAID, _HEARD = _dialogue()
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (frames, server_handshake, client_handshake, stranger, guest, session, worker)
+    for target in (frames, server_handshake, client_handshake, stranger, guest, session, worker, client)
 }
 
 SEEDS: dict[str, list[bytes]] = {
@@ -420,5 +500,6 @@ SEEDS: dict[str, list[bytes]] = {
         _joined(encode_hello({**_KILL, "ranges": [[7, 9]]}, FrameType.KILL), encode_frame(FrameType.BYE)),
     ],
     "worker": [_LANE],
+    "client": [b"\0" + _ANSWERS, bytes([len(_REPORTS)]) + _REPORTS + _ANSWERS, bytes([len(_REPORTS)]) + _REPORTS],
 }
 """Genuine bytes of each kind."""
