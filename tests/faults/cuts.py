@@ -52,15 +52,15 @@ class Played:
 def play_uncut(address: str, *, once: bool) -> tuple[Proxy, Verdict]:
     """Play the script undisturbed; give the proxy, closed, with all that has passed."""
     with tempfile.TemporaryDirectory() as folder, Proxy(address, record=True) as proxy:
-        verdict = _play(proxy, Book(folder), once)
-        wait_until(lambda: not proxy.live, "the goodbye has passed")
-        return proxy, verdict
+        return proxy, _play(proxy, Book(folder), once)
 
 
 def _play(proxy: Proxy, book: Book, once: bool) -> Verdict:
     proxy.delay(script.DELAY, script.DELAY)
     with FarmExecutor([proxy.address], key=KEY) as farm:
-        return judge(script.play(farm, book, once=once), book, DEADLINE)
+        verdict = judge(script.play(farm, book, once=once), book, DEADLINE)
+    wait_until(lambda: not proxy.live, "the goodbye has passed")
+    return verdict
 
 
 def all_cuts(proxy: Proxy) -> list[Case]:

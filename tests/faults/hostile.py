@@ -20,6 +20,7 @@ import signal
 import socket
 import types
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -53,9 +54,9 @@ from farm_executor.core.handshake import (
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.server import lane as lane_module
 from farm_executor.server import supervisor as supervisor_module
-from farm_executor.server.lane import BEGUN, NOT_BEGUN, WorkerLane
+from farm_executor.server.lane import NOT_BEGUN, PROGRESS, SentTask, WorkerLane
 from farm_executor.server.supervisor import Supervisor
-from farm_executor.transport import Connection
+from farm_executor.transport import Channel, Connection
 
 __all__ = ["SEEDS", "TARGETS", "no_unpickling"]
 
@@ -88,6 +89,11 @@ def _give(size: int) -> bytearray:
     if size > ROOM:
         raise MemoryError
     return bytearray(size)
+
+
+def _bounded(sock: socket.socket) -> Connection:
+    """A lane's connection that has no more than that room."""
+    return Connection(sock, MAX_BODY, _give)
 
 
 # -- decisions without effects ------------------------------------------------------------------------------------
@@ -181,6 +187,16 @@ class _System:
         self.killed.append(pid)
 
 
+@contextlib.contextmanager
+def _paper(system: _System) -> Iterator[None]:
+    """With these workers, and over connections that are taken for TCP's, which can be resumed."""
+    with (
+        mock.patch.object(supervisor_module, "os", system),
+        mock.patch.object(supervisor_module, "is_tcp", lambda sock: True),
+    ):
+        yield
+
+
 class _Door:
     """A listening socket that is none: who connects is handed in."""
 
@@ -233,7 +249,7 @@ class _House:
         supervisor = self.supervisor
         system = _System()
         here = self.door.enter()
-        with here, mock.patch.object(supervisor_module, "os", system):
+        with here, _paper(system):
             self.work()
             if proven:
                 self._prove(here)
@@ -244,13 +260,20 @@ class _House:
             assert proven or not supervisor._sessions, "a stranger has a session"
             assert proven or not system.forked, "a stranger has a worker"
             here.close()
-            self.work()
-            for pid in list(supervisor._workers):
-                supervisor._on_worker_death(pid, 0)
-        supervisor._doomed.clear()
+            self.part()
         assert not supervisor._guests
         assert not supervisor._sessions
         assert not supervisor._draining or proven
+
+    def part(self) -> None:
+        """Everybody has gone, and is not waited for."""
+        supervisor = self.supervisor
+        self.work()
+        for session in list(supervisor._sessions.values()):
+            supervisor._end_session(session, 0.0)
+        for pid in list(supervisor._workers):
+            supervisor._on_worker_death(pid, 0)
+        supervisor._doomed.clear()
 
     def _prove(self, here: socket.socket) -> None:
         handshake = ClientHandshake(KEY, NONCE)
@@ -295,7 +318,7 @@ def session(data: bytes) -> None:
     supervisor = house.supervisor
     system = _System()
     control, lane = house.door.enter(), None
-    with mock.patch.object(supervisor_module, "os", system):
+    with _paper(system):
         house.work()
         house._prove(control)
         control.send(_CONTROL_HELLO)
@@ -315,10 +338,7 @@ def session(data: bytes) -> None:
             supervisor._judge(supervisor._workers[worker.pid][0], worker)
         control.close()
         lane.close()
-        house.work()
-        for pid in list(supervisor._workers):
-            supervisor._on_worker_death(pid, 0)
-    supervisor._doomed.clear()
+        house.part()
     assert not supervisor._guests
     assert not supervisor._sessions
 
@@ -335,28 +355,51 @@ def _end(code: int) -> None:
     raise _Ended
 
 
-_begun = mmap.mmap(-1, BEGUN.size)
-_lifeline, _lifeline_end = os.pipe()
+_progress = mmap.mmap(-1, PROGRESS.size)
 
 
 def worker(data: bytes) -> None:
-    """A lane, as its worker reads it; its tasks are taken, and not run."""
-    here, there = socket.socketpair()
+    """A lane, as its worker reads it; its tasks are settled, and not run.
+
+    The first byte says how many bytes come over a first connection, which breaks then; the rest comes over another.
+    """
+    place = 1 + (data[0] if data else 0)
+    PROGRESS.pack_into(_progress, 0, NOT_BEGUN, 0, 0)
+    supervisor, channel = Channel.pair()
+    pairs = [socket.socketpair() for _ in range(2)]
+    for (here, _), part in zip(pairs, (data[1:place], data[place : place + (1 << 16)]), strict=True):
+        here.setblocking(False)
+        here.send(part)
+        here.shutdown(socket.SHUT_WR)
+    steps = iter([lambda: supervisor.pass_on(pairs[1][1]), supervisor.say_end])
+    lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True)
+    lane._connection = _bounded(pairs[0][1])
+    await_more = lane._await
+
+    def await_or_go_on(poll: Any, timeout: float | None) -> list[int]:
+        if not poll.poll(0):
+            next(steps)()
+        return await_more(poll, timeout)
+
+    lane._await = await_or_go_on  # type: ignore[method-assign]
     system = types.SimpleNamespace(_exit=_end, getpid=os.getpid)
-    BEGUN.pack_into(_begun, 0, NOT_BEGUN)
-    with here, contextlib.suppress(_Ended), mock.patch.object(lane_module, "os", system):
-        lane = WorkerLane(there, _begun, _lifeline)
-        lane._connection.reader._allocate = _give
+    try:
         with (
-            contextlib.closing(lane),
-            contextlib.closing(lane._wanted),
+            contextlib.suppress(_Ended),
+            mock.patch.object(lane_module, "os", system),
+            mock.patch.object(lane_module, "Connection", _bounded),
             mock.patch.object(lane_module, "print", lambda *args, **kwargs: None, create=True),
         ):
-            here.setblocking(False)
-            here.send(data[: 1 << 16])
-            here.shutdown(socket.SHUT_WR)
-            while lane.next() is not None:
-                pass
+            while (task := lane.next()) is not None:
+                if isinstance(task, SentTask):
+                    lane.begin(task.seq)
+                    lane.settle([b"done"], False, 0.0, once=task.once)
+                else:
+                    lane.ready(None)
+    finally:
+        lane.close()
+        for one in (lane._wanted, supervisor, channel, *pairs[0], *pairs[1]):
+            one.close()
 
 
 # -- a client ----------------------------------------------------------------------------------------------------
@@ -368,9 +411,9 @@ class _Client:
     def __init__(self) -> None:
         self.engine = engine_module.Engine(
             engine_module.EngineOptions(
-                locations=[lambda: None],
+                locations=[lambda lost: None],
                 quotas=[1],
-                settings=Settings(lambda address: KEY),
+                settings=Settings(lambda address: KEY, resume_seconds=10.0),
                 end_servers=lambda: None,
                 initializer=[b"N."],
                 max_tasks_per_child=None,
@@ -379,15 +422,16 @@ class _Client:
                 budget=None,
             )
         )
-        (link,) = self.engine._links
+        (self.link,) = self.engine._links
+        link = self.link
         link._ensure_thread = lambda: None  # type: ignore[method-assign]  # it would dial
-        link.session = "session"
+        link.session, link.resumable = "session", True
         self.engine._settler.answer = self._answer  # type: ignore[method-assign]  # it would unpickle
         self.answered = 0
         self.control, control = socket.socketpair()
         self.lane, lane = socket.socketpair()
         self.engine.control_up(link, Connection(control, MAX_HELLO, _give), "session", 1)
-        self.engine.lane_up(link, Connection(lane, MAX_BODY, _give), "session", 0, 1, 4711)
+        self.engine.lane_up(link, _bounded(lane), "session", 0, 1, 4711)
         self.work()
         for number in range(3):
             self.engine.submit(pow, (number, 2), {}, TaskOptions())
@@ -395,6 +439,14 @@ class _Client:
     def _answer(self, answers: Any, server: str, pid: int) -> None:
         self.answered += len(list(answers))
         assert self.answered <= 3, "more outcomes than tasks"
+
+    def resume(self) -> None:
+        """The lane gets another connection, if that is to be dialled."""
+        if self.link._severed.pop(1, None) is None:
+            return
+        self.lane.close()
+        self.lane, lane = socket.socketpair()
+        self.engine.lane_resumed(self.link, _bounded(lane), "session", 1)
 
     def work(self) -> None:
         """Until nothing is left to do but what the clock would tell it to."""
@@ -413,22 +465,27 @@ class _Client:
 
 
 def client(data: bytes) -> None:
-    """A client's engine, whose server proves the key and then says anything, on both connections in turn.
+    """A client's engine, whose server proves the key and then says anything.
 
-    The first byte says how many bytes go to the control connection.
+    The first byte says how many bytes come over the control connection, the second how many over the lane, which
+    breaks then; the rest comes over the lane's next connection.
     """
     logging.getLogger("farm_executor").setLevel(logging.CRITICAL)
+    lengths = [*data[:2], 0, 0][:2]
+    places = [2, 2 + lengths[0], 2 + sum(lengths), 2 + sum(lengths) + (1 << 16)]
+    control, lane, resumed = (data[begin:end] for begin, end in pairwise(places))
     with mock.patch.object(engine_module, "load_failure", lambda *args: RuntimeError("it failed there")):
         one = _Client()
         try:
-            place = 1 + (data[0] if data else 0)
-            for sock, part in ((one.control, data[1:place]), (one.lane, data[place : place + (1 << 16)])):
+            for way, part in (("control", control), ("lane", lane), ("lane", resumed)):
                 with contextlib.suppress(BrokenPipeError):
-                    sock.send(part)
+                    getattr(one, way).send(part)
                 one.work()
-            for sock in (one.lane, one.control):
-                sock.shutdown(socket.SHUT_WR)
-                one.work()
+                if way == "lane":
+                    one.lane.shutdown(socket.SHUT_WR)
+                    one.work()
+                    one.resume()
+                    one.work()
         finally:
             one.close()
 
@@ -444,21 +501,26 @@ _CONTROL_HELLO = _joined(
     encode_hello({"role": "control", "versions": vars(payload.local_versions()), "client": "somebody"})
 )
 _KILL = {"order": 1, "lane": 1, "first": 0, "ranges": [[0, 3], [5, 5]]}
-_LANE = _joined(
+_BEGINNING = _joined(
     encode_payload(FrameType.INIT, [pickle.dumps(None)]),
     encode_payload(FrameType.FUNCTION, [pickle.dumps(pow)], seq=7),
     encode_tasks(0, [(7, [b"one"]), (7, [b"two"])], once=True),
+)
+_LANE = _BEGINNING + _joined(
     encode_tasks(2, [(7, [b"bulk", b"x" * 100])]),
+    encode_frame(FrameType.ACK, seq=1),
     encode_frame(FrameType.RECALL, count=2),
     encode_frame(FrameType.FORGET, body=(7).to_bytes(4, "little")),
 )
-_ANSWERS = _joined(
-    encode_payload(FrameType.READY, [b""]),
+_READY = _joined(encode_payload(FrameType.READY, [b""]))
+_RESULTS = _joined(
     encode_results(0, [([b"one"], False), ([b"two"], True)], 25),
     encode_results(2, [([b"bulk", b"x" * 100], True)], 25),
     encode_frame(FrameType.RECALLED, count=1, seq=3),
 )
+_ANSWERS = _READY + _RESULTS
 _REPORTS = _joined(
+    encode_hello({"lanes": [[1, 100, 100]]}, FrameType.PONG, 1),
     encode_hello({"lane": 1, "pid": 1, "code": -9, "begun": 0, "killed": 0}, FrameType.WORKER_DIED),
     encode_hello({"order": 1, "lane": 1}, FrameType.SPARED),
     encode_hello({}, FrameType.DRAINING),
@@ -499,7 +561,15 @@ SEEDS: dict[str, list[bytes]] = {
         _joined(encode_hello(_KILL, FrameType.KILL)),
         _joined(encode_hello({**_KILL, "ranges": [[7, 9]]}, FrameType.KILL), encode_frame(FrameType.BYE)),
     ],
-    "worker": [_LANE],
-    "client": [b"\0" + _ANSWERS, bytes([len(_REPORTS)]) + _REPORTS + _ANSWERS, bytes([len(_REPORTS)]) + _REPORTS],
+    "worker": [
+        bytes([min(len(_LANE), 255)]) + _LANE,
+        bytes([len(_BEGINNING)]) + _BEGINNING + _joined(encode_frame(FrameType.RESUME, seq=2)),
+        bytes([len(_BEGINNING)]) + _BEGINNING + _joined(encode_frame(FrameType.RESUME, seq=0)) + _LANE,
+    ],
+    "client": [
+        bytes([0, len(_ANSWERS)]) + _ANSWERS,
+        bytes([len(_REPORTS), len(_ANSWERS)]) + _REPORTS + _ANSWERS,
+        bytes([0, len(_READY)]) + _READY + _joined(encode_frame(FrameType.RESUMED, seq=1)) + _RESULTS,
+    ],
 }
 """Genuine bytes of each kind."""
