@@ -7,6 +7,7 @@ machine and its load, so no test asserts them: here is where they are looked at.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults import crowds, cuts, losses
-from faults.promises import LANES_ARE_RESUMED, Verdict
+from faults.promises import Verdict
 from faults.soak import Report, soak
 from server.processes import resident_bytes
 from server.serving import KEY, Serving
@@ -96,7 +97,7 @@ def _cuts(short: bool, seed: str) -> Iterator[Figure]:
         reached += played.reached
         for kind in asdict(verdicts):
             setattr(verdicts, kind, getattr(verdicts, kind) + getattr(played.verdict, kind))
-        if bad := played.verdict.broken(workers_lived=LANES_ARE_RESUMED):
+        if bad := played.verdict.broken(workers_lived=True):
             broken[played.case] = bad
 
     with Serving(before="import faults.tasks") as serving:
@@ -107,8 +108,7 @@ def _cuts(short: bool, seed: str) -> Iterator[Figure]:
     yield Figure(
         f"a connection cut at {'some offsets' if short else 'every byte offset'} of a scripted exchange "
         f"({len(cases)} runs, {reached} of them cut)",
-        "0 lost, 0 hung, 0 run twice"
-        + (" while the worker lives" if LANES_ARE_RESUMED else " with max_attempts=1"),
+        "0 lost, 0 hung, 0 run twice while the worker lives",
         f"{_numbers(verdicts)}; {_leftovers(verdicts)}",
         not broken,
     )
@@ -160,17 +160,17 @@ def _killed_worker(short: bool, seed: str) -> Iterator[Figure]:
 
 def _outages(short: bool, seed: str) -> Iterator[Figure]:
     seconds = 2.0 if short else 5.0
-    ways: list[tuple[str, Callable[[float], losses.Outage]]] = [("packets swallowed", losses.proxy_outage)]
+    ways: list[tuple[str, Callable[[float, float], losses.Outage]]] = [("packets swallowed", losses.proxy_outage)]
     if reason := losses.why_no_namespaces():
         print(f"not measured: a pulled cable, because {reason}", flush=True)
     else:
         ways.append(("cable pulled", losses.cable_outage))
-    for what, outage in ways:
-        found = outage(seconds)
+    for (what, outage), heartbeat in itertools.product(ways, (5.0, 1.0, 0.3)):
+        found = outage(seconds, heartbeat)
         broken = found.verdict.broken(workers_lived=True)
         _tell(broken)
         yield Figure(
-            f"network gone for {seconds:.0f} s under load ({what})",
+            f"network gone for {seconds:.0f} s under load ({what}, heartbeat {heartbeat:g} s)",
             "resumed, no re-execution, ≤ 1 s after it is back",
             f"first result after {found.first_seconds:.2f} s, {_numbers(found.verdict)}, "
             f"{_leftovers(found.verdict)}, workers {'kept' if found.workers_kept else 'replaced'}",

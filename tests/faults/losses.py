@@ -28,6 +28,7 @@ from server.serving import KEY, Serving
 from farm_executor import FarmExecutor, TaskKilledError
 
 WORKERS = 2
+HEARTBEAT = 0.3  # seconds; so that much less than a second of silence is noticed
 
 
 # -- a worker is killed ------------------------------------------------------------------------------------------
@@ -95,18 +96,21 @@ class Outage:
     workers_kept: bool
 
 
-def outage(address: str, seconds: float, vanish: Callable[[], object], back: Callable[[], object]) -> Outage:
+def outage(
+    address: str, seconds: float, vanish: Callable[[], object], back: Callable[[], object], heartbeat: float
+) -> Outage:
     """Tasks run and go on being submitted; the network vanishes; it comes back after so long.
 
     Args:
         address: Where clients reach it.
         seconds: For how long it is gone.
         vanish, back: Make it so.
+        heartbeat: The farm's.
     """
     expected: list[Expectation] = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        FarmExecutor([address], key=KEY) as farm,
+        FarmExecutor([address], key=KEY, heartbeat=heartbeat) as farm,
     ):
         book = Book(folder)
 
@@ -144,10 +148,10 @@ def outage(address: str, seconds: float, vanish: Callable[[], object], back: Cal
     return Outage(verdict, (min(came) if came else ended) - began, ended - began, before == after)
 
 
-def proxy_outage(seconds: float) -> Outage:
+def proxy_outage(seconds: float, heartbeat: float = HEARTBEAT) -> Outage:
     """The network swallows every packet and delivers them late: what TCP makes of that is not in it."""
     with Serving(before="import faults.tasks", workers=WORKERS) as serving, Proxy(serving.address) as proxy:
-        return outage(proxy.address, seconds, proxy.stall, proxy.flow)
+        return outage(proxy.address, seconds, proxy.stall, proxy.flow, heartbeat)
 
 
 def why_no_namespaces() -> str:
@@ -208,7 +212,7 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def cable_outage(seconds: float) -> Outage:
+def cable_outage(seconds: float, heartbeat: float = HEARTBEAT) -> Outage:
     """A cable is pulled and put back."""
     with (
         Namespace() as network,
@@ -220,7 +224,7 @@ def cable_outage(seconds: float) -> Outage:
             within=network.within,
         ) as serving,
     ):
-        return outage(serving.address, seconds, network.pull, network.plug)
+        return outage(serving.address, seconds, network.pull, network.plug, heartbeat)
 
 
 # -- a task holds the interpreter ----------------------------------------------------------------------------
@@ -250,7 +254,7 @@ def held_interpreter(seconds: int) -> HeldInterpreter:
     with (
         Serving(before="import faults.tasks", workers=WORKERS) as serving,
         tempfile.TemporaryDirectory() as folder,
-        FarmExecutor([serving.address], key=KEY) as farm,
+        FarmExecutor([serving.address], key=KEY, heartbeat=HEARTBEAT) as farm,
     ):
         book = Book(folder)
         pids = set(farm.broadcast(os.getpid))

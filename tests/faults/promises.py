@@ -18,12 +18,8 @@ from typing import Any
 from faults.book import Book
 
 from farm_executor import WorkerLostError
-from farm_executor.core.handshake import PROTOCOL_VERSION
 
-__all__ = ["LANES_ARE_RESUMED", "MANY", "Expectation", "Verdict", "judge"]
-
-LANES_ARE_RESUMED = PROTOCOL_VERSION >= 2
-"""Whether a worker outlives the loss of its connection. If not, what it ran is run again or lost with it."""
+__all__ = ["MANY", "Expectation", "Verdict", "judge"]
 
 MANY = 50
 """Attempts of a task that must not be lost: more than a test takes workers from it."""

@@ -38,6 +38,7 @@ __all__ = ["SERVERS", "SLOTS", "Report", "soak"]
 SERVERS = 3
 SLOTS = 2
 IN_FLIGHT = 400
+HEARTBEAT, RESUME = 0.3, 10.0  # seconds; so that most faults last long enough to be noticed
 BURST = 50  # tasks that come at once, so that some wait on lanes
 WARM_UP = 0.2  # of the tasks come before the resources are counted for the first time
 
@@ -174,10 +175,7 @@ class Agent:
         _signal(pid, signal.SIGCONT)
 
     def _freeze_worker(self) -> None:
-        pid = self._a_worker()
-        _signal(pid, signal.SIGSTOP)
-        self._for_a_while(2.0)
-        _signal(pid, signal.SIGKILL)
+        _signal(self._a_worker(), signal.SIGSTOP)  # its supervisor will see to it
 
     def _kill_supervisor(self) -> None:
         _signal(self._target.serving.pid, signal.SIGKILL)
@@ -355,7 +353,8 @@ def soak(count: int, seconds: float, seed: str, *, servers: int = SERVERS, pause
     done: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder, _alarms() as alarms, ExitStack() as stack:
         targets = [Target(stack) for _ in range(servers)]
-        farm = FarmExecutor([target.proxy.address for target in targets], key=KEY)
+        addresses = [target.proxy.address for target in targets]
+        farm = FarmExecutor(addresses, key=KEY, heartbeat=HEARTBEAT, resume_timeout=RESUME)
         feed = Feed(farm, Book(folder), seed, count)
         quiet: list[Resources] = []
         unsettled = 0.0
@@ -389,7 +388,7 @@ def soak(count: int, seconds: float, seed: str, *, servers: int = SERVERS, pause
 
 def _measure(targets: list[Target]) -> Resources:
     """When everybody has all his workers again, and no dialler is under way."""
-    wait_until(lambda: all(len(target.workers) == SLOTS for target in targets), "every slot has one worker", 30.0)
+    wait_until(lambda: all(len(target.workers) == SLOTS for target in targets), "every slot has one worker", 60.0)
     wait_until(lambda: not [t for t in threading.enumerate() if t.name == "farm-dialler"], "nobody dials", 60.0)
     return Resources(
         descriptors=len(descriptors(os.getpid())),
