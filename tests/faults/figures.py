@@ -52,17 +52,32 @@ def _leftovers(verdict: Verdict) -> str:
 
 
 def _soak(short: bool, seed: str) -> Iterator[Figure]:
-    count, seconds = (8_000, 50.0) if short else (100_000, 600.0)
+    """Of everything that can fail."""
+    count, seconds = (6_000, 40.0) if short else (100_000, 600.0)
     report = soak(count, seconds, seed)
-    broken = report.verdict.broken(workers_lived=False)
-    _tell(broken, report.faults, report.alarms)
-    yield Figure(
-        f"{sum(report.faults.values())} random faults in a soak of {report.seconds:.0f} s, {count} tasks",
-        "0 lost, 0 wrong, 0 hung; 0 run twice with max_attempts=1",
-        f"{_numbers(report.verdict)}; {_leftovers(report.verdict)}",
-        not broken and report.verdict.settled == count and not report.alarms,
+    yield _what_came_of(
+        report, "random faults", "0 lost, 0 wrong, 0 hung; 0 run twice with max_attempts=1", workers_live=False
     )
     yield Figure("soak: descriptors, threads, processes, memory", "flat", _growth(report), _is_flat(report))
+
+
+def _networks(short: bool, seed: str) -> Iterator[Figure]:
+    """A soak in which only the ways to workers fail."""
+    count, seconds = (3_000, 20.0) if short else (30_000, 180.0)
+    report = soak(count, seconds, seed, workers_live=True)
+    target = "0 lost, 0 wrong, 0 hung; 0 run twice, whatever max_attempts"
+    yield _what_came_of(report, "random faults of networks alone", target, workers_live=True)
+
+
+def _what_came_of(report: Report, what: str, target: str, *, workers_live: bool) -> Figure:
+    broken = report.verdict.broken(workers_lived=workers_live)
+    _tell(broken, report.faults, report.alarms)
+    return Figure(
+        f"{sum(report.faults.values())} {what} in a soak of {report.seconds:.0f} s, {report.tasks} tasks",
+        target,
+        f"{_numbers(report.verdict)}; {_leftovers(report.verdict)}",
+        not broken and report.verdict.settled == report.tasks and not report.alarms,
+    )
 
 
 def _growth(report: Report) -> str:
@@ -192,6 +207,7 @@ def _held_interpreter(short: bool, seed: str) -> Iterator[Figure]:
 
 EXPERIMENTS: dict[str, Callable[[bool, str], Iterator[Figure]]] = {
     "soak": _soak,
+    "networks": _networks,
     "cuts": _cuts,
     "strangers": _strangers,
     "neighbours": _neighbours,

@@ -114,8 +114,9 @@ class Target:
 class Agent:
     """Does harm to one server, and undoes it before it goes on."""
 
-    def __init__(self, target: Target, seed: str, pause: float) -> None:
+    def __init__(self, target: Target, seed: str, pause: float, *, workers_live: bool) -> None:
         self._target = target
+        self._workers_live = workers_live
         self._random = random.Random(seed)
         self._pause = pause
         self._over = threading.Event()
@@ -135,19 +136,22 @@ class Agent:
 
     def _run(self) -> None:
         harms: list[tuple[Callable[[], None], int]] = [
-            (self._kill_worker, 8),
-            (self._pause_worker, 4),
-            (self._freeze_worker, 2),
-            (self._kill_supervisor, 2),
-            (self._end_supervisor, 1),
-            (self._pause_supervisor, 2),
             (self._cut_one, 5),
             (self._cut_all, 2),
             (self._stall, 3),
             (self._stall_one_way, 3),
             (self._go_away, 2),
             (self._delay, 2),
+            (self._pause_supervisor, 2),
         ]
+        if not self._workers_live:
+            harms += [
+                (self._kill_worker, 8),
+                (self._pause_worker, 4),
+                (self._freeze_worker, 2),
+                (self._kill_supervisor, 2),
+                (self._end_supervisor, 1),
+            ]
         kinds, weights = zip(*harms, strict=True)
         try:
             while not self._over.wait(self._random.expovariate(1 / self._pause)):
@@ -338,7 +342,15 @@ def _alarms() -> Iterator[Alarms]:
         logging.getLogger("farm_executor").removeHandler(alarms)
 
 
-def soak(count: int, seconds: float, seed: str, *, servers: int = SERVERS, pause: float = 0.5) -> Report:
+def soak(
+    count: int,
+    seconds: float,
+    seed: str,
+    *,
+    servers: int = SERVERS,
+    pause: float = 0.5,
+    workers_live: bool = False,
+) -> Report:
     """Run so many tasks over that time, on servers that suffer.
 
     Args:
@@ -347,6 +359,7 @@ def soak(count: int, seconds: float, seed: str, *, servers: int = SERVERS, pause
         seed: Determines the tasks and the faults.
         servers: How many there are, with two workers each.
         pause: Seconds between two faults of one server, on average.
+        workers_live: Whether only networks fail, and supervisors for a moment, so that no worker may be lost.
     """
     began = time.monotonic()
     parts = (range(int(count * WARM_UP)), range(int(count * WARM_UP), count))
@@ -360,7 +373,10 @@ def soak(count: int, seconds: float, seed: str, *, servers: int = SERVERS, pause
         unsettled = 0.0
         with farm:
             for part in parts:
-                agents = [Agent(t, f"{seed}-{part.start}-{n}", pause) for n, t in enumerate(targets)]
+                agents = [
+                    Agent(target, f"{seed}-{part.start}-{number}", pause, workers_live=workers_live)
+                    for number, target in enumerate(targets)
+                ]
                 for agent in agents:
                     agent.start()
                 try:

@@ -4,13 +4,13 @@ import pytest
 from faults.soak import SERVERS, SLOTS, soak
 
 
-@pytest.mark.parametrize("seed", ["one", "two"])
-def test_random_faults_cost_nothing_that_was_promised(seed, no_leaks):
-    report = soak(1200, 6.0, seed, pause=0.3)
+@pytest.mark.parametrize("workers_live", [True, False], ids=["networks fail", "anything fails"])
+def test_random_faults_cost_nothing_that_was_promised(workers_live, no_leaks):
+    report = soak(1500, 8.0, "any seed", pause=0.3, workers_live=workers_live)
 
-    assert report.verdict.broken(workers_lived=False) == {}
+    assert report.verdict.broken(workers_lived=workers_live) == {}
     assert report.verdict.settled == report.tasks
-    assert sum(report.faults.values()) > 20, "else nothing was shown"
+    assert sum(report.faults.values()) >= 10, "else nothing was shown"
     assert report.left_behind == []
     assert report.alarms == []
     numbers = report.statistics
