@@ -85,6 +85,20 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Hold the promises against faults for ten minutes and more, and print the figures; `--short` for two."""
+    session.install(".", *_group("tests"))
+    session.run("python", "tests/faults/figures.py", *session.posargs)
+
+
+@nox.session(python="3.11", default=False)  # the newest for which the fuzzer has wheels everywhere
+def fuzz(session: nox.Session) -> None:
+    """Give hostile bytes to everything that reads a peer's, guided by coverage: `-- --inputs 1000000`."""
+    session.install(".", "atheris")
+    session.run("python", "tests/faults/fuzz.py", *session.posargs)
+
+
+@nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Build the distributions, install the wheel, and import it."""
     session.install("build")

@@ -380,7 +380,10 @@ class WorkerLane:
         given = 0
         with contextlib.suppress(IndexError):  # the main thread has begun the rest
             while given < count:
-                self._tasks.pop()
+                last = self._tasks.pop()
+                if isinstance(last, Frame):  # INIT, which is no task and has no number
+                    self._tasks.append(last)
+                    break
                 given += 1
         self._expected -= given
         self._say(encode_frame(FrameType.RECALLED, count=given, seq=self._expected))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -26,9 +27,17 @@ class Serving:
         arguments: Further ones of the command line.
         at: HOST:PORT; port 0 means a free one.
         before: Python source to run in the server's process first, to make the system refuse something.
+        within: A command that runs the command given to it, such as one that changes the network.
     """
 
-    def __init__(self, *arguments: str, at: str = "127.0.0.1:0", before: str = "", workers: int = 2) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        at: str = "127.0.0.1:0",
+        before: str = "",
+        workers: int = 2,
+        within: Sequence[str] = (),
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="serving-")
         self.key_file = Path(self._folder.name) / "key"
         write_key(self.key_file, KEY)
@@ -43,7 +52,7 @@ class Serving:
         options = ["-v", "--workers", str(workers), "--key-file", str(self.key_file), *arguments]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "\n".join(boot), "serve", at, *options],
+                [*within, sys.executable, "-c", "\n".join(boot), "serve", at, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -151,6 +151,17 @@ def test_a_recall_when_there_is_nothing_to_do_gives_nothing(lane):
     assert lane.outcomes(1) == {0: "still there"}
 
 
+def test_a_recall_before_the_initializer_has_run_does_not_take_that_back(session):
+    lane = session.open_lane()
+    lane.send(*encode_payload(FrameType.INIT, payload.dumps(None)), *encode_frame(FrameType.RECALL, count=1))
+
+    frames = [lane.receive(), lane.receive()]
+    assert [(frame.type, frame.count, frame.seq) for frame in frames if frame.type is FrameType.RECALLED] == [
+        (FrameType.RECALLED, 0, 0)
+    ]
+    assert FrameType.READY in [frame.type for frame in frames]
+
+
 def test_recalls_while_tasks_are_done_lose_none_and_run_none_twice(lane, tmp_path):
     """Each number is answered or given back, and what was given back is answered when sent again."""
     book = tmp_path / "book"

@@ -1,0 +1,575 @@
+"""Everything that reads bytes of a peer, made to read any bytes at all.
+
+This module owns the targets: each takes bytes, and raises if anything comes of them that is not provided for. It
+must not know who makes the bytes up: hypothesis (`test_hostile`) or a fuzzer (`fuzz`).
+
+Nothing is started: the supervisor runs in this process, over socket pairs, and its forks and kills are counted and
+not made. Unpickling is a trap everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import mmap
+import os
+import pickle
+import selectors
+import signal
+import socket
+import types
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+from unittest import mock
+
+from farm_executor import payload
+from farm_executor.client import engine as engine_module
+from farm_executor.client.options import TaskOptions
+from farm_executor.client.server import Settings
+from farm_executor.core.frames import (
+    MAX_BODY,
+    MAX_HELLO,
+    Frame,
+    FrameReader,
+    FrameType,
+    decode_number,
+    decode_results,
+    decode_tasks,
+    encode_frame,
+    encode_payload,
+    encode_results,
+    encode_tasks,
+)
+from farm_executor.core.handshake import (
+    NONCE_SIZE,
+    ClientHandshake,
+    ServerHandshake,
+    Versions,
+    decode_hello,
+    encode_hello,
+    numbers_in,
+)
+from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
+from farm_executor.server import lane as lane_module
+from farm_executor.server import supervisor as supervisor_module
+from farm_executor.server.lane import NOT_BEGUN, PROGRESS, SentTask, WorkerLane
+from farm_executor.server.supervisor import Supervisor
+from farm_executor.transport import Channel, Connection
+
+__all__ = ["SEEDS", "TARGETS", "no_unpickling"]
+
+KEY = b"the key of those who may come in"
+NONCE = bytes(NONCE_SIZE)
+ROOM = 1 << 20  # bytes that a reader is given for one segment here
+SLOTS = 2
+
+
+class Unpickled(BaseException):
+    """A peer's bytes were about to be unpickled."""
+
+
+def _trap(*args: Any, **kwargs: Any) -> Any:
+    raise Unpickled
+
+
+@contextlib.contextmanager
+def no_unpickling() -> Iterator[None]:
+    """Whoever unpickles anything in here is caught."""
+    with (
+        mock.patch.object(pickle, "loads", _trap),
+        mock.patch.object(pickle, "Unpickler", _trap),
+        mock.patch.object(payload, "loads", _trap),
+    ):
+        yield
+
+
+def _give(size: int) -> bytearray:
+    if size > ROOM:
+        raise MemoryError
+    return bytearray(size)
+
+
+def _bounded(sock: socket.socket) -> Connection:
+    """A lane's connection that has no more than that room."""
+    return Connection(sock, MAX_BODY, _give)
+
+
+# -- decisions without effects ------------------------------------------------------------------------------------
+
+
+def frames(data: bytes) -> None:
+    """The reader, in pieces of as many bytes as the first one says; then what each frame means."""
+    size = (data[0] if data else 0) + 1
+    reader = FrameReader(MAX_BODY, _give)
+    whole: list[Frame] = []
+    with contextlib.suppress(RemoteProtocolError):
+        for start in range(1, len(data), size):
+            whole += reader.receive_data(data[start : start + size])
+    assert len(reader._pending) <= len(data)
+    assert b"".join(b"".join(_encoded(frame)) for frame in whole) == data[1:][: sum(map(_size, whole))]
+    for frame in whole:
+        _understand(frame)
+
+
+def _encoded(frame: Frame) -> Any:
+    fields = {"flags": frame.flags, "count": frame.count, "seq": frame.seq}
+    return encode_frame(frame.type, body=frame.body, segments=frame.segments, **fields)
+
+
+def _size(frame: Frame) -> int:
+    return 16 + len(frame.body) + sum(map(len, frame.segments))
+
+
+def _understand(frame: Frame) -> None:
+    with contextlib.suppress(RemoteProtocolError):
+        if frame.type is FrameType.TASKS:
+            tasks = decode_tasks(frame)
+            assert len(tasks) == frame.count
+        elif frame.type is FrameType.RESULTS:
+            _, results = decode_results(frame)
+            assert len(results) == frame.count
+        elif frame.type is FrameType.FORGET:
+            decode_number(frame)
+        else:
+            hello = decode_hello(frame)
+            with contextlib.suppress(RemoteProtocolError):
+                Versions.from_json(hello.get("versions"))
+            numbers_in(hello, "lane", "pid", "code", "begun")
+
+
+def server_handshake(data: bytes) -> None:
+    """What a stranger says first."""
+    handshake = ServerHandshake(KEY, NONCE)
+    with contextlib.suppress(RemoteProtocolError):
+        while data and not handshake.refused:
+            assert 0 < handshake.wanted <= 48
+            handshake.receive_data(data[: handshake.wanted])
+            data = data[handshake.wanted :] if handshake.wanted else b""
+    assert not handshake.done, "who does not hold the key has proven it"
+
+
+def client_handshake(data: bytes) -> None:
+    """What something that is no server answers."""
+    handshake = ClientHandshake(KEY, NONCE)
+    handshake.start()
+    with contextlib.suppress(RemoteProtocolError, VersionMismatchError, AuthenticationError):
+        while data:
+            assert 0 < handshake.wanted <= 48
+            taken, data = data[: handshake.wanted], data[handshake.wanted :]
+            handshake.receive_data(taken)
+    assert not handshake.done, "who does not hold the key has proven it"
+
+
+# -- the supervisor -----------------------------------------------------------------------------------------------
+
+
+class _System:
+    """The module `os`, for a supervisor whose workers exist on paper only."""
+
+    def __init__(self) -> None:
+        self._pids = itertools.count(1 << 24)  # the system itself gives none that large
+        self.forked: set[int] = set()
+        self.killed: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fork(self) -> int:
+        pid = next(self._pids)
+        self.forked.add(pid)
+        return pid
+
+    def kill(self, pid: int, number: int) -> None:
+        assert pid in self.forked, "somebody else would have been killed"
+        assert number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL)
+        self.killed.append(pid)
+
+
+@contextlib.contextmanager
+def _paper(system: _System) -> Iterator[None]:
+    """With these workers, and over connections that are taken for TCP's, which can be resumed."""
+    with (
+        mock.patch.object(supervisor_module, "os", system),
+        mock.patch.object(supervisor_module, "is_tcp", lambda sock: True),
+    ):
+        yield
+
+
+class _Door:
+    """A listening socket that is none: who connects is handed in."""
+
+    def __init__(self) -> None:
+        self._bell, self._rope = socket.socketpair()
+        self._guests: list[socket.socket] = []
+
+    def fileno(self) -> int:
+        return self._bell.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self._bell.setblocking(flag)
+
+    def enter(self) -> socket.socket:
+        here, there = socket.socketpair()
+        self._guests.append(there)
+        self._rope.send(b"\0")
+        return here
+
+    def accept(self) -> tuple[socket.socket, str]:
+        self._bell.recv(1)
+        return self._guests.pop(), ""
+
+    def close(self) -> None:
+        self._bell.close()
+        self._rope.close()
+
+
+class _House:
+    """A supervisor that takes its steps when told to."""
+
+    def __init__(self) -> None:
+        self.door = _Door()
+        self.supervisor = Supervisor(
+            self.door,  # type: ignore[arg-type]
+            address="here",
+            key=KEY,
+            slots=SLOTS,
+        )
+        self.supervisor._listen_again()
+
+    def work(self) -> None:
+        """Until nothing is left to do."""
+        while ready := self.supervisor._selector.select(0):
+            for key, _ in ready:
+                key.data()
+
+    def visit(self, data: bytes, *, proven: bool) -> None:
+        """Somebody comes, says this, and goes; nothing may stay of it."""
+        supervisor = self.supervisor
+        system = _System()
+        here = self.door.enter()
+        with here, _paper(system):
+            self.work()
+            if proven:
+                self._prove(here)
+            for place in range(0, len(data), 1 << 14):
+                with contextlib.suppress(BrokenPipeError):
+                    here.send(data[place : place + (1 << 14)])
+                self.work()
+            assert proven or not supervisor._sessions, "a stranger has a session"
+            assert proven or not system.forked, "a stranger has a worker"
+            here.close()
+            self.part()
+        assert not supervisor._guests
+        assert not supervisor._sessions
+        assert not supervisor._draining or proven
+
+    def part(self) -> None:
+        """Everybody has gone, and is not waited for."""
+        supervisor = self.supervisor
+        self.work()
+        for session in list(supervisor._sessions.values()):
+            supervisor._end_session(session, 0.0)
+        for pid in list(supervisor._workers):
+            supervisor._on_worker_death(pid, 0)
+        supervisor._doomed.clear()
+
+    def _prove(self, here: socket.socket) -> None:
+        handshake = ClientHandshake(KEY, NONCE)
+        here.send(handshake.start())
+        self.work()
+        here.send(handshake.receive_data(here.recv(48)))
+        self.work()
+        handshake.receive_data(here.recv(33))
+        assert handshake.done
+
+    def close(self) -> None:
+        self.supervisor._close_all()
+
+
+_houses: dict[str, _House] = {}
+
+
+def _house(name: str) -> _House:
+    """A house lasts, as a server does, unless it was told to end."""
+    house = _houses.get(name)
+    if house is None or house.supervisor._draining:
+        if house is not None:
+            house.close()
+        logging.getLogger("farm_executor").setLevel(logging.CRITICAL)  # a line for each would take most of the time
+        house = _houses[name] = _House()
+    return house
+
+
+def stranger(data: bytes) -> None:
+    """Somebody without the key, at a server."""
+    _house("stranger").visit(data, proven=False)
+
+
+def guest(data: bytes) -> None:
+    """Somebody with the key says hello."""
+    _house("guest").visit(data, proven=True)
+
+
+def session(data: bytes) -> None:
+    """Somebody with the key has a session with a worker, and goes on on its control connection."""
+    house = _house("session")
+    supervisor = house.supervisor
+    system = _System()
+    control, lane = house.door.enter(), None
+    with _paper(system):
+        house.work()
+        house._prove(control)
+        control.send(_CONTROL_HELLO)
+        house.work()
+        (only,) = supervisor._sessions
+        lane = house.door.enter()
+        house.work()
+        house._prove(lane)
+        lane.send(b"".join(encode_hello({"role": "lane", "session": only, "slot": 0, "lane": 1})))
+        house.work()
+        (worker,) = supervisor._sessions[only].workers.values()
+        with contextlib.suppress(BrokenPipeError):
+            control.send(data)
+        house.work()
+        if worker.pid in supervisor._workers:  # what it was stopped for is decided
+            worker.stopped = True
+            supervisor._judge(supervisor._workers[worker.pid][0], worker)
+        control.close()
+        lane.close()
+        house.part()
+    assert not supervisor._guests
+    assert not supervisor._sessions
+
+
+# -- a worker -----------------------------------------------------------------------------------------------------
+
+
+class _Ended(BaseException):
+    """A worker has ended itself, in an orderly way."""
+
+
+def _end(code: int) -> None:
+    assert code in (0, 70)
+    raise _Ended
+
+
+_progress = mmap.mmap(-1, PROGRESS.size)
+
+
+def worker(data: bytes) -> None:
+    """A lane, as its worker reads it; its tasks are settled, and not run.
+
+    The first byte says how many bytes come over a first connection, which breaks then; the rest comes over another.
+    """
+    place = 1 + (data[0] if data else 0)
+    PROGRESS.pack_into(_progress, 0, NOT_BEGUN, 0, 0)
+    supervisor, channel = Channel.pair()
+    pairs = [socket.socketpair() for _ in range(2)]
+    for (here, _), part in zip(pairs, (data[1:place], data[place : place + (1 << 16)]), strict=True):
+        here.setblocking(False)
+        here.send(part)
+        here.shutdown(socket.SHUT_WR)
+    steps = iter([lambda: supervisor.pass_on(pairs[1][1]), supervisor.say_end])
+    lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True)
+    lane._connection = _bounded(pairs[0][1])
+    await_more = lane._await
+
+    def await_or_go_on(poll: Any, timeout: float | None) -> list[int]:
+        if not poll.poll(0):
+            next(steps)()
+        return await_more(poll, timeout)
+
+    lane._await = await_or_go_on  # type: ignore[method-assign]
+    system = types.SimpleNamespace(_exit=_end, getpid=os.getpid)
+    try:
+        with (
+            contextlib.suppress(_Ended),
+            mock.patch.object(lane_module, "os", system),
+            mock.patch.object(lane_module, "Connection", _bounded),
+            mock.patch.object(lane_module, "print", lambda *args, **kwargs: None, create=True),
+        ):
+            while (task := lane.next()) is not None:
+                if isinstance(task, SentTask):
+                    lane.begin(task.seq)
+                    lane.settle([b"done"], False, 0.0, once=task.once)
+                else:
+                    lane.ready(None)
+    finally:
+        lane.close()
+        for one in (lane._wanted, supervisor, channel, *pairs[0], *pairs[1]):
+            one.close()
+
+
+# -- a client ----------------------------------------------------------------------------------------------------
+
+
+class _Client:
+    """A farm's engine that takes its steps when told to, with a session and a lane to a server that is none."""
+
+    def __init__(self) -> None:
+        self.engine = engine_module.Engine(
+            engine_module.EngineOptions(
+                locations=[lambda lost: None],
+                quotas=[1],
+                settings=Settings(lambda address: KEY, resume_seconds=10.0),
+                end_servers=lambda: None,
+                initializer=[b"N."],
+                max_tasks_per_child=None,
+                connect_timeout=None,
+                caller_leads=False,
+                budget=None,
+            )
+        )
+        (self.link,) = self.engine._links
+        link = self.link
+        link._ensure_thread = lambda: None  # type: ignore[method-assign]  # it would dial
+        link.session, link.resumable = "session", True
+        self.engine._settler.answer = self._answer  # type: ignore[method-assign]  # it would unpickle
+        self.answered = 0
+        self.control, control = socket.socketpair()
+        self.lane, lane = socket.socketpair()
+        self.engine.control_up(link, Connection(control, MAX_HELLO, _give), "session", 1)
+        self.engine.lane_up(link, _bounded(lane), "session", 0, 1, 4711)
+        self.work()
+        for number in range(3):
+            self.engine.submit(pow, (number, 2), {}, TaskOptions())
+
+    def _answer(self, answers: Any, server: str, pid: int) -> None:
+        self.answered += len(list(answers))
+        assert self.answered <= 3, "more outcomes than tasks"
+
+    def resume(self) -> None:
+        """The lane gets another connection, if that is to be dialled."""
+        if self.link._severed.pop(1, None) is None:
+            return
+        self.lane.close()
+        self.lane, lane = socket.socketpair()
+        self.engine.lane_resumed(self.link, _bounded(lane), "session", 1)
+
+    def work(self) -> None:
+        """Until nothing is left to do but what the clock would tell it to."""
+        reactor = self.engine._reactor
+        reactor._run_inbox()
+        while ready := [pair for pair in reactor._selector.select(0) if pair[1] & selectors.EVENT_READ]:
+            for key, events in ready:
+                key.data(events)
+            reactor._run_inbox()
+
+    def close(self) -> None:
+        self.engine._break(RuntimeError)
+        self.engine._reactor._close()
+        self.control.close()
+        self.lane.close()
+
+
+def client(data: bytes) -> None:
+    """A client's engine, whose server proves the key and then says anything.
+
+    The first byte says how many bytes come over the control connection, the second how many over the lane, which
+    breaks then; the rest comes over the lane's next connection.
+    """
+    logging.getLogger("farm_executor").setLevel(logging.CRITICAL)
+    lengths = [*data[:2], 0, 0][:2]
+    places = [2, 2 + lengths[0], 2 + sum(lengths), 2 + sum(lengths) + (1 << 16)]
+    control, lane, resumed = (data[begin:end] for begin, end in pairwise(places))
+    with mock.patch.object(engine_module, "load_failure", lambda *args: RuntimeError("it failed there")):
+        one = _Client()
+        try:
+            for way, part in (("control", control), ("lane", lane), ("lane", resumed)):
+                with contextlib.suppress(BrokenPipeError):
+                    getattr(one, way).send(part)
+                one.work()
+                if way == "lane":
+                    one.lane.shutdown(socket.SHUT_WR)
+                    one.work()
+                    one.resume()
+                    one.work()
+        finally:
+            one.close()
+
+
+# -- genuine bytes, for others to spoil ---------------------------------------------------------------------------
+
+
+def _joined(*parts: Any) -> bytes:
+    return b"".join(b"".join(part) for part in parts)
+
+
+_CONTROL_HELLO = _joined(
+    encode_hello({"role": "control", "versions": vars(payload.local_versions()), "client": "somebody"})
+)
+_KILL = {"order": 1, "lane": 1, "first": 0, "ranges": [[0, 3], [5, 5]]}
+_BEGINNING = _joined(
+    encode_payload(FrameType.INIT, [pickle.dumps(None)]),
+    encode_payload(FrameType.FUNCTION, [pickle.dumps(pow)], seq=7),
+    encode_tasks(0, [(7, [b"one"]), (7, [b"two"])], once=True),
+)
+_LANE = _BEGINNING + _joined(
+    encode_tasks(2, [(7, [b"bulk", b"x" * 100])]),
+    encode_frame(FrameType.ACK, seq=1),
+    encode_frame(FrameType.RECALL, count=2),
+    encode_frame(FrameType.FORGET, body=(7).to_bytes(4, "little")),
+)
+_READY = _joined(encode_payload(FrameType.READY, [b""]))
+_RESULTS = _joined(
+    encode_results(0, [([b"one"], False), ([b"two"], True)], 25),
+    encode_results(2, [([b"bulk", b"x" * 100], True)], 25),
+    encode_frame(FrameType.RECALLED, count=1, seq=3),
+)
+_ANSWERS = _READY + _RESULTS
+_REPORTS = _joined(
+    encode_hello({"lanes": [[1, 100, 100]]}, FrameType.PONG, 1),
+    encode_hello({"lane": 1, "pid": 1, "code": -9, "begun": 0, "killed": 0}, FrameType.WORKER_DIED),
+    encode_hello({"order": 1, "lane": 1}, FrameType.SPARED),
+    encode_hello({}, FrameType.DRAINING),
+)
+
+
+def _dialogue() -> tuple[bytes, bytes]:
+    """A handshake with another key: what a client says, and what a server does."""
+    client, server = ClientHandshake(KEY[::-1], NONCE), ServerHandshake(KEY[::-1], NONCE)
+    said = [client.start()]
+    heard = [server.receive_data(said[0])]
+    said.append(client.receive_data(heard[0]))
+    heard.append(server.receive_data(said[1]))
+    return b"".join(said), b"".join(heard)
+
+
+_SAID, _HEARD = _dialogue()
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target
+    for target in (frames, server_handshake, client_handshake, stranger, guest, session, worker, client)
+}
+
+SEEDS: dict[str, list[bytes]] = {
+    "frames": [
+        bytes([size]) + seed for size in (0, 15, 255) for seed in (_LANE, _ANSWERS, _REPORTS, _CONTROL_HELLO)
+    ],
+    "server_handshake": [_SAID],
+    "client_handshake": [_HEARD],
+    "stranger": [_SAID, _SAID + _CONTROL_HELLO],
+    "guest": [
+        _CONTROL_HELLO,
+        _joined(encode_hello({"role": "lane", "session": "0", "slot": 0, "lane": 1})),
+        *(_joined(encode_hello({"role": "admin", "command": word})) for word in ("ping", "status", "end")),
+        _CONTROL_HELLO + _joined(encode_hello(_KILL, FrameType.KILL)),
+    ],
+    "session": [
+        _joined(encode_hello(_KILL, FrameType.KILL)),
+        _joined(encode_hello({**_KILL, "ranges": [[7, 9]]}, FrameType.KILL), encode_frame(FrameType.BYE)),
+    ],
+    "worker": [
+        bytes([min(len(_LANE), 255)]) + _LANE,
+        bytes([len(_BEGINNING)]) + _BEGINNING + _joined(encode_frame(FrameType.RESUME, seq=2)),
+        bytes([len(_BEGINNING)]) + _BEGINNING + _joined(encode_frame(FrameType.RESUME, seq=0)) + _LANE,
+    ],
+    "client": [
+        bytes([0, len(_ANSWERS)]) + _ANSWERS,
+        bytes([len(_REPORTS), len(_ANSWERS)]) + _REPORTS + _ANSWERS,
+        bytes([0, len(_READY)]) + _READY + _joined(encode_frame(FrameType.RESUMED, seq=1)) + _RESULTS,
+    ],
+}
+"""Genuine bytes of each kind."""

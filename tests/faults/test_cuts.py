@@ -1,0 +1,28 @@
+"""A connection is cut at some byte of a script; `nox -s faults` cuts it at every one."""
+
+import pytest
+from faults import cuts, script
+from server.processes import children, wait_until
+
+EVERY = 251  # of these places one is cut here; a prime, so that no pattern of the frames is followed
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_the_script_makes_every_kind_of_frame_travel(serving, once, no_leaks):
+    proxy, verdict = cuts.play_uncut(serving.address, once=once)
+
+    assert verdict.broken(workers_lived=True) == {}
+    assert script.types(proxy.links) >= cuts.EVERYTHING
+    assert len(proxy.links) == 1 + script.WORKERS
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_cut_costs_nothing_that_was_promised(serving, part, no_leaks):
+    proxy, _ = cuts.play_uncut(serving.address, once=False)
+    played = []
+    cuts.play_each(serving.address, cuts.all_cuts(proxy)[part * EVERY // 4 :: EVERY], played.append)
+
+    broken = {one.case: bad for one in played if (bad := one.verdict.broken(workers_lived=True))}
+    assert broken == {}
+    assert sum(one.reached for one in played) > len(played) / 8, "else nothing was cut"
+    wait_until(lambda: not children(serving.pid), "no worker is left behind")
