@@ -36,8 +36,9 @@ from farm_executor.errors import (
 )
 
 if TYPE_CHECKING:
+    from farm_executor.address import Address
     from farm_executor.admin import end_server, ping, status
-    from farm_executor.client.executor import EmbeddedServer
+    from farm_executor.client.executor import EmbeddedServer, RemoteServer
     from farm_executor.launch.local import Server, start_server
 
 __all__ = [
@@ -99,4 +100,11 @@ def _launch(workers: int) -> EmbeddedServer:
     return PrivateServer(workers)
 
 
+def _launch_over_ssh(address: Address) -> RemoteServer:
+    from farm_executor.launch.ssh import SshServer
+
+    return SshServer(address)
+
+
 FarmExecutor._launch = staticmethod(_launch)
+FarmExecutor._launch_over_ssh = staticmethod(_launch_over_ssh)

@@ -51,6 +51,13 @@ class EmbeddedServer(Protocol):
         """In a forked child: let go of it; it is the parent's."""
 
 
+class RemoteServer(EmbeddedServer, Protocol):
+    """One that was started on another machine; there may be many, which then end together."""
+
+    def let_go(self) -> None:
+        """Have it end, without waiting for that."""
+
+
 class FarmExecutor(Executor):
     """A `concurrent.futures.ProcessPoolExecutor` whose workers may live on other machines.
 
@@ -66,9 +73,11 @@ class FarmExecutor(Executor):
 
     Args:
         addresses: Where the servers are: one address or a list of them, each ``"host:port"``, ``("host", port)``
-            or ``"unix:/path"``; or ``"farm://name:port?all"`` for a server on each machine that the name stands
-            for, which is looked up again as it changes. None, or nothing, for an embedded farm. An int is taken as
-            ``max_workers``, so that ``FarmExecutor(4)`` means what ``ProcessPoolExecutor(4)`` means.
+            or ``"unix:/path"``; ``"farm://name:port?all"`` for a server on each machine that the name stands for,
+            which is looked up again as it changes; or ``"ssh://[user@]host[:port][?workers=N&python=PATH]"`` for
+            one that is started there for this executor alone, reached through ssh's tunnel, and ended with the
+            executor. None, or nothing, for an embedded farm. An int is taken as ``max_workers``, so that
+            ``FarmExecutor(4)`` means what ``ProcessPoolExecutor(4)`` means.
         max_workers: The most workers in all. With several servers it is divided evenly among them, and no server
             gives more than it has slots. None: as many as this machine has CPUs, or all slots of the servers. Those
             that are added later, or found by a name, give all theirs.
@@ -107,6 +116,8 @@ class FarmExecutor(Executor):
 
     _launch: ClassVar[Callable[[int], EmbeddedServer]]
     """Starts embedded servers. Set where the package is put together: the client does not import launchers."""
+    _launch_over_ssh: ClassVar[Callable[[Address], RemoteServer]]
+    """Starts servers on other machines, likewise."""
 
     def __init__(
         self,
@@ -149,6 +160,7 @@ class FarmExecutor(Executor):
         self._options = TaskOptions(max_attempts=max_attempts)
         self._added: list[Address] = []
         self._embedded: EmbeddedServer | None = None
+        self._remote: list[RemoteServer] = []
         self._reset()
         _executors.add(self)
 
@@ -473,7 +485,8 @@ class FarmExecutor(Executor):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a client of the same servers, with workers of its own: nested work cannot deadlock.
 
-        The key does not travel. In a worker, its server's own key serves.
+        The key does not travel. In a worker, its server's own key serves. Servers over ssh are started anew, from
+        where it is unpickled.
         """
         base = [self._embedded_server().locate()] if self._addresses is None else self._addresses
         addresses = [*base, *self._added]
@@ -553,7 +566,8 @@ class FarmExecutor(Executor):
             names = [address for address in self._addresses if address.every]
             fixed = [address for address in self._addresses if not address.every]
             quotas = _quotas(self._max_workers_given, len(fixed))
-            locations = [at(address) for address in fixed[: len(quotas)]]
+            locations = [self._way_to(address) for address in fixed[: len(quotas)]]
+            end = partial(_end_all, self._remote)
         locations += [at(address) for address in self._added]
         quotas += [None] * len(self._added)
         call = None if self._initializer is None else (self._initializer, self._initargs)
@@ -577,6 +591,15 @@ class FarmExecutor(Executor):
                 budget=None if limit is None else Budget(limit, may_wait=self._when_full == "wait"),
             )
         )
+
+    def _way_to(self, address: Address) -> Callable[[bool], Address]:
+        """What gives the server's address, and starts it if it is to be started."""
+        from farm_executor.client.server import at
+
+        if not address.ssh:
+            return at(address)
+        self._remote.append(type(self)._launch_over_ssh(address))
+        return self._remote[-1].locate
 
     def _embedded_server(self, *, locked: bool = False) -> EmbeddedServer:
         if not locked:
@@ -725,6 +748,13 @@ def _nothing() -> None:
     pass
 
 
+def _end_all(servers: list[RemoteServer]) -> None:
+    for server in servers:
+        server.let_go()
+    for server in servers:
+        server.end()
+
+
 def _unpickle(addresses: list[Address], arguments: dict[str, Any]) -> FarmExecutor:
     return FarmExecutor(addresses, **arguments)
 
@@ -780,6 +810,9 @@ def _after_fork_in_child() -> None:
         if executor._embedded is not None:
             executor._embedded.abandon()
             executor._embedded = None
+        for server in executor._remote:
+            server.abandon()
+        executor._remote = []
         executor._reset()
 
 
