@@ -13,8 +13,12 @@ import tempfile
 import uuid
 from pathlib import Path
 
+import cloudpickle
+import tblib
 from server.processes import DEADLINE, wait_until
 from server.serving import DIE_WITH_TESTS, TESTS
+
+import farm_executor
 
 SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 WHY_NOT = "" if SSHD and shutil.which("ssh") else "OpenSSH's server and client are not both installed"
@@ -41,8 +45,9 @@ class Sshd:
             self.port = free.getsockname()[1]
         host_key = (self.folder / "host.pub").read_text()
         (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {host_key}")
-        # Where the tests find the package and what tasks import, so that any interpreter does.
-        path = os.pathsep.join([TESTS, *filter(None, sys.path)])
+        # Where the tests find the package, what it needs and what tasks import: so that any interpreter does.
+        modules = (farm_executor, cloudpickle, tblib)
+        path = os.pathsep.join([TESTS, *(str(Path(module.__file__).parents[1]) for module in modules)])
         chosen = {
             "Port": self.port,
             "ListenAddress": "127.0.0.1",

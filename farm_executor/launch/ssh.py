@@ -36,7 +36,7 @@ from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
 from farm_executor.launch.held import Held
 from farm_executor.security import new_key, write_key
 
-__all__ = ["SSH_VARIABLE", "SshServer", "start_servers"]
+__all__ = ["SSH_VARIABLE", "SshServer", "end_servers", "start_servers"]
 
 SSH_VARIABLE = "FARM_EXECUTOR_SSH"
 START_SECONDS = 30.0  # for all of it, until the server has answered through the tunnel
@@ -183,11 +183,12 @@ class SshServer:
         if self._held is not None:
             self._held.abandon()
 
-    def failure(self) -> Exception:
-        """Why a server that was up has ended."""
+    def wait(self) -> str:
+        """Wait until the server that `locate` has started has ended; return why, as far as ssh says."""
         assert self._held is not None
-        self._held.process.wait()
-        return _explain(self._ssh, self._held.process.returncode, _log(self._held.directory))
+        code = self._held.process.wait()
+        said = _log(self._held.directory)
+        return f"{self._ssh}: ssh ended with {code}{'; it said: ' if said else ''}{said}"
 
     def __enter__(self) -> SshServer:
         return self
@@ -353,7 +354,7 @@ _FINAL = [
     ("Permission denied (", AuthenticationError, _ASKS),
     ("Too many authentication failures", AuthenticationError, _ASKS),
     ("Host key verification failed", AuthenticationError, "check its key, and connect once by hand: `{ssh} true`"),
-    ("administratively prohibited", BrokenFarmError, "its ssh server forbids tunnels: AllowStreamLocalForwarding"),
+    ("open failed", BrokenFarmError, "its ssh server allows no tunnel to a socket: see AllowStreamLocalForwarding"),
     ("Bad configuration option", BrokenFarmError, "mend the configuration of ssh"),
     ("Bad owner or permissions", BrokenFarmError, "mend the configuration of ssh"),
     ("no matching ", BrokenFarmError, "mend the configuration of ssh, here or there"),
