@@ -137,7 +137,7 @@ loopback address and let clients come through an ssh tunnel, or use --insecure i
 _LAUNCH = f"""\
 For each server it prints this machine's end of a tunnel, an address for FarmExecutor on this machine, and for this
 user alone. Nothing is listening on the network, there or here. SIGTERM or Ctrl-C: all end at once. If one fails, it
-is said why, all end, and the exit code is 1.
+is said why, all end, and the exit code is 1 or 2.
 
 ssh must get there without asking for anything. {SSH_VARIABLE} holds the command to use instead of ssh, such as
 "ssh -F FILE". farm_executor must be installed there, for python3 or for the Python that the address names.

@@ -48,6 +48,7 @@ class Sshd:
         # Where the tests find the package, what it needs and what tasks import: so that any interpreter does.
         modules = (farm_executor, cloudpickle, tblib)
         path = os.pathsep.join([TESTS, *(str(Path(module.__file__).parents[1]) for module in modules)])
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # python3 is the tests'
         chosen = {
             "Port": self.port,
             "ListenAddress": "127.0.0.1",
@@ -60,7 +61,7 @@ class Sshd:
             "KbdInteractiveAuthentication": "no",
             "PermitRootLogin": "prohibit-password",
             "MaxStartups": "100",
-            "SetEnv": f"FARM_TEST_MARK={self.mark} PYTHONPATH={path}",
+            "SetEnv": f"FARM_TEST_MARK={self.mark} PYTHONPATH={path} PATH={programs}",
             **settings,
         }
         (self.folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in chosen.items()))
