@@ -51,6 +51,7 @@ def run_remote(config: dict[str, Any]) -> None:
         name=config["name"],
         owner=0,
         embedded=config["embedded"],
+        tunnelled=True,
     )
     if ours:  # not in a worker, which comes here, too
         shutil.rmtree(directory, ignore_errors=True)

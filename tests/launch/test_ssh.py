@@ -489,6 +489,7 @@ def program(way, tmp_path):
         temporary.mkdir()
         process = subprocess.Popen(
             [sys.executable, str(path), address(workers=2)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -518,6 +519,28 @@ def test_when_the_client_is_killed_all_is_gone(way, program):
     wait_until(lambda: not exists(ssh), "ssh has ended")
     wait_until(lambda: not of_sessions(way), "the server and its workers have ended")
     wait_until(lambda: not far.exists(), "the directory there is gone")
+
+
+def test_a_server_whose_client_is_silent_ends_though_ssh_lives(way, program):
+    process, _ = program("""
+        farm.shutdown()
+        farm = FarmExecutor(sys.argv[1], heartbeat=0.1)
+        print(farm.submit(tasks.parent).result(), flush=True)
+        sys.stdin.readline()
+        print(farm.submit(tasks.parent).result(), flush=True)
+    """)
+    before = int(process.stdout.readline())
+    ssh = ssh_of(process.pid)
+    os.kill(ssh, signal.SIGSTOP)  # and with it the tunnel
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_until(lambda: not exists(before), "the server has ended")
+    assert exists(ssh)
+    wait_until(lambda: not of_sessions(way), "its workers have, too")
+    os.kill(process.pid, signal.SIGCONT)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert int(process.stdout.readline()) != before
+    assert process.wait(DEADLINE) == 0
 
 
 def test_a_program_that_ends_without_a_word_leaves_nothing(way, program):
