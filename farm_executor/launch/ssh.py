@@ -117,7 +117,7 @@ class SshServer:
 
     @property
     def address(self) -> str:
-        """This machine's end of the tunnel, "unix:/path", for clients of this user; empty if it is not up."""
+        """What clients of this user may dial, this machine's end of the tunnel; empty if it is not up."""
         return f"unix:{self._address.path}" if self._address else ""
 
     def fileno(self) -> int:
