@@ -160,7 +160,7 @@ class FarmExecutor(Executor):
         self._options = TaskOptions(max_attempts=max_attempts)
         self._added: list[Address] = []
         self._embedded: EmbeddedServer | None = None
-        self._remote: list[RemoteServer] = []
+        self._remote: list[tuple[Address, RemoteServer]] = []
         self._reset()
         _executors.add(self)
 
@@ -291,7 +291,7 @@ class FarmExecutor(Executor):
             AddressError: It has none of the accepted forms.
             RuntimeError, BrokenFarmError: See `submit`.
         """
-        added = parse_address(address)
+        added = parse_address(address, ssh=True)
         if added.every:
             raise AddressError(f"{added} stands for servers that come and go: give it to the constructor")
         with self._lock:
@@ -302,8 +302,9 @@ class FarmExecutor(Executor):
                 return
             self._added.append(added)
             engine = self._engine
-        if engine is not None:
-            engine.add_server(added)
+            locate = None if engine is None else self._way_to(added)
+        if engine is not None and locate is not None:
+            engine.add_server(added, locate)
 
     def remove_server(self, address: AddressLike, *, drain: bool = True, timeout: float | None = None) -> None:
         """Let a server work for this farm no more, and wait until it does not.
@@ -322,7 +323,7 @@ class FarmExecutor(Executor):
             TimeoutError: It still works on something. It goes on to drain; with ``drain=False`` it can be hurried.
             RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
         """
-        removed = parse_address(address)
+        removed = parse_address(address, ssh=True)
         with self._lock:
             engine = self._engine
             if engine is not None:
@@ -335,10 +336,15 @@ class FarmExecutor(Executor):
             raise ValueError(f"the farm has no server {removed}")
         if gone is None:
             return  # it has never been dialled
+        ours = [server for target, server in self._remote if target == removed]
+        for server in ours:
+            gone.add_done_callback(partial(_let_go, server))
         try:
             gone.result(timeout)
         except FutureTimeoutError:
             raise TimeoutError(f"server {removed} still works after {timeout:g} s") from None
+        for server in ours:
+            server.end()
 
     def connect(self, timeout: float | None = None) -> None:
         """Start now, not with the first task, and wait until every server has answered.
@@ -550,25 +556,23 @@ class FarmExecutor(Executor):
         locations: list[Callable[[bool], Address]]
         quotas: list[int | None]
         names: list[Address] = []
-        end: Callable[[], None] = _nothing
         embedded = self._embedded_server(locked=True) if self._addresses is None else None
         if embedded is not None:
             _start_meanwhile(embedded)
         from farm_executor import payload
         from farm_executor.client.budget import Budget
         from farm_executor.client.engine import Engine, EngineOptions
-        from farm_executor.client.server import Settings, at
+        from farm_executor.client.server import Settings
         from farm_executor.security import client_key
 
         if embedded is not None:
-            locations, quotas, end = [embedded.locate], [self._max_workers], embedded.end
+            locations, quotas = [embedded.locate], [self._max_workers]
         elif self._addresses is not None:
             names = [address for address in self._addresses if address.every]
             fixed = [address for address in self._addresses if not address.every]
             quotas = _quotas(self._max_workers_given, len(fixed))
             locations = [self._way_to(address) for address in fixed[: len(quotas)]]
-            end = partial(_end_all, self._remote)
-        locations += [at(address) for address in self._added]
+        locations += [self._way_to(address) for address in self._added]
         quotas += [None] * len(self._added)
         call = None if self._initializer is None else (self._initializer, self._initargs)
         limit = self._max_pending_bytes
@@ -583,7 +587,7 @@ class FarmExecutor(Executor):
                     self._heartbeat,
                     self._resume_timeout,
                 ),
-                end_servers=end,
+                end_servers=partial(_end_all, self._remote, embedded),
                 initializer=payload.dumps(call, out_of_band=False),
                 max_tasks_per_child=self._max_tasks_per_child,
                 connect_timeout=self._connect_timeout,
@@ -598,8 +602,9 @@ class FarmExecutor(Executor):
 
         if not address.ssh:
             return at(address)
-        self._remote.append(type(self)._launch_over_ssh(address))
-        return self._remote[-1].locate
+        server = type(self)._launch_over_ssh(address)
+        self._remote.append((address, server))
+        return server.locate
 
     def _embedded_server(self, *, locked: bool = False) -> EmbeddedServer:
         if not locked:
@@ -744,15 +749,17 @@ def _start_meanwhile(embedded: EmbeddedServer) -> None:
             threading.Thread(target=start, name="farm-starter", daemon=True).start()
 
 
-def _nothing() -> None:
-    pass
-
-
-def _end_all(servers: list[RemoteServer]) -> None:
-    for server in servers:
+def _end_all(servers: list[tuple[Address, RemoteServer]], embedded: EmbeddedServer | None) -> None:
+    for _, server in servers:
         server.let_go()
-    for server in servers:
+    for _, server in servers:
         server.end()
+    if embedded is not None:
+        embedded.end()
+
+
+def _let_go(server: RemoteServer, gone: Future[None]) -> None:
+    server.let_go()
 
 
 def _unpickle(addresses: list[Address], arguments: dict[str, Any]) -> FarmExecutor:
@@ -810,7 +817,7 @@ def _after_fork_in_child() -> None:
         if executor._embedded is not None:
             executor._embedded.abandon()
             executor._embedded = None
-        for server in executor._remote:
+        for _, server in executor._remote:
             server.abandon()
         executor._remote = []
         executor._reset()

@@ -144,6 +144,23 @@ def test_plain_addresses_may_be_among_them_with_a_key_of_their_own(way):
     assert marks == [None, way.mark]
 
 
+def test_a_server_over_ssh_may_be_added_and_removed(way, elsewhere):
+    with FarmExecutor(1) as farm:
+        farm.submit(abs, -1).result(DEADLINE)
+        for _ in range(2):
+            farm.add_server(address(workers=1))
+            marks = farm.broadcast(tasks.variable, "FARM_TEST_MARK", timeout=DEADLINE)
+            assert marks == [None, way.mark]
+            ssh = ssh_of(os.getpid())
+            farm.remove_server(address(workers=1), timeout=DEADLINE)
+            assert not exists(ssh)
+            assert farm.submit(tasks.variable, "FARM_TEST_MARK").result(DEADLINE) is None
+        farm.add_server(address(workers=1))
+        farm.connect(DEADLINE)
+    assert list(elsewhere.iterdir()) == []
+    wait_until(lambda: not of_sessions(way), "nothing runs there")
+
+
 def test_python_chooses_the_interpreter(way, tmp_path):
     other = tmp_path / "a python with 100% of its name"
     other.symlink_to(sys.executable)
