@@ -1,8 +1,8 @@
 """A drop-in for `concurrent.futures.ProcessPoolExecutor` whose workers may live on other machines.
 
-This module holds the public names and puts the package together: it tells the client how embedded servers are
-started, because the client must not import the launchers. What a name stands for is imported when it is first
-used: a program that only calls servers never needs the launchers, nor a server the client.
+This module holds the public names and puts the package together: it tells the client how servers are started for
+it, because the client must not import the launchers. What a name stands for is imported when it is first used: a
+program that only calls servers never needs the launchers, nor a server the client.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from farm_executor._version import __version__
-from farm_executor.client import embedding
+from farm_executor.client import launching
 
 if TYPE_CHECKING:
+    from farm_executor.address import Address
     from farm_executor.admin import end_server, ping, status
     from farm_executor.client.executor import FarmExecutor, OptionsView
     from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
@@ -100,10 +101,17 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _start_private_server(workers: int) -> embedding.EmbeddedServer:
+def _start_private_server(workers: int) -> launching.EmbeddedServer:
     from farm_executor.launch.local import PrivateServer
 
     return PrivateServer(workers)
 
 
-embedding.start = _start_private_server
+def _start_over_ssh(address: Address) -> launching.RemoteServer:
+    from farm_executor.launch.ssh import SshServer
+
+    return SshServer(address)
+
+
+launching.embedded = _start_private_server
+launching.over_ssh = _start_over_ssh

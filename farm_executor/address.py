@@ -11,27 +11,62 @@ from typing import Any, NamedTuple
 
 from farm_executor.errors import AddressError
 
-__all__ = ["Address", "AddressLike", "parse_address", "parse_addresses"]
+__all__ = ["Address", "AddressLike", "Ssh", "parse_address", "parse_addresses"]
 
 _MAX_SHOWN = 200  # characters of what was given
 _FORMS = (
     '"host:port", "[ipv6]:port", "unix:/path", "farm://name:port?all", or ("host", port), '
-    "with a port from 1 to 65535"
+    'with a port from 1 to 65535, and for servers to be started "ssh://[user@]host[:port]"'
 )
+_SHELL = frozenset("'`\"$\\;&<>|(){}")  # ssh may hand names to a shell, for a ProxyCommand
+
+
+class Ssh(NamedTuple):
+    """Where a server is to be started over ssh, and how: ``ssh://[user@]host[:port][?workers=N&python=PATH]``.
+
+    Attributes:
+        host: A host, or a name that ssh's configuration knows.
+        user: Who to be there; empty for what ssh's configuration says.
+        port: Of the ssh server; 0 for what ssh's configuration says.
+        workers: How many the server has for each client; 0 for one per CPU.
+        python: The interpreter there; empty for ``python3``.
+    """
+
+    host: str
+    user: str = ""
+    port: int = 0
+    workers: int = 0
+    python: str = ""
+
+    def __str__(self) -> str:
+        from urllib.parse import quote  # late: few programs need it
+
+        user = f"{quote(self.user, safe='')}@" if self.user else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = f":{self.port}" if self.port else ""
+        options = [f"workers={self.workers}"] if self.workers else []
+        options += [f"python={quote(self.python)}"] if self.python else []
+        return f"ssh://{user}{host}{port}{'?' if options else ''}{'&'.join(options)}"
 
 
 class Address(NamedTuple):
     """Where a server listens: ``host`` and ``port`` for TCP, or ``path`` for a unix socket.
 
     With ``every`` it is one server on each machine that the host's name stands for, now and later.
+
+    With ``ssh`` it is one to be started over ssh; ``path`` is then this machine's end of the tunnel to it, empty
+    until there is one.
     """
 
     host: str = ""
     port: int = 0
     path: str = ""
     every: bool = False
+    ssh: Ssh | None = None
 
     def __str__(self) -> str:
+        if self.ssh:
+            return str(self.ssh)
         if self.path:
             return f"unix:{self.path}"
         bracketed = ":" in self.host or self.host == "unix"  # a host of that name would read as a path
@@ -54,12 +89,13 @@ class Address(NamedTuple):
 AddressLike = str | tuple[str, int] | Address
 
 
-def parse_address(value: Any, *, any_port: bool = False) -> Address:
+def parse_address(value: Any, *, any_port: bool = False, ssh: bool = False) -> Address:
     """Read one address.
 
     Args:
         value: One of the accepted forms, or an `Address`.
         any_port: Whether port 0 is accepted, which means a free one to a server.
+        ssh: Whether a server that is yet to be started over ssh is accepted.
 
     Raises:
         AddressError: It is none of the accepted forms; the message names it and them.
@@ -71,6 +107,10 @@ def parse_address(value: Any, *, any_port: bool = False) -> Address:
             return _unix(value, value[5:])
         if value.startswith("farm://"):
             return _farm(value, value[7:], any_port)
+        if value.startswith("ssh://"):
+            if not ssh:
+                raise _error(value, "servers are started over ssh by FarmExecutor and by farm-executor launch")
+            return Address(ssh=_ssh(value, value[6:]))
         host, colon, port = value.rpartition(":")
         if not colon:
             raise _error(value, "the port is missing")
@@ -98,10 +138,10 @@ def parse_addresses(value: Any) -> list[Address]:
     if isinstance(value, (str, Address)) or (
         isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
     ):
-        return [parse_address(value)]
+        return [parse_address(value, ssh=True)]
     if isinstance(value, (bytes, bytearray, dict)) or not isinstance(value, Iterable):
         raise _error(value, "")
-    addresses = list(dict.fromkeys(parse_address(item) for item in value))
+    addresses = list(dict.fromkeys(parse_address(item, ssh=True) for item in value))
     if not addresses:
         raise AddressError(f"no address given: pass one or more of {_FORMS}, or None for a farm on this machine")
     return addresses
@@ -144,6 +184,63 @@ def _unix(value: Any, path: str) -> Address:
     if b"\0" in raw:
         raise _error(value, "no name of a file")
     return Address(path=path)
+
+
+def _ssh(value: str, text: str) -> Ssh:
+    place, _, query = text.partition("?")
+    user, at, where = place.rpartition("@")
+    host, bracketed, port = _host_and_port(value, where)
+    if not host or host[0] == "-" or not (bracketed or _is_plain(host)):
+        raise _error(value, "the host is missing, or has characters that no host has")
+    if bracketed:
+        import ipaddress
+
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise _error(value, "only an IPv6 address is put in brackets") from None
+    user = _decoded(value, user)
+    if at and (not user or user[0] == "-" or not _is_plain(user)):
+        raise _error(value, "the user is missing, or has characters that no user has")
+    options = {"workers": "", "python": ""}
+    for pair in query.split("&") if query else ():
+        name, _, given = pair.partition("=")
+        if name not in options or options[name] or not given:
+            raise _error(value, "after the question mark come workers=NUMBER and python=PATH, each at most once")
+        options[name] = _decoded(value, given)
+    workers, python = options["workers"], options["python"]
+    if workers and not (workers.isascii() and workers.isdigit() and len(workers) <= 5 and int(workers)):
+        raise _error(value, "workers is a number from 1 on")
+    if python and (python[0] == "-" or not python.isprintable()):
+        raise _error(value, "python is the name or the path of an interpreter")
+    return Ssh(host, user, port, int(workers or 0), python)
+
+
+def _host_and_port(value: str, where: str) -> tuple[str, bool, int]:
+    """The host, whether it was in brackets, and the port or 0."""
+    if where.startswith("["):
+        host, closed, rest = where[1:].partition("]")
+        if not closed or (rest and rest[0] != ":"):
+            raise _error(value, "an IPv6 address must be in brackets")
+        colon, port = rest[:1], rest[1:]
+    else:
+        host, colon, port = where.partition(":")
+    if colon and not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        raise _error(value, "there is no such port")
+    return host, where.startswith("["), int(port or 0)
+
+
+def _is_plain(name: str) -> bool:
+    return name.isprintable() and not any(char in _SHELL or char.isspace() or char in "/[]%#" for char in name)
+
+
+def _decoded(value: str, text: str) -> str:
+    from urllib.parse import unquote
+
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeError:
+        raise _error(value, "what is percent-encoded is no UTF-8") from None
 
 
 def _error(value: Any, why: str) -> AddressError:

@@ -1,4 +1,4 @@
-"""The command line: ``farm-executor serve | ping | status | end | demo``.
+"""The command line: ``farm-executor serve | launch | ping | status | end | demo``.
 
 This module owns the words and the exit codes; what is done is done elsewhere.
 
@@ -12,15 +12,18 @@ import argparse
 import json
 import logging
 import os
+import selectors
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from farm_executor import admin, demo
 from farm_executor._version import __version__
-from farm_executor.address import Address, parse_address
+from farm_executor.address import Address, parse_address, parse_addresses
 from farm_executor.errors import AddressError, AuthenticationError, FarmError, RemoteProtocolError
 from farm_executor.launch.local import check_exposure, default_slots
+from farm_executor.launch.ssh import SSH_VARIABLE, end_servers, start_servers
 from farm_executor.security import KEY_FILE_VARIABLE, server_key
 from farm_executor.transport import bound_address, listen
 
@@ -70,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--name", default="", help="a label, shown by `status`")
     serve.add_argument(
         "--insecure", action="store_true", help="listen, unencrypted, on an address that others can reach"
+    )
+    text = "Start servers on other machines over ssh; they run until this command ends."
+    launch = _command(commands, "launch", _launch, text, epilog=_LAUNCH)
+    launch.add_argument("address", nargs="+", help="ssh://[USER@]HOST[:PORT][?workers=N&python=PATH]")
+    launch.add_argument(
+        "--workers", type=int, help="how many workers each client may have, where the address says nothing"
     )
     for name, run, text in (
         ("ping", _ping, "Ask whether a server answers: exit code 0 if it does, 1 if not."),
@@ -124,6 +133,20 @@ loopback address and let clients come through an ssh tunnel, or use --insecure i
     farm-executor serve 0.0.0.0:11111 --insecure"""
 
 
+_LAUNCH = f"""\
+For each server it prints this machine's end of a tunnel, an address for FarmExecutor on this machine, and for this
+user alone. Nothing is listening on the network, there or here. SIGTERM or Ctrl-C: all end at once. If one fails, it
+is said why, all end, and the exit code is 1 or 2.
+
+ssh must get there without asking for anything. {SSH_VARIABLE} holds the command to use instead of ssh, such as
+"ssh -F FILE". farm_executor must be installed there, for python3 or for the Python that the address names.
+
+The key: each server gets one of its own, which clients find beside the printed address; {KEY_FILE_VARIABLE} and
+--key-file have no effect here.
+
+    farm-executor launch ssh://hostA 'ssh://me@hostB?workers=4&python=~/venv/bin/python'"""
+
+
 def _serve(options: argparse.Namespace) -> int:
     from farm_executor.server.supervisor import serve  # late: it needs a system with fork
 
@@ -143,6 +166,36 @@ def _serve(options: argparse.Namespace) -> int:
     if ended and address.path:  # not in a worker, which comes here, too, when its work is done
         os.unlink(address.path)
     return YES
+
+
+def _launch(options: argparse.Namespace) -> int:
+    if options.workers is not None and options.workers < 1:
+        raise ValueError("--workers must be at least 1")
+    addresses = []
+    for address in parse_addresses(options.address):
+        if address.ssh is None:
+            raise AddressError(f"{str(address)!r}: only servers over ssh are launched: ssh://HOST")
+        workers = address.ssh.workers or options.workers or 0
+        addresses.append(address._replace(ssh=address.ssh._replace(workers=workers)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what it runs with &
+    try:
+        servers = start_servers(addresses)
+        try:
+            for server in servers:
+                print(f"{server} {server.address}", flush=True)
+            with selectors.DefaultSelector() as selector:
+                for server in servers:
+                    selector.register(server, selectors.EVENT_READ)
+                ended = {key.fileobj for key, _ in selector.select()}
+            for server in servers:
+                if server in ended:
+                    print(f"farm-executor: a server has ended: {server.wait()}", file=sys.stderr)
+            return NO
+        finally:
+            end_servers(servers)
+    except KeyboardInterrupt:
+        return YES
 
 
 def _ping(options: argparse.Namespace) -> int:

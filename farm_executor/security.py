@@ -58,7 +58,8 @@ def client_key(key: bytes | None, key_file: str | os.PathLike[str] | None, addre
         AuthenticationError: There is none and none can be made, or its file may be read by others; the message
             says what to do.
     """
-    if address.path and key is None and key_file is None and os.path.exists(address.path + ".key"):
+    ours = bool(address.ssh) or (key is None and key_file is None)  # one started over ssh has its own
+    if address.path and ours and os.path.exists(address.path + ".key"):
         return read_key(address.path + ".key")
     given = _given_key(key, key_file)
     if given is not None:

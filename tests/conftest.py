@@ -81,3 +81,15 @@ def no_leaks():
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: threads {left[0]}, processes {left[1]}, descriptors {left[2]}")
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def sshd():
+    """A real ssh server; see `sshd.Sshd`."""
+    import sshd
+
+    if sshd.WHY_NOT:
+        pytest.skip(sshd.WHY_NOT)
+    server = sshd.Sshd()
+    yield server
+    server.end()

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from strategies import name_of
 
 from farm_executor import AddressError, FarmExecutor, end_server, ping, start_server, status
-from farm_executor.address import Address, parse_address, parse_addresses
+from farm_executor.address import Address, Ssh, parse_address, parse_addresses
 
-FORMS = ('"host:port"', '"[ipv6]:port"', '"unix:/path"', '("host", port)')
+FORMS = ('"host:port"', '"[ipv6]:port"', '"unix:/path"', '("host", port)', '"ssh://[user@]host[:port]"')
 
 
 class Number(enum.IntEnum):
@@ -146,6 +146,94 @@ def test_port_0_is_for_servers_alone():
         parse_address("host:70000", any_port=True)
 
 
+# -- over ssh ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "ssh", "printed"),
+    [
+        ("ssh://host", Ssh("host"), None),
+        ("ssh://host.example:2222", Ssh("host.example", port=2222), None),
+        ("ssh://me@host", Ssh("host", user="me"), None),
+        ("ssh://me@[::1]:22", Ssh("::1", user="me", port=22), None),
+        ("ssh://[::1]", Ssh("::1"), None),
+        ("ssh://[fe80::1%eth0]", Ssh("fe80::1%eth0"), None),
+        ("ssh://me%40example@host", Ssh("host", user="me@example"), None),
+        ("ssh://me@example@host", Ssh("host", user="me@example"), "ssh://me%40example@host"),
+        ("ssh://host?workers=4", Ssh("host", workers=4), None),
+        ("ssh://host?workers=04", Ssh("host", workers=4), "ssh://host?workers=4"),
+        ("ssh://host?python=~/venv/bin/python", Ssh("host", python="~/venv/bin/python"), None),
+        ("ssh://host?python=a%20b&workers=2", Ssh("host", workers=2, python="a b"), None),
+        ("ssh://host?python=c++=1", Ssh("host", python="c++=1"), "ssh://host?python=c%2B%2B%3D1"),
+        ("ssh://host?python=%26%3F%25", Ssh("host", python="&?%"), None),
+    ],
+)
+def test_an_address_over_ssh_means_its_parts_and_prints_as_one_that_means_the_same(text, ssh, printed):
+    address = parse_address(text, ssh=True)
+    assert address == Address(ssh=ssh)
+    assert not address.is_local
+    if printed or "workers=2" not in text:
+        assert str(address) == (printed or text)
+    assert parse_address(str(address), ssh=True) == address
+    assert parse_addresses([text, "host:1"]) == [address, Address(host="host", port=1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ssh://", "host"),
+        ("ssh://@host", "user"),
+        ("ssh://me@", "host"),
+        ("ssh://host/", "host"),
+        ("ssh://host/path", "host"),
+        ("ssh://-oProxyCommand=true", "host"),
+        ("ssh://-l@host", "user"),
+        ("ssh://%2Dl@host", "user"),
+        ("ssh://$(reboot)", "host"),
+        ("ssh://`reboot`", "host"),
+        ("ssh://a;b", "host"),
+        ("ssh://a'b", "host"),
+        ("ssh://a b", "host"),
+        ("ssh://a\nb", "host"),
+        ("ssh://%68ost", "host"),
+        ("ssh://a%27b@host", "user"),
+        ("ssh://a%0Ab@host", "user"),
+        ("ssh://%ff@host", "UTF-8"),
+        ("ssh://host:0", "port"),
+        ("ssh://host:70000", "port"),
+        ("ssh://host:", "port"),
+        ("ssh://host:ssh", "port"),
+        ("ssh://::1", "port"),
+        ("ssh://[::1", "brackets"),
+        ("ssh://[::1]22", "brackets"),
+        ("ssh://[host]", "IPv6"),
+        ("ssh://[]", "host"),
+        ("ssh://host?workers=0", "workers"),
+        ("ssh://host?workers=-1", "workers"),
+        ("ssh://host?workers=many", "workers"),
+        ("ssh://host?workers=" + "9" * 5000, "workers"),
+        ("ssh://host?workers=", "workers=NUMBER"),
+        ("ssh://host?workers=1&workers=2", "workers=NUMBER"),
+        ("ssh://host?wokers=1", "workers=NUMBER"),
+        ("ssh://host?python", "python=PATH"),
+        ("ssh://host?python=-c", "python"),
+        ("ssh://host?python=a%00b", "python"),
+        ("ssh://host?python=a%0Ab", "python"),
+        ("ssh://host?&", "workers=NUMBER"),
+    ],
+)
+def test_what_is_none_over_ssh_is_an_address_error_that_says_why(text, why):
+    with pytest.raises(AddressError) as caught:
+        parse_addresses(text)
+    reason = str(caught.value).partition(" is no server address: ")[2].partition("; the forms are ")[0]
+    assert why in reason
+
+
+def test_where_a_server_is_to_listen_or_to_be_asked_it_cannot_be_over_ssh():
+    with pytest.raises(AddressError, match="farm-executor launch"):
+        parse_address("ssh://host")
+
+
 # -- one or many --------------------------------------------------------------------------------------------
 
 ONE, TWO = Address(host="one", port=1), Address(host="two", port=2)
@@ -236,7 +324,25 @@ def test_every_function_that_takes_host_and_port_refuses_what_are_none(ask, port
 # -- whatever is given --------------------------------------------------------------------------------------
 
 pieces = st.text() | st.sampled_from(
-    ["[", "]", ":", "::1", "[::1]", "host", "unix:", "unix", "80", "70000", " ", "%", "."]
+    [
+        "[",
+        "]",
+        ":",
+        "::1",
+        "[::1]",
+        "host",
+        "unix:",
+        "unix",
+        "80",
+        "70000",
+        " ",
+        "%",
+        ".",
+        "@",
+        "%40",
+        "?",
+        "workers=",
+    ]
 )
 texts = st.lists(pieces, max_size=6).map("".join)
 ports = st.integers(0, 70000).map(str)
@@ -244,6 +350,7 @@ likely = st.one_of(
     st.tuples(texts, ports).map(":".join),
     st.tuples(texts, st.integers(-1, 70000)),
     texts.map("unix:".__add__),
+    texts.map("ssh://".__add__),
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | likely,
@@ -257,10 +364,14 @@ anything = st.recursive(
 
 
 def check(address: Address) -> None:
-    assert parse_address(str(address)) == address
-    assert bool(address.path) != bool(address.host)
+    assert parse_address(str(address), ssh=True) == address
+    assert [bool(address.path), bool(address.host), bool(address.ssh)].count(True) == 1
     if address.path:
         assert b"\0" not in os.fsencode(address.path)
+    elif address.ssh:
+        for name in (address.ssh.host, address.ssh.user):
+            assert name[:1] != "-"
+            assert not set(name) & set("'`\"$\\;&<>|(){} \n\0")
     else:
         assert 1 <= address.port <= 65535
         assert address.host.encode("idna")
@@ -273,9 +384,10 @@ def check(address: Address) -> None:
 @example(("a]:[b", 1))
 @example(("unix:", 1))
 @example("xn--:1")
+@example("ssh://me%40@[::1]:22?workers=1&python=a%25b")
 def test_any_text_is_an_address_error_or_an_address_that_prints_as_itself(value):
     try:
-        address = parse_address(value)
+        address = parse_address(value, ssh=True)
     except AddressError as error:
         assert len(str(error)) < 800
     else:

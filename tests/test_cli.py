@@ -15,6 +15,7 @@ from server.serving import KEY, TESTS, Serving
 
 import farm_executor
 from farm_executor import FarmExecutor, ping
+from farm_executor.launch.ssh import SSH_VARIABLE
 from farm_executor.security import KEY_FILE_VARIABLE, write_key
 
 pytestmark = [
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.usefixtures("no_leaks"),
 ]
 
-COMMANDS = ("serve", "ping", "status", "end", "demo")
+COMMANDS = ("serve", "launch", "ping", "status", "end", "demo")
 
 
 def run(*arguments, code=0, env=None):
@@ -109,6 +110,11 @@ def test_the_installed_command_is_the_same_program():
         (["serve", "127.0.0.1:0", "--workers", "0"], "at least 1"),
         (["serve", "127.0.0.1:0", "--workers", "many"], "many"),
         (["serve", "--dance"], "--dance"),
+        (["launch"], "address"),
+        (["launch", "host"], "'host' is no server address"),
+        (["launch", "host:1"], "'host:1': only servers over ssh"),
+        (["launch", "ssh://-v"], "is no server address"),
+        (["launch", "ssh://host", "--workers", "0"], "at least 1"),
         (["ping", "host"], "'host' is no server address"),
         (["ping", "127.0.0.1:0"], "there is no such port"),
         (["ping", "unix:/path"], "HOST:PORT"),
@@ -330,3 +336,62 @@ def test_a_reader_that_has_gone_is_no_traceback(serving):
     command = f"{sys.executable} -m farm_executor status {serving.address} --key-file {serving.key_file} | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr
+
+
+# -- servers over ssh ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launch(sshd, tmp_path):
+    """Runs ``farm-executor launch``; gives the process and the addresses that it has printed."""
+    running = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "farm_executor", "launch", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, SSH_VARIABLE: sshd.ssh, "TMPDIR": str(tmp_path)},
+        )
+        running.append(process)
+        lines = [process.stdout.readline().split() for word in arguments if word.startswith("ssh:")]
+        return process, [line[1] for line in lines if line]
+
+    yield start
+    for process in running:
+        with process:
+            process.kill()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_launch_starts_servers_over_ssh_and_ends_them(launch, tmp_path, signum):
+    process, addresses = launch("ssh://hostA", "ssh://hostB?workers=1", "--workers", "2")
+    with FarmExecutor(addresses) as farm:
+        farm.connect(DEADLINE)
+        assert [server.slots for server in farm.statistics().servers] == [2, 1]
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        os.killpg(process.pid, signum)
+        assert process.wait(DEADLINE) == 0
+        farm.shutdown(cancel_futures=True)
+    assert "Traceback" not in process.stderr.read()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_launch_says_why_a_server_cannot_be_started(launch, tmp_path):
+    process, addresses = launch("ssh://hostA?python=/nowhere/python")
+    assert process.wait(DEADLINE) == 1
+    assert not addresses
+    assert "there is no /nowhere/python" in process.stderr.read().splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_launch_ends_all_when_one_ends(launch, tmp_path):
+    process, _ = launch("ssh://hostA", "ssh://hostB", "--workers", "1")
+    victim = min(children(process.pid))
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait(DEADLINE) == 1
+    assert re.search(r"a server has ended: ssh://host[AB]\?workers=1: ssh ended with -9", process.stderr.read())
+    assert list(tmp_path.iterdir()) == []

@@ -5,8 +5,8 @@ The fenced blocks of a page are run in order, in an empty directory that also ho
 * ``python`` in one interpreter for the whole page, as its ``__main__``;
 * ``pycon`` in that same interpreter, by doctest;
 * ``shell``, a command a line, and ``console``, ``$ command`` followed by its output, by bash. A
-  ``farm-executor serve`` stays up until the page ends; what would install something or needs another machine
-  (`NOT_RUN`) is passed over.
+  ``farm-executor serve`` or ``launch`` stays up until the page ends; what would install something or needs another
+  machine (`NOT_RUN`) is passed over.
 
 A ``lisp`` block is not run: it is what the next one translates.
 
@@ -16,6 +16,7 @@ Notes to this test stand in HTML comments, which no reader sees:
 * ``<!-- test: ports=127.0.0.1:11111 -->``: addresses at which the page starts servers itself.
 * ``<!-- test: output -->`` before a ``text`` block: it is what the ``python`` block before it prints. As in all
   expected output, ``...`` stands for anything.
+* ``<!-- test: ssh -->`` before a block: every host of it is reached by ssh; it is not run where there is no sshd.
 * ``<!-- test: skip, REASON -->`` before a block: it is not run.
 
 No page uses its ports: an address such as ``hostA:11111``, or ``"hostA", 11111``, becomes the one of the server
@@ -38,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sshd
 
 import farm_executor
 import farm_executor.lfarm
@@ -58,6 +60,7 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.handshake import ClientHandshake, ServerHandshake, encode_hello
+from farm_executor.launch.ssh import SSH_VARIABLE
 from farm_executor.payload import dumps, loads
 from farm_executor.security import client_key
 from farm_executor.transport import connect
@@ -190,8 +193,15 @@ class PageRun:
                     host, port = held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()
                     self.servers[address] = f"{host}:{port}"
 
+    def start_ssh(self):
+        server = sshd.Sshd()
+        self.resources.callback(server.end)
+        self.environment[SSH_VARIABLE] = server.ssh
+
     def real(self, text):
         """The text with the addresses of this page's servers."""
+        for shown in [shown for shown in self.servers if shown.startswith("unix:")]:
+            text = text.replace(shown, self.servers[shown])
 
         def replace(match):
             host, separator, port = match.groups()
@@ -255,6 +265,9 @@ class PageRun:
         if words[:2] == ["farm-executor", "serve"] and not set(command) & set(";|&"):
             self.serve(words, shown)
             return
+        if words[:2] == ["farm-executor", "launch"] and "--help" not in words:
+            self.launch(words, shown)
+            return
         process = subprocess.run(
             ["bash", "-c", self.real(command)],
             stdout=subprocess.PIPE,
@@ -287,6 +300,16 @@ class PageRun:
         self.servers[address] = line.split()[2].rstrip(",")
         if shown:
             _compare(shown.replace(address, self.servers[address]), line)
+
+    def launch(self, words, shown):
+        """Start servers over ssh, and remember the addresses that the page gives them."""
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=self.folder, env=self.environment)
+        self.resources.callback(_end, process)
+        for line in shown.splitlines():
+            with _killed_if_late(process):
+                asked, address = process.stdout.readline().split()
+            assert asked == line.split()[0]
+            self.servers[line.split()[1]] = address
 
 
 def _compare(shown, printed):
@@ -322,10 +345,12 @@ def test_what_a_page_shows_runs(page, tmp_path, no_leaks):
     with contextlib.ExitStack() as resources:
         run = PageRun(page, tmp_path, resources)
         run.start_servers()
+        if any(block.note == "ssh" for block in blocks) and not sshd.WHY_NOT:
+            run.start_ssh()
         for block in blocks:
             where = f"{_name(page)}, line {block.line}"
             assert block.language in LANGUAGES, f"{where}: a block's language is one of {sorted(LANGUAGES)}"
-            if re.match(r"skip, \S", block.note):
+            if re.match(r"skip, \S", block.note) or (block.note == "ssh" and sshd.WHY_NOT):
                 continue
             try:
                 run.run(block)

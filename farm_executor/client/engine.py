@@ -681,9 +681,9 @@ class Engine:
 
     # -- servers that come and go --------------------------------------------------------------------------
 
-    def add_server(self, address: Address) -> ServerLink:
+    def add_server(self, address: Address, locate: Callable[[bool], Address]) -> ServerLink:
         """Dial one more server, for all its slots."""
-        link = ServerLink(at(address), None, self._options.settings, self)
+        link = ServerLink(locate, None, self._options.settings, self)
         link.address = address
         with HeldBack(), self._deciding:
             self.answered[link] = Future()
@@ -699,7 +699,7 @@ class Engine:
         Returns:
             A future of the moment in which it is gone; None if there is no such server.
         """
-        link = next((link for link in list(self._links) if link.address == address), None)
+        link = next((link for link in list(self._links) if str(link) == str(address)), None)
         if link is None:
             return None
         gone = self._removed.setdefault(link, Future())
@@ -711,7 +711,7 @@ class Engine:
         known = self._discovered[name]
         for address in addresses:
             if address not in known and not self._closed:
-                known[address] = self.add_server(address)
+                known[address] = self.add_server(address, at(address))
                 logger.info("server found name=%s server=%s", name, address)
         for address, link in list(known.items()):
             if address not in addresses and not link.up:

@@ -21,15 +21,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from farm_executor.address import Address, AddressLike, parse_address, parse_addresses
-from farm_executor.client import embedding
+from farm_executor.client import launching
 from farm_executor.client.future import FarmFuture, renew_lock
 from farm_executor.client.interrupt import let_go
 from farm_executor.client.options import TaskOptions
 from farm_executor.errors import AddressError
 
 if TYPE_CHECKING:
-    from farm_executor.client.embedding import EmbeddedServer
     from farm_executor.client.engine import Engine
+    from farm_executor.client.launching import EmbeddedServer, RemoteServer
     from farm_executor.client.statistics import FarmStatistics
 
 __all__ = ["FarmExecutor", "OptionsView"]
@@ -55,9 +55,11 @@ class FarmExecutor(Executor):
 
     Args:
         addresses: Where the servers are: one address or a list of them, each ``"host:port"``, ``("host", port)``
-            or ``"unix:/path"``; or ``"farm://name:port?all"`` for a server on each machine that the name stands
-            for, which is looked up again as it changes. None, or nothing, for an embedded farm. An int is taken as
-            ``max_workers``, so that ``FarmExecutor(4)`` means what ``ProcessPoolExecutor(4)`` means.
+            or ``"unix:/path"``; ``"farm://name:port?all"`` for a server on each machine that the name stands for,
+            which is looked up again as it changes; or ``"ssh://[user@]host[:port][?workers=N&python=PATH]"`` for
+            one that is started there for this executor alone, reached through ssh's tunnel, and ended with the
+            executor. None, or nothing, for an embedded farm. An int is taken as ``max_workers``, so that
+            ``FarmExecutor(4)`` means what ``ProcessPoolExecutor(4)`` means.
         max_workers: The most workers in all. With several servers it is divided evenly among them, and no server
             gives more than it has slots. None: as many as this machine has CPUs, or all slots of the servers. Those
             that are added later, or found by a name, give all theirs.
@@ -141,6 +143,7 @@ class FarmExecutor(Executor):
         self._options = TaskOptions(max_attempts=max_attempts)
         self._added: list[Address] = []
         self._embedded: EmbeddedServer | None = None
+        self._remote: list[tuple[Address, RemoteServer]] = []
         self._reset()
         _executors.add(self)
 
@@ -271,7 +274,7 @@ class FarmExecutor(Executor):
             AddressError: It has none of the accepted forms.
             RuntimeError, BrokenFarmError: See `submit`.
         """
-        added = parse_address(address)
+        added = parse_address(address, ssh=True)
         if added.every:
             raise AddressError(f"{added} stands for servers that come and go: give it to the constructor")
         with self._lock:
@@ -282,8 +285,9 @@ class FarmExecutor(Executor):
                 return
             self._added.append(added)
             engine = self._engine
-        if engine is not None:
-            engine.add_server(added)
+            locate = None if engine is None else self._way_to(added)
+        if engine is not None and locate is not None:
+            engine.add_server(added, locate)
 
     def remove_server(self, address: AddressLike, *, drain: bool = True, timeout: float | None = None) -> None:
         """Let a server work for this farm no more, and wait until it does not.
@@ -302,7 +306,7 @@ class FarmExecutor(Executor):
             TimeoutError: It still works on something. It goes on to drain; with ``drain=False`` it can be hurried.
             RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
         """
-        removed = parse_address(address)
+        removed = parse_address(address, ssh=True)
         with self._lock:
             engine = self._engine
             if engine is not None:
@@ -315,10 +319,15 @@ class FarmExecutor(Executor):
             raise ValueError(f"the farm has no server {removed}")
         if gone is None:
             return  # it has never been dialled
+        ours = [server for target, server in self._remote if target == removed]
+        for server in ours:
+            gone.add_done_callback(partial(_let_go, server))
         try:
             gone.result(timeout)
         except FutureTimeoutError:
             raise TimeoutError(f"server {removed} still works after {timeout:g} s") from None
+        for server in ours:
+            server.end()
 
     def connect(self, timeout: float | None = None) -> None:
         """Start now, not with the first task, and wait until every server has answered.
@@ -467,7 +476,8 @@ class FarmExecutor(Executor):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a client of the same servers, with workers of its own: nested work cannot deadlock.
 
-        The key does not travel. In a worker, its server's own key serves.
+        The key does not travel. In a worker, its server's own key serves. Servers over ssh are started anew, from
+        where it is unpickled.
         """
         base = [self._embedded_server().locate()] if self._addresses is None else self._addresses
         addresses = [*base, *self._added]
@@ -532,7 +542,6 @@ class FarmExecutor(Executor):
         locations: list[Callable[[bool], Address]]
         quotas: list[int | None]
         names: list[Address] = []
-        end: Callable[[], None] = _nothing
         embedded = self._embedded_server(locked=True) if self._addresses is None else None
         if embedded is not None:
             with contextlib.suppress(Exception):  # whoever asks for its address is told
@@ -540,17 +549,17 @@ class FarmExecutor(Executor):
         from farm_executor import payload
         from farm_executor.client.budget import Budget
         from farm_executor.client.engine import Engine, EngineOptions
-        from farm_executor.client.server import Settings, at
+        from farm_executor.client.server import Settings
         from farm_executor.security import client_key
 
         if embedded is not None:
-            locations, quotas, end = [embedded.locate], [self._max_workers], embedded.end
+            locations, quotas = [embedded.locate], [self._max_workers]
         elif self._addresses is not None:
             names = [address for address in self._addresses if address.every]
             fixed = [address for address in self._addresses if not address.every]
             quotas = _quotas(self._max_workers_given, len(fixed))
-            locations = [at(address) for address in fixed[: len(quotas)]]
-        locations += [at(address) for address in self._added]
+            locations = [self._way_to(address) for address in fixed[: len(quotas)]]
+        locations += [self._way_to(address) for address in self._added]
         quotas += [None] * len(self._added)
         call = None if self._initializer is None else (self._initializer, self._initargs)
         limit = self._max_pending_bytes
@@ -566,7 +575,7 @@ class FarmExecutor(Executor):
                     self._resume_timeout,
                     self._max_memory_per_worker,
                 ),
-                end_servers=end,
+                end_servers=partial(_end_all, self._remote, embedded),
                 initializer=payload.dumps(call, out_of_band=False),
                 max_tasks_per_child=self._max_tasks_per_child,
                 connect_timeout=self._connect_timeout,
@@ -575,12 +584,22 @@ class FarmExecutor(Executor):
             )
         )
 
+    def _way_to(self, address: Address) -> Callable[[bool], Address]:
+        """What gives the server's address, and starts it if it is to be started."""
+        from farm_executor.client.server import at
+
+        if not address.ssh:
+            return at(address)
+        server = launching.over_ssh(address)
+        self._remote.append((address, server))
+        return server.locate
+
     def _embedded_server(self, *, locked: bool = False) -> EmbeddedServer:
         if not locked:
             with self._lock:
                 return self._embedded_server(locked=True)
         if self._embedded is None:
-            self._embedded = embedding.start(self._max_workers)
+            self._embedded = launching.embedded(self._max_workers)
         return self._embedded
 
 
@@ -717,8 +736,17 @@ def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
     return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]
 
 
-def _nothing() -> None:
-    pass
+def _end_all(servers: list[tuple[Address, RemoteServer]], embedded: EmbeddedServer | None) -> None:
+    for _, server in servers:
+        server.let_go()
+    for _, server in servers:
+        server.end()
+    if embedded is not None:
+        embedded.end()
+
+
+def _let_go(server: RemoteServer, gone: Future[None]) -> None:
+    server.let_go()
 
 
 def _unpickle(addresses: list[Address], arguments: dict[str, Any]) -> FarmExecutor:
@@ -776,6 +804,9 @@ def _after_fork_in_child() -> None:
         if executor._embedded is not None:
             executor._embedded.abandon()
             executor._embedded = None
+        for _, server in executor._remote:
+            server.abandon()
+        executor._remote = []
         executor._reset()
 
 

@@ -82,7 +82,15 @@ from farm_executor.lfarm.promise import (
     promise,
     speculate,
 )
-from farm_executor.lfarm.servers import end_local_servers, end_server, ping, start_local_servers, start_server
+from farm_executor.lfarm.servers import (
+    end_local_servers,
+    end_remote_servers,
+    end_server,
+    ping,
+    start_local_servers,
+    start_remote_servers,
+    start_server,
+)
 from farm_executor.lfarm.tasks import Task, deftask
 
 __all__ = [
@@ -148,6 +156,8 @@ __all__ = [
     "end_server",
     "start_local_servers",
     "end_local_servers",
+    "start_remote_servers",
+    "end_remote_servers",
     "log_level",
     "log_stream",
     # errors

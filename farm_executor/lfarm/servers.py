@@ -1,7 +1,7 @@
-"""lfarm's admin and launcher: servers on this machine, started and ended by their addresses.
+"""lfarm's admin and launcher: servers here and elsewhere, started and ended by their addresses.
 
-This module owns the names and the addresses; what a server is and does is `launch.local`'s, what can be asked of
-one `admin`'s.
+This module owns the names and the addresses; what a server is and does is `launch.local`'s and `launch.ssh`'s, what
+can be asked of one `admin`'s.
 """
 
 from __future__ import annotations
@@ -12,11 +12,22 @@ from collections.abc import Iterable
 
 from farm_executor.address import Address, AddressLike, parse_address, parse_addresses
 from farm_executor.admin import end_server, ping
+from farm_executor.errors import AddressError
 from farm_executor.launch.local import Server, start_server
+from farm_executor.launch.ssh import SshServer, end_servers, start_servers
 
-__all__ = ["end_local_servers", "end_server", "ping", "start_local_servers", "start_server"]
+__all__ = [
+    "end_local_servers",
+    "end_remote_servers",
+    "end_server",
+    "ping",
+    "start_local_servers",
+    "start_remote_servers",
+    "start_server",
+]
 
 _started: dict[Address, Server] = {}  # so that they live until they are ended, or this process is
+_remote: dict[Address, SshServer] = {}  # likewise, by what they were asked for with
 
 
 def start_local_servers(
@@ -77,3 +88,66 @@ def end_local_servers(
         except Exception as error:
             warnings.warn(f"end_local_servers: failed to end the server {address}: {error}", stacklevel=2)
         _started.pop(address, None)
+
+
+def start_remote_servers(addresses: Iterable[AddressLike], workers: int | None = 1) -> list[SshServer]:
+    """Start a server on each of those machines over ssh; all end with this process at the latest.
+
+    They are reached through ssh's tunnel: the attribute ``address`` of each is what `make_kernel` takes. It has a
+    key of its own, which is found by itself.
+
+    Args:
+        addresses: "ssh://[user@]host[:port][?workers=N&python=PATH]", the port being the ssh server's.
+        workers: How many workers each gives to each client, where its address says nothing; None for one per CPU.
+
+    Returns:
+        The servers, which are up.
+
+    Raises:
+        AddressError: An address is none over ssh.
+        ValueError: ``workers`` is less than 1.
+        AuthenticationError: ssh is not let in, or does not know a host's key.
+        BrokenFarmError: There is no such Python, or no farm_executor, over there.
+        OSError: A host cannot be reached. Whatever the error, those that were started are ended.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError("workers must be at least 1")
+    wanted = parse_addresses(addresses)
+    targets = [_over_ssh(address, workers or 0) for address in wanted]
+    servers = start_servers(targets)
+    _remote.update(zip(wanted, servers, strict=True))
+    return servers
+
+
+def end_remote_servers(addresses: AddressLike | Iterable[AddressLike]) -> None:
+    """End the servers that `start_remote_servers` has started at these addresses, at once, with what runs there.
+
+    One that was not started so is warned of, and the others are ended all the same.
+
+    Args:
+        addresses: As they were given to `start_remote_servers`, or as its servers have them.
+
+    Raises:
+        AddressError: An address is none.
+    """
+    ending = []
+    for address in parse_addresses(addresses):
+        known = address if address.ssh else _known_as(str(address))
+        server = _remote.pop(known, None) if known else None
+        if server is None:
+            warnings.warn(f"end_remote_servers: no server was started over ssh at {address}", stacklevel=2)
+        else:
+            ending.append(server)
+    end_servers(ending)
+
+
+def _over_ssh(address: Address, workers: int) -> Address:
+    if address.ssh is None:
+        raise AddressError(
+            f"{str(address)!r} is no server over ssh: ssh://[user@]host[:port][?workers=N&python=PATH]"
+        )
+    return address._replace(ssh=address.ssh._replace(workers=address.ssh.workers or workers))
+
+
+def _known_as(tunnel: str) -> Address | None:
+    return next((address for address, server in _remote.items() if server.address == tunnel), None)

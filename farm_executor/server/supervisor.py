@@ -156,7 +156,14 @@ class _Kill(NamedTuple):
 
 class _Session:
     def __init__(
-        self, id: str, client: str, resume_seconds: float, heartbeat: float, max_memory: int | None
+        self,
+        id: str,
+        client: str,
+        resume_seconds: float,
+        heartbeat: float,
+        max_memory: int | None,
+        *,
+        distant: bool,
     ) -> None:
         self.id = id
         self.client = client
@@ -164,6 +171,7 @@ class _Session:
         self.resume_seconds = resume_seconds  # for which it is kept then
         self.heartbeat = heartbeat
         self.heard = time.monotonic()  # when the client last said something
+        self.distant = distant  # there is a network in between, which may swallow all
         self.max_memory = max_memory  # bytes that each worker may hold
         self.workers: dict[int, _Worker] = {}  # by pid
         self.reports: dict[int, dict[str, Any]] = {}  # by lane: of workers that have died
@@ -174,7 +182,7 @@ class _Session:
         """When to give up on the client, or on its connection."""
         if self.connection is None:
             return self.heard + self.resume_seconds
-        return self.heard + SILENT_BEATS * self.heartbeat if self.resume_seconds else float("inf")
+        return self.heard + SILENT_BEATS * self.heartbeat if self.distant else float("inf")
 
 
 class Supervisor:
@@ -190,6 +198,8 @@ class Supervisor:
         embedded: Whether it is one client's own, so that Ctrl-C in the client's terminal interrupts the tasks
             that run. Otherwise Ctrl-C at the server, like SIGTERM, makes it take no new clients, and a second
             one makes it end at once.
+        tunnelled: Whether a network lies behind its unix socket. A client that is silent is gone then, and if the
+            server is that client's own, it ends.
     """
 
     def __init__(
@@ -202,6 +212,7 @@ class Supervisor:
         name: str = "",
         owner: int | None = None,
         embedded: bool = False,
+        tunnelled: bool = False,
     ) -> None:
         self._listener: Socket | None = listener
         self._address = address
@@ -210,6 +221,7 @@ class Supervisor:
         self._name = name
         self._owner = owner
         self._embedded = embedded
+        self._tunnelled = tunnelled
         self._versions = local_versions()
         self._selector = selectors.DefaultSelector()
         self._waker = Waker()
@@ -485,13 +497,15 @@ class Supervisor:
             text = "its versions differ from the client's: " + describe_mismatches(mismatches)
             self._refuse(guest, "version", text, mismatches=mismatches)
             return
+        # The end of a unix socket is the end of whoever held it.
+        resume_seconds = _seconds(hello, "resume_seconds", 0.0) if is_tcp(guest.socket) else 0.0
         session = _Session(
             os.urandom(16).hex(),
             f"{str(hello.get('client'))[:MAX_LABEL]} at {guest.name}",
-            # The end of a unix socket is the end of whoever held it.
-            resume_seconds=_seconds(hello, "resume_seconds", 0.0) if is_tcp(guest.socket) else 0.0,
+            resume_seconds,
             heartbeat=max(_seconds(hello, "heartbeat", HEARTBEAT_SECONDS), MIN_HEARTBEAT),
             max_memory=memory_limit_in(hello),
+            distant=bool(resume_seconds) or self._tunnelled,
         )
         self._sessions[session.id] = session
         self._welcome(guest, session)
@@ -864,6 +878,8 @@ class Supervisor:
         """Its control connection is broken: keep it for a while, for the client to come back, if that may be."""
         if not session.resume_seconds or self._draining:
             self._end_session(session, GRACE_CRASHED)
+            if self._tunnelled and self._embedded:  # its client is gone, or has started another
+                self._end_at_once()
             return
         logger.info("session cut client=%s reason=%s", session.client, why)
         self._drop_control(session)

@@ -10,8 +10,18 @@ import pytest
 from server.peers import free_address
 from server.processes import DEADLINE, wait_until
 
-from farm_executor import AddressError, lfarm
-from farm_executor.lfarm import end_local_servers, log_level, log_stream, make_kernel, ping, start_local_servers
+from farm_executor import AddressError, BrokenFarmError, lfarm
+from farm_executor.launch.ssh import SSH_VARIABLE
+from farm_executor.lfarm import (
+    end_local_servers,
+    end_remote_servers,
+    log_level,
+    log_stream,
+    make_kernel,
+    ping,
+    start_local_servers,
+    start_remote_servers,
+)
 
 KEY = b"the key of the lfarm suite's servers"
 
@@ -97,6 +107,46 @@ def test_addresses_are_checked_before_anything_is_started(addresses):
 def test_no_workers_are_refused():
     with pytest.raises(ValueError, match="workers"):
         start_local_servers([("127.0.0.1", 0)], workers=0, key=KEY)
+
+
+# -- over ssh ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def way(sshd, monkeypatch):
+    monkeypatch.setenv(SSH_VARIABLE, sshd.ssh)
+
+
+def test_remote_servers_are_started_and_ended_by_address(way):
+    servers = start_remote_servers(["ssh://hostA", "ssh://hostB?workers=2"])
+    with make_kernel([server.address for server in servers], timeout=DEADLINE) as kernel:
+        assert kernel.worker_count == 3
+        assert kernel.submit(operator.add, 3, 4).result() == 7
+    end_remote_servers(["ssh://hostA", servers[1].address])
+    assert [server.address for server in servers] == ["", ""]
+    with pytest.warns(UserWarning, match="no server was started over ssh at ssh://hostA"):
+        end_remote_servers("ssh://hostA")
+
+
+def test_a_kernel_starts_remote_servers_by_itself(way):
+    with make_kernel(["ssh://hostA?workers=1"], timeout=DEADLINE) as kernel:
+        assert kernel.submit(operator.add, 3, 4).result() == 7
+
+
+def test_h13_an_ssh_that_fails_is_the_callers_error_and_ends_those_begun(way):
+    with pytest.raises(BrokenFarmError, match="there is no /nowhere/python"):
+        start_remote_servers(["ssh://hostA", "ssh://hostB?python=/nowhere/python"])
+
+
+@pytest.mark.parametrize("addresses", [["host"], ["host:1"], [("host", 1)], ["ssh://host", "host:1"], ["ssh://-v"]])
+def test_remote_addresses_are_checked_before_anything_is_started(addresses):
+    with pytest.raises(AddressError, match="ssh://"):
+        start_remote_servers(addresses)
+
+
+def test_no_remote_workers_are_refused():
+    with pytest.raises(ValueError, match="workers"):
+        start_remote_servers(["ssh://host"], workers=0)
 
 
 # -- logging -----------------------------------------------------------------------------------------------

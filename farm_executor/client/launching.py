@@ -1,4 +1,4 @@
-"""How the client comes by an embedded farm's server: whoever puts the package together says so in ``start``.
+"""How the client comes by servers that are started for it: whoever puts the package together says so here.
 
 The client must not import the launchers. This module knows nothing but the words between the two.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from farm_executor.address import Address
 
-__all__ = ["EmbeddedServer", "start"]
+__all__ = ["EmbeddedServer", "RemoteServer", "embedded", "over_ssh"]
 
 
 class EmbeddedServer(Protocol):
@@ -27,5 +27,15 @@ class EmbeddedServer(Protocol):
         """In a forked child: let go of it; it is the parent's."""
 
 
-start: Callable[[int], EmbeddedServer]
+class RemoteServer(EmbeddedServer, Protocol):
+    """One that was started on another machine; there may be many, which then end together."""
+
+    def let_go(self) -> None:
+        """Have it end, without waiting for that."""
+
+
+embedded: Callable[[int], EmbeddedServer]
 """Makes a server that may have that many workers; it is started when it is first asked where it is."""
+
+over_ssh: Callable[[Address], RemoteServer]
+"""Makes one on the machine of that address, likewise."""

@@ -1,0 +1,418 @@
+"""Start servers on other machines with the system's ssh, and reach them through its tunnel.
+
+This module owns the near end: ssh's command line, how long to wait for it, and what its failures mean. What is
+done over there is `remote`'s.
+
+One process does it all: ssh runs Python over there, and forwards a unix socket in a private directory here to one
+in a private directory there, so that no port is opened on either side. What the server needs to know, the key
+included, goes to it through ssh's standard input, never on a command line. That stays open: when it ends, we are
+gone, and the server ends. Nobody is ever asked for a password, and the user's configuration of ssh holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from farm_executor._version import __version__
+from farm_executor.address import Address, Ssh
+from farm_executor.admin import ask
+from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
+from farm_executor.launch.held import Held
+from farm_executor.security import new_key, write_key
+
+__all__ = ["SSH_VARIABLE", "SshServer", "end_servers", "start_servers"]
+
+SSH_VARIABLE = "FARM_EXECUTOR_SSH"
+START_SECONDS = 30.0  # for all of it, until the server has answered through the tunnel
+CONNECT_SECONDS = 10  # for ssh to connect and to agree on keys
+ALIVE_SECONDS, ALIVE_COUNT = 10, 3  # ssh ends itself after so many unanswered questions, so far apart
+MAX_LINE = 64 * 1024  # of what start-up files may print before our first word
+SHOWN_LINES = 3  # of what ssh has said
+
+# Sharing a connection (ControlPath) would leave the tunnel to a process that is not ours to end. A forwarding of
+# the user's own that fails, as it does while another session has it, shall not stop ours: that we test ourselves.
+_OPTIONS = {
+    "BatchMode": "yes",
+    "ConnectTimeout": str(CONNECT_SECONDS),
+    "ServerAliveInterval": str(ALIVE_SECONDS),
+    "ServerAliveCountMax": str(ALIVE_COUNT),
+    "ClearAllForwardings": "no",
+    "ExitOnForwardFailure": "no",
+    "StreamLocalBindUnlink": "yes",
+    "StreamLocalBindMask": "0177",
+    "ControlMaster": "no",
+    "ControlPath": "none",
+    "RemoteCommand": "none",
+}
+
+# On the command line, so that every shell must read it: no line break, no quote, nothing of ours to hide.
+_COMMAND = "import sys, json; exec(json.loads(sys.stdin.buffer.readline()))"
+_BOOT = """\
+sys.path[:] = [entry for entry in sys.path if entry]  # not the home directory, where we happen to be
+config = json.loads(sys.stdin.buffer.readline())
+try:
+    from farm_executor.launch.remote import run_remote
+except Exception as error:
+    words = {"error": type(error).__name__ + ": " + str(error)}
+    if isinstance(error, ImportError):
+        words["missing"] = str(error.name)
+    print(config["mark"] + json.dumps(words), flush=True)
+else:
+    run_remote(config)
+import os
+os._exit(0)
+"""
+
+
+class SshServer:
+    """A server on another machine, started over ssh and reached through its tunnel.
+
+    Args:
+        address: Where; one with ``ssh``.
+        embedded: Whether it is one client's own.
+
+    Raises:
+        BrokenFarmError: This system has no unix sockets.
+
+    Thread safety: all methods may be called from any thread.
+    """
+
+    def __init__(self, address: Address, *, embedded: bool = True) -> None:
+        assert address.ssh is not None
+        if sys.platform == "win32":
+            raise BrokenFarmError(
+                f"cannot start {address}: the tunnel needs unix sockets. Start a server there by hand, "
+                "make a tunnel with ssh -L, and pass its end here: FarmExecutor(['127.0.0.1:11111'])"
+            )
+        self._target = address
+        self._ssh = address.ssh
+        self._embedded = embedded
+        self._lock = threading.Lock()
+        self._held: Held | None = None
+        self._address: Address | None = None  # while it is up
+        self._was_up = False
+        self._ended = False
+
+    def __repr__(self) -> str:
+        return f"<SshServer {self._target}: {'up' if self._address else 'not up'}>"
+
+    def __str__(self) -> str:
+        return str(self._target)
+
+    @property
+    def address(self) -> str:
+        """What clients of this user may dial, this machine's end of the tunnel; empty if it is not up."""
+        return f"unix:{self._address.path}" if self._address else ""
+
+    def fileno(self) -> int:
+        """For selectors: readable when the server that `locate` has started has ended."""
+        assert self._held is not None
+        assert self._held.process.stdout is not None
+        return self._held.process.stdout.fileno()
+
+    def locate(self, lost: bool = False) -> Address:
+        """This machine's end of the tunnel; the server is started first, also anew if it has died.
+
+        Args:
+            lost: It has not been heard for too long: ssh is killed, and it is started anew.
+
+        Raises:
+            AuthenticationError: ssh is not let in, or does not know the host's key.
+            BrokenFarmError: There is no ssh here, no such Python or no farm_executor there, or tunnels are
+                forbidden there; or it has been ended. None of this but the last once it has been up, as it may
+                pass then.
+            VersionMismatchError: The other side speaks another version of the protocol.
+            OSError: It cannot be reached, or nothing came of it in `START_SECONDS`: it is worth trying again.
+
+        Blocking: up to `START_SECONDS`; `end` cuts that short.
+        """
+        with self._lock:
+            self._check_not_ended()
+            if lost and self._held is not None:
+                self._held.process.kill()
+                self._held.process.wait()
+            if self._held is None or self._address is None or self._held.process.poll() is not None:
+                self._clean_up()
+                try:
+                    self._address = self._start(time.monotonic() + START_SECONDS)
+                except BaseException as error:
+                    if self._held is not None:
+                        self._held.process.kill()
+                    self._clean_up()
+                    self._check_not_ended()
+                    if self._was_up and isinstance(error, FarmError):
+                        raise ConnectionError(str(error)) from error
+                    raise
+                self._was_up = True
+            return self._address
+
+    def let_go(self) -> None:
+        """Have it end, also in the midst of its start, without waiting for that."""
+        self._ended = True
+        held = self._held
+        if held is not None:
+            if self._address is None:
+                held.process.kill()  # whoever waits for it in `locate` finds that out
+            else:
+                held.let_go()
+
+    def end(self) -> None:
+        """End it for good, wait for its end, and remove what was needed for it."""
+        self.let_go()
+        with self._lock:
+            self._clean_up()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of it; it is the parent's."""
+        if self._held is not None:
+            self._held.abandon()
+
+    def wait(self) -> str:
+        """Wait until the server that `locate` has started has ended; return why, as far as ssh says."""
+        assert self._held is not None
+        code = self._held.process.wait()
+        said = _log(self._held.directory)
+        return f"{self._ssh}: ssh ended with {code}{'; it said: ' if said else ''}{said}"
+
+    def __enter__(self) -> SshServer:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def _check_not_ended(self) -> None:
+        if self._ended:
+            raise BrokenFarmError(f"the server {self._target} has been ended")
+
+    def _clean_up(self) -> None:
+        self._address = None
+        if self._held is not None:
+            self._held.end()
+        self._held = None
+
+    def _start(self, deadline: float) -> Address:
+        mark = secrets.token_hex(16)
+        directory = tempfile.mkdtemp(prefix="farm-")
+        near, far = os.path.join(directory, "socket"), f"/tmp/farm-{mark}/socket"
+        try:
+            key = new_key()
+            write_key(near + ".key", key)
+            process = _run_ssh(self._ssh, near, far, _log_file(directory))
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        held = self._held = Held(process, directory, _await_end)
+        if self._ended:  # since we looked
+            process.kill()
+        config = {
+            "mark": mark,
+            "path": far,
+            "key": key.hex(),
+            "slots": self._ssh.workers,
+            "embedded": self._embedded,
+            "name": str(self._ssh),
+        }
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, which is found out at once
+            process.stdin.write(b"".join(json.dumps(line).encode() + b"\n" for line in (_BOOT, config)))
+        word = _next_word(process, mark, deadline)
+        if word is None:
+            said = _log(held.directory)
+            raise TimeoutError(
+                f"cannot start {self._ssh}: no answer within {START_SECONDS:.0f} s"
+                f"{'; ssh said: ' if said else ''}{said}"
+            )
+        if "error" in word:
+            raise _explain_word(self._ssh, word)
+        if "ready" not in word:
+            process.wait()
+            raise _explain(self._ssh, process.returncode, _log(held.directory))
+        address = self._target._replace(path=near)
+        try:
+            ask(address, "ping", max(deadline - time.monotonic(), 0.001))
+        except OSError as error:
+            said = _log(held.directory) or str(error)
+            raise _explain(self._ssh, process.poll(), said) from error
+        return address
+
+
+def start_servers(addresses: Sequence[Address], *, embedded: bool = False) -> list[SshServer]:
+    """Start servers, all at the same time.
+
+    Returns:
+        They, when all are up.
+
+    Raises:
+        AuthenticationError, BrokenFarmError, VersionMismatchError, OSError: See `SshServer.locate`, for the first
+            that has failed; the others are ended.
+    """
+    servers = [SshServer(address, embedded=embedded) for address in addresses]
+    with ThreadPoolExecutor(len(servers) or 1, thread_name_prefix="farm-starter") as threads:
+        try:
+            for started in [threads.submit(server.locate) for server in servers]:
+                started.result()
+        except BaseException:
+            end_servers(servers)
+            raise
+    return servers
+
+
+def end_servers(servers: Sequence[SshServer]) -> None:
+    """End servers, all at the same time, and wait for their ends."""
+    for server in servers:
+        server.let_go()
+    for server in servers:
+        server.end()
+
+
+# -- ssh ----------------------------------------------------------------------------------------------------
+
+
+def _run_ssh(ssh: Ssh, near: str, far: str, log_file: str) -> subprocess.Popen[bytes]:
+    """Run ssh, in a session of its own: Ctrl-C in the terminal is for our process to decide about."""
+    try:
+        program = shlex.split(os.environ.get(SSH_VARIABLE) or "ssh")
+    except ValueError as error:
+        raise BrokenFarmError(f"cannot read the environment variable {SSH_VARIABLE}: {error}") from None
+    command = [*program, "-T", "-E", log_file, "-L", f"{near}:{far}"]
+    command += [part for name, value in _OPTIONS.items() for part in ("-o", f"{name}={value}")]
+    command += ["-l", ssh.user] if ssh.user else []
+    command += ["-p", str(ssh.port)] if ssh.port else []
+    command += ["--", ssh.host, f"exec {shlex.quote(_python(ssh))} -c {shlex.quote(_COMMAND)}"]
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
+    except (FileNotFoundError, PermissionError) as error:
+        raise BrokenFarmError(
+            f"cannot run {program[0]}, which starts {ssh}: {error.strerror}; install OpenSSH's client, or name it "
+            f"in the environment variable {SSH_VARIABLE}"
+        ) from None
+
+
+def _python(ssh: Ssh) -> str:
+    """As it is given to the shell over there: the command begins in the home directory."""
+    return "./" + ssh.python[2:] if ssh.python.startswith("~/") else ssh.python or "python3"
+
+
+def _next_word(process: subprocess.Popen[bytes], mark: str, deadline: float) -> dict[str, Any] | None:
+    """What the far end says next; nothing of it when it has ended, None when it says nothing in time."""
+    assert process.stdout is not None
+    line = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if not selector.select(max(deadline - time.monotonic(), 0.0)):
+                return None
+            data = os.read(process.stdout.fileno(), 4096)
+            if not data:
+                return {}
+            *lines, line = (line + data).split(b"\n")
+            for one in lines:
+                if one.startswith(mark.encode()):
+                    word: dict[str, Any] = json.loads(one[len(mark) :])
+                    return word
+            line = line[:MAX_LINE]
+
+
+def _await_end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until the far end says that it has ended, or ssh has; end ssh then.
+
+    Left to itself, ssh would wait for whoever over there still has its standard error open.
+    """
+    assert process.stdout is not None
+    deadline = time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.select(seconds)
+    process.terminate()
+    process.wait(max(deadline - time.monotonic(), 1.0))
+
+
+# -- what its failures mean ---------------------------------------------------------------------------------
+
+_ASKS = "nobody is asked for a password here: first make `{ssh} true` succeed without a question"
+_FINAL = [
+    ("Permission denied (", AuthenticationError, _ASKS),
+    ("Too many authentication failures", AuthenticationError, _ASKS),
+    ("Host key verification failed", AuthenticationError, "check its key, and connect once by hand: `{ssh} true`"),
+    ("open failed", BrokenFarmError, "its ssh server allows no tunnel to a socket: see AllowStreamLocalForwarding"),
+    ("Bad configuration option", BrokenFarmError, "mend the configuration of ssh"),
+    ("Bad owner or permissions", BrokenFarmError, "mend the configuration of ssh"),
+    ("no matching ", BrokenFarmError, "mend the configuration of ssh, here or there"),
+]
+"""What ssh says when no waiting helps, the error that it is, and what to do."""
+
+
+def _explain(ssh: Ssh, code: int | None, said: str) -> Exception:
+    """The error for an ssh that has ended, or has no tunnel for us.
+
+    Args:
+        ssh: Where to.
+        code: Its exit code: 255 when it failed itself, else that of Python over there; None while it runs.
+        said: The last of its own words.
+    """
+    begin, words = f"cannot start {ssh}", f"; ssh said: {said}" if said else ""
+    by_hand = _by_hand(ssh)
+    for sign, kind, what_to_do in _FINAL:
+        if sign in said:
+            return kind(f"{begin}: {what_to_do.format(ssh=by_hand)}{words}")
+    if code == 127:
+        return BrokenFarmError(
+            f"{begin}: there is no {_python(ssh)}; name an interpreter in which farm_executor is installed: "
+            f"ssh://{ssh.host}?python=/path/to/python"
+        )
+    if code is None or code == 255 or code < 0:
+        return ConnectionError(f"{begin}: {'no way through' if code is None else f'ssh ended with {code}'}{words}")
+    return BrokenFarmError(
+        f"{begin}: {_python(ssh)} ended with exit code {code}; standard error may say why, and so may "
+        f"`{by_hand} {shlex.quote(_python(ssh))} -m farm_executor --version`{words}"
+    )
+
+
+def _explain_word(ssh: Ssh, word: dict[str, Any]) -> Exception:
+    """The error for a failure of which the far end tells."""
+    begin = f"cannot start {ssh}"
+    if "missing" in word:
+        return BrokenFarmError(
+            f"{begin}: farm_executor {__version__} is not installed for {_python(ssh)} there ({word['error']}); "
+            f"install it, or name another interpreter: ssh://{ssh.host}?python=/path/to/python"
+        )
+    return BrokenFarmError(f"{begin}: {word['error']}")
+
+
+def _by_hand(ssh: Ssh) -> str:
+    port = f"-p {ssh.port} " if ssh.port else ""
+    user = f"{ssh.user}@" if ssh.user else ""
+    return f"ssh {port}{user}{ssh.host}"
+
+
+def _log_file(directory: str) -> str:
+    return os.path.join(directory, "ssh.log")
+
+
+def _log(directory: str) -> str:
+    """The last that ssh has said of itself."""
+    try:
+        with open(_log_file(directory), errors="replace") as file:
+            lines = [line.strip() for line in file]
+    except OSError:
+        return ""
+    return " / ".join(line[:500] for line in [line for line in lines if line][-SHOWN_LINES:])
