@@ -1,8 +1,8 @@
 """The engine: carries out what the scheduler decides.
 
-This module owns the sockets of one farm and the settling of futures. It must not decide which task goes where
-(`core.scheduler`), who waits for the sockets (`reactor`), when to dial (`server`), nor what the public contract is
-(`executor`).
+This module owns the lanes of one farm and the settling of futures. It must not decide which task goes where
+(`core.scheduler`), who waits for the sockets (`reactor`), which servers there are (`servers`), nor what the public
+contract is (`executor`).
 
     submit ──► Engine.submit ──► Scheduler ──► Lane.send_tasks          in the caller's thread
     Future ◄── settle        ◄── Scheduler ◄── Lane's connection        in a handler of the reactor's
@@ -24,7 +24,7 @@ import logging
 import os
 import selectors
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -32,17 +32,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor import payload
-from farm_executor.address import Address
 from farm_executor.byvalue import OwnObjects
 from farm_executor.client.broadcast import Broadcast
 from farm_executor.client.budget import Budget
-from farm_executor.client.discovery import Discovery
 from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
 from farm_executor.client.killing import Kills
 from farm_executor.client.lane import Lane, WorkerDeath
-from farm_executor.client.liveness import Liveness
 from farm_executor.client.options import TaskOptions
 from farm_executor.client.outcome import (
     caused,
@@ -56,7 +53,8 @@ from farm_executor.client.outcome import (
     worker_lost,
 )
 from farm_executor.client.reactor import Reactor
-from farm_executor.client.server import ServerLink, Settings, at
+from farm_executor.client.server import ServerLink, Settings
+from farm_executor.client.servers import Servers, Sources
 from farm_executor.client.settling import Settler
 from farm_executor.core.frames import (
     BULK,
@@ -65,12 +63,10 @@ from farm_executor.core.frames import (
     FrameType,
     Payload,
     decode_results,
-    encode_frame,
     payload_of,
     payload_size,
 )
-from farm_executor.core.handshake import decode_hello, encode_hello, numbers_in
-from farm_executor.core.liveness import MAX_MISSED
+from farm_executor.core.handshake import numbers_in
 from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
 from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskKilledError, WorkerLostError
 from farm_executor.failure import Origin, load_failure, remote_traceback
@@ -93,16 +89,11 @@ class EngineOptions(NamedTuple):
     """What the executor was constructed with, as far as it concerns the engine.
 
     Attributes:
-        locations: For each server a function that gives its address, starting it if need be.
-        quotas: For each server the most lanes to open, None for all its slots.
-        names: Each stands for servers that come and go, with all their slots.
         end_servers: Called when all is over: ends the servers that were started for this farm alone.
         initializer: The pickled call that every worker runs first.
     """
 
-    locations: list[Callable[[bool], Any]]
-    quotas: list[int | None]
-    names: list[Address]
+    sources: Sources
     settings: Settings
     end_servers: Callable[[], None]
     initializer: Payload
@@ -114,6 +105,9 @@ class EngineOptions(NamedTuple):
 
 class Engine:
     """One farm's client side, from the first submit to the end.
+
+    Attributes:
+        servers: The farm's.
 
     Thread safety: the methods for callers, and those of `future.Owner`, may be called from any thread.
     """
@@ -128,12 +122,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._functions = FunctionTable()
         self._lanes: dict[int, tuple[ServerLink, str, Lane]] = {}
-        self._controls: dict[ServerLink, Connection] = {}
-        self._lane_counts: dict[ServerLink, int] = {}
-        self._control_cuts: Counter[ServerLink] = Counter()  # how often each control connection has broken
         self._persistent: list[Broadcast] = []  # for workers that are still to come
-        self._parting: set[ServerLink] = set()  # whose sessions end when their lanes have
-        self._removed: dict[ServerLink, Future[None]] = {}
         self._had_lane = False
         self._stillborn = 0  # workers in a row that died before they were ready
         self._shutdown = False
@@ -145,19 +134,7 @@ class Engine:
         self._settler = Settler(self._reactor, self._budget)
         self._kills = Kills(self._reactor, self._send_kill)
         self._timed = False  # whether any task had a timeout
-        self._liveness: Liveness[ServerLink] = Liveness(
-            options.settings.heartbeat, self._reactor.after, self._ping, self._on_silence, self._on_stuck
-        )
-        self._links = [
-            ServerLink(locate, quota, options.settings, self)
-            for locate, quota in zip(options.locations, options.quotas, strict=True)
-        ]
-        self.answered: dict[ServerLink, Future[int]] = {link: Future() for link in self._links}
-        """For each server how many workers it gives us, known when it has answered for the first time."""
-        self._discoveries = {Discovery(name, partial(self._found, name)): name for name in options.names}
-        self._discovered: dict[Address, dict[Address, ServerLink]] = {name: {} for name in options.names}
-        self.named: dict[Address, Future[None]] = {name: Future() for name in options.names}
-        """For each name a future of its servers' being known."""
+        self.servers = Servers(options.sources, options.settings, self._reactor, self)
 
     def start(self) -> None:
         """Start the I/O thread and begin to dial.
@@ -168,10 +145,7 @@ class Engine:
         if self._options.connect_timeout is not None:
             self._reactor.after(self._options.connect_timeout, self._give_up_connecting)
         self._reactor.start()
-        for link in self._links:
-            link.start()
-        for discovery in self._discoveries:
-            discovery.start()
+        self.servers.start()
 
     # -- for callers -------------------------------------------------------------------------------------
 
@@ -315,7 +289,7 @@ class Engine:
         self.check_may_wait()
         arguments = payload.dumps((args, {}))
         function = fn if isinstance(fn, Function) else self._functions.find(fn)
-        answers = dict(self.answered)
+        answers = dict(self.servers.answered)
         broadcast = Broadcast(function, arguments, options, {link: Future() for link in answers})
         if persistent:
             self._persistent.append(broadcast)
@@ -338,7 +312,7 @@ class Engine:
             known.set_exception(error)
             return
         with HeldBack(), self._deciding:
-            calls = [self._call_at(broadcast, link, slot) for slot in range(self._lane_counts[link])]
+            calls = [self._call_at(broadcast, link, slot) for slot in range(self.servers.counts[link])]
             too_late = self._closed
             if not too_late:
                 self._perform(self._scheduler.submit(*[call.task for call in calls]))
@@ -384,11 +358,6 @@ class Engine:
                 task.timeout = 0.0
                 return True
         return self._kills.ask(kills) > 0
-
-    def unanswered(self) -> list[ServerLink | Discovery]:
-        """The servers, and the names of some, that have not answered yet."""
-        names = [source for source, name in self._discoveries.items() if not self.named[name].done()]
-        return [*names, *(link for link, answer in list(self.answered.items()) if not answer.done())]
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """See `future.Owner`."""
@@ -438,14 +407,14 @@ class Engine:
     @property
     def workers(self) -> int:
         """How many lanes the servers seen so far give us."""
-        return sum(list(self._lane_counts.values()))
+        return sum(list(self.servers.counts.values()))
 
     def statistics(self) -> FarmStatistics:
         """A snapshot."""
         from farm_executor.client.statistics import FarmStatistics  # late: most programs never ask
 
         with HeldBack(), self._deciding:  # who is interrupted must not have the lock
-            servers = tuple(self._server_statistics(link) for link in self._links)
+            servers = tuple(self._server_statistics(link) for link in self.servers)
             return FarmStatistics(
                 state="broken" if self._error else "shut down" if self._shutdown else "open",
                 servers=servers,
@@ -473,7 +442,7 @@ class Engine:
             for owner, _, lane in self._lanes.values()
             if owner is link
         )
-        slots = self._lane_counts.get(link, 0)
+        slots = self.servers.counts.get(link, 0)
         return ServerStatistics(str(link), link.up, workers, link.last_error, slots)
 
     # -- performing decisions, with the lock held ----------------------------------------------------------
@@ -525,14 +494,7 @@ class Engine:
         self._break(lambda: caused(BrokenFarmError(reason), bug))
 
     def _close(self) -> None:
-        for discovery in self._discoveries:
-            discovery.close()
-        for link in self._links:
-            link.close()
-        for connection in self._controls.values():
-            hurry = self._error is not None  # then the workers need no time to end well
-            connection.send(encode_frame(FrameType.BYE, count=hurry))
-            connection.close()
+        self.servers.close(hurry=self._error is not None)
         for _, _, lane in self._lanes.values():
             lane.send_bye()
             lane.connection.close()
@@ -541,60 +503,17 @@ class Engine:
         self._refuse_incoming()
         self._answer_no_more()
         self._lanes.clear()
-        self._controls.clear()
         self._options.end_servers()
 
     # -- what links tell, in their threads -----------------------------------------------------------------
 
-    def control_up(self, link: ServerLink, connection: Connection, session: str, lanes: int) -> None:
-        """See `server.Listener`."""
-
-        def adopt() -> None:
-            if self._closed or session != link.session:
-                connection.close()
-                return
-            connection.socket.setblocking(False)
-            self._adopt_control(link, session, connection)
-            with self._deciding:
-                before = self._lane_counts.get(link, 0)
-                self._lane_counts[link] = lanes
-                stranded = [t for slot in range(lanes, before) for t in self._scheduler.seat_gone((link, slot))]
-            for task in stranded:
-                self._settler.refuse(
-                    task, WorkerLostError(f"server {link} has come back with {lanes} workers only")
-                )
-            if not self.answered[link].done():
-                self.answered[link].set_result(lanes)
-
-        self._reactor.post(adopt)
-
-    def control_resumed(self, link: ServerLink, connection: Connection, session: str) -> None:
-        """See `server.Listener`."""
-
-        def adopt() -> None:
-            if self._closed or session != link.session:
-                connection.close()
-                return
-            connection.socket.setblocking(False)
-            self._adopt_control(link, session, connection)
-            for lane in self._lanes_of(link, session):
-                self._cut_lane(lane, "its server had to be dialled anew")
-            self._kills.order_again()
-
-        self._reactor.post(adopt)
-
-    def _adopt_control(self, link: ServerLink, session: str, connection: Connection) -> None:
-        self._controls[link] = connection
-        self._reactor.register(connection, partial(self._on_control, link, session, connection))
-        self._liveness.watch(link)
-
     def lane_up(
         self, link: ServerLink, connection: Connection, session: str, slot: int, lane: int, pid: int
     ) -> None:
-        """See `server.Listener`."""
+        """See `server.LaneListener`."""
 
         def adopt() -> None:
-            if self._closed or session != link.session or link in self._parting:
+            if self._closed or session != link.session or self.servers.is_parting(link):
                 connection.close()
                 return
             connection.socket.setblocking(False)
@@ -608,7 +527,7 @@ class Engine:
         self._reactor.post(adopt)
 
     def lane_resumed(self, link: ServerLink, connection: Connection, session: str, lane: int) -> None:
-        """See `server.Listener`."""
+        """See `server.LaneListener`."""
 
         def adopt() -> None:
             entry = self._lanes.get(lane)
@@ -624,21 +543,13 @@ class Engine:
         self._reactor.post(adopt)
 
     def worker_gone(self, link: ServerLink, session: str, lane: int) -> None:
-        """See `server.Listener`."""
+        """See `server.LaneListener`."""
 
         def await_report() -> None:
             if lane in self._lanes:
-                self._reactor.after(REPORT_SECONDS, partial(self._lose_lane, self._lanes[lane][2]))
+                self._reactor.after(REPORT_SECONDS, partial(self.lose_lane, self._lanes[lane][2]))
 
         self._reactor.post(await_report)
-
-    def session_gone(self, link: ServerLink, session: str) -> None:
-        """See `server.Listener`."""
-        self._reactor.post(partial(self._lose_session, link, session, "the server knows it no more"))
-
-    def refused(self, link: ServerLink, error: Exception) -> None:
-        """See `server.Listener`."""
-        self._reactor.post(lambda: self._break(lambda: copy_of(error)))
 
     # -- events, in handlers of the reactor's -----------------------------------------------------------------
 
@@ -647,189 +558,46 @@ class Engine:
         if lane.id in self._lanes and not lane.ended:
             self._reactor.want_to_write(lane.connection, lane.connection.unsent)
 
-    def _on_control(self, link: ServerLink, session: str, connection: Connection, events: int) -> None:
-        if self._controls.get(link) is not connection:
-            return  # by an event of this same round
-        if events & selectors.EVENT_WRITE:
-            connection.flush()
-            self._reactor.want_to_write(connection, connection.unsent)
-        if not events & selectors.EVENT_READ:
-            return
-        try:
-            for frame in connection.receive():
-                self._liveness.heard(link)
-                if frame.type is FrameType.PONG:
-                    lanes = {lane.id: lane.connection for lane in self._lanes_of(link, session) if not lane.ended}
-                    self._liveness.answered(decode_hello(frame), lanes)
-                elif frame.type is FrameType.WORKER_DIED:
-                    self._on_death(decode_hello(frame))
-                elif frame.type is FrameType.SPARED:
-                    self._kills.spared(*numbers_in(decode_hello(frame), "lane", "order"))
-                elif frame.type is FrameType.DRAINING:
-                    logger.info("draining server=%s", link)
-                    if decode_hello(frame).get("leave"):
-                        self._leave(link, session)
-                else:
-                    raise RemoteProtocolError(f"{frame.type.name} frame on a control connection")
-        except EOFError as error:
-            self._on_control_end(link, session, str(error))
-        except RemoteProtocolError as error:
-            self._lose_session(link, session, str(error))
+    # -- what the servers tell: see `servers.Crew` -----------------------------------------------------------
 
-    def _lanes_of(self, link: ServerLink, session: str) -> list[Lane]:
+    def lanes_of(self, link: ServerLink, session: str) -> list[Lane]:
+        """See `servers.Crew`."""
         return [lane for owner, of, lane in self._lanes.values() if owner is link and of == session]
 
-    # -- servers that come and go --------------------------------------------------------------------------
-
-    def add_server(self, address: Address, locate: Callable[[bool], Address]) -> ServerLink:
-        """Dial one more server, for all its slots."""
-        link = ServerLink(locate, None, self._options.settings, self)
-        link.address = address
-        with HeldBack(), self._deciding:
-            self.answered[link] = Future()
-            self._links.append(link)
-        link.start()
-        if self._closed:
-            link.close()
-        return link
-
-    def remove_server(self, address: Address, *, drain: bool) -> Future[None] | None:
-        """Send a server nothing more, and let go of it when its workers have ended what they have begun.
-
-        Returns:
-            A future of the moment in which it is gone; None if there is no such server.
-        """
-        link = next((link for link in list(self._links) if str(link) == str(address)), None)
-        if link is None:
-            return None
-        gone = self._removed.setdefault(link, Future())
-        self._reactor.post(partial(self._remove, link, drain))
-        return gone
-
-    def _found(self, name: Address, addresses: list[Address]) -> None:
-        """For `Discovery`: these are the machines that the name stands for."""
-        known = self._discovered[name]
-        for address in addresses:
-            if address not in known and not self._closed:
-                known[address] = self.add_server(address, at(address))
-                logger.info("server found name=%s server=%s", name, address)
-        for address, link in list(known.items()):
-            if address not in addresses and not link.up:
-                del known[address]
-                self.remove_server(address, drain=False)
-                logger.info("server gone name=%s server=%s", name, address)
-        if not self.named[name].done():
-            self.named[name].set_result(None)
-
-    def _remove(self, link: ServerLink, drain: bool) -> None:
-        if link not in self._links:
-            return
-        if drain and link.session:
-            self._leave(link, link.session)
-            return
-        for lane in self._lanes_of(link, link.session):
-            lane.given_up = True
-            self._lose_lane(lane)
-        self._part(link, link.session)
-
-    def _leave(self, link: ServerLink, session: str) -> None:
-        """A session is to end: what its lanes have begun is finished, the rest goes elsewhere."""
-        if session != link.session:
-            return
-        self._parting.add(link)
-        link.leave(session)
-        for lane in self._lanes_of(link, session):
-            if lane.ready:
-                with self._deciding:
-                    self._perform(self._scheduler.drain_lane(lane.id))
-            else:
-                self._lose_lane(lane)
-        if not self._lanes_of(link, session):
-            self._part(link, session)
-
-    def _part(self, link: ServerLink, session: str) -> None:
-        """A session has ended as it should. Unless the server is removed, another one may come at its address."""
-        if link in self._controls:
-            self._controls[link].send(encode_frame(FrameType.BYE))
-            self._drop_control(link)
-        self._parting.discard(link)
-        logger.info("session ended server=%s", link)
-        if link not in self._removed:
-            link.control_lost(session)
-            return
-        link.close()
+    def drain_lane(self, lane: Lane) -> None:
+        """See `servers.Crew`."""
         with self._deciding:
-            self._links.remove(link)
-            slots = range(self._lane_counts.pop(link, 0))
-            stranded = [task for slot in slots for task in self._scheduler.seat_gone((link, slot))]
+            self._perform(self._scheduler.drain_lane(lane.id))
+
+    def on_spared(self, lane: int, order: int) -> None:
+        """See `servers.Crew`."""
+        self._kills.spared(lane, order)
+
+    def on_return(self) -> None:
+        """See `servers.Crew`."""
+        self._kills.order_again()
+
+    def on_seats_gone(self, seats: list[Hashable], why: str) -> None:
+        """See `servers.Crew`."""
+        with self._deciding:
+            stranded = [task for seat in seats for task in self._scheduler.seat_gone(seat)]
         for task in stranded:
-            self._settler.refuse(task, WorkerLostError(f"server {link} has been removed"))
-        if not self.answered[link].done():
-            self.answered[link].set_exception(WorkerLostError(f"server {link} has been removed"))
-        del self.answered[link]
-        self._removed.pop(link).set_result(None)
+            self._settler.refuse(task, WorkerLostError(why))
 
-    # -- what breaks, and may be resumed -------------------------------------------------------------------
+    def on_refusal(self, error: Exception) -> None:
+        """See `servers.Crew`."""
+        self._break(lambda: copy_of(error))
 
-    def _ping(self, link: ServerLink, beat: int) -> None:
-        """For `Liveness`."""
-        connection = self._controls[link]
-        if not connection.unsent:  # else it does not listen, which the silence will tell
-            connection.send(encode_frame(FrameType.PING, seq=beat))
-            self._reactor.want_to_write(connection, connection.unsent)
-
-    def _on_silence(self, link: ServerLink) -> None:
-        """For `Liveness`."""
-        seconds = MAX_MISSED * self._options.settings.heartbeat
-        self._on_control_end(link, link.session, f"nothing heard for {seconds:g} s")
-
-    def _on_stuck(self, lane: int) -> None:
-        """For `Liveness`."""
+    def on_stuck(self, lane: int) -> None:
+        """See `servers.Crew`."""
         stuck = self._lanes[lane][2]
         if stuck.resumable and stuck.ready:
-            self._cut_lane(stuck, "nothing of what is sent over it arrives")
+            self.cut_lane(stuck, "nothing of what is sent over it arrives")
         else:
-            self._lose_lane(stuck)
+            self.lose_lane(stuck)
 
-    def _on_control_end(self, link: ServerLink, session: str, why: str) -> None:
-        """The way to a server is broken: look for another, for a while."""
-        if not link.resumable or link in self._parting or link not in self._controls:
-            self._lose_session(link, session, why)
-            return
-        logger.warning("connection lost server=%s reason=%s", link, why)
-        self._drop_control(link)
-        self._control_cuts[link] += 1
-        seconds = self._options.settings.resume_seconds
-        self._reactor.after(seconds, partial(self._give_up, link, session, self._control_cuts[link]))
-        link.control_cut(session)
-
-    def _give_up(self, link: ServerLink, session: str, cuts: int) -> None:
-        if link not in self._controls and self._control_cuts[link] == cuts:
-            seconds = self._options.settings.resume_seconds
-            self._lose_session(link, session, f"not reached for {seconds:g} s")
-
-    def _drop_control(self, link: ServerLink) -> None:
-        connection = self._controls.pop(link, None)
-        self._liveness.forget(link)
-        if connection is not None:
-            self._reactor.unregister(connection)
-            connection.close()
-
-    def _lose_session(self, link: ServerLink, session: str, why: str) -> None:
-        if session != link.session:
-            return
-        logger.warning("session lost server=%s reason=%s", link, why)
-        self._drop_control(link)
-        for lane in self._lanes_of(link, session):
-            self._lose_lane(lane)
-        if link in self._removed:
-            self._part(link, session)
-        else:
-            self._parting.discard(link)
-            link.control_lost(session)
-
-    def _cut_lane(self, lane: Lane, why: str) -> None:
-        """The way to a worker is broken: look for another, for a while."""
+    def cut_lane(self, lane: Lane, why: str) -> None:
+        """See `servers.Crew`: the way to a worker is broken, and another is looked for, for a while."""
         if self._is_gone(lane) or not lane.ready or lane.retired:
             return
         logger.info("connection lost server=%s pid=%d reason=%s", lane.server, lane.pid, why)
@@ -846,9 +614,10 @@ class Engine:
 
     def _give_up_lane(self, lane: Lane, cuts: int) -> None:
         if lane.ended and lane.cuts == cuts:
-            self._lose_lane(lane)
+            self.lose_lane(lane)
 
-    def _on_death(self, report: dict[str, Any]) -> None:
+    def on_death(self, report: dict[str, Any]) -> None:
+        """See `servers.Crew`."""
         (number,) = numbers_in(report, "lane")
         death = WorkerDeath.from_json(report)
         if number not in self._lanes:
@@ -856,14 +625,14 @@ class Engine:
         lane = self._lanes[number][2]
         lane.death = death
         if lane.ended:
-            self._lose_lane(lane)
+            self.lose_lane(lane)
         else:
             self._await_end(lane, -1)
 
     def _await_end(self, lane: Lane, received: int) -> None:
         """Its worker has died: what it had sent may still come, and then the end, unless nothing comes any more."""
         if lane.connection.bytes_received == received:
-            self._lose_lane(lane)
+            self.lose_lane(lane)
         elif not self._is_gone(lane):
             received = lane.connection.bytes_received
             self._reactor.after(REPORT_SECONDS, partial(self._await_end, lane, received))
@@ -886,21 +655,21 @@ class Engine:
             self._on_lane_end(lane, str(error))
         except RemoteProtocolError as error:
             logger.error("lane broken server=%s pid=%d error=%s", lane.server, lane.pid, error)
-            self._lose_lane(lane)
+            self.lose_lane(lane)
 
     def _is_gone(self, lane: Lane) -> bool:
         return lane.ended or lane.id not in self._lanes
 
     def _on_lane_end(self, lane: Lane, why: str) -> None:
         if lane.resumable and lane.ready and not lane.retired and lane.death is None:
-            self._cut_lane(lane, why)
+            self.cut_lane(lane, why)
             return
         lane.ended = True
         self._reactor.unregister(lane.connection)
         if lane.death is not None or lane.retired:
-            self._lose_lane(lane)
+            self.lose_lane(lane)
         else:  # the supervisor knows why, and will say so at once if it can
-            self._reactor.after(REPORT_SECONDS, lambda: self._lose_lane(lane))
+            self._reactor.after(REPORT_SECONDS, lambda: self.lose_lane(lane))
 
     def _on_frame(self, lane: Lane, frame: Frame) -> None:
         serving = lane.ready and not lane.retired and not lane.resuming
@@ -963,12 +732,7 @@ class Engine:
     def _send_kill(self, lane: int, order: dict[str, Any]) -> bool:
         """For `Kills`."""
         link = self._lanes[lane][0] if lane in self._lanes else None
-        connection = None if link is None else self._controls.get(link)
-        if connection is None:
-            return False
-        connection.send(encode_hello(order, FrameType.KILL))
-        self._reactor.want_to_write(connection, connection.unsent)
-        return True
+        return link is not None and self.servers.send(link, order, FrameType.KILL)
 
     def _watch_time(self, lane: int) -> None:
         """The lane's oldest task may be another one; the lock is held."""
@@ -992,10 +756,10 @@ class Engine:
     def _end_lane(self, lane: Lane) -> None:
         """A lane has run all the tasks it may: its worker ends when we hang up, and a fresh one is asked for."""
         if lane.id in self._lanes:
-            self._lose_lane(lane)
+            self.lose_lane(lane)
 
-    def _lose_lane(self, lane: Lane) -> None:
-        """A lane is no more: move its tasks, settle those that may not run again, ask for another worker."""
+    def lose_lane(self, lane: Lane) -> None:
+        """See `servers.Crew`: move its tasks, settle those that may not run again, ask for another worker."""
         if self._lanes.get(lane.id) is None:
             return
         death = lane.death
@@ -1030,13 +794,10 @@ class Engine:
                 )
             for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
                 self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
-        self._liveness.forget_lane(lane.id)
         self._kills.lane_lost(lane.id, next((loss.task for loss in losses if loss.killed), None))
         if death is not None and not lane.ready:
             self._on_stillborn(death)
-        link.lane_gone(session, lane.id, lane.slot, failed=not lane.ready)
-        if link in self._parting and not self._lanes_of(link, session):
-            self._part(link, session)
+        self.servers.lane_lost(link, session, lane)
 
     def _why_lost(self, lane: Lane, loss: Lose) -> Exception:
         if not loss.killed:
@@ -1055,10 +816,10 @@ class Engine:
 
     def _give_up_connecting(self) -> None:
         if not self._had_lane:
-            sources: list[ServerLink | Discovery] = [*self._links, *self._discoveries]
-            reasons = "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in sources)
-            seconds = self._options.connect_timeout
-            self._break(lambda: TimeoutError(f"no worker could be had within {seconds} s from: {reasons}"))
+            text = (
+                f"no worker could be had within {self._options.connect_timeout} s from: {self.servers.describe()}"
+            )
+            self._break(lambda: TimeoutError(text))
 
     def _break(self, error: Callable[[], BaseException]) -> None:
         """Settle every future with an error of its own, and take no more."""
@@ -1080,22 +841,17 @@ class Engine:
 
     def _answer_no_more(self) -> None:
         """Tell those who wait for servers or their word that there will be none."""
-        awaited: list[Future[Any]] = [*self.answered.values(), *self._removed.values(), *self.named.values()]
-        for waited_for in awaited:
-            if not waited_for.done():
-                waited_for.set_exception(self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
+        error = self._error
+        self.servers.answer_no_more(error if error is not None else lambda: RuntimeError(AFTER_SHUTDOWN))
         self._kills.end()
 
     # -- fork ----------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's connections, and of its futures with an error."""
-        descriptors = [connection.fileno() for connection in self._controls.values()]
-        descriptors += [lane.connection.fileno() for _, _, lane in self._lanes.values()]
-        for descriptor in descriptors:
-            if descriptor >= 0:
-                os.close(descriptor)
-        for connection in [*self._controls.values(), *(lane.connection for _, _, lane in self._lanes.values())]:
+        for connection in (*self.servers.abandon(), *(lane.connection for _, _, lane in self._lanes.values())):
+            if connection.fileno() >= 0:
+                os.close(connection.fileno())
             connection.socket.detach()
         self._reactor.abandon()
         error = BrokenFarmError("this future belongs to the process that this one was forked from")

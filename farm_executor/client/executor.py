@@ -30,6 +30,7 @@ from farm_executor.errors import AddressError
 if TYPE_CHECKING:
     from farm_executor.client.engine import Engine
     from farm_executor.client.launching import EmbeddedServer, RemoteServer
+    from farm_executor.client.servers import Sources
     from farm_executor.client.statistics import FarmStatistics
 
 __all__ = ["FarmExecutor", "OptionsView"]
@@ -287,7 +288,7 @@ class FarmExecutor(Executor):
             engine = self._engine
             locate = None if engine is None else self._way_to(added)
         if engine is not None and locate is not None:
-            engine.add_server(added, locate)
+            engine.servers.add(added, locate)
 
     def remove_server(self, address: AddressLike, *, drain: bool = True, timeout: float | None = None) -> None:
         """Let a server work for this farm no more, and wait until it does not.
@@ -314,7 +315,7 @@ class FarmExecutor(Executor):
             known = [given for given in (self._addresses or [], self._added) if removed in given]
             for given in known:
                 given.remove(removed)
-        gone = None if engine is None else engine.remove_server(removed, drain=drain)
+        gone = None if engine is None else engine.servers.remove(removed, drain=drain)
         if gone is None and (engine is not None or not known):
             raise ValueError(f"the farm has no server {removed}")
         if gone is None:
@@ -355,9 +356,9 @@ class FarmExecutor(Executor):
                 if isinstance(error, Exception):
                     raise copy_of(error)
 
-        await_all(list(engine.named.values()))  # then the servers behind the names are known, too
-        await_all(list(engine.answered.values()))
-        missing = engine.unanswered()
+        await_all(list(engine.servers.named.values()))  # then the servers behind the names are known, too
+        await_all(list(engine.servers.answered.values()))
+        missing = engine.servers.unanswered()
         if missing:
             names = "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in missing)
             raise TimeoutError(f"not every server has answered within {timeout} s: {names}")
@@ -539,9 +540,6 @@ class FarmExecutor(Executor):
             return self._engine
 
     def _make_engine(self) -> Engine:
-        locations: list[Callable[[bool], Address]]
-        quotas: list[int | None]
-        names: list[Address] = []
         embedded = self._embedded_server(locked=True) if self._addresses is None else None
         if embedded is not None:
             with contextlib.suppress(Exception):  # whoever asks for its address is told
@@ -552,22 +550,11 @@ class FarmExecutor(Executor):
         from farm_executor.client.server import Settings
         from farm_executor.security import client_key
 
-        if embedded is not None:
-            locations, quotas = [embedded.locate], [self._max_workers]
-        elif self._addresses is not None:
-            names = [address for address in self._addresses if address.every]
-            fixed = [address for address in self._addresses if not address.every]
-            quotas = _quotas(self._max_workers_given, len(fixed))
-            locations = [self._way_to(address) for address in fixed[: len(quotas)]]
-        locations += [self._way_to(address) for address in self._added]
-        quotas += [None] * len(self._added)
         call = None if self._initializer is None else (self._initializer, self._initargs)
         limit = self._max_pending_bytes
         return Engine(
             EngineOptions(
-                locations=locations,
-                quotas=quotas,
-                names=names,
+                sources=self._sources(embedded),
                 settings=Settings(
                     partial(client_key, self._key, self._key_file),
                     self._allow_version_mismatch,
@@ -583,6 +570,18 @@ class FarmExecutor(Executor):
                 budget=None if limit is None else Budget(limit, may_wait=self._when_full == "wait"),
             )
         )
+
+    def _sources(self, embedded: EmbeddedServer | None) -> Sources:
+        from farm_executor.client.servers import Sources
+
+        fixed = [address for address in self._addresses or () if not address.every]
+        names = [address for address in self._addresses or () if address.every]
+        quotas = _quotas(self._max_workers_given, len(fixed)) if embedded is None else [self._max_workers]
+        locations = [self._way_to(address) for address in fixed[: len(quotas)]]
+        if embedded is not None:
+            locations = [embedded.locate]
+        more = [self._way_to(address) for address in self._added]
+        return Sources([*locations, *more], [*quotas, *[None] * len(more)], names)
 
     def _way_to(self, address: Address) -> Callable[[bool], Address]:
         """What gives the server's address, and starts it if it is to be started."""

@@ -1,13 +1,13 @@
 """The client's end of one server: dial it, dial it again, keep as many lanes open as it is worth.
 
 This module owns when to dial, how long to wait in between, and whether an error is final. It must not know tasks.
-A thread exists only while there is something to dial; what comes of it is told to the `Listener`, from that thread.
+A thread exists only while there is something to dial; what comes of it is told to its listeners, from that thread.
 
 A connection that fails is dialled again for ever, after 0.05 s at first and 5 s at most. Only a refusal that no
 waiting can mend is final: a wrong key, versions that do not fit.
 
 What breaks within a session is resumed: the control connection first, then the lanes that have a worker. That a
-session is over is decided by the server, which knows it no more, or by the listener, which has waited long enough.
+session is over is decided by the server, which knows it no more, or by who listens, who has waited long enough.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from farm_executor.errors import AuthenticationError, BrokenFarmError, RemotePro
 from farm_executor.transport import HEARTBEAT_SECONDS, Connection, RefusedError, Socket, connect, hang_up
 from farm_executor.versions import local_versions
 
-__all__ = ["Listener", "ServerLink", "Settings", "at"]
+__all__ = ["LaneListener", "ServerLink", "SessionListener", "Settings", "at"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,31 +67,35 @@ def at(address: Address) -> Callable[[bool], Address]:
     return lambda lost: address
 
 
-class Listener(Protocol):
-    """Who wants to know. Every method is called in the link's thread."""
+class SessionListener(Protocol):
+    """Who wants to know of sessions. Every method is called in the link's thread."""
 
     def control_up(self, link: ServerLink, connection: Connection, session: str, lanes: int) -> None:
         """The server has opened a session, in which there will be that many lanes."""
 
-    def lane_up(
-        self, link: ServerLink, connection: Connection, session: str, slot: int, lane: int, pid: int
-    ) -> None:
-        """The server has started a worker for us."""
-
     def control_resumed(self, link: ServerLink, connection: Connection, session: str) -> None:
         """The session has a control connection again."""
-
-    def lane_resumed(self, link: ServerLink, connection: Connection, session: str, lane: int) -> None:
-        """The lane's worker lives, and has been given this connection."""
-
-    def worker_gone(self, link: ServerLink, session: str, lane: int) -> None:
-        """The lane's worker is gone, so that there is nothing to resume."""
 
     def session_gone(self, link: ServerLink, session: str) -> None:
         """The server knows the session no more, as it has been restarted or has waited for too long."""
 
     def refused(self, link: ServerLink, error: Exception) -> None:
         """The server does not want us, or cannot be started, and it is no use to try again."""
+
+
+class LaneListener(Protocol):
+    """Who wants to know of lanes. Every method is called in the link's thread."""
+
+    def lane_up(
+        self, link: ServerLink, connection: Connection, session: str, slot: int, lane: int, pid: int
+    ) -> None:
+        """The server has started a worker for us."""
+
+    def lane_resumed(self, link: ServerLink, connection: Connection, session: str, lane: int) -> None:
+        """The lane's worker lives, and has been given this connection."""
+
+    def worker_gone(self, link: ServerLink, session: str, lane: int) -> None:
+        """The lane's worker is gone, so that there is nothing to resume."""
 
 
 class ServerLink:
@@ -102,18 +106,25 @@ class ServerLink:
             the last one was lost. May raise OSError.
         quota: The most lanes to open; None for as many as the server has slots.
         settings: See there.
-        listener: See there.
+        sessions: Told of what concerns the session.
+        lanes: Told of what concerns its lanes.
 
     Thread safety: all methods may be called from any thread.
     """
 
     def __init__(
-        self, locate: Callable[[bool], Address], quota: int | None, settings: Settings, listener: Listener
+        self,
+        locate: Callable[[bool], Address],
+        quota: int | None,
+        settings: Settings,
+        sessions: SessionListener,
+        lanes: LaneListener,
     ) -> None:
         self._locate = locate
         self._quota = quota
         self._settings = settings
-        self._listener = listener
+        self._sessions = sessions
+        self._lanes = lanes
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
@@ -208,7 +219,7 @@ class ServerLink:
             try:
                 thread.start()
             except RuntimeError as error:  # the program is ending, and nothing can be dialled any more
-                self._listener.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
+                self._sessions.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
             else:
                 self._thread = thread
 
@@ -239,7 +250,7 @@ class ServerLink:
                     self._thread = None
                     if self._closed:
                         return
-                self._listener.refused(self, error)
+                self._sessions.refused(self, error)
                 return
 
     def _pause(self) -> None:
@@ -270,8 +281,8 @@ class ServerLink:
         except RefusedError as error:
             if error.code != "session":
                 raise
-            self._listener.session_gone(self, session)
-            with self._lock:  # until the listener has taken note
+            self._sessions.session_gone(self, session)
+            with self._lock:  # until that has been taken note of
                 self._changed.wait_for(lambda: self._closed or self.session != session, CONNECT_SECONDS)
         return True
 
@@ -310,7 +321,7 @@ class ServerLink:
             self._missing = set(range(lanes))
             self._failures = 0
         logger.info("session opened server=%s lanes=%d", self, lanes)
-        self._listener.control_up(self, connection, session, lanes)
+        self._sessions.control_up(self, connection, session, lanes)
 
     def _open_lane(self, session: str, slot: int) -> None:
         lane = next(_lane_ids)
@@ -322,7 +333,7 @@ class ServerLink:
                 connection.close()
                 return
             self._missing.discard(slot)
-        self._listener.lane_up(self, connection, session, slot, lane, pid if isinstance(pid, int) else 0)
+        self._lanes.lane_up(self, connection, session, slot, lane, pid if isinstance(pid, int) else 0)
 
     def _resume_session(self, session: str) -> None:
         hello = {"role": Role.CONTROL.value, "resume": session, "versions": local_versions()._asdict()}
@@ -334,7 +345,7 @@ class ServerLink:
             self._cut = False
             self._failures = 0
         logger.info("session resumed server=%s", self)
-        self._listener.control_resumed(self, connection, session)
+        self._sessions.control_resumed(self, connection, session)
 
     def _resume_lane(self, session: str, lane: int) -> None:
         try:
@@ -345,13 +356,13 @@ class ServerLink:
                 raise
             with self._lock:
                 self._severed.pop(lane, None)
-            self._listener.worker_gone(self, session, lane)
+            self._lanes.worker_gone(self, session, lane)
             return
         with self._lock:
             wanted = not self._closed and session == self.session and self._severed.pop(lane, None) is not None
             self._failures = 0
         if wanted:
-            self._listener.lane_resumed(self, connection, session, lane)
+            self._lanes.lane_resumed(self, connection, session, lane)
         else:
             connection.close()
 
