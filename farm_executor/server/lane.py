@@ -45,6 +45,7 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.errors import RemoteProtocolError
+from farm_executor.server.keeping import kept
 from farm_executor.transport import Channel, Connection, Socket, Waker
 
 if TYPE_CHECKING:
@@ -324,8 +325,7 @@ class WorkerLane:
             for outcomes in (self._unacknowledged, self._outcomes):
                 for place, (data, error, seconds) in enumerate(outcomes):
                     if len(data) > 1:
-                        kept = [part if memoryview(part).readonly else bytes(part) for part in data]
-                        outcomes[place] = kept, error, seconds
+                        outcomes[place] = kept(data), error, seconds
 
     def _receive(self) -> None:
         """Read what is there; ``_io`` is held."""

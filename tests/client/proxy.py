@@ -37,10 +37,11 @@ class _Link:
 
     def _pump(self, source, sink, direction):
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while True:
+                data = source.recv(65536)
                 while direction in self.stalled | self._proxy.stalled and not self.ended:
                     time.sleep(LOOK_EVERY)
-                if self.ended:
+                if self.ended or not data:
                     break
                 sink.sendall(data)
         self.end()

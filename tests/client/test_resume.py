@@ -122,6 +122,18 @@ def test_connections_may_break_again_and_again_under_load(book, options, seconds
         assert nothing_was_lost(farm)
 
 
+def test_a_connection_may_break_in_the_moment_in_which_its_worker_has_run_all_it_may(monkeypatch):
+    end_lane = engine.Engine._end_lane
+
+    def cut_and_end(self, lane):
+        self._cut_lane(lane, "the test says so")
+        end_lane(self, lane)
+
+    monkeypatch.setattr(engine.Engine, "_end_lane", cut_and_end)
+    with proxied(max_tasks_per_child=1) as (_, farm):
+        assert list(farm.map(identity, range(5))) == list(range(5))
+
+
 def test_a_map_goes_on_over_broken_connections(book):
     with proxied() as (proxy, farm):
         found = farm.map(tasks.sign_after, [book.path] * 3000, [0.0001] * 3000, range(3000))
@@ -335,7 +347,7 @@ def test_a_worker_that_dies_behind_a_stuck_lane_is_replaced(gate, book, monkeypa
     with proxied(workers=1) as (proxy, farm):
         (pid,) = farm.broadcast(tasks.pid_after, 0)
         (future,) = held(farm, gate, book, 1)
-        proxy.links[FIRST_LANE].stalled.add(TO_CLIENT)
+        proxy.links[FIRST_LANE].stalled.update([TO_SERVER, TO_CLIENT])
         os.kill(pid, signal.SIGKILL)
         gate.wait_for_arrivals()
         gate.open()

@@ -210,6 +210,12 @@ def fill_page(value: int) -> pickle.PickleBuffer:
     return pickle.PickleBuffer(page)
 
 
+def fill_page_and_sign(value: int, path: str) -> pickle.PickleBuffer:
+    filled = fill_page(value)
+    write_line(path, os.getpid())
+    return filled
+
+
 def use_up_descriptors() -> None:
     """From now on this process can open no file."""
     lowest = os.dup(0)

@@ -177,6 +177,24 @@ def test_an_outcome_is_what_it_was_also_if_its_task_ran_while_nobody_was_there(s
     assert [set(bytes(found[seq])) for seq in (1, 2, 3, 6)] == [{1}, {2}, {3}, {4}]
 
 
+def test_an_outcome_is_what_it_was_also_if_its_connection_broke_twice(session, lane, gate, tmp_path):
+    book = tmp_path / "book"
+    lane.teach(9, tasks.fill_page_and_sign)
+    lane.submit(0, (GATE, gate.address), (9, 1, str(book)))
+    gate.wait_for_arrivals()
+    lane.cut()
+    gate.open()
+    wait_until(book.exists, "the page has been filled")
+    lane = resumed(session, 0, expected=2)
+    lane.outcomes(2)
+    teach_all(lane)
+    lane.submit(2, (PAGE, 2))
+    lane.outcomes(1)
+    lane.cut()
+    lane = resumed(session, 0, expected=3)
+    assert [set(bytes(lane_page)) for lane_page in list(lane.outcomes(3).values())[1:]] == [{1}, {2}]
+
+
 def test_what_is_acknowledged_is_forgotten(session, lane):
     before = resident_bytes(lane.pid)
     size = 16 << 20
