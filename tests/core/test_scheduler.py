@@ -50,12 +50,13 @@ class Worker:
     recalling: bool = False
     has_nothing_to_give: bool = False
     cut: bool = False
+    draining: bool = False
     window: Window = field(default_factory=Window)
 
     @property
     def idle(self) -> bool:
         """Whether it could be given a task now."""
-        return not self.outstanding and not self.recalling and self.budget != 0
+        return not self.outstanding and not self.recalling and not self.draining and self.budget != 0
 
     def receive(self) -> None:
         """Take the next message that has come, and answer at once if it is a recall."""
@@ -209,6 +210,11 @@ class Farm:
         self._back_to_front(back)
         self.carry_out(self.scheduler.resumed(worker.id, worker.expected_seq))
 
+    def drain(self, worker: Worker) -> None:
+        """Its server is to end."""
+        worker.draining, worker.has_nothing_to_give = True, False
+        self.carry_out(self.scheduler.drain_lane(worker.id))
+
     def lose(self, worker: Worker, *, known: bool, killed: bool = False) -> None:
         """The worker is gone, and whether it is known what it had begun, and whether it was killed for that."""
         del self.workers[worker.id]
@@ -266,7 +272,7 @@ class Farm:
                 worker = self.workers.pop(decision.lane)
                 assert not worker.outstanding
                 assert not worker.recalling
-                assert worker.budget == 0
+                assert worker.budget == 0 or worker.draining
             else:
                 self._settle(decision.task, "lost")
 
@@ -276,6 +282,7 @@ class Farm:
         assert not worker.recalling
         general = tasks[0].seat is None
         if general:
+            assert not worker.draining
             assert tasks == self._queued()[: len(tasks)], "the highest priority first, and each in its order"
             assert worker.budget is None or len(tasks) <= worker.budget
             assert len(worker.outstanding) + len(tasks) <= max(1, worker.window.size)
@@ -296,12 +303,13 @@ class Farm:
         worker.inbox.append(("tasks", numbered))
 
     def _recall(self, worker: Worker, count: int) -> None:
-        assert not self._queued()
-        assert any(other.idle for other in self.workers.values())
         assert not worker.recalling
         assert not worker.has_nothing_to_give, "until it has answered something more"
-        assert count == len(worker.outstanding) // 2 >= 1
-        assert any(task.seat is None for _, task in worker.outstanding[1:]), "what another could run"
+        if not worker.draining or count != len(worker.outstanding) - 1:
+            assert not self._queued()
+            assert any(other.idle for other in self.workers.values())
+            assert count == len(worker.outstanding) // 2 >= 1
+            assert any(task.seat is None for _, task in worker.outstanding[1:]), "what another could run"
         worker.recalling = True
         worker.inbox.append(("recall", count))
 
@@ -354,7 +362,8 @@ class Farm:
                 worker.outstanding[0][1] if worker.outstanding else None
             )
             assert worker.recalling or not self.reserved.get(worker.seat or 0) or worker.seat is None
-            assert worker.outstanding or worker.recalling or worker.budget != 0, "it should have been retired"
+            has_work = worker.outstanding or worker.recalling
+            assert has_work or (worker.budget != 0 and not worker.draining), "it should have been retired"
         assert not (queued and idle), "no lane is idle while a task is queued"
         loaded = [
             worker
@@ -1196,6 +1205,63 @@ def test_a_kill_that_comes_after_its_tasks_answer_costs_nothing(farm: Farm) -> N
     assert (farm.fate[first.id], second.losses) == ("finished", 0)
 
 
+# -- lanes that are drained ---------------------------------------------------------------------------------
+
+
+def test_a_lane_that_is_drained_gives_back_what_it_has_not_begun_and_ends_with_what_it_has():
+    farm = Farm()
+    leaving = farm.lane_up()
+    warm(farm, leaving, 4)
+    tasks = [farm.submit() for _ in range(4)]
+    tasks.remove(*farm.run(leaving, 1, HORIZON_US / 4.5))
+    while leaving.inbox:
+        leaving.receive()
+    leaving.begin()
+    assert on(leaving) == tasks
+    farm.drain(leaving)
+    staying = farm.lane_up()
+    leaving.receive()
+    farm.deliver(leaving)
+    assert on(leaving) == tasks[:1]
+    assert on(staying) == tasks[1:2]
+    leaving.end()
+    leaving.flush(SHORT)
+    farm.deliver(leaving)
+    assert leaving.id not in farm.workers
+    farm.check()
+
+
+def test_an_idle_lane_that_is_drained_ends_at_once():
+    farm = Farm()
+    lane = farm.lane_up()
+    farm.drain(lane)
+    assert not farm.workers
+    farm.submit()
+    farm.check()
+
+
+def test_a_drained_lane_still_makes_the_calls_of_its_seat():
+    farm = Farm()
+    lane = farm.lane_up(seat=1)
+    farm.submit()
+    farm.drain(lane)
+    call = farm.submit(seat=1)
+    assert call in on(lane)
+    farm.run(lane, 2)
+    assert not farm.workers
+
+
+def test_a_lane_that_is_cut_off_while_it_is_drained_ends_when_it_is_back():
+    farm = Farm()
+    lane = farm.lane_up()
+    farm.submit()
+    farm.drain(lane)
+    farm.cut(lane)
+    farm.resume(lane)
+    assert not farm.workers
+    farm.check()
+
+
 # -- any history --------------------------------------------------------------------------------------------
 
 Fits = Callable[[Worker], object]
@@ -1386,6 +1452,11 @@ class AnyHistory(RuleBasedStateMachine):
         loaded = any(len(worker.outstanding) > 1 for worker in self.farm.workers.values())
         worker = self.worker(number, lambda worker: not loaded or len(worker.outstanding) > 1)
         self.farm.lose(worker, known=known, killed=known and killed)
+
+    @some_worker(lambda worker: not worker.draining)
+    @rule(number=choice)
+    def drain(self, number: int) -> None:
+        self.farm.drain(self.worker(number, lambda worker: not worker.draining))
 
     @some_worker(lambda worker: not worker.cut)
     @rule(number=choice)
