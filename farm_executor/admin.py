@@ -27,17 +27,18 @@ def ask(
     timeout: float,
     key: bytes | None = None,
     key_file: str | os.PathLike[str] | None = None,
+    ssl_context: Any = None,
 ) -> dict[str, Any]:
     """Put one question to a server.
 
     Raises:
         OSError: It cannot be reached within the timeout.
-        AuthenticationError: It holds another key.
+        AuthenticationError: It holds another key, or only one of the two speaks TLS.
         RemoteProtocolError: It is no farm server.
     """
     hello = {"role": Role.ADMIN.value, "command": command}
     try:
-        connection, answer = connect(address, client_key(key, key_file, address), hello, timeout)
+        connection, answer = connect(address, client_key(key, key_file, address, ssl_context), hello, timeout)
     except EOFError as error:
         raise ConnectionResetError(f"server {address}: {error}") from None
     connection.close()
@@ -51,6 +52,7 @@ def ping(
     *,
     key: bytes | None = None,
     key_file: str | os.PathLike[str] | None = None,
+    ssl_context: Any = None,
 ) -> bool:
     """Whether a server answers at that address.
 
@@ -60,20 +62,21 @@ def ping(
         timeout: Seconds for which to try, again and again; None for ever.
         key: Its secret, if it is not found by itself.
         key_file: A file that holds it.
+        ssl_context: See `FarmExecutor`.
 
     Returns:
         True as soon as it has answered, False if it has not in time, or if what answers is no farm server.
 
     Raises:
         AddressError: There is no such address.
-        AuthenticationError: It holds another key.
+        AuthenticationError: It holds another key, or only one of the two speaks TLS.
     """
     address = parse_address((host, port))
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         remaining = 10.0 if deadline is None else deadline - time.monotonic()
         try:
-            ask(address, "ping", max(remaining, 0.001), key, key_file)
+            ask(address, "ping", max(remaining, 0.001), key, key_file, ssl_context)
         except (OSError, RemoteProtocolError):
             if deadline is not None and time.monotonic() + RETRY_SECONDS >= deadline:
                 return False
@@ -89,16 +92,17 @@ def status(
     timeout: float = 3.0,
     key: bytes | None = None,
     key_file: str | os.PathLike[str] | None = None,
+    ssl_context: Any = None,
 ) -> dict[str, Any]:
     """What a server says of itself: its name, pid, age, slots, versions, and its clients with their workers.
 
     Raises:
         AddressError: There is no such address.
         OSError: It cannot be reached within the timeout.
-        AuthenticationError: It holds another key.
+        AuthenticationError: It holds another key, or only one of the two speaks TLS.
         RemoteProtocolError: It is no farm server.
     """
-    return ask(parse_address((host, port)), "status", timeout, key, key_file)
+    return ask(parse_address((host, port)), "status", timeout, key, key_file, ssl_context)
 
 
 def end_server(
@@ -108,13 +112,14 @@ def end_server(
     timeout: float = 3.0,
     key: bytes | None = None,
     key_file: str | os.PathLike[str] | None = None,
+    ssl_context: Any = None,
 ) -> None:
     """End a server: it takes no new clients from now on; those that are connected are served to their end.
 
     Raises:
         AddressError: There is no such address.
         OSError: It cannot be reached within the timeout.
-        AuthenticationError: It holds another key.
+        AuthenticationError: It holds another key, or only one of the two speaks TLS.
         RemoteProtocolError: It is no farm server.
     """
-    ask(parse_address((host, port)), "end", timeout, key, key_file)
+    ask(parse_address((host, port)), "end", timeout, key, key_file, ssl_context)

@@ -1,4 +1,4 @@
-"""The command line: ``farm-executor serve | launch | ping | status | end | demo``.
+"""The command line: ``farm-executor serve | keygen | launch | ping | status | end | demo``.
 
 This module owns the words and the exit codes; what is done is done elsewhere.
 
@@ -16,15 +16,16 @@ import selectors
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from farm_executor import admin, demo
 from farm_executor._version import __version__
 from farm_executor.address import Address, parse_address, parse_addresses
 from farm_executor.errors import AddressError, AuthenticationError, FarmError, RemoteProtocolError
-from farm_executor.launch.local import check_exposure, default_slots
+from farm_executor.launch.local import check_exposure, default_slots, is_encrypted
 from farm_executor.launch.ssh import SSH_VARIABLE, end_servers, start_servers
-from farm_executor.security import KEY_FILE_VARIABLE, server_key
+from farm_executor.security import KEY_FILE_VARIABLE, default_key_file, server_keys, write_key
 from farm_executor.transport import bound_address, listen
 
 __all__ = ["main"]
@@ -35,7 +36,8 @@ YES, NO, WRONG, INTERRUPTED = 0, 1, 2, 130
 _KEYS = f"""\
 The key: client and server prove to each other that they hold the same one. For one user on one machine it is found
 by itself (~/.config/farm_executor/key, made on first use). Elsewhere copy that file, mode 600, and if it is at
-another place name it with --key-file or in the environment variable {KEY_FILE_VARIABLE}."""
+another place name it with --key-file or in the environment variable {KEY_FILE_VARIABLE}.
+With a key file that `farm-executor keygen` has made, all that travels over TCP is encrypted (TLS 1.3)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("address", nargs="?", default=DEFAULT_ADDRESS, help="HOST:PORT (default: %(default)s)")
     serve.add_argument("--workers", type=int, help="how many workers each client may have (default: one per CPU)")
     serve.add_argument("--name", default="", help="a label, shown by `status`")
+    serve.add_argument("--certificate", metavar="FILE", help="a certificate of your own for TLS, PEM")
+    serve.add_argument("--private-key", metavar="FILE", help="its private key, PEM (default: in the same file)")
+    serve.add_argument("--client-ca", metavar="FILE", help="who signs the certificates that clients must have, PEM")
     serve.add_argument(
         "--insecure", action="store_true", help="listen, unencrypted, on an address that others can reach"
     )
@@ -80,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument(
         "--workers", type=int, help="how many workers each client may have, where the address says nothing"
     )
+    keygen = commands.add_parser("keygen", **_texts("Make a key file for TLS.", _KEYGEN))
+    keygen.set_defaults(run=_keygen, verbose=0)
+    keygen.add_argument("file", nargs="?", help="which is to be made (default: the user's own key file)")
     for name, run, text in (
         ("ping", _ping, "Ask whether a server answers: exit code 0 if it does, 1 if not."),
         ("status", _status, "Show a server's clients and their workers."),
@@ -97,13 +105,24 @@ def _parser() -> argparse.ArgumentParser:
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, epilog: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser: argparse.ArgumentParser = commands.add_parser(name, **_texts(text, epilog))
     parser.set_defaults(run=run)
-    parser.add_argument("--key-file", metavar="FILE", help="the file that holds the key")
+    if name == "serve":
+        several = "a file that holds a key; give it several times, and each admits"
+        parser.add_argument("--key-file", metavar="FILE", action="append", help=several)
+    else:
+        parser.add_argument("--key-file", metavar="FILE", help="the file that holds the key")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
     return parser
+
+
+def _texts(text: str, epilog: str) -> dict[str, Any]:
+    return {
+        "help": text,
+        "description": text,
+        "epilog": epilog,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
 
 
 _EXAMPLES = {
@@ -125,12 +144,20 @@ SIGTERM or Ctrl-C: take no new clients, end when those connected have gone. Once
 
 {_KEYS}
 
-Whoever holds the key can run any code as the user who started the server. There is no encryption yet: listen on a
-loopback address and let clients come through an ssh tunnel, or use --insecure in a network that you trust.
+Whoever holds the key can run any code as the user who started the server. Where others than this machine can
+connect, it needs a key file for TLS, or a certificate of your own, or --insecure, in a network that you trust.
 
-    farm-executor serve                       # for this machine alone
-    ssh -N -L 11111:127.0.0.1:11111 hostA     # on the client: reach a server on hostA by 127.0.0.1:11111
-    farm-executor serve 0.0.0.0:11111 --insecure"""
+    farm-executor serve                                   # for this machine alone
+    farm-executor serve 0.0.0.0:11111 --key-file lab.key  # made by `farm-executor keygen lab.key`"""
+
+_KEYGEN = f"""\
+It holds a certificate, its private key and a secret, for servers and clients alike. Copy it, mode 600, to every
+machine of the farm, as ~/.config/farm_executor/key or to another place: then name it with --key-file or key_file=,
+or in the environment variable {KEY_FILE_VARIABLE}. A file that exists is not written over.
+Whoever holds it can run any code as the users who started the servers.
+To make one needs the package cryptography: python -m pip install 'farm_executor[tls]'.
+
+    farm-executor keygen lab.key"""
 
 
 _LAUNCH = f"""\
@@ -151,18 +178,19 @@ def _serve(options: argparse.Namespace) -> int:
     from farm_executor.server.supervisor import serve  # late: it needs a system with fork
 
     address = parse_address(options.address, any_port=True)
-    check_exposure(address, options.insecure)
+    keys = server_keys(None, options.key_file, options.certificate, options.private_key, options.client_ca)
+    check_exposure(address, options.insecure, keys)
     if options.workers is not None and options.workers < 1:
         raise ValueError("--workers must be at least 1")
     slots = options.workers or default_slots()
-    key = server_key(key_file=options.key_file)
     listener = listen(address)
     address = bound_address(listener, address)
 
     def greet() -> None:
-        print(f"serving on {address}, {slots} workers for each client", flush=True)
+        encrypted = "" if address.path or not is_encrypted(keys) else ", TLS"
+        print(f"serving on {address}, {slots} workers for each client{encrypted}", flush=True)
 
-    ended = serve(listener, on_ready=greet, address=str(address), key=key, slots=slots, name=options.name)
+    ended = serve(listener, on_ready=greet, address=str(address), keys=keys, slots=slots, name=options.name)
     if ended and address.path:  # not in a worker, which comes here, too, when its work is done
         os.unlink(address.path)
     return YES
@@ -196,6 +224,22 @@ def _launch(options: argparse.Namespace) -> int:
             end_servers(servers)
     except KeyboardInterrupt:
         return YES
+
+
+def _keygen(options: argparse.Namespace) -> int:
+    from farm_executor.keygen import make_key_file_content
+
+    path = Path(options.file) if options.file else default_key_file()
+    content = make_key_file_content()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        write_key(path, content)
+    except FileExistsError:
+        raise FileExistsError(
+            f"{path} exists, and a key file is not written over: name another, or move it away first"
+        ) from None
+    print(f"made {path}: copy it, mode 600, to every server and client of the farm")
+    return YES
 
 
 def _ping(options: argparse.Namespace) -> int:

@@ -1,7 +1,10 @@
 """The keys: where they are found, how they are made.
 
-This module owns key files. It must not know connections; the proof of a key is `core.handshake`'s. A key never
-appears in a message, a log or a repr.
+This module owns key files. It must not know connections; the proof of a key is `core.handshake`'s, encryption is
+`tls`'s. A key never appears in a message, a log or a repr.
+
+A key file holds a secret, as plain text; or, made by ``farm-executor keygen``, a certificate, its private key and a
+secret, each in a PEM block: then what travels over TCP is encrypted.
 
 A server always has a key. It is looked for in this order: the ``key`` given, the ``key_file`` given, the file
 beside a unix socket (``PATH.key``), the file that the environment variable ``FARM_EXECUTOR_KEY_FILE`` names, the
@@ -15,7 +18,8 @@ import contextlib
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from farm_executor.address import Address
 from farm_executor.core.handshake import MIN_KEY_SIZE
@@ -24,15 +28,57 @@ from farm_executor.errors import AuthenticationError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["KEY_FILE_VARIABLE", "client_key", "new_key", "read_key", "server_key", "set_ambient_key", "write_key"]
+    from farm_executor.tls import Tls
+
+__all__ = [
+    "KEY_FILE_VARIABLE",
+    "Key",
+    "PathLike",
+    "client_key",
+    "new_key",
+    "pem_of_secret",
+    "read_key",
+    "server_keys",
+    "set_ambient_key",
+    "write_key",
+]
 
 KEY_FILE_VARIABLE = "FARM_EXECUTOR_KEY_FILE"
-_MAX_KEY_SIZE = 4096
+_MAX_KEY_SIZE = 64 * 1024
+PathLike = str | os.PathLike[str]
 
-_ambient: bytes | None = None
+
+class Key:
+    """What admits to a server, and how the way there is encrypted.
+
+    Attributes:
+        secret: Both sides prove that they hold it.
+        tls: What the certificates are; None for no encryption.
+    """
+
+    __slots__ = ("secret", "tls")
+
+    def __init__(self, secret: bytes, tls: Tls | None = None) -> None:
+        self.secret = secret
+        self.tls = tls
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the secrets are the same."""
+        return isinstance(other, Key) and self.secret == other.secret
+
+    def __hash__(self) -> int:
+        """As `==` has it."""
+        return hash(self.secret)
+
+    def __repr__(self) -> str:
+        """Tell nothing."""
+        return f"<Key {'with' if self.tls else 'without'} certificate>"
 
 
-def set_ambient_key(key: bytes) -> None:
+_ambient: Key | None = None
+
+
+def set_ambient_key(key: Key) -> None:
     """In a worker: what runs here may be a client of the server that started it, and of others with its key."""
     global _ambient
     _ambient = key
@@ -51,13 +97,28 @@ def default_key_file() -> Path:
     return Path(base) / "farm_executor" / "key"
 
 
-def client_key(key: bytes | None, key_file: str | os.PathLike[str] | None, address: Address) -> bytes:
+def client_key(key: bytes | None, key_file: PathLike | None, address: Address, ssl_context: Any = None) -> Key:
     """The key with which to address a server, see above.
+
+    Args:
+        key: The secret, if it is given.
+        key_file: The file that holds the key, if it is named.
+        address: The server.
+        ssl_context: The user's own for connections over TCP, instead of what the key file has.
 
     Raises:
         AuthenticationError: There is none and none can be made, or its file may be read by others; the message
             says what to do.
     """
+    found = _client_key(key, key_file, address)
+    if ssl_context is None:
+        return found
+    from farm_executor.tls import own_context
+
+    return Key(found.secret, own_context(ssl_context))
+
+
+def _client_key(key: bytes | None, key_file: PathLike | None, address: Address) -> Key:
     ours = bool(address.ssh) or (key is None and key_file is None)  # one started over ssh has its own
     if address.path and ours and os.path.exists(address.path + ".key"):
         return read_key(address.path + ".key")
@@ -77,12 +138,41 @@ def client_key(key: bytes | None, key_file: str | os.PathLike[str] | None, addre
     )
 
 
-def server_key(key: bytes | None = None, key_file: str | os.PathLike[str] | None = None) -> bytes:
-    """The key that a server shall demand: the one given, or else the user's own, made if need be.
+def server_keys(
+    key: bytes | None = None,
+    key_file: PathLike | Iterable[PathLike] | None = None,
+    certificate: PathLike | None = None,
+    private_key: PathLike | None = None,
+    client_ca: PathLike | None = None,
+) -> list[Key]:
+    """The keys each of which a server shall accept: those given, or else the user's own, made if need be.
+
+    Args:
+        key: The secret, if it is given.
+        key_file: The file that holds the key, or several, if they are named.
+        certificate: The user's own for connections over TCP, instead of what key files have, see `tls`.
+        private_key: See there.
+        client_ca: See there.
 
     Raises:
-        AuthenticationError: Its file is missing although named, cannot be made, or may be read by others.
+        AuthenticationError: A file is missing although named, cannot be made, may be read by others, or does not
+            hold what it should.
     """
+    files = [key_file] if key_file is None or isinstance(key_file, (str, os.PathLike)) else list(key_file)
+    if not files:
+        raise AuthenticationError("no key file is named: give one at least, or None for the user's own")
+    keys = [_server_key(key, file) for file in files]
+    if certificate is None:
+        if private_key is not None or client_ca is not None:
+            raise AuthenticationError("a private key, or who signs clients' certificates, needs a certificate")
+        return keys
+    from farm_executor.tls import own_certificate
+
+    tls = own_certificate(certificate, private_key, client_ca)
+    return [Key(each.secret, tls) for each in keys]
+
+
+def _server_key(key: bytes | None, key_file: PathLike | None) -> Key:
     given = _given_key(key, key_file)
     if given is not None:
         return given
@@ -90,17 +180,17 @@ def server_key(key: bytes | None = None, key_file: str | os.PathLike[str] | None
     return read_key(path) if path.exists() else _make_default(path)
 
 
-def _given_key(key: bytes | None, key_file: str | os.PathLike[str] | None) -> bytes | None:
+def _given_key(key: bytes | None, key_file: PathLike | None) -> Key | None:
     if key is not None:
         if not isinstance(key, (bytes, bytearray)) or len(key) < MIN_KEY_SIZE:
             raise AuthenticationError(f"a key is a bytes object of at least {MIN_KEY_SIZE} bytes")
-        return bytes(key)
+        return Key(bytes(key))
     path = key_file if key_file is not None else os.environ.get(KEY_FILE_VARIABLE)
     return read_key(path) if path else None
 
 
-def read_key(path: str | os.PathLike[str]) -> bytes:
-    """The key in a file, without surrounding white space.
+def read_key(path: PathLike) -> Key:
+    """The key in a file. A plain one is the file's content without surrounding white space.
 
     Raises:
         AuthenticationError: The file cannot be read, holds no key, or may be read by others than its owner.
@@ -113,13 +203,49 @@ def read_key(path: str | os.PathLike[str]) -> bytes:
         raise AuthenticationError(f"cannot read the key file {path}: {error.strerror}") from None
     if sys.platform != "win32" and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise AuthenticationError(f"others may read the key file {path}: make it yours alone with chmod 600 {path}")
-    if len(data) < MIN_KEY_SIZE:
-        raise AuthenticationError(f"the key file {path} holds {len(data)} bytes; a key has at least {MIN_KEY_SIZE}")
-    return data
+    secret, tls = data, None
+    if b"-----BEGIN " in data:
+        secret = _secret_in(data, path)
+        from farm_executor.tls import pinned  # late: without TLS nobody needs it
+
+        tls = pinned(path)
+    if len(secret) < MIN_KEY_SIZE:
+        raise AuthenticationError(
+            f"the key file {path} holds {len(secret)} bytes; a key has at least {MIN_KEY_SIZE}"
+        )
+    return Key(secret, tls)
 
 
-def write_key(path: str | os.PathLike[str], key: bytes) -> None:
+def _secret_in(data: bytes, path: PathLike) -> bytes:
+    import base64  # late, as for all who have no such file
+    import re
+
+    pattern = rb"-----BEGIN FARM EXECUTOR SECRET-----\s*(.*?)\s*-----END FARM EXECUTOR SECRET-----"
+    found = re.search(pattern, data, re.DOTALL)
+    if found is None:
+        raise AuthenticationError(
+            f"the key file {path} holds no block FARM EXECUTOR SECRET: make one with farm-executor keygen"
+        )
+    try:
+        return base64.b64decode(b"".join(found[1].split()), validate=True)
+    except ValueError as error:
+        raise AuthenticationError(f"the key file {path} is damaged: its secret is not base64: {error}") from None
+
+
+def pem_of_secret(secret: bytes) -> bytes:
+    """The secret's block in a key file."""
+    import base64
+
+    text = base64.b64encode(secret)
+    return b"-----BEGIN FARM EXECUTOR SECRET-----\n" + text + b"\n-----END FARM EXECUTOR SECRET-----\n"
+
+
+def write_key(path: PathLike, key: bytes) -> None:
     """Write a key file that only the user may read; an existing file is left alone.
+
+    Args:
+        path: Where.
+        key: Its content.
 
     Raises:
         FileExistsError: The file exists.
@@ -130,7 +256,7 @@ def write_key(path: str | os.PathLike[str], key: bytes) -> None:
         file.write(key + b"\n")
 
 
-def _make_default(path: Path) -> bytes:
+def _make_default(path: Path) -> Key:
     """Make the user's key file; if another process was faster, take its key.
 
     Written under another name and then linked, so that nobody ever reads half a key.

@@ -1,6 +1,6 @@
-"""Sockets: dialling, listening, and frames over a connection.
+"""Sockets: dialling, listening, proving keys, and frames over a connection.
 
-The only module that imports `socket`. It must not know what the frames mean, nor decide when to dial.
+It must not know what the frames mean, nor decide when to dial; what encryption is, is `tls`'s.
 """
 
 from __future__ import annotations
@@ -15,18 +15,42 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from farm_executor import payload
 from farm_executor.address import Address
 from farm_executor.core.frames import MAX_BODY, MAX_HELLO, Buffer, Frame, FrameReader, FrameType
-from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, decode_hello, encode_hello
+from farm_executor.core.handshake import (
+    NONCE_SIZE,
+    ClientHandshake,
+    Role,
+    Security,
+    ServerHandshake,
+    decode_hello,
+    encode_hello,
+)
 from farm_executor.core.liveness import MAX_MISSED
-from farm_executor.errors import RemoteProtocolError, VersionMismatchError
+from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
+from farm_executor.security import Key
 
-__all__ = ["Channel", "Connection", "RefusedError", "Socket", "Waker", "bound_address", "connect", "listen"]
+if TYPE_CHECKING:
+    from farm_executor.tls import TlsSocket
+
+__all__ = [
+    "AnySocket",
+    "Channel",
+    "Connection",
+    "RefusedError",
+    "Socket",
+    "Waker",
+    "bound_address",
+    "connect",
+    "listen",
+    "secure_server_side",
+]
 
 Socket = socket.socket
+AnySocket: TypeAlias = "Socket | TlsSocket"
 
 HEARTBEAT_SECONDS = 5.0  # between signs of life, unless a client wants others
 
@@ -183,7 +207,7 @@ class RefusedError(ConnectionRefusedError):
 
 def connect(
     address: Address,
-    key: bytes,
+    key: Key,
     hello: dict[str, Any],
     timeout: float,
     dialling: Callable[[Socket], None] = lambda sock: None,
@@ -194,7 +218,7 @@ def connect(
 
     Args:
         address: The server.
-        key: The secret shared with it.
+        key: The one shared with it. Over TCP, what follows is encrypted if it has certificates.
         hello: What to say; the server's answer decides what the connection is good for.
         timeout: Seconds for all of it.
         dialling: See `_dial`.
@@ -207,21 +231,19 @@ def connect(
         RefusedError: The server refused for a passing reason.
         OSError: No connection, or no answer in time.
         EOFError: The server ended the connection.
-        AuthenticationError: The keys differ.
+        AuthenticationError: The keys differ, a certificate is not trusted, or only one of the two speaks TLS.
         VersionMismatchError: The server refused our versions.
         RemoteProtocolError: It is no farm server.
     """
     deadline = time.monotonic() + timeout
-    sock = _dial(address, deadline, dialling, heartbeat)
+    encrypted = not address.path and key.tls is not None and key.tls.client is not None
+    lane = hello.get("role") == Role.LANE
+    security = (Security.TLS_LANE if lane else Security.TLS) if encrypted else Security.PLAIN
+    sock: AnySocket = _dial(address, deadline, dialling, heartbeat)
     try:
-        handshake = ClientHandshake(key, os.urandom(NONCE_SIZE))
-        sock.sendall(handshake.start())
-        while not handshake.done:
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            data = sock.recv(handshake.wanted)
-            if not data:
-                raise EOFError("the server ended the connection during the handshake")
-            sock.sendall(handshake.receive_data(data))
+        _prove(sock, ClientHandshake(key.secret, os.urandom(NONCE_SIZE), security), deadline)
+        if security is Security.TLS:
+            sock = _secure_client_side(sock, key, address.host, deadline)
         connection = Connection(sock, max_body=MAX_HELLO)
         connection.send_all(encode_hello(hello))
         frame = connection.receive_frame(deadline)
@@ -229,13 +251,101 @@ def connect(
             raise _refusal(decode_hello(frame))
         if frame.type is not FrameType.HELLO:
             raise RemoteProtocolError(f"{frame.type.name} frame instead of a hello")
+        if security is Security.TLS_LANE:
+            sock = _secure_client_side(sock, key, address.host, deadline)
+            connection = Connection(sock, max_body=MAX_HELLO)
         sock.settimeout(None)
         connection.reader.max_body = MAX_BODY
-        connection.bytes_sent = connection.bytes_received = 0
+        connection.count_anew()
         return connection, decode_hello(frame)
     except BaseException:
         sock.close()
         raise
+
+
+def _prove(sock: AnySocket, handshake: ClientHandshake | ServerHandshake, deadline: float) -> None:
+    """Hold one half of the dialogue of `core.handshake` over a blocking socket.
+
+    That the other end is gone is left for reading to tell, because what it has said before may tell why.
+    """
+    if isinstance(handshake, ClientHandshake):
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(handshake.start())
+    while not handshake.done:
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        try:
+            data = sock.recv(handshake.wanted)
+        except BlockingIOError:  # less than a record of TLS
+            continue
+        if not data:
+            raise EOFError("the other end hung up during the handshake")
+        answer = handshake.receive_data(data)
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(answer)
+        if isinstance(handshake, ServerHandshake) and handshake.refused:
+            raise AuthenticationError(handshake.refused)
+
+
+def _secure_client_side(sock: AnySocket, key: Key, host: str, deadline: float) -> TlsSocket:
+    from farm_executor.tls import TlsSocket, explained
+
+    assert isinstance(sock, Socket)
+    assert key.tls is not None
+    assert key.tls.client is not None
+    secured = TlsSocket(sock, key.tls.client, server_side=False, host=host)
+    secured.do_handshake(deadline)
+    binding = secured.peer_digest()
+    try:
+        _prove(secured, ClientHandshake(key.secret, os.urandom(NONCE_SIZE), Security.WITHIN_TLS, binding), deadline)
+    except OSError as error:  # only now is a client told that its certificate is not trusted
+        raise explained(error) from None
+    secured.count_anew()
+    return secured
+
+
+def secure_server_side(sock: Socket, key: Key, deadline: float) -> TlsSocket:
+    """Begin TLS on a blocking socket whose other end has proven the key in the clear, and does so once more within.
+
+    Args:
+        sock: The connection.
+        key: The key that the client has named, with a certificate for servers.
+        deadline: For all of it, on the monotonic clock.
+
+    Returns:
+        The connection, blocking and without a timeout, in place of the socket.
+
+    Raises:
+        AuthenticationError: A certificate is not trusted, here or there, or the client has not proven the key.
+        EOFError: The client hung up.
+        RemoteProtocolError: It does not speak TLS 1.3, or not this protocol within.
+        OSError: The connection is lost, or the time is over.
+    """
+    from farm_executor.tls import explained
+
+    secured = begin_tls(sock, key)
+    secured.do_handshake(deadline)
+    try:
+        _prove(secured, handshake_within(key), deadline)
+    except OSError as error:
+        raise explained(error) from None
+    secured.settimeout(None)
+    secured.count_anew()
+    return secured
+
+
+def begin_tls(sock: Socket, key: Key) -> TlsSocket:
+    """The connection as its server sees it, with TLS, of which nothing has been said yet."""
+    from farm_executor.tls import TlsSocket
+
+    assert key.tls is not None
+    assert key.tls.server is not None
+    return TlsSocket(sock, key.tls.server, server_side=True)
+
+
+def handshake_within(key: Key) -> ServerHandshake:
+    """The server's half of the dialogue within TLS."""
+    assert key.tls is not None
+    return ServerHandshake({key.secret: {Security.WITHIN_TLS}}, os.urandom(NONCE_SIZE), key.tls.digest)
 
 
 def _refusal(data: dict[str, Any]) -> Exception:
@@ -257,18 +367,15 @@ class Connection:
         max_body: See `FrameReader`.
         allocate: See `FrameReader`.
 
-    Attributes:
-        bytes_received: All that the socket has given, after the hellos.
-        bytes_sent: All that it has taken, after them.
-
     Thread safety: one thread receives; sending is for one thread at a time, which may be another one.
     """
 
     def __init__(
-        self, sock: Socket, max_body: int = MAX_BODY, allocate: Callable[[int], Buffer] = payload.allocate
+        self, sock: AnySocket, max_body: int = MAX_BODY, allocate: Callable[[int], Buffer] = payload.allocate
     ) -> None:
         self.socket = sock
-        self.bytes_received = self.bytes_sent = 0
+        self._tls = None if isinstance(sock, Socket) else sock
+        self._received = self._sent = 0
         self.reader = FrameReader(max_body, allocate)
         self._chunk = memoryview(bytearray(4096 if max_body == MAX_HELLO else _CHUNK))
         self._unsent: deque[memoryview] = deque()
@@ -276,6 +383,27 @@ class Connection:
     def fileno(self) -> int:
         """For selectors; -1 when closed."""
         return self.socket.fileno()
+
+    @property
+    def bytes_received(self) -> int:
+        """All that has been read from the socket after the hellos, as it travelled."""
+        return self._received if self._tls is None else self._tls.bytes_received
+
+    @property
+    def bytes_sent(self) -> int:
+        """All that the socket has taken after the hellos, as it travels."""
+        return self._sent if self._tls is None else self._tls.bytes_sent
+
+    def count_anew(self) -> None:
+        """Count bytes from here."""
+        self._received = self._sent = 0
+        if self._tls is not None:
+            self._tls.count_anew()
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to receive of which no selector knows."""
+        return self._tls is not None and self._tls.pending
 
     @property
     def unsent(self) -> bool:
@@ -290,6 +418,12 @@ class Connection:
             TimeoutError: The socket has a timeout, and it is over.
             RemoteProtocolError: See `FrameReader.receive_data`.
         """
+        frames = self._receive()
+        while self._tls is not None and self._tls.pending:
+            frames += self._receive()
+        return frames
+
+    def _receive(self) -> list[Frame]:
         for _ in range(_BULK_READS):
             target = self.reader.destination
             if target is None:
@@ -316,7 +450,7 @@ class Connection:
             raise EOFError(str(error)) from None
         if not count:
             raise EOFError("connection closed within a frame" if self.reader.mid_frame else "connection closed")
-        self.bytes_received += count
+        self._received += count
         return count
 
     def send(self, buffers: Sequence[Buffer]) -> bool:
@@ -331,7 +465,7 @@ class Connection:
                 count = 0
             except OSError:
                 return True
-            self.bytes_sent += count
+            self._sent += count
             if count == len(buffers[0]):
                 return True
             buffers = [memoryview(buffers[0])[count:]]
@@ -360,18 +494,18 @@ class Connection:
         """
         if len(buffers) == 1 and not self._unsent:
             self.socket.sendall(buffers[0])
-            self.bytes_sent += len(buffers[0])
+            self._sent += len(buffers[0])
             return
         self._queue(buffers)
         while self._unsent:
             self._send_some()
 
     def _send_some(self) -> None:
-        if len(self._unsent) == 1 or not _HAS_SENDMSG:
-            count = self.socket.send(self._unsent[0])
-        else:
+        if len(self._unsent) > 1 and (_HAS_SENDMSG or self._tls is not None):
             count = self.socket.sendmsg(list(islice(self._unsent, _VECTOR)))
-        self.bytes_sent += count
+        else:
+            count = self.socket.send(self._unsent[0])
+        self._sent += count
         while count:
             first = self._unsent[0]
             if count < len(first):
@@ -406,7 +540,7 @@ class Connection:
         self.socket.close()
 
 
-def hang_up(sock: Socket) -> None:
+def hang_up(sock: AnySocket) -> None:
     """End a connection for every process that has it open; its file descriptor here stays valid."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
@@ -443,21 +577,21 @@ class Channel:
         """For `select.poll`."""
         return self._socket.fileno()
 
-    def pass_on(self, sock: Socket) -> None:
-        """Give the other end a socket; ours stays open.
+    def pass_on(self, sock: Socket, note: int = 0) -> None:
+        """Give the other end a socket, and a byte that says something about it; ours stays open.
 
         Raises:
             OSError: It is gone, or deaf.
         """
-        socket.send_fds(self._socket, [b"s"], [sock.fileno()])
+        socket.send_fds(self._socket, [bytes([note])], [sock.fileno()])
 
     def say_end(self) -> None:
         """Tell the other end to end."""
         with contextlib.suppress(OSError):
             self._socket.send(b"e")
 
-    def receive(self) -> Socket | None:
-        """What was said: a socket; or None, to end.
+    def receive(self) -> tuple[Socket, int] | None:
+        """What was said: a socket and the byte that came with it; or None, to end.
 
         Raises:
             EOFError: The other end is gone.
@@ -474,7 +608,7 @@ class Channel:
         if not descriptors:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         os.set_inheritable(descriptors[0], False)
-        return Socket(fileno=descriptors[0])
+        return Socket(fileno=descriptors[0]), word[0]
 
     def close(self) -> None:
         """Close this end."""

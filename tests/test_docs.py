@@ -14,6 +14,7 @@ Notes to this test stand in HTML comments, which no reader sees:
 
 * ``<!-- test: servers=hostA:11111,hostB:11111 -->``: servers that the page takes for granted.
 * ``<!-- test: ports=127.0.0.1:11111 -->``: addresses at which the page starts servers itself.
+* ``<!-- test: at hostA -->`` before a block that starts a server: it is the one of that host.
 * ``<!-- test: output -->`` before a ``text`` block: it is what the ``python`` block before it prints. As in all
   expected output, ``...`` stands for anything.
 * ``<!-- test: ssh -->`` before a block: every host of it is reached by ssh; it is not run where there is no sshd.
@@ -59,7 +60,7 @@ from farm_executor.core.frames import (
     encode_tasks,
     payload_of,
 )
-from farm_executor.core.handshake import ClientHandshake, ServerHandshake, encode_hello
+from farm_executor.core.handshake import ClientHandshake, Security, ServerHandshake, encode_hello
 from farm_executor.launch.ssh import SSH_VARIABLE
 from farm_executor.payload import dumps, loads
 from farm_executor.security import client_key
@@ -216,8 +217,9 @@ class PageRun:
         if block.language in ("python", "pycon"):
             self.printed = self.interpret(block)
         elif block.language in ("shell", "console"):
+            host = block.note.partition("at ")[2] if block.note.startswith("at ") else ""
             for command, shown in _transcript(block):
-                self.command(command, shown)
+                self.command(command, shown, host)
         elif block.language == "text" and block.note == "output":
             _compare(self.real(block.text), self.printed)
 
@@ -257,13 +259,13 @@ class PageRun:
         assert process.returncode == 0, rest
         assert not rest
 
-    def command(self, command, shown):
+    def command(self, command, shown, host):
         words = shlex.split(command)
         name = words[2] if words[:2] == ["python", "-m"] and words[2] != "farm_executor" else words[0]
         if name in NOT_RUN:
             return
         if words[:2] == ["farm-executor", "serve"] and not set(command) & set(";|&"):
-            self.serve(words, shown)
+            self.serve(words, shown, host)
             return
         if words[:2] == ["farm-executor", "launch"] and "--help" not in words:
             self.launch(words, shown)
@@ -281,7 +283,7 @@ class PageRun:
         if shown:
             _compare(self.real(shown), process.stdout)
 
-    def serve(self, words, shown):
+    def serve(self, words, shown, host):
         """Start a server on a free port, and remember the address that the page gives it."""
         at = next((number for number, word in enumerate(words) if ADDRESS.fullmatch(word)), len(words))
         address = (words[at:] or ["127.0.0.1:11111"])[0]
@@ -297,9 +299,10 @@ class PageRun:
         with _killed_if_late(process):
             line = process.stdout.readline()
         assert line.startswith("serving on "), line
-        self.servers[address] = line.split()[2].rstrip(",")
+        real = line.split()[2].rstrip(",")
+        self.servers[f"{host}:{address.rpartition(':')[2]}" if host else address] = real
         if shown:
-            _compare(shown.replace(address, self.servers[address]), line)
+            _compare(shown.replace(address, real), line)
 
     def launch(self, words, shown):
         """Start servers over ssh, and remember the addresses that the page gives them."""
@@ -447,7 +450,7 @@ def test_every_command_and_option_is_in_the_cli_reference():
         name: {action.option_strings[-1] for action in parser._actions if action.option_strings}
         for name, parser in commands.items()
     }
-    common = set.intersection(*options.values())
+    common = set.intersection(*(of_one for name, of_one in options.items() if name != "keygen"))
     head = text.partition("\n## ")[0]
 
     assert set(sections) == set(commands)
@@ -535,6 +538,24 @@ def test_every_refusal_is_in_the_protocol():
     assert _keys((DOCS / "reference" / "protocol.md").read_text("utf-8"), "code") == codes
 
 
+def test_the_tests_that_hold_the_promises_of_security_are_there():
+    rows = re.findall(r"^\|.*`test_\w+\.py`.*$", (DOCS / "explanation" / "security.md").read_text("utf-8"), re.M)
+    promised = [
+        (module, name)
+        for row in rows
+        for module, names in re.findall(r"`(test_\w+\.py)`: ((?:`test_\w+`(?:, )?)+)", row)
+        for name in re.findall(r"`(test_\w+)`", names)
+    ]
+    missing = [
+        name
+        for module, name in promised
+        if not any(f"def {name}(" in path.read_text("utf-8") for path in (ROOT / "tests").rglob(module))
+    ]
+
+    assert len(promised) > 15
+    assert missing == []
+
+
 # -- the protocol's worked example ------------------------------------------------------------------------
 
 
@@ -562,7 +583,7 @@ def _one_frame(data):
 
 
 def test_the_documented_handshake_is_ours(example):
-    client, server = ClientHandshake(KEY, NONCES[0]), ServerHandshake(KEY, NONCES[1])
+    client, server = ClientHandshake(KEY, NONCES[0]), ServerHandshake({KEY: {Security.PLAIN}}, NONCES[1])
     preamble = client.start()
     answer = server.receive_data(preamble)
     proof = client.receive_data(answer)

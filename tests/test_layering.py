@@ -1,6 +1,8 @@
 """Who may import whom: a ladder without cycles, and a core without effects."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,9 @@ LEVELS = [
     ("farm_executor.blocks", 2),
     ("farm_executor.versions", 2),
     ("farm_executor.address", 2),
+    ("farm_executor.tls", 2),
     ("farm_executor.security", 2),
+    ("farm_executor.keygen", 3),
     ("farm_executor.errors", 1),
     ("farm_executor._version", 0),
     ("farm_executor.lfarm", 6),
@@ -97,10 +101,19 @@ def test_the_core_imports_nothing_with_effects(module):
     assert not {name.split(".")[0] for name in _imports(MODULES[module])} & IMPURE
 
 
-def test_only_transport_imports_socket_and_ssl():
-    importers = {name for name, path in MODULES.items() if {"socket", "ssl"} & set(_imports(path))}
+def test_only_transport_and_tls_import_socket_and_ssl():
+    importers = {
+        library: {name for name, path in MODULES.items() if library in set(_imports(path))}
+        for library in ("socket", "ssl")
+    }
 
-    assert importers == {"farm_executor.transport"}
+    assert importers == {"socket": {"farm_executor.transport", "farm_executor.tls"}, "ssl": {"farm_executor.tls"}}
+
+
+def test_a_program_that_does_not_encrypt_does_not_import_what_does():
+    code = "import farm_executor.transport, farm_executor.client.engine, sys; print('ssl' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
 def test_the_ladder_has_no_cycles():

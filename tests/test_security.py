@@ -19,11 +19,12 @@ from farm_executor import AuthenticationError, FarmExecutor, ping, start_server,
 from farm_executor.address import parse_address
 from farm_executor.security import (
     KEY_FILE_VARIABLE,
+    Key,
     client_key,
     default_key_file,
     new_key,
     read_key,
-    server_key,
+    server_keys,
     set_ambient_key,
     write_key,
 )
@@ -33,8 +34,12 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="file modes")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-def key_of(letter: str) -> bytes:
+def secret_of(letter: str) -> bytes:
     return letter.encode() * 32
+
+
+def key_of(letter: str) -> Key:
+    return Key(secret_of(letter))
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +49,7 @@ def own_home(tmp_path, monkeypatch):
 
 
 def key_file(path: Path, letter: str) -> Path:
-    write_key(path, key_of(letter))
+    write_key(path, secret_of(letter))
     return path
 
 
@@ -55,7 +60,7 @@ def key_file(path: Path, letter: str) -> Path:
 def test_a_key_is_written_for_the_user_alone_whatever_the_umask_and_read_back(tmp_path):
     before = os.umask(0)
     try:
-        write_key(tmp_path / "key", key_of("k"))
+        write_key(tmp_path / "key", secret_of("k"))
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
@@ -70,7 +75,7 @@ def test_a_key_file_that_exists_is_not_written_over(tmp_path):
 
 
 def test_white_space_around_the_key_does_not_count(tmp_path):
-    write_key(tmp_path / "key", b"\r\n \t" + key_of("k") + b"\r\n\n")
+    write_key(tmp_path / "key", b"\r\n \t" + secret_of("k") + b"\r\n\n")
     assert read_key(tmp_path / "key") == key_of("k")
 
 
@@ -125,7 +130,7 @@ def test_a_client_looks_for_its_key_in_the_order_documented(tmp_path, monkeypatc
     key_file(beside, "b")
     assert client_key(None, None, address) == key_of("b")
     assert client_key(None, key_file(named, "n"), address) == key_of("n")
-    assert client_key(key_of("k"), named, address) == key_of("k")
+    assert client_key(secret_of("k"), named, address) == key_of("k")
 
 
 def test_outside_of_workers_the_user_s_own_file_comes_last(tmp_path, monkeypatch):
@@ -134,33 +139,33 @@ def test_outside_of_workers_the_user_s_own_file_comes_last(tmp_path, monkeypatch
     key_file(own, "o")
     for address in (NEAR, FAR):
         assert client_key(None, None, address) == key_of("o")
-    assert server_key() == key_of("o")
+    assert server_keys() == [key_of("o")]
 
 
 def test_a_server_looks_for_its_key_in_the_order_documented(tmp_path, monkeypatch):
-    made = server_key()
+    (made,) = server_keys()
     assert made == read_key(default_key_file())
     monkeypatch.setenv(KEY_FILE_VARIABLE, str(key_file(tmp_path / "variable", "v")))
-    assert server_key() == key_of("v")
-    assert server_key(None, key_file(tmp_path / "named", "n")) == key_of("n")
-    assert server_key(key_of("k"), tmp_path / "named") == key_of("k")
+    assert server_keys() == [key_of("v")]
+    assert server_keys(None, key_file(tmp_path / "named", "n")) == [key_of("n")]
+    assert server_keys(secret_of("k"), tmp_path / "named") == [key_of("k")]
 
 
 def test_a_file_that_was_named_must_be_there_and_nothing_else_is_tried(tmp_path, monkeypatch):
     with pytest.raises(AuthenticationError, match="cannot read"):
-        server_key(None, tmp_path / "missing")
+        server_keys(None, tmp_path / "missing")
     with pytest.raises(AuthenticationError, match="cannot read"):
         client_key(None, tmp_path / "missing", NEAR)
     monkeypatch.setenv(KEY_FILE_VARIABLE, str(tmp_path / "missing"))
     with pytest.raises(AuthenticationError, match="cannot read"):
-        server_key()
+        server_keys()
     with pytest.raises(AuthenticationError, match="cannot read"):
         client_key(None, None, NEAR)
 
 
 @pytest.mark.parametrize("key", [b"", b"x" * 15, "x" * 32, 5, ["x"] * 32, memoryview(b"x" * 32)], ids=name_of)
 def test_what_is_no_key_is_refused_without_being_shown(key):
-    for find in (lambda: server_key(key), lambda: client_key(key, None, NEAR)):
+    for find in (lambda: server_keys(key), lambda: client_key(key, None, NEAR)):
         with pytest.raises(AuthenticationError, match="bytes object of at least 16 bytes") as caught:
             find()
         assert "xxx" not in str(caught.value)
@@ -195,7 +200,7 @@ def test_a_farm_whose_key_is_no_key_says_so_at_its_first_task():
 def test_the_user_s_own_file_is_made_on_first_use_for_the_user_alone(tmp_path):
     before = os.umask(0)
     try:
-        key = server_key()
+        (key,) = server_keys()
     finally:
         os.umask(before)
     path = default_key_file()
@@ -204,7 +209,7 @@ def test_the_user_s_own_file_is_made_on_first_use_for_the_user_alone(tmp_path):
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert os.listdir(path.parent) == ["key"]
     assert path.stat().st_nlink == 1
-    assert client_key(None, None, NEAR) == key == server_key()
+    assert client_key(None, None, NEAR) == key == server_keys()[0]
 
 
 def test_without_a_place_for_configuration_it_is_in_the_home_folder(tmp_path, monkeypatch):
@@ -217,11 +222,11 @@ def test_threads_that_make_it_at_once_get_the_same_key():
     for _ in range(5):
         default_key_file().unlink(missing_ok=True)
         start = threading.Barrier(16)
-        found: list[bytes] = []
+        found: list[Key] = []
 
-        def make(start: threading.Barrier = start, found: list[bytes] = found) -> None:
+        def make(start: threading.Barrier = start, found: list[Key] = found) -> None:
             start.wait()
-            found.append(server_key())
+            found.extend(server_keys())
 
         threads = [threading.Thread(target=make) for _ in range(16)]
         for thread in threads:
@@ -236,10 +241,10 @@ def test_threads_that_make_it_at_once_get_the_same_key():
 def test_processes_that_make_it_at_once_get_the_same_key():
     code = """
         import sys
-        from farm_executor.security import server_key
+        from farm_executor.security import server_keys
         print(flush=True)
         sys.stdin.readline()
-        print(server_key().decode())
+        print(server_keys()[0].secret.decode())
         """
     command = [sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())]
     with ExitStack() as stack:
@@ -255,16 +260,16 @@ def test_processes_that_make_it_at_once_get_the_same_key():
             maker.stdin.write("\n")
             maker.stdin.flush()
         keys = {maker.communicate(timeout=DEADLINE)[0].strip().encode() for maker in makers}
-    assert keys == {read_key(default_key_file())}
+    assert keys == {read_key(default_key_file()).secret}
     assert os.listdir(default_key_file().parent) == ["key"]
 
 
 @posix
 def test_the_user_s_own_file_is_refused_too_when_others_may_read_it():
-    server_key()
+    server_keys()
     default_key_file().chmod(0o644)
     with pytest.raises(AuthenticationError, match="chmod 600"):
-        server_key()
+        server_keys()
     with FarmExecutor("127.0.0.1:1") as farm, pytest.raises(AuthenticationError, match="chmod 600"):
         farm.submit(abs, 1).result(DEADLINE)
 
@@ -273,7 +278,7 @@ def test_a_place_where_it_cannot_be_made_is_an_error_at_once_that_says_what_else
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
     with pytest.raises(AuthenticationError, match=f"cannot make the key file .*{KEY_FILE_VARIABLE}"):
-        server_key()
+        server_keys()
     with FarmExecutor("127.0.0.1:1") as farm, pytest.raises(AuthenticationError, match="cannot make the key file"):
         farm.submit(abs, 1).result(DEADLINE)
 
@@ -324,7 +329,7 @@ def test_the_key_is_in_no_command_line_environment_log_or_repr(kind, caplog, tmp
         worker = farm.submit(tasks.pid).result(DEADLINE)
         if kind == "embedded":
             (address,) = farm.statistics().servers
-            key = read_key(address.address.removeprefix("unix:") + ".key")
+            key = read_key(address.address.removeprefix("unix:") + ".key").secret
         else:
             host, _, port = farm.statistics().servers[0].address.rpartition(":")
             seen.append(str(status(host, int(port), key=key)))

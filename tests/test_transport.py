@@ -28,7 +28,8 @@ from farm_executor.core.frames import (
     encode_payload,
     payload_of,
 )
-from farm_executor.core.handshake import NONCE_SIZE, ServerHandshake, encode_hello
+from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, encode_hello
+from farm_executor.security import Key
 from farm_executor.transport import Connection, Waker, bound_address, connect, hang_up, listen, tune
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -474,7 +475,7 @@ def pretending(*answers, key=KEY):
         def serve():
             with listener.accept()[0] as sock:
                 sock.settimeout(DEADLINE)
-                handshake = ServerHandshake(key, bytes(NONCE_SIZE))
+                handshake = ServerHandshake({key: {Security.PLAIN}}, bytes(NONCE_SIZE))
                 while not handshake.done and not handshake.refused:
                     sock.sendall(handshake.receive_data(sock.recv(handshake.wanted)))
                 if handshake.done:
@@ -490,14 +491,14 @@ HELLO = {"role": "admin", "command": "ping"}
 
 def test_connect_gives_the_connection_and_the_server_s_hello():
     with pretending(*encode_hello({"you": "are welcome"})) as address:
-        connection, hello = connect(address, KEY, HELLO, DEADLINE)
+        connection, hello = connect(address, Key(KEY), HELLO, DEADLINE)
         connection.close()
     assert hello == {"you": "are welcome"}
 
 
 def test_connect_with_another_key_is_an_authentication_error():
     with pretending() as address, pytest.raises(AuthenticationError):
-        connect(address, KEY + b"x", HELLO, DEADLINE)
+        connect(address, Key(KEY + b"x"), HELLO, DEADLINE)
 
 
 def test_connect_to_a_server_that_does_not_prove_the_key_is_an_authentication_error():
@@ -516,21 +517,21 @@ def test_connect_to_a_server_that_does_not_prove_the_key_is_an_authentication_er
                     heard.append(sock.recv(1))
 
         with in_thread(serve), pytest.raises(AuthenticationError, match="did not prove"):
-            connect(parse_address(address), KEY, HELLO, DEADLINE)
+            connect(parse_address(address), Key(KEY), HELLO, DEADLINE)
     assert heard in ([b""], [])
 
 
 def test_connect_refused_for_a_passing_reason_is_an_oserror_with_that_reason():
     refusal = encode_hello({"code": "draining", "message": "come again"}, FrameType.REFUSED)
     with pretending(*refusal) as address, pytest.raises(ConnectionRefusedError, match="come again"):
-        connect(address, KEY, HELLO, DEADLINE)
+        connect(address, Key(KEY), HELLO, DEADLINE)
 
 
 def test_connect_refused_for_its_versions_lists_them():
     mismatches = {"python": ["3.10", "3.14"]}
     refusal = encode_hello({"code": "version", "message": "no", "mismatches": mismatches}, FrameType.REFUSED)
     with pretending(*refusal) as address, pytest.raises(VersionMismatchError) as caught:
-        connect(address, KEY, HELLO, DEADLINE)
+        connect(address, Key(KEY), HELLO, DEADLINE)
     assert caught.value.mismatches == {"python": ("3.10", "3.14")}
 
 
@@ -540,7 +541,7 @@ def test_connect_refused_for_its_versions_lists_them():
 def test_connect_refused_in_a_malformed_way_is_still_one_of_the_errors_promised(mismatches):
     refusal = encode_hello({"code": "version", "message": 7, "mismatches": mismatches}, FrameType.REFUSED)
     with pretending(*refusal) as address, pytest.raises((VersionMismatchError, RemoteProtocolError)):
-        connect(address, KEY, HELLO, DEADLINE)
+        connect(address, Key(KEY), HELLO, DEADLINE)
 
 
 @pytest.mark.parametrize(
@@ -556,13 +557,13 @@ def test_connect_refused_in_a_malformed_way_is_still_one_of_the_errors_promised(
 )
 def test_connect_to_a_server_that_answers_nonsense_is_a_protocol_error(answer):
     with pretending(*answer) as address, pytest.raises(RemoteProtocolError):
-        connect(address, KEY, HELLO, DEADLINE)
+        connect(address, Key(KEY), HELLO, DEADLINE)
 
 
 @pytest.mark.parametrize("answer", [b"", b"\0", joined(encode_hello({}))[:-1]], ids=["nothing", "a byte", "a part"])
 def test_connect_to_a_server_that_hangs_up_is_an_eof_error(answer):
     with pretending(answer) as address, pytest.raises(EOFError):
-        connect(address, KEY, HELLO, DEADLINE)
+        connect(address, Key(KEY), HELLO, DEADLINE)
 
 
 @pytest.mark.parametrize(
@@ -578,22 +579,22 @@ def test_connect_to_what_is_no_farm_server_is_a_protocol_error_or_the_end(said):
                 sock.sendall(said)
 
         with in_thread(serve), pytest.raises((RemoteProtocolError, EOFError)):
-            connect(parse_address(address), KEY, HELLO, DEADLINE)
+            connect(parse_address(address), Key(KEY), HELLO, DEADLINE)
 
 
 def test_connect_to_a_silent_server_gives_up_in_time():
     with listening() as (_, address), pytest.raises(TimeoutError):
-        connect(parse_address(address), KEY, HELLO, 0.05)
+        connect(parse_address(address), Key(KEY), HELLO, 0.05)
 
 
 def test_connect_where_nobody_listens_is_an_oserror():
     with pytest.raises(ConnectionRefusedError):
-        connect(parse_address(free_address()), KEY, HELLO, DEADLINE)
+        connect(parse_address(free_address()), Key(KEY), HELLO, DEADLINE)
 
 
 def test_connect_to_a_path_that_is_not_there_is_an_oserror(tmp_path):
     with pytest.raises(FileNotFoundError):
-        connect(Address(path=str(tmp_path / "none")), KEY, HELLO, DEADLINE)
+        connect(Address(path=str(tmp_path / "none")), Key(KEY), HELLO, DEADLINE)
 
 
 def test_connect_can_be_given_up_from_another_thread():
@@ -609,7 +610,7 @@ def test_connect_can_be_given_up_from_another_thread():
             hang_up(dialled[0])
 
         with in_thread(give_up), pytest.raises((OSError, EOFError)):
-            connect(parse_address(address), KEY, HELLO, DEADLINE, dialled.append)
+            connect(parse_address(address), Key(KEY), HELLO, DEADLINE, dialled.append)
 
 
 def test_a_connection_is_not_made_when_whoever_is_told_of_it_objects():
@@ -617,12 +618,12 @@ def test_a_connection_is_not_made_when_whoever_is_told_of_it_objects():
         raise ConnectionAbortedError("closing")
 
     with listening() as (_, address), pytest.raises(ConnectionAbortedError):
-        connect(parse_address(address), KEY, HELLO, DEADLINE, object_to)
+        connect(parse_address(address), Key(KEY), HELLO, DEADLINE, object_to)
 
 
 def test_a_body_as_large_as_a_task_s_may_come_after_the_hello_and_not_as_one():
     with pretending(*encode_hello({})) as address:
-        connection, _ = connect(address, KEY, HELLO, DEADLINE)
+        connection, _ = connect(address, Key(KEY), HELLO, DEADLINE)
         assert connection.reader.max_body == MAX_BODY
         assert connection.socket.gettimeout() is None
         connection.close()

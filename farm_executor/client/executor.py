@@ -72,7 +72,10 @@ class FarmExecutor(Executor):
             to hold more while it runs tasks, or right after, is killed and replaced, which costs the task that it
             ran an attempt. Servers look five times a second. None: no limit.
         key: The servers' secret, at least 16 bytes. None: see `farm_executor.security` for where it is found.
-        key_file: A file that holds it.
+        key_file: A file that holds it, and with it the certificate of servers that speak TLS, as
+            ``farm-executor keygen`` makes it.
+        ssl_context: An `ssl.SSLContext` of your own, for servers with a certificate of your own. It does not travel
+            with the executor, which therefore cannot be pickled.
         connect_timeout: Seconds after which the farm breaks with a `TimeoutError` if no worker could be had at
             all. None: dial for ever.
         heartbeat: Seconds between signs of life. A server that has given none for three of them, or a lane on which
@@ -92,7 +95,8 @@ class FarmExecutor(Executor):
 
     Raises:
         AddressError: An address has none of the accepted forms, or there is none.
-        ValueError, TypeError: As ProcessPoolExecutor, for the arguments that it shares.
+        ValueError, TypeError: As ProcessPoolExecutor, for the arguments that it shares; TypeError also for an
+            ``ssl_context`` that is none.
 
     Thread safety:
         All methods may be called from any thread. Callbacks of futures run in the farm's own thread, and must
@@ -112,6 +116,7 @@ class FarmExecutor(Executor):
         max_memory_per_worker: int | None = None,
         key: bytes | None = None,
         key_file: str | os.PathLike[str] | None = None,
+        ssl_context: Any = None,
         connect_timeout: float | None = None,
         heartbeat: float = 5.0,
         resume_timeout: float = 15.0,
@@ -136,6 +141,7 @@ class FarmExecutor(Executor):
         self._max_tasks_per_child = max_tasks_per_child
         self._max_memory_per_worker = max_memory_per_worker
         self._key, self._key_file = key, key_file
+        self._ssl_context = _checked_context(ssl_context)
         self._connect_timeout = connect_timeout
         self._heartbeat, self._resume_timeout = heartbeat, resume_timeout
         self._allow_version_mismatch = allow_version_mismatch
@@ -480,6 +486,11 @@ class FarmExecutor(Executor):
         The key does not travel. In a worker, its server's own key serves. Servers over ssh are started anew, from
         where it is unpickled.
         """
+        if self._ssl_context is not None:
+            raise TypeError(
+                "an executor with an ssl_context cannot be pickled, because a context cannot: "
+                "make the executor anew where you need it, with a context made there"
+            )
         base = [self._embedded_server().locate()] if self._addresses is None else self._addresses
         addresses = [*base, *self._added]
         arguments = {
@@ -556,7 +567,7 @@ class FarmExecutor(Executor):
             EngineOptions(
                 sources=self._sources(embedded),
                 settings=Settings(
-                    partial(client_key, self._key, self._key_file),
+                    partial(client_key, self._key, self._key_file, ssl_context=self._ssl_context),
                     self._allow_version_mismatch,
                     self._heartbeat,
                     self._resume_timeout,
@@ -684,6 +695,14 @@ def _check_arguments(max_workers: Any, initializer: Any, max_tasks_per_child: An
         if max_tasks_per_child <= 0:
             raise ValueError("max_tasks_per_child must be >= 1")
     _check_attempts(max_attempts)
+
+
+def _checked_context(context: Any) -> Any:
+    if context is not None:
+        from farm_executor.tls import own_context
+
+        own_context(context)
+    return context
 
 
 def _check_attempts(max_attempts: Any) -> None:

@@ -24,8 +24,13 @@ _Server = TypeVar("_Server", bound=Hashable)
 class Watched(Protocol):
     """A lane's connection, as far as it is watched."""
 
-    bytes_received: int
-    bytes_sent: int
+    @property
+    def bytes_received(self) -> int:
+        """So far."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """So far."""
 
 
 class Liveness(Generic[_Server]):

@@ -124,8 +124,10 @@ class Reactor:
     # -- for handlers --------------------------------------------------------------------------------------
 
     def register(self, connection: Connection, handler: _Handler) -> None:
-        """Call the handler when the connection can be read."""
+        """Call the handler when the connection can be read, and once if something has been read from it already."""
         self._selector.register(connection, selectors.EVENT_READ, handler)
+        if connection.pending:
+            self.post(partial(handler, selectors.EVENT_READ))
 
     def want_to_write(self, connection: Connection, wanted: bool) -> None:
         """Call the handler also when the connection can be written, or no longer."""

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from farm_executor.address import Address
 from farm_executor.core.handshake import Role, Versions, describe_mismatches
 from farm_executor.errors import AuthenticationError, BrokenFarmError, RemoteProtocolError, VersionMismatchError
+from farm_executor.security import Key
 from farm_executor.transport import HEARTBEAT_SECONDS, Connection, RefusedError, Socket, connect, hang_up
 from farm_executor.versions import local_versions
 
@@ -49,7 +50,7 @@ class Settings:
 
     def __init__(
         self,
-        find_key: Callable[[Address], bytes],
+        find_key: Callable[[Address], Key],
         allow_version_mismatch: bool = False,
         heartbeat: float = HEARTBEAT_SECONDS,
         resume_seconds: float = 0.0,

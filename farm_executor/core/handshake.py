@@ -6,7 +6,7 @@ clocks or random numbers: nonces are passed in, the caller sets the deadline.
 The dialogue, every field of a fixed size, nothing unpickled and no memory taken for a peer without the key::
 
     1. client -> server   preamble, 48 bytes
-    2. server -> client   preamble, 48 bytes
+    2. server -> client   preamble, 48 bytes; it ends here if the version or the security is not to be had
     3. client -> server   HMAC-SHA256(key, "farm client" + both preambles), 32 bytes
     4. server -> client   1, HMAC-SHA256(key, "farm server" + both preambles), 33 bytes; or 0 and 32 zero bytes:
                           wrong key, and the connection ends
@@ -17,12 +17,17 @@ A preamble is::
     0       4     "FARM"
     4       1     client: lowest version it speaks;   server: the version chosen, 0 for none in common
     5       1     client: highest version it speaks;  server: the highest it speaks
-    6       1     security: 0 plain; 1 is kept for TLS, which would begin right after the preambles
-    7       9     zero
+    6       1     security: see `Security`; server: the client's, or, to refuse that, the one it demands
+    7       8     client: which key, see `key_id`;  server: zero
+    15      1     zero
     16      32    nonce
 
 Both preambles are covered by both proofs, so nobody in between can lower the version or the security.
 Then each side sends one HELLO frame (`frames`): a JSON object of at most 64 KiB.
+
+Where the two speak TLS, they hold this dialogue twice: first in the clear, so that a stranger costs no more than
+without, then within TLS, where each proof also covers the certificate that the server has shown. So who relays the
+first proofs and puts TLS of his own in between comes no further, even if the client trusts his certificate.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ import hashlib
 import hmac
 import json
 import struct
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
@@ -43,12 +49,14 @@ __all__ = [
     "PROTOCOL_VERSION",
     "ClientHandshake",
     "Role",
+    "Security",
     "ServerHandshake",
     "Versions",
     "decode_hello",
     "describe_mismatches",
     "encode_hello",
     "memory_limit_in",
+    "key_id",
     "numbers_in",
 ]
 
@@ -56,11 +64,30 @@ MAGIC = b"FARM"
 PROTOCOL_VERSION = 2
 NONCE_SIZE = 32
 MIN_KEY_SIZE = 16
-PLAIN = 0
 MIN_MEMORY_LIMIT = 1024 * 1024  # bytes for a worker: whoever says less means another unit
 
-_PREAMBLE = struct.Struct("<4sBBB9x32s")
+_KEY_ID_SIZE = 8
+_PREAMBLE = struct.Struct(f"<4sBBB{_KEY_ID_SIZE}sB{NONCE_SIZE}s")
 _PROOF_SIZE = 32
+
+
+class Security(enum.IntEnum):
+    """What protects what follows a handshake."""
+
+    PLAIN = 0
+    """Nothing."""
+    TLS = 1
+    """TLS begins right after the proofs."""
+    TLS_LANE = 2
+    """TLS begins after the hellos: the server must know what a lane is for before it starts the worker that is to
+    speak TLS."""
+    WITHIN_TLS = 3
+    """This handshake itself is spoken within TLS."""
+
+
+def key_id(key: bytes) -> bytes:
+    """Eight bytes by which a server that has several keys knows which one is meant; they do not tell the key."""
+    return hmac.new(key, b"farm key id", hashlib.sha256).digest()[:_KEY_ID_SIZE]
 
 
 class Role(str, enum.Enum):
@@ -107,6 +134,7 @@ class Versions(NamedTuple):
         return cls(**fields)
 
 
+_SECURITIES = frozenset(Security)
 _VERSION_FIELDS = {"python": str, "cloudpickle": str, "tblib": str, "farm_executor": str, "protocol": int}
 
 
@@ -124,12 +152,16 @@ class ClientHandshake:
     Args:
         key: The shared secret, at least 16 bytes.
         nonce: 32 fresh random bytes.
+        security: What is to follow.
+        binding: Within TLS the digest of the certificate that the server has shown.
     """
 
-    def __init__(self, key: bytes, nonce: bytes) -> None:
+    def __init__(self, key: bytes, nonce: bytes, security: Security = Security.PLAIN, binding: bytes = b"") -> None:
         _check(key, nonce)
         self._key = key
-        self._mine = _PREAMBLE.pack(MAGIC, PROTOCOL_VERSION, PROTOCOL_VERSION, PLAIN, nonce)
+        self._security = security
+        self._binding = binding
+        self._mine = _PREAMBLE.pack(MAGIC, PROTOCOL_VERSION, PROTOCOL_VERSION, security, key_id(key), 0, nonce)
         self._theirs = b""
         self._received = b""
         self.done = False
@@ -149,7 +181,8 @@ class ClientHandshake:
         Raises:
             RemoteProtocolError: The other end is no farm server.
             VersionMismatchError: The two speak no version of the protocol in common.
-            AuthenticationError: The server refused our key, or did not prove that it holds it.
+            AuthenticationError: The server refused our key, or did not prove that it holds it; or one of the two
+                speaks TLS and the other does not.
         """
         self._received += bytes(data)
         if not self._theirs:
@@ -161,28 +194,42 @@ class ClientHandshake:
                 raise RemoteProtocolError("the server spoke out of turn")
             self._theirs, self._received = self._received, b""
             self._check_preamble()
-            return _proof(self._key, b"client", self._mine, self._theirs)
+            return self._proof(b"client")
         if len(self._received) < 1 + _PROOF_SIZE:
             return b""
         if len(self._received) > 1 + _PROOF_SIZE:
             raise RemoteProtocolError("the server spoke out of turn")
         if self._received[0] != 1:
             raise AuthenticationError("the server refused the key: it holds another one")
-        if not hmac.compare_digest(self._received[1:], _proof(self._key, b"server", self._mine, self._theirs)):
+        if not hmac.compare_digest(self._received[1:], self._proof(b"server")):
             raise AuthenticationError("the server did not prove that it holds the key")
         self.done = True
         return b""
 
+    def _proof(self, role: bytes) -> bytes:
+        return _proof(self._key, role, self._mine, self._theirs, self._binding)
+
     def _check_preamble(self) -> None:
-        _, chosen, highest, security, _ = _PREAMBLE.unpack(self._theirs)
+        _, chosen, highest, security, *_ = _PREAMBLE.unpack(self._theirs)
         if chosen != PROTOCOL_VERSION:
             raise VersionMismatchError(
                 f"the client speaks protocol {PROTOCOL_VERSION}, the server up to {highest}: "
                 "install the same version of farm_executor on both",
                 {"protocol": (str(PROTOCOL_VERSION), str(highest))},
             )
-        if security != PLAIN:
-            raise RemoteProtocolError(f"the server demands security {security}, which this client does not speak")
+        if security == self._security:
+            return
+        if security == Security.PLAIN:
+            raise AuthenticationError(
+                "the server does not speak TLS, which this client demands: start it with the same key file, "
+                "made by farm-executor keygen, or with a certificate"
+            )
+        if self._security == Security.PLAIN:
+            raise AuthenticationError(
+                "the server demands TLS: use the key file that farm-executor keygen has made for it, "
+                "or an ssl_context that trusts its certificate"
+            )
+        raise RemoteProtocolError(f"the server demands security {security}, which this client does not speak")
 
 
 class ServerHandshake:
@@ -192,14 +239,24 @@ class ServerHandshake:
     connection ends after sending.
 
     Args:
-        key: The shared secret, at least 16 bytes.
+        keys: The shared secrets, each at least 16 bytes, with the securities under which it admits. The first of
+            them stands for one that is not there: its securities are what a stranger is told.
         nonce: 32 fresh random bytes.
+        binding: Within TLS the digest of the certificate that this server shows.
+
+    Attributes:
+        key: The secret that the client names; None if there is no such one, or it has named none yet.
+        security: What the client wants to follow.
     """
 
-    def __init__(self, key: bytes, nonce: bytes) -> None:
-        _check(key, nonce)
-        self._key = key
+    def __init__(self, keys: Mapping[bytes, Collection[Security]], nonce: bytes, binding: bytes = b"") -> None:
+        for key in keys:
+            _check(key, nonce)
+        self._keys = keys
         self._nonce = nonce
+        self._binding = binding
+        self.key: bytes | None = None
+        self.security = Security.PLAIN
         self._mine = b""
         self._theirs = b""
         self._received = b""
@@ -231,21 +288,30 @@ class ServerHandshake:
             return b""
         if len(self._received) > _PROOF_SIZE:
             raise RemoteProtocolError("the client spoke out of turn")
-        if not hmac.compare_digest(self._received, _proof(self._key, b"client", self._theirs, self._mine)):
+        if self.key is None or not hmac.compare_digest(self._received, self._proof(self.key, b"client")):
             self.refused = "wrong key"
             return bytes(1 + _PROOF_SIZE)
         self.done = True
-        return b"\1" + _proof(self._key, b"server", self._theirs, self._mine)
+        return b"\1" + self._proof(self.key, b"server")
+
+    def _proof(self, key: bytes, role: bytes) -> bytes:
+        return _proof(key, role, self._theirs, self._mine, self._binding)
 
     def _answer_preamble(self) -> bytes:
-        _, lowest, highest, security, _ = _PREAMBLE.unpack(self._theirs)
-        if len(self._received) or self._theirs[7:16] != bytes(9) or security != PLAIN or lowest > highest:
+        _, lowest, highest, security, named, zero, _ = _PREAMBLE.unpack(self._theirs)
+        if len(self._received) or zero or security not in _SECURITIES or lowest > highest:
             raise RemoteProtocolError("malformed preamble")
+        self.key = next((key for key in self._keys if key_id(key) == named), None)
+        self.security = Security(security)
+        accepted = self._keys[self.key] if self.key is not None else next(iter(self._keys.values()))
         spoken = lowest <= PROTOCOL_VERSION <= highest
         chosen = PROTOCOL_VERSION if spoken else 0
         if not spoken:
             self.refused = f"it speaks protocols {lowest} to {highest}, this server {PROTOCOL_VERSION}"
-        self._mine = _PREAMBLE.pack(MAGIC, chosen, PROTOCOL_VERSION, PLAIN, self._nonce)
+        elif security not in accepted:
+            self.refused = "it wants TLS" if security else "it comes without TLS"
+            security = min(accepted)
+        self._mine = _PREAMBLE.pack(MAGIC, chosen, PROTOCOL_VERSION, security, bytes(_KEY_ID_SIZE), 0, self._nonce)
         return self._mine
 
 
@@ -256,8 +322,8 @@ def _check(key: bytes, nonce: bytes) -> None:
         raise ValueError(f"a nonce is {NONCE_SIZE} bytes long, not {len(nonce)}")
 
 
-def _proof(key: bytes, role: bytes, client: bytes, server: bytes) -> bytes:
-    return hmac.new(key, b"farm " + role + client + server, hashlib.sha256).digest()
+def _proof(key: bytes, role: bytes, client: bytes, server: bytes, binding: bytes) -> bytes:
+    return hmac.new(key, b"farm " + role + client + server + binding, hashlib.sha256).digest()
 
 
 def encode_hello(data: dict[str, Any], kind: FrameType = FrameType.HELLO, seq: int = 0) -> list[Buffer]:

@@ -12,6 +12,7 @@ import os
 import sys
 from typing import Any
 
+from farm_executor.security import server_keys
 from farm_executor.server.supervisor import serve
 from farm_executor.transport import Socket
 
@@ -29,13 +30,14 @@ def run(listener: int) -> None:
         return  # the parent could not make the socket listen, or has died
     config: dict[str, Any] = json.loads(line)
     directory = config.pop("directory")
-    key = bytes.fromhex(config.pop("key"))
+    key = config.pop("key")
+    keys = server_keys(None if key is None else bytes.fromhex(key), **config.pop("files"))
     authkey = config.pop("authkey", None)
     if authkey is not None:
         import multiprocessing.process
 
         multiprocessing.process.current_process().authkey = bytes.fromhex(authkey)
-    ours = serve(Socket(fileno=listener), key=key, owner=0, **config)
+    ours = serve(Socket(fileno=listener), keys=keys, owner=0, **config)
     if ours and directory:
         _remove(directory)
 

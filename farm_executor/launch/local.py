@@ -22,15 +22,16 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 from farm_executor.address import Address, parse_address
 from farm_executor.errors import AddressError, BrokenFarmError
-from farm_executor.security import new_key, server_key, write_key
+from farm_executor.security import Key, PathLike, new_key, server_keys, write_key
 from farm_executor.transport import Socket, bound_address, listen
 
-__all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "start_server"]
+__all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "is_encrypted", "start_server"]
 
 MAX_EARLY_DEATHS = 3
 CHILDHOOD_SECONDS = 5.0  # in which a death counts as one of them
@@ -158,6 +159,7 @@ class PrivateServer:
                     "slots": self._slots,
                     "directory": directory,
                     "key": key.hex(),
+                    "files": {},
                     "embedded": True,
                     "authkey": _authkey(),
                 }
@@ -273,17 +275,24 @@ class Server:
         self.end()
 
 
-def check_exposure(address: Address, insecure: bool) -> None:
-    """Refuse to listen where others than this machine can connect, unless that was asked for in so many words.
+def is_encrypted(keys: Sequence[Key]) -> bool:
+    """Whether no key admits without TLS."""
+    return all(key.tls is not None and key.tls.server is not None for key in keys)
+
+
+def check_exposure(address: Address, insecure: bool, keys: Sequence[Key]) -> None:
+    """Refuse to listen in the clear where others than this machine can connect, unless told to in so many words.
 
     Raises:
-        AddressError: The address is not local and ``insecure`` is false.
+        AddressError: The address is not local, one of the keys comes without TLS, and ``insecure`` is false.
     """
-    if not address.is_local and not insecure:
+    if not address.is_local and not is_encrypted(keys) and not insecure:
         raise AddressError(
-            f"refusing to listen on {address}: there is no encryption yet, so that whoever can see the network "
-            "can read and change what is sent. Listen on 127.0.0.1 and reach it through an ssh tunnel, "
-            "or, in a network that you trust, pass insecure=True (on the command line --insecure)"
+            f"refusing to listen on {address}: with a key that has no certificate nothing is encrypted, so that "
+            "whoever can see the network can read and change what is sent. Make a key file for TLS with "
+            "farm-executor keygen and name it with key_file= (on the command line --key-file); or listen on "
+            "127.0.0.1 and reach it through an ssh tunnel; or, in a network that you trust, pass insecure=True "
+            "(on the command line --insecure)"
         )
 
 
@@ -295,35 +304,48 @@ def start_server(
     name: str | None = None,
     workers: int | None = None,
     key: bytes | None = None,
-    key_file: str | os.PathLike[str] | None = None,
+    key_file: PathLike | Iterable[PathLike] | None = None,
+    certificate: PathLike | None = None,
+    private_key: PathLike | None = None,
+    client_ca: PathLike | None = None,
     insecure: bool = False,
 ) -> Server:
     """Start a server.
 
     Args:
-        host: Where to listen; others than this machine's own addresses need ``insecure``.
+        host: Where to listen; others than this machine's own addresses need TLS, or ``insecure``.
         port: The port; 0 for a free one.
         background: Whether to return at once. If not, return when the server has ended.
         name: A label, shown by `status`.
         workers: How many workers each client may have; None for one per CPU.
         key: The secret that admits clients. None: see `farm_executor.security` for where it is found.
-        key_file: A file that holds it.
+        key_file: A file that holds it, and a certificate for TLS if ``farm-executor keygen`` made it. Of several
+            files each admits; the first is that of what runs in the workers.
+        certificate: A PEM file with a certificate of your own, for TLS. A context cannot be given, because the
+            server is another process.
+        private_key: A PEM file with its private key, not encrypted; None if that is in the same file.
+        client_ca: A PEM file with who signs the certificates that clients must have; None if they need none.
         insecure: Whether to listen unencrypted on an address that others can reach.
 
     Returns:
         The server, a child process.
 
     Raises:
-        AddressError: The host or port is none, or the address is exposed without ``insecure``.
-        AuthenticationError: The key file is missing or may be read by others.
+        AddressError: The host or port is none, or the address is exposed without TLS and ``insecure``.
+        AuthenticationError: A file is missing, does not hold what it should, or may be read by others.
         OSError: The port is in use, or the host is not this machine's. Also with ``background``.
         ValueError: ``workers`` is less than 1.
     """
     address = parse_address((host, port), any_port=True)
-    check_exposure(address, insecure)
+    files = {
+        "key_file": _absolute(key_file),
+        "certificate": _absolute(certificate),
+        "private_key": _absolute(private_key),
+        "client_ca": _absolute(client_ca),
+    }
+    check_exposure(address, insecure, server_keys(key, **files))  # the child reads them once more
     if workers is not None and workers < 1:
         raise ValueError("workers must be at least 1")
-    secret = server_key(key, key_file)
     listener = listen(address)
     try:
         address = bound_address(listener, address)
@@ -332,7 +354,8 @@ def start_server(
             "slots": workers or default_slots(),
             "name": name or "",
             "directory": None,
-            "key": secret.hex(),
+            "key": None if key is None else bytes(key).hex(),
+            "files": files,
         }
         server = Server(address, _start(listener, config, group=False))
     finally:
@@ -341,6 +364,13 @@ def start_server(
         with server:
             _wait_in_foreground(server)
     return server
+
+
+def _absolute(path: PathLike | Iterable[PathLike] | None) -> Any:
+    """As JSON takes it."""
+    if path is None or isinstance(path, (str, os.PathLike)):
+        return None if path is None else os.path.abspath(path)
+    return [os.path.abspath(each) for each in path]
 
 
 def _wait_in_foreground(server: Server) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from farm_executor.address import Address
 from farm_executor.launch.local import default_slots
+from farm_executor.security import Key
 from farm_executor.server.supervisor import serve
 from farm_executor.transport import listen
 
@@ -46,7 +47,7 @@ def run_remote(config: dict[str, Any]) -> None:
         listener,
         on_ready=lambda: say(ready=True),
         address=f"unix:{path}",
-        key=bytes.fromhex(config["key"]),
+        keys=[Key(bytes.fromhex(config["key"]))],
         slots=config["slots"] or default_slots(),
         name=config["name"],
         owner=0,

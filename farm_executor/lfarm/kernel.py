@@ -274,6 +274,7 @@ def make_kernel(
     timeout: float | None = None,
     key: bytes | None = None,
     key_file: str | os.PathLike[str] | None = None,
+    ssl_context: Any = None,
 ) -> Kernel:
     """Make a kernel; it does not become the current one by that, see `set_kernel` and `use_kernel`.
 
@@ -284,6 +285,7 @@ def make_kernel(
         timeout: Seconds within which every server must have answered. None: wait for ever.
         key: The servers' secret, as for `FarmExecutor`.
         key_file: A file that holds it.
+        ssl_context: As for `FarmExecutor`.
 
     Returns:
         The kernel, when every server has answered. Each gives it all of its slots.
@@ -294,7 +296,7 @@ def make_kernel(
     """
     if isinstance(addresses, Executor):
         return Kernel(addresses, name)
-    farm = FarmExecutor(parse_addresses(addresses), key=key, key_file=key_file)
+    farm = FarmExecutor(parse_addresses(addresses), key=key, key_file=key_file, ssl_context=ssl_context)
     try:
         farm.connect(timeout)
     except BaseException as error:

@@ -43,7 +43,7 @@ def start_local_servers(
         addresses: ``(host, port)`` pairs or "host:port", of this machine; with port 0 the system chooses one.
         workers: How many workers each gives to each client; None for one per CPU.
         key: Their secret, as for `start_server`.
-        key_file: A file that holds it.
+        key_file: A file that holds it; with a certificate in it, they speak TLS.
 
     Returns:
         The servers, which clients may dial at once.

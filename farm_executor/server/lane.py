@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from farm_executor.core.frames import (
@@ -44,9 +45,9 @@ from farm_executor.core.frames import (
     is_bulk,
     payload_of,
 )
-from farm_executor.errors import RemoteProtocolError
+from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.keeping import kept
-from farm_executor.transport import Channel, Connection, Socket, Waker
+from farm_executor.transport import AnySocket, Channel, Connection, Socket, Waker
 
 if TYPE_CHECKING:
     import mmap
@@ -99,13 +100,23 @@ class WorkerLane:
         progress: Shared with the supervisor, so that it outlives a crash; see `PROGRESS`.
         channel: The line to the supervisor.
         resumable: Whether to go on when the connection breaks.
+        secure: Encrypts a connection that the supervisor has passed on, as the number says that came with it.
     """
 
-    def __init__(self, socket: Socket, progress: mmap.mmap, channel: Channel, *, resumable: bool) -> None:
+    def __init__(
+        self,
+        socket: AnySocket,
+        progress: mmap.mmap,
+        channel: Channel,
+        *,
+        resumable: bool,
+        secure: Callable[[Socket, int], AnySocket],
+    ) -> None:
         self._connection = Connection(socket)
         self._progress = progress
         self._channel = channel
         self._resumable = resumable
+        self._secure = secure
         self._io = threading.Lock()
         self._wanted = Waker()  # rings when the main thread wants to read and the helper may be asleep doing so
         self._functions: dict[int, SentFunction] = {}  # guarded by _io, like the reading itself
@@ -244,15 +255,15 @@ class WorkerLane:
         ready = [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
         if self._channel.fileno() in ready:
             try:
-                sock = self._channel.receive()
+                passed_on = self._channel.receive()
             except EOFError:
                 os._exit(0)  # without the supervisor there is no living on
             except OSError as error:  # nor without the client
                 _die(f"its new connection cannot be taken: {error}")
-            if sock is None:
+            if passed_on is None:
                 self._end()
             else:
-                self._change_connection(sock)
+                self._change_connection(*passed_on)
             return []
         return ready
 
@@ -275,18 +286,24 @@ class WorkerLane:
         with self._send:
             self._mute = True
 
-    def _change_connection(self, sock: Socket) -> None:
+    def _change_connection(self, sock: Socket, secured: int) -> None:
         """Go on over another socket; what is to be sent waits until the client has said what it lacks."""
         old = self._connection
         for poll in (self._poll, self._helper_poll):
             with contextlib.suppress(KeyError):  # the old one was found broken before
                 poll.unregister(old.fileno())
         old.hang_up()
+        with self._send:
+            self._mute = True
         sock.setblocking(True)
+        try:
+            connection = Connection(self._secure(sock, secured))
+        except (AuthenticationError, RemoteProtocolError, EOFError, OSError):
+            sock.close()  # the client dials anew
+            return
         with self._send:
             old.close()
-            self._mute = True
-            self._connection = Connection(sock)
+            self._connection = connection
             for place in (_RECEIVED_AT, _SENT_AT):
                 _BYTES.pack_into(self._progress, place, 0)
         self._functions.clear()  # those that were on their way may not have come

@@ -4,8 +4,8 @@ It listens, lets in whom the key admits, starts a worker for each lane, and tell
 what. One thread, one selector, no polling: it sleeps until something happens. It must not import user code, nor
 unpickle anything, nor read a task: a lane's socket belongs to the worker that is forked for it.
 
-Whoever connects is a *guest* until he has proven the key and said what for: then the connection is a *session's*
-control connection, or a session's new lane, or an administrator's question, answered at once.
+Whoever connects is a *guest* (see `guest`) until he has proven a key and said what for: then the connection is a
+*session's* control connection, or a session's new lane, or an administrator's question, answered at once.
 
 The supervisor keeps each lane's socket open beside the worker. When the worker is gone, it hangs up: so the client
 sees the lane end even if a process that a task started still holds it.
@@ -25,15 +25,13 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from farm_executor.core.frames import MAX_HELLO, Buffer, FrameReader, FrameType
+from farm_executor.core.frames import MAX_HELLO, FrameType
 from farm_executor.core.handshake import (
-    NONCE_SIZE,
     Role,
-    ServerHandshake,
     Versions,
     decode_hello,
     describe_mismatches,
@@ -42,8 +40,9 @@ from farm_executor.core.handshake import (
     numbers_in,
 )
 from farm_executor.core.liveness import MAX_MISSED
-from farm_executor.errors import RemoteProtocolError
-from farm_executor.security import set_ambient_key
+from farm_executor.errors import AuthenticationError, RemoteProtocolError
+from farm_executor.security import Key, set_ambient_key
+from farm_executor.server.guest import Guest, no_segment
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.server.memory import OomCounter, held_by, peak_of
 from farm_executor.server.stderr import StderrPipe
@@ -51,6 +50,7 @@ from farm_executor.server.tether import die_with
 from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.transport import (
     HEARTBEAT_SECONDS,
+    AnySocket,
     Channel,
     Connection,
     Socket,
@@ -72,6 +72,7 @@ logger = logging.getLogger(__name__)
 ACCEPT_PAUSE = 0.2  # seconds before the next attempt, when the system gives no descriptor and no guest holds one
 GUEST_SECONDS = 10.0  # to prove the key and say hello
 MAX_GUESTS = 256  # beyond it the oldest goes: a client needs milliseconds, a stranger does not matter
+MAX_GUESTS_OF_A_HOST = 32  # beyond it the oldest from there goes
 MAX_LABEL = 100  # characters of what a client calls itself
 GRACE_CRASHED = 1.0  # seconds for the workers of a client that is gone
 LOOK_SECONDS = 0.2  # between looks at what workers with a limit hold, if they have run anything since
@@ -82,15 +83,6 @@ SILENT_BEATS = 12  # heartbeats without one, after which a client's connection i
 MIN_HEARTBEAT = 0.05  # seconds; more often than that no client needs to be believed dead
 THAW_SECONDS = 1.0  # for those who were stopped together to go on
 MAX_REPORTS = 1000  # on lanes, in one PONG
-
-
-class _Guest:
-    def __init__(self, socket: Socket, name: str, deadline: float, handshake: ServerHandshake) -> None:
-        self.socket = socket
-        self.name = name
-        self.deadline = deadline
-        self.handshake = handshake
-        self.reader = FrameReader(MAX_HELLO, _no_segment)
 
 
 class _Worker:
@@ -191,7 +183,7 @@ class Supervisor:
     Args:
         listener: A listening socket; it is the supervisor's from now on.
         address: What it listens at, for people to read.
-        key: The secret that admits.
+        keys: Each of which admits. The first is that of what runs in the workers, as a client.
         slots: How many workers each session may have.
         name: A label for people.
         owner: A file descriptor at whose end the server ends at once: who started it holds the other end.
@@ -207,7 +199,7 @@ class Supervisor:
         listener: Socket,
         *,
         address: str,
-        key: bytes,
+        keys: Sequence[Key],
         slots: int,
         name: str = "",
         owner: int | None = None,
@@ -216,7 +208,7 @@ class Supervisor:
     ) -> None:
         self._listener: Socket | None = listener
         self._address = address
-        self._key = key
+        self._keys = keys
         self._slots = slots
         self._name = name
         self._owner = owner
@@ -225,7 +217,7 @@ class Supervisor:
         self._versions = local_versions()
         self._selector = selectors.DefaultSelector()
         self._waker = Waker()
-        self._guests: dict[_Guest, None] = {}  # in the order of their deadlines
+        self._guests: dict[Guest, None] = {}  # in the order of their deadlines
         self._sessions: dict[str, _Session] = {}
         self._workers: dict[int, tuple[_Session, _Worker]] = {}
         self._doomed: dict[int, float] = {}  # pids to be killed, with the time
@@ -358,10 +350,15 @@ class Supervisor:
             return
         sock.setblocking(False)
         tune(sock)
-        name = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
-        handshake = ServerHandshake(self._key, os.urandom(NONCE_SIZE))
-        guest = _Guest(sock, name, time.monotonic() + GUEST_SECONDS, handshake)
-        if len(self._guests) >= MAX_GUESTS:
+        local = not isinstance(peer, tuple)  # a unix socket
+        host = "local" if local else peer[0]
+        name = "local" if local else f"{host}:{peer[1]}"
+        deadline = time.monotonic() + GUEST_SECONDS
+        guest = Guest(sock, host=host, name=name, keys=self._keys, local=local, deadline=deadline)
+        of_host = [other for other in self._guests if other.host == host]
+        if len(of_host) >= MAX_GUESTS_OF_A_HOST:
+            self._dismiss(of_host[0], "too many connections without a key from its address")
+        elif len(self._guests) >= MAX_GUESTS:
             self._make_room()
         self._guests[guest] = None
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._on_guest(guest))
@@ -378,48 +375,28 @@ class Supervisor:
         if self._listener is not None and not self._deaf_until:
             self._selector.unregister(self._listener)
 
-    def _on_guest(self, guest: _Guest) -> WorkerStart | None:
+    def _on_guest(self, guest: Guest) -> WorkerStart | None:
         if guest not in self._guests:
             return None  # dismissed by an event of this same round
         try:
-            if guest.handshake.done:
-                return self._on_hello(guest)
-            data = guest.socket.recv(guest.handshake.wanted)
-            if not data:
-                self._dismiss(guest, "it hung up")
-                return None
-            guest.socket.sendall(guest.handshake.receive_data(data))
-            if guest.handshake.refused:
-                self._dismiss(guest, guest.handshake.refused)
-        except RemoteProtocolError as error:
-            self._dismiss(guest, str(error))
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError as error:
+            hello = guest.receive()
+            if hello is not None:
+                return self._on_hello(guest, hello)
+        except (EOFError, AuthenticationError, RemoteProtocolError, OSError) as error:
             self._dismiss(guest, str(error))
         return None
 
-    def _dismiss(self, guest: _Guest, why: str) -> None:
+    def _dismiss(self, guest: Guest, why: str) -> None:
         if not self._embedded:  # else it was our own client, which knows why it left
             logger.warning("dismissed peer=%s reason=%s", guest.name, why)
         self._release(guest)
         guest.socket.close()
 
-    def _release(self, guest: _Guest) -> None:
+    def _release(self, guest: Guest) -> None:
         self._guests.pop(guest, None)
         self._selector.unregister(guest.socket)
 
-    def _on_hello(self, guest: _Guest) -> WorkerStart | None:
-        data = guest.socket.recv(MAX_HELLO)
-        if not data:
-            self._dismiss(guest, "it hung up")
-            return None
-        frames = guest.reader.receive_data(data)
-        if not frames:
-            return None
-        if len(frames) > 1 or guest.reader.mid_frame or frames[0].type is not FrameType.HELLO:
-            raise RemoteProtocolError("more or less than one hello")
-        hello = decode_hello(frames[0])
+    def _on_hello(self, guest: Guest, hello: dict[str, Any]) -> WorkerStart | None:
         role = hello.get("role")
         if role == Role.ADMIN:
             self._answer_admin(guest, hello)
@@ -431,12 +408,12 @@ class Supervisor:
             raise RemoteProtocolError(f"no such role: {role!r}")
         return None
 
-    def _reply(self, guest: _Guest, data: dict[str, Any], kind: FrameType = FrameType.HELLO) -> None:
+    def _reply(self, guest: Guest, data: dict[str, Any], kind: FrameType = FrameType.HELLO) -> None:
         guest.socket.sendall(
             b"".join(encode_hello(data, kind))
         )  # small, and the buffer is empty: it is taken whole
 
-    def _refuse(self, guest: _Guest, code: str, message: str, **more: Any) -> None:
+    def _refuse(self, guest: Guest, code: str, message: str, **more: Any) -> None:
         self._reply(guest, {"code": code, "message": message, **more}, FrameType.REFUSED)
         logger.info("refused peer=%s code=%s reason=%s", guest.name, code, message)
         self._release(guest)
@@ -444,7 +421,7 @@ class Supervisor:
 
     # -- what guests come for --------------------------------------------------------------------------
 
-    def _answer_admin(self, guest: _Guest, hello: dict[str, Any]) -> None:
+    def _answer_admin(self, guest: Guest, hello: dict[str, Any]) -> None:
         command = hello.get("command")
         if command == "end":
             self._reply(guest, {})
@@ -485,7 +462,7 @@ class Supervisor:
             "sessions_left_out": len(self._sessions) - len(sessions),  # a hello has a limited size
         }
 
-    def _open_session(self, guest: _Guest, hello: dict[str, Any]) -> None:
+    def _open_session(self, guest: Guest, hello: dict[str, Any]) -> None:
         mismatches = Versions.from_json(hello.get("versions")).mismatches(self._versions)
         if "resume" in hello:
             self._resume_session(guest, str(hello["resume"]))
@@ -498,7 +475,7 @@ class Supervisor:
             self._refuse(guest, "version", text, mismatches=mismatches)
             return
         # The end of a unix socket is the end of whoever held it.
-        resume_seconds = _seconds(hello, "resume_seconds", 0.0) if is_tcp(guest.socket) else 0.0
+        resume_seconds = _seconds(hello, "resume_seconds", 0.0) if is_tcp(guest.raw) else 0.0
         session = _Session(
             os.urandom(16).hex(),
             f"{str(hello.get('client'))[:MAX_LABEL]} at {guest.name}",
@@ -511,7 +488,7 @@ class Supervisor:
         self._welcome(guest, session)
         logger.info("session opened client=%s", session.client)
 
-    def _resume_session(self, guest: _Guest, id: str) -> None:
+    def _resume_session(self, guest: Guest, id: str) -> None:
         session = self._sessions.get(id)
         if session is None or not session.resume_seconds:
             self._refuse(guest, "session", "there is no such session on this server any more")
@@ -522,7 +499,7 @@ class Supervisor:
             self._tell(session, report, FrameType.WORKER_DIED)
         logger.info("session resumed client=%s", session.client)
 
-    def _welcome(self, guest: _Guest, session: _Session) -> None:
+    def _welcome(self, guest: Guest, session: _Session) -> None:
         """Make this connection the session's control connection."""
         self._reply(
             guest,
@@ -535,12 +512,12 @@ class Supervisor:
             },
         )
         self._release(guest)
-        tune(guest.socket, session.heartbeat)
-        session.connection = Connection(guest.socket, MAX_HELLO, _no_segment)
+        tune(guest.raw, session.heartbeat)
+        session.connection = Connection(guest.socket, MAX_HELLO, no_segment)
         session.heard = time.monotonic()
         self._selector.register(guest.socket, selectors.EVENT_READ, lambda: self._on_control(session))
 
-    def _open_lane(self, guest: _Guest, hello: dict[str, Any]) -> WorkerStart | None:
+    def _open_lane(self, guest: Guest, hello: dict[str, Any]) -> WorkerStart | None:
         session = self._sessions.get(str(hello.get("session")))
         slot, lane = hello.get("slot"), hello.get("lane")
         if session is None or session.ended:
@@ -560,11 +537,11 @@ class Supervisor:
             self._refuse(guest, "slot", f"this session has {len(session.workers)} workers already")
             return None
         self._release(guest)
-        tune(guest.socket, session.heartbeat)
+        tune(guest.raw, session.heartbeat)
         for old in [old for old in session.reports if session.reports[old]["slot"] == slot]:
             del session.reports[old]  # the client knows
         try:
-            return self._fork(session, guest.socket, slot, lane)
+            return self._fork(session, guest, slot, lane)
         except OSError as error:
             logger.error("cannot start a worker error=%s", error)
             refusal = {"code": "fork", "message": f"cannot start a worker: {error}"}
@@ -573,29 +550,29 @@ class Supervisor:
             guest.socket.close()
             return None
 
-    def _resume_lane(self, guest: _Guest, session: _Session, lane: Any) -> None:
+    def _resume_lane(self, guest: Guest, session: _Session, lane: Any) -> None:
         """Pass the connection on to the lane's worker, which lives."""
         worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
         if worker is None or worker.pid in self._doomed or not session.resume_seconds:
             self._refuse(guest, "worker", "that lane's worker is gone")
             return
         self._release(guest)
-        tune(guest.socket, session.heartbeat)
+        tune(guest.raw, session.heartbeat)
         hang_up(worker.socket)
         try:
-            worker.channel.pass_on(guest.socket)
+            worker.channel.pass_on(guest.raw, guest.secured_later)
             guest.socket.sendall(b"".join(encode_hello({"pid": worker.pid})))
         except OSError as error:
             logger.warning("lane not resumed pid=%d error=%s", worker.pid, error)
             guest.socket.close()
             return
         worker.socket.close()
-        worker.socket = guest.socket
+        worker.socket = guest.raw
         logger.info("lane resumed pid=%d slot=%d client=%s", worker.pid, worker.slot, session.client)
 
     # -- workers ---------------------------------------------------------------------------------------
 
-    def _fork(self, session: _Session, sock: Socket, slot: int, lane: int) -> WorkerStart | None:
+    def _fork(self, session: _Session, guest: Guest, slot: int, lane: int) -> WorkerStart | None:
         progress = mmap.mmap(-1, PROGRESS.size)
         PROGRESS.pack_into(progress, 0, NOT_BEGUN, 0, 0, False)
         supervisor = os.getpid()
@@ -611,7 +588,7 @@ class Supervisor:
         if pid == 0:
             try:
                 channel.close()
-                return self._become_worker(session, sock, progress, theirs, stderr, supervisor)
+                return self._become_worker(session, guest, progress, theirs, stderr, supervisor)
             except BaseException:  # whatever happens, the child must not go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
@@ -619,19 +596,19 @@ class Supervisor:
         stderr.begin()
         self._stderrs.add(stderr)
         self._selector.register(stderr, selectors.EVENT_READ, partial(self._on_stderr, stderr))
-        worker = _Worker(pid, slot, lane, sock, channel, progress, stderr, self._oom_counter.read())
+        worker = _Worker(pid, slot, lane, guest.raw, channel, progress, stderr, self._oom_counter.read())
         session.workers[pid] = worker
         self._workers[pid] = (session, worker)
         # The worker says nothing before the client has had this answer and sent INIT.
         with contextlib.suppress(OSError):
-            sock.sendall(b"".join(encode_hello({"pid": pid})))
+            guest.raw.sendall(b"".join(encode_hello({"pid": pid})))
         logger.info("worker started pid=%d slot=%d client=%s", pid, slot, session.client)
         return None
 
     def _become_worker(
         self,
         session: _Session,
-        sock: Socket,
+        guest: Guest,
         progress: mmap.mmap,
         channel: Channel,
         stderr: StderrPipe,
@@ -644,7 +621,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if not self._embedded:
             os.setpgid(0, 0)  # Ctrl-C at the server is the supervisor's alone
-        self._close_all(but=sock)
+        self._close_all(but=guest.raw)
         stderr.attach()
         null = os.open(os.devnull, os.O_RDONLY)
         if null == 0:  # as it is when 0 was the owner's end, just closed
@@ -652,10 +629,17 @@ class Supervisor:
         else:
             os.dup2(null, 0)
             os.close(null)
-        set_ambient_key(self._key)
-        sock.setblocking(True)
-        resumable = session.resume_seconds > 0
-        return WorkerStart(sock, progress, channel, interruptible=self._embedded, resumable=resumable)
+        set_ambient_key(self._keys[0])
+        guest.raw.setblocking(True)
+        return WorkerStart(
+            guest.raw,
+            self._keys,
+            guest.secured_later,
+            progress,
+            channel,
+            interruptible=self._embedded,
+            resumable=session.resume_seconds > 0,
+        )
 
     def _close_all(self, but: Socket | None = None) -> None:
         """Close every descriptor of ours, without a word to any peer."""
@@ -665,7 +649,7 @@ class Supervisor:
             os.close(self._owner)
         for stderr in self._stderrs:
             stderr.close()
-        sockets = [guest.socket for guest in self._guests]
+        sockets: list[AnySocket] = [guest.socket for guest in self._guests]
         sockets += [session.connection.socket for session in self._sessions.values() if session.connection]
         sockets += [worker.socket for _, worker in self._workers.values()]
         for _, worker in self._workers.values():
@@ -945,11 +929,6 @@ def _seconds(hello: dict[str, Any], key: str, default: float) -> float:
     if type(value) not in (int, float) or not 0 <= value < float("inf"):
         raise RemoteProtocolError(f"{key} should be seconds, not {value!r:.200}")
     return min(float(value), MAX_RESUME_SECONDS)
-
-
-def _no_segment(size: int) -> Buffer:
-    """For readers: a control connection carries no bulk, so that no memory is taken for what is promised."""
-    raise RemoteProtocolError(f"a segment of {size} bytes where there is none to be")
 
 
 def serve(listener: Socket, *, on_ready: Callable[[], None] = lambda: None, **settings: Any) -> bool:

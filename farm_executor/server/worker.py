@@ -14,19 +14,24 @@ import signal
 import sys
 import time
 import types
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor import payload
 from farm_executor.core.frames import Frame, Payload, payload_of
+from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.failure import dump_failure, explain_unreadable, explain_unsendable
+from farm_executor.security import Key
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
-from farm_executor.transport import Channel, Socket
+from farm_executor.transport import AnySocket, Channel, Socket, secure_server_side
 
 if TYPE_CHECKING:
     import mmap
 
 __all__ = ["WorkerStart", "is_reusable", "run_worker"]
+
+SECURE_SECONDS = 10.0  # for the client to agree on TLS
 
 
 class WorkerStart(NamedTuple):
@@ -34,6 +39,9 @@ class WorkerStart(NamedTuple):
 
     Attributes:
         socket: The lane, authenticated, after the hellos.
+        keys: The server's; see `secured`.
+        secured: With which of the keys, counted from 1, the lane is to be encrypted before anything else is said; 0
+            for no encryption.
         progress: Shared with the supervisor: how far the worker has come.
         channel: The line to the supervisor.
         interruptible: Whether Ctrl-C in the terminal shall interrupt the running task, as it does a child's.
@@ -41,6 +49,8 @@ class WorkerStart(NamedTuple):
     """
 
     socket: Socket
+    keys: Sequence[Key]
+    secured: int
     progress: mmap.mmap
     channel: Channel
     interruptible: bool
@@ -49,7 +59,18 @@ class WorkerStart(NamedTuple):
 
 def run_worker(start: WorkerStart) -> None:
     """Serve the client at the other end of the lane until it is gone; returns to let the interpreter end."""
-    lane = WorkerLane(start.socket, start.progress, start.channel, resumable=start.resumable)
+
+    def secure(socket: Socket, number: int) -> AnySocket:
+        if not number:
+            return socket
+        return secure_server_side(socket, start.keys[number - 1], time.monotonic() + SECURE_SECONDS)
+
+    try:
+        socket = secure(start.socket, start.secured)
+    except (AuthenticationError, RemoteProtocolError, EOFError, OSError) as why:
+        print(f"farm_executor: worker {os.getpid()} ends: {why}", file=sys.stderr, flush=True)  # noqa: T201
+        return
+    lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
     runner = _Runner()
     signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)
     lane.start_helper()

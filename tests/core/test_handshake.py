@@ -21,10 +21,12 @@ from farm_executor.core.handshake import (
     PROTOCOL_VERSION,
     ClientHandshake,
     Role,
+    Security,
     ServerHandshake,
     Versions,
     decode_hello,
     encode_hello,
+    key_id,
     numbers_in,
 )
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
@@ -42,14 +44,19 @@ Tamper = Callable[[int, bytes], bytes]
 
 
 def preamble(
-    nonce: bytes, lowest: int = PROTOCOL_VERSION, highest: int = PROTOCOL_VERSION, security: int = 0
+    nonce: bytes,
+    lowest: int = PROTOCOL_VERSION,
+    highest: int = PROTOCOL_VERSION,
+    security: int = 0,
+    key: bytes | None = KEY,
 ) -> bytes:
-    """Either side's preamble, laid out by hand from the table in the module."""
-    return b"FARM" + bytes([lowest, highest, security]) + bytes(9) + nonce
+    """A client's preamble, or with None for the key a server's, laid out by hand from the table in the module."""
+    named = bytes(8) if key is None else hmac.new(key, b"farm key id", hashlib.sha256).digest()[:8]
+    return b"FARM" + bytes([lowest, highest, security]) + named + b"\0" + nonce
 
 
-def proof(key: bytes, role: bytes, client: bytes, server: bytes) -> bytes:
-    return hmac.new(key, b"farm " + role + client + server, hashlib.sha256).digest()
+def proof(key: bytes, role: bytes, client: bytes, server: bytes, binding: bytes = b"") -> bytes:
+    return hmac.new(key, b"farm " + role + client + server + binding, hashlib.sha256).digest()
 
 
 def client(key: bytes = KEY, nonce: bytes = CLIENT_NONCE) -> ClientHandshake:
@@ -57,7 +64,7 @@ def client(key: bytes = KEY, nonce: bytes = CLIENT_NONCE) -> ClientHandshake:
 
 
 def server(key: bytes = KEY, nonce: bytes = SERVER_NONCE) -> ServerHandshake:
-    return ServerHandshake(key, nonce)
+    return ServerHandshake({key: {Security.PLAIN}}, nonce)
 
 
 def over(half: Half) -> bool:
@@ -145,7 +152,7 @@ def test_two_that_hold_the_key_are_done_under_any_chunking(key: bytes, a: bytes,
 
 
 def test_the_dialogue_is_the_documented_one_byte_by_byte() -> None:
-    first, second = preamble(CLIENT_NONCE), preamble(SERVER_NONCE)
+    first, second = preamble(CLIENT_NONCE), preamble(SERVER_NONCE, key=None)
     assert transcript() == (
         first + proof(KEY, b"client", first, second),
         second + b"\1" + proof(KEY, b"server", first, second),
@@ -169,8 +176,8 @@ def test_each_half_wants_no_more_than_the_next_message() -> None:
     assert one.done
 
 
-@pytest.mark.parametrize("half", [ClientHandshake, ServerHandshake])
-def test_a_key_too_short_and_a_nonce_of_another_size_are_refused_here(half: type[ClientHandshake]) -> None:
+@pytest.mark.parametrize("half", [client, server])
+def test_a_key_too_short_and_a_nonce_of_another_size_are_refused_here(half: Callable[[bytes, bytes], Half]) -> None:
     with pytest.raises(AuthenticationError, match="16 bytes"):
         half(b"x" * 15, CLIENT_NONCE)
     for size in (0, 31, 33):
@@ -207,9 +214,9 @@ def test_a_refusal_says_nothing_about_the_key() -> None:
 
 def test_a_server_that_accepts_any_key_does_not_pass_for_ours() -> None:
     one = client()
-    one.receive_data(preamble(SERVER_NONCE))
+    one.receive_data(preamble(SERVER_NONCE, key=None))
     with pytest.raises(AuthenticationError, match="prove"):
-        one.receive_data(b"\1" + proof(OTHER_KEY, b"server", one.start(), preamble(SERVER_NONCE)))
+        one.receive_data(b"\1" + proof(OTHER_KEY, b"server", one.start(), preamble(SERVER_NONCE, key=None)))
     assert not one.done
 
 
@@ -217,7 +224,7 @@ def test_a_server_that_accepts_any_key_does_not_pass_for_ours() -> None:
 def test_a_client_of_other_versions_is_told_ours_and_refused(lowest: int, highest: int) -> None:
     other = server()
     assert other.receive_data(preamble(CLIENT_NONCE, lowest, highest)) == preamble(
-        SERVER_NONCE, 0, PROTOCOL_VERSION
+        SERVER_NONCE, 0, PROTOCOL_VERSION, key=None
     )
     assert str(highest) in other.refused
     assert not other.done
@@ -228,7 +235,7 @@ def test_a_client_whose_versions_include_ours_is_given_ours(lowest: int, highest
     other = server()
     first = preamble(CLIENT_NONCE, lowest, highest)
     second = other.receive_data(first)
-    assert second == preamble(SERVER_NONCE)
+    assert second == preamble(SERVER_NONCE, key=None)
     assert other.receive_data(proof(KEY, b"client", first, second))
     assert other.done
 
@@ -248,8 +255,8 @@ def test_a_refused_client_is_not_let_in_afterwards() -> None:
     "data",
     [
         pytest.param(preamble(CLIENT_NONCE, 2, 1), id="lowest above highest"),
-        pytest.param(preamble(CLIENT_NONCE, security=1), id="security not spoken"),
-        pytest.param(preamble(CLIENT_NONCE)[:8] + b"\1" + preamble(CLIENT_NONCE)[9:], id="not zero"),
+        pytest.param(preamble(CLIENT_NONCE, security=4), id="no such security"),
+        pytest.param(preamble(CLIENT_NONCE)[:15] + b"\1" + preamble(CLIENT_NONCE)[16:], id="not zero"),
         pytest.param(preamble(CLIENT_NONCE) + b"x", id="more than a preamble"),
     ],
 )
@@ -267,9 +274,102 @@ def test_a_server_of_other_versions_is_a_version_mismatch(chosen: int) -> None:
     assert not one.done
 
 
-def test_a_server_that_demands_security_which_we_lack_is_refused() -> None:
-    with pytest.raises(RemoteProtocolError, match="security"):
-        client().receive_data(preamble(SERVER_NONCE, security=1))
+# -- TLS and several keys -----------------------------------------------------------------------------------
+
+
+TLS = frozenset({Security.TLS, Security.TLS_LANE})
+
+
+def encrypted_client(security: Security = Security.TLS, key: bytes = KEY, binding: bytes = b"") -> ClientHandshake:
+    return ClientHandshake(key, CLIENT_NONCE, security, binding)
+
+
+@pytest.mark.parametrize("security", Security)
+def test_the_security_that_the_client_wants_is_known_to_the_server(security: Security) -> None:
+    one, other = encrypted_client(security), ServerHandshake({KEY: set(Security)}, SERVER_NONCE)
+    assert converse(one, other, EVERY_BYTE) == []
+    assert (one.done, other.done, other.security, other.key) == (True, True, security, KEY)
+
+
+def test_a_plain_client_of_an_encrypted_server_is_told_to_use_its_key_file() -> None:
+    one, other = client(), ServerHandshake({KEY: TLS}, SERVER_NONCE)
+    (error,) = converse(one, other, EVERY_BYTE)
+    assert isinstance(error, AuthenticationError)
+    assert "demands TLS" in str(error)
+    assert "keygen" in str(error)
+    assert other.refused == "it comes without TLS"
+
+
+@pytest.mark.parametrize("security", [Security.TLS, Security.TLS_LANE])
+def test_an_encrypting_client_of_a_plain_server_is_told_so(security: Security) -> None:
+    one, other = encrypted_client(security), server()
+    (error,) = converse(one, other, EVERY_BYTE)
+    assert isinstance(error, AuthenticationError)
+    assert "does not speak TLS" in str(error)
+    assert other.refused == "it wants TLS"
+
+
+def test_a_server_that_demands_security_which_we_do_not_know_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="security 9"):
+        encrypted_client().receive_data(preamble(SERVER_NONCE, security=9, key=None))
+
+
+@pytest.mark.parametrize("key", [KEY, OTHER_KEY])
+def test_each_of_a_servers_keys_admits(key: bytes) -> None:
+    one = client(key)
+    other = ServerHandshake({KEY: {Security.PLAIN}, OTHER_KEY: {Security.PLAIN}}, SERVER_NONCE)
+    assert converse(one, other, EVERY_BYTE) == []
+    assert (one.done, other.done, other.key) == (True, True, key)
+
+
+def test_the_first_key_of_a_server_is_what_a_client_with_none_of_them_is_measured_by() -> None:
+    keys = {KEY: TLS, OTHER_KEY: frozenset({Security.PLAIN})}
+    (error,) = converse(client(b"a third key of it"), ServerHandshake(keys, SERVER_NONCE), EVERY_BYTE)
+    assert "demands TLS" in str(error)
+    (error,) = converse(encrypted_client(key=b"a third key of it"), ServerHandshake(keys, SERVER_NONCE), EVERY_BYTE)
+    assert "refused the key" in str(error)
+
+
+def test_a_key_admits_under_its_own_security_only() -> None:
+    keys = {KEY: TLS, OTHER_KEY: frozenset({Security.PLAIN})}
+    other = ServerHandshake(keys, SERVER_NONCE)
+    (error,) = converse(client(), other, EVERY_BYTE)
+    assert "demands TLS" in str(error)
+    assert not other.done
+    one, other = client(OTHER_KEY), ServerHandshake(keys, SERVER_NONCE)
+    assert converse(one, other, EVERY_BYTE) == []
+    assert one.done
+
+
+def test_within_tls_both_must_have_seen_the_same_certificate() -> None:
+    mine, theirs = b"m" * 32, b"t" * 32
+    for seen, agrees in ((mine, True), (theirs, False), (b"", False)):
+        one = encrypted_client(Security.WITHIN_TLS, binding=seen)
+        other = ServerHandshake({KEY: {Security.WITHIN_TLS}}, SERVER_NONCE, mine)
+        errors = converse(one, other, EVERY_BYTE)
+        assert (one.done, other.done, errors == []) == (agrees, agrees, agrees)
+
+
+def test_what_is_said_in_the_clear_does_not_do_within_tls() -> None:
+    """Also where the certificate were the same: the proofs cover at which of the two they are spoken."""
+    inner = ServerHandshake({KEY: {Security.WITHIN_TLS}}, SERVER_NONCE)
+    for security in (Security.PLAIN, Security.TLS, Security.TLS_LANE):
+        one = encrypted_client(security)
+        answer = ServerHandshake({KEY: {Security.WITHIN_TLS}}, SERVER_NONCE).receive_data(one.start())
+        with pytest.raises((AuthenticationError, RemoteProtocolError)):
+            one.receive_data(answer)
+    within = encrypted_client(Security.WITHIN_TLS).start()
+    said = one.start()
+    forged = within[:6] + said[6:7] + within[7:]
+    proof_in_the_clear = proof(KEY, b"client", forged, inner.receive_data(within))
+    assert inner.receive_data(proof_in_the_clear) == bytes(33)
+    assert inner.refused == "wrong key"
+
+
+def test_a_keys_name_does_not_tell_the_key() -> None:
+    assert len(key_id(KEY)) == 8
+    assert key_id(KEY) != key_id(OTHER_KEY)
+    assert key_id(KEY) not in (KEY[:8], hashlib.sha256(KEY).digest()[:8])
 
 
 # -- hostile peers ------------------------------------------------------------------------------------------
@@ -383,8 +483,9 @@ def test_two_clients_do_not_take_each_other_for_a_server(key: bytes, a: bytes, b
 @given(keys, nonces, nonces, cuts)
 def test_a_server_does_not_take_its_own_proof_for_a_clients(key: bytes, a: bytes, b: bytes, cut: Cuts) -> None:
     other = server(key, b)
-    second = other.receive_data(preamble(a))
-    outcome(other, cut(proof(key, b"server", preamble(a), second)))
+    first = preamble(a, key=key)
+    second = other.receive_data(first)
+    outcome(other, cut(proof(key, b"server", first, second)))
     assert other.refused == "wrong key"
 
 
@@ -569,7 +670,7 @@ def test_a_hello_frame_larger_than_the_limit_is_refused_by_its_header() -> None:
 
 
 def test_the_preamble_has_the_documented_size() -> None:
-    assert len(client().start()) == struct.calcsize("<4sBBB9x32s") == 48
+    assert len(client().start()) == struct.calcsize("<4sBBB8sB32s") == 48
 
 
 def test_numbers_of_a_peers_object_are_integers_or_refused() -> None:

@@ -45,6 +45,7 @@ from farm_executor.core.frames import (
 from farm_executor.core.handshake import (
     NONCE_SIZE,
     ClientHandshake,
+    Security,
     ServerHandshake,
     Versions,
     decode_hello,
@@ -52,11 +53,13 @@ from farm_executor.core.handshake import (
     numbers_in,
 )
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
+from farm_executor.security import Key
 from farm_executor.server import lane as lane_module
 from farm_executor.server import supervisor as supervisor_module
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS, SentTask, WorkerLane
 from farm_executor.server.supervisor import Supervisor
 from farm_executor.transport import Channel, Connection
+from farm_executor.versions import local_versions
 
 __all__ = ["SEEDS", "TARGETS", "no_unpickling"]
 
@@ -141,7 +144,7 @@ def _understand(frame: Frame) -> None:
 
 def server_handshake(data: bytes) -> None:
     """What a stranger says first."""
-    handshake = ServerHandshake(KEY, NONCE)
+    handshake = ServerHandshake({KEY: {Security.PLAIN}}, NONCE)
     with contextlib.suppress(RemoteProtocolError):
         while data and not handshake.refused:
             assert 0 < handshake.wanted <= 48
@@ -233,7 +236,7 @@ class _House:
         self.supervisor = Supervisor(
             self.door,  # type: ignore[arg-type]
             address="here",
-            key=KEY,
+            keys=[Key(KEY)],
             slots=SLOTS,
         )
         self.supervisor._listen_again()
@@ -372,7 +375,7 @@ def worker(data: bytes) -> None:
         here.send(part)
         here.shutdown(socket.SHUT_WR)
     steps = iter([lambda: supervisor.pass_on(pairs[1][1]), supervisor.say_end])
-    lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True)
+    lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True, secure=lambda sock, number: sock)
     lane._connection = _bounded(pairs[0][1])
     await_more = lane._await
 
@@ -413,7 +416,7 @@ class _Client:
             engine_module.EngineOptions(
                 locations=[lambda lost: None],
                 quotas=[1],
-                settings=Settings(lambda address: KEY, resume_seconds=10.0),
+                settings=Settings(lambda address: Key(KEY), resume_seconds=10.0),
                 end_servers=lambda: None,
                 initializer=[b"N."],
                 max_tasks_per_child=None,
@@ -498,7 +501,7 @@ def _joined(*parts: Any) -> bytes:
 
 
 _CONTROL_HELLO = _joined(
-    encode_hello({"role": "control", "versions": vars(payload.local_versions()), "client": "somebody"})
+    encode_hello({"role": "control", "versions": local_versions()._asdict(), "client": "somebody"})
 )
 _KILL = {"order": 1, "lane": 1, "first": 0, "ranges": [[0, 3], [5, 5]]}
 _BEGINNING = _joined(
@@ -529,7 +532,7 @@ _REPORTS = _joined(
 
 def _dialogue() -> tuple[bytes, bytes]:
     """A handshake with another key: what a client says, and what a server does."""
-    client, server = ClientHandshake(KEY[::-1], NONCE), ServerHandshake(KEY[::-1], NONCE)
+    client, server = ClientHandshake(KEY[::-1], NONCE), ServerHandshake({KEY[::-1]: {Security.PLAIN}}, NONCE)
     said = [client.start()]
     heard = [server.receive_data(said[0])]
     said.append(client.receive_data(heard[0]))

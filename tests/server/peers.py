@@ -26,6 +26,7 @@ from farm_executor.core.frames import (
 )
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, decode_hello
 from farm_executor.failure import Origin, load_failure
+from farm_executor.security import Key
 from farm_executor.transport import Connection, connect
 from farm_executor.versions import local_versions
 
@@ -138,16 +139,16 @@ class SessionPeer(Peer):
     def __init__(
         self,
         address: str,
-        key: bytes = KEY,
+        key: bytes | Key = KEY,
         client: str = "a peer by hand",
         timeout: float = DEADLINE,
         **hello: Any,
     ) -> None:
         self.address = parse_address(address)
-        self._key = key
+        self._key = key if isinstance(key, Key) else Key(key)
         versions = local_versions()._asdict()
         said = {"role": "control", "versions": versions, "client": client, **hello}
-        connection, answer = connect(self.address, key, said, timeout)
+        connection, answer = connect(self.address, self._key, said, timeout)
         self.id = str(answer["session"])
         self.slots = int(answer["slots"])
         self.hello = answer
@@ -170,7 +171,7 @@ class SessionPeer(Peer):
 
     def come_back(self) -> None:
         """Go on over another connection; the one so far is left as it is."""
-        hello = {"role": "control", "resume": self.id, "versions": vars(payload.local_versions())}
+        hello = {"role": "control", "resume": self.id, "versions": local_versions()._asdict()}
         connection, self.hello = connect(self.address, self._key, hello, DEADLINE)
         self.former.append(Peer(self.connection))
         super().__init__(connection)

@@ -28,6 +28,7 @@ class Serving:
         at: HOST:PORT; port 0 means a free one.
         before: Python source to run in the server's process first, to make the system refuse something.
         within: A command that runs the command given to it, such as one that changes the network.
+        key: What is in its key file.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class Serving:
         before: str = "",
         workers: int = 2,
         within: Sequence[str] = (),
+        key: bytes = KEY,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="serving-")
         self.key_file = Path(self._folder.name) / "key"
-        write_key(self.key_file, KEY)
+        write_key(self.key_file, key)
         self._log = Path(self._folder.name) / "log"
         # Its workers are forked from it, so that none has to import by itself what most tests run.
         boot = [

@@ -30,6 +30,7 @@ from farm_executor.address import parse_address
 from farm_executor.core.frames import BULK, HEADER_SIZE, MAX_HELLO, FrameType, encode_frame
 from farm_executor.core.handshake import decode_hello, encode_hello
 from farm_executor.errors import AuthenticationError, VersionMismatchError
+from farm_executor.security import Key
 from farm_executor.server import supervisor
 from farm_executor.transport import connect
 from farm_executor.versions import local_versions
@@ -356,13 +357,30 @@ def test_a_dead_worker_is_replaced_in_its_slot(serving):
 # -- guests -------------------------------------------------------------------------------------------------
 
 
-def test_connections_without_a_key_beyond_the_limit_push_out_the_oldest_and_no_client():
-    limit = supervisor.MAX_GUESTS
+def test_connections_without_a_key_beyond_the_limit_of_an_address_push_out_its_oldest_and_no_client():
+    limit = supervisor.MAX_GUESTS_OF_A_HOST
     with Serving() as server, many_dials(server, limit + 20) as strangers:
-        server.wait_for_line("too many connections without a key", count=20)
+        server.wait_for_line("too many connections without a key from its address", count=20)
         assert serves(server)
         for stranger in strangers[:20]:
             assert read_to_end(stranger) == b""
+        strangers[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            strangers[-1].recv(1)
+        assert len(descriptors(server.pid)) < limit + 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine's")
+def test_connections_without_a_key_from_many_addresses_push_out_the_oldest_of_all_and_no_client():
+    limit, each = supervisor.MAX_GUESTS, supervisor.MAX_GUESTS_OF_A_HOST - 2
+    with Serving() as server, contextlib.ExitStack() as stack:
+        strangers = [
+            stack.enter_context(socket.create_connection((server.host, server.port), DEADLINE, (source, 0)))
+            for source in (f"127.0.1.{number // each + 1}" for number in range(limit + 20))
+        ]
+        server.wait_for_line("too many connections without a key$", count=20)
+        assert serves(server)
+        assert read_to_end(strangers[0]) == b""
         strangers[-1].setblocking(False)
         with pytest.raises(BlockingIOError):
             strangers[-1].recv(1)
@@ -413,10 +431,21 @@ def test_a_peer_that_has_proven_the_key_and_says_no_hello_is_dismissed_too():
         b"\xff" * 10_000,
         b"FARM" + b"\xff" * 44,
         b"FARM\2\1" + bytes(42),
-        b"FARM\1\1\1" + bytes(41),
-        b"FARM\1\1\0" + b"\1" + bytes(40),
+        b"FARM\1\1\4" + bytes(41),
+        b"FARM\1\1\0" + bytes(8) + b"\1" + bytes(32),
     ],
-    ids=["garbage", "http", "tls", "ssh", "zeros", "ones", "farm-ones", "low-above-high", "wants-tls", "padding"],
+    ids=[
+        "garbage",
+        "http",
+        "tls",
+        "ssh",
+        "zeros",
+        "ones",
+        "farm-ones",
+        "low-above-high",
+        "no-such-security",
+        "padding",
+    ],
 )
 def test_who_does_not_speak_the_protocol_is_dismissed_without_a_word(serving, said):
     before = len(serving.lines("dismissed"))
@@ -526,7 +555,7 @@ def test_a_hello_of_more_than_its_limit_is_not_read(serving):
 )
 def test_a_hello_that_asks_for_what_there_is_not_is_refused_with_the_reason(serving, hello, why):
     with pytest.raises(ConnectionRefusedError, match=why):
-        connect(parse_address(serving.address), KEY, hello, DEADLINE)
+        connect(parse_address(serving.address), Key(KEY), hello, DEADLINE)
 
 
 @pytest.mark.parametrize("slot", [-1, 2, 1 << 70, "0", None, 0.0, [0]])

@@ -1,0 +1,134 @@
+"""Who has connected, until he has proven the key and said what for.
+
+This module owns the server's half of a connection's beginning, on sockets that do not block: the dialogue of
+`core.handshake`, TLS and the same dialogue within it, the hello. It must not know what is done with a hello, nor
+when a guest has been here for too long.
+
+What a guest may cost before he has proven the key: the few bytes of the dialogue, once. TLS begins only after it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from farm_executor.core.frames import MAX_HELLO, Buffer, FrameReader, FrameType
+from farm_executor.core.handshake import NONCE_SIZE, Role, Security, ServerHandshake, decode_hello
+from farm_executor.errors import AuthenticationError, RemoteProtocolError
+from farm_executor.security import Key
+from farm_executor.transport import AnySocket, Socket, begin_tls, handshake_within
+
+__all__ = ["Guest", "no_segment"]
+
+
+class Guest:
+    """One connection.
+
+    Args:
+        sock: It, accepted and not blocking.
+        host: Where it comes from, without the port.
+        name: The same for people to read, with the port.
+        keys: Each of which admits.
+        local: Whether nobody can read what travels there, so that it is never encrypted.
+        deadline: Until when it may stay, on the monotonic clock.
+
+    Attributes:
+        socket: The connection; another object once it is encrypted.
+        raw: The connection as it was accepted.
+        secured_later: With which of the keys, counted from 1, TLS is to begin after the hellos; 0 if it has begun
+            before or is not to begin.
+    """
+
+    def __init__(
+        self, sock: Socket, *, host: str, name: str, keys: Sequence[Key], local: bool, deadline: float
+    ) -> None:
+        self.socket: AnySocket = sock
+        self.host = host
+        self.name = name
+        self.deadline = deadline
+        self.raw = sock
+        self.secured_later = 0
+        self._key = keys[0]
+        self._keys = keys
+        self._local = local
+        self._shaking = False  # whether TLS has begun, and is not through
+        self._reader = FrameReader(MAX_HELLO, no_segment)
+        accepted: dict[bytes, set[Security]] = {}
+        for key in keys:
+            accepted.setdefault(key.secret, set()).update(_securities(key, local))
+        self._handshake = ServerHandshake(accepted, os.urandom(NONCE_SIZE))
+
+    def receive(self) -> dict[str, Any] | None:
+        """Read what has come and answer it.
+
+        Returns:
+            The hello, once it is there.
+
+        Raises:
+            EOFError: The guest has hung up.
+            AuthenticationError: He is not admitted, and knows it.
+            RemoteProtocolError: He does not speak the protocol.
+            OSError: The connection is lost.
+        """
+        try:
+            while not self._handshake.done or self._shaking:
+                self._go_on()
+            return self._receive_hello()
+        except (BlockingIOError, InterruptedError):
+            return None
+
+    def _go_on(self) -> None:
+        if self._shaking:
+            assert not isinstance(self.socket, Socket)
+            self.socket.do_handshake()
+            self._shaking = False
+            self._handshake = handshake_within(self._key)
+            return
+        data = self.socket.recv(self._handshake.wanted)
+        if not data:
+            raise EOFError("it hung up")
+        self.socket.sendall(self._handshake.receive_data(data))
+        if self._handshake.refused:
+            raise AuthenticationError(self._handshake.refused)
+        if self._handshake.done and self.socket is self.raw:
+            self._admit()
+
+    def _admit(self) -> None:
+        """He has proven a key in the clear."""
+        security = self._handshake.security
+        number, self._key = next(
+            (number, key)
+            for number, key in enumerate(self._keys, 1)
+            if key.secret == self._handshake.key and security in _securities(key, self._local)
+        )
+        if security is Security.TLS_LANE:
+            self.secured_later = number
+        elif security is Security.TLS:
+            self.socket = begin_tls(self.raw, self._key)
+            self._shaking = True
+
+    def _receive_hello(self) -> dict[str, Any] | None:
+        data = self.socket.recv(MAX_HELLO)
+        if not data:
+            raise EOFError("it hung up")
+        frames = self._reader.receive_data(data)
+        if not frames:
+            return None
+        if len(frames) > 1 or self._reader.mid_frame or frames[0].type is not FrameType.HELLO:
+            raise RemoteProtocolError("more or less than one hello")
+        hello = decode_hello(frames[0])
+        if bool(self.secured_later) != (hello.get("role") == Role.LANE) and self._handshake.security:
+            raise RemoteProtocolError("TLS begins at another place for this role")
+        return hello
+
+
+def _securities(key: Key, local: bool) -> set[Security]:
+    if local or key.tls is None or key.tls.server is None:
+        return {Security.PLAIN}
+    return {Security.TLS, Security.TLS_LANE}
+
+
+def no_segment(size: int) -> Buffer:
+    """For readers: a control connection carries no bulk, so that no memory is taken for what is promised."""
+    raise RemoteProtocolError(f"a segment of {size} bytes where there is none to be")

@@ -1,0 +1,386 @@
+"""TLS over a socket that somebody else has connected: what is trusted, and the encryption itself.
+
+The only module that imports `ssl`. It must not open connections, nor know what is said over them.
+
+TLS 1.3 and nothing older. Either both sides hold one key file, show each other the one certificate in it and trust
+no other; or the certificates and contexts are the user's own.
+
+A plain `ssl.SSLSocket` may not be read in one thread and written in another, which is what a worker and an engine
+do. So the encryption is an `ssl.SSLObject` between two buffers, with one lock around it, and the socket is read and
+written outside of that lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from socket import socket
+from ssl import SSLContext
+from typing import Any
+
+from farm_executor.errors import AuthenticationError, RemoteProtocolError
+
+__all__ = ["Tls", "TlsSocket", "explained", "own_certificate", "own_context", "pinned"]
+
+PIECE = 256 * 1024  # bytes encrypted at a time; a socket takes about as many at once
+_FIRST_READ, _LARGEST_READ = 32 * 1024, 256 * 1024  # a record has 16 KiB and a little
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """How one side of a farm encrypts.
+
+    Attributes:
+        client: For connections that it makes; None if it makes none.
+        server: For connections that it accepts; None if it accepts none.
+        digest: SHA-256 of the certificate that it shows as a server.
+    """
+
+    client: SSLContext | None
+    server: SSLContext | None
+    digest: bytes
+
+
+def pinned(path: str | os.PathLike[str]) -> Tls:
+    """Both sides show the certificate in this file, prove its private key, and trust that certificate alone.
+
+    Raises:
+        AuthenticationError: There is no certificate with its private key in it, or the key is encrypted.
+    """
+    certificate = _first_certificate(path)
+    client, server = _context(ssl.PROTOCOL_TLS_CLIENT), _context(ssl.PROTOCOL_TLS_SERVER)
+    for context in (client, server):
+        context.check_hostname = False  # the certificate is known, whatever the machine is called
+        context.verify_mode = ssl.CERT_REQUIRED
+        _load(context, path, None)
+        context.load_verify_locations(cadata=certificate.decode())
+    return Tls(client, server, _digest(certificate))
+
+
+def own_certificate(
+    certificate: str | os.PathLike[str],
+    private_key: str | os.PathLike[str] | None,
+    client_ca: str | os.PathLike[str] | None,
+) -> Tls:
+    """A server with a certificate of the user's own.
+
+    Args:
+        certificate: A PEM file with the certificate, and those that lead from it to one that clients trust.
+        private_key: A PEM file with its private key; None if that is in the first file.
+        client_ca: A PEM file with the certificates of who signs clients'; None: clients need none.
+
+    Raises:
+        AuthenticationError: A file cannot be read, does not hold what it should, or the key is encrypted.
+    """
+    shown = _first_certificate(certificate)
+    context = _context(ssl.PROTOCOL_TLS_SERVER)
+    _load(context, certificate, private_key)
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except OSError as error:
+            raise AuthenticationError(f"cannot read certificates in {client_ca}: {_why(error)}") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+    return Tls(None, context, _digest(shown))
+
+
+def own_context(context: Any) -> Tls:
+    """A client with a context of the user's own.
+
+    Raises:
+        TypeError: It is no `ssl.SSLContext`.
+    """
+    if not isinstance(context, SSLContext):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, not a {type(context).__name__}")
+    return Tls(context, None, b"")
+
+
+def _context(protocol: int) -> SSLContext:
+    context = SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0  # nobody would come back with one
+    return context
+
+
+def _first_certificate(path: str | os.PathLike[str]) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            found = _CERTIFICATE.search(file.read())
+    except OSError as error:
+        raise AuthenticationError(f"cannot read the certificate in {path}: {error.strerror}") from None
+    if found is None:
+        raise AuthenticationError(f"there is no certificate in {path}")
+    return found[0]
+
+
+def _load(context: SSLContext, certificate: str | os.PathLike[str], private_key: Any) -> None:
+    def ask_nobody() -> str:  # else OpenSSL would ask at the terminal
+        raise AuthenticationError(f"the private key in {private_key or certificate} must not be encrypted")
+
+    try:
+        context.load_cert_chain(certificate, private_key, ask_nobody)
+    except OSError as error:
+        where = f"{certificate} and {private_key}" if private_key else certificate
+        raise AuthenticationError(f"no certificate with its private key in {where}: {_why(error)}") from None
+
+
+def _digest(certificate: bytes) -> bytes:
+    try:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.decode())).digest()
+    except ValueError as error:
+        raise AuthenticationError(f"malformed certificate: {error}") from None
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (getattr(error, "reason", None) or str(error)).replace("_", " ").lower()
+    return error.strerror or str(error)
+
+
+class TlsSocket:
+    """A connected socket whose bytes travel encrypted; `do_handshake` comes first.
+
+    Args:
+        sock: The connection, which is this object's from now on.
+        context: What is shown and trusted.
+        server_side: Whether the other end has made the connection.
+        host: The name that the server's certificate must have, where the context demands one.
+
+    As with a socket, an end of the connection is read as no bytes; it need not have been announced, for the frames
+    that travel tell by themselves whether they are whole. Otherwise than with a socket, each reading call looks at
+    the socket only once, so that it raises `BlockingIOError` also if that blocks and what came is less than a
+    record: who has waited until there is something to read is never kept waiting by who sends half of it.
+
+    Attributes:
+        bytes_received: What has been read from the socket since `count_anew`, encrypted as it was.
+        bytes_sent: What the socket has taken since then.
+
+    Thread safety: one thread may receive while another sends.
+    """
+
+    def __init__(self, sock: socket, context: SSLContext, *, server_side: bool, host: str | None = None) -> None:
+        self._sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        name = host if context.check_hostname else None
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
+        self._lock = threading.Lock()  # for the four above
+        self._cipher = memoryview(bytearray(_FIRST_READ))
+        self._plain = memoryview(b"")  # decrypted, and not asked for yet
+        self._ended = False  # whether the other end says no more
+        self._unsent = memoryview(b"")  # encrypted, and not taken by the socket yet
+        self._accepted = 0  # how many bytes of the caller's are in it
+        self.bytes_received = self.bytes_sent = 0
+
+    # -- the handshake ---------------------------------------------------------------------------------
+
+    def do_handshake(self, deadline: float | None = None) -> None:
+        """Agree on keys, show and check certificates.
+
+        Args:
+            deadline: On the monotonic clock, for a blocking socket; None for one that is not, to be called again
+                whenever there is something to read.
+
+        Raises:
+            BlockingIOError: The other end has yet to speak.
+            TimeoutError: It did not in time.
+            EOFError: It hung up.
+            AuthenticationError: A certificate is not trusted, here or there.
+            RemoteProtocolError: It does not speak TLS 1.3.
+            OSError: The connection is lost.
+        """
+        while True:
+            if deadline is not None:
+                self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                with self._lock:
+                    done = self._shake()
+                    said = self._outgoing.read()
+            except ssl.SSLError as error:
+                with contextlib.suppress(OSError):  # the other end is to be told
+                    self._sock.sendall(self._outgoing.read())
+                raise explained(error) from None
+            if said:
+                self._sock.sendall(said)  # small, and the buffer is empty: it is taken whole
+            if done:
+                return
+            count = self._sock.recv_into(self._cipher)
+            if not count:
+                raise EOFError("the other end hung up during the TLS handshake")
+            self._incoming.write(self._cipher[:count])
+
+    def _shake(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        self._plain = self._decrypt_rest()  # the other end may have gone on
+        return True
+
+    def peer_digest(self) -> bytes:
+        """SHA-256 of the certificate that the other end has shown."""
+        return hashlib.sha256(self._tls.getpeercert(binary_form=True) or b"").digest()
+
+    def count_anew(self) -> None:
+        """Count bytes from here, where both ends know that all before has arrived."""
+        self.bytes_received = self.bytes_sent = 0
+
+    # -- receiving -------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to receive of which no selector knows."""
+        return bool(self._plain)
+
+    def recv_into(self, buffer: Any) -> int:
+        """Receive; see the class for what is not as with a socket.
+
+        Raises:
+            BlockingIOError: There is less than a record.
+            TimeoutError: The socket has a timeout, and it is over.
+            OSError: The connection is lost, or somebody has changed what travels there; see `explained`.
+        """
+        target = memoryview(buffer).cast("B")
+        if self._ended and not self._plain:
+            return 0
+        if not self._plain:
+            came = self._sock.recv_into(self._cipher)
+            if not came:
+                self._ended = True
+                return 0
+            self.bytes_received += came
+            with self._lock:
+                self._incoming.write(self._cipher[:came])
+                count = self._decrypt(target)
+                if count == len(target):
+                    self._plain = self._decrypt_rest()
+            if came == len(self._cipher) < _LARGEST_READ:
+                self._cipher = memoryview(bytearray(2 * came))
+            if not count and not self._ended:
+                raise BlockingIOError("less than a record has come")
+            return count
+        count = min(len(target), len(self._plain))
+        target[:count] = self._plain[:count]
+        self._plain = self._plain[count:]
+        return count
+
+    def _decrypt(self, target: memoryview) -> int:
+        """Fill the target as far as there is something; say how far."""
+        count = 0
+        while count < len(target) and (self._incoming.pending or self._tls.pending()):  # an exception is expensive
+            try:
+                got: Any = self._tls.read(len(target) - count, target[count:])
+            except ssl.SSLWantReadError:
+                break
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                got = 0
+            except ssl.SSLError:
+                self._ended = True
+                raise
+            if not got:
+                self._ended = True
+                break
+            count += got
+        return count
+
+    def _decrypt_rest(self) -> memoryview:
+        rest = bytearray(self._incoming.pending + self._tls.pending())
+        return memoryview(rest)[: self._decrypt(memoryview(rest))]
+
+    def recv(self, size: int) -> bytes:
+        """Receive that many bytes at most; see `recv_into`."""
+        buffer = bytearray(size)
+        return bytes(buffer[: self.recv_into(buffer)])
+
+    # -- sending ---------------------------------------------------------------------------------------
+
+    def send(self, data: Any) -> int:
+        """Send as much as a piece; say how many bytes.
+
+        If the socket does not take all of the piece, none of it counts as sent: the next call must begin with the
+        same bytes, and goes on where this one has stopped.
+
+        Raises:
+            BlockingIOError: The socket does not block, and does not take more.
+            OSError: The connection is lost, or the socket has a timeout and it is over.
+        """
+        if not self._unsent:
+            piece = memoryview(data).cast("B")[:PIECE]
+            if not piece:
+                return 0
+            with self._lock:
+                self._accepted = self._tls.write(piece)
+                self._unsent = memoryview(self._outgoing.read())
+        while self._unsent:
+            count = self._sock.send(self._unsent)
+            self.bytes_sent += count
+            self._unsent = self._unsent[count:]
+        return self._accepted
+
+    def sendmsg(self, buffers: list[Any]) -> int:
+        """As `send`, with bytes from several buffers."""
+        if len(buffers[0]) >= PIECE:
+            return self.send(buffers[0])
+        parts, room = [], PIECE
+        for buffer in buffers:
+            parts.append(memoryview(buffer).cast("B")[:room])
+            room -= len(parts[-1])
+            if not room:
+                break
+        return self.send(b"".join(parts))
+
+    def sendall(self, data: Any) -> None:
+        """Send all; see `send`."""
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[self.send(rest) :]
+
+    # -- the socket's own ------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """For selectors, which know nothing of what is `pending`; -1 when closed."""
+        return self._sock.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        """See `socket.socket.setblocking`."""
+        self._sock.setblocking(flag)
+
+    def settimeout(self, value: float | None) -> None:
+        """See `socket.socket.settimeout`."""
+        self._sock.settimeout(value)
+
+    def shutdown(self, how: int) -> None:
+        """See `socket.socket.shutdown`."""
+        self._sock.shutdown(how)
+
+    def detach(self) -> int:
+        """See `socket.socket.detach`."""
+        return self._sock.detach()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._sock.close()
+
+
+def explained(error: OSError) -> Exception:
+    """What OpenSSL says, as one of ours where a person has to do something about it; other errors as they are."""
+    if not isinstance(error, ssl.SSLError):
+        return error
+    reason = getattr(error, "reason", None) or ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return AuthenticationError(f"the other end's certificate is not trusted: {error.verify_message}")
+    if "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA")):
+        return AuthenticationError(f"the other end does not trust our certificate: {_why(error)}")
+    if "CERTIFICATE" in reason:  # such as one that has not been shown at all
+        return AuthenticationError(f"the other end has shown no certificate that is trusted: {_why(error)}")
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return EOFError("the other end hung up during the TLS handshake")
+    return RemoteProtocolError(f"the other end does not speak TLS as we do: {_why(error)}")
