@@ -5,7 +5,7 @@ from faults import crowds
 from server.processes import children, descriptors, wait_until
 from server.serving import KEY
 
-from farm_executor.server.supervisor import MAX_GUESTS
+from farm_executor.server.door import MAX_GUESTS
 
 
 @pytest.mark.parametrize(("kind", "count"), [(crowds.HALF_OPEN, MAX_GUESTS + 100), (crowds.PASSING, 600)])

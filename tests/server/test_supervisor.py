@@ -31,7 +31,7 @@ from farm_executor.core.frames import BULK, HEADER_SIZE, MAX_HELLO, FrameType, e
 from farm_executor.core.handshake import decode_hello, encode_hello
 from farm_executor.errors import AuthenticationError, VersionMismatchError
 from farm_executor.security import Key
-from farm_executor.server import supervisor
+from farm_executor.server import door
 from farm_executor.transport import connect
 from farm_executor.versions import local_versions
 
@@ -358,7 +358,7 @@ def test_a_dead_worker_is_replaced_in_its_slot(serving):
 
 
 def test_connections_without_a_key_beyond_the_limit_of_an_address_push_out_its_oldest_and_no_client():
-    limit = supervisor.MAX_GUESTS_OF_A_HOST
+    limit = door.MAX_GUESTS_OF_A_HOST
     with Serving() as server, many_dials(server, limit + 20) as strangers:
         server.wait_for_line("too many connections without a key from its address", count=20)
         assert serves(server)
@@ -372,7 +372,7 @@ def test_connections_without_a_key_beyond_the_limit_of_an_address_push_out_its_o
 
 @pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine's")
 def test_connections_without_a_key_from_many_addresses_push_out_the_oldest_of_all_and_no_client():
-    limit, each = supervisor.MAX_GUESTS, supervisor.MAX_GUESTS_OF_A_HOST - 2
+    limit, each = door.MAX_GUESTS, door.MAX_GUESTS_OF_A_HOST - 2
     with Serving() as server, contextlib.ExitStack() as stack:
         strangers = [
             stack.enter_context(socket.create_connection((server.host, server.port), DEADLINE, (source, 0)))
@@ -848,7 +848,7 @@ def test_a_server_whose_descriptors_are_all_in_use_by_clients_tries_again_in_pea
                 sessions.append(stack.enter_context(SessionPeer(server.address, timeout=0.3)))
         server.wait_for_line("accept failed", count=3)
         attempts = len(server.lines("accept failed"))
-        assert attempts <= (time.monotonic() - started) / supervisor.ACCEPT_PAUSE + 1
+        assert attempts <= (time.monotonic() - started) / door.ACCEPT_PAUSE + 1
         for session in sessions[:8]:
             session.close()
         assert serves(server)

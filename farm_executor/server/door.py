@@ -1,0 +1,162 @@
+"""Who may come in: the listening socket, and the guests who have not said yet what for.
+
+This module owns how many strangers there may be, and for how long. It must not know what is done with a hello; the
+dialogue until then is `guest`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from farm_executor.errors import AuthenticationError, RemoteProtocolError
+from farm_executor.security import Key
+from farm_executor.server.guest import Guest
+from farm_executor.server.worker import WorkerStart
+from farm_executor.transport import Socket, tune
+
+__all__ = ["Door"]
+
+logger = logging.getLogger(__name__)
+
+ACCEPT_PAUSE = 0.2  # seconds before the next attempt, when the system gives no descriptor and no guest holds one
+GUEST_SECONDS = 10.0  # to prove the key and say hello
+MAX_GUESTS = 256  # beyond it the oldest goes: a client needs milliseconds, a stranger does not matter
+MAX_GUESTS_OF_A_HOST = 32  # beyond it the oldest from there goes
+
+
+class Door:
+    """See the module.
+
+    Args:
+        listener: A listening socket.
+        keys: Each of which admits.
+        selector: The supervisor's, whose entries hold what is to be called.
+        admit: Called with a guest who has proven a key, and with his hello. It takes him over with `release`, or
+            refuses him; in a worker's new process it returns what that starts with.
+        quiet: Whether nobody need know who was not let in.
+    """
+
+    def __init__(
+        self,
+        listener: Socket,
+        keys: Sequence[Key],
+        selector: selectors.BaseSelector,
+        admit: Callable[[Guest, dict[str, Any]], WorkerStart | None],
+        *,
+        quiet: bool,
+    ) -> None:
+        self._listener: Socket | None = listener
+        self._keys = keys
+        self._selector = selector
+        self._admit = admit
+        self._quiet = quiet
+        self._guests: dict[Guest, None] = {}  # in the order of their deadlines
+        self._deaf_until = 0.0  # the listener is not looked at before that time; 0 if it is
+        listener.setblocking(False)
+
+    @property
+    def deadline(self) -> float:
+        """When `on_time` is to be called next, on the monotonic clock."""
+        times = [self._deaf_until] if self._deaf_until else []
+        if self._guests:
+            times.append(next(iter(self._guests)).deadline)
+        return min(times, default=float("inf"))
+
+    def on_time(self, now: float) -> None:
+        """Do what is due."""
+        if self._deaf_until and self._deaf_until <= now:
+            self.open()
+        for guest in list(self._guests):
+            if guest.deadline > now:
+                break
+            self.dismiss(guest, "it said nothing in time")
+
+    def close(self, but: Socket | None) -> None:
+        """Close every descriptor, without a word to any peer, but that one."""
+        for guest in self._guests:
+            if guest.raw is not but:
+                guest.socket.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    def _accept(self) -> None:
+        if self._listener is None:
+            return  # closed by an event of this same round
+        try:
+            sock, peer = self._listener.accept()
+        except OSError as error:  # gone again, or no descriptors left: others must still be served
+            if not isinstance(error, (BlockingIOError, InterruptedError)):
+                logger.warning("accept failed error=%s", error)
+                if self._guests:
+                    self._make_room()
+                else:  # the listener stays readable: without a pause this would be a busy loop
+                    self._listen_no_more()
+                    self._deaf_until = time.monotonic() + ACCEPT_PAUSE
+            return
+        sock.setblocking(False)
+        tune(sock)
+        local = not isinstance(peer, tuple)  # a unix socket
+        host = "local" if local else peer[0]
+        name = "local" if local else f"{host}:{peer[1]}"
+        deadline = time.monotonic() + GUEST_SECONDS
+        guest = Guest(sock, host=host, name=name, keys=self._keys, local=local, deadline=deadline)
+        of_host = [other for other in self._guests if other.host == host]
+        if len(of_host) >= MAX_GUESTS_OF_A_HOST:
+            self.dismiss(of_host[0], "too many connections without a key from its address")
+        elif len(self._guests) >= MAX_GUESTS:
+            self._make_room()
+        self._guests[guest] = None
+        self._selector.register(sock, selectors.EVENT_READ, lambda: self._on_guest(guest))
+
+    def _make_room(self) -> None:
+        self.dismiss(next(iter(self._guests)), "too many connections without a key")
+
+    def open(self) -> None:
+        """Let guests in."""
+        self._deaf_until = 0.0
+        if self._listener is not None:
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def _listen_no_more(self) -> None:
+        if self._listener is not None and not self._deaf_until:
+            self._selector.unregister(self._listener)
+
+    def shut(self) -> None:
+        """Let nobody in any more."""
+        self._listen_no_more()
+        self._deaf_until = 0.0
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def dismiss_all(self, why: str) -> None:
+        """Let all go who are not in yet."""
+        for guest in list(self._guests):
+            self.dismiss(guest, why)
+
+    def _on_guest(self, guest: Guest) -> WorkerStart | None:
+        if guest not in self._guests:
+            return None  # dismissed by an event of this same round
+        try:
+            hello = guest.receive()
+            if hello is not None:
+                return self._admit(guest, hello)
+        except (EOFError, AuthenticationError, RemoteProtocolError, OSError) as error:
+            self.dismiss(guest, str(error))
+        return None
+
+    def dismiss(self, guest: Guest, why: str) -> None:
+        """Let somebody go who was not let in."""
+        if not self._quiet:
+            logger.warning("dismissed peer=%s reason=%s", guest.name, why)
+        self.release(guest)
+        guest.socket.close()
+
+    def release(self, guest: Guest) -> None:
+        """He is nobody's guest any more; what becomes of his connection is the caller's affair."""
+        self._guests.pop(guest, None)
+        self._selector.unregister(guest.socket)

@@ -1,0 +1,102 @@
+"""One worker's process, as the supervisor knows it, and the orders to kill it.
+
+This module owns what can be said of a worker from outside. It must not act on it, but to tell the worker its end.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from farm_executor.core.handshake import numbers_in
+from farm_executor.errors import RemoteProtocolError
+from farm_executor.server.lane import NOT_BEGUN, PROGRESS
+from farm_executor.transport import Channel, Socket, hang_up
+
+if TYPE_CHECKING:
+    import mmap
+
+    from farm_executor.server.stderr import StderrPipe
+
+__all__ = ["Kill", "Worker"]
+
+
+class Worker:
+    """One worker's process, as the supervisor knows it."""
+
+    def __init__(
+        self,
+        pid: int,
+        slot: int,
+        lane: int,
+        socket: Socket,
+        channel: Channel,
+        progress: mmap.mmap,
+        stderr: StderrPipe,
+        oom_kills: int | None,
+    ) -> None:
+        self.pid = pid
+        self.slot = slot
+        self.lane = lane
+        self.socket = socket  # our own descriptor of the lane
+        self.channel = channel
+        self.progress = progress
+        self.stderr = stderr
+        self.oom_kills = oom_kills  # by the system, when it was started
+        self.started = time.time()
+        self.stopped = False  # by whomever
+        self.thaw_by = 0.0  # if it stands still by then, it is killed; 0 for no such time
+        self.frozen = False  # it did by then, and has a last chance
+        self.condemned: list[Kill] = []  # it is about to stop, to see whether it is to be killed
+        self.killed: int | None = None  # the number of the task because of which
+        self.held: int | None = None  # bytes, because of which we have killed it
+        self.looked_at = NOT_BEGUN  # what it had begun when we looked at its memory
+
+    @property
+    def last_begun(self) -> int:
+        """The number of the last task that it has begun."""
+        return int(PROGRESS.unpack_from(self.progress)[0])
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has something to run."""
+        return bool(PROGRESS.unpack_from(self.progress)[3])
+
+    def end(self) -> None:
+        """Let it see that its client is gone."""
+        hang_up(self.socket)
+        self.channel.say_end()
+
+    def has_run(self) -> bool:
+        """Whether it runs something, or has since this was asked before."""
+        before, self.looked_at = self.looked_at, self.last_begun
+        return self.is_busy or before != self.looked_at
+
+
+class Kill(NamedTuple):
+    """A client's order: kill the worker if it runs one of these tasks; it runs none before ``first``."""
+
+    order: int
+    first: int
+    ranges: list[tuple[int, int]]
+
+    def meets(self, worker: Worker) -> int | None:
+        """The number of the task that the worker runs, if it is one of them."""
+        current = max(self.first, worker.last_begun)
+        return current if any(begin <= current <= end for begin, end in self.ranges) else None
+
+    @classmethod
+    def from_json(cls, order: dict[str, Any]) -> Kill:
+        """Read a client's.
+
+        Raises:
+            RemoteProtocolError: It is none.
+        """
+        number, first = numbers_in(order, "order", "first")
+        try:
+            ranges = [(begin, end) for begin, end in order["ranges"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RemoteProtocolError(f"malformed KILL frame: {error!r}") from None
+        if not all(type(end) is int for pair in ranges for end in pair):
+            raise RemoteProtocolError("malformed KILL frame: its ranges are not of integers")
+        return cls(number, first, ranges)

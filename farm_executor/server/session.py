@@ -1,0 +1,60 @@
+"""One client's stay on a server: what the supervisor knows of it.
+
+This module owns how long a client is believed to be there. It must not know what it says.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from farm_executor.server.process import Worker
+    from farm_executor.transport import Connection
+
+__all__ = ["Session"]
+
+SILENT_BEATS = 12  # heartbeats without one, after which a client's connection is taken for broken
+
+
+class Session:
+    """One client's stay.
+
+    Attributes:
+        connection: Its control connection; None while it is broken.
+        resume_seconds: For which it is kept then.
+        heard: When the client last said something, on the monotonic clock.
+        distant: Whether there is a network in between, which may swallow all.
+        max_memory: Bytes that each worker may hold; None for any number.
+        workers: By pid.
+        reports: By lane, of workers that have died, as long as the client may not have got them.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        client: str,
+        resume_seconds: float,
+        heartbeat: float,
+        max_memory: int | None,
+        *,
+        distant: bool,
+    ) -> None:
+        self.id = id
+        self.client = client
+        self.connection: Connection | None = None
+        self.resume_seconds = resume_seconds
+        self.heartbeat = heartbeat
+        self.heard = time.monotonic()
+        self.distant = distant
+        self.max_memory = max_memory
+        self.workers: dict[int, Worker] = {}
+        self.reports: dict[int, dict[str, Any]] = {}
+        self.ended = False
+
+    @property
+    def deadline(self) -> float:
+        """When to give up on the client, or on its connection."""
+        if self.connection is None:
+            return self.heard + self.resume_seconds
+        return self.heard + SILENT_BEATS * self.heartbeat if self.distant else float("inf")

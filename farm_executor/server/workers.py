@@ -1,0 +1,368 @@
+"""A server's workers: their birth, what they are watched for, and their death.
+
+This module owns the processes, what they write to standard error, and when one is killed: because a client asks for
+it, because it holds too much memory, stands still, or does not end when it should. It must not know why sessions
+begin and end, nor what travels on lanes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from farm_executor.core.frames import FrameType
+from farm_executor.core.handshake import encode_hello, numbers_in
+from farm_executor.core.liveness import MAX_MISSED
+from farm_executor.security import Key, set_ambient_key
+from farm_executor.server.guest import Guest
+from farm_executor.server.lane import NOT_BEGUN, PROGRESS
+from farm_executor.server.memory import OomCounter, held_by, peak_of
+from farm_executor.server.process import Kill, Worker
+from farm_executor.server.session import Session
+from farm_executor.server.stderr import StderrPipe
+from farm_executor.server.tether import die_with
+from farm_executor.server.worker import WorkerStart
+from farm_executor.transport import Channel, Socket, hang_up
+
+if TYPE_CHECKING:
+    import resource
+
+__all__ = ["Workers"]
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.2  # between looks at what workers with a limit hold, if they have run anything since
+UNSTICK_SECONDS = 0.1  # before the next attempt, when our standard error takes no more
+THAW_SECONDS = 1.0  # for those who were stopped together to go on
+
+
+class Workers:
+    """See the module.
+
+    Args:
+        selector: The supervisor's, whose entries hold what is to be called.
+        keys: The server's; the first is that of what runs in the workers, as a client.
+        embedded: See `Supervisor`.
+        tell: Tells a session's client something.
+        gone: Told when a worker of that session has died, and its client has been told.
+        let_go: In a new process: closes what is the supervisor's, but for that socket.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        keys: Sequence[Key],
+        *,
+        embedded: bool,
+        tell: Callable[[Session, dict[str, Any], FrameType], None],
+        gone: Callable[[Session], None],
+        let_go: Callable[[Socket], None],
+    ) -> None:
+        self._selector = selector
+        self._keys = keys
+        self._embedded = embedded
+        self._tell = tell
+        self._gone = gone
+        self._let_go = let_go
+        self._all: dict[int, tuple[Session, Worker]] = {}  # by pid
+        self._doomed: dict[int, float] = {}  # pids to be killed, with the time
+        self._stderrs: set[StderrPipe] = set()
+        self._stuck: set[StderrPipe] = set()  # that are not looked at
+        self._unstick_at = 0.0
+        self._oom_counter = OomCounter()
+        self._next_look = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    # -- time ------------------------------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """When `on_time` is to be called next, on the monotonic clock."""
+        times = [*self._doomed.values()]
+        times += [worker.thaw_by for _, worker in self._all.values() if worker.thaw_by]
+        if self._stuck:
+            times.append(self._unstick_at)
+        if any(True for _ in self._limited()):
+            times.append(self._next_look)
+        return min(times, default=float("inf"))
+
+    def on_time(self, now: float) -> None:
+        """Do what is due."""
+        for worker in [worker for _, worker in self._all.values() if 0 < worker.thaw_by <= now]:
+            self._end_frozen(worker, now)
+        for doomed in [pid for pid, when in self._doomed.items() if when <= now]:
+            del self._doomed[doomed]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(doomed, signal.SIGKILL)
+        if self._stuck and self._unstick_at <= now:
+            stuck, self._stuck = self._stuck, set()
+            for pipe in stuck:  # there may be nothing more to read of it, only to pass on
+                self._selector.register(pipe, selectors.EVENT_READ, partial(self._on_stderr, pipe))
+                self._on_stderr(pipe)
+        if self._next_look <= now:
+            self._next_look = now + LOOK_SECONDS
+            self._look_at_memory()
+
+    # -- birth and death -------------------------------------------------------------------------------
+
+    def end(self, worker: Worker, grace: float) -> None:
+        """Let it see that its client is gone, and kill it if it does not care within that many seconds."""
+        worker.end()
+        self._doomed[worker.pid] = min(self._doomed.get(worker.pid, float("inf")), time.monotonic() + grace)
+
+    def hasten(self, grace: float) -> None:
+        """Have all be dead within that many seconds."""
+        for pid in self._all:
+            self._doomed[pid] = min(self._doomed.get(pid, float("inf")), time.monotonic() + grace)
+
+    def is_doomed(self, worker: Worker) -> bool:
+        """Whether it is to end."""
+        return worker.pid in self._doomed
+
+    def close(self, but: Socket | None) -> None:
+        """Close every descriptor, without a word to any peer, but that one."""
+        for stderr in self._stderrs:
+            stderr.close()
+        for _, worker in self._all.values():
+            worker.channel.close()
+            if worker.socket is not but:
+                worker.socket.close()
+
+    def start(self, session: Session, guest: Guest, slot: int, lane: int) -> WorkerStart | None:
+        """Fork one, and answer the client.
+
+        Returns:
+            In the new process what it starts with; here None.
+
+        Raises:
+            OSError: The system gives no process, or no descriptor.
+        """
+        progress = mmap.mmap(-1, PROGRESS.size)
+        PROGRESS.pack_into(progress, 0, NOT_BEGUN, 0, 0, False)
+        supervisor = os.getpid()
+        with contextlib.ExitStack() as undo:
+            channel, theirs = Channel.pair()
+            undo.callback(channel.close)
+            undo.callback(theirs.close)
+            stderr = StderrPipe(whole=not self._embedded)
+            undo.callback(stderr.abandon)
+            _flush_output()  # or the child would write it once more
+            pid = os.fork()
+            undo.pop_all()
+        if pid == 0:
+            try:
+                channel.close()
+                return self._become_worker(session, guest, progress, theirs, stderr, supervisor)
+            except BaseException:  # whatever happens, the child must not go on as a second supervisor
+                sys.excepthook(*sys.exc_info())
+                os._exit(70)
+        theirs.close()
+        stderr.begin()
+        self._stderrs.add(stderr)
+        self._selector.register(stderr, selectors.EVENT_READ, partial(self._on_stderr, stderr))
+        worker = Worker(pid, slot, lane, guest.raw, channel, progress, stderr, self._oom_counter.read())
+        session.workers[pid] = worker
+        self._all[pid] = (session, worker)
+        # The worker says nothing before the client has had this answer and sent INIT.
+        with contextlib.suppress(OSError):
+            guest.raw.sendall(b"".join(encode_hello({"pid": pid})))
+        logger.info("worker started pid=%d slot=%d client=%s", pid, slot, session.client)
+        return None
+
+    def _become_worker(
+        self,
+        session: Session,
+        guest: Guest,
+        progress: mmap.mmap,
+        channel: Channel,
+        stderr: StderrPipe,
+        supervisor: int,
+    ) -> WorkerStart:
+        """In the child: let go of everything that is not the worker's."""
+        die_with(supervisor)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if not self._embedded:
+            os.setpgid(0, 0)  # Ctrl-C at the server is the supervisor's alone
+        self._let_go(guest.raw)
+        stderr.attach()
+        null = os.open(os.devnull, os.O_RDONLY)
+        if null == 0:  # as it is when 0 was the owner's end, just closed
+            os.set_inheritable(0, True)  # for the processes that tasks start
+        else:
+            os.dup2(null, 0)
+            os.close(null)
+        set_ambient_key(self._keys[0])
+        guest.raw.setblocking(True)
+        return WorkerStart(
+            guest.raw,
+            self._keys,
+            guest.secured_later,
+            progress,
+            channel,
+            interruptible=self._embedded,
+            resumable=session.resume_seconds > 0,
+        )
+
+    def reap(self) -> None:
+        """See whose state has changed."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if pid not in self._all:
+                continue
+            session, worker = self._all[pid]
+            worker.stopped = os.WIFSTOPPED(status)
+            worker.thaw_by = 0.0
+            if os.WIFCONTINUED(status):
+                worker.frozen = False
+            if worker.stopped:
+                worker.thaw_by = time.monotonic() + MAX_MISSED * session.heartbeat
+                self._judge(session, worker)
+            elif not os.WIFCONTINUED(status):
+                self._on_death(pid, os.waitstatus_to_exitcode(status), usage)
+
+    def _on_death(self, pid: int, code: int, usage: resource.struct_rusage) -> None:
+        session, worker = self._all.pop(pid)
+        del session.workers[pid]
+        doomed = self._doomed.pop(pid, None)
+        worker.stderr.drain()
+        if worker.stderr.stuck and worker.stderr not in self._stuck:
+            self._set_aside(worker.stderr)
+        report: dict[str, Any] = {
+            "lane": worker.lane,
+            "slot": worker.slot,
+            "pid": pid,
+            "code": code,
+            "begun": worker.last_begun,
+            "peak": peak_of(usage),
+            "stderr": worker.stderr.evidence,
+        }
+        if worker.killed is not None:
+            report["killed"] = worker.killed
+        elif worker.held is not None:
+            report |= {"held": worker.held, "limit": session.max_memory}
+        elif worker.frozen:
+            report["frozen"] = MAX_MISSED * session.heartbeat
+        elif code == -signal.SIGKILL and doomed is None and worker.oom_kills is not None:
+            report["oom"] = (self._oom_counter.read() or 0) > worker.oom_kills
+        worker.progress.close()
+        worker.channel.close()
+        logger.info(
+            "worker ended pid=%d slot=%d code=%d peak=%d oom=%s client=%s",
+            *(pid, worker.slot, code, report["peak"], report.get("oom", "unknown"), session.client),
+        )
+        session.reports[worker.lane] = report
+        self._tell(session, report, FrameType.WORKER_DIED)
+        hang_up(worker.socket)  # after the report, so that the client knows why
+        worker.socket.close()
+        self._gone(session)
+
+    def _on_stderr(self, pipe: StderrPipe) -> None:
+        """A worker, or whom it has started, has written there, or will no more."""
+        if pipe in self._stuck:
+            return  # by an event of this same round
+        if pipe.copy():
+            self._selector.unregister(pipe)
+            self._stderrs.discard(pipe)
+            pipe.close()
+        elif pipe.stuck:
+            self._set_aside(pipe)
+
+    def _set_aside(self, pipe: StderrPipe) -> None:
+        """Our own standard error takes no more: who writes has to wait, our clients have not."""
+        self._selector.unregister(pipe)
+        self._stuck.add(pipe)
+        self._unstick_at = time.monotonic() + UNSTICK_SECONDS
+
+    def _limited(self) -> Iterator[tuple[Session, Worker]]:
+        """The workers that may hold only so much memory."""
+        for session, worker in self._all.values():
+            if session.max_memory is not None and not session.ended and worker.held is None:
+                yield session, worker
+
+    def _look_at_memory(self) -> None:
+        """Kill those that hold more; nobody asks for the memory of those that have run nothing."""
+        suspects = [(session, worker) for session, worker in self._limited() if worker.has_run()]
+        held = held_by(worker.pid for _, worker in suspects) if suspects else {}
+        for session, worker in suspects:
+            assert session.max_memory is not None
+            size = held.get(worker.pid, 0)
+            if size > session.max_memory:
+                worker.held = size
+                logger.info(
+                    "worker over its limit pid=%d slot=%d held=%d limit=%d client=%s",
+                    *(worker.pid, worker.slot, size, session.max_memory, session.client),
+                )
+                os.kill(worker.pid, signal.SIGKILL)
+
+    # -- by request ------------------------------------------------------------------------------------
+
+    def kill(self, session: Session, order: dict[str, Any]) -> None:
+        """Stop the worker if it runs such a task; only when it stands still is it certain which one it runs.
+
+        Raises:
+            RemoteProtocolError: That is no order.
+        """
+        (lane,) = numbers_in(order, "lane")
+        kill = Kill.from_json(order)
+        worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
+        if worker is None or worker.killed is not None or worker.held is not None:
+            return  # the client is told of its death
+        if kill.meets(worker) is None:
+            self._spare(session, worker, kill)
+            return
+        worker.condemned.append(kill)
+        if worker.stopped:  # by somebody else: it cannot stop once more
+            self._judge(session, worker)
+        else:
+            os.kill(worker.pid, signal.SIGSTOP)
+
+    def _judge(self, session: Session, worker: Worker) -> None:
+        """It stands still."""
+        kills, worker.condemned = worker.condemned, []
+        if not kills:
+            return  # somebody else's doing
+        worker.killed = next((seq for kill in kills if (seq := kill.meets(worker)) is not None), None)
+        if worker.killed is not None:
+            logger.info("worker killed pid=%d slot=%d client=%s", worker.pid, worker.slot, session.client)
+            os.kill(worker.pid, signal.SIGKILL)
+        else:
+            os.kill(worker.pid, signal.SIGCONT)
+            for kill in kills:
+                self._spare(session, worker, kill)
+
+    def _spare(self, session: Session, worker: Worker, kill: Kill) -> None:
+        self._tell(session, {"order": kill.order, "lane": worker.lane}, FrameType.SPARED)
+
+    def _end_frozen(self, worker: Worker, now: float) -> None:
+        """It has stood still for long. If we have, too, as after Ctrl-Z in a terminal, it goes on in a moment."""
+        self.reap()
+        if worker.stopped and not worker.frozen:
+            worker.frozen, worker.thaw_by = True, now + THAW_SECONDS
+        elif worker.stopped:
+            worker.thaw_by = 0.0
+            logger.warning("worker frozen pid=%d slot=%d", worker.pid, worker.slot)
+            os.kill(worker.pid, signal.SIGKILL)
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
