@@ -170,7 +170,7 @@ class SessionPeer(Peer):
 
     def come_back(self) -> None:
         """Go on over another connection; the one so far is left as it is."""
-        hello = {"role": "control", "resume": self.id, "versions": vars(payload.local_versions())}
+        hello = {"role": "control", "resume": self.id, "versions": local_versions()._asdict()}
         connection, self.hello = connect(self.address, self._key, hello, DEADLINE)
         self.former.append(Peer(self.connection))
         super().__init__(connection)

@@ -14,13 +14,14 @@ from server.peers import LanePeer, SessionPeer, dial, prove_key
 from server.processes import DEADLINE, alive, descriptors, resident_bytes, wait_until
 from server.serving import KEY, Serving
 
-from farm_executor import end_server, payload, ping, status
+from farm_executor import end_server, ping, status
 from farm_executor.core.frames import FrameType, encode_frame
 from farm_executor.core.handshake import encode_hello
 from farm_executor.launch.local import PrivateServer
 from farm_executor.security import read_key
 from farm_executor.server import supervisor
 from farm_executor.transport import RefusedError
+from farm_executor.versions import local_versions
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -463,7 +464,7 @@ def draining_while_somebody_comes_back():
             prove_key(guest)
             end_server(server.host, server.port, key=KEY)
             assert session.receive().type is FrameType.DRAINING
-            hello = {"role": "control", "resume": session.id, "versions": vars(payload.local_versions())}
+            hello = {"role": "control", "resume": session.id, "versions": local_versions()._asdict()}
             guest.sendall(b"".join(encode_hello(hello)))
             yield server, session, lane, guest
 
