@@ -145,7 +145,8 @@ SIGTERM or Ctrl-C: take no new clients, end when those connected have gone. Once
 {_KEYS}
 
 Whoever holds the key can run any code as the user who started the server. Where others than this machine can
-connect, it needs a key file for TLS, or a certificate of your own, or --insecure, in a network that you trust.
+connect, it needs encryption: a key file for TLS, or a certificate of your own. Or let it listen on a loopback
+address and let clients come through an ssh tunnel; or use --insecure in a network that you trust.
 
     farm-executor serve                                   # for this machine alone
     farm-executor serve 0.0.0.0:11111 --key-file lab.key  # made by `farm-executor keygen lab.key`"""
