@@ -57,6 +57,7 @@ from farm_executor.server import supervisor as supervisor_module
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS, SentTask, WorkerLane
 from farm_executor.server.supervisor import Supervisor
 from farm_executor.transport import Channel, Connection
+from farm_executor.versions import local_versions
 
 __all__ = ["SEEDS", "TARGETS", "no_unpickling"]
 
@@ -501,7 +502,7 @@ def _joined(*parts: Any) -> bytes:
 
 
 _CONTROL_HELLO = _joined(
-    encode_hello({"role": "control", "versions": vars(payload.local_versions()), "client": "somebody"})
+    encode_hello({"role": "control", "versions": local_versions()._asdict(), "client": "somebody"})
 )
 _KILL = {"order": 1, "lane": 1, "first": 0, "ranges": [[0, 3], [5, 5]]}
 _BEGINNING = _joined(
