@@ -410,7 +410,7 @@ def test_who_holds_the_key_and_speaks_no_tls_is_dismissed(serving, said, key, ke
 
 
 def test_who_stops_in_the_midst_of_tls_is_dismissed_in_time_and_keeps_nobody_waiting(key, key_file):
-    shorter = "import farm_executor.server.supervisor as s; s.GUEST_SECONDS = 0.5"
+    shorter = "import farm_executor.server.door as s; s.GUEST_SECONDS = 0.5"
     with Serving(before=shorter, key=key_file.read_bytes()) as server, dial(server.address) as silent:
         prove(silent, key, Security.TLS)
         silent.sendall(b"\x16\x03\x01")

@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import pickle
+import resource
 import selectors
 import signal
 import socket
@@ -24,10 +25,13 @@ from itertools import pairwise
 from typing import Any
 from unittest import mock
 
-from farm_executor import payload
+from farm_executor import FarmExecutor, payload
 from farm_executor.client import engine as engine_module
+from farm_executor.client import server as server_module
 from farm_executor.client.options import TaskOptions
-from farm_executor.client.server import Settings
+from farm_executor.client.reactor import Reactor
+from farm_executor.client.server import ServerLink
+from farm_executor.client.settling import Settler
 from farm_executor.core.frames import (
     MAX_BODY,
     MAX_HELLO,
@@ -56,6 +60,7 @@ from farm_executor.errors import AuthenticationError, RemoteProtocolError, Versi
 from farm_executor.security import Key
 from farm_executor.server import lane as lane_module
 from farm_executor.server import supervisor as supervisor_module
+from farm_executor.server import workers as workers_module
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS, SentTask, WorkerLane
 from farm_executor.server.supervisor import Supervisor
 from farm_executor.transport import Channel, Connection
@@ -171,30 +176,44 @@ def client_handshake(data: bytes) -> None:
 class _System:
     """The module `os`, for a supervisor whose workers exist on paper only."""
 
+    STATUS = {signal.SIGSTOP: 0x7F | signal.SIGSTOP << 8, signal.SIGCONT: 0xFFFF, signal.SIGKILL: signal.SIGKILL}
+
     def __init__(self) -> None:
         self._pids = itertools.count(1 << 24)  # the system itself gives none that large
-        self.forked: set[int] = set()
-        self.killed: list[int] = []
+        self._alive: set[int] = set()
+        self._news: list[tuple[int, int]] = []
+        self.forked = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
     def fork(self) -> int:
+        self.forked += 1
         pid = next(self._pids)
-        self.forked.add(pid)
+        self._alive.add(pid)
         return pid
 
     def kill(self, pid: int, number: int) -> None:
-        assert pid in self.forked, "somebody else would have been killed"
-        assert number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL)
-        self.killed.append(pid)
+        assert pid in self._alive, "somebody else would have been killed"
+        self._news.append((pid, self.STATUS[signal.Signals(number)]))
+        if number == signal.SIGKILL:
+            self._alive.remove(pid)
+
+    def all_die(self) -> None:
+        self._news += [(pid, 0) for pid in self._alive]
+        self._alive.clear()
+
+    def wait4(self, pid: int, options: int) -> tuple[int, int, resource.struct_rusage]:
+        if not self._news:
+            raise ChildProcessError
+        return *self._news.pop(0), resource.getrusage(resource.RUSAGE_SELF)
 
 
 @contextlib.contextmanager
 def _paper(system: _System) -> Iterator[None]:
     """With these workers, and over connections that are taken for TCP's, which can be resumed."""
     with (
-        mock.patch.object(supervisor_module, "os", system),
+        mock.patch.object(workers_module, "os", system),
         mock.patch.object(supervisor_module, "is_tcp", lambda sock: True),
     ):
         yield
@@ -239,7 +258,7 @@ class _House:
             keys=[Key(KEY)],
             slots=SLOTS,
         )
-        self.supervisor._listen_again()
+        self.supervisor._door.open()
 
     def work(self) -> None:
         """Until nothing is left to do."""
@@ -260,23 +279,24 @@ class _House:
                 with contextlib.suppress(BrokenPipeError):
                     here.send(data[place : place + (1 << 14)])
                 self.work()
+                supervisor._workers.reap()
             assert proven or not supervisor._sessions, "a stranger has a session"
             assert proven or not system.forked, "a stranger has a worker"
             here.close()
-            self.part()
-        assert not supervisor._guests
+            self.part(system)
+        assert not supervisor._door._guests
         assert not supervisor._sessions
         assert not supervisor._draining or proven
 
-    def part(self) -> None:
+    def part(self, system: _System) -> None:
         """Everybody has gone, and is not waited for."""
         supervisor = self.supervisor
         self.work()
         for session in list(supervisor._sessions.values()):
             supervisor._end_session(session, 0.0)
-        for pid in list(supervisor._workers):
-            supervisor._on_worker_death(pid, 0)
-        supervisor._doomed.clear()
+        system.all_die()
+        supervisor._workers.reap()
+        assert not supervisor._workers
 
     def _prove(self, here: socket.socket) -> None:
         handshake = ClientHandshake(KEY, NONCE)
@@ -332,17 +352,16 @@ def session(data: bytes) -> None:
         house._prove(lane)
         lane.send(b"".join(encode_hello({"role": "lane", "session": only, "slot": 0, "lane": 1})))
         house.work()
-        (worker,) = supervisor._sessions[only].workers.values()
+        assert system.forked == 1
         with contextlib.suppress(BrokenPipeError):
             control.send(data)
         house.work()
-        if worker.pid in supervisor._workers:  # what it was stopped for is decided
-            worker.stopped = True
-            supervisor._judge(supervisor._workers[worker.pid][0], worker)
+        supervisor._workers.reap()
+        house.work()
         control.close()
         lane.close()
-        house.part()
-    assert not supervisor._guests
+        house.part(system)
+    assert not supervisor._door._guests
     assert not supervisor._sessions
 
 
@@ -367,7 +386,7 @@ def worker(data: bytes) -> None:
     The first byte says how many bytes come over a first connection, which breaks then; the rest comes over another.
     """
     place = 1 + (data[0] if data else 0)
-    PROGRESS.pack_into(_progress, 0, NOT_BEGUN, 0, 0)
+    PROGRESS.pack_into(_progress, 0, NOT_BEGUN, 0, 0, False)
     supervisor, channel = Channel.pair()
     pairs = [socket.socketpair() for _ in range(2)]
     for (here, _), part in zip(pairs, (data[1:place], data[place : place + (1 << 16)]), strict=True):
@@ -409,62 +428,98 @@ def worker(data: bytes) -> None:
 
 
 class _Client:
-    """A farm's engine that takes its steps when told to, with a session and a lane to a server that is none."""
+    """A farm that takes its steps when told to, and whose server is at the other ends of socket pairs.
+
+    Attributes:
+        control, lane: The server's ends, once they have been dialled.
+    """
 
     def __init__(self) -> None:
-        self.engine = engine_module.Engine(
-            engine_module.EngineOptions(
-                locations=[lambda lost: None],
-                quotas=[1],
-                settings=Settings(lambda address: Key(KEY), resume_seconds=10.0),
-                end_servers=lambda: None,
-                initializer=[b"N."],
-                max_tasks_per_child=None,
-                connect_timeout=None,
-                caller_leads=False,
-                budget=None,
-            )
-        )
-        (self.link,) = self.engine._links
-        link = self.link
-        link._ensure_thread = lambda: None  # type: ignore[method-assign]  # it would dial
-        link.session, link.resumable = "session", True
-        self.engine._settler.answer = self._answer  # type: ignore[method-assign]  # it would unpickle
-        self.answered = 0
-        self.control, control = socket.socketpair()
-        self.lane, lane = socket.socketpair()
-        self.engine.control_up(link, Connection(control, MAX_HELLO, _give), "session", 1)
-        self.engine.lane_up(link, _bounded(lane), "session", 0, 1, 4711)
+        self._links: list[ServerLink] = []
+        self._lanes_left = 2
+        self.control: socket.socket | None = None
+        self.lane: socket.socket | None = None
+        self._patches = contextlib.ExitStack()
+        links = self._links
+        stand_ins: list[tuple[Any, str, Any]] = [
+            (server_module, "connect", self._connect),
+            (ServerLink, "_ensure_thread", lambda link: links.append(link)),
+            (Reactor, "start", lambda reactor: None),
+            (
+                Settler,
+                "answer",
+                lambda settler, *answers: self._answer(*answers),
+            ),  # it would unpickle, as it has to
+            (engine_module, "load_failure", lambda *args: RuntimeError("it failed there")),
+        ]
+        for owner, name, stand_in in stand_ins:
+            self._patches.enter_context(mock.patch.object(owner, name, stand_in))
+        farm = FarmExecutor(["127.0.0.1:1"], key=KEY, caller_leads=False, resume_timeout=10.0)
+        self.engine = farm._make_engine()
+        self.engine.start()
         self.work()
+        self._answered = 0
         for number in range(3):
             self.engine.submit(pow, (number, 2), {}, TaskOptions())
 
-    def _answer(self, answers: Any, server: str, pid: int) -> None:
-        self.answered += len(list(answers))
-        assert self.answered <= 3, "more outcomes than tasks"
+    def _connect(self, address: Any, key: bytes, hello: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        here, there = socket.socketpair()
+        if hello["role"] == "control" and self.control is None:
+            self.control = there
+            versions = local_versions()._asdict()
+            answer = {"session": "session", "slots": 1, "versions": versions, "resume_seconds": 10}
+            return Connection(here, MAX_HELLO, _give), answer
+        if hello["role"] == "lane" and self._lanes_left:
+            self._lanes_left -= 1
+            if self.lane is not None:
+                self.lane.close()
+            self.lane = there
+            return _bounded(here), {"pid": 4711}
+        here.close()
+        there.close()
+        raise ConnectionRefusedError("there is no more")
 
-    def resume(self) -> None:
-        """The lane gets another connection, if that is to be dialled."""
-        if self.link._severed.pop(1, None) is None:
-            return
-        self.lane.close()
-        self.lane, lane = socket.socketpair()
-        self.engine.lane_resumed(self.link, _bounded(lane), "session", 1)
+    def _answer(self, answers: Any, server: str, pid: int) -> None:
+        self._answered += len(list(answers))
+        assert self._answered <= 3, "more outcomes than tasks"
 
     def work(self) -> None:
         """Until nothing is left to do but what the clock would tell it to."""
         reactor = self.engine._reactor
-        reactor._run_inbox()
-        while ready := [pair for pair in reactor._selector.select(0) if pair[1] & selectors.EVENT_READ]:
-            for key, events in ready:
-                key.data(events)
+        while self._links or reactor._inbox or self._ready():
+            while self._links:
+                link = self._links.pop()
+                with contextlib.suppress(ConnectionRefusedError):
+                    while link._dial_next():
+                        reactor._run_inbox()
             reactor._run_inbox()
+            for key, events in self._ready():
+                key.data(events)
+
+    def _ready(self) -> list[Any]:
+        found = self.engine._reactor._selector.select(0)
+        return [(key, events) for key, events in found if events & selectors.EVENT_READ]
+
+    def say(self, sock: socket.socket | None, data: bytes) -> None:
+        """Have the server say something."""
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.send(data)
+            self.work()
+
+    def break_lane(self) -> None:
+        """Have the server's end of the lane end; it may be dialled again."""
+        if self.lane is not None:
+            with contextlib.suppress(OSError):
+                self.lane.shutdown(socket.SHUT_WR)
+            self.work()
 
     def close(self) -> None:
         self.engine._break(RuntimeError)
         self.engine._reactor._close()
-        self.control.close()
-        self.lane.close()
+        self._patches.close()
+        for sock in filter(None, (self.control, self.lane)):
+            sock.close()
 
 
 def client(data: bytes) -> None:
@@ -477,20 +532,14 @@ def client(data: bytes) -> None:
     lengths = [*data[:2], 0, 0][:2]
     places = [2, 2 + lengths[0], 2 + sum(lengths), 2 + sum(lengths) + (1 << 16)]
     control, lane, resumed = (data[begin:end] for begin, end in pairwise(places))
-    with mock.patch.object(engine_module, "load_failure", lambda *args: RuntimeError("it failed there")):
-        one = _Client()
-        try:
-            for way, part in (("control", control), ("lane", lane), ("lane", resumed)):
-                with contextlib.suppress(BrokenPipeError):
-                    getattr(one, way).send(part)
-                one.work()
-                if way == "lane":
-                    one.lane.shutdown(socket.SHUT_WR)
-                    one.work()
-                    one.resume()
-                    one.work()
-        finally:
-            one.close()
+    one = _Client()
+    try:
+        one.say(one.control, control)
+        for part in (lane, resumed):
+            one.say(one.lane, part)
+            one.break_lane()
+    finally:
+        one.close()
 
 
 # -- genuine bytes, for others to spoil ---------------------------------------------------------------------------

@@ -233,7 +233,7 @@ def test_the_report_has_both_figures_and_the_peak(serving):
 def test_nobody_looks_at_the_memory_of_a_worker_that_has_run_nothing_since():
     """Nor at all where there is no limit: an idle farm costs nothing."""
     before = (
-        "import farm_executor.server.supervisor as s; real = s.held_by\n"
+        "import farm_executor.server.workers as s; real = s.held_by\n"
         "def held_by(pids):\n"
         "    pids = list(pids)\n"
         "    print('look at', *pids, file=sys.stderr, flush=True)\n"

@@ -388,7 +388,7 @@ def test_connections_without_a_key_from_many_addresses_push_out_the_oldest_of_al
 
 
 def test_a_peer_that_says_nothing_is_dismissed_in_time():
-    shorter = "import farm_executor.server.supervisor as s; s.GUEST_SECONDS = 0.2"
+    shorter = "import farm_executor.server.door as s; s.GUEST_SECONDS = 0.2"
     with Serving(before=shorter) as server, dial(server.address) as silent, dial(server.address) as slow:
         slow.sendall(b"FARM")
         for sock in (silent, slow):
@@ -398,7 +398,7 @@ def test_a_peer_that_says_nothing_is_dismissed_in_time():
 
 
 def test_a_peer_that_trickles_its_bytes_does_not_get_more_time_for_it():
-    shorter = "import farm_executor.server.supervisor as s; s.GUEST_SECONDS = 0.3"
+    shorter = "import farm_executor.server.door as s; s.GUEST_SECONDS = 0.3"
     with Serving(before=shorter) as server, dial(server.address) as slow:
         slow.settimeout(0.02)
         with contextlib.suppress(ConnectionError):
@@ -413,7 +413,7 @@ def test_a_peer_that_trickles_its_bytes_does_not_get_more_time_for_it():
 
 
 def test_a_peer_that_has_proven_the_key_and_says_no_hello_is_dismissed_too():
-    shorter = "import farm_executor.server.supervisor as s; s.GUEST_SECONDS = 0.2"
+    shorter = "import farm_executor.server.door as s; s.GUEST_SECONDS = 0.2"
     with Serving(before=shorter) as server, dial(server.address) as silent:
         prove_key(silent)
         assert read_to_end(silent) == b""
