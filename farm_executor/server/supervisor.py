@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from farm_executor.core.frames import MAX_HELLO, FrameType
+from farm_executor.core.frames import MAX_HELLO, FrameType, encode_frame
 from farm_executor.core.handshake import (
     Role,
     Versions,
@@ -716,7 +716,7 @@ class Supervisor:
         hang_up(worker.socket)  # after the report, so that the client knows why
         worker.socket.close()
         if self._draining and not session.ended and not session.workers:
-            self._end_session(session, GRACE_CRASHED)  # no new lane can reach us any more
+            self._part_with(session)  # no new lane can reach us any more
 
     def _on_stderr(self, pipe: StderrPipe) -> None:
         """A worker, or whom it has started, has written there, or will no more."""
@@ -885,6 +885,12 @@ class Supervisor:
             worker.end()
             self._doomed[worker.pid] = time.monotonic() + grace
 
+    def _part_with(self, session: _Session) -> None:
+        """End a session of our own accord. Its client is told, or it would look for us for a while."""
+        if session.connection is not None:
+            session.connection.send(encode_frame(FrameType.BYE))
+        self._end_session(session, GRACE_CRASHED)
+
     # -- the end ---------------------------------------------------------------------------------------
 
     def _drain(self, *, leave: bool) -> None:
@@ -906,7 +912,7 @@ class Supervisor:
             if not leave:
                 self._tell(session, {"leave": False}, FrameType.DRAINING)
             if not session.workers or session.connection is None:
-                self._end_session(session, GRACE_CRASHED)  # no lane can reach us any more
+                self._part_with(session)  # no lane can reach us any more
 
     def _end_at_once(self) -> None:
         self._ending = True
@@ -914,7 +920,7 @@ class Supervisor:
         for guest in list(self._guests):
             self._dismiss(guest, "the server ends")
         for session in list(self._sessions.values()):
-            self._end_session(session, GRACE_CRASHED)
+            self._part_with(session)
         for pid in self._workers:  # also those of sessions that ended before, with more grace
             self._doomed[pid] = min(self._doomed.get(pid, float("inf")), time.monotonic() + GRACE_CRASHED)
 

@@ -290,6 +290,19 @@ def test_a_server_that_was_restarted_gets_its_tasks_again_and_single_attempts_fa
         assert book.runs() == {"again": 2, "once": 1}
 
 
+def test_a_server_that_ends_at_once_is_not_waited_for(gate, book):
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=1) as other,
+        start_server("127.0.0.1", 0, background=True, workers=1) as server,
+        FarmExecutor([server.address, other.address], resume_timeout=3600) as farm,
+    ):
+        farm.broadcast(identity, None)
+        futures = held(farm, gate, book)
+        server.end()
+        gate.open()
+        assert [future.result(DEADLINE) for future in futures] == [0, 1]
+
+
 # -- silence ---------------------------------------------------------------------------------------------------
 
 
