@@ -256,6 +256,9 @@ class Servers:
                     self._crew.on_death(decode_hello(frame))
                 elif frame.type is FrameType.SPARED:
                     self._crew.on_spared(*numbers_in(decode_hello(frame), "lane", "order"))
+                elif frame.type is FrameType.BYE:
+                    self._on_goodbye(link, session)
+                    return
                 elif frame.type is FrameType.DRAINING:
                     logger.info("draining server=%s", link)
                     if decode_hello(frame).get("leave"):
@@ -309,6 +312,13 @@ class Servers:
         if connection is not None:
             self._reactor.unregister(connection)
             connection.close()
+
+    def _on_goodbye(self, link: ServerLink, session: str) -> None:
+        """The server ends the session of its own accord: it is no use to look for it."""
+        if self._crew.lanes_of(link, session):
+            self._lose(link, session, "the server has ended it")
+        else:
+            self._part(link, session)
 
     def _lose(self, link: ServerLink, session: str, why: str) -> None:
         """A session is over, and its lanes with it."""

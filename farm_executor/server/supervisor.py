@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from farm_executor.core.frames import MAX_HELLO, FrameType
+from farm_executor.core.frames import MAX_HELLO, FrameType, encode_frame
 from farm_executor.core.handshake import (
     Role,
     Versions,
@@ -382,7 +382,7 @@ class Supervisor:
 
     def _on_worker_gone(self, session: Session) -> None:
         if self._draining and not session.ended and not session.workers:
-            self._end_session(session, GRACE_CRASHED)  # no new lane can reach us any more
+            self._part_with(session)  # no new lane can reach us any more
 
     # -- sessions --------------------------------------------------------------------------------------
 
@@ -461,6 +461,12 @@ class Supervisor:
         for worker in session.workers.values():
             self._workers.end(worker, grace)
 
+    def _part_with(self, session: Session) -> None:
+        """End a session of our own accord. Its client is told, or it would look for us for a while."""
+        if session.connection is not None:
+            session.connection.send(encode_frame(FrameType.BYE))
+        self._end_session(session, GRACE_CRASHED)
+
     # -- the end ---------------------------------------------------------------------------------------
 
     def _drain(self, *, leave: bool) -> None:
@@ -478,14 +484,14 @@ class Supervisor:
             if not leave:
                 self._tell(session, {"leave": False}, FrameType.DRAINING)
             if not session.workers or session.connection is None:
-                self._end_session(session, GRACE_CRASHED)  # no lane can reach us any more
+                self._part_with(session)  # no lane can reach us any more
 
     def _end_at_once(self) -> None:
         self._ending = True
         self._drain(leave=True)
         self._door.dismiss_all("the server ends")
         for session in list(self._sessions.values()):
-            self._end_session(session, GRACE_CRASHED)
+            self._part_with(session)
         self._workers.hasten(GRACE_CRASHED)  # also those of sessions that ended before, with more grace
 
 

@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 from client import tasks
-from client.proxy import TO_CLIENT, TO_SERVER, Proxy
 from contract.gate import Gate
 from contract.tasks import identity, pass_gate
+from faults.proxy import TO_CLIENT, TO_SERVER, Proxy
 from server.peers import free_address
 from server.processes import DEADLINE, alive, wait_until
 from server.serving import KEY, Serving
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.usefixtures("no_leaks"),
 ]
 
-FIRST_LANE, SECOND_LANE = 1, 2  # as the proxy counts; 0 is the control connection
+LANE = 1  # the first, as the proxy counts; 0 is the control connection
 
 
 class Book:
@@ -86,8 +86,8 @@ def test_what_runs_when_connections_break_is_run_once(gate, book, numbers):
     with proxied() as (proxy, farm):
         before = set(farm.broadcast(tasks.pid_after, 0))
         futures = held(farm, gate, book)
-        proxy.cut(numbers)
-        wait_until(lambda: len(proxy.live) == 3 and up(farm), "all are back")
+        proxy.cut(numbers=numbers)
+        wait_until(lambda: proxy.live == 3 and up(farm), "all are back")
         gate.open()
         assert [future.result(DEADLINE) for future in futures] == [0, 1]
         assert set(farm.broadcast(tasks.pid_after, 0)) == before
@@ -126,7 +126,7 @@ def test_a_connection_may_break_in_the_moment_in_which_its_worker_has_run_all_it
     end_lane = engine.Engine._end_lane
 
     def cut_and_end(self, lane):
-        self._cut_lane(lane, "the test says so")
+        self.cut_lane(lane, "the test says so")
         end_lane(self, lane)
 
     monkeypatch.setattr(engine.Engine, "_end_lane", cut_and_end)
@@ -161,7 +161,7 @@ def test_a_task_of_a_single_attempt_survives_a_broken_connection(gate, book):
         futures = held(farm, gate, book)
         for _ in range(3):
             proxy.cut()
-            wait_until(lambda: len(proxy.live) == 3 and up(farm), "all are back")
+            wait_until(lambda: proxy.live == 3 and up(farm), "all are back")
         gate.open()
         assert [future.result(DEADLINE) for future in futures] == [0, 1]
         assert book.runs() == {"0": 1, "1": 1}
@@ -215,7 +215,7 @@ def test_who_cannot_be_reached_is_not_killed_and_may_be_later(gate, book):
         wait_until(lambda: not up(farm), "it has been noticed")
         assert not farm.kill(one)
         proxy.admit()
-        wait_until(lambda: len(proxy.live) == 3 and up(farm), "all are back")
+        wait_until(lambda: proxy.live == 3 and up(farm), "all are back")
         assert farm.kill(one)
         gate.open()
         assert other.result(DEADLINE) == 1
@@ -262,7 +262,7 @@ def test_the_time_to_come_back_begins_anew_with_each_cut(gate, book):
     with proxied(workers=1, resume_timeout=2.0, max_attempts=1) as (proxy, farm):
         (future,) = held(farm, gate, book, 1)
         proxy.cut()
-        wait_until(lambda: len(proxy.live) == 2 and up(farm), "it is back")
+        wait_until(lambda: proxy.live == 2 and up(farm), "it is back")
         threading.Event().wait(1.5)
         proxy.refuse()
         proxy.cut()
@@ -290,6 +290,19 @@ def test_a_server_that_was_restarted_gets_its_tasks_again_and_single_attempts_fa
         assert book.runs() == {"again": 2, "once": 1}
 
 
+def test_a_server_that_ends_at_once_is_not_waited_for(gate, book):
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=1) as other,
+        start_server("127.0.0.1", 0, background=True, workers=1) as server,
+        FarmExecutor([server.address, other.address], resume_timeout=3600) as farm,
+    ):
+        farm.broadcast(identity, None)
+        futures = held(farm, gate, book)
+        server.end()
+        gate.open()
+        assert [future.result(DEADLINE) for future in futures] == [0, 1]
+
+
 # -- silence ---------------------------------------------------------------------------------------------------
 
 
@@ -311,12 +324,12 @@ def test_a_network_that_swallows_all_is_noticed_and_costs_nothing(gate, book, di
 def test_a_single_lane_that_swallows_all_is_noticed_and_costs_nothing(gate, book, direction):
     with proxied(workers=1, heartbeat=0.1) as (proxy, farm):
         (future,) = held(farm, gate, book, 1)
-        proxy.links[FIRST_LANE].stalled.add(direction)
+        proxy.stall(direction, numbers=[LANE])
         gate.open()
         more = farm.submit(tasks.sign_after, book.path, 0, 1)
         assert [future.result(DEADLINE), more.result(DEADLINE)] == [0, 1]
         assert book.runs() == {"0": 1, "1": 1}
-        assert proxy.links[0].number in proxy.live, "the control connection is not concerned"
+        assert not proxy.links[0].ended, "the control connection is not concerned"
         assert nothing_was_lost(farm)
 
 
@@ -324,7 +337,7 @@ def test_a_large_result_that_is_stuck_is_noticed(book):
     """Its worker stands in the midst of sending it."""
     with proxied(workers=1, heartbeat=0.1) as (proxy, farm):
         page = bytes(64 << 20)
-        proxy.links[FIRST_LANE].stalled.add(TO_CLIENT)
+        proxy.stall(TO_CLIENT, numbers=[LANE])
         assert farm.submit(identity, page).result(DEADLINE) == page
         assert nothing_was_lost(farm)
 
@@ -337,7 +350,7 @@ def test_a_lane_that_is_stuck_before_its_worker_is_ready_is_replaced(gate):
     ):
         future = farm.submit(identity, "well")
         gate.wait_for_arrivals()
-        proxy.links[FIRST_LANE].stalled.add(TO_CLIENT)
+        proxy.stall(TO_CLIENT, numbers=[LANE])
         gate.open()
         assert future.result(DEADLINE) == "well"
 
@@ -347,7 +360,7 @@ def test_a_worker_that_dies_behind_a_stuck_lane_is_replaced(gate, book, monkeypa
     with proxied(workers=1) as (proxy, farm):
         (pid,) = farm.broadcast(tasks.pid_after, 0)
         (future,) = held(farm, gate, book, 1)
-        proxy.links[FIRST_LANE].stalled.update([TO_SERVER, TO_CLIENT])
+        proxy.stall(numbers=[LANE])
         os.kill(pid, signal.SIGKILL)
         gate.wait_for_arrivals()
         gate.open()

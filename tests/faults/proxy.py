@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import itertools
 import queue
 import selectors
 import socket
@@ -134,7 +135,7 @@ class Proxy:
         self.links: list[Link] = []
         self._live: dict[Link, None] = {}
         self._delays = {TO_SERVER: 0.0, TO_CLIENT: 0.0}
-        self._stalled: set[Direction] = set()
+        self._stalled: set[tuple[int | None, Direction]] = set()  # None for every link
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._orders: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
@@ -151,9 +152,10 @@ class Proxy:
         """From now on bytes take so many seconds each way."""
         self._order(lambda: self._delays.update({TO_SERVER: to_server, TO_CLIENT: to_client}))
 
-    def stall(self, *directions: Direction) -> None:
-        """Pass nothing on, both ways or one way, and tell nobody; connections can still be made."""
-        self._order(lambda: self._stalled.update(directions or Direction))
+    def stall(self, *directions: Direction, numbers: Sequence[int] | None = None) -> None:
+        """Pass nothing on, both ways or one way, on these connections or all; connections can still be made."""
+        which = numbers or [None]
+        self._order(lambda: self._stalled.update(itertools.product(which, directions or Direction)))
 
     def flow(self) -> None:
         """Pass on again, first what has waited."""
@@ -250,7 +252,7 @@ class Proxy:
             way.under_way[0][0]
             for link in self._live
             for direction, way in link.ways.items()
-            if way.under_way and not way.blocked and direction not in self._stalled
+            if way.under_way and not way.blocked and not self._is_stalled(link, direction)
         ]
         return max(min(times) - time.monotonic(), 0.0) if times else None
 
@@ -292,11 +294,14 @@ class Proxy:
             if way.sink is sock and events & selectors.EVENT_WRITE:
                 way.blocked = False
         for direction, way in link.ways.items():
-            if way.source is sock and events & selectors.EVENT_READ and self._may_read(direction, way):
+            if way.source is sock and events & selectors.EVENT_READ and self._may_read(link, direction, way):
                 self._read(link, direction, way)
 
-    def _may_read(self, direction: Direction, way: _Way) -> bool:
-        return not way.over and way.size < FULL and direction not in self._stalled
+    def _may_read(self, link: Link, direction: Direction, way: _Way) -> bool:
+        return not way.over and way.size < FULL and not self._is_stalled(link, direction)
+
+    def _is_stalled(self, link: Link, direction: Direction) -> bool:
+        return (None, direction) in self._stalled or (link.number, direction) in self._stalled
 
     def _read(self, link: Link, direction: Direction, way: _Way) -> None:
         try:
@@ -315,7 +320,7 @@ class Proxy:
     def _pass_on(self, link: Link) -> None:
         """Send what is due, and see to what is to be waited for."""
         for direction, way in link.ways.items():
-            if not link.ended and direction not in self._stalled:
+            if not link.ended and not self._is_stalled(link, direction):
                 self._send(link, direction, way)
         if link.ended:
             return
@@ -325,7 +330,7 @@ class Proxy:
         for sock in link.sockets:
             events = 0
             for direction, way in link.ways.items():
-                if way.source is sock and self._may_read(direction, way):
+                if way.source is sock and self._may_read(link, direction, way):
                     events |= selectors.EVENT_READ
                 if way.sink is sock and way.blocked:
                     events |= selectors.EVENT_WRITE

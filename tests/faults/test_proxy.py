@@ -183,6 +183,21 @@ def test_one_direction_stalls_alone(pair):
     assert read(here, 1) == b"b"
 
 
+def test_one_connection_stalls_alone(listener, no_leaks):
+    with to(listener) as proxy:
+        pairs = [(dial(proxy), listener.accept()[0]) for _ in range(2)]
+        proxy.stall(numbers=[1])
+        for here, _ in pairs:
+            here.sendall(b"a")
+        assert read(pairs[0][1], 1) == b"a"
+        assert is_silent(pairs[1][1])
+        proxy.flow()
+        assert read(pairs[1][1], 1) == b"a"
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+
+
 def test_a_connection_made_while_all_stalls_is_made(listener, no_leaks):
     with to(listener) as proxy:
         proxy.stall()

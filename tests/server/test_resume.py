@@ -500,6 +500,7 @@ def test_a_server_whose_client_comes_back_serves_others_meanwhile(serving, sessi
         peer.submit(0, (PID,))
         assert peer.outcomes(1) == {0: peer.pid}
         assert len(status(serving.host, serving.port, key=KEY)["sessions"]) >= 2
+    session.come_back()  # to say goodbye
 
 
 # -- signs of life -----------------------------------------------------------------------------------------
