@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import pickle
+import resource
 import selectors
 import signal
 import socket
@@ -24,10 +25,9 @@ from itertools import pairwise
 from typing import Any
 from unittest import mock
 
-from farm_executor import payload
+from farm_executor import FarmExecutor, payload
 from farm_executor.client import engine as engine_module
 from farm_executor.client.options import TaskOptions
-from farm_executor.client.server import Settings
 from farm_executor.core.frames import (
     MAX_BODY,
     MAX_HELLO,
@@ -171,23 +171,37 @@ def client_handshake(data: bytes) -> None:
 class _System:
     """The module `os`, for a supervisor whose workers exist on paper only."""
 
+    STATUS = {signal.SIGSTOP: 0x7F | signal.SIGSTOP << 8, signal.SIGCONT: 0xFFFF, signal.SIGKILL: signal.SIGKILL}
+
     def __init__(self) -> None:
         self._pids = itertools.count(1 << 24)  # the system itself gives none that large
-        self.forked: set[int] = set()
-        self.killed: list[int] = []
+        self._alive: set[int] = set()
+        self._news: list[tuple[int, int]] = []
+        self.forked = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
     def fork(self) -> int:
+        self.forked += 1
         pid = next(self._pids)
-        self.forked.add(pid)
+        self._alive.add(pid)
         return pid
 
     def kill(self, pid: int, number: int) -> None:
-        assert pid in self.forked, "somebody else would have been killed"
-        assert number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL)
-        self.killed.append(pid)
+        assert pid in self._alive, "somebody else would have been killed"
+        self._news.append((pid, self.STATUS[signal.Signals(number)]))
+        if number == signal.SIGKILL:
+            self._alive.remove(pid)
+
+    def all_die(self) -> None:
+        self._news += [(pid, 0) for pid in self._alive]
+        self._alive.clear()
+
+    def wait4(self, pid: int, options: int) -> tuple[int, int, resource.struct_rusage]:
+        if not self._news:
+            raise ChildProcessError
+        return *self._news.pop(0), resource.getrusage(resource.RUSAGE_SELF)
 
 
 @contextlib.contextmanager
@@ -260,23 +274,24 @@ class _House:
                 with contextlib.suppress(BrokenPipeError):
                     here.send(data[place : place + (1 << 14)])
                 self.work()
+                supervisor._reap()
             assert proven or not supervisor._sessions, "a stranger has a session"
             assert proven or not system.forked, "a stranger has a worker"
             here.close()
-            self.part()
+            self.part(system)
         assert not supervisor._guests
         assert not supervisor._sessions
         assert not supervisor._draining or proven
 
-    def part(self) -> None:
+    def part(self, system: _System) -> None:
         """Everybody has gone, and is not waited for."""
         supervisor = self.supervisor
         self.work()
         for session in list(supervisor._sessions.values()):
             supervisor._end_session(session, 0.0)
-        for pid in list(supervisor._workers):
-            supervisor._on_worker_death(pid, 0)
-        supervisor._doomed.clear()
+        system.all_die()
+        supervisor._reap()
+        assert not supervisor._workers
 
     def _prove(self, here: socket.socket) -> None:
         handshake = ClientHandshake(KEY, NONCE)
@@ -332,16 +347,15 @@ def session(data: bytes) -> None:
         house._prove(lane)
         lane.send(b"".join(encode_hello({"role": "lane", "session": only, "slot": 0, "lane": 1})))
         house.work()
-        (worker,) = supervisor._sessions[only].workers.values()
+        assert system.forked == 1
         with contextlib.suppress(BrokenPipeError):
             control.send(data)
         house.work()
-        if worker.pid in supervisor._workers:  # what it was stopped for is decided
-            worker.stopped = True
-            supervisor._judge(supervisor._workers[worker.pid][0], worker)
+        supervisor._reap()
+        house.work()
         control.close()
         lane.close()
-        house.part()
+        house.part(system)
     assert not supervisor._guests
     assert not supervisor._sessions
 
@@ -367,7 +381,7 @@ def worker(data: bytes) -> None:
     The first byte says how many bytes come over a first connection, which breaks then; the rest comes over another.
     """
     place = 1 + (data[0] if data else 0)
-    PROGRESS.pack_into(_progress, 0, NOT_BEGUN, 0, 0)
+    PROGRESS.pack_into(_progress, 0, NOT_BEGUN, 0, 0, False)
     supervisor, channel = Channel.pair()
     pairs = [socket.socketpair() for _ in range(2)]
     for (here, _), part in zip(pairs, (data[1:place], data[place : place + (1 << 16)]), strict=True):
@@ -412,19 +426,8 @@ class _Client:
     """A farm's engine that takes its steps when told to, with a session and a lane to a server that is none."""
 
     def __init__(self) -> None:
-        self.engine = engine_module.Engine(
-            engine_module.EngineOptions(
-                locations=[lambda lost: None],
-                quotas=[1],
-                settings=Settings(lambda address: Key(KEY), resume_seconds=10.0),
-                end_servers=lambda: None,
-                initializer=[b"N."],
-                max_tasks_per_child=None,
-                connect_timeout=None,
-                caller_leads=False,
-                budget=None,
-            )
-        )
+        farm = FarmExecutor(["127.0.0.1:1"], key=KEY, caller_leads=False, resume_timeout=10.0)
+        self.engine = farm._make_engine()
         (self.link,) = self.engine._links
         link = self.link
         link._ensure_thread = lambda: None  # type: ignore[method-assign]  # it would dial
