@@ -27,7 +27,11 @@ from unittest import mock
 
 from farm_executor import FarmExecutor, payload
 from farm_executor.client import engine as engine_module
+from farm_executor.client import server as server_module
 from farm_executor.client.options import TaskOptions
+from farm_executor.client.reactor import Reactor
+from farm_executor.client.server import ServerLink
+from farm_executor.client.settling import Settler
 from farm_executor.core.frames import (
     MAX_BODY,
     MAX_HELLO,
@@ -423,51 +427,98 @@ def worker(data: bytes) -> None:
 
 
 class _Client:
-    """A farm's engine that takes its steps when told to, with a session and a lane to a server that is none."""
+    """A farm that takes its steps when told to, and whose server is at the other ends of socket pairs.
+
+    Attributes:
+        control, lane: The server's ends, once they have been dialled.
+    """
 
     def __init__(self) -> None:
+        self._links: list[ServerLink] = []
+        self._lanes_left = 2
+        self.control: socket.socket | None = None
+        self.lane: socket.socket | None = None
+        self._patches = contextlib.ExitStack()
+        links = self._links
+        stand_ins: list[tuple[Any, str, Any]] = [
+            (server_module, "connect", self._connect),
+            (ServerLink, "_ensure_thread", lambda link: links.append(link)),
+            (Reactor, "start", lambda reactor: None),
+            (
+                Settler,
+                "answer",
+                lambda settler, *answers: self._answer(*answers),
+            ),  # it would unpickle, as it has to
+            (engine_module, "load_failure", lambda *args: RuntimeError("it failed there")),
+        ]
+        for owner, name, stand_in in stand_ins:
+            self._patches.enter_context(mock.patch.object(owner, name, stand_in))
         farm = FarmExecutor(["127.0.0.1:1"], key=KEY, caller_leads=False, resume_timeout=10.0)
         self.engine = farm._make_engine()
-        (self.link,) = self.engine._links
-        link = self.link
-        link._ensure_thread = lambda: None  # type: ignore[method-assign]  # it would dial
-        link.session, link.resumable = "session", True
-        self.engine._settler.answer = self._answer  # type: ignore[method-assign]  # it would unpickle
-        self.answered = 0
-        self.control, control = socket.socketpair()
-        self.lane, lane = socket.socketpair()
-        self.engine.control_up(link, Connection(control, MAX_HELLO, _give), "session", 1)
-        self.engine.lane_up(link, _bounded(lane), "session", 0, 1, 4711)
+        self.engine.start()
         self.work()
+        self._answered = 0
         for number in range(3):
             self.engine.submit(pow, (number, 2), {}, TaskOptions())
 
-    def _answer(self, answers: Any, server: str, pid: int) -> None:
-        self.answered += len(list(answers))
-        assert self.answered <= 3, "more outcomes than tasks"
+    def _connect(self, address: Any, key: bytes, hello: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        here, there = socket.socketpair()
+        if hello["role"] == "control" and self.control is None:
+            self.control = there
+            versions = local_versions()._asdict()
+            answer = {"session": "session", "slots": 1, "versions": versions, "resume_seconds": 10}
+            return Connection(here, MAX_HELLO, _give), answer
+        if hello["role"] == "lane" and self._lanes_left:
+            self._lanes_left -= 1
+            if self.lane is not None:
+                self.lane.close()
+            self.lane = there
+            return _bounded(here), {"pid": 4711}
+        here.close()
+        there.close()
+        raise ConnectionRefusedError("there is no more")
 
-    def resume(self) -> None:
-        """The lane gets another connection, if that is to be dialled."""
-        if self.link._severed.pop(1, None) is None:
-            return
-        self.lane.close()
-        self.lane, lane = socket.socketpair()
-        self.engine.lane_resumed(self.link, _bounded(lane), "session", 1)
+    def _answer(self, answers: Any, server: str, pid: int) -> None:
+        self._answered += len(list(answers))
+        assert self._answered <= 3, "more outcomes than tasks"
 
     def work(self) -> None:
         """Until nothing is left to do but what the clock would tell it to."""
         reactor = self.engine._reactor
-        reactor._run_inbox()
-        while ready := [pair for pair in reactor._selector.select(0) if pair[1] & selectors.EVENT_READ]:
-            for key, events in ready:
-                key.data(events)
+        while self._links or reactor._inbox or self._ready():
+            while self._links:
+                link = self._links.pop()
+                with contextlib.suppress(ConnectionRefusedError):
+                    while link._dial_next():
+                        reactor._run_inbox()
             reactor._run_inbox()
+            for key, events in self._ready():
+                key.data(events)
+
+    def _ready(self) -> list[Any]:
+        found = self.engine._reactor._selector.select(0)
+        return [(key, events) for key, events in found if events & selectors.EVENT_READ]
+
+    def say(self, sock: socket.socket | None, data: bytes) -> None:
+        """Have the server say something."""
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.send(data)
+            self.work()
+
+    def break_lane(self) -> None:
+        """Have the server's end of the lane end; it may be dialled again."""
+        if self.lane is not None:
+            with contextlib.suppress(OSError):
+                self.lane.shutdown(socket.SHUT_WR)
+            self.work()
 
     def close(self) -> None:
         self.engine._break(RuntimeError)
         self.engine._reactor._close()
-        self.control.close()
-        self.lane.close()
+        self._patches.close()
+        for sock in filter(None, (self.control, self.lane)):
+            sock.close()
 
 
 def client(data: bytes) -> None:
@@ -480,20 +531,14 @@ def client(data: bytes) -> None:
     lengths = [*data[:2], 0, 0][:2]
     places = [2, 2 + lengths[0], 2 + sum(lengths), 2 + sum(lengths) + (1 << 16)]
     control, lane, resumed = (data[begin:end] for begin, end in pairwise(places))
-    with mock.patch.object(engine_module, "load_failure", lambda *args: RuntimeError("it failed there")):
-        one = _Client()
-        try:
-            for way, part in (("control", control), ("lane", lane), ("lane", resumed)):
-                with contextlib.suppress(BrokenPipeError):
-                    getattr(one, way).send(part)
-                one.work()
-                if way == "lane":
-                    one.lane.shutdown(socket.SHUT_WR)
-                    one.work()
-                    one.resume()
-                    one.work()
-        finally:
-            one.close()
+    one = _Client()
+    try:
+        one.say(one.control, control)
+        for part in (lane, resumed):
+            one.say(one.lane, part)
+            one.break_lane()
+    finally:
+        one.close()
 
 
 # -- genuine bytes, for others to spoil ---------------------------------------------------------------------------
