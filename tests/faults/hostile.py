@@ -565,8 +565,8 @@ _LANE = _BEGINNING + _joined(
 )
 _READY = _joined(encode_payload(FrameType.READY, [b""]))
 _RESULTS = _joined(
-    encode_results(0, [([b"one"], False), ([b"two"], True)], 25),
-    encode_results(2, [([b"bulk", b"x" * 100], True)], 25),
+    encode_results(0, [([b"one"], False)], 25),  # the first is sent alone, the others when its result has come
+    encode_results(1, [([b"bulk", b"x" * 100], True)], 25),
     encode_frame(FrameType.RECALLED, count=1, seq=3),
 )
 _ANSWERS = _READY + _RESULTS
