@@ -1,28 +1,18 @@
 """Whatever bytes a peer sends, nothing comes of them but what is provided for; `nox -s fuzz` looks for more."""
 
-import contextlib
 import os
-import socket
 import struct
-import subprocess
-import sys
-import threading
 
 import pytest
 from faults.hostile import SEEDS, TARGETS, Unpickled, no_unpickling
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from server.peers import listening
-from server.serving import KEY
 from strategies import frames as any_frame
 from strategies import json_objects, mutated
 
 from farm_executor import payload
-from farm_executor.address import parse_address
 from farm_executor.core.frames import FrameType, encode_frame
-from farm_executor.core.handshake import NONCE_SIZE, ServerHandshake, encode_hello
-from farm_executor.errors import RemoteProtocolError
-from farm_executor.transport import connect
+from farm_executor.core.handshake import encode_hello
 
 
 def _bytes_of(frame):
@@ -82,42 +72,3 @@ def test_a_promise_of_much_takes_no_memory():
         data = struct.pack("<IBBHQ", len(table), 19, 1, 1, 0) + table
         for name in ("frames", "worker"):
             TARGETS[name](b"\xff" + data if name == "frames" else data)
-
-
-@pytest.mark.parametrize("role", ["control", "admin"])
-def test_a_connection_without_payloads_takes_no_memory_for_one(role):
-    """A server's answer to a hello promises a segment of 1 GiB; there may be none before a lane's hellos."""
-    table = struct.pack("<IQ", 1, 1 << 30)
-    answer = struct.pack("<IBBHQ", len(table), FrameType.HELLO, 1, 0, 0) + table
-
-    def serve(listener: socket.socket) -> None:
-        sock, _ = listener.accept()
-        with sock:
-            handshake = ServerHandshake(KEY, bytes(NONCE_SIZE))
-            while not handshake.done:
-                sock.sendall(handshake.receive_data(sock.recv(handshake.wanted)))
-            sock.recv(65536)
-            sock.sendall(answer)
-            with contextlib.suppress(OSError):
-                sock.recv(1)
-
-    with listening() as (listener, address):
-        thread = threading.Thread(target=serve, args=(listener,))
-        thread.start()
-        try:
-            with pytest.raises(RemoteProtocolError):
-                connect(parse_address(address), KEY, {"role": role}, 2.0)
-        finally:
-            thread.join()
-
-
-def test_a_segment_that_is_only_promised_takes_no_memory_without_numpy():
-    program = (
-        "import resource\n"
-        "from farm_executor.payload import allocate\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "segment = allocate(1 << 30)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 64 << 10  # KiB
