@@ -30,6 +30,7 @@ from farm_executor.core.frames import BULK_THRESHOLD, MAX_SEGMENTS, Buffer, Payl
 __all__ = ["PROTOCOL", "allocate", "by_value", "dumps", "loads", "registered_by_value"]
 
 PROTOCOL = 5
+MAPPED_SIZE = 1024 * 1024  # from which memory is taken from the system, which gives it page by page
 _BY_VALUE = b"V"
 
 
@@ -122,11 +123,16 @@ class _ResolvingUnpickler(pickle.Unpickler):
 def allocate(size: int) -> Buffer:
     """Writable memory for a received segment.
 
-    numpy's is not filled with zeros first, which at 64 MiB and more would halve the speed of receiving.
+    It takes memory as it is filled, so that what is only promised costs nothing. numpy's is not filled with zeros
+    first, which at 64 MiB and more would halve the speed of receiving.
     """
     numpy: Any = sys.modules.get("numpy")
     try:
         memory: memoryview = numpy.empty(size, numpy.uint8).data
     except AttributeError:  # there is none, or another thread is just importing it
-        return bytearray(size)
+        if size < MAPPED_SIZE:
+            return bytearray(size)
+        import mmap  # late: programs without large data never need it
+
+        return memoryview(mmap.mmap(-1, size))
     return memory

@@ -410,6 +410,11 @@ class Connection:
         """Whether buffers wait for the socket to take them."""
         return bool(self._unsent)
 
+    @property
+    def backlog(self) -> int:
+        """How many there are."""
+        return len(self._unsent)
+
     def receive(self) -> list[Frame]:
         """Read what is there; a blocking socket waits for at least one byte.
 

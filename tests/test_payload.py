@@ -14,6 +14,7 @@ import operator
 import pathlib
 import pickle
 import re
+import subprocess
 import sys
 import types
 import weakref
@@ -657,3 +658,15 @@ def test_the_marker_of_a_by_value_payload_is_found_in_any_kind_of_buffer():
         for kind in (bytes, bytearray, memoryview):
             assert by_value([kind(parts[0])]) == by_value(parts)
     assert not by_value(dumps(b"V"))
+
+
+def test_a_segment_that_is_only_promised_takes_no_memory_without_numpy():
+    program = (
+        "import resource\n"
+        "from farm_executor.payload import allocate\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "segment = allocate(1 << 30)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64 << 10  # KiB

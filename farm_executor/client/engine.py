@@ -67,6 +67,7 @@ from farm_executor.core.frames import (
     payload_size,
 )
 from farm_executor.core.handshake import numbers_in
+from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
 from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskKilledError, WorkerLostError
 from farm_executor.failure import Origin, load_failure, remote_traceback
@@ -795,7 +796,7 @@ class Engine:
             for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
                 self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
         self._kills.lane_lost(lane.id, next((loss.task for loss in losses if loss.killed), None))
-        if death is not None and not lane.ready:
+        if death is not None and not lane.ready and death.code != CUT_EXIT_CODE:
             self._on_stillborn(death)
         self.servers.lane_lost(link, session, lane)
 

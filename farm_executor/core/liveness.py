@@ -7,10 +7,14 @@ and not an hour of its peer's words.
 
 from __future__ import annotations
 
-__all__ = ["MAX_MISSED", "Flow", "Pulse"]
+__all__ = ["CUT_EXIT_CODE", "MAX_MISSED", "Flow", "Pulse"]
 
 MAX_MISSED = 3
 """Beats in a row without a sign, after which something is taken for lost."""
+
+
+CUT_EXIT_CODE = 75
+"""That of a worker whose connection has broken before it was ready: there is nothing to resume."""
 
 
 class Pulse:

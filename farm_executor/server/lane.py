@@ -45,6 +45,7 @@ from farm_executor.core.frames import (
     is_bulk,
     payload_of,
 )
+from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.keeping import kept
 from farm_executor.transport import AnySocket, Channel, Connection, Socket, Waker
@@ -277,7 +278,9 @@ class WorkerLane:
     # -- a connection that breaks, and the next one; all with _io held ---------------------------------
 
     def _on_cut(self) -> None:
-        if not (self._resumable and self._ready):
+        if not self._ready:
+            os._exit(CUT_EXIT_CODE)
+        if not self._resumable:
             self._end()
             return
         for poll in (self._poll, self._helper_poll):

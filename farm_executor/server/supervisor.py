@@ -64,6 +64,7 @@ GRACE_CRASHED = 1.0  # seconds for the workers of a client that is gone
 GRACE_ENDED = 10.0  # seconds for the workers of a client that said goodbye, or has put others in their places
 MAX_RESUME_SECONDS = 3600.0  # for which a client may ask
 MIN_HEARTBEAT = 0.05  # seconds; more often than that no client needs to be believed dead
+MAX_UNHEARD = 1000  # pieces of what a client has been told, that wait for it to read
 MAX_REPORTS = 1000  # on lanes, in one PONG
 
 
@@ -390,7 +391,10 @@ class Supervisor:
         """Say something to the client, if it is there."""
         if session.connection is not None:
             session.connection.send(encode_hello(data, kind, seq))
-            self._watch_control(session, session.connection)
+            if session.connection.backlog > MAX_UNHEARD:
+                self._cut_session(session, "it does not listen")
+            else:
+                self._watch_control(session, session.connection)
 
     def _watch_control(self, session: Session, connection: Connection) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
@@ -405,6 +409,8 @@ class Supervisor:
             self._watch_control(session, connection)
         try:
             for frame in connection.receive():
+                if session.connection is not connection:
+                    return  # it does not listen
                 session.heard = time.monotonic()
                 if frame.type is FrameType.PING:
                     self._answer_ping(session, connection, frame.seq)
@@ -473,7 +479,7 @@ class Supervisor:
         """Take no new clients; end when those here are gone, who may be asked to ``leave`` when they can."""
         if leave and not self._leaving:
             self._leaving = True
-            for session in self._sessions.values():
+            for session in list(self._sessions.values()):
                 self._tell(session, {"leave": True}, FrameType.DRAINING)
         if self._draining:
             return

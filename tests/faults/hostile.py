@@ -56,6 +56,7 @@ from farm_executor.core.handshake import (
     encode_hello,
     numbers_in,
 )
+from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.security import Key
 from farm_executor.server import lane as lane_module
@@ -373,7 +374,7 @@ class _Ended(BaseException):
 
 
 def _end(code: int) -> None:
-    assert code in (0, 70)
+    assert code in (0, 70, CUT_EXIT_CODE)
     raise _Ended
 
 
@@ -566,8 +567,8 @@ _LANE = _BEGINNING + _joined(
 )
 _READY = _joined(encode_payload(FrameType.READY, [b""]))
 _RESULTS = _joined(
-    encode_results(0, [([b"one"], False), ([b"two"], True)], 25),
-    encode_results(2, [([b"bulk", b"x" * 100], True)], 25),
+    encode_results(0, [([b"one"], False)], 25),  # the first is sent alone, the others when its result has come
+    encode_results(1, [([b"bulk", b"x" * 100], True)], 25),
     encode_frame(FrameType.RECALLED, count=1, seq=3),
 )
 _ANSWERS = _READY + _RESULTS

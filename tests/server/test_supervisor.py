@@ -854,6 +854,22 @@ def test_a_server_whose_descriptors_are_all_in_use_by_clients_tries_again_in_pea
         assert serves(server)
 
 
+def test_a_client_that_asks_and_never_listens_costs_a_bounded_amount():
+    """Each KILL that spares is answered; the answers to somebody who does not read pile up in the supervisor.
+
+    Whoever leaves too many unread is hung up on.
+    """
+    order = {"order": 1, "lane": 1, "first": 0, "ranges": []}
+    orders = b"".join(encode_hello(order, FrameType.KILL)) * 1000
+    with Serving(workers=1) as serving, SessionPeer(serving.address) as peer:
+        peer.open_lane().start()
+        before = resident_bytes(serving.pid)
+        with contextlib.suppress(OSError):  # it has hung up, which is right
+            for _ in range(300):
+                peer.connection.socket.sendall(orders)
+        assert resident_bytes(serving.pid) - before < 16 << 20
+
+
 # -- the end of the server ----------------------------------------------------------------------------------
 
 
