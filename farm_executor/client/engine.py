@@ -68,7 +68,7 @@ from farm_executor.core.frames import (
 )
 from farm_executor.core.handshake import numbers_in
 from farm_executor.core.liveness import CUT_EXIT_CODE
-from farm_executor.core.scheduler import Assign, Decision, Lose, Recall, Scheduler, Task
+from farm_executor.core.scheduler import Assign, Decision, Kill, Lose, Recall, Scheduler, Task
 from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskKilledError, WorkerLostError
 from farm_executor.failure import Origin, load_failure, remote_traceback
 from farm_executor.transport import Connection
@@ -133,7 +133,7 @@ class Engine:
         self._submitted = self._resubmitted = 0
         self._reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         self._settler = Settler(self._reactor, self._budget)
-        self._kills = Kills(self._reactor, self._send_kill)
+        self._kills = Kills(self._reactor, self._send_kill, self._aim)
         self._timed = False  # whether any task had a timeout
         self.servers = Servers(options.sources, options.settings, self._reactor, self)
 
@@ -570,9 +570,9 @@ class Engine:
         with self._deciding:
             self._perform(self._scheduler.drain_lane(lane.id))
 
-    def on_spared(self, lane: int, order: int) -> None:
+    def on_spared(self, lane: int, order: int, recalls: int) -> None:
         """See `servers.Crew`."""
-        self._kills.spared(lane, order)
+        self._kills.spared(lane, order, recalls)
 
     def on_return(self) -> None:
         """See `servers.Crew`."""
@@ -679,12 +679,14 @@ class Engine:
         elif frame.type is FrameType.RECALLED and serving:
             with self._deciding:
                 self._perform(self._scheduler.recalled(lane.id, frame.seq, frame.count))
+                if self._timed:
+                    self._watch_time(lane.id)
         elif frame.type is FrameType.READY and not lane.ready:
             self._on_ready(lane, frame)
         elif frame.type is FrameType.RESUMED and lane.resuming:
             lane.resuming = False
             with self._deciding:
-                self._perform(self._scheduler.resumed(lane.id, frame.seq))
+                self._perform(self._scheduler.resumed(lane.id, frame.seq, frame.count))
             logger.info("lane resumed server=%s pid=%d", lane.server, lane.pid)
         else:
             raise RemoteProtocolError(f"{frame.type.name} frame from a worker, out of turn")
@@ -735,9 +737,14 @@ class Engine:
         link = self._lanes[lane][0] if lane in self._lanes else None
         return link is not None and self.servers.send(link, order, FrameType.KILL)
 
+    def _aim(self, lane: int, meant: Callable[[Task], bool]) -> Kill | None:
+        """For `Kills`: what to ask of a lane's supervisor now."""
+        with self._deciding:
+            return next(iter(self._scheduler.kill(meant, lane)), None)
+
     def _watch_time(self, lane: int) -> None:
         """The lane's oldest task may be another one; the lock is held."""
-        self._kills.watch(lane, self._scheduler.running_on(lane), self._scheduler.first_seq(lane))
+        self._kills.watch(lane, self._scheduler.running_on(lane))
 
     def _withdraw(self, task: Task) -> None:
         """A future has been cancelled."""

@@ -3,8 +3,9 @@
 This module owns the orders to kill, until each supervisor has said what came of its part, and the deadlines of the
 tasks that run. It must not know sockets, nor which task is on which lane.
 
-A supervisor is told numbers, which after a recall may be those of other tasks; so each order remembers the tasks
-themselves, and what is killed counts only if it is one of these.
+A supervisor is told numbers, which after a recall may be those of other tasks. So it is told, too, how many recalls
+there had been: if there have been more, it kills nobody, and is told anew what the numbers are then. Each order
+remembers the tasks themselves, and what is killed counts only if it is one of these.
 
 A deadline runs from the moment in which the farm knows its task to be the oldest on its lane that has not been
 answered. For a task that is sent to an idle worker that is when it is sent; for one that was sent ahead, at worst
@@ -37,14 +38,21 @@ class Kills:
     Args:
         reactor: Runs what is to be done in the farm's own thread.
         send: Tells a lane's supervisor, in that thread; says whether there is one.
+        aim: Says what to tell it so that such tasks are killed; None if the lane has none.
 
     Thread safety: `ask` may be called from any thread, `watch` by whoever holds the engine's lock; the others by
     handlers of the reactor's.
     """
 
-    def __init__(self, reactor: Reactor, send: Callable[[int, dict[str, Any]], bool]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        send: Callable[[int, dict[str, Any]], bool],
+        aim: Callable[[int, Callable[[Task], bool]], Kill | None],
+    ) -> None:
         self._reactor = reactor
         self._send = send
+        self._aim = aim
         self._numbers = itertools.count(1)
         self._orders: dict[int, dict[int, _Order]] = {}  # by lane and number
         self._due: dict[int, _Due] = {}  # by lane
@@ -73,17 +81,40 @@ class Kills:
         number = next(self._numbers)
         for kill in kills:
             self._orders.setdefault(kill.lane, {})[number] = order
-            if not self._tell(number, kill.lane, kill.first, kill.ranges):
-                self.spared(kill.lane, number)
+            self._pursue(order, number, kill)
 
-    def _tell(self, number: int, lane: int, first: int, ranges: list[tuple[int, int]]) -> bool:
-        return self._send(lane, {"order": number, "lane": lane, "first": first, "ranges": ranges})
+    def _pursue(self, order: _Order, number: int, kill: Kill) -> None:
+        order.recalls[kill.lane] = kill.recalls
+        if not self._tell(number, kill):
+            self._give_up(order, kill.lane, number)
 
-    def spared(self, lane: int, number: int) -> None:
-        """The lane's worker runs, or ran, no task that this order means."""
-        order = self._orders.get(lane, {}).pop(number, None)
-        if order is not None:
-            order.note(lane, None)
+    def _give_up(self, order: _Order, lane: int, number: int) -> None:
+        self._orders.get(lane, {}).pop(number, None)
+        order.note(lane, None)
+
+    def _tell(self, number: int, kill: Kill) -> bool:
+        lane, first, recalls, ranges, _ = kill
+        return self._send(
+            lane, {"order": number, "lane": lane, "first": first, "recalls": recalls, "ranges": ranges}
+        )
+
+    def spared(self, lane: int, number: int, recalls: int) -> None:
+        """The lane's worker, which has counted so many recalls, runs no task that this order means.
+
+        Or it may, if that is not what it was told: then it is told anew. Its word on a recall is on its way to us.
+        """
+        if not number:
+            self._spared_due(lane, recalls)
+            return
+        order = self._orders.get(lane, {}).get(number)
+        if order is None:
+            return
+        meant = order.meant[lane]
+        kill = None if recalls == order.recalls[lane] else self._aim(lane, lambda task: task in meant)
+        if kill is None:
+            self._give_up(order, lane, number)
+        else:
+            self._pursue(order, number, kill)
 
     def meant(self, lane: int, task: Task) -> bool:
         """The lane's worker was killed while it ran that task: whether that was to be."""
@@ -108,14 +139,14 @@ class Kills:
 
     # -- by deadline -----------------------------------------------------------------------------------------
 
-    def watch(self, lane: int, task: Task | None, seq: int) -> None:
-        """The oldest task of the lane is this one, with that number; or there is none."""
+    def watch(self, lane: int, task: Task | None) -> None:
+        """The oldest task of the lane is this one; or there is none."""
         if task is None or task.timeout is None:
             self._due.pop(lane, None)
             return
         due = self._due.get(lane)
         if due is None or due.task is not task:
-            due = self._due[lane] = _Due(task, seq, time.monotonic() + task.timeout)
+            due = self._due[lane] = _Due(task, time.monotonic() + task.timeout)
             self._look_at(due.when)
 
     def _look_at(self, when: float) -> None:
@@ -129,6 +160,17 @@ class Kills:
             due.ordered = False
         self._look()
 
+    def _order_due(self, lane: int, due: _Due) -> None:
+        kill = self._aim(lane, lambda task: task is due.task)
+        if kill is not None:
+            due.ordered, due.recalls = self._tell(0, kill), kill.recalls
+
+    def _spared_due(self, lane: int, recalls: int) -> None:
+        """Its worker does not run the task that was due: it has just ended it, or was told of another number."""
+        due = self._due.get(lane)
+        if due is not None and due.ordered and recalls != due.recalls:
+            self._order_due(lane, due)
+
     def _look(self) -> None:
         now = time.monotonic()
         self._next_look = float("inf")
@@ -136,17 +178,17 @@ class Kills:
             if due.ordered:
                 continue
             if due.when <= now:
-                due.ordered = self._tell(0, lane, due.seq, [(due.seq, due.seq)])
+                self._order_due(lane, due)
             else:
                 self._look_at(due.when)
 
 
 class _Due:
-    def __init__(self, task: Task, seq: int, when: float) -> None:
+    def __init__(self, task: Task, when: float) -> None:
         self.task = task
-        self.seq = seq
         self.when = when
         self.ordered = False
+        self.recalls = 0  # of the lane, when it was ordered
 
 
 class _Order:
@@ -154,12 +196,14 @@ class _Order:
 
     Attributes:
         meant: For each lane the tasks that are to be killed if they run.
+        recalls: For each lane how many it had had when its supervisor was told.
         open: The lanes for which there is no answer yet.
         count: How many tasks have been killed.
     """
 
     def __init__(self, meant: dict[int, list[Task]]) -> None:
         self.meant = meant
+        self.recalls: dict[int, int] = {}
         self.open = set(meant)
         self.count = 0
         self.over = threading.Event()

@@ -71,8 +71,8 @@ class Crew(LaneListener, Protocol):
     def on_death(self, report: dict[str, Any]) -> None:
         """A supervisor's report of the end of a lane's worker."""
 
-    def on_spared(self, lane: int, order: int) -> None:
-        """A supervisor has killed nobody, as it was asked."""
+    def on_spared(self, lane: int, order: int, recalls: int) -> None:
+        """A supervisor has killed nobody, as it was asked; the worker has counted so many recalls."""
 
     def on_return(self) -> None:
         """A server is back that may not have heard what it was told."""
@@ -255,7 +255,7 @@ class Servers:
                 elif frame.type is FrameType.WORKER_DIED:
                     self._crew.on_death(decode_hello(frame))
                 elif frame.type is FrameType.SPARED:
-                    self._crew.on_spared(*numbers_in(decode_hello(frame), "lane", "order"))
+                    self._crew.on_spared(*numbers_in(decode_hello(frame), "lane", "order", "recalls"))
                 elif frame.type is FrameType.BYE:
                     self._on_goodbye(link, session)
                     return

@@ -36,6 +36,7 @@ __all__ = [
     "HEADER_SIZE",
     "MAX_BODY",
     "MAX_HELLO",
+    "MAX_RECALLS",
     "ONCE",
     "Buffer",
     "Frame",
@@ -70,6 +71,7 @@ MAX_HELLO = 64 * 1024
 MAX_SEGMENTS = 65_536
 MAX_SEGMENT = 1 << 46  # 64 TiB: what no machine has is garbage, not a payload
 MAX_COUNT = 65_535
+MAX_RECALLS = 1 << 16  # what counts them begins anew there
 BULK_THRESHOLD = 64 * 1024
 MAX_BATCH_BYTES = 1024 * 1024  # a batch beyond this gains nothing and keeps the lane from answering
 

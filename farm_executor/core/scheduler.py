@@ -35,6 +35,7 @@ from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+from farm_executor.core.frames import MAX_RECALLS
 from farm_executor.core.window import Window
 from farm_executor.errors import RemoteProtocolError
 
@@ -111,6 +112,7 @@ class Kill(NamedTuple):
 
     lane: int
     first: int
+    recalls: int  # of the lane until now: later, numbers may be those of other tasks
     ranges: list[tuple[int, int]]
     tasks: list[Task]  # which these are now: numbers of tasks that are recalled are given again
 
@@ -136,6 +138,7 @@ class _Lane:
         "next_seq",
         "outstanding",
         "recalling",
+        "recalls",
         "seat",
         "window",
     )
@@ -150,6 +153,7 @@ class _Lane:
         self.next_seq = 0
         # Asked and not yet answered, or cut off: meanwhile it gets nothing, so that its tail stays known.
         self.recalling = False
+        self.recalls = 0  # how often numbers have become free again
         self.draining = False  # it gets nothing any more, and is retired when it has ended what it has begun
         self.may_recall = True  # not when it had nothing to give back, until it has answered something more
 
@@ -222,10 +226,11 @@ class Scheduler:
         for queue in [*self._queues.values(), *self._reserved.values()]:
             yield from queue.values()
 
-    def kill(self, meant: Callable[[Task], bool]) -> list[Kill]:
-        """What to ask of whom, so that every running task that is meant is killed. Changes nothing."""
+    def kill(self, meant: Callable[[Task], bool], lane_id: int | None = None) -> list[Kill]:
+        """What to ask of whom, so that every running task that is meant, there, is killed. Changes nothing."""
         kills = []
-        for lane in self._lanes.values():
+        there = self._lanes.values() if lane_id is None else filter(None, [self._lanes.get(lane_id)])
+        for lane in there:
             ranges: list[tuple[int, int]] = []
             tasks: list[Task] = []
             for seq, task in enumerate(lane.outstanding, lane.first_seq):
@@ -237,7 +242,7 @@ class Scheduler:
                     ranges.append((begin, seq))
                     tasks.append(task)
             if ranges:
-                kills.append(Kill(lane.id, lane.first_seq, ranges, tasks))
+                kills.append(Kill(lane.id, lane.first_seq, lane.recalls, ranges, tasks))
         return kills
 
     # -- events ----------------------------------------------------------------------------------------------
@@ -342,6 +347,7 @@ class Scheduler:
         if not lane.recalling or (count and seq != lane.next_seq - count):
             raise RemoteProtocolError(f"recalled {count} tasks from {seq}; the next would be {lane.next_seq}")
         lane.may_recall = self._take_back(lane, count) > 0
+        lane.recalls = (lane.recalls + bool(count)) % MAX_RECALLS
         return self._go_on(lane)
 
     def lane_cut(self, lane_id: int) -> None:
@@ -350,16 +356,18 @@ class Scheduler:
         lane.recalling = True
         self._index(lane)
 
-    def resumed(self, lane_id: int, expected: int) -> list[Decision]:
+    def resumed(self, lane_id: int, expected: int, recalls: int) -> list[Decision]:
         """There is a way to the lane's worker again, and the next task that it expects has that number.
 
-        Those from there on have never reached it, or were on their way back: they have not begun.
+        Those from there on have never reached it, or were on their way back: they have not begun. It has counted so
+        many recalls.
 
         Raises:
             RemoteProtocolError: That task has been answered, or is still to be numbered.
         """
         lane = self._lanes[lane_id]
         self._take_back(lane, lane.next_seq - expected)
+        lane.recalls = recalls
         lane.may_recall = True
         return self._go_on(lane)
 

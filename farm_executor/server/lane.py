@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from farm_executor.core.frames import (
     ERROR,
+    MAX_RECALLS,
     ONCE,
     Frame,
     FrameType,
@@ -59,11 +60,14 @@ FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while t
 TICK = 0.005  # seconds between the helper's looks
 REST = 1.0  # seconds without a task after which the helper stops looking
 
-PROGRESS = struct.Struct("<qQQ?")
+PROGRESS = struct.Struct("<qQQ?H")
 """What a worker shares with its supervisor: the number of the last task begun, the bytes received over its present
-connection, those sent over it or about to be, and whether there is something to run, the initializer included."""
+connection, those sent over it or about to be, whether there is something to run, the initializer included, and how
+often numbers of tasks have become free again, modulo 2^16."""
 _BEGUN, _BYTES = struct.Struct("<q"), struct.Struct("<Q")
+_RECALLS = struct.Struct("<H")
 _RECEIVED_AT, _SENT_AT, _BUSY_AT = _BEGUN.size, _BEGUN.size + _BYTES.size, _BEGUN.size + 2 * _BYTES.size
+_RECALLS_AT = _BUSY_AT + 1
 NOT_BEGUN = -1
 
 _Outcome = tuple[Payload, bool, float]  # whether it is a failure, and the seconds that it took
@@ -122,6 +126,7 @@ class WorkerLane:
         self._wanted = Waker()  # rings when the main thread wants to read and the helper may be asleep doing so
         self._functions: dict[int, SentFunction] = {}  # guarded by _io, like the reading itself
         self._expected = 0  # the next task's number; by _io
+        self._recalls = 0  # how often numbers have become free again; by _io
 
         self._send = threading.Lock()
         self._outcomes: deque[_Outcome] = deque()  # that wait to be sent
@@ -323,7 +328,8 @@ class WorkerLane:
             self._unacknowledged.clear()
             self._sent = lacking
             self._mute = False
-            self._send_all(encode_frame(FrameType.RESUMED, seq=self._expected))
+            self._free_numbers()
+            self._send_all(encode_frame(FrameType.RESUMED, seq=self._expected, count=self._recalls))
         self._flush()
 
     def _acknowledge(self, number: int) -> None:
@@ -396,6 +402,11 @@ class WorkerLane:
             self._expected += 1
         self._tasks.extend(tasks)
 
+    def _free_numbers(self) -> None:
+        """Those from ``_expected`` on will be given again: who means a task by its number must know that."""
+        self._recalls = (self._recalls + 1) % MAX_RECALLS
+        _RECALLS.pack_into(self._progress, _RECALLS_AT, self._recalls)
+
     def _give_back(self, count: int) -> None:
         given = 0
         with contextlib.suppress(IndexError):  # the main thread has begun the rest
@@ -406,6 +417,8 @@ class WorkerLane:
                     break
                 given += 1
         self._expected -= given
+        if given:
+            self._free_numbers()
         self._say(encode_frame(FrameType.RECALLED, count=given, seq=self._expected))
 
     # -- the helper thread -----------------------------------------------------------------------------

@@ -62,6 +62,11 @@ class Worker:
         """Whether it has something to run."""
         return bool(PROGRESS.unpack_from(self.progress)[3])
 
+    @property
+    def recalls(self) -> int:
+        """How often numbers of tasks have become free again there."""
+        return int(PROGRESS.unpack_from(self.progress)[4])
+
     def end(self) -> None:
         """Let it see that its client is gone."""
         hang_up(self.socket)
@@ -78,10 +83,13 @@ class Kill(NamedTuple):
 
     order: int
     first: int
+    recalls: int
     ranges: list[tuple[int, int]]
 
     def meets(self, worker: Worker) -> int | None:
-        """The number of the task that the worker runs, if it is one of them."""
+        """The number of the task that the worker runs, if it is one of them, and numbers mean what they did."""
+        if worker.recalls != self.recalls:
+            return None
         current = max(self.first, worker.last_begun)
         return current if any(begin <= current <= end for begin, end in self.ranges) else None
 
@@ -92,11 +100,11 @@ class Kill(NamedTuple):
         Raises:
             RemoteProtocolError: It is none.
         """
-        number, first = numbers_in(order, "order", "first")
+        number, first, recalls = numbers_in(order, "order", "first", "recalls")
         try:
             ranges = [(begin, end) for begin, end in order["ranges"]]
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteProtocolError(f"malformed KILL frame: {error!r}") from None
         if not all(type(end) is int for pair in ranges for end in pair):
             raise RemoteProtocolError("malformed KILL frame: its ranges are not of integers")
-        return cls(number, first, ranges)
+        return cls(number, first, recalls, ranges)

@@ -437,7 +437,7 @@ class Supervisor:
         lanes = []
         for worker in list(session.workers.values())[:MAX_REPORTS]:
             if not unread(worker.socket):
-                _, received, sent, _ = PROGRESS.unpack_from(worker.progress)
+                _, received, sent, *_ = PROGRESS.unpack_from(worker.progress)
                 lanes.append([worker.lane, received, sent])
         self._tell(session, {"lanes": lanes}, FrameType.PONG, seq)
 

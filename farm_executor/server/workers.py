@@ -149,7 +149,7 @@ class Workers:
             OSError: The system gives no process, or no descriptor.
         """
         progress = mmap.mmap(-1, PROGRESS.size)
-        PROGRESS.pack_into(progress, 0, NOT_BEGUN, 0, 0, False)
+        PROGRESS.pack_into(progress, 0, NOT_BEGUN, 0, 0, False, 0)
         supervisor = os.getpid()
         with contextlib.ExitStack() as undo:
             channel, theirs = Channel.pair()
@@ -349,7 +349,8 @@ class Workers:
                 self._spare(session, worker, kill)
 
     def _spare(self, session: Session, worker: Worker, kill: Kill) -> None:
-        self._tell(session, {"order": kill.order, "lane": worker.lane}, FrameType.SPARED)
+        answer = {"order": kill.order, "lane": worker.lane, "recalls": worker.recalls}
+        self._tell(session, answer, FrameType.SPARED)
 
     def _end_frozen(self, worker: Worker, now: float) -> None:
         """It has stood still for long. If we have, too, as after Ctrl-Z in a terminal, it goes on in a moment."""

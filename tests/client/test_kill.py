@@ -274,11 +274,25 @@ def test_a_recalled_tasks_number_on_another_task_kills_nobody_else(no_leaks):
         engine = farm._engine
         ((lane, task),) = [(i, engine._scheduler.running_on(i)) for i in engine._lanes]
         seq = engine._scheduler.first_seq(lane)
-        stale = Kill(lane, seq, [(seq, seq)], [Task(0, None)])
+        recalls_ago = (1 << 16) - 1
+        stale = Kill(lane, seq, recalls_ago, [(seq, seq)], [Task(0, None)])
         assert engine._kills.ask([stale]) == 0
         gate.open()
-        assert innocent.exception(DEADLINE) is None, "its worker was killed, and it was run again"
+        assert innocent.exception(DEADLINE) is None
+        assert farm.statistics().resubmitted == 0, "nor was its worker killed"
         assert task.losses == 0
+
+
+def test_a_task_is_found_though_numbers_have_changed_since_its_kill_was_ordered(no_leaks):
+    with FarmExecutor(1) as farm, Gate() as gate:
+        victim = farm.submit(pass_gate, gate.address)
+        gate.wait_for_arrivals()
+        engine = farm._engine
+        ((lane, task),) = [(i, engine._scheduler.running_on(i)) for i in engine._lanes]
+        seq = engine._scheduler.first_seq(lane)
+        assert engine._kills.ask([Kill(lane, seq + 5, 9, [(seq + 5, seq + 5)], [task])]) == 1
+        with pytest.raises(TaskKilledError):
+            victim.result(DEADLINE)
 
 
 def test_what_has_ended_and_what_is_another_executors_is_not_killed(farm):

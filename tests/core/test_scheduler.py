@@ -50,6 +50,7 @@ class Worker:
     recalling: bool = False
     has_nothing_to_give: bool = False
     cut: bool = False
+    recalls: int = 0
     draining: bool = False
     window: Window = field(default_factory=Window)
 
@@ -70,6 +71,7 @@ class Worker:
             count = min(what, len(self.waiting))
             back = [self.waiting.pop() for _ in range(count)][::-1]
             self.expected_seq -= count
+            self.recalls += count > 0
             self.flush(SHORT)  # so that its answers leave in the order of the tasks
             self.outbox.append(("recalled", back[0][0] if back else 0, [task for _, task in back], 0))
 
@@ -208,7 +210,8 @@ class Farm:
             worker.budget += sum(task.seat is None for task in back)
         worker.cut = worker.recalling = worker.has_nothing_to_give = False
         self._back_to_front(back)
-        self.carry_out(self.scheduler.resumed(worker.id, worker.expected_seq))
+        worker.recalls += 1
+        self.carry_out(self.scheduler.resumed(worker.id, worker.expected_seq, worker.recalls))
 
     def drain(self, worker: Worker) -> None:
         """Its server is to end."""
@@ -1129,7 +1132,7 @@ def test_a_worker_that_expects_what_cannot_be_is_a_peers_error_and_changes_nothi
     worker, _ = loaded(farm)
     farm.cut(worker)
     with pytest.raises(RemoteProtocolError):
-        farm.scheduler.resumed(worker.id, expected)
+        farm.scheduler.resumed(worker.id, expected, 1)
     farm.check()
 
 
@@ -1152,9 +1155,9 @@ def test_a_kill_names_the_tasks_of_a_category_and_the_oldest_that_is_not_answere
     other = farm.lane_up()
     farm.submit(category="y")
     assert farm.scheduler.kill(of("x")) == [
-        Kill(worker.id, worker.next_seq - 1, [(worker.next_seq - 1,) * 2], on(worker))
+        Kill(worker.id, worker.next_seq - 1, 0, [(worker.next_seq - 1,) * 2], on(worker))
     ]
-    assert farm.scheduler.kill(of("y")) == [Kill(other.id, 0, [(0, 0)], on(other))]
+    assert farm.scheduler.kill(of("y")) == [Kill(other.id, 0, 0, [(0, 0)], on(other))]
     assert farm.scheduler.kill(of("z")) == []
 
 
@@ -1471,6 +1474,10 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(category=st.sampled_from(["a", "b"]))
     def look_whom_to_kill(self, category: str) -> None:
         """Each task that a worker may run, and no other."""
+        for kill in self.farm.scheduler.kill(of(category)):
+            worker = self.farm.workers[kill.lane]
+            unheard = worker.cut or any(kind == "recalled" for kind, *_ in worker.outbox)
+            assert unheard or kill.recalls == worker.recalls, "both count alike when they know the same"
         named = {
             (kill.lane, seq)
             for kill in self.farm.scheduler.kill(of(category))

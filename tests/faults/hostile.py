@@ -387,7 +387,7 @@ def worker(data: bytes) -> None:
     The first byte says how many bytes come over a first connection, which breaks then; the rest comes over another.
     """
     place = 1 + (data[0] if data else 0)
-    PROGRESS.pack_into(_progress, 0, NOT_BEGUN, 0, 0, False)
+    PROGRESS.pack_into(_progress, 0, NOT_BEGUN, 0, 0, False, 0)
     supervisor, channel = Channel.pair()
     pairs = [socket.socketpair() for _ in range(2)]
     for (here, _), part in zip(pairs, (data[1:place], data[place : place + (1 << 16)]), strict=True):
@@ -553,7 +553,7 @@ def _joined(*parts: Any) -> bytes:
 _CONTROL_HELLO = _joined(
     encode_hello({"role": "control", "versions": local_versions()._asdict(), "client": "somebody"})
 )
-_KILL = {"order": 1, "lane": 1, "first": 0, "ranges": [[0, 3], [5, 5]]}
+_KILL = {"order": 1, "lane": 1, "first": 0, "recalls": 0, "ranges": [[0, 3], [5, 5]]}
 _BEGINNING = _joined(
     encode_payload(FrameType.INIT, [pickle.dumps(None)]),
     encode_payload(FrameType.FUNCTION, [pickle.dumps(pow)], seq=7),

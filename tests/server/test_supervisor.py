@@ -236,8 +236,8 @@ def test_the_client_is_told_which_worker_died_of_what_and_what_it_had_begun(serv
         wait_until(lambda: not exists(lane.pid), "the worker has been reaped")
 
 
-def kill(session, lane=1, first=0, ranges=((0, 0),)):
-    order = {"order": 5, "lane": lane, "first": first, "ranges": ranges}
+def kill(session, lane=1, first=0, ranges=((0, 0),), recalls=0):
+    order = {"order": 5, "lane": lane, "first": first, "recalls": recalls, "ranges": ranges}
     session.send(*encode_hello(order, FrameType.KILL))
 
 
@@ -257,7 +257,7 @@ def test_a_worker_is_killed_for_the_task_that_it_runs(serving):
         assert lane.outcomes(1) == {0: lane.pid}
         gate.wait_for_arrivals()
         kill(session, first=0, ranges=[(0, 0), (2, 5)])
-        assert spared(session) == {"order": 5, "lane": 1}, (
+        assert spared(session) == {"order": 5, "lane": 1, "recalls": 0}, (
             "it runs neither what it has ended nor what it has not begun"
         )
         kill(session, first=0, ranges=[(0, 0), (1, 5)])
@@ -266,6 +266,21 @@ def test_a_worker_is_killed_for_the_task_that_it_runs(serving):
         assert (report["begun"], report["killed"]) == (1, 1)
         assert "oom" not in report
         lane.wait_for_end()
+
+
+def test_a_worker_is_spared_when_numbers_have_come_to_mean_other_tasks(serving):
+    with SessionPeer(serving.address) as session, Gate() as gate:
+        lane = session.open_lane()
+        lane.start()
+        lane.teach(1, tasks.ignore_everything_and_pass_gate)
+        lane.submit(0, (1, gate.address), (1, gate.address))
+        gate.wait_for_arrivals()
+        lane.recall(1)
+        assert lane.receive().type is FrameType.RECALLED
+        kill(session, first=0, ranges=[(0, 0)], recalls=0)
+        assert spared(session) == {"order": 5, "lane": 1, "recalls": 1}
+        kill(session, first=0, ranges=[(0, 0)], recalls=1)
+        assert session.wait_for_death()["killed"] == 0
 
 
 def test_a_worker_that_is_about_to_begin_a_task_is_killed_for_it(serving):
@@ -285,7 +300,7 @@ def test_a_spared_worker_that_was_stopped_for_a_look_goes_on(serving):
         for seq in range(200):
             lane.submit(seq, (1,))
             kill(session, first=seq, ranges=[(seq - 1, seq - 1)])
-            assert spared(session) == {"order": 5, "lane": 1}
+            assert spared(session) == {"order": 5, "lane": 1, "recalls": 0}
             assert lane.outcomes(1) == {seq: lane.pid}
 
 
@@ -298,7 +313,7 @@ def test_a_kill_of_a_lane_that_is_not_the_sessions_has_no_effect(serving):
         mine = session.open_lane(lane=9)
         mine.start()
         kill(session, lane=9, first=0, ranges=[(3, 4)])
-        assert spared(session) == {"order": 5, "lane": 9}, "and nothing was said of the others"
+        assert spared(session) == {"order": 5, "lane": 9, "recalls": 0}, "and nothing was said of the others"
         lane.teach(1, tasks.pid)
         lane.submit(0, (1,))
         assert lane.outcomes(1) == {0: lane.pid}
@@ -309,13 +324,13 @@ def test_a_kill_of_a_lane_that_is_not_the_sessions_has_no_effect(serving):
     [
         {},
         {"lane": 1},
-        {"order": 1, "lane": 1, "first": 0, "ranges": 7},
-        {"order": 1, "lane": 1, "first": 0, "ranges": [[1]]},
-        {"order": 1, "lane": 1, "first": float("inf"), "ranges": [[1, 1]]},
-        {"order": 1, "lane": 1, "first": 0, "ranges": [[0, float("inf")]]},
-        {"order": 1, "lane": [1], "first": 0, "ranges": []},
-        {"order": 1, "lane": None, "first": 0, "ranges": []},
-        {"order": 1, "lane": 1, "first": "x", "ranges": [["a", "b"]]},
+        {"order": 1, "lane": 1, "first": 0, "recalls": 0, "ranges": 7},
+        {"order": 1, "lane": 1, "first": 0, "recalls": 0, "ranges": [[1]]},
+        {"order": 1, "lane": 1, "first": float("inf"), "recalls": 0, "ranges": [[1, 1]]},
+        {"order": 1, "lane": 1, "first": 0, "recalls": 0, "ranges": [[0, float("inf")]]},
+        {"order": 1, "lane": [1], "first": 0, "recalls": 0, "ranges": []},
+        {"order": 1, "lane": None, "first": 0, "recalls": 0, "ranges": []},
+        {"order": 1, "lane": 1, "first": "x", "recalls": 0, "ranges": [["a", "b"]]},
     ],
     ids=str,
 )
@@ -859,7 +874,7 @@ def test_a_client_that_asks_and_never_listens_costs_a_bounded_amount():
 
     Whoever leaves too many unread is hung up on.
     """
-    order = {"order": 1, "lane": 1, "first": 0, "ranges": []}
+    order = {"order": 1, "lane": 1, "first": 0, "recalls": 0, "ranges": []}
     orders = b"".join(encode_hello(order, FrameType.KILL)) * 1000
     with Serving(workers=1) as serving, SessionPeer(serving.address) as peer:
         peer.open_lane().start()
