@@ -906,12 +906,13 @@ def test_a_server_told_to_end_takes_no_new_clients_and_serves_those_it_has_to_th
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
-def test_a_server_that_gets_a_signal_ends_with_what_it_has_begun_and_the_next_one_gets_the_rest(how):
+def test_a_server_that_gets_a_signal_ends_with_what_it_has_begun_and_the_next_one_gets_the_rest(how, caplog):
+    caplog.set_level("INFO", "farm_executor.client")
     with Gate() as gate, Serving() as server, farm(server) as executor:
         running = [executor.submit(pass_gate, gate.address, number) for number in range(6)]
         gate.wait_for_arrivals(2)
         server.process.send_signal(getattr(signal, how))
-        server.wait_for_line("draining")
+        wait_until(lambda: "draining server=" in caplog.text, "its client has been told")
         with pytest.raises(ConnectionRefusedError):
             dial(server.address)
         gate.open()
