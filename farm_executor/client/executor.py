@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from farm_executor.client.launching import EmbeddedServer, RemoteServer
     from farm_executor.client.servers import Sources
     from farm_executor.client.statistics import FarmStatistics
+    from farm_executor.security import Key
 
 __all__ = ["FarmExecutor", "OptionsView"]
 
@@ -559,7 +560,6 @@ class FarmExecutor(Executor):
         from farm_executor.client.budget import Budget
         from farm_executor.client.engine import Engine, EngineOptions
         from farm_executor.client.server import Settings
-        from farm_executor.security import client_key
 
         call = None if self._initializer is None else (self._initializer, self._initargs)
         limit = self._max_pending_bytes
@@ -567,7 +567,7 @@ class FarmExecutor(Executor):
             EngineOptions(
                 sources=self._sources(embedded),
                 settings=Settings(
-                    partial(client_key, self._key, self._key_file, ssl_context=self._ssl_context),
+                    partial(_find_key, self._key, self._key_file, self._ssl_context, embedded is not None),
                     self._allow_version_mismatch,
                     self._heartbeat,
                     self._resume_timeout,
@@ -752,6 +752,14 @@ def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
     if not servers:
         return []
     return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]
+
+
+def _find_key(key: Any, key_file: Any, ssl_context: Any, embedded: bool, address: Address) -> Key:
+    from farm_executor.security import client_key
+
+    if embedded and address.path:  # an embedded server has a key of its own, beside its socket
+        key = key_file = None
+    return client_key(key, key_file, address, ssl_context)
 
 
 def _end_all(servers: list[tuple[Address, RemoteServer]], embedded: EmbeddedServer | None) -> None:

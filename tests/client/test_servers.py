@@ -62,6 +62,20 @@ def test_a_server_added_to_an_embedded_farm_works_beside_it(one):
         assert [future.result(DEADLINE) for future in futures] == [0, 1]
 
 
+def test_a_key_for_servers_to_be_added_does_not_keep_an_embedded_farm_from_its_own(tmp_path):
+    key = b"a key that is not the embedded server's"
+    (tmp_path / "key").touch(0o600)
+    (tmp_path / "key").write_bytes(key)
+    for given in ({"key": key}, {"key_file": tmp_path / "key"}):
+        with (
+            start_server("127.0.0.1", 0, background=True, workers=1, key=key) as server,
+            FarmExecutor(1, **given) as farm,
+        ):
+            farm.add_server(server.address)
+            farm.connect(DEADLINE)
+            assert len(set(farm.broadcast(pid))) == 2
+
+
 def test_workers_of_an_added_server_make_the_persistent_calls(one, other):
     with FarmExecutor(one.address) as farm:
         farm.broadcast(mark, "set", persistent=True)
