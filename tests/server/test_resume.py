@@ -529,10 +529,14 @@ def test_nothing_is_said_of_a_lane_whose_worker_does_not_read(session, lane, tmp
     """What is behind it cannot arrive: that is no fault of the network."""
     book = tmp_path / "book"
     lane.teach(9, tasks.sign_and_sleep_with_the_lock)
-    lane.submit(0, (9, str(book), 1))
-    wait_until(book.exists, "it sleeps")
-    lane.teach(IDENTITY, identity)
-    wait_until(lambda: session.ping()["lanes"] == [], "it is left out")
+    lane.submit(0, (9, str(book), 2))
+    wait_until(book.exists, "it is about to sleep")
+
+    def something_is_unread():
+        lane.teach(IDENTITY, identity)  # again, in case that it was still awake
+        return session.ping()["lanes"] == []
+
+    wait_until(something_is_unread, "it is left out")
     lane.outcomes(1)
     wait_until(lambda: session.ping()["lanes"], "it is back")
 
