@@ -61,7 +61,9 @@ class Sshd:
             "KbdInteractiveAuthentication": "no",
             "PermitRootLogin": "prohibit-password",
             "MaxStartups": "100",
-            "SetEnv": f"FARM_TEST_MARK={self.mark} PYTHONPATH={path} PATH={programs}",
+            "SetEnv": f"FARM_TEST_MARK={self.mark} PYTHONPATH={path}",
+            # The shell that runs it may have changed the path, as a user's start-up files do.
+            "ForceCommand": f'PATH={shlex.quote(programs)} exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"',
             **settings,
         }
         (self.folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in chosen.items()))
