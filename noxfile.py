@@ -29,7 +29,7 @@ OF_THE_PYTHON = [
     "tests/test_tls.py",
     "tests/test_exports.py",
 ]
-SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4")  # most tests wait for a process most of the time
+SIDE_BY_SIDE = ("-n", "3", "--dist", "worksteal")  # most tests wait for a process most of the time
 
 
 def _find_pyenv_versions() -> None:

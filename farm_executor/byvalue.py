@@ -22,10 +22,10 @@ import types
 import typing
 import weakref
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-__all__ = ["OwnObjects", "Resolver", "class_by_tracker", "complete_class", "is_importable", "pickler"]
+__all__ = ["OwnObjects", "Resolver", "class_by_tracker", "complete_class", "is_importable", "names_in", "pickler"]
 
 # -- how they travel ---------------------------------------------------------------------------------
 
@@ -47,9 +47,27 @@ def pickler() -> type[pickle.Pickler]:
                 reduced = super().reducer_override(_with_annotations_as_text(value))
             if isinstance(reduced, tuple) and len(reduced) == 6 and issubclass(type(value), type):
                 _complete_class(value, *reduced[1:3])
+            elif isinstance(reduced, tuple) and len(reduced) == 6 and isinstance(value, types.FunctionType):
+                _complete_globals(value, reduced[2][1]["__globals__"])
             return reduced
 
     return Pickler
+
+
+def _complete_globals(function: types.FunctionType, sent: dict[str, Any]) -> None:
+    """Add what a function finds as an attribute of ``__main__``, if it names that module and belongs to it."""
+    main = sys.modules["__main__"]
+    if vars(main) is function.__globals__ and any(value is main for value in sent.values()):
+        mentioned = names_in(function.__code__)
+        sent.update({name: vars(main)[name] for name in mentioned if name in vars(main)})
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """Names that the code, or a function within it, may look up, as globals or attributes."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_in(constant)
 
 
 def _complete_class(cls: Any, arguments: Any, state: Any) -> None:

@@ -16,11 +16,11 @@ from __future__ import annotations
 import itertools
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from farm_executor import payload
-from farm_executor.byvalue import is_importable
+from farm_executor.byvalue import is_importable, names_in
 from farm_executor.core.frames import Payload
 
 __all__ = ["Function", "FunctionTable"]
@@ -140,7 +140,7 @@ class _Parts:
             raise _ChangeableError from None
         for value in annotations.values():
             self._add_value(value)
-        for name in _global_names(fn.__code__):
+        for name in names_in(fn.__code__):
             value = fn.__globals__.get(name, _MISSING)
             self._globals.append((fn.__globals__, name, value))
             self._add_value(value)
@@ -170,11 +170,3 @@ def _contents(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # nothing yet
         return _MISSING
-
-
-def _global_names(code: types.CodeType) -> Iterator[str]:
-    """Names that the code, or a function within it, may look up: too many are harmless."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _global_names(constant)
