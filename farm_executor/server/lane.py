@@ -45,7 +45,6 @@ from farm_executor.core.frames import (
     encode_results,
     is_bulk,
     payload_of,
-    payload_size,
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
@@ -59,7 +58,6 @@ __all__ = ["NOT_BEGUN", "PROGRESS", "SentFunction", "SentTask", "WorkerLane"]
 
 FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while tasks follow
 TICK = 0.005  # seconds between the helper's looks
-MOST_KEPT = 4 * 1024 * 1024  # bytes: so memory is used again while it is warm, and a network is kept busy
 REST = 1.0  # seconds without a task after which the helper stops looking
 
 PROGRESS = struct.Struct("<qQQ?H")
@@ -343,12 +341,9 @@ class WorkerLane:
     def _settle_loose(self) -> None:
         """Copy what is still to be sent, perhaps once more, as the next task may write to its memory."""
         if self._io.acquire(blocking=False):
-            try:
-                much = True
-                while much and not self._ended:  # most likely the client has it
-                    much = not self._mute and self._kept_bytes() > MOST_KEPT
-                    if self._connection.fileno() in self._await(self._poll, None if much else 0):
-                        self._receive()
+            try:  # most likely the client has it
+                if self._connection.fileno() in self._await(self._poll, 0):
+                    self._receive()
             finally:
                 self._io.release()
         with self._send:
@@ -357,11 +352,6 @@ class WorkerLane:
                 for place, (data, error, seconds) in enumerate(outcomes):
                     if len(data) > 1:
                         outcomes[place] = kept(data), error, seconds
-
-    def _kept_bytes(self) -> int:
-        """How much is kept that the client has not acknowledged, beside the last outcome; ``_io`` is held."""
-        sizes = [payload_size(data) for data, _, _ in self._unacknowledged if len(data) > 1]
-        return sum(sizes[:-1])
 
     def _receive(self) -> None:
         """Read what is there; ``_io`` is held."""

@@ -216,11 +216,6 @@ def fill_page_and_sign(value: int, path: str) -> pickle.PickleBuffer:
     return filled
 
 
-def sign_and_make_page(path: str, size: int) -> pickle.PickleBuffer:
-    write_line(path, os.getpid())
-    return pickle.PickleBuffer(bytearray(size))
-
-
 def use_up_descriptors() -> None:
     """From now on this process can open no file."""
     lowest = os.dup(0)

@@ -20,7 +20,6 @@ from farm_executor.core.handshake import encode_hello
 from farm_executor.launch.local import PrivateServer
 from farm_executor.security import read_key
 from farm_executor.server import supervisor
-from farm_executor.server.lane import MOST_KEPT
 from farm_executor.transport import RefusedError
 from farm_executor.versions import local_versions
 
@@ -239,31 +238,6 @@ def test_what_has_not_come_whole_has_not_come(session, lane, gate):
     lane.submit(2, (IDENTITY, "in its place"))
     gate.open()
     assert lane.outcomes(3) == {0: None, 1: 1, 2: "in its place"}
-
-
-def test_a_worker_whose_client_acknowledges_nothing_waits_before_it_has_much_to_keep(session, lane, tmp_path):
-    book, size = tmp_path / "book", (2 << 20) - 1024  # with its pickle less than 2 MiB
-    lane.teach(9, tasks.sign_and_make_page)
-    lane.submit(0, *[(9, str(book), size) for _ in range(20)])
-    begun = 2 + MOST_KEPT // (2 << 20)
-    assert len(lane.outcomes(begun)) == begun
-    assert len(book.read_text().split()) == begun, "the next one waits"
-    for number in range(begun, 20):
-        lane.acknowledge(number)
-        assert list(lane.outcomes(1)) == [number]
-
-
-def test_a_worker_that_waits_for_an_acknowledgement_goes_on_when_its_connection_breaks(session, lane, tmp_path):
-    book, size = tmp_path / "book", (2 << 20) - 1024  # with its pickle less than 2 MiB
-    lane.teach(9, tasks.sign_and_make_page)
-    lane.submit(0, *[(9, str(book), size) for _ in range(20)])
-    lane.outcomes(2 + MOST_KEPT // (2 << 20))
-    lane.cut()
-    lane = resumed(session, 2, expected=20)
-    for number in range(2, 20):
-        assert list(lane.outcomes(1)) == [number]
-        lane.acknowledge(number + 1)
-    assert len(book.read_text().split()) == 20, "each has run once"
 
 
 def test_what_was_given_back_is_not_expected_whether_the_client_heard_of_it_or_not(session, lane, gate, tmp_path):
