@@ -197,7 +197,7 @@ def test_the_end_of_the_interpreter_without_shutdown_finishes_the_tasks(script):
 
         def late(text):
             time.sleep(0.3)
-            print(text, flush=True)
+            print(text + "\\n", end="", flush=True)  # in one piece, also where nothing is buffered
 
         farm = FarmExecutor(2)
         farm.submit(late, "apple")
