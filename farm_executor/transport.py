@@ -244,7 +244,7 @@ def connect(
         _prove(sock, ClientHandshake(key.secret, os.urandom(NONCE_SIZE), security), deadline)
         if security is Security.TLS:
             sock = _secure_client_side(sock, key, address.host, deadline)
-        connection = Connection(sock, max_body=MAX_HELLO)
+        connection = Connection(sock, MAX_HELLO, no_segment)
         connection.send_all(encode_hello(hello))
         frame = connection.receive_frame(deadline)
         if frame.type is FrameType.REFUSED:
@@ -253,9 +253,9 @@ def connect(
             raise RemoteProtocolError(f"{frame.type.name} frame instead of a hello")
         if security is Security.TLS_LANE:
             sock = _secure_client_side(sock, key, address.host, deadline)
-            connection = Connection(sock, max_body=MAX_HELLO)
+        if lane:  # from now on there may be much, and large things
+            connection = Connection(sock)
         sock.settimeout(None)
-        connection.reader.max_body = MAX_BODY
         connection.count_anew()
         return connection, decode_hello(frame)
     except BaseException:
@@ -549,6 +549,11 @@ def hang_up(sock: AnySocket) -> None:
     """End a connection for every process that has it open; its file descriptor here stays valid."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def no_segment(size: int) -> Buffer:
+    """For `Connection`: where no bulk travels, no memory is taken for what is promised."""
+    raise RemoteProtocolError(f"a segment of {size} bytes where there is none to be")
 
 
 def unread(sock: Socket) -> int:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from strategies import frames, joined
 from farm_executor import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.address import Address, parse_address
 from farm_executor.core.frames import (
+    BULK,
     HEADER_SIZE,
     MAX_BODY,
     MAX_HELLO,
@@ -623,10 +625,21 @@ def test_a_connection_is_not_made_when_whoever_is_told_of_it_objects():
 
 def test_a_body_as_large_as_a_task_s_may_come_after_the_hello_and_not_as_one():
     with pretending(*encode_hello({})) as address:
-        connection, _ = connect(address, Key(KEY), HELLO, DEADLINE)
-        assert connection.reader.max_body == MAX_BODY
-        assert connection.socket.gettimeout() is None
-        connection.close()
+        connection, _ = connect(address, Key(KEY), {"role": "lane"}, DEADLINE)
+        with contextlib.closing(connection):
+            assert connection.reader.max_body == MAX_BODY
+            assert connection.socket.gettimeout() is None
+
+
+def test_a_server_that_says_nothing_large_elsewhere_cannot():
+    """What it says on a control connection is bounded for its clients as what they say is for it."""
+    promise = encode_frame(FrameType.PONG, flags=BULK, body=struct.pack("<IQ", 1, 1 << 40))
+    with pretending(*encode_hello({}), *promise) as address:
+        connection, _ = connect(address, Key(KEY), {"role": "control"}, DEADLINE)
+        with contextlib.closing(connection):
+            assert connection.reader.max_body == MAX_HELLO
+            with pytest.raises(RemoteProtocolError, match="segment"):
+                connection.receive()
 
 
 def test_every_tcp_connection_sends_at_once_and_notices_a_lost_machine():

@@ -13,13 +13,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from farm_executor.core.frames import MAX_HELLO, Buffer, FrameReader, FrameType
+from farm_executor.core.frames import MAX_HELLO, FrameReader, FrameType
 from farm_executor.core.handshake import NONCE_SIZE, Role, Security, ServerHandshake, decode_hello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.security import Key
-from farm_executor.transport import AnySocket, Socket, begin_tls, handshake_within
+from farm_executor.transport import AnySocket, Socket, begin_tls, handshake_within, no_segment
 
-__all__ = ["Guest", "no_segment"]
+__all__ = ["Guest"]
 
 
 class Guest:
@@ -127,8 +127,3 @@ def _securities(key: Key, local: bool) -> set[Security]:
     if local or key.tls is None or key.tls.server is None:
         return {Security.PLAIN}
     return {Security.TLS, Security.TLS_LANE}
-
-
-def no_segment(size: int) -> Buffer:
-    """For readers: a control connection carries no bulk, so that no memory is taken for what is promised."""
-    raise RemoteProtocolError(f"a segment of {size} bytes where there is none to be")

@@ -38,7 +38,7 @@ from farm_executor.core.handshake import (
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.security import Key
 from farm_executor.server.door import Door
-from farm_executor.server.guest import Guest, no_segment
+from farm_executor.server.guest import Guest
 from farm_executor.server.lane import PROGRESS
 from farm_executor.server.session import Session
 from farm_executor.server.worker import WorkerStart, run_worker
@@ -50,6 +50,7 @@ from farm_executor.transport import (
     Waker,
     hang_up,
     is_tcp,
+    no_segment,
     tune,
     unread,
 )
