@@ -679,17 +679,24 @@ class Engine:
         elif frame.type is FrameType.RECALLED and serving:
             with self._deciding:
                 self._perform(self._scheduler.recalled(lane.id, frame.seq, frame.count))
-                if self._timed:
-                    self._watch_time(lane.id)
+            self._on_renumbering(lane)
         elif frame.type is FrameType.READY and not lane.ready:
             self._on_ready(lane, frame)
         elif frame.type is FrameType.RESUMED and lane.resuming:
             lane.resuming = False
             with self._deciding:
                 self._perform(self._scheduler.resumed(lane.id, frame.seq, frame.count))
+            self._on_renumbering(lane)
             logger.info("lane resumed server=%s pid=%d", lane.server, lane.pid)
         else:
             raise RemoteProtocolError(f"{frame.type.name} frame from a worker, out of turn")
+
+    def _on_renumbering(self, lane: Lane) -> None:
+        """Tasks have come back from the lane: its oldest may be another one, and numbers may mean others."""
+        with self._deciding:
+            if self._timed:
+                self._watch_time(lane.id)
+        self._kills.renumbered(lane.id)
 
     def _on_ready(self, lane: Lane, frame: Frame) -> None:
         if frame.flags & ERROR:

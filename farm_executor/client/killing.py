@@ -4,8 +4,8 @@ This module owns the orders to kill, until each supervisor has said what came of
 tasks that run. It must not know sockets, nor which task is on which lane.
 
 A supervisor is told numbers, which after a recall may be those of other tasks. So it is told, too, how many recalls
-there had been: if there have been more, it kills nobody, and is told anew what the numbers are then. Each order
-remembers the tasks themselves, and what is killed counts only if it is one of these.
+there had been: if there have been more, it kills nobody, and is told anew when we have heard of them, too. Each
+order remembers the tasks themselves, and what is killed counts only if it is one of these.
 
 A deadline runs from the moment in which the farm knows its task to be the oldest on its lane that has not been
 answered. For a task that is sent to an idle worker that is when it is sent; for one that was sent ahead, at worst
@@ -101,7 +101,7 @@ class Kills:
     def spared(self, lane: int, number: int, recalls: int) -> None:
         """The lane's worker, which has counted so many recalls, runs no task that this order means.
 
-        Or it may, if that is not what it was told: then it is told anew. Its word on a recall is on its way to us.
+        Or it may, if that is not what it was told: its word on a recall is on its way to us, or has just come.
         """
         if not number:
             self._spared_due(lane, recalls)
@@ -109,12 +109,30 @@ class Kills:
         order = self._orders.get(lane, {}).get(number)
         if order is None:
             return
-        meant = order.meant[lane]
-        kill = None if recalls == order.recalls[lane] else self._aim(lane, lambda task: task in meant)
-        if kill is None:
+        if recalls == order.recalls[lane]:
             self._give_up(order, lane, number)
         else:
+            self._aim_anew(order, lane, number)
+
+    def _aim_anew(self, order: _Order, lane: int, number: int) -> None:
+        meant, told = order.meant[lane], order.recalls[lane]
+        kill = self._aim(lane, lambda task: task in meant)
+        if kill is None:
+            self._give_up(order, lane, number)
+        elif kill.recalls != told:
             self._pursue(order, number, kill)
+        else:  # we have yet to hear of what the worker has counted
+            order.stale.add(lane)
+
+    def renumbered(self, lane: int) -> None:
+        """A recall of the lane's has been answered, so that numbers may mean other tasks."""
+        for number, order in list(self._orders.get(lane, {}).items()):
+            if lane in order.stale:
+                order.stale.discard(lane)
+                self._aim_anew(order, lane, number)
+        due = self._due.get(lane)
+        if due is not None and due.stale:
+            self._order_due(lane, due)
 
     def meant(self, lane: int, task: Task) -> bool:
         """The lane's worker was killed while it ran that task: whether that was to be."""
@@ -163,13 +181,18 @@ class Kills:
     def _order_due(self, lane: int, due: _Due) -> None:
         kill = self._aim(lane, lambda task: task is due.task)
         if kill is not None:
-            due.ordered, due.recalls = self._tell(0, kill), kill.recalls
+            due.ordered, due.recalls, due.stale = self._tell(0, kill), kill.recalls, False
 
     def _spared_due(self, lane: int, recalls: int) -> None:
         """Its worker does not run the task that was due: it has just ended it, or was told of another number."""
         due = self._due.get(lane)
-        if due is not None and due.ordered and recalls != due.recalls:
+        if due is None or not due.ordered or recalls == due.recalls:
+            return
+        kill = self._aim(lane, lambda task: task is due.task)
+        if kill is not None and kill.recalls != due.recalls:
             self._order_due(lane, due)
+        else:
+            due.stale = True
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -189,6 +212,7 @@ class _Due:
         self.when = when
         self.ordered = False
         self.recalls = 0  # of the lane, when it was ordered
+        self.stale = False  # numbers have changed since, as is still to be heard
 
 
 class _Order:
@@ -197,6 +221,7 @@ class _Order:
     Attributes:
         meant: For each lane the tasks that are to be killed if they run.
         recalls: For each lane how many it had had when its supervisor was told.
+        stale: The lanes whose numbers have changed since, as is still to be heard.
         open: The lanes for which there is no answer yet.
         count: How many tasks have been killed.
     """
@@ -204,6 +229,7 @@ class _Order:
     def __init__(self, meant: dict[int, list[Task]]) -> None:
         self.meant = meant
         self.recalls: dict[int, int] = {}
+        self.stale: set[int] = set()
         self.open = set(meant)
         self.count = 0
         self.over = threading.Event()

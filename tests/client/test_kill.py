@@ -13,6 +13,7 @@ from contract.gate import Gate
 from contract.tasks import pass_gate
 
 from farm_executor import BrokenFarmError, FarmExecutor, TaskKilledError, TaskTimeoutError, start_server
+from farm_executor.client.killing import Kills
 from farm_executor.core.scheduler import Kill, Task
 
 DEADLINE = 30.0
@@ -293,6 +294,60 @@ def test_a_task_is_found_though_numbers_have_changed_since_its_kill_was_ordered(
         assert engine._kills.ask([Kill(lane, seq + 5, 9, [(seq + 5, seq + 5)], [task])]) == 1
         with pytest.raises(TaskKilledError):
             victim.result(DEADLINE)
+
+
+class AtOnce:
+    """A reactor that does at once what is posted, in its own thread."""
+
+    def post(self, action):
+        action()
+
+    def is_own_thread(self):
+        return True
+
+    def after(self, seconds, action):
+        self.later = action
+
+
+def test_a_supervisor_that_has_heard_of_more_recalls_is_told_anew_when_we_have_and_not_before():
+    """Else the two would tell each other the same, again and again, for as long as the lane is silent."""
+    task, known, told = Task(7, None), [0], []
+
+    def aim(lane, meant):
+        return Kill(lane, 3, known[0], [(3, 3)], [task]) if meant(task) else None
+
+    kills = Kills(AtOnce(), lambda lane, order: told.append(order["recalls"]) or True, aim)
+    kills.ask([aim(1, lambda other: True)])
+    kills.spared(1, 1, 1)
+    kills.spared(1, 1, 1)
+    assert told == [0], "we do not know better yet"
+    known[0] = 1
+    kills.renumbered(1)
+    kills.renumbered(1)
+    assert told == [0, 1]
+    kills.spared(1, 1, 1)
+    known[0] = 2
+    kills.renumbered(1)
+    assert told == [0, 1], "it was spared for good"
+
+
+def test_so_is_one_that_is_to_end_a_task_whose_time_is_over():
+    reactor, task, known, told = AtOnce(), Task(7, None), [0], []
+    task.timeout = 0.0
+    kills = Kills(
+        reactor,
+        lambda lane, order: told.append(order["recalls"]) or True,
+        lambda lane, meant: Kill(lane, 3, known[0], [(3, 3)], [task]) if meant(task) else None,
+    )
+    kills.watch(1, task)
+    reactor.later()
+    kills.spared(1, 0, 1)
+    kills.spared(1, 0, 1)
+    assert told == [0]
+    known[0] = 1
+    kills.renumbered(1)
+    kills.renumbered(1)
+    assert told == [0, 1]
 
 
 def test_what_has_ended_and_what_is_another_executors_is_not_killed(farm):
