@@ -311,10 +311,13 @@ class FarmExecutor(Executor):
 
         Raises:
             ValueError: The farm has no such server.
+            AddressError: The address has none of the accepted forms, or stands for servers that come and go.
             TimeoutError: It still works on something. It goes on to drain; with ``drain=False`` it can be hurried.
             RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
         """
         removed = parse_address(address, ssh=True)
+        if removed.every:
+            raise AddressError(f"{removed} stands for servers that come and go: remove one by its own address")
         with self._lock:
             engine = self._engine
             if engine is not None:
@@ -323,10 +326,10 @@ class FarmExecutor(Executor):
             for given in known:
                 given.remove(removed)
         gone = None if engine is None else engine.servers.remove(removed, drain=drain)
-        if gone is None and (engine is not None or not known):
+        if gone is None and not known:
             raise ValueError(f"the farm has no server {removed}")
         if gone is None:
-            return  # it has never been dialled
+            return  # it was never to be dialled, or not yet
         ours = [server for target, server in self._remote if target == removed]
         for server in ours:
             gone.add_done_callback(partial(_let_go, server))
@@ -587,12 +590,15 @@ class FarmExecutor(Executor):
 
         fixed = [address for address in self._addresses or () if not address.every]
         names = [address for address in self._addresses or () if address.every]
-        quotas = _quotas(self._max_workers_given, len(fixed)) if embedded is None else [self._max_workers]
-        locations = [self._way_to(address) for address in fixed[: len(quotas)]]
+        quotas = _quotas(self._max_workers_given, len(fixed))
+        addresses: list[Address | None] = [*fixed[: len(quotas)], *self._added]
+        locations = [self._way_to(address) for address in addresses if address is not None]
+        quotas += [None] * len(self._added)
         if embedded is not None:
-            locations = [embedded.locate]
-        more = [self._way_to(address) for address in self._added]
-        return Sources([*locations, *more], [*quotas, *[None] * len(more)], names)
+            addresses.insert(0, None)
+            locations.insert(0, embedded.locate)
+            quotas.insert(0, self._max_workers)
+        return Sources(addresses, locations, quotas, names)
 
     def _way_to(self, address: Address) -> Callable[[bool], Address]:
         """What gives the server's address, and starts it if it is to be started."""

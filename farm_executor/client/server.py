@@ -103,6 +103,7 @@ class ServerLink:
     """The way to one server.
 
     Args:
+        address: As it was given; None for a server that is still to be started.
         locate: Gives the server's address, or starts the server: asked before each new session, and told whether
             the last one was lost. May raise OSError.
         quota: The most lanes to open; None for as many as the server has slots.
@@ -115,6 +116,7 @@ class ServerLink:
 
     def __init__(
         self,
+        address: Address | None,
         locate: Callable[[bool], Address],
         quota: int | None,
         settings: Settings,
@@ -138,7 +140,7 @@ class ServerLink:
         self._lost = False  # the last session
         self._failures = 0
         self._random = random.Random()  # its own: the program's global state is not ours to advance
-        self.address: Address | None = None
+        self.address = address
         self.session = ""
         self.resumable = False
         self.last_error = ""

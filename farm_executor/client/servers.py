@@ -40,11 +40,13 @@ class Sources(NamedTuple):
     """Where a farm's servers are.
 
     Attributes:
+        addresses: Of each server, as it was given; None for an embedded one, which has yet to get its own.
         locations: For each server a function that gives its address, starting it if need be.
         quotas: For each server the most lanes to open, None for all its slots.
         names: Each stands for servers that come and go, with all their slots.
     """
 
+    addresses: list[Address | None]
     locations: list[Callable[[bool], Address]]
     quotas: list[int | None]
     names: list[Address]
@@ -108,8 +110,8 @@ class Servers:
         self._crew = crew
         self._closed = False
         self._links = [
-            ServerLink(locate, quota, settings, self, crew)
-            for locate, quota in zip(sources.locations, sources.quotas, strict=True)
+            ServerLink(address, locate, quota, settings, self, crew)
+            for address, locate, quota in zip(*sources[:3], strict=True)
         ]
         self._discoveries = {Discovery(name, partial(self._found, name)): name for name in sources.names}
         self._discovered: dict[Address, dict[Address, ServerLink]] = {name: {} for name in sources.names}
@@ -148,8 +150,7 @@ class Servers:
 
     def add(self, address: Address, locate: Callable[[bool], Address]) -> ServerLink:
         """Dial one more server, for all its slots."""
-        link = ServerLink(locate, None, self._settings, self, self._crew)
-        link.address = address
+        link = ServerLink(address, locate, None, self._settings, self, self._crew)
         self.answered[link] = Future()
         self._links.append(link)
         link.start()

@@ -146,12 +146,32 @@ def test_a_server_removed_before_the_first_task_is_never_dialled(one):
         farm.connect(DEADLINE)
 
 
+def test_a_server_is_removed_also_before_anybody_has_dialled_it(one):
+    """In the moment of the first task its address is known, and nothing else of it."""
+    nowhere = Address("127.0.0.1", 1)
+    for _ in range(20):
+        with FarmExecutor([one.address, nowhere]) as farm:
+            future = farm.submit(abs, -1)
+            farm.remove_server(nowhere, timeout=DEADLINE)
+            assert set(_workers(farm)) == {one.address}
+            assert future.result(DEADLINE) == 1
+
+
+def test_a_server_beyond_the_workers_that_are_wanted_is_removed_without_a_word(one):
+    with FarmExecutor([one.address, Address("127.0.0.1", 1)], max_workers=1) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        farm.remove_server("127.0.0.1:1", timeout=DEADLINE)
+        assert "127.0.0.1:1," not in repr(farm)
+
+
 def test_what_cannot_be_added_or_removed_is_said(one, other):
     with FarmExecutor(one.address) as farm:
         with pytest.raises(ValueError, match="no server"):
             farm.remove_server(other.address)
         with pytest.raises(AddressError, match="constructor"):
             farm.add_server("farm://localhost:1?all")
+        with pytest.raises(AddressError, match="its own address"):
+            farm.remove_server("farm://localhost:1?all")
         farm.connect(DEADLINE)
         with pytest.raises(ValueError, match="no server"):
             farm.remove_server(other.address)
