@@ -140,7 +140,8 @@ _EXAMPLES = {
 }
 
 _SERVE = f"""\
-SIGTERM or Ctrl-C: take no new clients, end when those connected have gone. Once more: end at once.
+SIGTERM or Ctrl-C: take no new clients, let those connected take their work elsewhere, and end when what runs has
+ended. Once more: end at once.
 
 {_KEYS}
 

@@ -250,7 +250,7 @@ class Server:
         return f"<Server {self.address}: pid {self.pid}, {state}>"
 
     def drain(self) -> None:
-        """Take no new clients; end when those here are gone."""
+        """Take no new clients, ask those here to take their work elsewhere, and end when what runs has ended."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 

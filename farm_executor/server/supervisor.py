@@ -80,8 +80,8 @@ class Supervisor:
         name: A label for people.
         owner: A file descriptor at whose end the server ends at once: who started it holds the other end.
         embedded: Whether it is one client's own, so that Ctrl-C in the client's terminal interrupts the tasks
-            that run. Otherwise Ctrl-C at the server, like SIGTERM, makes it take no new clients, and a second
-            one makes it end at once.
+            that run. Otherwise Ctrl-C at the server, like SIGTERM, makes it take no new clients and ask those that
+            it has to leave, and a second one makes it end at once.
         tunnelled: Whether a network lies behind its unix socket. A client that is silent is gone then, and if the
             server is that client's own, it ends.
     """
