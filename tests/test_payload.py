@@ -184,6 +184,16 @@ def test_a_value_comes_out_by_value_too_where_its_bytes_mention_main(value):
     assert same(loads(received(parts)), ("__main__", value))
 
 
+plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary())
+
+
+@given(st.lists(st.one_of(plain, st.lists(plain, max_size=2))), st.dictionaries(st.text(), plain, max_size=2))
+def test_a_call_comes_out_as_it_went_in(args, kwargs):
+    arguments = payload.dumps_call(tuple(args), kwargs)
+    assert payload.loads(arguments) == (tuple(args), kwargs)
+    assert not payload.by_value(arguments) or "__main__" in repr((args, kwargs))
+
+
 def test_members_of_an_enum_stay_the_same_objects():
     result = round_trip([Color.RED, Level.LOW, Mode.READ | Mode.WRITE])
 

@@ -196,7 +196,7 @@ class Engine:
         future: FarmFuture = FarmFuture()
         try:
             future.function = fn if isinstance(fn, Function) else self._functions.find(fn)
-            future.arguments = payload.dumps((args, kwargs))
+            future.arguments = payload.dumps_call(args, kwargs)
         except Exception as error:  # whatever a user's reduction raises is its future's, and no other's
             future.release()
             future.set_running_or_notify_cancel()

@@ -31,6 +31,7 @@ MAX_PARTS = 64  # of a function that is remembered: looking at more would cost w
 
 _ATOMS = {type(None), bool, int, float, complex, str, bytes, type(...)}
 _TYPING = (types.GenericAlias, types.UnionType)
+_COMPARABLE = {types.FunctionType, types.BuiltinFunctionType, type}  # of which each is equal to itself alone
 _MISSING = object()
 
 
@@ -59,22 +60,24 @@ class FunctionTable:
         Raises:
             Exception: It cannot be pickled.
         """
-        if type(fn) is types.FunctionType:
-            known = self._unchanged.get(fn)
-            if known is not None and not payload.registered_by_value():
-                function, parts = known
-                if parts is None or parts.unchanged():
-                    return function
-            return self._pickle(fn)
-        return self._number(bytes(payload.dumps(fn, out_of_band=False)[0]))
+        known = self._unchanged.get(fn) if type(fn) in _COMPARABLE else None
+        if known is not None and not payload.registered_by_value():
+            function, parts = known
+            if parts is None or parts.unchanged():
+                return function
+        return self._pickle(fn)
 
-    def _pickle(self, fn: types.FunctionType) -> Function:
-        parts: _Parts | None = _Parts(fn) if not payload.registered_by_value() else None
+    def _pickle(self, fn: Callable[..., Any]) -> Function:
+        parts = _Parts(fn) if isinstance(fn, types.FunctionType) else None
         function = self._number(bytes(payload.dumps(fn, out_of_band=False)[0]))
-        if parts is not None and parts.can_be_compared:
+        if payload.by_value(function.data):
+            stays = parts is not None and parts.can_be_compared
+        else:
+            parts, stays = None, _is_but_a_name(fn)
+        if stays and not payload.registered_by_value():
             if len(self._unchanged) >= MAX_FUNCTIONS:  # such as one lambda made anew for each call
                 self._unchanged.clear()
-            self._unchanged[fn] = function, parts if payload.by_value(function.data) else None
+            self._unchanged[fn] = function, parts
         return function
 
     def _number(self, data: bytes) -> Function:
@@ -163,6 +166,13 @@ class _Parts:
             self._modules = len(sys.modules)  # of packages, submodules imported by now are sent along
         elif not (isinstance(value, (type, types.BuiltinFunctionType)) and is_importable(value)):
             raise _ChangeableError
+
+
+def _is_but_a_name(fn: Callable[..., Any]) -> bool:
+    """Whether what is not sent by value can be nothing else, as it can for a method of an object."""
+    if type(fn) is types.BuiltinFunctionType:
+        return isinstance(fn.__self__, types.ModuleType)
+    return type(fn) in _COMPARABLE
 
 
 def _contents(cell: types.CellType) -> Any:

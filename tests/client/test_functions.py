@@ -44,13 +44,15 @@ class Listed:
 
 WAYS_TO_STAY = {
     "a module's function": lambda: tasks.identity,
+    "a builtin function": lambda: len,
+    "a module's class": lambda: functools.partial,
     "no names": lambda: in_main("def f(x): return x"),
     "an attribute that is no global": lambda: in_main("def f(x): return x.real"),
     "a number and a string": lambda: in_main("def f(x): return n, s", n=5, s="s"),
     "a builtin": lambda: in_main("def f(x): return len(x), print"),
     "a module": lambda: in_main("def f(x): return json.dumps(x)", json=json),
     "a module's function as a global": lambda: in_main("def f(x): return g(x)", g=tasks.identity),
-    "a module's class": lambda: in_main("def f(x): return g(x)", g=functools.partial),
+    "a module's class as a global": lambda: in_main("def f(x): return g(x)", g=functools.partial),
     "another function of main": lambda: in_main("def g(x): return n\ndef f(x): return g(x)", n=1),
     "itself": lambda: in_main("def f(x): return f(x - 1) if x else 0"),
     "a default": lambda: in_main("def f(x, y=3, z=(1, 'a')): return x"),
@@ -103,7 +105,9 @@ class Counter:
         return 1
 
 
-@pytest.mark.parametrize("fn", [Counter().count, functools.partial(pow, 2), len, Counter])
+@pytest.mark.parametrize(
+    "fn", [Counter().count, functools.partial(pow, 2), [].append, in_main("class C: pass", "C"), dict.fromkeys]
+)
 def test_what_is_no_function_is_pickled_each_time_and_known_by_its_bytes(fn, pickled):
     table = FunctionTable()
 
