@@ -14,6 +14,9 @@ because it is ten times faster. cloudpickle takes over when
 
 A payload that cloudpickle wrote ends in one byte ``V`` behind the pickle's last opcode, which pickle ignores:
 so the reader knows without a search that it may hold functions and classes by value.
+
+Plain values, numbers and short strings, need none of that. Those of several tasks may share one pickle, as nobody
+can change them, nor would mind if two of them are one object.
 """
 
 from __future__ import annotations
@@ -21,23 +24,74 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from farm_executor.byvalue import Resolver, pickler
 from farm_executor.core.frames import BULK_THRESHOLD, MAX_SEGMENTS, Buffer, Payload
+from farm_executor.errors import RemoteProtocolError
 
-__all__ = ["PROTOCOL", "allocate", "by_value", "dumps", "dumps_call", "loads", "registered_by_value"]
+__all__ = [
+    "PROTOCOL",
+    "all_plain",
+    "allocate",
+    "by_value",
+    "dumps",
+    "dumps_call",
+    "dumps_together",
+    "is_plain",
+    "loads",
+    "loads_together",
+    "registered_by_value",
+]
 
 PROTOCOL = 5
 MAPPED_SIZE = 1024 * 1024  # from which memory is taken from the system, which gives it page by page
 _BY_VALUE = b"V"
-_PLAIN = {type(None), bool, int, float, complex, str, bytes}  # none of these can be by value, or out of band
+_NUMBERS = {type(None), bool, int, float, complex}
+_TEXTS = {str, bytes}
+_SHORT = 1024  # characters or bytes
+_BUILTIN = _NUMBERS | _TEXTS
+
+
+def is_plain(value: Any) -> bool:
+    """Whether the value may share a pickle with others."""
+    kind = type(value)
+    return kind in _NUMBERS or (kind in _TEXTS and len(value) <= _SHORT)
+
+
+def all_plain(values: Iterable[Any]) -> bool:
+    """Whether each `is_plain`."""
+    for value in values:
+        kind = type(value)
+        if kind not in _NUMBERS and (kind not in _TEXTS or len(value) > _SHORT):
+            return False
+    return True
+
+
+def dumps_together(values: list[Any]) -> bytes:
+    """Pickle several plain values, or tuples of such."""
+    return pickle.dumps(values, PROTOCOL)
+
+
+def loads_together(data: Buffer, count: int) -> list[Any]:
+    """Rebuild what `dumps_together` was given.
+
+    Raises:
+        RemoteProtocolError: It is not so many values.
+    """
+    try:
+        values = pickle.loads(data)
+    except Exception as error:
+        raise RemoteProtocolError(f"unreadable values: {error!r}") from None
+    if type(values) is not list or len(values) != count:
+        raise RemoteProtocolError(f"not the {count} values that were announced")
+    return values
 
 
 def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     """Pickle what a function is to be called with; see `dumps`."""
-    if not kwargs and _PLAIN.issuperset(map(type, args)):
+    if not kwargs and _BUILTIN.issuperset(map(type, args)):
         return (pickle.dumps((args, kwargs), PROTOCOL),)
     return dumps((args, kwargs))
 
@@ -54,7 +108,7 @@ def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
         Exception: Whatever the value's own reduction raises; pickle's errors are PicklingError, TypeError,
             AttributeError, RecursionError.
     """
-    if type(value) in _PLAIN:
+    if type(value) in _BUILTIN:
         return (pickle.dumps(value, PROTOCOL),)  # in a third of the time
     buffers: list[pickle.PickleBuffer] = []
     try:

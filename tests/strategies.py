@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from farm_executor.core.frames import BULK, ERROR, ONCE, Buffer, Frame, FrameReader, FrameType, Result, TaskItem
+from farm_executor.core.frames import (
+    BULK,
+    ERROR,
+    ONCE,
+    TOGETHER,
+    Buffer,
+    Frame,
+    FrameReader,
+    FrameType,
+    Result,
+    TaskItem,
+)
 from farm_executor.core.handshake import MIN_KEY_SIZE, NONCE_SIZE, Versions
 
 u16 = st.integers(0, 0xFFFF)
@@ -52,14 +63,14 @@ def _bulk_frames(draw: st.DrawFn) -> Frame:
     segments = tuple(draw(st.lists(st.binary(max_size=40), min_size=1, max_size=6)))
     table = len(segments).to_bytes(4, "little") + b"".join(len(part).to_bytes(8, "little") for part in segments)
     prefix = draw(st.binary(max_size=8))
-    flags = BULK | draw(st.sampled_from([0, ERROR, ONCE]))
+    flags = BULK | draw(st.sampled_from([0, ERROR, ONCE, TOGETHER]))
     return Frame(draw(st.sampled_from(FrameType)), flags, draw(u16), draw(u64), table + prefix, segments)
 
 
 plain_frames = st.builds(
     Frame,
     st.sampled_from(FrameType),
-    st.sampled_from([0, ERROR, ONCE]),
+    st.sampled_from([0, ERROR, ONCE, TOGETHER]),
     u16,
     u64,
     st.binary(max_size=80),

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from farm_executor import payload
+from farm_executor import RemoteProtocolError, payload
 from farm_executor.core.frames import BULK_THRESHOLD
 from farm_executor.payload import by_value, dumps, loads, registered_by_value
 
@@ -192,6 +192,30 @@ def test_a_call_comes_out_as_it_went_in(args, kwargs):
     arguments = payload.dumps_call(tuple(args), kwargs)
     assert payload.loads(arguments) == (tuple(args), kwargs)
     assert not payload.by_value(arguments) or "__main__" in repr((args, kwargs))
+
+
+class Whole(int):
+    pass
+
+
+@pytest.mark.parametrize("value", [[], (), {}, bytearray(), Whole(1), len, object(), "x" * 1025, b"x" * 1025])
+def test_what_may_change_or_is_large_shares_no_pickle(value):
+    assert not payload.is_plain(value)
+    assert not payload.all_plain([1, value])
+
+
+@given(st.lists(plain))
+def test_plain_values_share_a_pickle(values):
+    assert payload.all_plain(values)
+    assert all(map(payload.is_plain, values))
+    again = payload.loads_together(payload.dumps_together(values), len(values))
+    assert list(map(repr, again)) == list(map(repr, values))
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", pickle.dumps([1]), pickle.dumps((1, 2)), pickle.dumps("ab")])
+def test_what_is_not_as_many_values_as_announced_is_refused(data):
+    with pytest.raises(RemoteProtocolError):
+        payload.loads_together(data, 2)
 
 
 def test_members_of_an_enum_stay_the_same_objects():

@@ -39,7 +39,7 @@ from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
 from farm_executor.client.killing import Kills
-from farm_executor.client.lane import Lane, WorkerDeath
+from farm_executor.client.lane import Lane, WorkerDeath, arguments_of
 from farm_executor.client.options import TaskOptions
 from farm_executor.client.outcome import (
     caused,
@@ -59,10 +59,12 @@ from farm_executor.client.settling import Settler
 from farm_executor.core.frames import (
     BULK,
     ERROR,
+    TOGETHER,
     Frame,
     FrameType,
     Payload,
     decode_results,
+    decode_results_together,
     payload_of,
     payload_size,
 )
@@ -196,7 +198,10 @@ class Engine:
         future: FarmFuture = FarmFuture()
         try:
             future.function = fn if isinstance(fn, Function) else self._functions.find(fn)
-            future.arguments = payload.dumps_call(args, kwargs)
+            if self._budget is None and not kwargs and payload.all_plain(args):
+                future.plain = args  # nobody can change them
+            else:
+                future.arguments = payload.dumps_call(args, kwargs)
         except Exception as error:  # whatever a user's reduction raises is its future's, and no other's
             future.release()
             future.set_running_or_notify_cancel()
@@ -421,7 +426,7 @@ class Engine:
                 servers=servers,
                 queued=self._scheduler.queued + self._scheduler.reserved,
                 running=self._scheduler.outstanding,
-                pending_bytes=sum(payload_size(task.call.arguments) for task in self._scheduler.tasks()),
+                pending_bytes=sum(payload_size(arguments_of(task.call)) for task in self._scheduler.tasks()),
                 waiting_submitters=self._budget.waiting if self._budget else 0,
                 submitted=self._submitted,
                 resubmitted=self._resubmitted,
@@ -718,16 +723,24 @@ class Engine:
             self._perform(self._scheduler.lane_up(lane.id, limit, (link, lane.slot)))
 
     def _on_results(self, lane: Lane, frame: Frame) -> None:
-        busy_us, results = decode_results(frame)
+        together = bool(frame.flags & TOGETHER)
+        if together:
+            busy_us, data = decode_results_together(frame)
+            values = payload.loads_together(data, frame.count)
+        else:
+            busy_us, results = decode_results(frame)
         with self._deciding:
-            round_trip_us = lane.note_results(len(results), busy_us)
-            tasks, decisions = self._scheduler.finished(lane.id, frame.seq, len(results), busy_us, round_trip_us)
+            round_trip_us = lane.note_results(frame.count, busy_us)
+            tasks, decisions = self._scheduler.finished(lane.id, frame.seq, frame.count, busy_us, round_trip_us)
             self._perform(decisions)  # first of all, so that the worker goes on while we unpickle
-            if not lane.acknowledge(frame.seq + len(results), bulk=bool(frame.flags & BULK)):
+            if not lane.acknowledge(frame.seq + frame.count, bulk=bool(frame.flags & BULK)):
                 self._reactor.post(partial(self._watch, lane))
             if self._timed:
                 self._watch_time(lane.id)
-        self._settler.answer(zip(tasks, results, strict=True), lane.server, lane.pid)
+        if together:
+            self._settler.succeed(zip(tasks, values, strict=True), lane.server, lane.pid)
+        else:
+            self._settler.answer(zip(tasks, results, strict=True), lane.server, lane.pid)
 
     def _on_late_call(self, lane: Lane, value: Any, error: BaseException | None, origin: Origin) -> bool:
         if error is not None:

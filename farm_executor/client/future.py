@@ -74,7 +74,8 @@ class FarmFuture(Future[Any]):
     owner: Owner | None = None
     task: Any = None
     function: Any = None
-    arguments: Any = None
+    arguments: Any = None  # pickled; None if they are plain
+    plain: tuple[Any, ...] | None = None  # positional arguments that may be pickled later, see `payload`
     before_settling: Callable[[Any, BaseException | None, Any], bool] | None = None
     """Called with the value, the error and where they came from: code of the farm's, never of a user's. It says
     whether the task's work goes on."""
@@ -255,7 +256,7 @@ class FarmFuture(Future[Any]):
 
     def release(self) -> None:
         """Keep nothing alive of what the owner has put here."""
-        self.owner = self.task = self.function = self.arguments = self.before_settling = None
+        self.owner = self.task = self.function = self.arguments = self.plain = self.before_settling = None
 
     def abandon(self, error: BaseException) -> None:
         """Settle in a forked child, where the threads that would do so, or may hold its locks, do not exist."""

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
+from farm_executor import payload
 from farm_executor.client.functions import Function
 from farm_executor.client.future import FarmFuture
 from farm_executor.core.frames import (
@@ -19,6 +20,8 @@ from farm_executor.core.frames import (
     encode_frame,
     encode_payload,
     encode_tasks,
+    encode_tasks_together,
+    fit_together,
     payload_size,
 )
 from farm_executor.core.handshake import numbers_in
@@ -26,11 +29,17 @@ from farm_executor.core.scheduler import Task
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.transport import Connection
 
-__all__ = ["Lane", "WorkerDeath"]
+__all__ = ["Lane", "WorkerDeath", "arguments_of"]
 
 MAX_FUNCTIONS = 512  # that a worker keeps
 MAX_FUNCTION_BYTES = 64 * 1024 * 1024
 ACKNOWLEDGE_BYTES = 64 * 1024  # of outcomes that a worker keeps until it hears that they have come
+
+
+def arguments_of(call: FarmFuture) -> Payload:
+    """What the call is made with, pickled."""
+    arguments: Payload = call.arguments if call.plain is None else payload.dumps_call(call.plain, {})
+    return arguments
 
 
 class WorkerDeath(NamedTuple):
@@ -140,7 +149,7 @@ class Lane:
         if seq == self.tasks_done:
             self._sent = time.perf_counter()
         buffers: list[Buffer] = []
-        items = []
+        numbers = []
         last = None
         for task in tasks:
             call: FarmFuture = task.call
@@ -148,8 +157,15 @@ class Lane:
             if function is not last:
                 self._introduce(function, buffers)
                 last = function
-            items.append((function.number, call.arguments))
-        buffers += encode_tasks(seq, items, once=1 in [task.max_attempts for task in tasks])
+            numbers.append(function.number)
+        once = 1 in [task.max_attempts for task in tasks]
+        calls = [task.call for task in tasks]
+        plain = [call.plain for call in calls]
+        pickle = payload.dumps_together(plain) if len(tasks) > 1 and None not in plain else b""
+        if pickle and fit_together(len(tasks), pickle):
+            buffers += encode_tasks_together(seq, numbers, pickle, once=once)
+        else:
+            buffers += encode_tasks(seq, list(zip(numbers, map(arguments_of, calls), strict=True)), once=once)
         while len(self._known) > MAX_FUNCTIONS or self._known_bytes > MAX_FUNCTION_BYTES:
             if len(self._known) == 1:
                 break

@@ -45,7 +45,7 @@ class Settler:
 
     def answer(self, answered: Iterable[tuple[Task, tuple[Payload, bool]]], server: str, pid: int) -> None:
         """Settle tasks with what their worker has sent: pickled values, and failures."""
-        plain = []
+        values = []
         for task, (outcome, is_error) in answered:
             if is_error:
                 origin = Origin(server, pid, task.losses + 1)
@@ -57,11 +57,18 @@ class Settler:
                 origin = Origin(server, pid, task.losses + 1)
                 self._fail(task, unreadable_value(origin, problem), origin)
             else:
-                if task.call.before_settling is not None:
-                    _guarded(partial(task.call.before_settling, value, None, Origin(server, pid, task.losses + 1)))
-                plain.append((self._release(task), value))
-        self.counts["succeeded"] += len(plain)
-        others, to_call = settle_plainly(plain)
+                values.append((task, value))
+        self.succeed(values, server, pid)
+
+    def succeed(self, values: Iterable[tuple[Task, Any]], server: str, pid: int) -> None:
+        """Settle tasks with their results."""
+        settled = []
+        for task, value in values:
+            if task.call.before_settling is not None:
+                _guarded(partial(task.call.before_settling, value, None, Origin(server, pid, task.losses + 1)))
+            settled.append((self._release(task), value))
+        self.counts["succeeded"] += len(settled)
+        others, to_call = settle_plainly(settled)
         for future, value in others:
             self._set(future, partial(future.set_result, value))
         if to_call and self._reactor.is_own_thread():

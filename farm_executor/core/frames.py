@@ -8,15 +8,16 @@ A frame is a header of 16 bytes, little endian, a body, and, if the frame is fla
     offset  size  field
     0       4     length of the body in bytes, at most 4 MiB (``MAX_BODY``)
     4       1     type: one of ``FrameType``
-    5       1     flags: BULK = 1, ERROR = 2, ONCE = 4
+    5       1     flags: BULK = 1, ERROR = 2, ONCE = 4, TOGETHER = 8
     6       2     count: how many items the body holds, where the type has items
     8       8     seq: number of the first item, where the type has numbers
     16      ...   body
     ...     ...   segments, one after the other, of the sizes that the body's table lists (BULK only)
 
-Small payloads travel in batches, many to a body. A payload with a part of 64 KiB or more (``BULK_THRESHOLD``)
-travels alone in a ``BULK`` frame: its parts are segments, received straight into memory of their own, so that
-a large array is never copied on its way. Every size is checked before any memory is taken for it.
+Small payloads travel in batches, many to a body; plain values, such as numbers and short strings, in one pickle.
+A payload with a part of 64 KiB or more (``BULK_THRESHOLD``) travels alone in a ``BULK`` frame: its parts are
+segments, received straight into memory of their own, so that a large array is never copied on its way. Every size
+is checked before any memory is taken for it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ __all__ = [
     "MAX_HELLO",
     "MAX_RECALLS",
     "ONCE",
+    "TOGETHER",
     "Buffer",
     "Frame",
     "FrameReader",
@@ -47,11 +49,16 @@ __all__ = [
     "TaskItem",
     "decode_number",
     "decode_results",
+    "decode_results_together",
     "decode_tasks",
+    "decode_tasks_together",
     "encode_frame",
     "encode_payload",
     "encode_results",
+    "encode_results_together",
     "encode_tasks",
+    "encode_tasks_together",
+    "fit_together",
     "is_bulk",
     "payload_of",
     "payload_size",
@@ -78,7 +85,8 @@ MAX_BATCH_BYTES = 1024 * 1024  # a batch beyond this gains nothing and keeps the
 BULK = 1
 ERROR = 2
 ONCE = 4
-_FLAGS = BULK | ERROR | ONCE
+TOGETHER = 8
+_FLAGS = BULK | ERROR | ONCE | TOGETHER
 
 
 class FrameType(enum.IntEnum):
@@ -269,6 +277,33 @@ def decode_tasks(frame: Frame) -> list[tuple[int, Payload]]:
     return list(zip(table[:n], _split(body, 8 * n, table[n:]), strict=True))
 
 
+def fit_together(count: int, pickle: bytes) -> bool:
+    """Whether one frame has room for so many items in one pickle."""
+    return count <= MAX_COUNT and len(pickle) <= MAX_BATCH_BYTES
+
+
+def encode_tasks_together(seq: int, functions: Sequence[int], pickle: bytes, *, once: bool = False) -> list[Buffer]:
+    """Encode tasks whose arguments are in one pickle, which `fit_together`; see `encode_tasks`.
+
+    The body is n function numbers (u32) and the pickle.
+    """
+    flags = TOGETHER | ONCE if once else TOGETHER
+    body = struct.pack(f"<{len(functions)}I", *functions) + pickle
+    return encode_frame(FrameType.TASKS, flags=flags, count=len(functions), seq=seq, body=body)
+
+
+def decode_tasks_together(frame: Frame) -> tuple[tuple[int, ...], Buffer]:
+    """The function numbers and the pickle of a TASKS frame that is flagged ``TOGETHER``.
+
+    Raises:
+        RemoteProtocolError: The body is too short.
+    """
+    n, body = frame.count, frame.body
+    if frame.flags & BULK or not n or len(body) < 4 * n:
+        raise RemoteProtocolError(f"TASKS frame of {n} tasks together in {len(body)} bytes")
+    return struct.unpack_from(f"<{n}I", body), memoryview(body)[4 * n :]
+
+
 def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Payload]:
     if start + sum(sizes) != len(body):
         raise RemoteProtocolError(f"a table of {sum(sizes)} bytes over a body of {len(body)}")
@@ -349,6 +384,27 @@ def decode_results(frame: Frame) -> tuple[int, list[tuple[Payload, bool]]]:
     busy, *sizes = struct.unpack_from(f"<{1 + n}I", body)
     parts = _split(body, 4 + 4 * n, [size & ~_ERROR_BIT for size in sizes])
     return busy, [(part, size >= _ERROR_BIT) for part, size in zip(parts, sizes, strict=True)]
+
+
+def encode_results_together(seq: int, count: int, pickle: bytes, busy_us: int) -> list[Buffer]:
+    """Encode so many results that are in one pickle, which `fit_together`; see `encode_results`.
+
+    The body is the busy time (u32) and the pickle.
+    """
+    body = _U32.pack(min(busy_us, 0xFFFFFFFF)) + pickle
+    return encode_frame(FrameType.RESULTS, flags=TOGETHER, count=count, seq=seq, body=body)
+
+
+def decode_results_together(frame: Frame) -> tuple[int, Buffer]:
+    """The busy time in microseconds, and the pickle, of a RESULTS frame that is flagged ``TOGETHER``.
+
+    Raises:
+        RemoteProtocolError: The body is too short.
+    """
+    if frame.flags & BULK or not frame.count or len(frame.body) < 4:
+        raise RemoteProtocolError(f"RESULTS frame of {frame.count} results together in {len(frame.body)} bytes")
+    (busy,) = _U32.unpack_from(frame.body)
+    return busy, memoryview(frame.body)[4:]
 
 
 def decode_number(frame: Frame) -> int:

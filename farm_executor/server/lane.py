@@ -28,21 +28,27 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from farm_executor import payload
 from farm_executor.core.frames import (
     ERROR,
     MAX_RECALLS,
     ONCE,
+    TOGETHER,
+    Buffer,
     Frame,
     FrameType,
     Payload,
     decode_number,
     decode_tasks,
+    decode_tasks_together,
     encode_frame,
     encode_payload,
     encode_results,
+    encode_results_together,
+    fit_together,
     is_bulk,
     payload_of,
 )
@@ -70,7 +76,8 @@ _RECEIVED_AT, _SENT_AT, _BUSY_AT = _BEGUN.size, _BEGUN.size + _BYTES.size, _BEGU
 _RECALLS_AT = _BUSY_AT + 1
 NOT_BEGUN = -1
 
-_Outcome = tuple[Payload, bool, float]  # whether it is a failure, and the seconds that it took
+_Outcome = tuple[Any, bool | None, float]
+"""A payload, whether it is a failure, and the seconds that it took; or a plain value, None, and the seconds."""
 
 
 class SentFunction:
@@ -89,12 +96,17 @@ class SentFunction:
 
 
 class SentTask(NamedTuple):
-    """A task as it came."""
+    """A task as it came.
+
+    Attributes:
+        arguments: A payload; of a plain call the positional arguments themselves.
+    """
 
     seq: int
     function: SentFunction
-    arguments: Payload
+    arguments: Any
     once: bool
+    plain: bool
 
 
 class WorkerLane:
@@ -207,8 +219,10 @@ class WorkerLane:
         self._say(encode_payload(FrameType.READY, failure or [b""], flags=flags))
         self._ready = True
 
-    def settle(self, outcome: Payload, error: bool, began: float, *, once: bool) -> None:
+    def settle(self, outcome: Any, error: bool | None, began: float, *, once: bool) -> None:
         """Take the outcome of the task just run, which began at that time of `time.perf_counter`.
+
+        It is a payload, and whether it is a failure; or a plain value, and None.
 
         It is sent at once if no task follows, if the last sending was a while ago, if it is bulk, whose memory the
         next task might change, or if the task must not run again, so that the next one's crash cannot cost it its
@@ -218,10 +232,10 @@ class WorkerLane:
         self._outcomes.append((outcome, error, now - began))
         if not self._tasks:
             self._last_task = now
-        elif now - self._last_flush < FLUSH_AFTER and not once and not is_bulk(outcome):
+        elif now - self._last_flush < FLUSH_AFTER and not once and (error is None or not is_bulk(outcome)):
             return
         self._last_flush = now
-        self._flush(loose=len(outcome) > 1)
+        self._flush(loose=error is not None and len(outcome) > 1)
 
     def close(self) -> None:
         """Close the socket."""
@@ -238,7 +252,7 @@ class WorkerLane:
             if not outcomes:
                 return
             busy_us = int(sum([seconds for _, _, seconds in outcomes]) * 1e6)
-            frames = encode_results(self._sent, [(data, error) for data, error, _ in outcomes], busy_us)
+            frames = _encode(self._sent, outcomes, busy_us)
             self._sent += len(outcomes)
             if self._resumable:
                 self._unacknowledged.extend(outcomes)
@@ -350,7 +364,7 @@ class WorkerLane:
             self._loose = False
             for outcomes in (self._unacknowledged, self._outcomes):
                 for place, (data, error, seconds) in enumerate(outcomes):
-                    if len(data) > 1:
+                    if error is not None and len(data) > 1:
                         outcomes[place] = kept(data), error, seconds
 
     def _receive(self) -> None:
@@ -392,13 +406,19 @@ class WorkerLane:
         if frame.seq != self._expected:
             raise RemoteProtocolError(f"tasks from {frame.seq} on, when {self._expected} was due")
         tasks = []
-        once = bool(frame.flags & ONCE)
-        for number, arguments in decode_tasks(frame):
+        once, plain = bool(frame.flags & ONCE), bool(frame.flags & TOGETHER)
+        calls: Iterable[tuple[int, Any]]
+        if plain:
+            numbers, data = decode_tasks_together(frame)
+            calls = zip(numbers, payload.loads_together(data, len(numbers)), strict=True)
+        else:
+            calls = decode_tasks(frame)
+        for number, arguments in calls:
             function = self._functions.get(number)
             if function is None:
                 raise RemoteProtocolError(f"task {self._expected} names function {number}, which never came")
             # The task holds its function: a FORGET behind it concerns later ones only.
-            tasks.append(SentTask(self._expected, function, arguments, once))
+            tasks.append(SentTask(self._expected, function, arguments, once, plain))
             self._expected += 1
         self._tasks.extend(tasks)
 
@@ -466,6 +486,16 @@ class WorkerLane:
                     return
         finally:
             self._io.release()
+
+
+def _encode(seq: int, outcomes: list[_Outcome], busy_us: int) -> list[Buffer]:
+    values, errors, _ = zip(*outcomes, strict=True)
+    if len(outcomes) > 1 and errors.count(None) == len(errors):
+        pickle = payload.dumps_together(list(values))
+        if fit_together(len(outcomes), pickle):
+            return encode_results_together(seq, len(outcomes), pickle, busy_us)
+    pickled = [(payload.dumps(data), False) if error is None else (data, error) for data, error, _ in outcomes]
+    return encode_results(seq, pickled, busy_us)
 
 
 def _die(why: str) -> NoReturn:

@@ -120,11 +120,14 @@ class _Runner:
             return dump_failure(error, skip_frames=1)
         return None
 
-    def run(self, task: SentTask) -> tuple[Payload, bool]:
-        """Call the task's function with its arguments; return the pickled outcome, and whether it is an error."""
+    def run(self, task: SentTask) -> tuple[Any, bool | None]:
+        """Call the task's function with its arguments; return the outcome as `WorkerLane.settle` takes it."""
         try:
             function = self._load_function(task.function)
-            args, kwargs = payload.loads(task.arguments, self._namespaces.resolver)
+            if task.plain:
+                args, kwargs = task.arguments, {}
+            else:
+                args, kwargs = payload.loads(task.arguments, self._namespaces.resolver)
         except BaseException as error:  # unpickling runs code of the user's, which may raise anything
             return _failed(error, explain_unreadable(error))
         try:
@@ -137,6 +140,8 @@ class _Runner:
         finally:
             del args, kwargs
             _flush_output()
+        if payload.is_plain(value):
+            return value, None
         try:
             return payload.dumps(value), False
         except BaseException as error:  # pickling runs code of the user's, too

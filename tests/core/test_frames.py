@@ -40,6 +40,7 @@ from farm_executor.core.frames import (
     MAX_SEGMENT,
     MAX_SEGMENTS,
     ONCE,
+    TOGETHER,
     Buffer,
     Frame,
     FrameReader,
@@ -49,11 +50,16 @@ from farm_executor.core.frames import (
     TaskItem,
     decode_number,
     decode_results,
+    decode_results_together,
     decode_tasks,
+    decode_tasks_together,
     encode_frame,
     encode_payload,
     encode_results,
+    encode_results_together,
     encode_tasks,
+    encode_tasks_together,
+    fit_together,
     is_bulk,
     payload_of,
     payload_size,
@@ -155,7 +161,7 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "KILL": 50,
         "SPARED": 51,
     }
-    assert (BULK, ERROR, ONCE) == (1, 2, 4)
+    assert (BULK, ERROR, ONCE, TOGETHER) == (1, 2, 4, 8)
     assert (MAX_HELLO, MAX_BODY, BULK_THRESHOLD, MAX_BATCH_BYTES) == (2**16, 2**22, 2**16, 2**20)
     assert (MAX_COUNT, MAX_SEGMENTS, MAX_SEGMENT) == (2**16 - 1, 2**16, 2**46)
 
@@ -520,7 +526,7 @@ def test_an_unknown_type_is_refused(kind: int) -> None:
         FrameReader().receive_data(struct.pack("<IBBHQ", 0, kind, 0, 0, 0))
 
 
-@pytest.mark.parametrize("flags", [8, 12, 128, 255])
+@pytest.mark.parametrize("flags", [16, 24, 128, 255])
 def test_an_unknown_flag_is_refused(flags: int) -> None:
     with pytest.raises(RemoteProtocolError):
         FrameReader().receive_data(struct.pack("<IBBHQ", 0, FrameType.BYE, flags, 0, 0))
@@ -543,7 +549,13 @@ def test_frames_that_came_whole_before_garbage_are_handed_out_when_they_came_alo
 @example(Frame(FrameType.TASKS, BULK, 1, 0, struct.pack("<IQ", 1, 1), (b"x",)))
 @example(Frame(FrameType.TASKS, BULK, 1, 0, struct.pack("<IQ", 1, 1) + b"12345", (b"x",)))
 def test_a_body_of_any_bytes_is_decoded_or_refused(frame: Frame) -> None:
-    decoders: list[Callable[[Frame], object]] = [decode_tasks, decode_results, decode_number]
+    decoders: list[Callable[[Frame], object]] = [
+        decode_tasks,
+        decode_results,
+        decode_number,
+        decode_tasks_together,
+        decode_results_together,
+    ]
     for decode in decoders:
         try:
             decode(frame)
@@ -587,6 +599,42 @@ def test_a_batch_that_is_decoded_encodes_back_to_the_same_body(frame: Frame) -> 
     else:
         assert len(outcomes) == frame.count
         assert [again.body for again in read(encode_results(frame.seq, outcomes, busy))] == [frame.body]
+
+
+@unhurried
+@given(seqs, st.lists(st.integers(0, 2**32 - 1), min_size=1), st.binary(), st.booleans(), st.integers(0, 2**40))
+def test_what_shares_a_pickle_is_read_as_it_was_encoded(
+    seq: int, functions: list[int], pickle: bytes, once: bool, busy: int
+) -> None:
+    (frame,) = read(encode_tasks_together(seq, functions, pickle, once=once))
+    assert (frame.type, frame.seq, frame.count) == (FrameType.TASKS, seq, len(functions))
+    assert (bool(frame.flags & ONCE), bool(frame.flags & TOGETHER)) == (once, True)
+    assert decode_tasks_together(frame) == (tuple(functions), pickle)
+    (frame,) = read(encode_results_together(seq, len(functions), pickle, busy))
+    assert (frame.type, frame.seq, frame.count, frame.flags) == (FrameType.RESULTS, seq, len(functions), TOGETHER)
+    assert decode_results_together(frame) == (min(busy, 2**32 - 1), pickle)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "fits"),
+    [(MAX_COUNT, 1, True), (MAX_COUNT + 1, 1, False), (1, MAX_BATCH_BYTES, True), (1, MAX_BATCH_BYTES + 1, False)],
+)
+def test_what_fits_together_can_be_encoded(count: int, size: int, fits: bool) -> None:
+    assert fit_together(count, bytes(size)) == fits
+    if fits:
+        assert len(read(encode_tasks_together(0, [1] * count, bytes(size)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "count", "body"),
+    [(0, 0, b""), (0, 0, bytes(8)), (0, 1, bytes(3)), (BULK, 1, struct.pack("<IQI", 1, 1, 0))],
+)
+def test_what_cannot_be_items_that_share_a_pickle_is_refused(flags: int, count: int, body: bytes) -> None:
+    frame = Frame(FrameType.TASKS, TOGETHER | flags, count, 0, body)
+    with pytest.raises(RemoteProtocolError):
+        decode_tasks_together(frame)
+    with pytest.raises(RemoteProtocolError):
+        decode_results_together(frame)
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -15,10 +15,12 @@ from server.serving import KEY
 from farm_executor import payload
 from farm_executor.address import parse_address
 from farm_executor.core.frames import (
+    TOGETHER,
     Frame,
     FrameType,
     TaskItem,
     decode_results,
+    decode_results_together,
     encode_frame,
     encode_payload,
     encode_tasks,
@@ -29,6 +31,14 @@ from farm_executor.failure import Origin, load_failure
 from farm_executor.security import Key
 from farm_executor.transport import Connection, connect
 from farm_executor.versions import local_versions
+
+
+def values_of(frame: Frame) -> list[Any]:
+    """The outcomes in a RESULTS frame: values, or the exceptions themselves."""
+    if frame.flags & TOGETHER:
+        return payload.loads_together(decode_results_together(frame)[1], frame.count)
+    outcomes = decode_results(frame)[1]
+    return [load_failure(data, Origin()) if error else payload.loads(data) for data, error in outcomes]
 
 
 class Peer:
@@ -127,9 +137,9 @@ class LanePeer(Peer):
         while len(found) < count:
             frame = self.receive()
             assert frame.type is FrameType.RESULTS, frame
-            for number, (data, error) in enumerate(decode_results(frame)[1], frame.seq):
+            for number, value in enumerate(values_of(frame), frame.seq):
                 assert number not in found
-                found[number] = load_failure(data, Origin()) if error else payload.loads(data)
+                found[number] = value
         return found
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import struct
 import sys
 import threading
@@ -11,7 +12,7 @@ from contract.gate import Gate
 from contract.tasks import FailsToLoad, identity, pass_gate, return_lock
 from hypothesis import HealthCheck, given, settings
 from server import tasks
-from server.peers import LanePeer, SessionPeer
+from server.peers import LanePeer, SessionPeer, values_of
 from server.processes import alive, exists, wait_until
 from server.serving import Serving
 from strategies import mutated
@@ -21,12 +22,13 @@ from farm_executor.core.frames import (
     BULK,
     ERROR,
     MAX_BODY,
+    TOGETHER,
     FrameType,
     TaskItem,
-    decode_results,
     encode_frame,
     encode_payload,
     encode_tasks,
+    encode_tasks_together,
     payload_of,
 )
 from farm_executor.errors import TaskExecutionError
@@ -178,11 +180,32 @@ def test_recalls_while_tasks_are_done_lose_none_and_run_none_twice(lane, tmp_pat
                 assert frame.seq == end - given
                 end -= given
             else:
-                for number, (outcome, _) in enumerate(decode_results(frame)[1], frame.seq):
+                for number, value in enumerate(values_of(frame), frame.seq):
                     assert number == len(answered)
-                    answered[number] = payload.loads(outcome)
+                    answered[number] = value
     assert answered == {number: number for number in range(len(answered))}
     assert len(book.read_text().split()) == len(answered)
+
+
+def test_calls_that_share_a_pickle_are_answered_one_by_one(lane):
+    lane.send(together([IDENTITY, PID, IDENTITY], [(5,), (), ("text",)]))
+    lane.submit(3, (IDENTITY, [1, 2]))
+    assert lane.outcomes(4) == {0: 5, 1: lane.pid, 2: "text", 3: [1, 2]}
+
+
+def test_plain_outcomes_share_a_pickle_and_others_stand_beside_them(lane, gate):
+    lane.submit(0, (GATE, gate.address))
+    gate.wait_for_arrivals()
+    lane.submit(1, *[(IDENTITY, number) for number in range(50)], (IDENTITY, [7]), (IDENTITY, "x" * 5000))
+    gate.open()
+    found: dict[int, object] = {}
+    shared = 0
+    while len(found) < 53:
+        frame = lane.receive()
+        shared += frame.count if frame.flags & TOGETHER else 0
+        found.update(enumerate(values_of(frame), frame.seq))
+    assert list(found.values()) == [None, *range(50), [7], "x" * 5000]
+    assert list(found) == list(range(53))
 
 
 # -- functions ----------------------------------------------------------------------------------------------
@@ -218,6 +241,10 @@ def tasks_of(*items: TaskItem, seq: int = 0) -> bytes:
     return b"".join(map(bytes, encode_tasks(seq, items)))
 
 
+def together(functions: list[int], calls: object, seq: int = 0) -> bytes:
+    return b"".join(map(bytes, encode_tasks_together(seq, functions, pickle.dumps(calls))))
+
+
 CALL = tuple(payload.dumps((("x",), {})))
 BROKEN = {
     "a number too high": tasks_of(TaskItem(IDENTITY, CALL), seq=1),
@@ -237,6 +264,11 @@ BROKEN = {
     "a segment without end": b"".join(
         encode_frame(FrameType.TASKS, flags=BULK, body=struct.pack("<IQI", 1, (1 << 64) - 1, IDENTITY))
     ),
+    "an unknown function among those that share a pickle": together([IDENTITY, 99], [(1,), (2,)]),
+    "fewer calls than counted in one pickle": together([IDENTITY, IDENTITY], [(1,)]),
+    "one pickle that is no list": together([IDENTITY, IDENTITY], {1: 2, 3: 4}),
+    "one pickle that cannot be read": b"".join(encode_tasks_together(0, [IDENTITY, IDENTITY], b"garbage")),
+    "one pickle and no task": b"".join(encode_frame(FrameType.TASKS, flags=TOGETHER, body=b"N.")),
     "a FORGET without a number": b"".join(encode_frame(FrameType.FORGET)),
     "no such type": struct.pack("<IBBHQ", 0, 99, 0, 0, 0),
     "no such flag": struct.pack("<IBBHQ", 0, FrameType.RECALL, 64, 0, 0),
