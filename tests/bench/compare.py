@@ -5,6 +5,7 @@ Absolute figures follow the machine and its load; the ratios within a round are 
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -92,8 +93,18 @@ class Bench:
         return max(count // 50, 4) if self.quick else count
 
     def each(self, measure: Callable[[Executor], float]) -> Callable[[], Measured]:
-        """A round in which every executor does the same."""
-        return lambda: {name: measure(executor) for name, executor in self.all.items()}
+        """A round in which every executor does the same, each round in another order: who comes second finds the
+        machine's memory and caches as the first has left them.
+        """
+        first = itertools.count()
+
+        def round() -> Measured:
+            names = list(self.all)
+            start = next(first) % len(names)
+            measured = {name: measure(self.all[name]) for name in names[start:] + names[:start]}
+            return {name: measured[name] for name in names}
+
+        return round
 
     def rows(self) -> Iterator[Row]:
         """The table."""
@@ -144,7 +155,14 @@ class Bench:
             yield Row(
                 f"numpy 64 MiB one way beside a raw socket, {name}, ms",
                 1 / 0.8,
-                self._one_way(name, family),
+                self._one_way(name, family, fresh=False),
+                "raw",
+                1e3,
+            )
+            yield Row(
+                f"the same, beside a raw socket that receives into fresh memory, {name}, ms",
+                None,
+                self._one_way(name, family, fresh=True),
                 "raw",
                 1e3,
             )
@@ -214,10 +232,13 @@ class Bench:
     def _pending(self) -> Measured:
         return {name: workloads.pending_bytes(executor, self.n(20_000)) for name, executor in self.all.items()}
 
-    def _one_way(self, name: str, family: int) -> Callable[[], Measured]:
+    def _one_way(self, name: str, family: int, *, fresh: bool) -> Callable[[], Measured]:
         def round() -> Measured:
             workloads.one_way(self.farms[name], 64)
-            return {"raw": raw_one_way(family, 64 << 20), name: workloads.one_way(self.farms[name], 64)}
+            return {
+                "raw": raw_one_way(family, 64 << 20, fresh=fresh),
+                name: workloads.one_way(self.farms[name], 64),
+            }
 
         return round
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 SPIN = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
 
 
@@ -55,17 +57,23 @@ def raw_echo(family: int, size: int, rounds: int) -> list[float]:
     return times
 
 
-def raw_one_way(family: int, size: int) -> float:
-    """Seconds until so many bytes, sent at once, have been acknowledged with one."""
+def raw_one_way(family: int, size: int, *, fresh: bool) -> float:
+    """Seconds until so many bytes, sent at once, have been acknowledged with one.
+
+    They are received into the memory of the last ones, or, as a task's argument has to be, into fresh memory.
+    """
     here, there = socket.socketpair() if family == socket.AF_UNIX else _tcp_pair()
     child = os.fork()
     if child == 0:
         try:
             here.close()
-            memory = bytearray(size)
-            memory[:] = bytes(size)  # so that every page is there
-            while _receive(there, memory):
+            memory = np.zeros(size, np.uint8)
+            memory[:] = 1  # so that every page is there
+            while _receive(there, memory.data):
                 there.sendall(b"!")
+                if fresh:
+                    del memory
+                    memory = np.empty(size, np.uint8)
         finally:
             os._exit(0)
     there.close()
@@ -94,7 +102,7 @@ def _no_delay(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _receive(sock: socket.socket, memory: bytearray) -> bool:
+def _receive(sock: socket.socket, memory: bytearray | memoryview) -> bool:
     view, got = memoryview(memory), 0
     while got < len(view):
         count = sock.recv_into(view[got:])
