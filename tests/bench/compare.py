@@ -160,7 +160,7 @@ class Bench:
                 1e3,
             )
             yield Row(
-                f"the same, beside a raw socket that receives into fresh memory, {name}, ms",
+                f"numpy 64 MiB one way beside a raw socket that receives into fresh memory, {name}, ms",
                 None,
                 self._one_way(name, family, fresh=True),
                 "raw",
