@@ -35,6 +35,7 @@ from farm_executor import payload
 from farm_executor.byvalue import OwnObjects
 from farm_executor.client.broadcast import Broadcast
 from farm_executor.client.budget import Budget
+from farm_executor.client.cancelling import Cancels
 from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
@@ -70,7 +71,7 @@ from farm_executor.core.frames import (
 )
 from farm_executor.core.handshake import numbers_in
 from farm_executor.core.liveness import CUT_EXIT_CODE
-from farm_executor.core.scheduler import Assign, Decision, Kill, Lose, Recall, Scheduler, Task
+from farm_executor.core.scheduler import Assign, Cancel, Decision, Kill, Lose, Recall, Scheduler, Task
 from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskKilledError, WorkerLostError
 from farm_executor.failure import Origin, load_failure, remote_traceback
 from farm_executor.transport import Connection
@@ -136,6 +137,7 @@ class Engine:
         self._reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         self._settler = Settler(self._reactor, self._budget)
         self._kills = Kills(self._reactor, self._send_kill, self._aim)
+        self._cancels = Cancels(self._reactor, self._ask_back, self._keep)
         self._timed = False  # whether any task had a timeout
         self.servers = Servers(options.sources, options.settings, self._reactor, self)
 
@@ -385,6 +387,10 @@ class Engine:
         """See `future.Owner`."""
         self._reactor.post(partial(self._withdraw, task))
 
+    def take_back(self, task: Task) -> None:
+        """See `future.Owner`."""
+        self._cancels.take_back(task)
+
     def shutdown(self, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; end when those taken have settled.
 
@@ -467,6 +473,9 @@ class Engine:
                 sent = lane.send_recall(decision.count)
             elif isinstance(decision, Lose):
                 lost.append(decision)
+                continue
+            elif isinstance(decision, Cancel):
+                self._reactor.post(partial(self._settler.take_back, decision.task))
                 continue
             else:
                 lane = self._lanes[decision.lane][2]
@@ -702,6 +711,7 @@ class Engine:
             if self._timed:
                 self._watch_time(lane.id)
         self._kills.renumbered(lane.id)
+        self._cancels.answered(lane.id)
 
     def _on_ready(self, lane: Lane, frame: Frame) -> None:
         if frame.flags & ERROR:
@@ -772,6 +782,21 @@ class Engine:
             was_queued = self._scheduler.withdraw(task)
         self._settler.cancel(task, told=not was_queued)  # else its future was told when its turn came
 
+    def _ask_back(self, task: Task) -> tuple[int, bool] | None:
+        """For `Cancels`."""
+        with self._deciding:
+            dropped = self._scheduler.drop(task)  # it had been sent, and has come back
+            lane, decisions = (None, []) if dropped else self._scheduler.take_back(task)
+            self._perform(decisions)
+        if dropped:
+            self._settler.take_back(task)
+        return None if lane is None else (lane, bool(decisions))
+
+    def _keep(self, task: Task) -> None:
+        """For `Cancels`."""
+        with self._deciding:
+            self._scheduler.keep(task)
+
     def _cancel_queued(self) -> None:
         self._cancelling = True
         with self._deciding:
@@ -805,7 +830,9 @@ class Engine:
             if killed is not None and (victim is None or not self._kills.meant(lane.id, victim)):
                 killed = -1  # it has ended, or has come back by a recall and another has its number
             decisions = self._scheduler.lane_lost(lane.id, begun, killed)
+            had -= sum(isinstance(decision, Cancel) for decision in decisions)
             losses = self._perform(decisions)
+        self._cancels.answered(lane.id)
         if not lane.retired:
             failures = [(loss.task, self._why_lost(lane, loss)) for loss in losses]
             origin = Origin(lane.server, lane.pid)

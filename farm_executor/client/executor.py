@@ -427,9 +427,9 @@ class FarmExecutor(Executor):
             future: One of this executor's.
 
         Returns:
-            Whether it was cancelled or killed, or is to be when its turn comes on a worker that has it already and
-            runs another; a short task may be over before. False if it has ended, or if the future is not this
-            executor's.
+            Whether it was cancelled or killed, or, where nothing is heard of the worker that has been sent it, is
+            to be when its turn comes; a short task may be over before. False if it has ended, or if the future is
+            not this executor's.
         """
         engine = self._engine
         if engine is None or not isinstance(future, FarmFuture) or future.owner is not engine:

@@ -28,8 +28,8 @@ __all__ = ["FarmFuture", "Owner", "renew_lock", "settle_plainly", "start_all"]
 
 standard_logger = logging.getLogger("concurrent.futures")  # where the standard library reports callbacks that raise
 
-PENDING, RUNNING, FINISHED = "PENDING", "RUNNING", "FINISHED"
-_SETTLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", FINISHED)
+PENDING, RUNNING, CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED", "FINISHED"
+_SETTLED = (CANCELLED, "CANCELLED_AND_NOTIFIED", FINISHED)
 
 _lock = threading.RLock()  # reentrant, as a destructor that the garbage collector runs may use other futures
 
@@ -45,6 +45,12 @@ class Owner(Protocol):
 
     def withdraw(self, task: Any) -> None:
         """The future has been cancelled; its task need not be run."""
+
+    def take_back(self, task: Any) -> None:
+        """The future's task has been sent to a worker.
+
+        If the worker gives it back, `cancel_started` has been called when this returns.
+        """
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """A thread is going to wait for the future: it may do some of the owner's work meanwhile.
@@ -245,7 +251,20 @@ class FarmFuture(Future[Any]):
         return self._state in _SETTLED
 
     def cancel(self) -> bool:
-        """Cancel the call if it has not been sent to a worker yet; see `concurrent.futures.Future.cancel`."""
+        """Cancel the call if no worker has begun it; see `concurrent.futures.Future.cancel`.
+
+        If it has been sent to a worker already, `running` is true, and it is asked for back. That takes a round
+        trip; if the answer does not come within half a second, it is not cancelled. Callbacks do not wait for it.
+        """
+        task, owner = self.task, self.owner
+        if self.cancel_unsent():
+            return True
+        if self._state == RUNNING and owner is not None and task is not None:
+            owner.take_back(task)
+        return self.cancelled()
+
+    def cancel_unsent(self) -> bool:
+        """Cancel the call if it has not been sent to a worker; waits for nothing."""
         cancelled = super().cancel()
         if cancelled:
             task, owner = self.task, self.owner
@@ -253,6 +272,16 @@ class FarmFuture(Future[Any]):
             if task is not None and owner is not None:
                 owner.withdraw(task)
         return cancelled
+
+    def cancel_started(self) -> None:
+        """For the owner: the call had been sent to a worker, and has come back."""
+        with self._condition:
+            if self._state != RUNNING:
+                return
+            self._state = CANCELLED
+            self._condition.notify_all()
+        self._invoke_callbacks()
+        self.set_running_or_notify_cancel()  # says no, and tells those who wait
 
     def release(self) -> None:
         """Keep nothing alive of what the owner has put here."""

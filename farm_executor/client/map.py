@@ -87,7 +87,7 @@ def map_calls(
     else:
         calls = items
     function = _prepared(engine, fn)
-    futures: deque[Future[Any]] = deque(
+    futures: deque[FarmFuture] = deque(
         engine.submit(function, call, {}, options) for call in itertools.islice(calls, buffersize)
     )
     # What follows must not keep the executor alive: when it is collected, no more is submitted.
@@ -104,7 +104,7 @@ def _prepared(engine: Engine, fn: Callable[..., Any]) -> Callable[..., Any] | Fu
         return fn
 
 
-def _results(futures: deque[Future[Any]], deadline: float | None, more: Any) -> Iterator[Any]:
+def _results(futures: deque[FarmFuture], deadline: float | None, more: Any) -> Iterator[Any]:
     """The results in order; what is not wanted any more is cancelled."""
     try:
         while futures:
@@ -117,7 +117,7 @@ def _results(futures: deque[Future[Any]], deadline: float | None, more: Any) -> 
             yield _take(futures.popleft(), deadline)
     finally:
         for future in futures:
-            future.cancel()
+            future.cancel_unsent()  # perhaps for the garbage collector, so it must not wait
 
 
 def _take(future: Future[Any], deadline: float | None) -> Any:

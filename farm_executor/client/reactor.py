@@ -58,8 +58,8 @@ class Reactor:
     Attributes:
         may_lead: Whether a caller may begin to lead now.
 
-    Thread safety: `post`, `lead`, `waiting`, `glance`, `join` and `is_own_thread` may be called from any thread,
-    the others from handlers.
+    Thread safety: `post`, `lead`, `waiting`, `glance`, `join`, `is_own_thread` and `is_handling` may be called from
+    any thread, the others from handlers.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Reactor:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_ids = itertools.count()
         self._turn = threading.Lock()
+        self._leader: int | None = None  # the thread that has it, if that is not the I/O thread
         # The threads that wait and do not lead, and what tells that they have what they wait for: such a thread
         # runs later than this one goes on, and if it still counted, it could not lead the next time either.
         self._waiting: dict[int, Callable[[], bool]] = {}
@@ -106,6 +107,10 @@ class Reactor:
     def is_own_thread(self) -> bool:
         """Whether the caller is the I/O thread."""
         return threading.get_ident() == self._thread.ident
+
+    def is_handling(self) -> bool:
+        """Whether the caller is the I/O thread, or leads: the farm hears nothing while it waits."""
+        return threading.get_ident() in (self._thread.ident, self._leader)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the end; say whether it has come. From the I/O thread itself it is not waited for."""
@@ -229,6 +234,7 @@ class Reactor:
         deadline = None if timeout is None else time.monotonic() + timeout
         with HeldBack() as interrupt:
             if self._turn.acquire(blocking=False):
+                self._leader = threading.get_ident()
                 try:
                     if not self._closed:
                         self._standby.disarm()
@@ -237,6 +243,7 @@ class Reactor:
                         finally:
                             self._standby.arm()
                 finally:
+                    self._leader = None
                     self._turn.release()
         return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
@@ -249,6 +256,7 @@ class Reactor:
         if self.may_lead and not self._inbox and self._until_timer() != 0.0 and not self._turn.locked():
             with HeldBack():
                 if self._turn.acquire(blocking=False):
+                    self._leader = threading.get_ident()
                     try:
                         if not self._closed:
                             now = time.monotonic()
@@ -256,6 +264,7 @@ class Reactor:
                             self._last_glance = now
                             self._handle(self._selector.select(0))
                     finally:
+                        self._leader = None
                         self._turn.release()
 
     def _handle_until(self, done: Callable[[], bool], deadline: float | None, interrupt: HeldBack) -> None:

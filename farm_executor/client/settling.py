@@ -101,6 +101,12 @@ class Settler:
             if not told:
                 future.set_running_or_notify_cancel()  # says no, and tells those who wait
 
+    def take_back(self, task: Task) -> None:
+        """Settle a task as cancelled that had been sent, and has come back."""
+        future = self._release(task)
+        self.counts["cancelled"] += 1
+        self._set(future, future.cancel_started)
+
     def refuse(self, task: Task, error: BaseException) -> None:
         """Settle a task that nobody will run, if it has not been cancelled. In any thread."""
         future = self._release(task)

@@ -21,7 +21,9 @@ The rules:
    begun. A worker that was killed because of one task charges no other.
 8. A task with a seat is run by that seat's lane, this one or a later one. It goes out at once, whatever the lane
    has and may have.
-9. A lane that is cut off gets nothing and keeps what it has, until it is resumed or lost. When it is resumed, what
+9. A task that is to be cancelled is asked for back from the lane that has it, and with it all that this lane has
+   not begun: who cancels one mostly cancels others, too. So the lane gets nothing until it has answered one more.
+10. A lane that is cut off gets nothing and keeps what it has, until it is resumed or lost. When it is resumed, what
    has not reached its worker comes back, which charges nobody.
 
 Thread safety: none; the caller holds one lock around every call and the deeds that follow from it.
@@ -39,7 +41,7 @@ from farm_executor.core.frames import MAX_RECALLS
 from farm_executor.core.window import Window
 from farm_executor.errors import RemoteProtocolError
 
-__all__ = ["Assign", "Decision", "Kill", "Lose", "Recall", "Retire", "Scheduler", "Task"]
+__all__ = ["Assign", "Cancel", "Decision", "Kill", "Lose", "Recall", "Retire", "Scheduler", "Task"]
 
 
 class Task:
@@ -51,10 +53,22 @@ class Task:
         seat: The place whose lane alone may run it; None for any lane.
         timeout: Seconds that it may run; the driver's to see to.
         losses: How many workers died while they ran it.
-        started: Whether it has ever left the queue; from then on it cannot be cancelled.
+        started: Whether it has ever left the queue.
+        unwanted: Whether it is not to be queued again when it comes back.
     """
 
-    __slots__ = ("call", "category", "id", "losses", "max_attempts", "priority", "seat", "started", "timeout")
+    __slots__ = (
+        "call",
+        "category",
+        "id",
+        "losses",
+        "max_attempts",
+        "priority",
+        "seat",
+        "started",
+        "timeout",
+        "unwanted",
+    )
 
     def __init__(
         self,
@@ -73,7 +87,7 @@ class Task:
         self.seat = seat
         self.timeout: float | None = None
         self.losses = 0
-        self.started = False
+        self.started = self.unwanted = False
 
 
 class Assign(NamedTuple):
@@ -104,6 +118,12 @@ class Lose(NamedTuple):
     killed: bool = False
 
 
+class Cancel(NamedTuple):
+    """Settle the task as cancelled: it has come back, and is not wanted any more."""
+
+    task: Task
+
+
 class Kill(NamedTuple):
     """Kill the lane's worker if the task that it runs is one of those numbered in ``ranges``, both ends included.
 
@@ -125,7 +145,7 @@ class Kill(NamedTuple):
 MAX_RANGES = 1000  # of one kill: what is so far behind does not run, and an order has a limited size
 MAX_RECEIPTS = 3  # deaths of workers that had begun nothing, which a task is held responsible for at most
 
-Decision = Assign | Recall | Retire | Lose
+Decision = Assign | Recall | Retire | Lose | Cancel
 
 
 class _Lane:
@@ -133,6 +153,7 @@ class _Lane:
         "bound",
         "budget",
         "draining",
+        "held",
         "id",
         "may_recall",
         "next_seq",
@@ -153,6 +174,7 @@ class _Lane:
         self.next_seq = 0
         # Asked and not yet answered, or cut off: meanwhile it gets nothing, so that its tail stays known.
         self.recalling = False
+        self.held = False  # it gets nothing until it has answered a task, or has none
         self.recalls = 0  # how often numbers have become free again
         self.draining = False  # it gets nothing any more, and is retired when it has ended what it has begun
         self.may_recall = True  # not when it had nothing to give back, until it has answered something more
@@ -185,6 +207,7 @@ class Scheduler:
         self._loaded: dict[int, _Lane] = {}
         self._seated: dict[Hashable, _Lane] = {}
         self._reserved: dict[Hashable, OrderedDict[int, Task]] = {}  # by seat: tasks that no lane has
+        self._returned: list[Task] = []  # unwanted ones that have come back, until that has been decided
         self.queued = 0  # for any lane
         self.reserved = 0
         self.outstanding = 0
@@ -286,6 +309,28 @@ class Scheduler:
         task.started = started
         return dropped
 
+    def take_back(self, task: Task) -> tuple[int | None, list[Decision]]:
+        """Have the task back and forget it, if a lane has it and may not have begun it.
+
+        Returns:
+            The lane whose answer is to be awaited, and what to do now. None if no lane has it, or it is the oldest
+            that its lane has not answered, which it most likely runs. Nothing is to be done if that lane's answer
+            to another recall is due, or it is cut off.
+        """
+        lane = next((lane for lane in self._lanes.values() if task in lane.outstanding), None)
+        if lane is None or lane.outstanding[0] is task:
+            return None, []
+        task.unwanted = True
+        if lane.recalling:
+            return lane.id, []
+        lane.recalling = lane.held = True
+        self._index(lane)
+        return lane.id, [Recall(lane.id, len(lane.outstanding) - 1)]
+
+    def keep(self, task: Task) -> None:
+        """The task is wanted again, if it has not come back yet."""
+        task.unwanted = False
+
     def withdraw_all(self) -> list[Task]:
         """Forget every queued task that has never been started; return these."""
         queues = [*self._queues.values(), *self._reserved.values()]
@@ -335,6 +380,7 @@ class Scheduler:
             lane.bound -= sum(task.seat is not None for task in tasks)
         lane.window.report(count, busy_us, round_trip_us)
         lane.may_recall = True
+        lane.held = False
         return tasks, self._refill(lane)
 
     def recalled(self, lane_id: int, seq: int, count: int) -> list[Decision]:
@@ -409,9 +455,10 @@ class Scheduler:
             if (guilty and task.losses >= limit) or (may_have_begun and task.max_attempts == 1):
                 decisions.append(Lose(task))
             else:
+                task.unwanted = task.unwanted and not may_have_begun  # nobody can say that it does not run
                 self._requeue(task)
         decisions.reverse()
-        return decisions + self._dispatch()
+        return decisions + self._cancels() + self._dispatch()
 
     # -- how -------------------------------------------------------------------------------------------------
 
@@ -433,8 +480,9 @@ class Scheduler:
     def _go_on(self, lane: _Lane) -> list[Decision]:
         """The lane's tail is known again."""
         lane.recalling = False
+        lane.held = lane.held and bool(lane.outstanding)
         self._index(lane)
-        decisions = self._seat(lane.seat) + self._dispatch()
+        decisions = self._cancels() + self._seat(lane.seat) + self._dispatch()
         return decisions + (self._recall_rest(lane) if lane.draining else []) + self._refill(lane)
 
     def _recall_rest(self, lane: _Lane) -> list[Decision]:
@@ -467,7 +515,14 @@ class Scheduler:
         queue[task.id] = task
         self.queued += 1
 
+    def _cancels(self) -> list[Decision]:
+        returned, self._returned = self._returned, []
+        return [Cancel(task) for task in returned]
+
     def _requeue(self, task: Task) -> None:
+        if task.unwanted:
+            self._returned.insert(0, task)
+            return
         self._enqueue(task)
         queue = self._queues[task.priority] if task.seat is None else self._reserved[task.seat]
         queue.move_to_end(task.id, last=False)
@@ -535,7 +590,7 @@ class Scheduler:
     def _room(self, lane: _Lane) -> int:
         """How many more tasks the lane shall have now."""
         size, had = lane.window.size, len(lane.outstanding)
-        if lane.recalling or lane.draining or had > size // 2:
+        if lane.recalling or lane.draining or lane.held or had > size // 2:
             return 0
         share = -(-self.queued // len(self._lanes))  # so that a short queue feeds every lane
         room = min(size - had, share)

@@ -21,7 +21,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from farm_executor.core import scheduler as scheduler_module
-from farm_executor.core.scheduler import MAX_RECEIPTS, Assign, Decision, Kill, Lose, Recall, Retire, Scheduler, Task
+from farm_executor.core.scheduler import (
+    MAX_RECEIPTS,
+    Assign,
+    Cancel,
+    Decision,
+    Kill,
+    Lose,
+    Recall,
+    Retire,
+    Scheduler,
+    Task,
+)
 from farm_executor.core.window import HORIZON_US, Window
 from farm_executor.errors import RemoteProtocolError
 
@@ -52,6 +63,7 @@ class Worker:
     cut: bool = False
     recalls: int = 0
     draining: bool = False
+    held: bool = False
     window: Window = field(default_factory=Window)
 
     @property
@@ -111,6 +123,8 @@ class Farm:
         self.asked: set[int] = set()  # whose start was asked for
         self.cancelled: set[int] = set()  # whose start will be refused
         self.suspect: set[int] = set()  # may have begun on a worker that is gone
+        self.unwanted: set[int] = set()  # are to be cancelled when they come back
+        self.returned: list[Task] = []  # of those, until that is decided
         self.next_lane = 1
 
     # events, each with the model's part of it before the scheduler's decisions are looked at
@@ -172,7 +186,7 @@ class Farm:
         if kind == "results":
             del worker.outstanding[: len(tasks)]
             worker.window.report(len(tasks), busy_us)
-            worker.has_nothing_to_give = False
+            worker.has_nothing_to_give = worker.held = False
             done, decisions = self.scheduler.finished(worker.id, seq, len(tasks), busy_us)
             assert done == tasks, "an answer belongs to the task that was run"
             for task in done:
@@ -187,6 +201,7 @@ class Farm:
                 worker.next_seq -= len(tasks)
                 if worker.budget is not None:
                     worker.budget += len(movable)
+            worker.held = worker.held and bool(worker.outstanding)
             self._back_to_front(tasks)
             decisions = self.scheduler.recalled(worker.id, seq, len(tasks))
         self.carry_out(decisions)
@@ -209,6 +224,7 @@ class Farm:
         if worker.budget is not None:
             worker.budget += sum(task.seat is None for task in back)
         worker.cut = worker.recalling = worker.has_nothing_to_give = False
+        worker.held = worker.held and bool(worker.outstanding)
         self._back_to_front(back)
         worker.recalls += 1
         self.carry_out(self.scheduler.resumed(worker.id, worker.expected_seq, worker.recalls))
@@ -232,6 +248,8 @@ class Farm:
             if begun is None or seq <= begun:
                 self.suspect.add(task.id)
             may_have_begun = begun is None or seq <= begun
+            if may_have_begun:
+                self.unwanted.discard(task.id)
             once = task.max_attempts == 1 and may_have_begun
             limit = task.max_attempts if may_have_begun else max(task.max_attempts, MAX_RECEIPTS)
             ends = once or seq == target or (guilty and self.charges[task.id] >= limit)
@@ -245,9 +263,37 @@ class Farm:
         ]
         self.carry_out(decisions)
 
+    def take_back(self, task: Task) -> int | None:
+        """Its future is to be cancelled, although a worker has it; return the lane that is to answer."""
+        found = [worker for worker in self.workers.values() if task in on(worker)[1:]]
+        if found and not found[0].recalling:
+            found[0].held = True
+        lane, decisions = self.scheduler.take_back(task)
+        assert lane == (found[0].id if found else None)
+        if found:
+            self.unwanted.add(task.id)
+        self.carry_out(decisions)
+        assert not found or found[0].recalling, "there will be an answer"
+        return lane
+
+    def keep(self, task: Task) -> None:
+        """It has not come back for too long."""
+        self.unwanted.discard(task.id)
+        self.scheduler.keep(task)
+
+    def drop(self, task: Task) -> None:
+        """Forget a queued task, even if it has been sent before."""
+        queued = task in [*self._queued(), *self._waiting_for_seats()]
+        assert self.scheduler.drop(task) == queued
+        if queued:
+            self._leave_queue(task)
+            self._settle(task, "dropped")
+
     def _back_to_front(self, tasks: list[Task]) -> None:
+        self.returned += [task for task in tasks if task.id in self.unwanted]
         for task in reversed(tasks):
-            self._line(task).insert(0, task)
+            if task.id not in self.unwanted:
+                self._line(task).insert(0, task)
 
     # what the scheduler asks and decides
 
@@ -276,6 +322,9 @@ class Farm:
                 assert not worker.outstanding
                 assert not worker.recalling
                 assert worker.budget == 0 or worker.draining
+            elif isinstance(decision, Cancel):
+                assert decision.task is self.returned.pop(0)
+                self._settle(decision.task, "cancelled")
             else:
                 self._settle(decision.task, "lost")
 
@@ -286,6 +335,7 @@ class Farm:
         general = tasks[0].seat is None
         if general:
             assert not worker.draining
+            assert not worker.held, "it has been asked for everything back"
             assert tasks == self._queued()[: len(tasks)], "the highest priority first, and each in its order"
             assert worker.budget is None or len(tasks) <= worker.budget
             assert len(worker.outstanding) + len(tasks) <= max(1, worker.window.size)
@@ -307,8 +357,9 @@ class Farm:
 
     def _recall(self, worker: Worker, count: int) -> None:
         assert not worker.recalling
-        assert not worker.has_nothing_to_give, "until it has answered something more"
-        if not worker.draining or count != len(worker.outstanding) - 1:
+        everything = count == len(worker.outstanding) - 1
+        assert not worker.has_nothing_to_give or worker.held, "until it has answered something more"
+        if not (everything and (worker.draining or worker.held)):
             assert not self._queued()
             assert any(other.idle for other in self.workers.values())
             assert count == len(worker.outstanding) // 2 >= 1
@@ -347,6 +398,7 @@ class Farm:
     def check(self) -> None:
         """What must hold between any two events."""
         queued, outstanding, reserved = self._queued(), self.outstanding(), self._waiting_for_seats()
+        assert not self.returned, "it was decided at once"
         assert self.scheduler.queued == len(queued)
         assert self.scheduler.reserved == len(reserved)
         assert self.scheduler.outstanding == len(outstanding)
@@ -1075,7 +1127,83 @@ def test_a_seat_that_is_gone_gives_back_what_waited_for_it(farm: Farm) -> None:
 # -- kills --------------------------------------------------------------------------------------------------
 
 
-# -- rule 9: cuts -------------------------------------------------------------------------------------------
+# -- rule 9: cancelling what has been sent ------------------------------------------------------------------
+
+
+def test_what_a_lane_may_not_have_begun_comes_back_and_is_cancelled(farm: Farm) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 8)
+    tasks = [farm.submit() for _ in range(9)]
+    farm.run(worker, 1, SHORT)
+    first, second, *rest = on(worker)
+    worker.receive()
+    worker.begin()
+    assert farm.take_back(first) is None, "it may have begun"
+    assert farm.take_back(rest[0]) == worker.id
+    assert farm.take_back(rest[1]) == worker.id, "the same answer decides"
+    worker.receive()
+    farm.deliver(worker)
+    farm.check()
+    assert {farm.fate[rest[0].id], farm.fate[rest[1].id]} == {"cancelled"}
+    assert on(worker) == [first], "who cancels one mostly cancels others"
+    farm.drop(second)
+    farm.run(worker, 0)
+    worker.end()
+    worker.flush(SHORT)
+    farm.deliver(worker)
+    assert on(worker) == [task for task in tasks if task.id not in farm.fate], "now it is given the rest"
+
+
+def test_what_is_wanted_again_before_it_comes_back_is_run(farm: Farm) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 8)
+    for _ in range(5):
+        farm.submit()
+    farm.run(worker, 1, SHORT)
+    task = on(worker)[-1]
+    farm.take_back(task)
+    farm.keep(task)
+    farm.run_all()
+    assert farm.fate[task.id] == "finished"
+
+
+def test_what_is_asked_for_back_is_cancelled_also_when_its_worker_dies(farm: Farm) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 8)
+    for _ in range(5):
+        farm.submit()
+    farm.run(worker, 1, SHORT)
+    first, *_, last = on(worker)
+    farm.take_back(last)
+    farm.lose(worker, known=True)
+    farm.check()
+    assert farm.fate == {**farm.fate, last.id: "cancelled"}
+    farm.run_all()
+    assert farm.fate[first.id] == "finished"
+
+
+def test_what_may_run_on_a_worker_that_nobody_can_reach_is_not_cancelled(farm: Farm) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 8)
+    for _ in range(5):
+        farm.submit()
+    farm.run(worker, 1, SHORT)
+    last = on(worker)[-1]
+    farm.take_back(last)
+    farm.lose(worker, known=False)
+    farm.check()
+    farm.run_all()
+    assert farm.fate[last.id] == "finished"
+
+
+def test_what_no_lane_has_is_not_asked_for(farm: Farm) -> None:
+    task = farm.submit()
+    assert farm.take_back(task) is None
+    farm.run_all()
+    assert farm.take_back(task) is None
+
+
+# -- rule 10: cuts ------------------------------------------------------------------------------------------
 
 
 def test_a_lane_that_is_cut_gets_nothing_and_what_it_has_stays_its_own(farm: Farm) -> None:
@@ -1399,6 +1527,23 @@ class AnyHistory(RuleBasedStateMachine):
             self.farm.withdraw_all()
         else:
             self.farm.withdraw(self.farm.tasks[number % len(self.farm.tasks)])
+
+    @precondition(lambda self: self.farm.tasks)
+    @rule(number=choice)
+    def drop(self, number: int) -> None:
+        self.farm.drop(self.farm.tasks[number % len(self.farm.tasks)])
+
+    @precondition(lambda self: self.farm.outstanding())
+    @rule(number=choice)
+    def take_back(self, number: int) -> None:
+        outstanding = self.farm.outstanding()
+        self.farm.take_back(outstanding[number % len(outstanding)])
+
+    @precondition(lambda self: self.farm.unwanted)
+    @rule(number=choice)
+    def keep(self, number: int) -> None:
+        unwanted = sorted(self.farm.unwanted)
+        self.farm.keep(self.farm.tasks[unwanted[number % len(unwanted)]])
 
     @precondition(lambda self: self.farm.fresh())
     @rule(number=choice)
