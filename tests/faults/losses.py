@@ -179,14 +179,17 @@ class Namespace:
     def __init__(self) -> None:
         self._name = f"farm-{os.getpid()}"
         self.within = ["ip", "netns", "exec", self._name]
-        self.address = "10.213.7.2"
+        number = os.getpid() % (1 << 14)  # so that several such tests may run at once
+        network = f"10.213.{number >> 6}."
+        self._here = f"{network}{(number & 63) * 4 + 1}"
+        self.address = f"{network}{(number & 63) * 4 + 2}"
 
     def __enter__(self) -> Namespace:
         cable = f"fx{os.getpid()}"
         _ip("netns", "add", self._name)
         try:
             _ip("link", "add", cable, "type", "veth", "peer", "name", "cable", "netns", self._name)
-            _ip("addr", "add", "10.213.7.1/30", "dev", cable)
+            _ip("addr", "add", f"{self._here}/30", "dev", cable)
             _ip("link", "set", cable, "up")
             _ip("-n", self._name, "addr", "add", f"{self.address}/30", "dev", "cable")
             _ip("-n", self._name, "link", "set", "lo", "up")
