@@ -292,10 +292,8 @@ class FarmExecutor(Executor):
             if added in known:
                 return
             self._added.append(added)
-            engine = self._engine
-            locate = None if engine is None else self._way_to(added)
-        if engine is not None and locate is not None:
-            engine.servers.add(added, locate)
+            if self._engine is not None:
+                self._engine.servers.add(added, self._way_to(added))
 
     def remove_server(self, address: AddressLike, *, drain: bool = True, timeout: float | None = None) -> None:
         """Let a server work for this farm no more, and wait until it does not.
@@ -325,7 +323,7 @@ class FarmExecutor(Executor):
             known = [given for given in (self._addresses or [], self._added) if removed in given]
             for given in known:
                 given.remove(removed)
-        gone = None if engine is None else engine.servers.remove(removed, drain=drain)
+            gone = None if engine is None else engine.servers.remove(removed, drain=drain)
         if gone is None and not known:
             raise ValueError(f"the farm has no server {removed}")
         if gone is None:
