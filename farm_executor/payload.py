@@ -48,23 +48,27 @@ __all__ = [
 PROTOCOL = 5
 MAPPED_SIZE = 1024 * 1024  # from which memory is taken from the system, which gives it page by page
 _BY_VALUE = b"V"
-_NUMBERS = {type(None), bool, int, float, complex}
+_SMALL = {type(None), bool, float, complex}
 _TEXTS = {str, bytes}
 _SHORT = 1024  # characters or bytes
-_BUILTIN = _NUMBERS | _TEXTS
+_MOST = 1 << 8 * _SHORT
+_LEAST = -_MOST
+_BUILTIN = {int} | _SMALL | _TEXTS
 
 
 def is_plain(value: Any) -> bool:
     """Whether the value may share a pickle with others."""
-    kind = type(value)
-    return kind in _NUMBERS or (kind in _TEXTS and len(value) <= _SHORT)
+    return all_plain((value,))
 
 
 def all_plain(values: Iterable[Any]) -> bool:
     """Whether each `is_plain`."""
     for value in values:
         kind = type(value)
-        if kind not in _NUMBERS and (kind not in _TEXTS or len(value) > _SHORT):
+        if kind is int:
+            if not _LEAST < value < _MOST:
+                return False
+        elif kind not in _SMALL and (kind not in _TEXTS or len(value) > _SHORT):
             return False
     return True
 
@@ -81,7 +85,7 @@ def loads_together(data: Buffer, count: int) -> list[Any]:
         RemoteProtocolError: It is not so many values.
     """
     try:
-        values = pickle.loads(data)
+        values = _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:
         raise RemoteProtocolError(f"unreadable values: {error!r}") from None
     if type(values) is not list or len(values) != count:
@@ -173,6 +177,11 @@ def loads(payload: Payload, resolver: Callable[[], Resolver] | None = None) -> A
     value = unpickler.load()
     unpickler.resolver.finish()
     return value
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} among plain values")
 
 
 class _ResolvingUnpickler(pickle.Unpickler):

@@ -198,7 +198,9 @@ class Whole(int):
     pass
 
 
-@pytest.mark.parametrize("value", [[], (), {}, bytearray(), Whole(1), len, object(), "x" * 1025, b"x" * 1025])
+@pytest.mark.parametrize(
+    "value", [[], (), {}, bytearray(), Whole(1), len, object(), "x" * 1025, b"x" * 1025, 1 << 8192]
+)
 def test_what_may_change_or_is_large_shares_no_pickle(value):
     assert not payload.is_plain(value)
     assert not payload.all_plain([1, value])
@@ -212,7 +214,9 @@ def test_plain_values_share_a_pickle(values):
     assert list(map(repr, again)) == list(map(repr, values))
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage", pickle.dumps([1]), pickle.dumps((1, 2)), pickle.dumps("ab")])
+@pytest.mark.parametrize(
+    "data", [b"", b"garbage", pickle.dumps([1]), pickle.dumps((1, 2)), pickle.dumps("ab"), pickle.dumps([1, len])]
+)
 def test_what_is_not_as_many_values_as_announced_is_refused(data):
     with pytest.raises(RemoteProtocolError):
         payload.loads_together(data, 2)
