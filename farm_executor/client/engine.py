@@ -35,12 +35,12 @@ from farm_executor import payload
 from farm_executor.byvalue import OwnObjects
 from farm_executor.client.broadcast import Broadcast
 from farm_executor.client.budget import Budget
-from farm_executor.client.cancelling import Cancels
+from farm_executor.client.cancelling import Cancels, Request
 from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
 from farm_executor.client.killing import Kills
-from farm_executor.client.lane import Lane, WorkerDeath, arguments_of
+from farm_executor.client.lane import Lane, WorkerDeath, size_of
 from farm_executor.client.options import TaskOptions
 from farm_executor.client.outcome import (
     caused,
@@ -137,7 +137,7 @@ class Engine:
         self._reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         self._settler = Settler(self._reactor, self._budget)
         self._kills = Kills(self._reactor, self._send_kill, self._aim)
-        self._cancels = Cancels(self._reactor, self._ask_back, self._keep)
+        self._cancels = Cancels(self._reactor, self._ask_back)
         self._timed = False  # whether any task had a timeout
         self.servers = Servers(options.sources, options.settings, self._reactor, self)
 
@@ -247,12 +247,14 @@ class Engine:
         """Send what has been submitted, unless somebody else is about to."""
         with HeldBack():
             while self._incoming and not self._closed and self._lock.acquire(blocking=False):
+                self._deciding.thread = threading.get_ident()
                 try:
                     self._take_incoming()
                 except BaseException:  # another signal's handler raised in the midst of it: what was done?
                     self.abort("a submit was interrupted half-way; make a new executor")
                     raise
                 finally:
+                    self._deciding.thread = None
                     self._lock.release()
 
     def _take_incoming(self) -> None:
@@ -389,7 +391,10 @@ class Engine:
 
     def take_back(self, task: Task) -> None:
         """See `future.Owner`."""
-        self._cancels.take_back(task)
+        if (
+            self._deciding.thread != threading.get_ident()
+        ):  # a destructor, as the garbage collector has found the time
+            self._cancels.take_back(task)
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; end when those taken have settled.
@@ -432,7 +437,7 @@ class Engine:
                 servers=servers,
                 queued=self._scheduler.queued + self._scheduler.reserved,
                 running=self._scheduler.outstanding,
-                pending_bytes=sum(payload_size(arguments_of(task.call)) for task in self._scheduler.tasks()),
+                pending_bytes=sum(size_of(task.call) for task in self._scheduler.tasks()),
                 waiting_submitters=self._budget.waiting if self._budget else 0,
                 submitted=self._submitted,
                 resubmitted=self._resubmitted,
@@ -475,7 +480,7 @@ class Engine:
                 lost.append(decision)
                 continue
             elif isinstance(decision, Cancel):
-                self._reactor.post(partial(self._settler.take_back, decision.task))
+                self._reactor.post(partial(self._settler.cancelled, decision.task))
                 continue
             else:
                 lane = self._lanes[decision.lane][2]
@@ -742,7 +747,7 @@ class Engine:
         with self._deciding:
             round_trip_us = lane.note_results(frame.count, busy_us)
             tasks, decisions = self._scheduler.finished(lane.id, frame.seq, frame.count, busy_us, round_trip_us)
-            self._perform(decisions)  # first of all, so that the worker goes on while we unpickle
+            self._perform(decisions)  # before any code of the user's, so that the worker goes on meanwhile
             if not lane.acknowledge(frame.seq + frame.count, bulk=bool(frame.flags & BULK)):
                 self._reactor.post(partial(self._watch, lane))
             if self._timed:
@@ -782,20 +787,12 @@ class Engine:
             was_queued = self._scheduler.withdraw(task)
         self._settler.cancel(task, told=not was_queued)  # else its future was told when its turn came
 
-    def _ask_back(self, task: Task) -> tuple[int, bool] | None:
+    def _ask_back(self, request: Request) -> tuple[int, bool] | None:
         """For `Cancels`."""
         with self._deciding:
-            dropped = self._scheduler.drop(task)  # it had been sent, and has come back
-            lane, decisions = (None, []) if dropped else self._scheduler.take_back(task)
+            lane, decisions = self._scheduler.take_back(request.task, request.grant)
             self._perform(decisions)
-        if dropped:
-            self._settler.take_back(task)
         return None if lane is None else (lane, bool(decisions))
-
-    def _keep(self, task: Task) -> None:
-        """For `Cancels`."""
-        with self._deciding:
-            self._scheduler.keep(task)
 
     def _cancel_queued(self) -> None:
         self._cancelling = True
@@ -916,19 +913,26 @@ class Engine:
 
 
 class _Deciding:
-    """The engine's lock, held in order to decide and perform; what has been submitted is admitted first."""
+    """The engine's lock, held in order to decide and perform; what has been submitted is admitted first.
+
+    Attributes:
+        thread: Who holds it.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.thread: int | None = None
 
     def __enter__(self) -> None:
         engine = self._engine
         engine._lock.acquire()
+        self.thread = threading.get_ident()
         if engine._incoming:
             engine._take_incoming()
 
     def __exit__(self, *error: object) -> None:
         engine = self._engine
+        self.thread = None
         engine._lock.release()
         if engine._incoming and engine._scheduler.has_idle_lane:
             engine._admit()

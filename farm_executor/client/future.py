@@ -49,7 +49,7 @@ class Owner(Protocol):
     def take_back(self, task: Any) -> None:
         """The future's task has been sent to a worker.
 
-        If the worker gives it back, `cancel_started` has been called when this returns.
+        If the worker gives it back in time, `cancel_started` has been called when this returns.
         """
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
@@ -256,6 +256,8 @@ class FarmFuture(Future[Any]):
         If it has been sent to a worker already, `running` is true, and it is asked for back. That takes a round
         trip; if the answer does not come within half a second, it is not cancelled. Callbacks do not wait for it.
         """
+        if self._state == FINISHED:
+            return False
         task, owner = self.task, self.owner
         if self.cancel_unsent():
             return True
@@ -273,15 +275,22 @@ class FarmFuture(Future[Any]):
                 owner.withdraw(task)
         return cancelled
 
-    def cancel_started(self) -> None:
-        """For the owner: the call had been sent to a worker, and has come back."""
+    def cancel_started(self) -> bool:
+        """For the owner: the call had been sent to a worker, and will not run; say whether it was still to.
+
+        Those who wait hear of it; callbacks are called by `call_back_all`, which must follow.
+        """
         with self._condition:
             if self._state != RUNNING:
-                return
+                return False
             self._state = CANCELLED
+            super().set_running_or_notify_cancel()  # says no, and tells `wait` and its like
             self._condition.notify_all()
+        return True
+
+    def call_back_all(self) -> None:
+        """For the owner: see `cancel_started`."""
         self._invoke_callbacks()
-        self.set_running_or_notify_cancel()  # says no, and tells those who wait
 
     def release(self) -> None:
         """Keep nothing alive of what the owner has put here."""

@@ -29,7 +29,7 @@ from farm_executor.core.scheduler import Task
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.transport import Connection
 
-__all__ = ["Lane", "WorkerDeath", "arguments_of"]
+__all__ = ["Lane", "WorkerDeath", "arguments_of", "size_of"]
 
 MAX_FUNCTIONS = 512  # that a worker keeps
 MAX_FUNCTION_BYTES = 64 * 1024 * 1024
@@ -40,6 +40,13 @@ def arguments_of(call: FarmFuture) -> Payload:
     """What the call is made with, pickled."""
     arguments: Payload = call.arguments if call.plain is None else payload.dumps_call(call.plain, {})
     return arguments
+
+
+def size_of(call: FarmFuture) -> int:
+    """How many bytes that is; of a plain call about as many."""
+    if call.plain is None:
+        return payload_size(call.arguments)
+    return sum([len(value) if isinstance(value, (str, bytes)) else 8 for value in call.plain])
 
 
 class WorkerDeath(NamedTuple):

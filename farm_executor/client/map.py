@@ -306,7 +306,7 @@ def _pickled(item: Call) -> tuple[Payload | None, int]:
 
 
 def _cancel(part: _Part) -> None:
-    part.future.cancel()
+    part.future.cancel_unsent()  # as above
     for more in part.rest:
         _cancel(more)
 

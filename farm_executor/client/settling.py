@@ -101,11 +101,10 @@ class Settler:
             if not told:
                 future.set_running_or_notify_cancel()  # says no, and tells those who wait
 
-    def take_back(self, task: Task) -> None:
-        """Settle a task as cancelled that had been sent, and has come back."""
-        future = self._release(task)
+    def cancelled(self, task: Task) -> None:
+        """Let go of a task whose future has become cancelled by `cancel_started`."""
         self.counts["cancelled"] += 1
-        self._set(future, future.cancel_started)
+        _guarded(self._release(task).call_back_all)
 
     def refuse(self, task: Task, error: BaseException) -> None:
         """Settle a task that nobody will run, if it has not been cancelled. In any thread."""

@@ -432,7 +432,7 @@ class FrameReader:
     After an error the reader is unusable: the connection must end.
 
     Args:
-        max_body: The longest body accepted; `MAX_HELLO` before the peer's hello, `MAX_BODY` afterwards.
+        max_body: The longest body accepted; `MAX_HELLO` in hellos and on control connections, `MAX_BODY` on lanes.
         allocate: Gives writable memory of that many bytes for a segment.
     """
 

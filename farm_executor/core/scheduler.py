@@ -54,10 +54,12 @@ class Task:
         timeout: Seconds that it may run; the driver's to see to.
         losses: How many workers died while they ran it.
         started: Whether it has ever left the queue.
-        unwanted: Whether it is not to be queued again when it comes back.
+        begun: Whether it may have begun, on a worker that is gone: nobody can take that back.
+        unwanted: Asked when it comes back: whether it is cancelled, and so is not queued again. None if not.
     """
 
     __slots__ = (
+        "begun",
         "call",
         "category",
         "id",
@@ -87,7 +89,8 @@ class Task:
         self.seat = seat
         self.timeout: float | None = None
         self.losses = 0
-        self.started = self.unwanted = False
+        self.started = self.begun = False
+        self.unwanted: Callable[[], bool] | None = None
 
 
 class Assign(NamedTuple):
@@ -119,7 +122,7 @@ class Lose(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Settle the task as cancelled: it has come back, and is not wanted any more."""
+    """The task has come back and is cancelled: it was agreed to that, see `Task.unwanted`."""
 
     task: Task
 
@@ -291,8 +294,8 @@ class Scheduler:
 
     def withdraw(self, task: Task) -> bool:
         """Forget the task if it is queued and has never been started; say whether that was so."""
-        queue = self._queues.get(task.priority) if task.seat is None else self._reserved.get(task.seat)
-        if task.started or not queue or queue.pop(task.id, None) is None:
+        queue = self._queue_of(task)
+        if task.started or queue is None or queue.pop(task.id, None) is None:
             return False
         if task.seat is not None:
             self.reserved -= 1
@@ -309,27 +312,32 @@ class Scheduler:
         task.started = started
         return dropped
 
-    def take_back(self, task: Task) -> tuple[int | None, list[Decision]]:
-        """Have the task back and forget it, if a lane has it and may not have begun it.
+    def take_back(self, task: Task, unwanted: Callable[[], bool]) -> tuple[int | None, list[Decision]]:
+        """Forget a task that has been sent, if it certainly has not begun; if a lane has it, have it back for that.
+
+        Args:
+            task: The task.
+            unwanted: See `Task`. Asked at once if the task is in a queue.
 
         Returns:
-            The lane whose answer is to be awaited, and what to do now. None if no lane has it, or it is the oldest
-            that its lane has not answered, which it most likely runs. Nothing is to be done if that lane's answer
-            to another recall is due, or it is cut off.
+            The lane whose answer is to be awaited, and what to do now. None if there is none: no lane has it, or it
+            is the oldest that its lane has not answered, which it most likely runs. Nothing is to be done if that
+            lane's answer to another recall is due, or it is cut off.
         """
-        lane = next((lane for lane in self._lanes.values() if task in lane.outstanding), None)
-        if lane is None or lane.outstanding[0] is task:
+        if task.begun:
             return None, []
-        task.unwanted = True
+        lane = next((lane for lane in self._lanes.values() if task in lane.outstanding), None)
+        if lane is None:
+            back = self._is_queued(task) and unwanted() and self.drop(task)
+            return None, [Cancel(task)] if back else []
+        if lane.outstanding[0] is task:
+            return None, []
+        task.unwanted = unwanted
         if lane.recalling:
             return lane.id, []
         lane.recalling = lane.held = True
         self._index(lane)
         return lane.id, [Recall(lane.id, len(lane.outstanding) - 1)]
-
-    def keep(self, task: Task) -> None:
-        """The task is wanted again, if it has not come back yet."""
-        task.unwanted = False
 
     def withdraw_all(self) -> list[Task]:
         """Forget every queued task that has never been started; return these."""
@@ -455,7 +463,7 @@ class Scheduler:
             if (guilty and task.losses >= limit) or (may_have_begun and task.max_attempts == 1):
                 decisions.append(Lose(task))
             else:
-                task.unwanted = task.unwanted and not may_have_begun  # nobody can say that it does not run
+                task.begun = task.begun or may_have_begun
                 self._requeue(task)
         decisions.reverse()
         return decisions + self._cancels() + self._dispatch()
@@ -519,12 +527,20 @@ class Scheduler:
         returned, self._returned = self._returned, []
         return [Cancel(task) for task in returned]
 
+    def _queue_of(self, task: Task) -> OrderedDict[int, Task] | None:
+        return self._queues.get(task.priority) if task.seat is None else self._reserved.get(task.seat)
+
+    def _is_queued(self, task: Task) -> bool:
+        queue = self._queue_of(task)
+        return queue is not None and task.id in queue
+
     def _requeue(self, task: Task) -> None:
-        if task.unwanted:
+        if task.unwanted is not None and not task.begun and task.unwanted():
             self._returned.insert(0, task)
             return
         self._enqueue(task)
-        queue = self._queues[task.priority] if task.seat is None else self._reserved[task.seat]
+        queue = self._queue_of(task)
+        assert queue is not None
         queue.move_to_end(task.id, last=False)
 
     def _drop_queue(self, priority: float) -> None:

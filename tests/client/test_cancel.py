@@ -1,7 +1,6 @@
 """Cancelling a task that a worker has been sent and has not begun."""
 
 import contextlib
-import itertools
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from server.processes import DEADLINE, wait_until
 from farm_executor import FarmExecutor, start_server
 from farm_executor.client import cancelling
 from farm_executor.client.cancelling import SECONDS, Cancels
+from farm_executor.client.future import FarmFuture
 from farm_executor.core import window
 from farm_executor.core.scheduler import Task
 
@@ -60,6 +60,12 @@ def book(tmp_path):
 
 COUNT = 40
 LANE = 1  # the first, as the proxy counts; 0 is the control connection
+
+
+@pytest.fixture
+def _patiently(monkeypatch):
+    """However busy the machine is."""
+    monkeypatch.setattr(cancelling, "AT_MOST", DEADLINE)
 
 
 def signed(book):
@@ -178,6 +184,73 @@ def test_what_is_asked_for_back_when_its_worker_is_lost(book, how, monkeypatch):
         assert set(signed(book)) == expected
 
 
+def test_what_may_have_begun_is_not_cancelled_when_it_waits_to_be_sent_again(book):
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=1) as server,
+        Proxy(server.address) as proxy,
+        FarmExecutor(proxy.address) as farm,
+        behind_a_gate(farm, book) as (gate, held, behind),
+    ):
+        ((_, _, lane),) = farm._engine._lanes.values()
+        proxy.stall()
+        farm._engine._reactor.post(lambda: farm._engine.lose_lane(lane))
+        wait_until(lambda: farm.statistics().queued == COUNT + 1, "all of it waits")
+        assert [future.cancel() for future in (held, *behind)] == [False] * (COUNT + 1)
+        gate.open()
+        proxy.flow()
+        assert held.result(DEADLINE) is None
+
+
+def test_a_worker_that_does_not_answer_is_waited_for_once(book):
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=1) as server,
+        Proxy(server.address) as proxy,
+        FarmExecutor(proxy.address) as farm,
+    ):
+        with behind_a_gate(farm, book) as (_, _, behind):
+            proxy.stall()
+            began = time.monotonic()
+            assert [future.cancel() for future in behind] == [False] * COUNT
+            assert time.monotonic() - began < COUNT * SECONDS / 2
+            proxy.flow()
+            wait_until(lambda: not farm._engine._cancels._silent, "it answers again")
+            assert behind[-1].cancel()
+        assert signed(book) == list(range(COUNT - 1))
+
+
+def test_what_was_said_not_to_be_cancelled_is_not_later(book):
+    """The farm's own thread is kept busy by a callback, for longer than anybody waits."""
+    with FarmExecutor(1) as farm:
+        with behind_a_gate(farm, book) as (_, _, behind), Gate() as callback:
+            farm._engine._reactor.post(lambda: pass_gate(callback.address))
+            callback.wait_for_arrivals()
+            assert [future.cancel() for future in behind] == [False] * COUNT
+            callback.open()
+        assert not any(future.cancelled() for future in behind)
+        assert signed(book) == list(range(COUNT))
+        assert not farm._engine._cancels._stuck
+
+
+def test_who_holds_the_farm_s_lock_does_not_wait(book):
+    """A destructor that the garbage collector runs may cancel a future, wherever it has found the time."""
+    with FarmExecutor(1) as farm, behind_a_gate(farm, book) as (_, _, behind):
+        with farm._engine._deciding:
+            began = time.monotonic()
+            assert not behind[0].cancel()
+            assert time.monotonic() - began < SECONDS
+        assert behind[0].cancel()
+
+
+def test_an_abandoned_map_waits_for_nobody():
+    with FarmExecutor(1) as farm, Gate() as gate:
+        held = farm.submit(pass_gate, gate.address)
+        gate.wait_for_arrivals()
+        results = farm.map(abs, range(1000))
+        results.close()
+        gate.open()
+        assert held.result(DEADLINE) is None
+
+
 # -- who waits for what, without a farm ----------------------------------------------------------------------------
 
 
@@ -203,10 +276,21 @@ class Reactor:
             self.posted.pop(0)()
 
 
-def asking(answers):
-    """A reactor, its `Cancels` for which asking gives these answers in turn, and what was wanted again."""
-    reactor, kept, answers = Reactor(), [], iter(answers)
-    return reactor, Cancels(reactor, lambda task: next(answers), kept.append), kept
+def sent_task():
+    future = FarmFuture()
+    future.set_running_or_notify_cancel()
+    return Task(1, future)
+
+
+def asking(*answers):
+    """A reactor, its `Cancels` for which asking gives these answers in turn, and the requests."""
+    reactor, requests, answers = Reactor(), [], iter(answers)
+
+    def ask(request):
+        requests.append(request)
+        return next(answers)
+
+    return reactor, Cancels(reactor, ask), requests
 
 
 def waiting_thread(cancels, reactor, task):
@@ -218,45 +302,78 @@ def waiting_thread(cancels, reactor, task):
 
 
 def test_who_asks_for_what_cannot_come_does_not_wait():
-    reactor, cancels, kept = asking([None])
-    waiting_thread(cancels, reactor, Task(1, None)).join(DEADLINE)
-    assert kept == []
+    reactor, cancels, requests = asking(None)
+    waiting_thread(cancels, reactor, sent_task()).join(DEADLINE)
+    assert not requests[0].grant(), "it is too late"
 
 
-def test_who_asks_waits_for_that_lane_s_answer_to_that_question():
+def test_who_asks_waits_for_that_lane_s_answer_to_that_question(_patiently):
     """One to a recall of fewer tasks, which was under way, decides nothing."""
-    reactor, cancels, kept = asking([(7, False), (7, True)])
-    task = Task(1, None)
+    reactor, cancels, requests = asking((7, False), (7, True))
+    task = sent_task()
     thread = waiting_thread(cancels, reactor, task)
     for lane in (6, 7):
         cancels.answered(lane)
         reactor.run()
         assert thread.is_alive()
+    assert requests[0] is requests[1]
+    assert requests[0].grant()
     cancels.answered(7)
     reactor.run()
     thread.join(DEADLINE)
-    assert kept == [task]
+    assert task.call.cancelled()
     for action in reactor.later:  # late
         action()
-    assert kept == [task]
+    assert cancels._silent == set()
 
 
-def test_who_asks_does_not_wait_for_long():
-    reactor, cancels, kept = asking([(7, True)] * 2)
-    one, other = Task(1, None), Task(2, None)
-    threads = [waiting_thread(cancels, reactor, task) for task in (one, other)]
+def test_who_asks_does_not_wait_for_long_nor_others_for_the_same(_patiently):
+    reactor, cancels, requests = asking(*[(7, True)] * 4)
+    threads = [waiting_thread(cancels, reactor, sent_task()) for _ in range(2)]
     reactor.later[0]()
     threads[0].join(DEADLINE)
     assert threads[1].is_alive()
-    assert kept == [one]
+    assert not requests[0].grant()
+    waiting_thread(cancels, reactor, sent_task()).join(DEADLINE)
     cancels.answered(7)
     reactor.run()
     threads[1].join(DEADLINE)
-    assert kept == [one, other]
+    thread = waiting_thread(cancels, reactor, sent_task())
+    assert thread.is_alive(), "it has answered, and will again"
+    cancels.answered(7)
+    reactor.run()
+    thread.join(DEADLINE)
+
+
+def test_when_nobody_takes_up_what_is_asked_nobody_else_asks_until_somebody_does(monkeypatch):
+    monkeypatch.setattr(cancelling, "AT_MOST", 0.01)
+    reactor, cancels, requests = asking(None)
+    for _ in range(2):
+        cancels.take_back(sent_task())
+    assert len(reactor.posted) == 1
+    reactor.run()
+    assert not requests[0].grant()
+    cancels.take_back(sent_task())
+    assert len(reactor.posted) == 1
 
 
 def test_who_does_the_farm_s_own_work_does_not_ask():
-    reactor, cancels, _ = asking(itertools.repeat(None))
+    reactor, cancels, _ = asking()
     reactor.handling = True
-    cancels.take_back(Task(1, None))
+    cancels.take_back(sent_task())
     assert reactor.posted == []
+
+
+def test_a_future_that_is_cancelled_when_it_has_been_sent_tells_everybody():
+    future, said = FarmFuture(), []
+    future.set_running_or_notify_cancel()
+    future.add_done_callback(said.append)
+    waiting = threading.Thread(target=lambda: said.append(wait([future], DEADLINE).done))
+    waiting.start()
+    wait_until(lambda: future._own_condition is not None and future._waiters, "somebody waits")
+    assert future.cancel_started()
+    waiting.join(DEADLINE)
+    assert said == [{future}], "who waits does not wait for callbacks, which may do anything"
+    future.call_back_all()
+    assert said == [{future}, future]
+    assert not future.cancel_started(), "once"

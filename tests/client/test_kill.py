@@ -248,8 +248,7 @@ def test_a_task_that_its_worker_has_but_has_not_begun_is_cancelled(no_leaks, tmp
         assert victim.cancelled()
 
 
-@pytest.mark.parametrize("where", ["here", "in the farm's own thread"])
-def test_a_task_that_waits_to_be_sent_again_is_cancelled_or_killed(no_leaks, tmp_path, where):
+def test_a_task_that_waits_to_be_sent_again_is_killed(no_leaks, tmp_path):
     server = start_server("127.0.0.1", 0, background=True, workers=1)
     path = tmp_path / "begun"
     with FarmExecutor(server.address) as farm:
@@ -257,13 +256,9 @@ def test_a_task_that_waits_to_be_sent_again_is_cancelled_or_killed(no_leaks, tmp
         until(lambda: begun(path))
         server.end()
         until(lambda: farm.statistics().queued == 1)
-        if where == "here":
-            assert farm.kill(victim)
-            assert victim.cancelled()
-        else:
-            farm._engine._reactor.post(lambda: farm.kill(victim))
-            with pytest.raises(TaskKilledError, match="waited to be sent again"):
-                victim.result(DEADLINE)
+        assert farm.kill(victim)
+        with pytest.raises(TaskKilledError, match="waited to be sent again"):
+            victim.result(DEADLINE)
         assert farm.statistics().queued == 0
         farm.shutdown(wait=False)
 

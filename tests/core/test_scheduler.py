@@ -264,14 +264,19 @@ class Farm:
         self.carry_out(decisions)
 
     def take_back(self, task: Task) -> int | None:
-        """Its future is to be cancelled, although a worker has it; return the lane that is to answer."""
-        found = [worker for worker in self.workers.values() if task in on(worker)[1:]]
+        """Its future is to be cancelled, although it has been sent; return the lane that is to answer."""
+        possible = task.id not in self.suspect
+        found = [worker for worker in self.workers.values() if possible and task in on(worker)[1:]]
+        waits = possible and task.id in self.asked and task in [*self._queued(), *self._waiting_for_seats()]
         if found and not found[0].recalling:
             found[0].held = True
-        lane, decisions = self.scheduler.take_back(task)
-        assert lane == (found[0].id if found else None)
+        if waits:
+            self._leave_queue(task)
+            self.returned.append(task)
         if found:
             self.unwanted.add(task.id)
+        lane, decisions = self.scheduler.take_back(task, lambda: task.id in self.unwanted or waits)
+        assert lane == (found[0].id if found else None)
         self.carry_out(decisions)
         assert not found or found[0].recalling, "there will be an answer"
         return lane
@@ -279,7 +284,6 @@ class Farm:
     def keep(self, task: Task) -> None:
         """It has not come back for too long."""
         self.unwanted.discard(task.id)
-        self.scheduler.keep(task)
 
     def drop(self, task: Task) -> None:
         """Forget a queued task, even if it has been sent before."""
@@ -1183,6 +1187,7 @@ def test_what_is_asked_for_back_is_cancelled_also_when_its_worker_dies(farm: Far
 
 
 def test_what_may_run_on_a_worker_that_nobody_can_reach_is_not_cancelled(farm: Farm) -> None:
+    """Neither is it when it is asked for, nor when it waits to be sent again, nor when another worker has it."""
     worker = farm.lane_up()
     warm(farm, worker, 8)
     for _ in range(5):
@@ -1192,8 +1197,28 @@ def test_what_may_run_on_a_worker_that_nobody_can_reach_is_not_cancelled(farm: F
     farm.take_back(last)
     farm.lose(worker, known=False)
     farm.check()
+    assert farm.take_back(last) is None
+    assert last in farm._queued()
+    other = farm.lane_up()
+    farm.run(other, 1, SHORT)
+    assert last in on(other)[1:]
+    assert farm.take_back(last) is None
     farm.run_all()
     assert farm.fate[last.id] == "finished"
+
+
+def test_what_has_come_back_already_is_cancelled_at_once(farm: Farm) -> None:
+    worker = farm.lane_up()
+    warm(farm, worker, 8)
+    for _ in range(5):
+        farm.submit()
+    farm.run(worker, 1, SHORT)
+    last = on(worker)[-1]
+    farm.lose(worker, known=True)
+    assert farm.take_back(last) is None
+    farm.check()
+    assert farm.fate[last.id] == "cancelled"
+    farm.run_all()
 
 
 def test_what_no_lane_has_is_not_asked_for(farm: Farm) -> None:
@@ -1538,6 +1563,11 @@ class AnyHistory(RuleBasedStateMachine):
     def take_back(self, number: int) -> None:
         outstanding = self.farm.outstanding()
         self.farm.take_back(outstanding[number % len(outstanding)])
+
+    @precondition(lambda self: self.farm.tasks)
+    @rule(number=choice)
+    def take_back_wherever_it_is(self, number: int) -> None:
+        self.farm.take_back(self.farm.tasks[number % len(self.farm.tasks)])
 
     @precondition(lambda self: self.farm.unwanted)
     @rule(number=choice)
