@@ -391,9 +391,8 @@ class Engine:
 
     def take_back(self, task: Task) -> None:
         """See `future.Owner`."""
-        if (
-            self._deciding.thread != threading.get_ident()
-        ):  # a destructor, as the garbage collector has found the time
+        # A destructor may cancel, too, wherever the garbage collector has found the time: perhaps while we decide.
+        if self._deciding.thread != threading.get_ident():
             self._cancels.take_back(task)
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:

@@ -53,6 +53,17 @@ def behind_a_gate(farm, book):
         wait_until(future.done, "the rest has been run")
 
 
+@contextlib.contextmanager
+def behind_a_proxy():
+    """A proxy, and a farm of one worker on the other side of it."""
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=1) as server,
+        Proxy(server.address) as proxy,
+        FarmExecutor(proxy.address) as farm,
+    ):
+        yield proxy, farm
+
+
 @pytest.fixture
 def book(tmp_path):
     return tmp_path / "book"
@@ -141,11 +152,7 @@ def test_in_a_callback_it_is_not_asked_for(book):
 
 
 def test_while_nothing_is_heard_of_the_worker_it_is_not_cancelled_and_runs(book):
-    with (
-        start_server("127.0.0.1", 0, background=True, workers=1) as server,
-        Proxy(server.address) as proxy,
-        FarmExecutor(proxy.address) as farm,
-    ):
+    with behind_a_proxy() as (proxy, farm):
         with behind_a_gate(farm, book) as (_, _, behind):
             proxy.stall()
             began = time.monotonic()
@@ -160,11 +167,7 @@ def test_what_is_asked_for_back_when_its_worker_is_lost(book, how, monkeypatch):
     """It is cancelled if it certainly was not begun; what is tried again and may run still is not."""
     monkeypatch.setattr(cancelling, "SECONDS", DEADLINE)
     monkeypatch.setattr(cancelling, "AT_MOST", DEADLINE)
-    with (
-        start_server("127.0.0.1", 0, background=True, workers=1) as server,
-        Proxy(server.address) as proxy,
-        FarmExecutor(proxy.address) as farm,
-    ):
+    with behind_a_proxy() as (proxy, farm):
         with behind_a_gate(farm, book) as (gate, held, behind):
             ((_, _, lane),) = farm._engine._lanes.values()
             proxy.stall(numbers=[LANE])
@@ -185,12 +188,7 @@ def test_what_is_asked_for_back_when_its_worker_is_lost(book, how, monkeypatch):
 
 
 def test_what_may_have_begun_is_not_cancelled_when_it_waits_to_be_sent_again(book):
-    with (
-        start_server("127.0.0.1", 0, background=True, workers=1) as server,
-        Proxy(server.address) as proxy,
-        FarmExecutor(proxy.address) as farm,
-        behind_a_gate(farm, book) as (gate, held, behind),
-    ):
+    with behind_a_proxy() as (proxy, farm), behind_a_gate(farm, book) as (gate, held, behind):
         ((_, _, lane),) = farm._engine._lanes.values()
         proxy.stall()
         farm._engine._reactor.post(lambda: farm._engine.lose_lane(lane))
@@ -202,11 +200,7 @@ def test_what_may_have_begun_is_not_cancelled_when_it_waits_to_be_sent_again(boo
 
 
 def test_a_worker_that_does_not_answer_is_waited_for_once(book):
-    with (
-        start_server("127.0.0.1", 0, background=True, workers=1) as server,
-        Proxy(server.address) as proxy,
-        FarmExecutor(proxy.address) as farm,
-    ):
+    with behind_a_proxy() as (proxy, farm):
         with behind_a_gate(farm, book) as (_, _, behind):
             proxy.stall()
             began = time.monotonic()

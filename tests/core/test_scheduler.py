@@ -1134,6 +1134,16 @@ def test_a_seat_that_is_gone_gives_back_what_waited_for_it(farm: Farm) -> None:
 # -- rule 9: cancelling what has been sent ------------------------------------------------------------------
 
 
+def with_some_sent_ahead(farm: Farm) -> Worker:
+    """A worker that has been sent four tasks and has begun none."""
+    worker = farm.lane_up()
+    warm(farm, worker, 8)
+    for _ in range(5):
+        farm.submit()
+    farm.run(worker, 1, SHORT)
+    return worker
+
+
 def test_what_a_lane_may_not_have_begun_comes_back_and_is_cancelled(farm: Farm) -> None:
     worker = farm.lane_up()
     warm(farm, worker, 8)
@@ -1159,11 +1169,7 @@ def test_what_a_lane_may_not_have_begun_comes_back_and_is_cancelled(farm: Farm) 
 
 
 def test_what_is_wanted_again_before_it_comes_back_is_run(farm: Farm) -> None:
-    worker = farm.lane_up()
-    warm(farm, worker, 8)
-    for _ in range(5):
-        farm.submit()
-    farm.run(worker, 1, SHORT)
+    worker = with_some_sent_ahead(farm)
     task = on(worker)[-1]
     farm.take_back(task)
     farm.keep(task)
@@ -1172,11 +1178,7 @@ def test_what_is_wanted_again_before_it_comes_back_is_run(farm: Farm) -> None:
 
 
 def test_what_is_asked_for_back_is_cancelled_also_when_its_worker_dies(farm: Farm) -> None:
-    worker = farm.lane_up()
-    warm(farm, worker, 8)
-    for _ in range(5):
-        farm.submit()
-    farm.run(worker, 1, SHORT)
+    worker = with_some_sent_ahead(farm)
     first, *_, last = on(worker)
     farm.take_back(last)
     farm.lose(worker, known=True)
@@ -1188,11 +1190,7 @@ def test_what_is_asked_for_back_is_cancelled_also_when_its_worker_dies(farm: Far
 
 def test_what_may_run_on_a_worker_that_nobody_can_reach_is_not_cancelled(farm: Farm) -> None:
     """Neither is it when it is asked for, nor when it waits to be sent again, nor when another worker has it."""
-    worker = farm.lane_up()
-    warm(farm, worker, 8)
-    for _ in range(5):
-        farm.submit()
-    farm.run(worker, 1, SHORT)
+    worker = with_some_sent_ahead(farm)
     last = on(worker)[-1]
     farm.take_back(last)
     farm.lose(worker, known=False)
@@ -1208,11 +1206,7 @@ def test_what_may_run_on_a_worker_that_nobody_can_reach_is_not_cancelled(farm: F
 
 
 def test_what_has_come_back_already_is_cancelled_at_once(farm: Farm) -> None:
-    worker = farm.lane_up()
-    warm(farm, worker, 8)
-    for _ in range(5):
-        farm.submit()
-    farm.run(worker, 1, SHORT)
+    worker = with_some_sent_ahead(farm)
     last = on(worker)[-1]
     farm.lose(worker, known=True)
     assert farm.take_back(last) is None
