@@ -35,6 +35,7 @@ class Discovery:
         self._name = name
         self._found = found
         self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="farm-discovery", daemon=True)
         self.last_error = ""
 
     def __str__(self) -> str:
@@ -46,11 +47,16 @@ class Discovery:
         Raises:
             RuntimeError: No thread can be started any more.
         """
-        threading.Thread(target=self._run, name="farm-discovery", daemon=True).start()
+        self._thread.start()
 
     def close(self) -> None:
         """Look no more."""
         self._closed.set()
+
+    def join(self, seconds: float) -> None:
+        """After `close`: wait until nothing of it runs any more, so long at most."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         while not self._closed.is_set():

@@ -131,6 +131,7 @@ class ServerLink:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
+        self._latest: threading.Thread | None = None  # which may be about to end
         self._dialling: Socket | None = None
         self._closed = False
         self._missing: set[int] = set()
@@ -166,6 +167,11 @@ class ServerLink:
             if self._dialling is not None:
                 hang_up(self._dialling)
             self._changed.notify_all()
+
+    def join(self, seconds: float) -> None:
+        """After `close`: wait until nothing of it runs any more, so long at most."""
+        if self._latest is not None:
+            self._latest.join(seconds)
 
     def control_lost(self, session: str) -> None:
         """This session is over."""
@@ -224,7 +230,7 @@ class ServerLink:
             except RuntimeError as error:  # the program is ending, and nothing can be dialled any more
                 self._sessions.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
             else:
-                self._thread = thread
+                self._thread = self._latest = thread
 
     def _dial(self) -> None:
         silent_since = time.monotonic()

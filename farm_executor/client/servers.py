@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
@@ -34,6 +35,8 @@ from farm_executor.transport import Connection
 __all__ = ["Crew", "Servers", "Sources"]
 
 logger = logging.getLogger(__name__)
+
+LAST_SECONDS = 1.0  # for threads that dial or look up names, which nobody can interrupt in all they do
 
 
 class Sources(NamedTuple):
@@ -390,6 +393,9 @@ class Servers:
             connection.send(encode_frame(FrameType.BYE, count=hurry))
             connection.close()
         self._controls.clear()
+        patience = time.monotonic() + LAST_SECONDS
+        for source in self._all():
+            source.join(max(patience - time.monotonic(), 0.0))
 
     def answer_no_more(self, error: Callable[[], BaseException]) -> None:
         """Tell those who wait for servers that there will be none, each with an error of its own."""

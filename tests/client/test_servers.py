@@ -1,6 +1,7 @@
 """Servers that come and go while a farm works."""
 
 import threading
+import time
 from concurrent.futures import wait
 
 import pytest
@@ -12,7 +13,7 @@ from server.tasks import pid
 
 from farm_executor import AddressError, FarmExecutor, WorkerLostError, start_server
 from farm_executor.address import Address
-from farm_executor.client import discovery
+from farm_executor.client import discovery, server
 from farm_executor.launch.local import Server
 
 
@@ -268,3 +269,20 @@ def test_localhost_is_a_name(one):
     with FarmExecutor(f"farm://127.0.0.1:{port}?all") as farm:
         assert farm.submit(abs, -1).result(DEADLINE) == 1
         assert wait([farm.submit(abs, -2)], DEADLINE).not_done == set()
+
+
+def test_no_thread_is_left_when_a_shutdown_has_been_waited_for(monkeypatch):
+    """Also if one is in the midst of dialling."""
+
+    def connect(*args, **kwargs):
+        dialled.set()
+        time.sleep(0.2)  # as a slow network would take
+        raise ConnectionRefusedError
+
+    dialled = threading.Event()
+    monkeypatch.setattr(server, "connect", connect)
+    with FarmExecutor(Address("127.0.0.1", 1)) as farm:
+        future = farm.submit(abs, -1)
+        assert dialled.wait(DEADLINE)
+        assert future.cancel()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("farm-")] == []
