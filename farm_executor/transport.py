@@ -449,7 +449,9 @@ class Connection:
             count = self.socket.recv_into(target)
         except (BlockingIOError, InterruptedError):
             return 0
-        except TimeoutError:
+        except TimeoutError as error:
+            if error.errno is not None:  # not the socket's timeout: the system has given the connection up
+                raise EOFError(str(error)) from None
             raise TimeoutError("no answer in time") from None
         except OSError as error:
             raise EOFError(str(error)) from None

@@ -642,6 +642,22 @@ def test_a_server_that_says_nothing_large_elsewhere_cannot():
                 connection.receive()
 
 
+class GivenUp(socket.socket):
+    """A connection on which nothing is heard of the other machine, so that the system has given it up."""
+
+    def recv_into(self, *args):
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_connection_that_the_system_has_given_up_is_at_its_end(blocking):
+    """Its error is a TimeoutError, too, and is not that of a deadline of ours."""
+    with GivenUp() as sock:
+        sock.setblocking(blocking)
+        with pytest.raises(EOFError, match="timed out"):
+            Connection(sock).receive()
+
+
 def test_every_tcp_connection_sends_at_once_and_notices_a_lost_machine():
     with listening() as (listener, address), dial(address) as sock:
         listener.accept()[0].close()

@@ -19,8 +19,12 @@ def test_a_network_that_swallows_packets_for_a_while_costs_nothing(no_leaks):
 
 
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
-def test_a_cable_that_is_pulled_for_a_while_costs_nothing(no_leaks):
-    found = losses.cable_outage(1.0)
+@pytest.mark.parametrize(
+    ("seconds", "heartbeat"),
+    [(1.0, losses.HEARTBEAT), pytest.param(5.0, 1.0, id="so long that the system gives up connections")],
+)
+def test_a_cable_that_is_pulled_for_a_while_costs_nothing(no_leaks, seconds, heartbeat):
+    found = losses.cable_outage(seconds, heartbeat)
     assert found.verdict.broken(workers_lived=True) == {}
     assert found.workers_kept
 
