@@ -26,16 +26,17 @@ AT_MOST = 2 * SECONDS  # if the farm's own thread is kept from looking at the cl
 class Request:
     """That a task may come back, as long as somebody waits for that.
 
-    Attributes:
+    Args:
         task: The task.
+        cancel: Has its future know that it will not run; says whether it was still to.
 
     Thread safety: all methods may be called from any thread. Who has got False from `Future.cancel` must not find
     the future cancelled later: so either `grant` comes first or `close`, and the other one does nothing.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, cancel: Callable[[], bool]) -> None:
         self.task = task
-        self._cancel = task.call.cancel_started
+        self._cancel = cancel
         self._lock = threading.Lock()  # held for a moment
         self._open = True
         self._answered = threading.Lock()
@@ -81,14 +82,11 @@ class Cancels:
         self._silent: set[int] = set()  # lanes that have not answered in time, nor since; the I/O thread's
         self._stuck = False  # the I/O thread has not taken up a request in time, nor since
 
-    def take_back(self, task: Task) -> None:
-        """Try to have a task back that is running, as far as its future knows; that has been cancelled then."""
+    def take_back(self, task: Task, cancel: Callable[[], bool]) -> None:
+        """Try to have a task back that is running, as far as its future knows; see `Request`."""
         if self._reactor.is_handling() or self._stuck:
             return
-        try:
-            request = Request(task)
-        except AttributeError:  # it has just been settled
-            return
+        request = Request(task, cancel)
         self._reactor.post(partial(self._begin, request))
         if not request.wait():
             self._stuck = True

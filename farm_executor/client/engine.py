@@ -389,11 +389,11 @@ class Engine:
         """See `future.Owner`."""
         self._reactor.post(partial(self._withdraw, task))
 
-    def take_back(self, task: Task) -> None:
+    def take_back(self, task: Task, cancel: Callable[[], bool]) -> None:
         """See `future.Owner`."""
         # A destructor may cancel, too, wherever the garbage collector has found the time: perhaps while we decide.
         if self._deciding.thread != threading.get_ident():
-            self._cancels.take_back(task)
+            self._cancels.take_back(task, cancel)
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; end when those taken have settled.

@@ -46,10 +46,10 @@ class Owner(Protocol):
     def withdraw(self, task: Any) -> None:
         """The future has been cancelled; its task need not be run."""
 
-    def take_back(self, task: Any) -> None:
+    def take_back(self, task: Any, cancel: Callable[[], bool]) -> None:
         """The future's task has been sent to a worker.
 
-        If the worker gives it back in time, `cancel_started` has been called when this returns.
+        If the worker gives it back in time, ``cancel``, its `cancel_started`, has been called when this returns.
         """
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
@@ -262,7 +262,7 @@ class FarmFuture(Future[Any]):
         if self.cancel_unsent():
             return True
         if self._state == RUNNING and owner is not None and task is not None:
-            owner.take_back(task)
+            owner.take_back(task, self.cancel_started)
         return self.cancelled()
 
     def cancel_unsent(self) -> bool:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError, as_completed, wait
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import pytest
 from client import tasks
@@ -235,12 +236,28 @@ def test_who_holds_the_farm_s_lock_does_not_wait(book):
         assert behind[0].cancel()
 
 
-def test_an_abandoned_map_waits_for_nobody():
+@pytest.mark.parametrize("chunksize", [1, 7])
+def test_a_map_that_ends_early_asks_for_nothing_but_what_it_has_waited_for(monkeypatch, chunksize):
+    """It may be the garbage collector who ends it, in any thread and at any moment."""
+    asked = []
+    monkeypatch.setattr(Cancels, "take_back", lambda *args: asked.append(args))
     with FarmExecutor(1) as farm, Gate() as gate:
-        held = farm.submit(pass_gate, gate.address)
+        for _ in range(5):
+            farm.submit(abs, -1).result(DEADLINE)  # so that it may be sent more
+        with Gate() as first:
+            before = farm.submit(pass_gate, first.address)
+            first.wait_for_arrivals()
+            held = farm.submit(pass_gate, gate.address)
+            results = farm.map(abs, range(1000), chunksize=chunksize, timeout=0.1)
         gate.wait_for_arrivals()
-        results = farm.map(abs, range(1000))
-        results.close()
+        assert before.result(DEADLINE) is None
+        assert farm.statistics().running > 1, "the worker has some of it"
+        with pytest.raises(FutureTimeoutError):
+            next(results)
+        assert len(asked) <= 1
+        asked.clear()
+        held.cancel()
+        assert len(asked) == 1, "as others do"
         gate.open()
         assert held.result(DEADLINE) is None
 
@@ -288,7 +305,7 @@ def asking(*answers):
 
 
 def waiting_thread(cancels, reactor, task):
-    thread = threading.Thread(target=cancels.take_back, args=(task,))
+    thread = threading.Thread(target=cancels.take_back, args=(task, task.call.cancel_started))
     thread.start()
     wait_until(lambda: reactor.posted, "it has asked")
     reactor.run()
@@ -343,18 +360,18 @@ def test_when_nobody_takes_up_what_is_asked_nobody_else_asks_until_somebody_does
     monkeypatch.setattr(cancelling, "AT_MOST", 0.01)
     reactor, cancels, requests = asking(None)
     for _ in range(2):
-        cancels.take_back(sent_task())
+        cancels.take_back(sent_task(), lambda: True)
     assert len(reactor.posted) == 1
     reactor.run()
     assert not requests[0].grant()
-    cancels.take_back(sent_task())
+    cancels.take_back(sent_task(), lambda: True)
     assert len(reactor.posted) == 1
 
 
 def test_who_does_the_farm_s_own_work_does_not_ask():
     reactor, cancels, _ = asking()
     reactor.handling = True
-    cancels.take_back(sent_task())
+    cancels.take_back(sent_task(), lambda: True)
     assert reactor.posted == []
 
 
