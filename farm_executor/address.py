@@ -6,17 +6,21 @@ This module owns the accepted forms. It must not resolve names or open anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from farm_executor.errors import AddressError
 
-__all__ = ["Address", "AddressLike", "Ssh", "parse_address", "parse_addresses"]
+__all__ = ["DEFAULT_PORT", "Address", "AddressLike", "Ssh", "parse_address", "parse_addresses"]
+
+DEFAULT_PORT = 11111
+"""The port of a server whose address names none."""
 
 _MAX_SHOWN = 200  # characters of what was given
 _FORMS = (
     '"host:port", "[ipv6]:port", "unix:/path", "farm://name:port?all", or ("host", port), '
-    'with a port from 1 to 65535, and for servers to be started "ssh://[user@]host[:port]"'
+    f"with a port from 1 to 65535 ({DEFAULT_PORT} where a string names none), "
+    'and for servers to be started "ssh://[user@]host[:port]"'
 )
 _SHELL = frozenset("'`\"$\\;&<>|(){}")  # ssh may hand names to a shell, for a ProxyCommand
 
@@ -103,25 +107,7 @@ def parse_address(value: Any, *, any_port: bool = False, ssh: bool = False) -> A
     if isinstance(value, Address):
         return value
     if isinstance(value, str):
-        if value.startswith("unix:"):
-            return _unix(value, value[5:])
-        if value.startswith("farm://"):
-            return _farm(value, value[7:], any_port)
-        if value.startswith("ssh://"):
-            if not ssh:
-                raise _error(value, "servers are started over ssh by FarmExecutor and by farm-executor launch")
-            return Address(ssh=_ssh(value, value[6:]))
-        host, colon, port = value.rpartition(":")
-        if not colon:
-            raise _error(value, "the port is missing")
-        bracketed = host.startswith("[") and host.endswith("]")
-        if ":" in host and not bracketed:
-            raise _error(value, "an IPv6 address must be in brackets")
-        if not port.isascii() or not port.isdigit():
-            raise _error(value, "the port is not a number")
-        if len(port) > 5:  # int would refuse thousands of digits with an error of its own
-            raise _error(value, "there is no such port")
-        return _tcp(value, host[1:-1] if bracketed else host, int(port), any_port)
+        return _from_text(value, any_port, ssh)
     if isinstance(value, (tuple, list)) and len(value) == 2:
         host, number = value
         if isinstance(host, str) and isinstance(number, int) and not isinstance(number, bool):
@@ -145,6 +131,28 @@ def parse_addresses(value: Any) -> list[Address]:
     if not addresses:
         raise AddressError(f"no address given: pass one or more of {_FORMS}, or None for a farm on this machine")
     return addresses
+
+
+def _from_text(value: str, any_port: bool, ssh: bool) -> Address:
+    scheme, separator, rest = value.partition("://")
+    if value.startswith("unix:"):
+        return _unix(value, value[5:])
+    if separator and scheme == "farm":
+        return _farm(value, rest, any_port)
+    if separator and scheme == "ssh":
+        if not ssh:
+            raise _error(value, "servers are started over ssh by FarmExecutor and by farm-executor launch")
+        return Address(ssh=_ssh(value, rest))
+    if separator:
+        raise _error(value, "it is written without a scheme if a server listens there")
+    if "," in value:
+        raise _error(value, 'several addresses are given as a list, ["hostA:1", "hostB:1"]')
+    if "/" in value:
+        raise _error(value, 'a host has no slash, and the path of a unix socket is written "unix:/path"')
+    host, _, port = _host_and_port(value, value, 0 if any_port else 1)
+    if port is None and host.isdecimal():
+        raise _error(value, "it is only a number; a number of workers is given as an int")
+    return _tcp(value, host, DEFAULT_PORT if port is None else port, any_port)
 
 
 def _tcp(value: Any, host: str, port: int, any_port: bool) -> Address:
@@ -186,52 +194,88 @@ def _unix(value: Any, path: str) -> Address:
     return Address(path=path)
 
 
+# Not by `urllib.parse.urlsplit`: it drops tabs and line ends without a word, and writes hosts in lower case.
 def _ssh(value: str, text: str) -> Ssh:
     place, _, query = text.partition("?")
     user, at, where = place.rpartition("@")
-    host, bracketed, port = _host_and_port(value, where)
-    if not host or host[0] == "-" or not (bracketed or _is_plain(host)):
-        raise _error(value, "the host is missing, or has characters that no host has")
+    host, bracketed, port = _host_and_port(value, where, 1)
     if bracketed:
-        import ipaddress
-
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise _error(value, "only an IPv6 address is put in brackets") from None
+        _check_ipv6(value, host)
+    elif not _is_plain(host):
+        raise _error(value, "the host is missing, or has characters that no host has")
     user = _decoded(value, user)
-    if at and (not user or user[0] == "-" or not _is_plain(user)):
+    if at and not _is_plain(user):
         raise _error(value, "the user is missing, or has characters that no user has")
-    options = {"workers": "", "python": ""}
+    return Ssh(host, user, port or 0, **_ssh_options(value, query))
+
+
+def _ssh_options(value: str, query: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
     for pair in query.split("&") if query else ():
         name, _, given = pair.partition("=")
-        if name not in options or options[name] or not given:
+        if name not in _SSH_OPTIONS or name in options or not given:
             raise _error(value, "after the question mark come workers=NUMBER and python=PATH, each at most once")
-        options[name] = _decoded(value, given)
-    workers, python = options["workers"], options["python"]
-    if workers and not (workers.isascii() and workers.isdigit() and len(workers) <= 5 and int(workers)):
-        raise _error(value, "workers is a number from 1 on")
-    if python and (python[0] == "-" or not python.isprintable()):
-        raise _error(value, "python is the name or the path of an interpreter")
-    return Ssh(host, user, port, int(workers or 0), python)
+        read, meaning = _SSH_OPTIONS[name]
+        options[name] = read(_decoded(value, given))
+        if options[name] is None:
+            raise _error(value, f"{name} is {meaning}")
+    return options
 
 
-def _host_and_port(value: str, where: str) -> tuple[str, bool, int]:
-    """The host, whether it was in brackets, and the port or 0."""
+def _workers(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) else None
+
+
+def _python(text: str) -> str | None:
+    return text if text[0] != "-" and text.isprintable() else None
+
+
+_SSH_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "workers": (_workers, "a number from 1 on"),
+    "python": (_python, "the name or the path of an interpreter"),
+}
+
+
+def _host_and_port(value: str, where: str, lowest: int) -> tuple[str, bool, int | None]:
+    """The host, whether it was in brackets, and the port, if one is named."""
     if where.startswith("["):
         host, closed, rest = where[1:].partition("]")
         if not closed or (rest and rest[0] != ":"):
             raise _error(value, "an IPv6 address must be in brackets")
         colon, port = rest[:1], rest[1:]
     else:
-        host, colon, port = where.partition(":")
-    if colon and not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        host, colon, port = where.rpartition(":") if ":" in where else (where, "", "")
+        if ":" in host:
+            raise _error(value, "an IPv6 address must be in brackets")
+    if not colon:
+        return host, where.startswith("["), None
+    if not port:
+        raise _error(value, "the port is missing behind the colon")
+    if not (port.isascii() and port.isdigit()):
+        raise _error(value, "the port is not a number")
+    # int would refuse thousands of digits with an error of its own
+    if len(port) > 5 or not lowest <= int(port) <= 65535:
         raise _error(value, "there is no such port")
-    return host, where.startswith("["), int(port or 0)
+    return host, where.startswith("["), int(port)
+
+
+def _check_ipv6(value: str, host: str) -> None:
+    import ipaddress
+
+    number, percent, zone = host.partition("%")  # ipaddress takes anything for a zone
+    try:
+        ipaddress.IPv6Address(number)
+    except ValueError:
+        raise _error(value, "only an IPv6 address is put in brackets") from None
+    if percent and not (zone.isascii() and zone.replace("-", "").replace("_", "").replace(".", "").isalnum()):
+        raise _error(value, "a zone has only letters, digits, dots, hyphens and underscores")
 
 
 def _is_plain(name: str) -> bool:
-    return name.isprintable() and not any(char in _SHELL or char.isspace() or char in "/[]%#" for char in name)
+    """Whether nothing on the way takes it for more than a name."""
+    if not name or name[0] == "-" or not name.isprintable():
+        return False
+    return not any(char in _SHELL or char.isspace() or char in "/[]%#" for char in name)
 
 
 def _decoded(value: str, text: str) -> str:

@@ -26,6 +26,9 @@ class Number(enum.IntEnum):
         ("host:1", Address(host="host", port=1), "host:1"),
         ("host:65535", Address(host="host", port=65535), "host:65535"),
         ("host:00080", Address(host="host", port=80), "host:80"),
+        ("host", Address(host="host", port=11111), "host:11111"),
+        ("[::1]", Address(host="::1", port=11111), "[::1]:11111"),
+        ("192.0.2.1", Address(host="192.0.2.1", port=11111), "192.0.2.1:11111"),
         ("192.0.2.1:80", Address(host="192.0.2.1", port=80), "192.0.2.1:80"),
         ("[::1]:80", Address(host="::1", port=80), "[::1]:80"),
         ("[fe80::1%eth0]:80", Address(host="fe80::1%eth0", port=80), "[fe80::1%eth0]:80"),
@@ -50,7 +53,7 @@ def test_each_form_means_its_address_which_prints_as_one_that_means_the_same(val
 
 NO_ADDRESSES = [
     "",
-    "host",
+    "4",
     ":80",
     "host:",
     "host:port",
@@ -81,7 +84,13 @@ NO_ADDRESSES = [
     "\ud800:80",
     "::1:80",
     "::1",
-    "[::1]",
+    "[]",
+    "[::1]:",
+    "host/path",
+    "tcp://host",
+    "://",
+    "hostA:1,hostB:1",
+    "hostA,hostB",
     "[::1]80",
     "[::1:80",
     "[]:80",
@@ -128,6 +137,26 @@ def test_anything_else_is_an_address_error_that_names_it_and_the_forms(value):
     assert all(form in text for form in FORMS)
     assert len(text) < 600
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("tcp://host:1", "without a scheme"),
+        ("http://host", "without a scheme"),
+        ("hostA:1,hostB:1", "as a list"),
+        ("hostA, hostB", "as a list"),
+        ("/run/farm/socket", "unix:/path"),
+        ("./socket", "unix:/path"),
+        ("4", "a number of workers is given as an int"),
+        ("host:", "the port is missing behind the colon"),
+        ("host:http", "the port is not a number"),
+        ("::1:80", "in brackets"),
+    ],
+)
+def test_a_likely_mistake_is_told_what_to_write_instead(value, why):
+    with pytest.raises(AddressError, match=why):
+        parse_address(value)
 
 
 def test_an_object_that_cannot_even_be_printed_is_named_by_its_type():
@@ -203,11 +232,16 @@ def test_an_address_over_ssh_means_its_parts_and_prints_as_one_that_means_the_sa
         ("ssh://host:70000", "port"),
         ("ssh://host:", "port"),
         ("ssh://host:ssh", "port"),
-        ("ssh://::1", "port"),
+        ("ssh://::1", "brackets"),
         ("ssh://[::1", "brackets"),
         ("ssh://[::1]22", "brackets"),
         ("ssh://[host]", "IPv6"),
-        ("ssh://[]", "host"),
+        ("ssh://[]", "IPv6"),
+        ("ssh://[::1%$(id)]", "zone"),
+        ("ssh://[::1%a;b]", "zone"),
+        ("ssh://[::1%a b]", "zone"),
+        ("ssh://[::1%]", "zone"),
+        ("ssh://[%eth0]", "IPv6"),
         ("ssh://host?workers=0", "workers"),
         ("ssh://host?workers=-1", "workers"),
         ("ssh://host?workers=many", "workers"),
@@ -273,14 +307,14 @@ def test_a_lone_address_is_one_and_an_iterable_gives_each_once_in_order(value, a
         8.0,
         object(),
         "",
-        "host",
+        "host:",
         "host:port:x",
         "host:70000",
         ("host", 70000),
         ("host", True),
         ["host", 80],
         ["host:80", None],
-        ["host:80", "host"],
+        ["host:80", "host:"],
         [["host:80"]],
         memoryview(b"host:80"),
     ],
@@ -300,7 +334,7 @@ def test_a_farm_of_what_are_no_addresses_is_refused_at_once_with_the_forms(value
         ("host:70000", "'host:70000'"),
         ({"host:80": 1}, "{'host:80': 1}"),
         (b"host:80", "b'host:80'"),
-        (["host:80", "other"], "'other'"),
+        (["host:80", "other:"], "'other:'"),
     ],
 )
 def test_the_error_names_the_one_that_is_wrong(value, named):

@@ -76,7 +76,7 @@ def lines(path):
 
 @pytest.mark.parametrize(
     "addresses",
-    ["host", "host:port:x", "host:70000", [], b"host:80", {"host": 80}, ["host:80", "host"], ("host", 70000)],
+    ["host:", "host:port:x", "host:70000", [], b"host:80", {"host": 80}, ["host:80", "host:"], ("host", 70000)],
     ids=repr,
 )
 def test_what_is_no_address_is_an_address_error_at_once_that_names_it_and_the_forms(addresses):
