@@ -16,7 +16,7 @@ from farm_executor.errors import RemoteProtocolError
 from farm_executor.security import client_key
 from farm_executor.transport import connect
 
-__all__ = ["ask", "end_server", "ping", "status"]
+__all__ = ["ask", "ask_until_answered", "end_server", "ping", "status"]
 
 RETRY_SECONDS = 0.1
 
@@ -45,6 +45,40 @@ def ask(
     return answer
 
 
+def ask_until_answered(
+    address: Address,
+    command: str,
+    timeout: float | None,
+    key: bytes | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+    ssl_context: Any = None,
+) -> dict[str, Any]:
+    """Put one question to a server, again and again until it answers.
+
+    Args:
+        address: The server.
+        command: The question.
+        timeout: Seconds for which to try; None for ever.
+        key: See `ping`.
+        key_file: See `ping`.
+        ssl_context: See `ping`.
+
+    Raises:
+        OSError: It could not be reached in time; why the last attempt failed.
+        RemoteProtocolError: What answered last is not a farm server.
+        AuthenticationError: At once: it holds another key, or only one of the two speaks TLS.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        remaining = 10.0 if deadline is None else deadline - time.monotonic()
+        try:
+            return ask(address, command, max(remaining, 0.001), key, key_file, ssl_context)
+        except (OSError, RemoteProtocolError):
+            if deadline is not None and time.monotonic() + RETRY_SECONDS >= deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
+
+
 def ping(
     host: str,
     port: int,
@@ -71,18 +105,11 @@ def ping(
         AddressError: There is no such address.
         AuthenticationError: It holds another key, or only one of the two speaks TLS.
     """
-    address = parse_address((host, port))
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while True:
-        remaining = 10.0 if deadline is None else deadline - time.monotonic()
-        try:
-            ask(address, "ping", max(remaining, 0.001), key, key_file, ssl_context)
-        except (OSError, RemoteProtocolError):
-            if deadline is not None and time.monotonic() + RETRY_SECONDS >= deadline:
-                return False
-            time.sleep(RETRY_SECONDS)
-        else:
-            return True
+    try:
+        ask_until_answered(parse_address((host, port)), "ping", timeout, key, key_file, ssl_context)
+    except (OSError, RemoteProtocolError):
+        return False
+    return True
 
 
 def status(

@@ -9,6 +9,7 @@ set-up is wrong (an address, a key, a port in use), 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import logging
 import os
@@ -21,16 +22,17 @@ from typing import Any
 
 from farm_executor import admin, demo
 from farm_executor._version import __version__
-from farm_executor.address import Address, parse_address, parse_addresses
-from farm_executor.errors import AddressError, AuthenticationError, FarmError, RemoteProtocolError
+from farm_executor.address import DEFAULT_PORT, Address, parse_address, parse_addresses
+from farm_executor.advice import explained
+from farm_executor.errors import AddressError, AuthenticationError, FarmError
 from farm_executor.launch.local import check_exposure, default_slots, is_encrypted
 from farm_executor.launch.ssh import SSH_VARIABLE, end_servers, start_servers
 from farm_executor.security import KEY_FILE_VARIABLE, default_key_file, server_keys, write_key
-from farm_executor.transport import bound_address, listen
+from farm_executor.transport import bound_address, listen, resolve
 
 __all__ = ["main"]
 
-DEFAULT_ADDRESS = "127.0.0.1:11111"
+DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 YES, NO, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 _KEYS = f"""\
@@ -42,7 +44,18 @@ With a key file that `farm-executor keygen` has made, all that travels over TCP 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    options = _parser().parse_args(arguments)
+    parser, commands = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+        import argcomplete  # of the extra `completion`
+
+        argcomplete.autocomplete(parser)
+    words = sys.argv[1:] if arguments is None else arguments
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command is not None and command not in commands:
+        close = difflib.get_close_matches(command, commands, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(commands)}"
+        parser.error(f"there is no command {command!r}: {hint}")
+    options = parser.parse_args(words)
     logging.basicConfig(
         level=[logging.WARNING, logging.INFO, logging.DEBUG][min(options.verbose, 2)],
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -60,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WRONG if isinstance(error, (AddressError, AuthenticationError, OSError, ValueError)) else NO
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
+    """The parser, and the commands that it knows."""
     parser = argparse.ArgumentParser(
         prog="farm-executor",
         description="Run servers of a farm, look after them, and see one at work.",
@@ -79,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--insecure", action="store_true", help="listen, unencrypted, on an address that others can reach"
     )
+    serve.add_argument(
+        "--path",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="where tasks also find modules; may be given several times",
+    )
     text = "Start servers on other machines over ssh; they run until this command ends."
     launch = _command(commands, "launch", _launch, text, epilog=_LAUNCH)
     launch.add_argument("address", nargs="+", help="ssh://[USER@]HOST[:PORT][?workers=N&python=PATH]")
@@ -89,17 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     keygen.set_defaults(run=_keygen, verbose=0)
     keygen.add_argument("file", nargs="?", help="which is to be made (default: the user's own key file)")
     for name, run, text in (
-        ("ping", _ping, "Ask whether a server answers: exit code 0 if it does, 1 if not."),
-        ("status", _status, "Show a server's clients and their workers."),
-        ("end", _end, "End a server: it takes no new clients; those connected are served to their end."),
+        ("ping", _ping, "Ask whether servers answer: exit code 0 if all do, 1 if not."),
+        ("status", _status, "Show the clients of servers, and their workers."),
+        ("end", _end, "End servers: they take no new clients; those connected are served to their end."),
     ):
         command = _command(commands, name, run, text, epilog=f"{_EXAMPLES[name]}\n\n{_KEYS}")
-        command.add_argument("address", nargs="?", default=DEFAULT_ADDRESS, help="HOST:PORT (default: %(default)s)")
+        several = f"HOST:PORT, also several (default: {DEFAULT_ADDRESS})"
+        command.add_argument("address", nargs="*", default=[DEFAULT_ADDRESS], help=several)
         command.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
-        command.add_argument("--json", action="store_true", help="print a JSON object, for programs")
+        command.add_argument("--json", action="store_true", help="print a line of JSON for each server")
     text = "Analyse the whole standard library on a farm."
     demo.add_arguments(_command(commands, "demo", demo.main, text, epilog=f"{_EXAMPLES['demo']}\n\n{_KEYS}"))
-    return parser
+    return parser, list(commands.choices)
 
 
 def _command(
@@ -121,8 +143,17 @@ def _texts(text: str, epilog: str) -> dict[str, Any]:
         "help": text,
         "description": text,
         "epilog": epilog,
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "formatter_class": _Formatter,
     }
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Fills paragraphs to the terminal's width, and leaves indented ones, which are examples, alone."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(part if part.startswith("    ") else fill(part, width, indent) for part in paragraphs)
 
 
 _EXAMPLES = {
@@ -131,6 +162,7 @@ _EXAMPLES = {
     farm-executor ping 127.0.0.1:11111 --timeout 60   # as soon as it answers""",
     "status": """\
     farm-executor status
+    farm-executor status hostA hostB:22222
     farm-executor status 127.0.0.1:11111 --json | python -m json.tool""",
     "end": """\
     farm-executor end 127.0.0.1:11111""",
@@ -145,6 +177,8 @@ ended. Once more: end at once.
 
 {_KEYS}
 
+Tasks can import what is installed for this Python, and the modules in the current folder and in those of --path.
+
 Whoever holds the key can run any code as the user who started the server. Where others than this machine can
 connect, it needs encryption: a key file for TLS, or a certificate of your own. Or let it listen on a loopback
 address and let clients come through an ssh tunnel; or use --insecure in a network that you trust.
@@ -157,7 +191,7 @@ It holds a certificate, its private key and a secret, for servers and clients al
 machine of the farm, as ~/.config/farm_executor/key or to another place: then name it with --key-file or key_file=,
 or in the environment variable {KEY_FILE_VARIABLE}. A file that exists is not written over.
 Whoever holds it can run any code as the users who started the servers.
-To make one needs the package cryptography: python -m pip install 'farm_executor[tls]'.
+To make one needs the package cryptography: python -m pip install cryptography.
 
     farm-executor keygen lab.key"""
 
@@ -190,12 +224,25 @@ def _serve(options: argparse.Namespace) -> int:
 
     def greet() -> None:
         encrypted = "" if address.path or not is_encrypted(keys) else ", TLS"
-        print(f"serving on {address}, {slots} workers for each client{encrypted}", flush=True)
+        print(f"serving on {address}, {_count(slots, 'worker')} for each client{encrypted}", flush=True)
 
-    ended = serve(listener, on_ready=greet, address=str(address), keys=keys, slots=slots, name=options.name)
+    ended = serve(
+        listener,
+        on_ready=greet,
+        address=str(address),
+        keys=keys,
+        slots=slots,
+        name=options.name,
+        module_path=[os.path.abspath(folder) for folder in options.path] + _current_folder(),
+    )
     if ended and address.path:  # not in a worker, which comes here, too, when its work is done
         os.unlink(address.path)
     return YES
+
+
+def _current_folder() -> list[str]:
+    """For tasks' imports, as `python -m` has it."""
+    return [] if getattr(sys.flags, "safe_path", False) else [os.getcwd()]
 
 
 def _launch(options: argparse.Namespace) -> int:
@@ -245,61 +292,85 @@ def _keygen(options: argparse.Namespace) -> int:
 
 
 def _ping(options: argparse.Namespace) -> int:
-    address = _tcp(options.address)
-    alive = admin.ping(address.host, address.port, options.timeout, key_file=options.key_file)
-    if options.json:
-        print(json.dumps({"address": str(address), "alive": alive}))
-    else:
-        print(f"{address} {'answers' if alive else 'does not answer'}")
-    return YES if alive else NO
+    def ping(address: Address) -> dict[str, Any]:
+        admin.ask_until_answered(address, "ping", options.timeout, key_file=options.key_file)
+        return {"address": str(address), "alive": True}
+
+    return _ask_each(options, ping, lambda address, answer: f"{address} answers", {"alive": False})
 
 
 def _status(options: argparse.Namespace) -> int:
-    address = _tcp(options.address)
-    try:
-        data = admin.status(address.host, address.port, timeout=options.timeout, key_file=options.key_file)
-    except (OSError, RemoteProtocolError) as error:
-        return _away(address, error, options.json)
-    if options.json:
-        print(json.dumps(data))
-        return YES
+    def status(address: Address) -> dict[str, Any]:
+        data = admin.ask(address, "status", options.timeout, key_file=options.key_file)
+        return {**data, "address": str(address), "listens": data["address"]}
+
+    return _ask_each(options, status, _describe_status, {})
+
+
+def _describe_status(address: Address, data: dict[str, Any]) -> str:
     label = f" {data['name']!r}" if data["name"] else ""
     state = "takes no new clients" if data["draining"] else "open"
-    print(
-        f"{data['address']}{label}: {state}, pid {data['pid']}, up {data['seconds']:.0f} s, {data['slots']} slots"
-    )
-    print("  " + ", ".join(f"{name} {version}" for name, version in data["versions"].items()))
+    slots = _count(data["slots"], "slot")
+    lines = [
+        f"{address}{label}: {state}, pid {data['pid']}, up {data['seconds']:.0f} s, {slots}",
+        "  " + ", ".join(f"{name} {version}" for name, version in data["versions"].items()),
+    ]
     for session in data["sessions"]:
-        print(f"  client {session['client']}")
+        lines.append(f"  client {session['client']}")
         for worker in session["workers"]:
-            print(f"    slot {worker['slot']}: worker pid {worker['pid']}, up {worker['seconds']:.0f} s")
+            lines.append(f"    slot {worker['slot']}: worker pid {worker['pid']}, up {worker['seconds']:.0f} s")
     if data["sessions_left_out"]:
-        print(f"  and {data['sessions_left_out']} more")
+        lines.append(f"  and {data['sessions_left_out']} more")
     elif not data["sessions"]:
-        print("  no clients")
-    return YES
+        lines.append("  no clients")
+    return "\n".join(lines)
 
 
 def _end(options: argparse.Namespace) -> int:
-    address = _tcp(options.address)
-    try:
-        admin.end_server(address.host, address.port, timeout=options.timeout, key_file=options.key_file)
-    except (OSError, RemoteProtocolError) as error:
-        return _away(address, error, options.json)
-    print(json.dumps({"address": str(address), "ended": True}) if options.json else f"{address} ends")
-    return YES
+    def end(address: Address) -> dict[str, Any]:
+        admin.ask(address, "end", options.timeout, key_file=options.key_file)
+        return {"address": str(address), "ended": True}
+
+    return _ask_each(options, end, lambda address, answer: f"{address} ends", {})
 
 
-def _away(address: Address, error: Exception, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps({"address": str(address), "error": str(error)}))
-    else:
-        print(f"{address} does not answer: {error}", file=sys.stderr)
-    return NO
+def _ask_each(
+    options: argparse.Namespace,
+    ask: Callable[[Address], dict[str, Any]],
+    describe: Callable[[Address, dict[str, Any]], str],
+    failed: dict[str, Any],
+) -> int:
+    """Ask each of the servers, one after the other, and print what comes of it; return the worst exit code.
+
+    Args:
+        options: The command line's.
+        ask: Asks one server; the answer is what is printed as JSON.
+        describe: Says the same for people.
+        failed: What JSON says of a server that does not answer, beside its address and the error.
+    """
+    code = YES
+    for address in [machine for text in options.address for machine in _machines(text)]:
+        try:
+            answer = ask(address)
+        except (OSError, FarmError) as error:
+            wrong = isinstance(error, AuthenticationError)
+            code = max(code, WRONG if wrong else NO)
+            if options.json:
+                print(json.dumps({"address": str(address), **failed, "error": explained(error, address)}))
+            elif wrong:
+                print(f"farm-executor: {error}", file=sys.stderr)
+            else:
+                print(f"{address} does not answer: {explained(error, address)}", file=sys.stderr)
+        else:
+            print(json.dumps(answer) if options.json else describe(address, answer), flush=True)
+    return code
 
 
-def _tcp(text: str) -> Address:
+def _machines(text: str) -> list[Address]:
+    """The server that is meant, or with ?all one for each machine that the name stands for."""
     address = parse_address(text)
-    if address.path:
-        raise AddressError(f"{text!r}: give a server's HOST:PORT")
-    return address
+    return resolve(address) if address.every else [address]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -33,7 +33,8 @@ def make_key_file_content() -> bytes:
         from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
     except ImportError:
         raise AuthenticationError(
-            "to make such a key needs the package cryptography: python -m pip install 'farm_executor[tls]'. "
+            "to make such a key needs the package cryptography (the extra tls): python -m pip install "
+            "cryptography. "
             "It may be made on another machine, and copied; to use it needs nothing more"
         ) from None
     private_key = ec.generate_private_key(ec.SECP256R1())

@@ -42,6 +42,7 @@ __all__ = [
     "Connection",
     "RefusedError",
     "Socket",
+    "UnknownHostError",
     "Waker",
     "bound_address",
     "connect",
@@ -51,6 +52,7 @@ __all__ = [
 
 Socket = socket.socket
 AnySocket: TypeAlias = "Socket | TlsSocket"
+UnknownHostError = socket.gaierror
 
 HEARTBEAT_SECONDS = 5.0  # between signs of life, unless a client wants others
 

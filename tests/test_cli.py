@@ -4,8 +4,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from server import tasks
@@ -104,24 +106,24 @@ def test_the_installed_command_is_the_same_program():
     ("arguments", "said"),
     [
         ([], "COMMAND"),
-        (["dance"], "dance"),
-        (["serve", "host"], "'host' is no server address"),
+        (["dance"], "'dance': there are serve, launch"),
+        (["serve", "host:"], "'host:' is no server address"),
+        (["srve"], "did you mean serve?"),
         (["serve", "127.0.0.1:70000"], "there is no such port"),
         (["serve", "127.0.0.1:0", "--workers", "0"], "at least 1"),
         (["serve", "127.0.0.1:0", "--workers", "many"], "many"),
         (["serve", "--dance"], "--dance"),
         (["launch"], "address"),
-        (["launch", "host"], "'host' is no server address"),
+        (["launch", "host:"], "'host:' is no server address"),
         (["launch", "host:1"], "'host:1': only servers over ssh"),
         (["launch", "ssh://-v"], "is no server address"),
         (["launch", "ssh://host", "--workers", "0"], "at least 1"),
-        (["ping", "host"], "'host' is no server address"),
+        (["ping", "host:"], "'host:' is no server address"),
         (["ping", "127.0.0.1:0"], "there is no such port"),
-        (["ping", "unix:/path"], "HOST:PORT"),
         (["ping", "--timeout", "soon"], "soon"),
         (["status", "host:port"], "is no server address"),
         (["end", ""], "is no server address"),
-        (["end", "one:1", "two:2"], "two:2"),
+        (["end", "127.0.0.1:9", "two:"], "'two:' is no server address"),
     ],
     ids=" ".join,
 )
@@ -138,8 +140,10 @@ def test_ping_says_whether_a_server_answers_also_by_its_exit_code(serving):
     out, _ = run("ping", serving.address, "--key-file", serving.key_file)
     assert out == f"{serving.address} answers\n"
     nobody = free_address()
-    out, _ = run("ping", nobody, "--timeout", "0.1", "--key-file", serving.key_file, code=1)
-    assert out == f"{nobody} does not answer\n"
+    out, err = run("ping", nobody, "--timeout", "0.1", "--key-file", serving.key_file, code=1)
+    assert not out
+    assert err.startswith(f"{nobody} does not answer: ConnectionRefusedError: ")
+    assert "start one with" in err
 
 
 def test_ping_prints_json_for_programs(serving):
@@ -147,14 +151,16 @@ def test_ping_prints_json_for_programs(serving):
     assert json.loads(out) == {"address": serving.address, "alive": True}
     nobody = free_address()
     out, _ = run("ping", nobody, "--json", "--timeout", "0.1", "--key-file", serving.key_file, code=1)
-    assert json.loads(out) == {"address": nobody, "alive": False}
+    answer = json.loads(out)
+    assert "ConnectionRefusedError" in answer.pop("error")
+    assert answer == {"address": nobody, "alive": False}
 
 
 def test_status_shows_the_server_its_clients_and_their_workers(serving):
     with FarmExecutor(serving.address, key=KEY) as farm:
         worker = farm.submit(tasks.pid).result(DEADLINE)
         out, _ = run("status", serving.address, "--key-file", serving.key_file)
-        for word in (serving.address, "'the name'", "open", f"pid {serving.pid}", "1 slots", f"pid {os.getpid()}"):
+        for word in (serving.address, "'the name'", "open", f"pid {serving.pid}", "1 slot\n", f"pid {os.getpid()}"):
             assert word in out
         assert f"slot 0: worker pid {worker}" in out
         out, _ = run("status", serving.address, "--json", "--key-file", serving.key_file)
@@ -195,6 +201,79 @@ def test_a_wrong_key_is_exit_code_2_and_says_so(command, serving, tmp_path):
     assert not out
     assert "refused the key" in err
     assert "another key than" not in err
+
+
+def test_several_servers_are_asked_each_for_itself_and_the_worst_is_the_exit_code(serving, tmp_path):
+    nobody = free_address()
+    asked = [nobody, serving.address, f"farm://{serving.address}?all"]
+    out, err = run("status", *asked, "--key-file", serving.key_file, code=1)
+    assert out.count(f"{serving.address} 'the name': open") == 2
+    assert err.startswith(f"{nobody} does not answer: ")
+    out, err = run("status", *asked, "--json", "--key-file", serving.key_file, code=1)
+    assert not err
+    assert [json.loads(line)["address"] for line in out.splitlines()] == [nobody, serving.address, serving.address]
+
+
+def test_a_server_is_named_as_it_was_asked_and_says_where_it_listens(key_file):
+    with Serving("--insecure", at="0.0.0.0:0", workers=1) as server:
+        asked = f"127.0.0.1:{server.port}"
+        out, _ = run("status", asked, "--key-file", server.key_file)
+        assert out.startswith(f"{asked}: open")
+        data = json.loads(run("status", asked, "--json", "--key-file", server.key_file)[0])
+        assert (data["address"], data["listens"]) == (asked, server.address)
+
+
+def test_a_wrong_key_is_json_too_when_json_is_asked_for(serving, tmp_path):
+    write_key(tmp_path / "other", b"another key than the server's")
+    out, err = run("ping", serving.address, "--json", "--key-file", tmp_path / "other", code=2)
+    assert not err
+    assert "refused the key" in json.loads(out)["error"]
+
+
+def test_ping_says_that_something_else_listens_there(key_file):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet():
+            with other.accept()[0] as guest:
+                guest.sendall(b"220 mail.example ESMTP ready" * 9)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        _, err = run("ping", address, "--timeout", "0.05", "--key-file", key_file, code=1)
+        thread.join()
+    assert "not a farm server" in err
+
+
+# -- the shell ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("farm-executor st", {"status"}), ("farm-executor serve --pa", {"--path"})]
+)
+def test_a_shell_is_told_what_could_come_next(typed, offered, tmp_path):
+    done = subprocess.run(
+        ["bash", "-c", f"exec 8>{tmp_path}/out 9>/dev/null; exec {sys.executable} -m farm_executor"],
+        env={
+            **os.environ,
+            "_ARGCOMPLETE": "1",
+            "_ARGCOMPLETE_IFS": "\n",
+            "COMP_LINE": typed,
+            "COMP_POINT": str(len(typed)),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        },
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {word.strip() for word in (tmp_path / "out").read_text().split("\n")} == offered
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_help_is_as_wide_as_the_terminal(columns):
+    out, _ = run("serve", "--help", env={"COLUMNS": str(columns)})
+    prose = [line for line in out.splitlines() if not line.startswith("    ")]
+    assert columns - 25 < max(map(len, prose)) < columns
 
 
 # -- key files ----------------------------------------------------------------------------------------------
@@ -310,7 +389,7 @@ def test_serve_at_a_unix_socket_leaves_no_file_and_takes_over_one_that_was_left(
         )
         with server:
             try:
-                assert server.stdout.readline() == f"serving on unix:{path}, 1 workers for each client\n"
+                assert server.stdout.readline() == f"serving on unix:{path}, 1 worker for each client\n"
                 with FarmExecutor(f"unix:{path}", key=KEY) as farm:
                     assert farm.submit(abs, -3).result(DEADLINE) == 3
                 _, err = run("serve", f"unix:{path}", "--key-file", key_file, code=2)
@@ -327,6 +406,21 @@ def test_verbose_logs_who_comes_and_goes_on_stderr_and_nothing_else_does(key_fil
             farm.submit(abs, 1).result(DEADLINE)
         for event in ("serving", "session opened", "worker started", "session ended", "worker ended"):
             server.wait_for_line(event)
+
+
+def test_tasks_find_the_modules_of_the_folder_and_of_path_and_the_server_does_not(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, name in ((here, "beside_the_server"), (there, "elsewhere")):
+        folder.mkdir()
+        (folder / f"{name}.py").write_text("def where():\n    return __file__\n")
+    (here / "mmap.py").write_text("raise RuntimeError('the server looks here')\n")
+    monkeypatch.chdir(here)
+    as_the_command = "import sys; sys.path.remove('')"  # which `python -c` has put there
+    serving = Serving("--path", "../there", before=as_the_command, workers=1)
+    with serving as server, FarmExecutor(server.address, key=KEY) as farm:
+        for folder, name in ((here, "beside_the_server"), (there, "elsewhere")):
+            found = farm.submit(tasks.call_in_module, name, "where").result(DEADLINE)
+            assert found == str(folder / f"{name}.py")
 
 
 # -- the reader of the output -------------------------------------------------------------------------------

@@ -445,7 +445,7 @@ def test_every_error_is_explained():
 def test_every_command_and_option_is_in_the_cli_reference():
     text = (DOCS / "reference" / "cli.md").read_text("utf-8")
     sections = dict(re.findall(r"^## `farm-executor (\w+)`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
-    (commands,) = [action.choices for action in _parser()._actions if action.choices]
+    (commands,) = [action.choices for action in _parser()[0]._actions if action.choices]
     options = {
         name: {action.option_strings[-1] for action in parser._actions if action.option_strings}
         for name, parser in commands.items()

@@ -217,7 +217,7 @@ def test_unix_sockets_are_never_encrypted(key_file, tmp_path):
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout.readline() == f"serving on {address}, 1 workers for each client\n"
+            assert process.stdout.readline() == f"serving on {address}, 1 worker for each client\n"
             with FarmExecutor(address, key_file=key_file) as farm:
                 assert farm.submit(abs, -1).result(DEADLINE) == 1
             with FarmExecutor(address, key=read_key(key_file).secret) as farm:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from farm_executor.address import Address
+from farm_executor.advice import explained
 from farm_executor.core.handshake import Role, Versions, describe_mismatches
 from farm_executor.errors import AuthenticationError, BrokenFarmError, RemoteProtocolError, VersionMismatchError
 from farm_executor.security import Key
@@ -244,13 +245,17 @@ class ServerLink:
                 silent_since = time.monotonic()
                 next_report = silent_since
             except (OSError, EOFError, RemoteProtocolError) as error:
-                self.last_error = f"{type(error).__name__}: {error}"
+                self.last_error = explained(error, self.address)
                 now = time.monotonic()
                 not_yet = isinstance(error, RefusedError) and now - silent_since < NOT_YET_SECONDS
                 if now >= next_report and not not_yet and not self._closed:
                     next_report = now + REPORT_EVERY
+                    # It is often all that a user sees of a program that waits, so it says who speaks.
                     logger.warning(
-                        "still dialling server=%s seconds=%.0f error=%s", self, now - silent_since, self.last_error
+                        "farm_executor: still dialling server=%s seconds=%.0f error=%s",
+                        self,
+                        now - silent_since,
+                        self.last_error,
                     )
                 self._failures += 1
                 self._pause()

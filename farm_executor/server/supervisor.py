@@ -82,6 +82,7 @@ class Supervisor:
         embedded: Whether it is one client's own, so that Ctrl-C in the client's terminal interrupts the tasks
             that run. Otherwise Ctrl-C at the server, like SIGTERM, makes it take no new clients and ask those that
             it has to leave, and a second one makes it end at once.
+        module_path: Folders in which tasks find modules first.
         tunnelled: Whether a network lies behind its unix socket. A client that is silent is gone then, and if the
             server is that client's own, it ends.
     """
@@ -97,6 +98,7 @@ class Supervisor:
         owner: int | None = None,
         embedded: bool = False,
         tunnelled: bool = False,
+        module_path: Sequence[str] = (),
     ) -> None:
         self._address = address
         self._slots = slots
@@ -114,6 +116,7 @@ class Supervisor:
             self._selector,
             keys,
             embedded=embedded,
+            module_path=module_path,
             tell=self._tell,
             gone=self._on_worker_gone,
             let_go=self._close_all,

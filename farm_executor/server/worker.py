@@ -46,6 +46,8 @@ class WorkerStart(NamedTuple):
         channel: The line to the supervisor.
         interruptible: Whether Ctrl-C in the terminal shall interrupt the running task, as it does a child's.
         resumable: Whether the worker shall go on when its lane's connection breaks.
+        module_path: Folders in which tasks find modules first. The supervisor itself does not look there: it must
+            not import user code.
     """
 
     socket: Socket
@@ -55,6 +57,7 @@ class WorkerStart(NamedTuple):
     channel: Channel
     interruptible: bool
     resumable: bool
+    module_path: Sequence[str]
 
 
 def run_worker(start: WorkerStart) -> None:
@@ -70,6 +73,7 @@ def run_worker(start: WorkerStart) -> None:
     except (AuthenticationError, RemoteProtocolError, EOFError, OSError) as why:
         print(f"farm_executor: worker {os.getpid()} ends: {why}", file=sys.stderr, flush=True)  # noqa: T201
         return
+    sys.path[:0] = [folder for folder in start.module_path if folder not in sys.path]
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
     runner = _Runner()
     signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)

@@ -52,6 +52,7 @@ class Workers:
         selector: The supervisor's, whose entries hold what is to be called.
         keys: The server's; the first is that of what runs in the workers, as a client.
         embedded: See `Supervisor`.
+        module_path: See `Supervisor`.
         tell: Tells a session's client something.
         gone: Told when a worker of that session has died, and its client has been told.
         let_go: In a new process: closes what is the supervisor's, but for that socket.
@@ -63,6 +64,7 @@ class Workers:
         keys: Sequence[Key],
         *,
         embedded: bool,
+        module_path: Sequence[str],
         tell: Callable[[Session, dict[str, Any], FrameType], None],
         gone: Callable[[Session], None],
         let_go: Callable[[Socket], None],
@@ -70,6 +72,7 @@ class Workers:
         self._selector = selector
         self._keys = keys
         self._embedded = embedded
+        self._module_path = module_path
         self._tell = tell
         self._gone = gone
         self._let_go = let_go
@@ -214,6 +217,7 @@ class Workers:
             channel,
             interruptible=self._embedded,
             resumable=session.resume_seconds > 0,
+            module_path=self._module_path,
         )
 
     def reap(self) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib
 import os
 import pickle
 import resource
@@ -21,6 +22,10 @@ page = bytearray(1 << 20)
 
 def pid() -> int:
     return os.getpid()
+
+
+def call_in_module(module: str, function: str) -> Any:
+    return getattr(importlib.import_module(module), function)()
 
 
 def set_state(value: Any) -> int:
