@@ -31,6 +31,7 @@ from farm_executor.core.handshake import (
 )
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
+from farm_executor.race import Candidate, candidates, race
 from farm_executor.security import Key
 
 if TYPE_CHECKING:
@@ -126,7 +127,13 @@ def resolve(address: Address) -> list[Address]:
     return sorted({Address(str(where[0]), address.port) for kind, *_, where in found if kind == family}, key=str)
 
 
-def _dial(address: Address, deadline: float, dialling: Callable[[Socket], None], heartbeat: float) -> Socket:
+def _dial(
+    address: Address,
+    deadline: float,
+    dialling: Callable[[Socket], None],
+    heartbeat: float,
+    via: Candidate | None,
+) -> Socket:
     """Connect a blocking socket.
 
     Args:
@@ -134,28 +141,25 @@ def _dial(address: Address, deadline: float, dialling: Callable[[Socket], None],
         deadline: On the monotonic clock.
         dialling: Told each socket before it is connected, so that another thread can shut it down.
         heartbeat: See `tune`.
+        via: The one of the host's addresses to use; None for the first that answers.
 
     Raises:
         OSError: Nobody listens there, or nobody answered in time.
     """
-    if address.path:
-        candidates: list[Any] = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", address.path)]
-    else:
-        candidates = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    error: OSError | None = None
-    for family, kind, protocol, _, where in candidates:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            dialling(sock)
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            sock.connect(where)
-            tune(sock, heartbeat)
-        except OSError as failure:
-            sock.close()
-            error = failure
-        else:
-            return sock
-    raise error or OSError(f"no way to {address}")
+    if not address.path:
+        sock = race([via] if via else candidates(address.host, address.port), deadline, dialling)
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        tune(sock, heartbeat)
+        return sock
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        dialling(sock)
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        sock.connect(address.path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 _RTO_MAX_MS = 44  # TCP_RTO_MAX_MS, of Linux 6.15 and later; no Python has a name for it yet
@@ -215,6 +219,7 @@ def connect(
     dialling: Callable[[Socket], None] = lambda sock: None,
     *,
     heartbeat: float = HEARTBEAT_SECONDS,
+    via: Candidate | None = None,
 ) -> tuple[Connection, dict[str, Any]]:
     """Dial a server, prove the key to each other and exchange hellos.
 
@@ -225,6 +230,7 @@ def connect(
         timeout: Seconds for all of it.
         dialling: See `_dial`.
         heartbeat: See `tune`.
+        via: The one of the host's addresses to dial; None for the first that answers.
 
     Returns:
         The connection, blocking, and the server's hello.
@@ -241,7 +247,8 @@ def connect(
     encrypted = not address.path and key.tls is not None and key.tls.client is not None
     lane = hello.get("role") == Role.LANE
     security = (Security.TLS_LANE if lane else Security.TLS) if encrypted else Security.PLAIN
-    sock: AnySocket = _dial(address, deadline, dialling, heartbeat)
+    raw = _dial(address, deadline, dialling, heartbeat, via)
+    sock: AnySocket = raw
     try:
         _prove(sock, ClientHandshake(key.secret, os.urandom(NONCE_SIZE), security), deadline)
         if security is Security.TLS:
@@ -259,6 +266,7 @@ def connect(
             connection = Connection(sock)
         sock.settimeout(None)
         connection.count_anew()
+        connection.peer = None if address.path else (raw.family, raw.getpeername())
         return connection, decode_hello(frame)
     except BaseException:
         sock.close()
@@ -369,6 +377,9 @@ class Connection:
         max_body: See `FrameReader`.
         allocate: See `FrameReader`.
 
+    Attributes:
+        peer: Where the other end was reached, if it was dialled over TCP.
+
     Thread safety: one thread receives; sending is for one thread at a time, which may be another one.
     """
 
@@ -381,6 +392,7 @@ class Connection:
         self.reader = FrameReader(max_body, allocate)
         self._chunk = memoryview(bytearray(4096 if max_body == MAX_HELLO else _CHUNK))
         self._unsent: deque[memoryview] = deque()
+        self.peer: Candidate | None = None
 
     def fileno(self) -> int:
         """For selectors; -1 when closed."""

@@ -35,6 +35,7 @@ from farm_executor import (
 )
 from farm_executor.client import server as dialling
 from farm_executor.client.engine import Engine
+from farm_executor.core import dialling as core_dialling
 from farm_executor.core.frames import BULK, FrameType, encode_frame
 
 pytestmark = [
@@ -109,7 +110,7 @@ def test_where_nobody_listens_submit_waits_and_the_log_says_whom_it_is_dialling(
 
 
 def test_the_log_says_so_every_so_often_and_not_at_every_attempt(caplog, monkeypatch):
-    monkeypatch.setattr(dialling, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(core_dialling, "LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(dialling, "REPORT_EVERY", 0.2)
     attempts = []
     connect = dialling.connect

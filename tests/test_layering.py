@@ -24,6 +24,7 @@ LEVELS = [
     ("farm_executor.byvalue", 2),
     ("farm_executor.failure", 2),
     ("farm_executor.blocks", 2),
+    ("farm_executor.race", 2),
     ("farm_executor.versions", 2),
     ("farm_executor.address", 2),
     ("farm_executor.tls", 2),
@@ -102,13 +103,16 @@ def test_the_core_imports_nothing_with_effects(module):
     assert not {name.split(".")[0] for name in _imports(MODULES[module])} & IMPURE
 
 
-def test_only_transport_and_tls_import_socket_and_ssl():
+def test_only_what_opens_connections_imports_socket_and_ssl():
     importers = {
         library: {name for name, path in MODULES.items() if library in set(_imports(path))}
         for library in ("socket", "ssl")
     }
 
-    assert importers == {"socket": {"farm_executor.transport", "farm_executor.tls"}, "ssl": {"farm_executor.tls"}}
+    assert importers == {
+        "socket": {"farm_executor.transport", "farm_executor.race", "farm_executor.tls"},
+        "ssl": {"farm_executor.tls"},
+    }
 
 
 def test_a_program_that_does_not_encrypt_does_not_import_what_does():

@@ -126,6 +126,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._functions = FunctionTable()
         self._lanes: dict[int, tuple[ServerLink, str, Lane]] = {}
+        self._lanes_by_link: dict[ServerLink, dict[int, Lane]] = {}  # the same: nothing scans the whole farm
         self._persistent: list[Broadcast] = []  # for workers that are still to come
         self._had_lane = False
         self._stillborn = 0  # workers in a row that died before they were ready
@@ -455,8 +456,7 @@ class Engine:
                 outstanding=self._scheduler.outstanding_on(lane.id),
                 category=getattr(self._scheduler.running_on(lane.id), "category", None),
             )
-            for owner, _, lane in self._lanes.values()
-            if owner is link
+            for lane in self._lanes_by_link.get(link, {}).values()
         )
         slots = self.servers.counts.get(link, 0)
         return ServerStatistics(str(link), link.up, workers, link.last_error, slots)
@@ -522,6 +522,7 @@ class Engine:
         self._refuse_incoming()
         self._answer_no_more()
         self._lanes.clear()
+        self._lanes_by_link.clear()
         self._options.end_servers()
 
     # -- what links tell, in their threads -----------------------------------------------------------------
@@ -539,6 +540,7 @@ class Engine:
             new = Lane(lane, connection, str(link), slot, pid, resumable=link.resumable)
             with self._deciding:
                 self._lanes[lane] = (link, session, new)
+                self._lanes_by_link.setdefault(link, {})[lane] = new
                 new.send_init(self._options.initializer)
             self._reactor.register(connection, partial(self._on_lane, new))
             self._watch(new)
@@ -581,7 +583,12 @@ class Engine:
 
     def lanes_of(self, link: ServerLink, session: str) -> list[Lane]:
         """See `servers.Crew`."""
-        return [lane for owner, of, lane in self._lanes.values() if owner is link and of == session]
+        lanes = self._lanes_by_link.get(link, {})
+        return [lane for lane in lanes.values() if self._lanes[lane.id][1] == session]
+
+    def sending(self) -> AbstractContextManager[None]:
+        """See `servers.Crew`."""
+        return self._deciding
 
     def drain_lane(self, lane: Lane) -> None:
         """See `servers.Crew`."""
@@ -616,7 +623,7 @@ class Engine:
             self.lose_lane(stuck)
 
     def cut_lane(self, lane: Lane, why: str) -> None:
-        """See `servers.Crew`: the way to a worker is broken, and another is looked for, for a while."""
+        """The way to a worker is broken, and another is looked for, for a while."""
         if self._is_gone(lane) or not lane.ready or lane.retired:
             return
         logger.info("connection lost server=%s pid=%d reason=%s", lane.server, lane.pid, why)
@@ -815,6 +822,9 @@ class Engine:
         begun = death.begun if death else None
         with self._deciding:
             link, session, _ = self._lanes.pop(lane.id)
+            del self._lanes_by_link[link][lane.id]
+            if not self._lanes_by_link[link]:
+                del self._lanes_by_link[link]
             if not lane.ended:
                 lane.ended = True
                 lane.send_bye()

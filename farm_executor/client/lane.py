@@ -193,6 +193,10 @@ class Lane:
         self._acknowledged = received
         return self.connection.send(encode_frame(FrameType.ACK, seq=number))
 
+    def probe(self) -> bool:
+        """Send something that is of no consequence, so that it can be seen whether it arrives."""
+        return self.connection.send(encode_frame(FrameType.ACK, seq=0))
+
     def resume(self, connection: Connection, lacking: int) -> bool:
         """Go on over another connection; the outcome of that number, and those behind it, have not come."""
         self.connection = connection

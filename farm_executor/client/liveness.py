@@ -3,6 +3,8 @@
 This module owns the beats: at each one it asks every server for a sign of life, and judges what the last ones were.
 It must not know what follows from it. The judgements are `core.liveness`'s.
 
+A server whose lanes move is alive, even if its answers queue behind what they carry over a slow network.
+
 A server answers with how many bytes have come and gone on each of its lanes. So what a task does to its worker,
 such as to keep its other threads from running, cannot be mistaken for a network that swallows all.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from farm_executor.core.liveness import Flow, Pulse
+from farm_executor.core.liveness import MAX_MISSED, Flow, Pulse
 from farm_executor.errors import RemoteProtocolError
 
 __all__ = ["Liveness", "Watched"]
@@ -40,6 +42,7 @@ class Liveness(Generic[_Server]):
         seconds: Between two beats.
         after: Calls something later.
         ask: Asks a server for a sign of life; is given the number of the beat.
+        moved: How many bytes have come and gone on a server's lanes so far, as far as this end knows.
         silent: Told of a server that has not answered for too long; it is not watched any more.
         stuck: Told of a lane on which nothing moves; it is watched on.
 
@@ -51,17 +54,20 @@ class Liveness(Generic[_Server]):
         seconds: float,
         after: Callable[[float, Callable[[], None]], None],
         ask: Callable[[_Server, int], None],
+        moved: Callable[[_Server], int],
         silent: Callable[[_Server], None],
         stuck: Callable[[int], None],
     ) -> None:
         self._seconds = seconds
         self._after = after
         self._ask = ask
+        self._moved = moved
         self._silent = silent
         self._stuck = stuck
         self._beats = 0
         self._beating = False
         self._pulses: dict[_Server, Pulse] = {}
+        self._moves: dict[_Server, int] = {}
         self._flows: dict[int, _Flows] = {}
 
     def watch(self, server: _Server) -> None:
@@ -74,6 +80,7 @@ class Liveness(Generic[_Server]):
     def forget(self, server: _Server) -> None:
         """Watch that server no more."""
         self._pulses.pop(server, None)
+        self._moves.pop(server, None)
 
     def heard(self, server: _Server) -> None:
         """It has said something."""
@@ -87,8 +94,12 @@ class Liveness(Generic[_Server]):
         self._beats += 1
         self._after(self._seconds, self._beat)
         for server, pulse in list(self._pulses.items()):
+            moved = self._moved(server)
+            if self._moves.get(server, moved) != moved:
+                pulse.heard()
+            self._moves[server] = moved
             if pulse.beat():
-                del self._pulses[server]
+                self.forget(server)
                 self._silent(server)
             else:
                 self._ask(server, self._beats)
@@ -116,6 +127,11 @@ class Liveness(Generic[_Server]):
                 del self._flows[lane]
                 self._stuck(lane)
 
+    def doubt(self, connections: Mapping[int, Watched]) -> None:
+        """Something has been sent on these lanes just now: by the second answer from here on it must have moved."""
+        for lane, connection in connections.items():
+            self._flows[lane] = _Flows(connection, patience=1)
+
     def forget_lane(self, lane: int) -> None:
         """There is no such lane any more."""
         self._flows.pop(lane, None)
@@ -124,10 +140,10 @@ class Liveness(Generic[_Server]):
 class _Flows:
     """Both directions of one lane, over one connection."""
 
-    def __init__(self, connection: Watched) -> None:
+    def __init__(self, connection: Watched, patience: int = MAX_MISSED) -> None:
         self.connection = connection
-        self._there = Flow()
-        self._back = Flow()
+        self._there = Flow(patience)
+        self._back = Flow(patience)
 
     def beat(self, received: int, sent: int) -> bool:
         """The worker has received and sent so many bytes: whether nothing moves in one of the directions."""

@@ -1,13 +1,14 @@
 """The client's end of one server: dial it, dial it again, keep as many lanes open as it is worth.
 
-This module owns when to dial, how long to wait in between, and whether an error is final. It must not know tasks.
-A thread exists only while there is something to dial; what comes of it is told to its listeners, from that thread.
+This module owns the threads that dial, and whether an error is final. It must not know tasks, nor what to dial
+next, which `core.dialling` decides. A thread exists only while there is something to dial; what comes of it is told
+to the listeners, from that thread.
 
-A connection that fails is dialled again for ever, after 0.05 s at first and 5 s at most. Only a refusal that no
-waiting can mend is final: a wrong key, versions that do not fit.
+A connection that fails is dialled again for ever. Only a refusal that no waiting can mend is final: a wrong key,
+versions that do not fit.
 
-What breaks within a session is resumed: the control connection first, then the lanes that have a worker. That a
-session is over is decided by the server, which knows it no more, or by who listens, who has waited long enough.
+All connections of one session go to the address at which its first one was answered, even if the name of the host
+stands for several: the others may be other machines.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 
 from farm_executor.address import Address
 from farm_executor.advice import explained
+from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict
 from farm_executor.core.handshake import Role, Versions, describe_mismatches
 from farm_executor.errors import AuthenticationError, BrokenFarmError, RemoteProtocolError, VersionMismatchError
 from farm_executor.security import Key
@@ -36,12 +38,15 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0  # for one connection, until the server's hello
 FIRST_RESUME_SECONDS = 2.0  # the same, when a network that swallows all must not cost more; then longer
-RESUME_PAUSE = 0.5  # the longest between two attempts to resume
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 NOT_YET_SECONDS = (
     1.0  # for which a server may say "not now" without a word: it is normal while a worker is replaced
 )
 REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
+MAX_DIALLERS = 128  # threads of one farm beyond the first of each server
+ANOTHER_SERVER = (
+    "another server has answered than the one that opened this session: a load balancer stands in between, or a "
+    "name for several machines; give each server an address of its own, or farm://NAME:PORT?all"
+)
 
 _lane_ids = itertools.count(1)
 
@@ -62,6 +67,7 @@ class Settings:
         self.heartbeat = heartbeat
         self.resume_seconds = resume_seconds
         self.max_memory_per_worker = max_memory_per_worker  # bytes
+        self.more_diallers = threading.BoundedSemaphore(MAX_DIALLERS)
 
 
 def at(address: Address) -> Callable[[bool], Address]:
@@ -78,11 +84,11 @@ class SessionListener(Protocol):
     def control_resumed(self, link: ServerLink, connection: Connection, session: str) -> None:
         """The session has a control connection again."""
 
-    def session_gone(self, link: ServerLink, session: str) -> None:
-        """The server knows the session no more, as it has been restarted or has waited for too long."""
+    def session_gone(self, link: ServerLink, session: str, why: str) -> None:
+        """The session cannot be resumed."""
 
     def refused(self, link: ServerLink, error: Exception) -> None:
-        """The server does not want us, or cannot be started, and it is no use to try again."""
+        """The server does not want us, or cannot be started, and time will not mend that; it is asked again."""
 
 
 class LaneListener(Protocol):
@@ -131,19 +137,16 @@ class ServerLink:
         self._lanes = lanes
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._thread: threading.Thread | None = None
-        self._latest: threading.Thread | None = None  # which may be about to end
-        self._dialling: Socket | None = None
+        self._plan = Dialling()
+        self._threads: set[threading.Thread] = set()
+        self._sockets: dict[int, list[Socket]] = {}  # that are being dialled, by thread
+        self._peer: Any = None  # where the session's first connection was answered
         self._closed = False
-        self._missing: set[int] = set()
-        self._cut = False  # the control connection is broken
-        self._severed: dict[int, int] = {}  # the slots of lanes whose connections are, by lane
-        self._leaving = False  # the session is to end when its lanes have
         self._lost = False  # the last session
-        self._failures = 0
+        self._silent_since: float | None = None
+        self._next_report = 0.0
         self._random = random.Random()  # its own: the program's global state is not ours to advance
         self.address = address
-        self.session = ""
         self.resumable = False
         self.last_error = ""
 
@@ -151,154 +154,179 @@ class ServerLink:
         return str(self.address) if self.address else "a server not yet started"
 
     @property
+    def session(self) -> str:
+        """The session that there is; empty if there is none."""
+        return self._plan.session
+
+    @property
     def up(self) -> bool:
         """Whether there is a session, and a way to the server."""
-        return bool(self.session) and not self._cut
+        return bool(self._plan.session) and not self._plan.cut
 
     def start(self) -> None:
         """Begin to dial."""
         with self._lock:
-            self._ensure_thread()
+            self._dial_more()
 
     def close(self) -> None:
         """Stop dialling, at once."""
         with self._lock:
             self._closed = True
-            self.session = ""
-            if self._dialling is not None:
-                hang_up(self._dialling)
+            self._plan.close()
+            for sock in itertools.chain(*self._sockets.values()):
+                hang_up(sock)
             self._changed.notify_all()
 
     def join(self, seconds: float) -> None:
         """After `close`: wait until nothing of it runs any more, so long at most."""
-        if self._latest is not None:
-            self._latest.join(seconds)
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
     def control_lost(self, session: str) -> None:
         """This session is over."""
         with self._lock:
             if session == self.session:
-                self.session = ""
-                self._missing = set()
-                self._severed = {}
-                self._cut = False
-                self._lost, self._leaving = not self._leaving, False
-                self._hurry()
+                self._lost = not self._plan.is_leaving()
+                self._plan.session_over()
+                self._dial_more(hurry=True)
 
     def control_cut(self, session: str) -> None:
         """The control connection of this session is broken, and is to be resumed."""
         with self._lock:
             if session == self.session:
-                self._cut = True
-                self._hurry()
+                self._plan.control_cut()
+                self._dial_more(hurry=True)
 
     def lane_cut(self, session: str, lane: int, slot: int) -> None:
         """A lane's connection is broken, and is to be resumed."""
         with self._lock:
             if session == self.session:
-                self._severed[lane] = slot
-                self._hurry()
+                self._dial_more(hurry=self._plan.lane_cut(lane, slot))
+
+    def lane_gone(self, session: str, lane: int, slot: int, *, failed: bool) -> None:
+        """A lane has ended; with ``failed`` before it did anything, so that another may do no better."""
+        with self._lock:
+            if session == self.session:
+                self._plan.lane_gone(lane, slot, failed=failed)
+                self._dial_more()
 
     def leave(self, session: str) -> None:
         """Dial no more lanes in this session, which will be over when those that there are have ended."""
         with self._lock:
             if session == self.session:
-                self._leaving = True
-                self._missing = set()
+                self._plan.leave()
 
-    def _hurry(self) -> None:
-        """Dial now, even if the next attempt was to come later."""
-        self._failures = 0
-        self._changed.notify_all()
-        self._ensure_thread()
+    # -- the dialling threads ----------------------------------------------------------------------------
 
-    def lane_gone(self, session: str, lane: int, slot: int, *, failed: bool) -> None:
-        """A lane has ended; with ``failed`` before it did anything, so that another may do no better."""
-        with self._lock:
-            self._severed.pop(lane, None)
-            if session == self.session and not self._leaving:
-                self._missing.add(slot)
-                self._failures = self._failures + 1 if failed else 0
-                self._ensure_thread()
-
-    # -- the dialling thread -----------------------------------------------------------------------------
-
-    def _ensure_thread(self) -> None:
-        if self._thread is None and not self._closed:
-            thread = threading.Thread(target=self._dial, name="farm-dialler", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:  # the program is ending, and nothing can be dialled any more
-                self._sessions.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
-            else:
-                self._thread = self._latest = thread
-
-    def _dial(self) -> None:
-        silent_since = time.monotonic()
-        next_report = silent_since
-        if self._failures:
-            self._pause()
-        while True:
-            try:
-                if not self._dial_next():
-                    return
-                silent_since = time.monotonic()
-                next_report = silent_since
-            except (OSError, EOFError, RemoteProtocolError) as error:
-                self.last_error = explained(error, self.address)
-                now = time.monotonic()
-                not_yet = isinstance(error, RefusedError) and now - silent_since < NOT_YET_SECONDS
-                if now >= next_report and not not_yet and not self._closed:
-                    next_report = now + REPORT_EVERY
-                    # It is often all that a user sees of a program that waits, so it says who speaks.
-                    logger.warning(
-                        "farm_executor: still dialling server=%s seconds=%.0f error=%s",
-                        self,
-                        now - silent_since,
-                        self.last_error,
-                    )
-                self._failures += 1
-                self._pause()
-            except Exception as error:  # a refusal, or a server that cannot be started: no waiting mends it
-                with self._lock:
-                    self._thread = None
-                    if self._closed:
-                        return
-                self._sessions.refused(self, error)
+    def _dial_more(self, *, hurry: bool = False) -> None:
+        """Start threads for what is to be dialled now, and with ``hurry`` end all pauses; the lock is held."""
+        if hurry:
+            self._changed.notify_all()
+        while not self._closed:
+            spare = bool(self._threads)
+            if spare and not self._settings.more_diallers.acquire(blocking=False):
+                return  # who dials already will come to it
+            found = self._plan.next()
+            if found is None or not self._start_dialling(found, spare=spare):
+                if spare:
+                    self._settings.more_diallers.release()
                 return
 
-    def _pause(self) -> None:
-        with self._lock:
-            limit = RESUME_PAUSE if self._cut or self._severed else LONGEST_PAUSE
-            longest = min(FIRST_PAUSE * 2 ** min(max(self._failures - 1, 0), 10), limit)
-            if not self._closed:
-                self._changed.wait(longest * self._random.uniform(0.5, 1.0))
-
-    def _dial_next(self) -> bool:
-        """Open the one connection that is needed most; say whether there may be another."""
-        with self._lock:
-            session, cut = self.session, self._cut
-            lane = next(iter(self._severed), None)
-            slot = min(self._missing, default=None)
-            if self._closed or (session and not cut and lane is None and slot is None):
-                self._thread = None
-                return False
+    def _start_dialling(self, found: tuple[Attempt, float], *, spare: bool) -> bool:
+        thread = threading.Thread(target=self._dial, args=(*found, spare), name="farm-dialler", daemon=True)
+        self._threads.add(thread)  # now, as the next one looks there
         try:
-            if not session:
-                self._open_session()
-            elif cut:
-                self._resume_session(session)
-            elif lane is not None:
-                self._resume_lane(session, lane)
-            elif slot is not None:
-                self._open_lane(session, slot)
-        except RefusedError as error:
-            if error.code != "session":
-                raise
-            self._sessions.session_gone(self, session)
-            with self._lock:  # until that has been taken note of
-                self._changed.wait_for(lambda: self._closed or self.session != session, CONNECT_SECONDS)
+            thread.start()
+        except RuntimeError as error:
+            self._threads.discard(thread)
+            self._plan.drop(found[0])
+            if not self._threads:  # the program is ending, and nothing can be dialled any more
+                self._sessions.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
+            return False
         return True
+
+    def _dial(self, attempt: Attempt, pause: float, spare: bool) -> None:
+        """Dial for one connection after the other, until nobody else is needed."""
+        while True:
+            self._pause(pause)
+            self._persist(attempt)
+            with self._lock:
+                self._plan.drop(attempt)
+                found = self._plan.next()
+                if found is None:
+                    self._threads.discard(threading.current_thread())
+                    break
+            attempt, pause = found
+        if spare:
+            self._settings.more_diallers.release()
+
+    def _persist(self, attempt: Attempt) -> None:
+        """Try until it has succeeded, or is not wanted any more."""
+        while self._is_wanted(attempt):
+            try:
+                self._make(attempt)
+            except Exception as error:
+                final = not isinstance(error, (OSError, EOFError, RemoteProtocolError))
+                verdict = self._note_failure(attempt, error, final=final)
+                if final and not self._closed:
+                    self._sessions.refused(self, error)
+                if verdict.over:
+                    self._sessions.session_gone(self, attempt.session, verdict.over)
+                    return
+                self._pause(verdict.pause)
+            else:
+                with self._lock:
+                    self._silent_since = None
+                return
+
+    def _is_wanted(self, attempt: Attempt) -> bool:
+        with self._lock:
+            return self._plan.is_wanted(attempt)
+
+    def _note_failure(self, attempt: Attempt, error: Exception, *, final: bool) -> Verdict:
+        unknown = isinstance(error, RefusedError) and error.code == "session"
+        refused = isinstance(error, ConnectionRefusedError) and not isinstance(error, RefusedError)
+        now = time.monotonic()
+        with self._lock:
+            if self._closed:
+                return Verdict(0.0)
+            verdict = self._plan.failed(attempt, now, refused=refused, unknown=unknown, final=final)
+            if unknown and attempt.kind in (Kind.LANE, Kind.RESUME_LANE) and not self._plan.cut:
+                self.last_error = ANOTHER_SERVER
+            else:
+                self.last_error = explained(error, self.address)
+            if self._silent_since is None:
+                self._silent_since = self._next_report = now
+            silent = now - self._silent_since
+            not_yet = isinstance(error, RefusedError) and silent < NOT_YET_SECONDS
+            if now < self._next_report or not_yet or verdict.over or final:
+                return verdict
+            self._next_report = now + REPORT_EVERY
+        # It is often all that a user sees of a program that waits, so it says who speaks.
+        logger.warning(
+            "farm_executor: still dialling server=%s seconds=%.0f error=%s", self, silent, self.last_error
+        )
+        return verdict
+
+    def _pause(self, longest: float) -> None:
+        if longest:
+            with self._lock:
+                if not self._closed:
+                    self._changed.wait(longest * self._random.uniform(0.5, 1.0))
+
+    def _make(self, attempt: Attempt) -> None:
+        """Open the connection that is wanted, and hand it on."""
+        if attempt.kind is Kind.OPEN:
+            self._open_session()
+        elif attempt.kind is Kind.RESUME:
+            self._resume_session(attempt)
+        elif attempt.kind is Kind.LANE:
+            self._open_lane(attempt)
+        else:
+            self._resume_lane(attempt)
 
     def _open_session(self) -> None:
         self.address, self._lost = self._locate(self._lost), False
@@ -330,77 +358,81 @@ class ServerLink:
             if self._closed:
                 connection.close()
                 return
-            self.session = session
+            self._plan.opened(session, lanes)
             self.resumable = isinstance(granted, (int, float)) and granted > 0
-            self._missing = set(range(lanes))
-            self._failures = 0
+            self._peer = connection.peer
         logger.info("session opened server=%s lanes=%d", self, lanes)
         self._sessions.control_up(self, connection, session, lanes)
+        with self._lock:
+            self._dial_more()
 
-    def _open_lane(self, session: str, slot: int) -> None:
+    def _open_lane(self, attempt: Attempt) -> None:
         lane = next(_lane_ids)
-        hello = {"role": Role.LANE.value, "session": session, "slot": slot, "lane": lane}
-        connection, answer = self._connect(hello)
+        hello = {"role": Role.LANE.value, "session": attempt.session, "slot": attempt.slot, "lane": lane}
+        connection, answer = self._connect(hello, via=self._peer)
         pid = answer.get("pid")
         with self._lock:
-            if self._closed or session != self.session:
+            if not self._plan.is_wanted(attempt):
                 connection.close()
                 return
-            self._missing.discard(slot)
-        self._lanes.lane_up(self, connection, session, slot, lane, pid if isinstance(pid, int) else 0)
+            self._plan.lane_up(attempt.slot)
+        pid = pid if isinstance(pid, int) else 0
+        self._lanes.lane_up(self, connection, attempt.session, attempt.slot, lane, pid)
 
-    def _resume_session(self, session: str) -> None:
-        hello = {"role": Role.CONTROL.value, "resume": session, "versions": local_versions()._asdict()}
-        connection, _ = self._connect(hello, self._patience())
+    def _resume_session(self, attempt: Attempt) -> None:
+        hello = {"role": Role.CONTROL.value, "resume": attempt.session, "versions": local_versions()._asdict()}
+        connection, _ = self._connect(hello, self._patience(attempt), via=self._peer)
         with self._lock:
-            if self._closed or session != self.session:
+            if not self._plan.is_wanted(attempt):
                 connection.close()
                 return
-            self._cut = False
-            self._failures = 0
+            self._plan.resumed()
         logger.info("session resumed server=%s", self)
-        self._sessions.control_resumed(self, connection, session)
+        self._sessions.control_resumed(self, connection, attempt.session)
+        with self._lock:
+            self._dial_more()
 
-    def _resume_lane(self, session: str, lane: int) -> None:
+    def _resume_lane(self, attempt: Attempt) -> None:
+        hello = {"role": Role.LANE.value, "session": attempt.session, "lane": attempt.lane, "resume": True}
         try:
-            hello = {"role": Role.LANE.value, "session": session, "lane": lane, "resume": True}
-            connection, _ = self._connect(hello, self._patience())
+            connection, _ = self._connect(hello, self._patience(attempt), via=self._peer)
         except RefusedError as error:
             if error.code != "worker":
                 raise
             with self._lock:
-                self._severed.pop(lane, None)
-            self._lanes.worker_gone(self, session, lane)
+                self._plan.lane_resumed(attempt.lane)
+            self._lanes.worker_gone(self, attempt.session, attempt.lane)
             return
         with self._lock:
-            wanted = not self._closed and session == self.session and self._severed.pop(lane, None) is not None
-            self._failures = 0
-        if wanted:
-            self._lanes.lane_resumed(self, connection, session, lane)
-        else:
-            connection.close()
+            if not self._plan.is_wanted(attempt):
+                connection.close()
+                return
+            self._plan.lane_resumed(attempt.lane)
+        self._lanes.lane_resumed(self, connection, attempt.session, attempt.lane)
 
-    def _patience(self) -> float:
+    def _patience(self, attempt: Attempt) -> float:
         """Seconds for an attempt to resume."""
-        return min(FIRST_RESUME_SECONDS * (1 + self._failures / 2), CONNECT_SECONDS)
+        with self._lock:
+            failures = self._plan.failures(attempt)
+        return min(FIRST_RESUME_SECONDS * (1 + failures / 2), CONNECT_SECONDS)
 
     def _connect(
-        self, hello: dict[str, Any], timeout: float = CONNECT_SECONDS
+        self, hello: dict[str, Any], timeout: float = CONNECT_SECONDS, via: Any = None
     ) -> tuple[Connection, dict[str, Any]]:
         assert self.address is not None
         key = self._settings.find_key(self.address)
         heartbeat = self._settings.heartbeat
         try:
-            return connect(self.address, key, hello, timeout, self._note_dialling, heartbeat=heartbeat)
+            return connect(self.address, key, hello, timeout, self._note_dialling, heartbeat=heartbeat, via=via)
         except (AuthenticationError, VersionMismatchError) as error:
             error.args = (f"server {self.address}: {error.args[0]}", *error.args[1:])
             raise
         finally:
             with self._lock:
-                self._dialling = None
+                self._sockets.pop(threading.get_ident(), None)
 
     def _note_dialling(self, sock: Socket) -> None:
         with self._lock:
-            self._dialling = sock
+            self._sockets.setdefault(threading.get_ident(), []).append(sock)
             if self._closed:
                 raise ConnectionAbortedError("the farm is closing")

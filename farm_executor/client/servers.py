@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -36,6 +37,8 @@ __all__ = ["Crew", "Servers", "Sources"]
 
 logger = logging.getLogger(__name__)
 
+PROBE_SECONDS = 1.0  # in which what was sent on a lane must have moved, when there is doubt
+REPORT_EVERY = 300.0  # seconds between two log lines about the same refusal
 LAST_SECONDS = 1.0  # for threads that dial or look up names, which nobody can interrupt in all they do
 
 
@@ -64,8 +67,8 @@ class Crew(LaneListener, Protocol):
     def drain_lane(self, lane: Lane) -> None:
         """Let it end with what it has begun."""
 
-    def cut_lane(self, lane: Lane, why: str) -> None:
-        """Have it dialled anew."""
+    def sending(self) -> AbstractContextManager[None]:
+        """To be held while something is sent on a lane."""
 
     def lose_lane(self, lane: Lane) -> None:
         """It is no more."""
@@ -86,7 +89,7 @@ class Crew(LaneListener, Protocol):
         """There are no such places any more."""
 
     def on_refusal(self, error: Exception) -> None:
-        """A server does not want us, and it is no use to try again."""
+        """No server wants us, and it is no use to try again."""
 
 
 class Servers:
@@ -120,10 +123,12 @@ class Servers:
         self._discovered: dict[Address, dict[Address, ServerLink]] = {name: {} for name in sources.names}
         self._controls: dict[ServerLink, Connection] = {}
         self._cuts: Counter[ServerLink] = Counter()  # how often each control connection has broken
+        self._aside: dict[ServerLink, Exception] = {}  # that refuse us, and why
+        self._next_report: dict[ServerLink, float] = {}
         self._parting: set[ServerLink] = set()  # whose sessions end when their lanes have
         self._removed: dict[ServerLink, Future[None]] = {}
         self._liveness: Liveness[ServerLink] = Liveness(
-            settings.heartbeat, reactor.after, self._ping, self._on_silence, crew.on_stuck
+            settings.heartbeat, reactor.after, self._ping, self._moved, self._on_silence, crew.on_stuck
         )
         self.answered: dict[ServerLink, Future[int]] = {link: Future() for link in self._links}
         self.named: dict[Address, Future[None]] = {name: Future() for name in sources.names}
@@ -210,13 +215,24 @@ class Servers:
         """See `server.SessionListener`."""
         self._reactor.post(partial(self._adopt, link, connection, session, None))
 
-    def session_gone(self, link: ServerLink, session: str) -> None:
+    def session_gone(self, link: ServerLink, session: str, why: str) -> None:
         """See `server.SessionListener`."""
-        self._reactor.post(partial(self._lose, link, session, "the server knows it no more"))
+        self._reactor.post(partial(self._lose, link, session, why))
 
     def refused(self, link: ServerLink, error: Exception) -> None:
         """See `server.SessionListener`."""
-        self._reactor.post(partial(self._crew.on_refusal, error))
+        self._reactor.post(partial(self._set_aside, link, error))
+
+    def _set_aside(self, link: ServerLink, error: Exception) -> None:
+        """One server costs itself alone; if there is none that may ever work, the farm is broken."""
+        if link not in self._links:
+            return
+        known = self._aside.setdefault(link, error)
+        if not self._discoveries and self._aside.keys() >= set(self._links):
+            self._crew.on_refusal(next(iter(self._aside.values())))
+        elif known is error or time.monotonic() >= self._next_report[link]:
+            self._next_report[link] = time.monotonic() + REPORT_EVERY
+            logger.warning("farm_executor: server set aside server=%s error=%s", link, link.last_error)
 
     # -- sessions ------------------------------------------------------------------------------------------
 
@@ -226,12 +242,12 @@ class Servers:
             connection.close()
             return
         connection.socket.setblocking(False)
+        self._aside.pop(link, None)
         self._controls[link] = connection
         self._reactor.register(connection, partial(self._on_events, link, session, connection))
         self._liveness.watch(link)
         if lanes is None:
-            for lane in self._crew.lanes_of(link, session):
-                self._crew.cut_lane(lane, "its server had to be dialled anew")
+            self._doubt_lanes(link, session, connection)
             self._crew.on_return()
             return
         before, self.counts[link] = self.counts.get(link, 0), lanes
@@ -240,6 +256,21 @@ class Servers:
             self._crew.on_seats_gone(gone, f"server {link} has come back with {lanes} workers only")
         if not self.answered[link].done():
             self.answered[link].set_result(lanes)
+
+    def _doubt_lanes(self, link: ServerLink, session: str, connection: Connection) -> None:
+        """The server had to be dialled again: ask whether what is sent over its lanes arrives."""
+        lanes = [lane for lane in self._crew.lanes_of(link, session) if lane.ready and not lane.ended]
+        with self._crew.sending():
+            for lane in lanes:
+                lane.probe()
+        self._liveness.doubt({lane.id: lane.connection for lane in lanes})
+
+        def ask() -> None:
+            if self._controls.get(link) is connection:
+                self._ping(link, 0)
+
+        ask()  # the answer tells how far what was sent has come by now, and the next one whether it moves
+        self._reactor.after(min(self._settings.heartbeat, PROBE_SECONDS), ask)
 
     def _on_events(self, link: ServerLink, session: str, connection: Connection, events: int) -> None:
         if self._controls.get(link) is not connection:
@@ -289,6 +320,11 @@ class Servers:
         if not connection.unsent:  # else it does not listen, which the silence will tell
             connection.send(encode_frame(FrameType.PING, seq=beat))
             self._reactor.want_to_write(connection, connection.unsent)
+
+    def _moved(self, link: ServerLink) -> int:
+        """For `Liveness`."""
+        lanes = self._crew.lanes_of(link, link.session)
+        return sum(lane.connection.bytes_received + lane.connection.bytes_sent for lane in lanes if not lane.ended)
 
     def _on_silence(self, link: ServerLink) -> None:
         """For `Liveness`."""
@@ -375,6 +411,7 @@ class Servers:
             return
         link.close()
         self._links.remove(link)
+        self._aside.pop(link, None)
         seats: list[Hashable] = [(link, slot) for slot in range(self.counts.pop(link, 0))]
         self._crew.on_seats_gone(seats, f"server {link} has been removed")
         answered = self.answered.pop(link)

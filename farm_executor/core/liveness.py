@@ -42,11 +42,15 @@ class Flow:
 
     What one end has handed over must have arrived at the other a beat later, or at least more must have arrived
     than before: a slow network is not a broken one.
+
+    Args:
+        patience: Beats in a row without a movement, until the first movement; `MAX_MISSED` from then on.
     """
 
-    __slots__ = ("_arrived", "_due", "_missed")
+    __slots__ = ("_arrived", "_due", "_missed", "_patience")
 
-    def __init__(self) -> None:
+    def __init__(self, patience: int = MAX_MISSED) -> None:
+        self._patience = patience
         self._due = 0
         self._arrived = 0
         self._missed = 0
@@ -59,6 +63,8 @@ class Flow:
             arrived: The bytes that have come to the other, known at most a beat later.
         """
         stands = arrived < self._due and arrived <= self._arrived
+        if arrived >= self._due > 0:
+            self._patience = MAX_MISSED
         self._missed = self._missed + 1 if stands else 0
         self._due, self._arrived = sent, arrived
-        return self._missed >= MAX_MISSED
+        return self._missed >= self._patience

@@ -1,6 +1,7 @@
 """Connections that break under a farm cost no task a second run, and no farm its work."""
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -18,7 +19,9 @@ from server.processes import DEADLINE, alive, wait_until
 from server.serving import KEY, Serving
 
 from farm_executor import FarmExecutor, TaskTimeoutError, WorkerLostError, start_server
+from farm_executor.address import Address
 from farm_executor.client import engine
+from farm_executor.client import server as dialling
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -93,6 +96,89 @@ def test_what_runs_when_connections_break_is_run_once(gate, book, numbers):
         assert set(farm.broadcast(tasks.pid_after, 0)) == before
         assert book.runs() == {"0": 1, "1": 1}
         assert nothing_was_lost(farm)
+
+
+def test_lanes_that_work_are_left_alone_when_the_control_connection_breaks(gate, book):
+    with proxied() as (proxy, farm):
+        futures = held(farm, gate, book)
+        proxy.cut(numbers=[0])
+        wait_until(lambda: len(proxy.links) == 4 and up(farm), "the server is back")
+        gate.open()
+        assert [future.result(DEADLINE) for future in futures] == [0, 1]
+        threading.Event().wait(1.5)  # in which the lanes are looked at twice
+        assert len(proxy.links) == 4
+        assert nothing_was_lost(farm)
+
+
+def test_lanes_that_broke_without_a_word_are_found_out_when_the_control_connection_is_back(gate, book):
+    with proxied(heartbeat=3600.0) as (proxy, farm):
+        futures = held(farm, gate, book)
+        proxy.stall(numbers=[1, 2])
+        proxy.cut(numbers=[0])
+        gate.open()
+        assert [future.result(DEADLINE) for future in futures] == [0, 1]
+        assert book.runs() == {"0": 1, "1": 1}
+        assert nothing_was_lost(farm)
+
+
+def test_lanes_are_dialled_side_by_side(monkeypatch):
+    together = threading.Barrier(8)
+    connect = dialling.connect
+
+    def connect_together(address, key, hello, *args, **more):
+        if hello["role"] == "lane":
+            together.wait(DEADLINE)
+        return connect(address, key, hello, *args, **more)
+
+    monkeypatch.setattr(dialling, "connect", connect_together)
+    with proxied(workers=8) as (proxy, farm):
+        futures = farm.broadcast(tasks.pid_after, 0)
+        proxy.cut(numbers=range(1, 9))
+        assert sorted(farm.broadcast(tasks.pid_after, 0)) == sorted(futures)
+        assert nothing_was_lost(farm)
+
+
+def test_a_server_whose_port_refuses_is_not_waited_for(gate, book):
+    """What it ran is lost long before the time to resume is over."""
+    with (
+        Serving(workers=1) as server,
+        FarmExecutor(server.address, key=KEY, resume_timeout=3600, max_attempts=1) as farm,
+    ):
+        (future,) = held(farm, gate, book, 1)
+        server.process.kill()
+        with pytest.raises(WorkerLostError):
+            future.result(DEADLINE)
+        gate.open()
+
+
+@contextlib.contextmanager
+def balanced(*servers):
+    """A load balancer: each connection goes to the next server in turn."""
+    with contextlib.ExitStack() as stack:
+        proxies = [stack.enter_context(Proxy(server.address)) for server in servers]
+        turn = itertools.cycle(proxies)
+        connect = dialling.connect
+
+        def connect_to_next(address, *args, **more):
+            host, _, port = next(turn).address.rpartition(":")
+            return connect(Address(host, int(port)), *args, **{**more, "via": None})
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dialling, "connect", connect_to_next)
+            yield proxies
+
+
+def test_behind_a_load_balancer_lanes_are_found_with_patience_and_the_log_names_the_cause(caplog, monkeypatch):
+    monkeypatch.setattr(dialling, "NOT_YET_SECONDS", 0.0)
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=1) as one,
+        start_server("127.0.0.1", 0, background=True, workers=1) as other,
+        balanced(one, other) as proxies,
+        FarmExecutor("127.0.0.1:1") as farm,
+    ):
+        assert list(farm.map(identity, range(20))) == list(range(20))
+        assert "a load balancer stands in between" in caplog.text
+        assert sum(len(proxy.links) for proxy in proxies) < 10, "no session was opened in vain"
 
 
 def test_what_ends_while_the_connections_are_broken_is_run_once(gate, book):

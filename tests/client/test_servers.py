@@ -9,12 +9,16 @@ from client.tasks import look, mark
 from contract.gate import Gate
 from contract.tasks import pass_gate
 from server.processes import DEADLINE, wait_until
+from server.serving import KEY, Serving
 from server.tasks import pid
 
-from farm_executor import AddressError, FarmExecutor, WorkerLostError, start_server
+from farm_executor import AddressError, AuthenticationError, FarmExecutor, WorkerLostError, start_server
 from farm_executor.address import Address
 from farm_executor.client import discovery, server
+from farm_executor.core import dialling
 from farm_executor.launch.local import Server
+
+OTHER_KEY = b"another key that nobody here has"
 
 
 @pytest.fixture
@@ -286,3 +290,49 @@ def test_no_thread_is_left_when_a_shutdown_has_been_waited_for(monkeypatch):
         assert dialled.wait(DEADLINE)
         assert future.cancel()
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("farm-")] == []
+
+
+# -- servers that refuse --------------------------------------------------------------------------------------
+
+
+def test_a_server_with_another_key_costs_itself_alone_and_is_taken_when_it_has_ours(caplog, monkeypatch):
+    monkeypatch.setattr(dialling, "FIRST_ASIDE", 0.05)
+    with Serving(workers=1) as good, Serving(workers=1, key=OTHER_KEY) as bad:
+        address = bad.address
+        with FarmExecutor([address, good.address], key=KEY) as farm:
+            assert farm.submit(abs, -1).result(DEADLINE) == 1
+            wait_until(lambda: "set aside" in caplog.text, "it has refused us")
+            assert list(farm.map(abs, range(20))) == list(range(20))
+            assert f"server set aside server={address}" in caplog.text
+            assert "refused the key" in caplog.text
+            assert "still dialling" not in caplog.text
+            bad.process.kill()
+            bad.process.wait()
+            with Serving(at=address, workers=1):
+                wait_until(lambda: all(server.up for server in farm.statistics().servers), "it has our key now")
+            assert caplog.text.count("set aside") == 1
+
+
+def test_a_server_that_comes_back_with_another_key_loses_what_it_ran_and_nothing_else():
+    with Gate() as gate, Serving(workers=1) as good, Serving(workers=1) as bad:
+        address = bad.address
+        with FarmExecutor([address, good.address], key=KEY) as farm:
+            farm.connect(DEADLINE)
+            futures = [farm.submit(pass_gate, gate.address, number) for number in range(2)]
+            gate.wait_for_arrivals(2)
+            bad.process.kill()
+            bad.process.wait()
+            with Serving(at=address, workers=1, key=OTHER_KEY):
+                gate.open()
+                assert [future.result(DEADLINE) for future in futures] == [0, 1]
+                assert list(farm.map(abs, range(20))) == list(range(20))
+
+
+def test_when_every_server_refuses_the_farm_is_broken():
+    with (
+        Serving(workers=1, key=OTHER_KEY) as one,
+        Serving(workers=1, key=b"yet another key that nobody has") as other,
+        FarmExecutor([one.address, other.address], key=KEY) as farm,
+        pytest.raises(AuthenticationError, match="refused the key"),
+    ):
+        farm.submit(abs, -1).result(DEADLINE)

@@ -85,3 +85,19 @@ def test_a_connection_on_which_nothing_is_due_is_not_stuck(count: int) -> None:
     flow = Flow()
     for _ in range(3 * MAX_MISSED):
         assert not flow.beat(count, count)
+
+
+# -- in doubt ---------------------------------------------------------------------------------------------------
+
+
+def test_with_patience_for_one_beat_what_does_not_move_is_taken_for_lost_at_the_second():
+    flow = Flow(patience=1)
+    assert not flow.beat(10, 0)
+    assert flow.beat(10, 0)
+
+
+def test_once_all_has_arrived_there_is_no_doubt_any_more():
+    flow = Flow(patience=1)
+    assert not flow.beat(10, 0)
+    assert not flow.beat(20, 10)
+    assert [flow.beat(20, 10) for _ in range(MAX_MISSED)] == [False] * (MAX_MISSED - 1) + [True]

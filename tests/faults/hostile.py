@@ -461,7 +461,7 @@ class _Client:
         links = self._links
         stand_ins: list[tuple[Any, str, Any]] = [
             (server_module, "connect", self._connect),
-            (ServerLink, "_ensure_thread", lambda link: links.append(link)),
+            (ServerLink, "_dial_more", lambda link, **hurry: links.append(link)),
             (Reactor, "start", lambda reactor: None),
             (
                 Settler,
@@ -509,9 +509,11 @@ class _Client:
         while self._links or reactor._inbox or self._ready():
             while self._links:
                 link = self._links.pop()
-                with contextlib.suppress(ConnectionRefusedError):
-                    while link._dial_next():
-                        reactor._run_inbox()
+                while (found := link._plan.next()) is not None:
+                    with contextlib.suppress(ConnectionRefusedError):
+                        link._make(found[0])
+                    link._plan.drop(found[0])
+                    reactor._run_inbox()
             reactor._run_inbox()
             for key, events in self._ready():
                 key.data(events)
