@@ -3,9 +3,8 @@
 This module owns who waits for a task to come back, and for how long. It must not know which lane has which task,
 nor what becomes of one that has come back.
 
-`Future.cancel` has to say whether the task will run, so it waits for the worker's answer: a round trip. A thread
-that does the farm's own work does not wait, and no other for long; nor does anybody wait for a worker that has not
-answered somebody else in time, until it does.
+`Future.cancel` has to say whether the task will run, so it waits for the worker's answer: a round trip, but not for
+long; nor does anybody wait for a worker that has not answered somebody else in time, until it does.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Request:
     def __init__(self, task: Task, cancel: Callable[[], bool]) -> None:
         self.task = task
         self._cancel = cancel
-        self._lock = threading.Lock()  # held for a moment
+        self._lock = threading.RLock()  # held for a moment; what grants may run in a signal handler in that moment
         self._open = True
         self._answered = threading.Lock()
         self._answered.acquire()
@@ -83,8 +82,11 @@ class Cancels:
         self._stuck = False  # the I/O thread has not taken up a request in time, nor since
 
     def take_back(self, task: Task, cancel: Callable[[], bool]) -> None:
-        """Try to have a task back that is running, as far as its future knows; see `Request`."""
-        if self._reactor.is_handling() or self._stuck:
+        """Try to have a task back that is running, as far as its future knows; see `Request`.
+
+        For a thread that may wait for the farm.
+        """
+        if self._stuck:
             return
         request = Request(task, cancel)
         self._reactor.post(partial(self._begin, request))

@@ -12,20 +12,22 @@ no event can come between a decision and its deed. Futures are settled, and so u
 
 To submit never waits for that lock. A task is put down in ``_incoming``; whoever takes the lock admits first what
 lies there, and whoever gives it back looks there once more if a worker idles. The submitting thread only tries the
-lock, and only if a worker idles: it gets it, and sends, or whoever has it will. So a destructor may submit, too.
+lock, and only if a worker idles: it gets it, and sends, or whoever has it will. So a destructor or a signal handler
+may submit, too, even if its own thread has been interrupted while it holds the lock. Whatever else users may call
+there asks `may_wait` before it waits for the farm, and `_look` before it takes the lock.
 
 Should the engine itself fail, every future settles with `BrokenFarmError`: nothing ever hangs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import selectors
-import threading
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
@@ -41,6 +43,7 @@ from farm_executor.client.future import FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
 from farm_executor.client.killing import Kills
 from farm_executor.client.lane import Lane, WorkerDeath, size_of
+from farm_executor.client.locks import OwnedLock
 from farm_executor.client.options import TaskOptions
 from farm_executor.client.outcome import (
     caused,
@@ -84,6 +87,10 @@ __all__ = ["Engine", "EngineOptions"]
 logger = logging.getLogger(__name__)
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
+MUST_NOT_WAIT = (
+    "this would wait for ever: a callback of a future, or a signal handler that has interrupted this thread in the "
+    "midst of the farm's work, keeps the farm from being heard. Submit there, and wait elsewhere"
+)
 GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 MAX_STILLBORN = 3
@@ -119,7 +126,7 @@ class Engine:
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
         self._budget = options.budget
-        self._lock = threading.Lock()
+        self._lock = OwnedLock()
         self._deciding = _Deciding(self)
         self._scheduler = Scheduler(start=_start)
         self._incoming: deque[Task] = deque()
@@ -226,11 +233,11 @@ class Engine:
             self._incoming.append(task)
         else:
             # Who would make room must not wait for it; what goes on has been waited for.
-            now = goes_on or self._reactor.is_own_thread()
+            now = goes_on or not self.may_wait()
             self._append_within(self._budget, task, payload_size(future.arguments), now=now)
         if self._scheduler.has_idle_lane:
             self._admit()
-        if not task.id % GLANCE_EVERY:
+        if not task.id % GLANCE_EVERY and not self._lock.is_mine():
             self._reactor.glance()
         if self._closed:  # since we looked
             self._refuse_incoming()
@@ -247,15 +254,13 @@ class Engine:
     def _admit(self) -> None:
         """Send what has been submitted, unless somebody else is about to."""
         with HeldBack():
-            while self._incoming and not self._closed and self._lock.acquire(blocking=False):
-                self._deciding.thread = threading.get_ident()
+            while self._incoming and not self._closed and not self._lock.is_mine() and self._lock.acquire(False):
                 try:
                     self._take_incoming()
                 except BaseException:  # another signal's handler raised in the midst of it: what was done?
                     self.abort("a submit was interrupted half-way; make a new executor")
                     raise
                 finally:
-                    self._deciding.thread = None
                     self._lock.release()
 
     def _take_incoming(self) -> None:
@@ -274,12 +279,16 @@ class Engine:
                 return
             self._settler.refuse(task, self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
 
+    def may_wait(self) -> bool:
+        """Whether this thread may wait for the farm: not in a callback, nor amid the farm's work."""
+        return not self._lock.is_mine() and self._reactor.may_wait()
+
     def check_may_wait(self) -> None:
         """Raise what speaks against waiting for all servers or workers."""
         if self._shutdown:
             raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
-        if self._reactor.is_own_thread():
-            raise RuntimeError("a callback must not wait for servers or workers, as it keeps them from being heard")
+        if not self.may_wait():
+            raise RuntimeError(MUST_NOT_WAIT)
 
     def broadcast(
         self, fn: Callable[..., Any] | Function, args: tuple[Any, ...], options: TaskOptions, *, persistent: bool
@@ -349,15 +358,21 @@ class Engine:
 
     def kill(self, category: Hashable, *, dry_run: bool = False) -> int:
         """Kill the tasks of that category that run, and say how many there were; see `Kills.ask`."""
-        with HeldBack(), self._deciding:
+        with HeldBack(), self._look():
             kills = self._scheduler.kill(lambda task: task.category == category)
-        return sum(kill.at_first for kill in kills) if dry_run else self._kills.ask(kills)
+        return sum(kill.at_first for kill in kills) if dry_run else self._ask_to_kill(kills)
+
+    def _ask_to_kill(self, kills: list[Kill]) -> int:
+        return self._kills.ask(kills, wait=self.may_wait()) if kills else 0
 
     def kill_one(self, future: FarmFuture) -> bool:
         """Kill a future's task, now if it runs, and when its turn comes if a worker has it already."""
         task = future.task
         if task is None:
             return False  # it has just been settled
+        if self._lock.is_mine():  # amid a decision nothing else can be decided
+            self._reactor.post(lambda: _ignore(self.kill_one(future)))
+            return True
         with HeldBack(), self._deciding:
             if self._scheduler.drop(task):  # it had been sent, and has come back
                 error = TaskKilledError("the task was killed while it waited to be sent again")
@@ -368,15 +383,20 @@ class Engine:
                 self._timed = True
                 task.timeout = 0.0
                 return True
-        return self._kills.ask(kills) > 0
+        return self._ask_to_kill(kills) > 0
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """See `future.Owner`."""
+        if not self.may_wait():
+            if timeout is None and not future.done():
+                raise RuntimeError(MUST_NOT_WAIT)
+            return timeout
         return self._reactor.lead(future.done, timeout)
 
     def lead_until(self, done: Callable[[], bool]) -> None:
         """Do the farm's own work in this thread until that is so, if this thread may; it may be so or not then."""
-        self._reactor.lead(done, None)
+        if self.may_wait():
+            self._reactor.lead(done, None)
 
     def nudge(self) -> None:
         """Have who leads look once more whether he still needs to."""
@@ -392,8 +412,7 @@ class Engine:
 
     def take_back(self, task: Task, cancel: Callable[[], bool]) -> None:
         """See `future.Owner`."""
-        # A destructor may cancel, too, wherever the garbage collector has found the time: perhaps while we decide.
-        if self._deciding.thread != threading.get_ident():
+        if self.may_wait():
             self._cancels.take_back(task, cancel)
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:
@@ -413,8 +432,8 @@ class Engine:
             self._reactor.post(lambda: self._break(lambda: BrokenFarmError(reason)))
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the end after `shutdown`; say whether it has come. From a callback it is not waited for."""
-        return self._reactor.join(timeout)
+        """Wait until the end after `shutdown`, where that is allowed, see `may_wait`; say whether it has come."""
+        return self._reactor.join(timeout if self.may_wait() else 0.0)
 
     @property
     def broken(self) -> bool:
@@ -430,7 +449,7 @@ class Engine:
         """A snapshot."""
         from farm_executor.client.statistics import FarmStatistics  # late: most programs never ask
 
-        with HeldBack(), self._deciding:  # who is interrupted must not have the lock
+        with HeldBack(), self._look():  # who is interrupted must not have the lock
             servers = tuple(self._server_statistics(link) for link in self.servers)
             return FarmStatistics(
                 state="broken" if self._error else "shut down" if self._shutdown else "open",
@@ -460,6 +479,15 @@ class Engine:
         )
         slots = self.servers.counts.get(link, 0)
         return ServerStatistics(str(link), link.up, workers, link.last_error, slots)
+
+    @contextlib.contextmanager
+    def _look(self) -> Iterator[None]:
+        """Hold the lock in order to look and change nothing, also amid a decision of this very thread."""
+        if self._lock.is_mine():
+            yield
+        else:
+            with self._deciding:
+                yield
 
     # -- performing decisions, with the lock held ----------------------------------------------------------
 
@@ -922,26 +950,20 @@ class Engine:
 
 
 class _Deciding:
-    """The engine's lock, held in order to decide and perform; what has been submitted is admitted first.
-
-    Attributes:
-        thread: Who holds it.
-    """
+    """The engine's lock, held in order to decide and perform; what has been submitted is admitted first."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.thread: int | None = None
 
     def __enter__(self) -> None:
         engine = self._engine
+        assert not engine._lock.is_mine(), "a decision within a decision"
         engine._lock.acquire()
-        self.thread = threading.get_ident()
         if engine._incoming:
             engine._take_incoming()
 
     def __exit__(self, *error: object) -> None:
         engine = self._engine
-        self.thread = None
         engine._lock.release()
         if engine._incoming and engine._scheduler.has_idle_lane:
             engine._admit()
@@ -949,6 +971,10 @@ class _Deciding:
 
 def _nothing() -> None:
     """For the inbox: wake up and see whether all is over."""
+
+
+def _ignore(result: object) -> None:
+    """For the inbox, which wants no results."""
 
 
 def _start(tasks: list[Task]) -> list[bool]:

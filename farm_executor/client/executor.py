@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -23,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from farm_executor.address import Address, AddressLike, parse_address, parse_addresses
 from farm_executor.client import launching
 from farm_executor.client.future import FarmFuture, renew_lock
-from farm_executor.client.interrupt import let_go
+from farm_executor.client.interrupt import AllHeldBack, let_go
+from farm_executor.client.locks import OwnedLock
 from farm_executor.client.options import TaskOptions
 from farm_executor.errors import AddressError
 
@@ -100,9 +100,11 @@ class FarmExecutor(Executor):
             ``ssl_context`` that is none.
 
     Thread safety:
-        All methods may be called from any thread. Callbacks of futures run in the farm's own thread, and must
-        not wait there for other futures of the farm; nor must a handler of a signal, which may have come while its
-        thread waited for one. A forked child may use the executor: it starts afresh there.
+        All methods may be called from any thread, and from a signal handler or a destructor that has interrupted
+        one of them. Callbacks of futures run in the farm's own thread, and must not wait there for other futures of
+        the farm: ``result()`` raises RuntimeError where it would wait for ever. A signal handler may wait by it,
+        too, unless it has interrupted its thread in the midst of the farm's work, where it raises the same. A
+        forked child may use the executor: it starts afresh there.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class FarmExecutor(Executor):
 
     def _reset(self) -> None:
         """The state before the first submit; in a forked child, too."""
-        self._lock = threading.Lock()
+        self._lock = OwnedLock()  # see `_alone`
         self._engine: Engine | None = None
         self._shut_down = False
 
@@ -217,12 +219,12 @@ class FarmExecutor(Executor):
         Raises:
             TimeoutError: All is not over in time. It goes on; `kill_workers` ends it.
         """
-        with self._lock:
+        with self._alone():
             self._shut_down = True
             engine = self._engine
-            if engine is None and self._embedded is not None:
-                self._embedded.end()  # it was started by pickling, for others to use
         if engine is None:
+            if self._embedded is not None:
+                self._embedded.end()  # it was started by pickling, for others to use
             return
         engine.shutdown(cancel_futures=cancel_futures)
         if wait and not engine.join(timeout) and timeout is not None:
@@ -285,7 +287,7 @@ class FarmExecutor(Executor):
         added = parse_address(address, ssh=True)
         if added.every:
             raise AddressError(f"{added} stands for servers that come and go: give it to the constructor")
-        with self._lock:
+        with self._alone():
             if self._shut_down:
                 raise RuntimeError("cannot add a server after shutdown")
             known = [*(self._addresses or ()), *self._added]
@@ -316,7 +318,7 @@ class FarmExecutor(Executor):
         removed = parse_address(address, ssh=True)
         if removed.every:
             raise AddressError(f"{removed} stands for servers that come and go: remove one by its own address")
-        with self._lock:
+        with self._alone():
             engine = self._engine
             if engine is not None:
                 engine.check_may_wait()
@@ -534,11 +536,25 @@ class FarmExecutor(Executor):
             broadcast.cancel()
             raise
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads, and signal handlers, from changing which engine and servers there are."""
+        if self._lock.is_mine():  # a destructor, which nobody can hold back
+            raise RuntimeError(
+                "a destructor must not use an executor that its own thread is about to start or change"
+            )
+        with AllHeldBack():
+            self._lock.acquire()
+            try:
+                yield
+            finally:
+                self._lock.release()
+
     def _start_engine(self) -> Engine:
         engine = self._engine
         if engine is not None:
             return engine  # it knows by itself whether it has been shut down
-        with self._lock:
+        with self._alone():
             if self._shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if _interpreter_ends:
@@ -610,7 +626,7 @@ class FarmExecutor(Executor):
 
     def _embedded_server(self, *, locked: bool = False) -> EmbeddedServer:
         if not locked:
-            with self._lock:
+            with self._alone():
                 return self._embedded_server(locked=True)
         if self._embedded is None:
             self._embedded = launching.embedded(self._max_workers)

@@ -115,6 +115,11 @@ class FarmFuture(Future[Any]):
             self._own_callbacks = []
         return self._own_callbacks
 
+    @property
+    def is_looked_at(self) -> bool:
+        """Whether somebody may wait by the Condition, or has."""
+        return self._own_condition is not None
+
     def call_back(self) -> None:
         """Call the callbacks; for whoever has settled it by `settle_plainly`."""
         for fn in self._own_callbacks or ():

@@ -60,19 +60,19 @@ class Kills:
 
     # -- by request ------------------------------------------------------------------------------------------
 
-    def ask(self, kills: list[Kill]) -> int:
+    def ask(self, kills: list[Kill], *, wait: bool = True) -> int:
         """Order these kills, and wait for what comes of them; say how many tasks have been killed.
 
-        The farm's own thread must not wait, and is told how many there will most likely be.
+        Who must not wait, such as the farm's own thread, is told how many there will most likely be.
         """
         if not kills:
             return 0
         order = _Order({kill.lane: kill.tasks for kill in kills})
         self._reactor.post(partial(self._order, order, kills))
-        if self._reactor.is_own_thread():
+        if not wait:
             return sum(kill.at_first for kill in kills)
-        with self._reactor.waiting(order.over.is_set):
-            order.over.wait(KILL_SECONDS)
+        with self._reactor.waiting(lambda: not order.open):
+            order.over.acquire(timeout=KILL_SECONDS)
         for lane in list(order.open):
             logger.warning("kill unanswered lane=%d seconds=%.0f", lane, KILL_SECONDS)
         return order.count
@@ -224,6 +224,8 @@ class _Order:
         stale: The lanes whose numbers have changed since, as is still to be heard.
         open: The lanes for which there is no answer yet.
         count: How many tasks have been killed.
+        over: Free as soon as there is no open lane. An Event's own lock would not do: what sets it may run in a
+            signal handler, on top of who waits.
     """
 
     def __init__(self, meant: dict[int, list[Task]]) -> None:
@@ -232,10 +234,13 @@ class _Order:
         self.stale: set[int] = set()
         self.open = set(meant)
         self.count = 0
-        self.over = threading.Event()
+        self.over = threading.Lock()
+        self.over.acquire()
 
     def note(self, lane: int, killed: Task | None) -> None:
+        if lane not in self.open:
+            return
         self.open.discard(lane)
         self.count += killed is not None and killed in self.meant[lane]
         if not self.open:
-            self.over.set()
+            self.over.release()

@@ -15,6 +15,8 @@ waiting thread takes the I/O thread's place for as long as it waits: it *leads*.
 * A leader handles sockets, and nothing else. At the first sign of anything else, which rings the waker, it stops
   leading and waits as anybody does. What it leaves is still in the selector, and so wakes the I/O thread.
 * A leader that is interrupted must not leave a handler half-way: see `interrupt`.
+* A signal handler, or a destructor, may run on top of a leader and want to wait itself. If the leader is asleep, it
+  stops leading first, for good; if it is in the midst of a handler, nobody can help, and `may_wait` says so.
 
 Where selectors have no descriptor (Windows), nobody leads.
 """
@@ -35,13 +37,14 @@ from functools import partial
 from typing import Protocol
 
 from farm_executor.client.interrupt import HeldBack
+from farm_executor.client.locks import OwnedLock
 from farm_executor.transport import Connection, Waker
 
 __all__ = ["Reactor"]
 
 LONGEST_SLEEP = 86_400.0  # seconds; selectors take no number of milliseconds that does not fit 32 bits
 CROWDED = 0.002  # seconds after two threads have waited at once
-GIVE_WAY = 0.005  # seconds between the I/O thread's looks at whether a caller still does its work
+GIVE_WAY = 0.005  # seconds between the I/O thread's looks at whether a caller still does its work, or sleeps
 
 _Handler = Callable[[int], None]  # gets the selector's event mask
 
@@ -58,7 +61,7 @@ class Reactor:
     Attributes:
         may_lead: Whether a caller may begin to lead now.
 
-    Thread safety: `post`, `lead`, `waiting`, `glance`, `join`, `is_own_thread` and `is_handling` may be called from
+    Thread safety: `post`, `lead`, `waiting`, `glance`, `join`, `is_own_thread` and `may_wait` may be called from
     any thread, the others from handlers.
     """
 
@@ -81,8 +84,10 @@ class Reactor:
         self._inbox: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_ids = itertools.count()
-        self._turn = threading.Lock()
-        self._leader: int | None = None  # the thread that has it, if that is not the I/O thread
+        self._turn = OwnedLock()
+        self._leading: HeldBack | None = None  # by which leader, if anybody leads
+        self._asleep = False  # whether that leader is where it may be told to stop leading
+        self._sleepers: set[HeldBack] = set()  # who have been told so, and may still be asleep
         # The threads that wait and do not lead, and what tells that they have what they wait for: such a thread
         # runs later than this one goes on, and if it still counted, it could not lead the next time either.
         self._waiting: dict[int, Callable[[], bool]] = {}
@@ -108,9 +113,39 @@ class Reactor:
         """Whether the caller is the I/O thread."""
         return threading.get_ident() == self._thread.ident
 
-    def is_handling(self) -> bool:
-        """Whether the caller is the I/O thread, or leads: the farm hears nothing while it waits."""
-        return threading.get_ident() in (self._thread.ident, self._leader)
+    def may_wait(self) -> bool:
+        """Whether the caller may wait for something that comes over the sockets.
+
+        The I/O thread may not, nor may what has interrupted its own thread in the midst of a handler. A leader that
+        was interrupted in its sleep stops leading, so that others hear the farm meanwhile.
+        """
+        if self.is_own_thread():
+            return False
+        if not self._turn.is_mine():
+            return True
+        if not self._asleep or self._standby is None:
+            return False
+        with HeldBack() as interrupt:
+            self._sleepers.add(self._leading or interrupt)
+            self._stop_leading(self._standby)
+            self.post(self._wake_sleepers)
+        return True
+
+    def _wake_sleepers(self) -> None:
+        """Have them notice that they lead no more, once whatever has interrupted them returns.
+
+        Their system call then goes on to sleep, although what they wait for may have come. Each time it is either
+        they who see the waker or we, so it takes more than one attempt.
+        """
+        if self._sleepers:
+            self._waker.wake()
+            self.after(GIVE_WAY, self._wake_sleepers)
+
+    def _stop_leading(self, standby: _Standby) -> None:
+        self._leading, self._asleep = None, False
+        if not self._closed:
+            standby.arm()
+        self._turn.release()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the end; say whether it has come. From the I/O thread itself it is not waited for."""
@@ -176,7 +211,7 @@ class Reactor:
             try:
                 self._standby.wait(timeout)
                 self._give_way()
-                while not (ours := self._turn.acquire(blocking=False)):  # somebody leads
+                while not (ours := self._turn.acquire(False)):  # somebody leads
                     timeout = self._until_timer()
                     if timeout == 0.0:  # and must let us
                         self._waker.wake()
@@ -226,25 +261,26 @@ class Reactor:
     def lead(self, done: Callable[[], bool], timeout: float | None) -> float | None:
         """Handle events in this thread until it is done, or the time is over, or something else is to be handled.
 
+        For a thread that `may_wait`.
+
         Returns:
             What is left of the timeout, in seconds.
         """
-        if not self.may_lead or self._standby is None or self._turn.locked() or self._somebody_waits():
+        standby = self._standby
+        if not self.may_lead or standby is None or self._leading is not None or self._somebody_waits():
             return timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         with HeldBack() as interrupt:
-            if self._turn.acquire(blocking=False):
-                self._leader = threading.get_ident()
+            if self._turn.acquire(False):
                 try:
+                    self._leading = interrupt
                     if not self._closed:
-                        self._standby.disarm()
-                        try:
-                            self._handle_until(done, deadline, interrupt)
-                        finally:
-                            self._standby.arm()
+                        standby.disarm()
+                        self._handle_until(done, deadline, interrupt)
                 finally:
-                    self._leader = None
-                    self._turn.release()
+                    self._sleepers.discard(interrupt)
+                    if self._leading is interrupt:
+                        self._stop_leading(standby)
         return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
     def glance(self) -> None:
@@ -253,10 +289,9 @@ class Reactor:
         A caller that glances again and again within milliseconds keeps the I/O thread from running anyway, and is
         left to do its work; but not what only that thread may do, for which it needs the turn.
         """
-        if self.may_lead and not self._inbox and self._until_timer() != 0.0 and not self._turn.locked():
+        if self.may_lead and not self._inbox and self._until_timer() != 0.0 and not self._turn.is_mine():
             with HeldBack():
-                if self._turn.acquire(blocking=False):
-                    self._leader = threading.get_ident()
+                if self._turn.acquire(False):
                     try:
                         if not self._closed:
                             now = time.monotonic()
@@ -264,7 +299,6 @@ class Reactor:
                             self._last_glance = now
                             self._handle(self._selector.select(0))
                     finally:
-                        self._leader = None
                         self._turn.release()
 
     def _handle_until(self, done: Callable[[], bool], deadline: float | None, interrupt: HeldBack) -> None:
@@ -274,9 +308,11 @@ class Reactor:
                 timeout = deadline - time.monotonic()
                 if timeout <= 0.0:
                     return
-            interrupt.passing = True
+            interrupt.passing = self._asleep = True
             events = self._selector.select(None if timeout is None else min(timeout, LONGEST_SLEEP))
-            interrupt.passing = False
+            self._asleep = interrupt.passing = False
+            if self._leading is not interrupt:  # a signal handler has waited meanwhile: others have the sockets now
+                return
             if not self._handle(events):
                 return
 

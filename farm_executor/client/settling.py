@@ -123,9 +123,15 @@ class Settler:
         return future
 
     def _set(self, future: FarmFuture, set_: Callable[[], None]) -> None:
-        if not self._reactor.is_own_thread():
+        if self._reactor.is_own_thread():
+            _guarded(set_)
+        elif future.is_looked_at:
+            # Those who wait are told under locks of their own, which this very thread may hold: it may be in a
+            # signal handler that has interrupted `concurrent.futures.wait`.
+            self._post(set_)
+        else:
             future.call_back_by = self._post
-        _guarded(set_)
+            _guarded(set_)
 
     def _post(self, call_all: Callable[[], None]) -> None:
         self._reactor.post(partial(_guarded, call_all))

@@ -269,12 +269,8 @@ class Reactor:
     """Does what is posted, and what is to be done later, when told to."""
 
     def __init__(self):
-        self.handling = False
         self.posted = []
         self.later = []
-
-    def is_handling(self):
-        return self.handling
 
     def post(self, action):
         self.posted.append(action)
@@ -366,13 +362,6 @@ def test_when_nobody_takes_up_what_is_asked_nobody_else_asks_until_somebody_does
     assert not requests[0].grant()
     cancels.take_back(sent_task(), lambda: True)
     assert len(reactor.posted) == 1
-
-
-def test_who_does_the_farm_s_own_work_does_not_ask():
-    reactor, cancels, _ = asking()
-    reactor.handling = True
-    cancels.take_back(sent_task(), lambda: True)
-    assert reactor.posted == []
 
 
 def test_a_future_that_is_cancelled_when_it_has_been_sent_tells_everybody():

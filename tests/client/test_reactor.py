@@ -165,8 +165,9 @@ def test_a_timer_ends_the_leading_also_one_that_a_handler_sets(led):
 
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def test_who_glances_takes_what_has_come_and_never_waits(led):
-    while led.reactor._turn.locked():  # the own thread is about to stand by
+    while not led.reactor._turn.acquire(False):  # the own thread is about to stand by
         time.sleep(0.001)
+    led.reactor._turn.release()
     led.reactor._standby.disarm()  # so that it sees nothing
     try:
         for number in range(50):
