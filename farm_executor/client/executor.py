@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -42,7 +43,351 @@ INTERRUPT_SECONDS = 2.0  # for running tasks to end after Ctrl-C
 PRIORITIES = {"low": -1, "default": 0, "high": 1}
 
 
-class FarmExecutor(Executor):
+class _Front(Executor):
+    """What users call, of a farm and of its views alike."""
+
+    _options: TaskOptions
+
+    @property
+    @abstractmethod
+    def _farm(self) -> FarmExecutor:
+        """The farm itself."""
+
+    if TYPE_CHECKING:  # the farm has an attribute, a view a property
+        _engine: Engine | None
+
+    @abstractmethod
+    def _start_engine(self) -> Engine:
+        """The farm's engine, started if it is not yet."""
+
+    # -- the standard library's contract -----------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Schedule ``fn(*args, **kwargs)``; every argument is the function's.
+
+        Returns:
+            Its future. It raises the task's own exception, with remote frames in the traceback and a
+            `TaskExecutionError` at the end of its ``__cause__`` chain. Where the call cannot be pickled, the
+            future holds that error already. Large buffers (64 KiB and more, such as numpy arrays) are read when
+            they are sent: do not change them before the future is done.
+
+        Raises:
+            RuntimeError: The executor has been shut down, or the interpreter is.
+            BrokenFarmError: The farm is broken, as by a failing initializer; or the error that broke it:
+                `AuthenticationError`, `VersionMismatchError`, `TimeoutError`.
+            FarmFullError: ``max_pending_bytes`` are held, and ``when_full="raise"``.
+        """
+        engine = self._engine or self._start_engine()
+        return engine.submit(fn, args, kwargs, self._options)
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """As `concurrent.futures.Executor.map` in Python 3.14, on every Python.
+
+        Args:
+            fn: Called with one item of each iterable, until the shortest ends.
+            iterables: Read at once; with ``buffersize`` only as far ahead as that.
+            timeout: Seconds from this call until a result must be there, else `TimeoutError`.
+            chunksize: How many items make one task, which fails as a whole. With 1, each item fails, and is tried
+                again, by itself; short ones still travel together.
+            buffersize: The most tasks whose results have not been taken. Then iterables may be endless.
+
+        Raises:
+            ValueError: ``chunksize`` or ``buffersize`` is less than 1.
+            TypeError: ``buffersize`` is no integer.
+        """
+        return self._farm._map(self._options, fn, iterables, timeout, chunksize, buffersize)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
+        """As `concurrent.futures.Executor.shutdown`: no more tasks; those submitted are finished.
+
+        Args:
+            wait: Whether to return only when all is over: every future settled, every worker told to go, the
+                embedded farm ended.
+            cancel_futures: Whether to cancel what has not been sent to a worker.
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            TimeoutError: All is not over in time. It goes on; `kill_workers` ends it.
+        """
+        farm = self._farm
+        with farm._alone():
+            farm._shut_down = True
+            engine = farm._engine
+        if engine is None:
+            if farm._embedded is not None:
+                farm._embedded.end()  # it was started by pickling, for others to use
+            return
+        engine.shutdown(cancel_futures=cancel_futures)
+        if wait and not engine.join(timeout) and timeout is not None:
+            now = engine.statistics()
+            raise TimeoutError(
+                f"after {timeout:g} s {now.running} tasks run and {now.queued} wait; kill_workers() would end them"
+            )
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc_value: Any, traceback: Any) -> None:
+        """Shut down and wait.
+
+        After Ctrl-C queued tasks are cancelled, and running ones have two seconds to end; then their workers are
+        ended, here and on servers.
+        """
+        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
+        try:
+            self.shutdown(wait=not interrupted, cancel_futures=interrupted)
+        finally:  # also when Ctrl-C comes once more
+            engine = self._farm._engine
+            if interrupted and engine is not None:
+                _end_interrupted([engine])
+
+    # -- beyond it ---------------------------------------------------------------------------------------
+
+    def with_options(
+        self,
+        *,
+        priority: int | str | None = None,
+        category: Hashable = None,
+        max_attempts: int | None = None,
+        timeout: float | None = None,
+    ) -> OptionsView:
+        """An executor over this same farm whose tasks have other options; what is not given stays as it is here.
+
+        Args:
+            priority: "low", "default", "high", or an int, where a larger one goes first and "default" is 0.
+            category: A label.
+            max_attempts: How often a task may be begun; 1 for at most once.
+            timeout: Seconds that a task may run, in whatever code; the way of its arguments to the worker counts.
+                Then its worker is killed and replaced, and its future raises `TaskTimeoutError`; it is not tried
+                again. With `map` it is the time of each item, or of each chunk with a ``chunksize`` beyond 1.
+
+        Raises:
+            ValueError: There is no such priority, ``max_attempts`` is less than 1, or ``timeout`` not positive.
+            TypeError: ``timeout`` is no number.
+        """
+        if isinstance(priority, str):
+            if priority not in PRIORITIES:
+                raise ValueError(f"no such priority: {priority!r}; there are {', '.join(PRIORITIES)}, and integers")
+            priority = PRIORITIES[priority]
+        if max_attempts is not None:
+            _check_attempts(max_attempts)
+        if timeout is not None:
+            _check_seconds("timeout", timeout)
+        mine = self._options
+        return OptionsView(
+            self._farm,
+            TaskOptions(
+                priority=mine.priority if priority is None else priority,
+                category=mine.category if category is None else category,
+                max_attempts=mine.max_attempts if max_attempts is None else max_attempts,
+                timeout=mine.timeout if timeout is None else timeout,
+            ),
+        )
+
+    def add_server(self, address: AddressLike) -> None:
+        """Let one more server work for this farm, with all its slots, from when it answers.
+
+        Args:
+            address: As in the constructor. One that the farm has already changes nothing.
+
+        Raises:
+            AddressError: It has none of the accepted forms.
+            RuntimeError, BrokenFarmError: See `submit`.
+        """
+        added = parse_address(address, ssh=True)
+        if added.every:
+            raise AddressError(f"{added} stands for servers that come and go: give it to the constructor")
+        farm = self._farm
+        with farm._alone():
+            if farm._shut_down:
+                raise RuntimeError("cannot add a server after shutdown")
+            known = [*(farm._addresses or ()), *farm._added]
+            if added in known:
+                return
+            farm._added.append(added)
+            if farm._engine is not None:
+                farm._engine.servers.add(added, farm._way_to(added))
+
+    def remove_server(self, address: AddressLike, *, drain: bool = True, timeout: float | None = None) -> None:
+        """Let a server work for this farm no more, and wait until it does not.
+
+        What waits for it, and what its workers have not begun, goes to others; if there are none, it waits for one
+        to be added. The calls of a broadcast that it has yet to make fail with `WorkerLostError`.
+
+        Args:
+            address: As it was given.
+            drain: Whether its workers may end what they run. If not, that is tried again elsewhere, free of charge;
+                a task with ``max_attempts=1`` fails with `WorkerLostError`.
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            ValueError: The farm has no such server.
+            AddressError: The address has none of the accepted forms, or stands for servers that come and go.
+            TimeoutError: It still works on something. It goes on to drain; with ``drain=False`` it can be hurried.
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
+        """
+        removed = parse_address(address, ssh=True)
+        if removed.every:
+            raise AddressError(f"{removed} stands for servers that come and go: remove one by its own address")
+        farm = self._farm
+        with farm._alone():
+            engine = farm._engine
+            if engine is not None:
+                engine.check_may_wait()
+            known = [given for given in (farm._addresses or [], farm._added) if removed in given]
+            for given in known:
+                given.remove(removed)
+            gone = None if engine is None else engine.servers.remove(removed, drain=drain)
+        if gone is None and not known:
+            raise ValueError(f"the farm has no server {removed}")
+        if gone is None:
+            return  # it was never to be dialled, or not yet
+        ours = [server for target, server in farm._remote if target == removed]
+        for server in ours:
+            gone.add_done_callback(partial(_let_go, server))
+        try:
+            gone.result(timeout)
+        except FutureTimeoutError:
+            raise TimeoutError(f"server {removed} still works after {timeout:g} s") from None
+        for server in ours:
+            server.end()
+
+    def connect(self, timeout: float | None = None) -> None:
+        """Start now, not with the first task, and wait until every server has answered.
+
+        Args:
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            TimeoutError: Not all have answered in time; those that have not are named. They are still dialled.
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback, and the error that
+                broke the farm.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        engine = self._farm._start_engine()
+        from farm_executor.client.outcome import copy_of
+
+        engine.check_may_wait()
+
+        def await_all(answers: Iterable[Future[Any]]) -> None:
+            for answer in answers:
+                try:
+                    error = answer.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+                except FutureTimeoutError:  # until Python 3.11 not the builtin one
+                    return
+                if isinstance(error, Exception):
+                    raise copy_of(error)
+
+        await_all(list(engine.servers.named.values()))  # then the servers behind the names are known, too
+        await_all(list(engine.servers.answered.values()))
+        missing = engine.servers.unanswered()
+        if missing:
+            names = "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in missing)
+            raise TimeoutError(f"not every server has answered within {timeout} s: {names}")
+
+    def broadcast(
+        self, fn: Callable[..., Any], /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
+    ) -> list[Any]:
+        """Call ``fn(*args)`` once on every worker, and wait for all of them.
+
+        A worker makes the call when it has ended what it runs, before anything that is queued.
+
+        Args:
+            fn: The function; `functools.partial` gives it arguments by name.
+            args: Its arguments.
+            persistent: Whether workers that are started later make the call, too, before their first task. If one
+                fails to, the farm breaks, as it does when an ``initializer`` fails.
+            timeout: Seconds for all of it, None for ever: a server that is away is waited for, too.
+
+        Returns:
+            What each call has returned, server by server as they were given, and in each slot by slot.
+
+        Raises:
+            BroadcastError: Some have failed, or not answered in time. Its ``outcomes`` has one for each worker.
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
+            Exception: The call cannot be pickled.
+        """
+        return self._farm._broadcast(self._options, fn, args, persistent, timeout)
+
+    def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
+        """Kill the tasks of one category that run now. Their futures raise `TaskKilledError`.
+
+        A task's whole process is killed, whatever it is in the midst of, and replaced. Tasks that have not begun,
+        those of other categories and those of other executors are left alone.
+
+        Args:
+            category: As given to `with_options`.
+            dry_run: Whether only to count them.
+
+        Returns:
+            How many were killed. In a future's callback, which must not wait, how many are about to be.
+
+        Raises:
+            ValueError: The category is None, which is that of tasks without one.
+        """
+        if category is None:
+            raise ValueError("a category must be given: None is that of tasks without one")
+        engine = self._farm._engine
+        return 0 if engine is None else engine.kill(category, dry_run=dry_run)
+
+    def kill(self, future: Future[Any]) -> bool:
+        """End one task: cancel it if it waits, and kill it if it runs, whatever it is in the midst of.
+
+        A killed task's future raises `TaskKilledError`, and its worker is replaced.
+
+        Args:
+            future: One of this executor's.
+
+        Returns:
+            Whether it was cancelled or killed, or, where nothing is heard of the worker that has been sent it, is
+            to be when its turn comes; a short task may be over before. False if it has ended, or if the future is
+            not this executor's.
+        """
+        engine = self._farm._engine
+        if engine is None or not isinstance(future, FarmFuture) or future.owner is not engine:
+            return False
+        return future.cancel() or engine.kill_one(future)
+
+    def terminate_workers(self) -> None:
+        """As `kill_workers`; a worker that would catch SIGTERM is not asked."""
+        self.kill_workers()
+
+    def kill_workers(self) -> None:
+        """Kill all workers of this executor, and shut it down, as ProcessPoolExecutor does from Python 3.14 on.
+
+        What has not been sent to a worker is cancelled; the futures of all else raise `BrokenFarmError`.
+        """
+        self.shutdown(wait=False, cancel_futures=True)
+        engine = self._farm._engine
+        if engine is not None:
+            engine.abort("its workers were killed")
+
+    def statistics(self) -> FarmStatistics:
+        """A snapshot of the farm."""
+        engine = self._farm._engine
+        if engine is None:
+            from farm_executor.client.statistics import FarmStatistics
+
+            return FarmStatistics(state="shut down" if self._farm._shut_down else "new")
+        return engine.statistics()
+
+    @property
+    def _max_workers(self) -> int:
+        """How many tasks run at once at most; other libraries read it to choose chunk sizes."""
+        return self._farm._workers()
+
+    @property
+    def _broken(self) -> bool:
+        """Whether the farm has failed as a whole; other libraries read it to know when to make a new one."""
+        engine = self._farm._engine
+        return engine is not None and engine.broken
+
+
+class FarmExecutor(_Front):
     """A `concurrent.futures.ProcessPoolExecutor` whose workers may live on other machines.
 
     Without addresses the farm is *embedded*: a private server is started on this machine at the first `submit`,
@@ -110,11 +455,11 @@ class FarmExecutor(Executor):
     def __init__(
         self,
         addresses: AddressLike | Iterable[AddressLike] | int | None = None,
-        *,
-        max_workers: int | None = None,
         mp_context: Any = None,
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
+        *,
+        max_workers: int | None = None,
         max_tasks_per_child: int | None = None,
         max_memory_per_worker: int | None = None,
         key: bytes | None = None,
@@ -163,316 +508,9 @@ class FarmExecutor(Executor):
         self._engine: Engine | None = None
         self._shut_down = False
 
-    # -- the standard library's contract -----------------------------------------------------------------
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Schedule ``fn(*args, **kwargs)``; every argument is the function's.
-
-        Returns:
-            Its future. It raises the task's own exception, with remote frames in the traceback and a
-            `TaskExecutionError` at the end of its ``__cause__`` chain. Where the call cannot be pickled, the
-            future holds that error already. Large buffers (64 KiB and more, such as numpy arrays) are read when
-            they are sent: do not change them before the future is done.
-
-        Raises:
-            RuntimeError: The executor has been shut down, or the interpreter is.
-            BrokenFarmError: The farm is broken, as by a failing initializer; or the error that broke it:
-                `AuthenticationError`, `VersionMismatchError`, `TimeoutError`.
-            FarmFullError: ``max_pending_bytes`` are held, and ``when_full="raise"``.
-        """
-        engine = self._engine or self._start_engine()
-        return engine.submit(fn, args, kwargs, self._options)
-
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[Any]:
-        """As `concurrent.futures.Executor.map` in Python 3.14, on every Python.
-
-        Args:
-            fn: Called with one item of each iterable, until the shortest ends.
-            iterables: Read at once; with ``buffersize`` only as far ahead as that.
-            timeout: Seconds from this call until a result must be there, else `TimeoutError`.
-            chunksize: How many items make one task, which fails as a whole. With 1, each item fails, and is tried
-                again, by itself; short ones still travel together.
-            buffersize: The most tasks whose results have not been taken. Then iterables may be endless.
-
-        Raises:
-            ValueError: ``chunksize`` or ``buffersize`` is less than 1.
-            TypeError: ``buffersize`` is no integer.
-        """
-        return self._map(self._options, fn, iterables, timeout, chunksize, buffersize)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
-        """As `concurrent.futures.Executor.shutdown`: no more tasks; those submitted are finished.
-
-        Args:
-            wait: Whether to return only when all is over: every future settled, every worker told to go, the
-                embedded farm ended.
-            cancel_futures: Whether to cancel what has not been sent to a worker.
-            timeout: Seconds to wait; None for ever.
-
-        Raises:
-            TimeoutError: All is not over in time. It goes on; `kill_workers` ends it.
-        """
-        with self._alone():
-            self._shut_down = True
-            engine = self._engine
-        if engine is None:
-            if self._embedded is not None:
-                self._embedded.end()  # it was started by pickling, for others to use
-            return
-        engine.shutdown(cancel_futures=cancel_futures)
-        if wait and not engine.join(timeout) and timeout is not None:
-            now = engine.statistics()
-            raise TimeoutError(
-                f"after {timeout:g} s {now.running} tasks run and {now.queued} wait; kill_workers() would end them"
-            )
-
-    def __exit__(self, exc_type: type[BaseException] | None, exc_value: Any, traceback: Any) -> None:
-        """Shut down and wait.
-
-        After Ctrl-C queued tasks are cancelled, and running ones have two seconds to end; then their workers are
-        ended, here and on servers.
-        """
-        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
-        try:
-            self.shutdown(wait=not interrupted, cancel_futures=interrupted)
-        finally:  # also when Ctrl-C comes once more
-            if interrupted and self._engine is not None:
-                _end_interrupted([self._engine])
-
-    # -- beyond it ---------------------------------------------------------------------------------------
-
-    def with_options(
-        self,
-        *,
-        priority: int | str | None = None,
-        category: Hashable = None,
-        max_attempts: int | None = None,
-        timeout: float | None = None,
-    ) -> OptionsView:
-        """An executor over this same farm whose tasks have other options.
-
-        Args:
-            priority: "low", "default", "high", or an int, where a larger one goes first and "default" is 0.
-            category: A label.
-            max_attempts: How often a task may be begun; 1 for at most once.
-            timeout: Seconds that a task may run, in whatever code; the way of its arguments to the worker counts.
-                Then its worker is killed and replaced, and its future raises `TaskTimeoutError`; it is not tried
-                again. With `map` it is the time of each item, or of each chunk with a ``chunksize`` beyond 1.
-
-        Raises:
-            ValueError: There is no such priority, ``max_attempts`` is less than 1, or ``timeout`` not positive.
-            TypeError: ``timeout`` is no number.
-        """
-        return OptionsView(self, self._options).with_options(
-            priority=priority, category=category, max_attempts=max_attempts, timeout=timeout
-        )
-
-    def add_server(self, address: AddressLike) -> None:
-        """Let one more server work for this farm, with all its slots, from when it answers.
-
-        Args:
-            address: As in the constructor. One that the farm has already changes nothing.
-
-        Raises:
-            AddressError: It has none of the accepted forms.
-            RuntimeError, BrokenFarmError: See `submit`.
-        """
-        added = parse_address(address, ssh=True)
-        if added.every:
-            raise AddressError(f"{added} stands for servers that come and go: give it to the constructor")
-        with self._alone():
-            if self._shut_down:
-                raise RuntimeError("cannot add a server after shutdown")
-            known = [*(self._addresses or ()), *self._added]
-            if added in known:
-                return
-            self._added.append(added)
-            if self._engine is not None:
-                self._engine.servers.add(added, self._way_to(added))
-
-    def remove_server(self, address: AddressLike, *, drain: bool = True, timeout: float | None = None) -> None:
-        """Let a server work for this farm no more, and wait until it does not.
-
-        What waits for it, and what its workers have not begun, goes to others; if there are none, it waits for one
-        to be added. The calls of a broadcast that it has yet to make fail with `WorkerLostError`.
-
-        Args:
-            address: As it was given.
-            drain: Whether its workers may end what they run. If not, that is tried again elsewhere, free of charge;
-                a task with ``max_attempts=1`` fails with `WorkerLostError`.
-            timeout: Seconds to wait; None for ever.
-
-        Raises:
-            ValueError: The farm has no such server.
-            AddressError: The address has none of the accepted forms, or stands for servers that come and go.
-            TimeoutError: It still works on something. It goes on to drain; with ``drain=False`` it can be hurried.
-            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
-        """
-        removed = parse_address(address, ssh=True)
-        if removed.every:
-            raise AddressError(f"{removed} stands for servers that come and go: remove one by its own address")
-        with self._alone():
-            engine = self._engine
-            if engine is not None:
-                engine.check_may_wait()
-            known = [given for given in (self._addresses or [], self._added) if removed in given]
-            for given in known:
-                given.remove(removed)
-            gone = None if engine is None else engine.servers.remove(removed, drain=drain)
-        if gone is None and not known:
-            raise ValueError(f"the farm has no server {removed}")
-        if gone is None:
-            return  # it was never to be dialled, or not yet
-        ours = [server for target, server in self._remote if target == removed]
-        for server in ours:
-            gone.add_done_callback(partial(_let_go, server))
-        try:
-            gone.result(timeout)
-        except FutureTimeoutError:
-            raise TimeoutError(f"server {removed} still works after {timeout:g} s") from None
-        for server in ours:
-            server.end()
-
-    def connect(self, timeout: float | None = None) -> None:
-        """Start now, not with the first task, and wait until every server has answered.
-
-        Args:
-            timeout: Seconds to wait; None for ever.
-
-        Raises:
-            TimeoutError: Not all have answered in time; those that have not are named. They are still dialled.
-            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback, and the error that
-                broke the farm.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        engine = self._start_engine()
-        from farm_executor.client.outcome import copy_of
-
-        engine.check_may_wait()
-
-        def await_all(answers: Iterable[Future[Any]]) -> None:
-            for answer in answers:
-                try:
-                    error = answer.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
-                except FutureTimeoutError:  # until Python 3.11 not the builtin one
-                    return
-                if isinstance(error, Exception):
-                    raise copy_of(error)
-
-        await_all(list(engine.servers.named.values()))  # then the servers behind the names are known, too
-        await_all(list(engine.servers.answered.values()))
-        missing = engine.servers.unanswered()
-        if missing:
-            names = "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in missing)
-            raise TimeoutError(f"not every server has answered within {timeout} s: {names}")
-
-    def broadcast(
-        self, fn: Callable[..., Any], /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
-    ) -> list[Any]:
-        """Call ``fn(*args)`` once on every worker, and wait for all of them.
-
-        A worker makes the call when it has ended what it runs, before anything that is queued.
-
-        Args:
-            fn: The function; `functools.partial` gives it arguments by name.
-            args: Its arguments.
-            persistent: Whether workers that are started later make the call, too, before their first task. If one
-                fails to, the farm breaks, as it does when an ``initializer`` fails.
-            timeout: Seconds for all of it, None for ever: a server that is away is waited for, too.
-
-        Returns:
-            What each call has returned, server by server as they were given, and in each slot by slot.
-
-        Raises:
-            BroadcastError: Some have failed, or not answered in time. Its ``outcomes`` has one for each worker.
-            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
-            Exception: The call cannot be pickled.
-        """
-        return self._broadcast(self._options, fn, args, persistent, timeout)
-
-    def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
-        """Kill the tasks of one category that run now. Their futures raise `TaskKilledError`.
-
-        A task's whole process is killed, whatever it is in the midst of, and replaced. Tasks that have not begun,
-        those of other categories and those of other executors are left alone.
-
-        Args:
-            category: As given to `with_options`.
-            dry_run: Whether only to count them.
-
-        Returns:
-            How many were killed. In a future's callback, which must not wait, how many are about to be.
-
-        Raises:
-            ValueError: The category is None, which is that of tasks without one.
-        """
-        if category is None:
-            raise ValueError("a category must be given: None is that of tasks without one")
-        engine = self._engine
-        return 0 if engine is None else engine.kill(category, dry_run=dry_run)
-
-    def kill(self, future: Future[Any]) -> bool:
-        """End one task: cancel it if it waits, and kill it if it runs, whatever it is in the midst of.
-
-        A killed task's future raises `TaskKilledError`, and its worker is replaced.
-
-        Args:
-            future: One of this executor's.
-
-        Returns:
-            Whether it was cancelled or killed, or, where nothing is heard of the worker that has been sent it, is
-            to be when its turn comes; a short task may be over before. False if it has ended, or if the future is
-            not this executor's.
-        """
-        engine = self._engine
-        if engine is None or not isinstance(future, FarmFuture) or future.owner is not engine:
-            return False
-        return future.cancel() or engine.kill_one(future)
-
-    def terminate_workers(self) -> None:
-        """As `kill_workers`; a worker that would catch SIGTERM is not asked."""
-        self.kill_workers()
-
-    def kill_workers(self) -> None:
-        """Kill all workers of this executor, and shut it down, as ProcessPoolExecutor does from Python 3.14 on.
-
-        What has not been sent to a worker is cancelled; the futures of all else raise `BrokenFarmError`.
-        """
-        self.shutdown(wait=False, cancel_futures=True)
-        if self._engine is not None:
-            self._engine.abort("its workers were killed")
-
-    def statistics(self) -> FarmStatistics:
-        """A snapshot of the farm."""
-        engine = self._engine
-        if engine is None:
-            from farm_executor.client.statistics import FarmStatistics
-
-            return FarmStatistics(state="shut down" if self._shut_down else "new")
-        return engine.statistics()
-
     @property
-    def _max_workers(self) -> int:
-        """How many tasks run at once at most; other libraries read it to choose chunk sizes."""
-        known = self._engine.workers if self._engine else 0  # by now, from those that have answered
-        if self._max_workers_given is not None:
-            return min(self._max_workers_given, known or self._max_workers_given)
-        cpus = _cpu_count()
-        if self._addresses is None:
-            return cpus
-        return known or cpus * len([*self._addresses, *self._added])
-
-    @property
-    def _broken(self) -> bool:
-        """Whether the farm has failed as a whole; other libraries read it to know when to make a new one."""
-        return self._engine is not None and self._engine.broken
+    def _farm(self) -> FarmExecutor:
+        return self
 
     def __repr__(self) -> str:
         """Tell the state in one line."""
@@ -516,6 +554,15 @@ class FarmExecutor(Executor):
         return (_unpickle, (addresses, arguments))
 
     # -- how ---------------------------------------------------------------------------------------------
+
+    def _workers(self) -> int:
+        known = self._engine.workers if self._engine else 0  # by now, from those that have answered
+        if self._max_workers_given is not None:
+            return min(self._max_workers_given, known or self._max_workers_given)
+        cpus = _cpu_count()
+        if self._addresses is None:
+            return cpus
+        return known or cpus * len([*self._addresses, *self._added])
 
     def _map(self, options: TaskOptions, *arguments: Any) -> Iterator[Any]:
         from farm_executor.client.map import map_calls
@@ -633,72 +680,26 @@ class FarmExecutor(Executor):
         return self._embedded
 
 
-class OptionsView(Executor):
+class OptionsView(_Front):
     """A farm's executor with options for its tasks; made by `FarmExecutor.with_options`.
 
-    It is the same farm: `shutdown` shuts that down.
+    It is the same farm: whatever does not concern single tasks concerns all of it, as `shutdown` does.
     """
 
     def __init__(self, farm: FarmExecutor, options: TaskOptions) -> None:
-        self._farm = farm
+        self._of = farm
         self._options = options
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """See `FarmExecutor.submit`."""
-        return self._farm._start_engine().submit(fn, args, kwargs, self._options)
-
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[Any]:
-        """See `FarmExecutor.map`."""
-        return self._farm._map(self._options, fn, iterables, timeout, chunksize, buffersize)
-
-    def broadcast(
-        self, fn: Callable[..., Any], /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
-    ) -> list[Any]:
-        """See `FarmExecutor.broadcast`."""
-        return self._farm._broadcast(self._options, fn, args, persistent, timeout)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
-        """See `FarmExecutor.shutdown`."""
-        self._farm.shutdown(wait, cancel_futures=cancel_futures, timeout=timeout)
-
-    def with_options(
-        self,
-        *,
-        priority: int | str | None = None,
-        category: Hashable = None,
-        max_attempts: int | None = None,
-        timeout: float | None = None,
-    ) -> OptionsView:
-        """See `FarmExecutor.with_options`; what is not given stays as it is here."""
-        if isinstance(priority, str):
-            if priority not in PRIORITIES:
-                raise ValueError(f"no such priority: {priority!r}; there are {', '.join(PRIORITIES)}, and integers")
-            priority = PRIORITIES[priority]
-        if max_attempts is not None:
-            _check_attempts(max_attempts)
-        if timeout is not None:
-            _check_seconds("timeout", timeout)
-        mine = self._options
-        return OptionsView(
-            self._farm,
-            TaskOptions(
-                priority=mine.priority if priority is None else priority,
-                category=mine.category if category is None else category,
-                max_attempts=mine.max_attempts if max_attempts is None else max_attempts,
-                timeout=mine.timeout if timeout is None else timeout,
-            ),
-        )
+    @property
+    def _farm(self) -> FarmExecutor:
+        return self._of
 
     @property
-    def _max_workers(self) -> int:
-        return self._farm._max_workers
+    def _engine(self) -> Engine | None:  # type: ignore[override]
+        return self._of._engine
+
+    def _start_engine(self) -> Engine:
+        return self._of._start_engine()
 
 
 # -- small things -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ __all__ = ["OwnedLock"]
 class OwnedLock:
     """A lock with an owner.
 
-    The lock underneath is an RLock, for its knowledge of its owner; it must not be taken twice: ask `is_mine` first.
+    The lock underneath is an RLock, for its knowledge of its owner. It must not be taken twice: see `is_mine`.
 
     Attributes:
         acquire: As a lock's.
