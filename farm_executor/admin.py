@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from farm_executor.address import Address, parse_address
+from farm_executor.arguments import checked
 from farm_executor.core.handshake import Role
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.security import client_key
@@ -105,8 +106,12 @@ def ping(
         AddressError: There is no such address.
         AuthenticationError: It holds another key, or only one of the two speaks TLS.
     """
+    address = parse_address((host, port))
+    timeout, key, key_file, ssl_context = checked(
+        "ping", timeout=timeout, key=key, key_file=key_file, ssl_context=ssl_context
+    )
     try:
-        ask_until_answered(parse_address((host, port)), "ping", timeout, key, key_file, ssl_context)
+        ask_until_answered(address, "ping", timeout, key, key_file, ssl_context)
     except (OSError, RemoteProtocolError):
         return False
     return True
@@ -129,7 +134,12 @@ def status(
         AuthenticationError: It holds another key, or only one of the two speaks TLS.
         RemoteProtocolError: It is no farm server.
     """
-    return ask(parse_address((host, port)), "status", timeout, key, key_file, ssl_context)
+    address = parse_address((host, port))
+    return ask(
+        address,
+        "status",
+        *checked("status", timeout=timeout, key=key, key_file=key_file, ssl_context=ssl_context),
+    )
 
 
 def end_server(
@@ -149,4 +159,9 @@ def end_server(
         AuthenticationError: It holds another key, or only one of the two speaks TLS.
         RemoteProtocolError: It is no farm server.
     """
-    ask(parse_address((host, port)), "end", timeout, key, key_file, ssl_context)
+    address = parse_address((host, port))
+    ask(
+        address,
+        "end",
+        *checked("end_server", timeout=timeout, key=key, key_file=key_file, ssl_context=ssl_context),
+    )

@@ -27,6 +27,7 @@ LEVELS = [
     ("farm_executor.race", 2),
     ("farm_executor.versions", 2),
     ("farm_executor.address", 2),
+    ("farm_executor.arguments", 2),
     ("farm_executor.tls", 2),
     ("farm_executor.security", 2),
     ("farm_executor.keygen", 3),

@@ -94,6 +94,7 @@ MUST_NOT_WAIT = (
 GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 MAX_STILLBORN = 3
+MAX_ROUNDS = 3  # of killing what runs, in case some of it has come to run elsewhere meanwhile
 
 
 class EngineOptions(NamedTuple):
@@ -138,7 +139,7 @@ class Engine:
         self._had_lane = False
         self._stillborn = 0  # workers in a row that died before they were ready
         self._shutdown = False
-        self._cancelling = False  # what goes on
+        self._cancelling = 0  # how many have cancelled what goes on, and are not over
         self._closed = False
         self._error: Callable[[], BaseException] | None = None
         self._submitted = self._resubmitted = 0
@@ -217,7 +218,7 @@ class Engine:
             future.set_running_or_notify_cancel()
             future.set_exception(explain_pickling(error, fn, args, kwargs))
             return future
-        if self._cancelling:  # what would go on has been cancelled with all that was queued
+        if goes_on and self._cancelling:  # what would go on has been cancelled with all that was queued
             future.release()
             future.cancel()
             future.set_running_or_notify_cancel()
@@ -364,6 +365,39 @@ class Engine:
 
     def _ask_to_kill(self, kills: list[Kill]) -> int:
         return self._kills.ask(kills, wait=self.may_wait()) if kills else 0
+
+    def cancel_all(self) -> None:
+        """Cancel every task that has not begun, and kill those that run; see `FarmExecutor.cancel_all`."""
+        if self._lock.is_mine():  # amid a decision nothing else can be decided
+            self._reactor.post(self.cancel_all)
+            return
+        self._cancelling += 1
+        try:
+            with HeldBack(), self._deciding:
+                late = {call for broadcast in self._persistent for call in broadcast.late.values()}
+                meant = {task for task in self._scheduler.tasks() if task.call not in late}
+            for _ in range(MAX_ROUNDS):
+                with HeldBack(), self._deciding:
+                    self._cancel_each(meant)
+                    kills = self._scheduler.kill(meant.__contains__)
+                if not kills:
+                    break
+                self._ask_to_kill(kills)
+        finally:
+            self._cancelling -= 1
+
+    def _cancel_each(self, meant: set[Task]) -> None:
+        """Forget those that no lane has, and have the others not come back from theirs; the lock is held."""
+        for task in [task for task in self._scheduler.tasks() if task in meant]:
+            if self._scheduler.withdraw(task):
+                self._reactor.post(partial(self._settler.cancel, task))
+            elif not self._scheduler.drop(task):
+                task.unwanted = task.call.cancel_started
+            elif not task.begun and task.call.cancel_started():
+                self._reactor.post(partial(self._settler.cancelled, task))
+            else:
+                error = TaskKilledError("the task was killed while it waited to be sent again")
+                self._reactor.post(partial(self._settler.fail, task, error, "killed"))
 
     def kill_one(self, future: FarmFuture) -> bool:
         """Kill a future's task, now if it runs, and when its turn comes if a worker has it already."""
@@ -829,7 +863,7 @@ class Engine:
         return None if lane is None else (lane, bool(decisions))
 
     def _cancel_queued(self) -> None:
-        self._cancelling = True
+        self._cancelling += 1  # for good
         with self._deciding:
             queued = self._scheduler.withdraw_all()
         for task in queued:

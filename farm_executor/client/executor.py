@@ -18,9 +18,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
+from numbers import Number
 from typing import TYPE_CHECKING, Any, Literal
 
-from farm_executor.address import Address, AddressLike, parse_address, parse_addresses
+from farm_executor.address import Address, AddressLike
+from farm_executor.arguments import checked
 from farm_executor.client import launching
 from farm_executor.client.future import FarmFuture, renew_lock
 from farm_executor.client.interrupt import AllHeldBack, let_go
@@ -40,7 +42,6 @@ __all__ = ["FarmExecutor", "OptionsView"]
 logger = logging.getLogger(__name__)
 
 INTERRUPT_SECONDS = 2.0  # for running tasks to end after Ctrl-C
-PRIORITIES = {"low": -1, "default": 0, "high": 1}
 
 
 class _Front(Executor):
@@ -102,6 +103,9 @@ class _Front(Executor):
             ValueError: ``chunksize`` or ``buffersize`` is less than 1.
             TypeError: ``buffersize`` is no integer.
         """
+        timeout, chunksize, buffersize = checked(
+            "FarmExecutor.map", timeout=timeout, chunksize=chunksize, buffersize=buffersize
+        )
         return self._farm._map(self._options, fn, iterables, timeout, chunksize, buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
@@ -117,6 +121,9 @@ class _Front(Executor):
             TimeoutError: All is not over in time. It goes on; `kill_workers` ends it.
         """
         farm = self._farm
+        wait, cancel_futures, timeout = checked(
+            "FarmExecutor.shutdown", wait=wait, cancel_futures=cancel_futures, timeout=timeout
+        )
         with farm._alone():
             farm._shut_down = True
             engine = farm._engine
@@ -166,22 +173,20 @@ class _Front(Executor):
                 again. With `map` it is the time of each item, or of each chunk with a ``chunksize`` beyond 1.
 
         Raises:
-            ValueError: There is no such priority, ``max_attempts`` is less than 1, or ``timeout`` not positive.
-            TypeError: ``timeout`` is no number.
+            TypeError, ValueError: An argument is not what it must be; the message names it.
         """
-        if isinstance(priority, str):
-            if priority not in PRIORITIES:
-                raise ValueError(f"no such priority: {priority!r}; there are {', '.join(PRIORITIES)}, and integers")
-            priority = PRIORITIES[priority]
-        if max_attempts is not None:
-            _check_attempts(max_attempts)
-        if timeout is not None:
-            _check_seconds("timeout", timeout)
+        level, category, max_attempts, timeout = checked(
+            "FarmExecutor.with_options",
+            priority=priority,
+            category=category,
+            max_attempts=max_attempts,
+            timeout=timeout,
+        )
         mine = self._options
         return OptionsView(
             self._farm,
             TaskOptions(
-                priority=mine.priority if priority is None else priority,
+                priority=mine.priority if level is None else level,
                 category=mine.category if category is None else category,
                 max_attempts=mine.max_attempts if max_attempts is None else max_attempts,
                 timeout=mine.timeout if timeout is None else timeout,
@@ -198,7 +203,7 @@ class _Front(Executor):
             AddressError: It has none of the accepted forms.
             RuntimeError, BrokenFarmError: See `submit`.
         """
-        added = parse_address(address, ssh=True)
+        (added,) = checked("FarmExecutor.add_server", address=address)
         if added.every:
             raise AddressError(f"{added} stands for servers that come and go: give it to the constructor")
         farm = self._farm
@@ -230,7 +235,9 @@ class _Front(Executor):
             TimeoutError: It still works on something. It goes on to drain; with ``drain=False`` it can be hurried.
             RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
         """
-        removed = parse_address(address, ssh=True)
+        removed, drain, timeout = checked(
+            "FarmExecutor.remove_server", address=address, drain=drain, timeout=timeout
+        )
         if removed.every:
             raise AddressError(f"{removed} stands for servers that come and go: remove one by its own address")
         farm = self._farm
@@ -267,6 +274,7 @@ class _Front(Executor):
             RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback, and the error that
                 broke the farm.
         """
+        (timeout,) = checked("FarmExecutor.connect", timeout=timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         engine = self._farm._start_engine()
         from farm_executor.client.outcome import copy_of
@@ -311,6 +319,7 @@ class _Front(Executor):
             RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
             Exception: The call cannot be pickled.
         """
+        persistent, timeout = checked("FarmExecutor.broadcast", persistent=persistent, timeout=timeout)
         return self._farm._broadcast(self._options, fn, args, persistent, timeout)
 
     def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
@@ -329,8 +338,7 @@ class _Front(Executor):
         Raises:
             ValueError: The category is None, which is that of tasks without one.
         """
-        if category is None:
-            raise ValueError("a category must be given: None is that of tasks without one")
+        category, dry_run = checked("FarmExecutor.kill_tasks", category=category, dry_run=dry_run)
         engine = self._farm._engine
         return 0 if engine is None else engine.kill(category, dry_run=dry_run)
 
@@ -347,10 +355,23 @@ class _Front(Executor):
             to be when its turn comes; a short task may be over before. False if it has ended, or if the future is
             not this executor's.
         """
+        (future,) = checked("FarmExecutor.kill", future=future)
         engine = self._farm._engine
         if engine is None or not isinstance(future, FarmFuture) or future.owner is not engine:
             return False
         return future.cancel() or engine.kill_one(future)
+
+    def cancel_all(self) -> None:
+        """End every task of the farm, whichever view submitted it; the farm goes on with what is submitted next.
+
+        What waits, and what a worker has been sent and not begun, is cancelled. What runs is killed, whatever it is
+        in the midst of, and its worker replaced: its future raises `TaskKilledError`. When this returns, nothing
+        submitted before runs any more, unless a server cannot be reached; in a callback or a signal handler that
+        must not wait, soon after. Initializers and persistent broadcasts of workers that start are left alone.
+        """
+        engine = self._farm._engine
+        if engine is not None:
+            engine.cancel_all()
 
     def terminate_workers(self) -> None:
         """As `kill_workers`; a worker that would catch SIGTERM is not asked."""
@@ -441,8 +462,8 @@ class FarmExecutor(_Front):
 
     Raises:
         AddressError: An address has none of the accepted forms, or there is none.
-        ValueError, TypeError: As ProcessPoolExecutor, for the arguments that it shares; TypeError also for an
-            ``ssl_context`` that is none.
+        TypeError, ValueError: Another argument is not what it must be; the message names it. A ``key_file`` must be
+            there, and hold a key.
 
     Thread safety:
         All methods may be called from any thread, and from a signal handler or a destructor that has interrupted
@@ -451,6 +472,9 @@ class FarmExecutor(_Front):
         too, unless it has interrupted its thread in the midst of the farm's work, where it raises the same. A
         forked child may use the executor: it starts afresh there.
     """
+
+    _addresses: list[Address] | None
+    _max_workers_given: int | None
 
     def __init__(
         self,
@@ -474,28 +498,52 @@ class FarmExecutor(_Front):
         when_full: Literal["wait", "raise"] = "wait",
         caller_leads: bool = True,
     ) -> None:
-        if isinstance(addresses, int):
+        first: Any = addresses
+        if isinstance(first, Number):
             if max_workers is not None:
-                raise TypeError("max_workers given twice: an int in the first place means it, too")
-            addresses, max_workers = None, addresses
-        _check_arguments(max_workers, initializer, max_tasks_per_child, max_attempts)
-        _check_budget(max_pending_bytes, when_full)
-        _check_seconds("heartbeat", heartbeat)
-        _check_seconds("resume_timeout", resume_timeout, or_zero=True)
-        _check_memory(max_memory_per_worker)
-        self._addresses = None if addresses is None else parse_addresses(addresses)
-        self._max_workers_given = max_workers
-        self._initializer, self._initargs = initializer, tuple(initargs)
-        self._max_tasks_per_child = max_tasks_per_child
-        self._max_memory_per_worker = max_memory_per_worker
-        self._key, self._key_file = key, key_file
-        self._ssl_context = _checked_context(ssl_context)
-        self._connect_timeout = connect_timeout
-        self._heartbeat, self._resume_timeout = heartbeat, resume_timeout
-        self._allow_version_mismatch = allow_version_mismatch
-        self._max_pending_bytes, self._when_full = max_pending_bytes, when_full
-        self._caller_leads = caller_leads
-        self._options = TaskOptions(max_attempts=max_attempts)
+                raise TypeError("max_workers given twice: a number as the first argument sets it already")
+            addresses, max_workers = None, first  # type: ignore[assignment]
+        (
+            self._addresses,
+            _,
+            self._initializer,
+            self._initargs,
+            self._max_workers_given,
+            self._max_tasks_per_child,
+            self._max_memory_per_worker,
+            self._key,
+            self._key_file,
+            self._ssl_context,
+            self._connect_timeout,
+            self._heartbeat,
+            self._resume_timeout,
+            attempts,
+            self._allow_version_mismatch,
+            self._max_pending_bytes,
+            self._when_full,
+            self._caller_leads,
+        ) = checked(
+            "FarmExecutor",
+            addresses=addresses,
+            mp_context=mp_context,
+            initializer=initializer,
+            initargs=initargs,
+            max_workers=max_workers,
+            max_tasks_per_child=max_tasks_per_child,
+            max_memory_per_worker=max_memory_per_worker,
+            key=key,
+            key_file=key_file,
+            ssl_context=ssl_context,
+            connect_timeout=connect_timeout,
+            heartbeat=heartbeat,
+            resume_timeout=resume_timeout,
+            max_attempts=max_attempts,
+            allow_version_mismatch=allow_version_mismatch,
+            max_pending_bytes=max_pending_bytes,
+            when_full=when_full,
+            caller_leads=caller_leads,
+        )
+        self._options = TaskOptions(max_attempts=attempts)
         self._added: list[Address] = []
         self._embedded: EmbeddedServer | None = None
         self._remote: list[tuple[Address, RemoteServer]] = []
@@ -705,62 +753,6 @@ class OptionsView(_Front):
 # -- small things -----------------------------------------------------------------------------------
 
 
-def _check_arguments(max_workers: Any, initializer: Any, max_tasks_per_child: Any, max_attempts: Any) -> None:
-    if max_workers is not None and max_workers <= 0:
-        raise ValueError("max_workers must be greater than 0")
-    if initializer is not None and not callable(initializer):
-        raise TypeError("initializer must be a callable")
-    if max_tasks_per_child is not None:
-        if not isinstance(max_tasks_per_child, int):
-            raise TypeError("max_tasks_per_child must be an integer")
-        if max_tasks_per_child <= 0:
-            raise ValueError("max_tasks_per_child must be >= 1")
-    _check_attempts(max_attempts)
-
-
-def _checked_context(context: Any) -> Any:
-    if context is not None:
-        from farm_executor.tls import own_context
-
-        own_context(context)
-    return context
-
-
-def _check_attempts(max_attempts: Any) -> None:
-    if not isinstance(max_attempts, int):
-        raise TypeError("max_attempts must be an integer")
-    if max_attempts < 1:
-        raise ValueError("max_attempts must be >= 1")
-
-
-def _check_seconds(name: str, value: Any, *, or_zero: bool = False) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number of seconds")
-    if not (value > 0 or (or_zero and value == 0)):
-        raise ValueError(f"{name} must be > 0" + (", or 0" if or_zero else ""))
-
-
-def _check_budget(max_pending_bytes: Any, when_full: Any) -> None:
-    if max_pending_bytes is not None:
-        if not isinstance(max_pending_bytes, int):
-            raise TypeError("max_pending_bytes must be an integer")
-        if max_pending_bytes < 1:
-            raise ValueError("max_pending_bytes must be >= 1")
-    if when_full not in ("wait", "raise"):
-        raise ValueError(f'when_full must be "wait" or "raise", not {when_full!r}')
-
-
-def _check_memory(max_memory_per_worker: Any) -> None:
-    if max_memory_per_worker is None:
-        return
-    from farm_executor.core.handshake import MIN_MEMORY_LIMIT  # with the engine's imports, not the package's
-
-    if type(max_memory_per_worker) is not int:
-        raise TypeError("max_memory_per_worker must be an integer, a number of bytes")
-    if max_memory_per_worker < MIN_MEMORY_LIMIT:
-        raise ValueError(f"max_memory_per_worker is in bytes and must be >= {MIN_MEMORY_LIMIT}, which is 1 MiB")
-
-
 def _cpu_count() -> int:
     count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)  # as ProcessPoolExecutor does
     return count() or 1
@@ -797,7 +789,10 @@ def _let_go(server: RemoteServer, gone: Future[None]) -> None:
 
 
 def _unpickle(addresses: list[Address], arguments: dict[str, Any]) -> FarmExecutor:
-    return FarmExecutor(addresses, **arguments)
+    key_file = arguments.pop("key_file")
+    farm = FarmExecutor(addresses, **arguments)
+    farm._key_file = key_file  # which need not be there on this machine, unless it is used
+    return farm
 
 
 # -- the end of the interpreter, and fork -----------------------------------------------------------

@@ -67,12 +67,6 @@ def map_calls(
     buffersize: int | None,
 ) -> Iterator[Any]:
     """Submit what may be submitted now; return the iterator that submits the rest. See `FarmExecutor.map`."""
-    if chunksize < 1:
-        raise ValueError("chunksize must be >= 1.")
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
     deadline = None if timeout is None else time.monotonic() + timeout
     items: Iterator[Call] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
     engine = farm._start_engine()

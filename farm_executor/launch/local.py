@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from farm_executor.address import Address, parse_address
+from farm_executor.arguments import checked
 from farm_executor.errors import AddressError, BrokenFarmError
 from farm_executor.security import Key, PathLike, new_key, server_keys, write_key
 from farm_executor.transport import Socket, bound_address, listen
@@ -256,6 +257,7 @@ class Server:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for its end, that many seconds at most; say whether it has come."""
+        (timeout,) = checked("Server.wait", timeout=timeout)
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -334,9 +336,21 @@ def start_server(
         AddressError: The host or port is none, or the address is exposed without TLS and ``insecure``.
         AuthenticationError: A file is missing, does not hold what it should, or may be read by others.
         OSError: The port is in use, or the host is not this machine's. Also with ``background``.
-        ValueError: ``workers`` is less than 1.
+        TypeError, ValueError: An argument is not what it must be; the message names it.
     """
     address = parse_address((host, port), any_port=True)
+    background, name, workers, key, key_file, certificate, private_key, client_ca, insecure = checked(
+        "start_server",
+        background=background,
+        name=name,
+        workers=workers,
+        key=key,
+        key_file=key_file,
+        certificate=certificate,
+        private_key=private_key,
+        client_ca=client_ca,
+        insecure=insecure,
+    )
     files = {
         "key_file": _absolute(key_file),
         "certificate": _absolute(certificate),
@@ -344,8 +358,6 @@ def start_server(
         "client_ca": _absolute(client_ca),
     }
     check_exposure(address, insecure, server_keys(key, **files))  # the child reads them once more
-    if workers is not None and workers < 1:
-        raise ValueError("workers must be at least 1")
     listener = listen(address)
     try:
         address = bound_address(listener, address)

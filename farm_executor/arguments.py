@@ -1,0 +1,329 @@
+"""What each parameter of the public functions accepts: one table, with a row for each.
+
+A function calls `checked` first with what it was given. So a mistake is a TypeError or ValueError there, which
+names the parameter, and never an error of some future, or a farm that waits for ever. What the standard library's
+executors accept is accepted where it means the same, such as numpy's integers by ``__index__``; they become plain
+numbers here, once for all. This module must not know what is done with the values.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+from farm_executor.address import parse_address, parse_addresses
+
+__all__ = ["ROWS", "anything", "checked"]
+
+_PRIORITIES = {"low": -1, "default": 0, "high": 1}
+_MAX_PRIORITY = 2**50  # of which a half more is still a float of its own
+_MAX_SHOWN = 100
+
+Check = Callable[[str, Any], Any]
+"""Gets a parameter's name and a value; returns the value to use, or raises TypeError or ValueError."""
+
+
+def checked(function: str, **given: Any) -> list[Any]:
+    """What a public function was given, as it is to be used, in the same order.
+
+    Raises:
+        TypeError, ValueError: Something of it is not accepted.
+    """
+    row = ROWS[function]
+    return [row[name](name, value) for name, value in given.items()]
+
+
+# -- kinds of values ----------------------------------------------------------------------------------
+
+
+def anything(name: str, value: Any) -> Any:
+    """Whatever it is; a function that is wrong, or an argument of its, is its future's error, as everywhere."""
+    return value
+
+
+def _optional(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _integer(least: int, *, kind: str = "an integer", small: str = "", most: int | None = None) -> Check:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+            hint = "; // divides without a remainder" if isinstance(value, float) else ""
+            raise TypeError(f"{name} must be {kind}, not {_shown(value)}{hint}")
+        try:
+            number = operator.index(value)
+        except TypeError:  # an array's
+            raise TypeError(f"{name} must be {kind}, not {_shown(value)}") from None
+        if number < least:
+            raise ValueError(f"{name} must be {small or f'>= {least}'}, not {_shown(value)}")
+        if most is not None and number > most:
+            raise ValueError(f"{name} must be <= {most}, not {_shown(value)}")
+        return number
+
+    return check
+
+
+def _memory(name: str, value: Any) -> int:
+    from farm_executor.core.handshake import MIN_MEMORY_LIMIT  # late, with what is needed to dial
+
+    small = f">= {MIN_MEMORY_LIMIT} bytes, which is 1 MiB"
+    number: int = _integer(MIN_MEMORY_LIMIT, kind="an integer, a number of bytes", small=small)(name, value)
+    return number
+
+
+def _seconds(least: float, *, more: bool = False) -> Check:
+    """Seconds, at least so many, or with ``more`` more than that."""
+
+    def check(name: str, value: Any) -> Any:
+        kind = type(value)
+        if kind is not float and (issubclass(kind, bool) or not hasattr(kind, "__float__")):
+            raise TypeError(f"{name} must be a number of seconds, not {_shown(value)}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        except (TypeError, ValueError):  # such as an array of several
+            raise TypeError(f"{name} must be a number of seconds, not {_shown(value)}") from None
+        if not number < threading.TIMEOUT_MAX:
+            raise ValueError(f"{name} must be a finite number of seconds, not {_shown(value)}")
+        if number < least or (more and number == least):
+            raise ValueError(f"{name} must be {'>' if more else '>='} {least:g}, not {_shown(value)}")
+        return value if kind in (int, float) else number
+
+    return check
+
+
+def _flag(name: str, value: Any) -> bool:
+    """True or False, also numpy's, and 0 or 1; no text, which would mean True whatever it says."""
+    try:
+        if value == bool(value):
+            return bool(value)
+    except Exception:  # its == or its truth is not to be had
+        pass
+    raise TypeError(f"{name} must be True or False, not {_shown(value)}")
+
+
+def _truth(name: str, value: Any) -> bool:
+    try:
+        return bool(value)
+    except Exception:  # an array's
+        raise TypeError(f"{name} must be True or False, not {_shown(value)}") from None
+
+
+def _callable(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise TypeError(f"{name} must be a callable, not {_shown(value)}")
+    return value
+
+
+def _tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a tuple of arguments, not {_shown(value)}")
+    return tuple(value)
+
+
+def _context(name: str, value: Any) -> Any:
+    if not hasattr(value, "get_start_method"):
+        raise TypeError(
+            f"{name} must be a context of multiprocessing, not {_shown(value)}; where the first argument is "
+            "addresses, max_workers= is given by its name"
+        )
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {_shown(value)}")
+    return value
+
+
+def _choice(*choices: str) -> Check:
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be {_or(choices)}, not {_shown(value)}")
+        if value not in choices:
+            raise ValueError(f"{name} must be {_or(choices)}, not {_shown(value)}")
+        return value
+
+    return check
+
+
+_level = _integer(-_MAX_PRIORITY, most=_MAX_PRIORITY)
+
+
+def _priority(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return _level(name, value)
+    if value not in _PRIORITIES:
+        names = ", ".join(_PRIORITIES)
+        raise ValueError(f"{name}: no such priority: {_shown(value)}; there are {names}, and integers")
+    return _PRIORITIES[value]
+
+
+def _hashable(name: str, value: Any) -> Any:
+    try:
+        hash(value)
+    except Exception:  # whatever its method raises
+        raise TypeError(f"{name} must be hashable, which {_shown(value)} is not") from None
+    return value
+
+
+def _category(name: str, value: Any) -> Any:
+    if value is None:
+        raise ValueError(f"a {name} must be given: None is that of tasks without one")
+    return _hashable(name, value)
+
+
+def _future(name: str, value: Any) -> Any:
+    if not isinstance(value, Future):
+        raise TypeError(f"{name} must be a concurrent.futures.Future, as submit gives it, not {_shown(value)}")
+    return value
+
+
+def _secret(name: str, value: Any) -> bytes:
+    """Never shown."""
+    if not isinstance(value, (bytes, bytearray)):
+        raise TypeError(f"{name} must be bytes, not {type(value).__qualname__}; a file is named by key_file=")
+    from farm_executor.core.handshake import MIN_KEY_SIZE  # late, with what is needed to dial
+
+    if len(value) < MIN_KEY_SIZE:
+        raise ValueError(f"{name} must have at least {MIN_KEY_SIZE} bytes, not {len(value)}")
+    return bytes(value)
+
+
+def _path(name: str, value: Any) -> Any:
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{name} must be a path, a str or an os.PathLike, not {_shown(value)}")
+    if "\0" in os.fspath(value) or not os.fspath(value):
+        raise ValueError(f"{name}: {_shown(value)} is not a path")
+    return value
+
+
+def _paths(name: str, value: Any) -> Any:
+    if isinstance(value, (str, os.PathLike)) or not isinstance(value, Iterable) or isinstance(value, bytes):
+        return _path(name, value)
+    return [_path(name, one) for one in value]
+
+
+def _key_file(name: str, value: Any) -> Any:
+    """A file that holds a key now. It is read again for each connection, as keys are changed."""
+    from farm_executor.errors import AuthenticationError
+    from farm_executor.security import read_key  # late: few programs name a file
+
+    try:
+        read_key(_path(name, value))
+    except AuthenticationError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return value
+
+
+def _ssl_context(name: str, value: Any) -> Any:
+    from farm_executor.tls import own_context  # late, as it imports ssl
+
+    own_context(value)
+    return value
+
+
+def _addresses(name: str, value: Any) -> Any:
+    return parse_addresses(value)
+
+
+def _address(name: str, value: Any) -> Any:
+    return parse_address(value, ssh=True)
+
+
+def _or(choices: Iterable[str]) -> str:
+    return " or ".join(f'"{choice}"' for choice in choices)
+
+
+def _shown(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except Exception:  # of objects of any kind
+        return f"an object of type {type(value).__qualname__}"
+    return shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "..."
+
+
+# -- the table ----------------------------------------------------------------------------------------
+
+_TIMEOUT = _optional(_seconds(0.0))
+_POSITIVE = _seconds(0.0, more=True)
+_ANSWER = {
+    "host": anything,  # with the port it is an address, or an AddressError
+    "port": anything,
+    "key": _optional(_secret),
+    "key_file": _optional(_path),
+    "ssl_context": _optional(_ssl_context),
+}
+
+ROWS: dict[str, dict[str, Check]] = {
+    "FarmExecutor": {
+        "addresses": _optional(_addresses),
+        "mp_context": _optional(_context),
+        "initializer": _optional(_callable),
+        "initargs": _tuple,
+        "max_workers": _optional(_integer(1, small="greater than 0")),
+        "max_tasks_per_child": _optional(_integer(1)),
+        "max_memory_per_worker": _optional(_memory),
+        "key": _optional(_secret),
+        "key_file": _optional(_key_file),
+        "ssl_context": _optional(_ssl_context),
+        "connect_timeout": _optional(_POSITIVE),
+        "heartbeat": _POSITIVE,
+        "resume_timeout": _seconds(0.0),
+        "max_attempts": _integer(1),
+        "allow_version_mismatch": _flag,
+        "max_pending_bytes": _optional(_integer(1)),
+        "when_full": _choice("wait", "raise"),
+        "caller_leads": _flag,
+    },
+    "FarmExecutor.submit": {"fn": anything},
+    "FarmExecutor.map": {
+        "fn": anything,
+        "timeout": _optional(_seconds(-math.inf)),  # what is over is over, as in the standard library
+        "chunksize": _integer(1),
+        "buffersize": _optional(_integer(1, kind="an integer or None", small="None or > 0")),
+    },
+    "FarmExecutor.shutdown": {"wait": _truth, "cancel_futures": _truth, "timeout": _TIMEOUT},
+    "FarmExecutor.with_options": {
+        "priority": _optional(_priority),
+        "category": _hashable,
+        "max_attempts": _optional(_integer(1)),
+        "timeout": _optional(_POSITIVE),
+    },
+    "FarmExecutor.add_server": {"address": _address},
+    "FarmExecutor.remove_server": {"address": _address, "drain": _flag, "timeout": _TIMEOUT},
+    "FarmExecutor.connect": {"timeout": _TIMEOUT},
+    "FarmExecutor.broadcast": {"fn": anything, "persistent": _flag, "timeout": _TIMEOUT},
+    "FarmExecutor.kill": {"future": _future},
+    "FarmExecutor.kill_tasks": {"category": _category, "dry_run": _flag},
+    "FarmExecutor.cancel_all": {},
+    "FarmExecutor.kill_workers": {},
+    "FarmExecutor.terminate_workers": {},
+    "FarmExecutor.statistics": {},
+    "Server.drain": {},
+    "Server.end": {},
+    "Server.wait": {"timeout": _TIMEOUT},
+    "start_server": {
+        "host": anything,
+        "port": anything,
+        "background": _flag,
+        "name": _optional(_text),
+        "workers": _optional(_integer(1)),
+        "key": _optional(_secret),
+        "key_file": _optional(_paths),
+        "certificate": _optional(_path),
+        "private_key": _optional(_path),
+        "client_ca": _optional(_path),
+        "insecure": _flag,
+    },
+    "ping": {**_ANSWER, "timeout": _TIMEOUT},
+    "status": {**_ANSWER, "timeout": _POSITIVE},
+    "end_server": {**_ANSWER, "timeout": _POSITIVE},
+}
+"""For each public function its parameters. ``*args`` and ``**kwargs`` are the tasks' own."""
