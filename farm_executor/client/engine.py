@@ -208,34 +208,36 @@ class Engine:
             raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
         future: FarmFuture = FarmFuture()
         try:
-            future.function = fn if isinstance(fn, Function) else self._functions.find(fn)
+            future._function = fn if isinstance(fn, Function) else self._functions.find(fn)
             if self._budget is None and not kwargs and payload.all_plain(args):
-                future.plain = args  # nobody can change them
+                future._plain = args  # nobody can change them
             else:
-                future.arguments = payload.dumps_call(args, kwargs)
+                future._arguments = payload.dumps_call(args, kwargs)
         except Exception as error:  # whatever a user's reduction raises is its future's, and no other's
-            future.release()
+            future._release()
             future.set_running_or_notify_cancel()
             future.set_exception(explain_pickling(error, fn, args, kwargs))
             return future
         if goes_on and self._cancelling:  # what would go on has been cancelled with all that was queued
-            future.release()
+            future._release()
             future.cancel()
             future.set_running_or_notify_cancel()
             return future
-        future.task = task = Task(next(self._ids), future, options.priority, options.category, options.max_attempts)
+        future._task = task = Task(
+            next(self._ids), future, options.priority, options.category, options.max_attempts
+        )
         if options.timeout is not None:
             self._timed = True
             task.timeout = options.timeout
-        future.owner = self
+        future._owner = self
         if before_settling is not None:
-            future.before_settling = before_settling
+            future._before_settling = before_settling
         if self._budget is None:
             self._incoming.append(task)
         else:
             # Who would make room must not wait for it; what goes on has been waited for.
             now = goes_on or not self.may_wait()
-            self._append_within(self._budget, task, payload_size(future.arguments), now=now)
+            self._append_within(self._budget, task, payload_size(future._arguments), now=now)
         if self._scheduler.has_idle_lane:
             self._admit()
         if not task.id % GLANCE_EVERY and not self._lock.is_mine():
@@ -336,25 +338,25 @@ class Engine:
             calls = [self._call_at(broadcast, link, slot) for slot in range(self.servers.counts[link])]
             too_late = self._closed
             if not too_late:
-                self._perform(self._scheduler.submit(*[call.task for call in calls]))
+                self._perform(self._scheduler.submit(*[call._task for call in calls]))
                 self._submitted += len(calls)
         for call in calls if too_late else ():
-            self._settler.refuse(call.task, self._error() if self._error else RuntimeError(AFTER_SHUTDOWN))
+            self._settler.refuse(call._task, self._error() if self._error else RuntimeError(AFTER_SHUTDOWN))
         known.set_result(list(calls))
 
     def _call_at(self, broadcast: Broadcast, link: ServerLink, slot: int, *, late: bool = False) -> FarmFuture:
         """A task for whoever is in that place, or for one who has come late."""
         call: FarmFuture = FarmFuture()
-        call.function, call.arguments = broadcast.function, broadcast.arguments
+        call._function, call._arguments = broadcast.function, broadcast.arguments
         options = TaskOptions() if late else broadcast.options  # what is not the user's doing is not his to kill
-        call.task = Task(
+        call._task = Task(
             next(self._ids), call, options.priority, options.category, options.max_attempts, (link, slot)
         )
-        call.task.timeout = options.timeout
+        call._task.timeout = options.timeout
         self._timed = self._timed or options.timeout is not None
-        call.owner = self
+        call._owner = self
         if self._budget is not None:
-            self._budget.take(payload_size(call.arguments), now=True)
+            self._budget.take(payload_size(call._arguments), now=True)
         return call
 
     def kill(self, category: Hashable, *, dry_run: bool = False) -> int:
@@ -392,8 +394,8 @@ class Engine:
             if self._scheduler.withdraw(task):
                 self._reactor.post(partial(self._settler.cancel, task))
             elif not self._scheduler.drop(task):
-                task.unwanted = task.call.cancel_started
-            elif not task.begun and task.call.cancel_started():
+                task.unwanted = task.call._cancel_started
+            elif not task.begun and task.call._cancel_started():
                 self._reactor.post(partial(self._settler.cancelled, task))
             else:
                 error = TaskKilledError("the task was killed while it waited to be sent again")
@@ -401,7 +403,7 @@ class Engine:
 
     def kill_one(self, future: FarmFuture) -> bool:
         """Kill a future's task, now if it runs, and when its turn comes if a worker has it already."""
-        task = future.task
+        task = future._task
         if task is None:
             return False  # it has just been settled
         if self._lock.is_mine():  # amid a decision nothing else can be decided
@@ -798,10 +800,10 @@ class Engine:
         with self._deciding:
             calls = [self._call_at(broadcast, link, lane.slot, late=True) for broadcast in late]
             for broadcast, call in zip(late, calls, strict=True):
-                call.before_settling = partial(self._on_late_call, lane)
+                call._before_settling = partial(self._on_late_call, lane)
                 broadcast.late[link, lane.slot] = call
             self._submitted += len(calls)
-            self._scheduler.prepend(*[call.task for call in calls])
+            self._scheduler.prepend(*[call._task for call in calls])
             limit = self._options.max_tasks_per_child
             self._perform(self._scheduler.lane_up(lane.id, limit, (link, lane.slot)))
 
@@ -980,7 +982,7 @@ class Engine:
         error = BrokenFarmError("this future belongs to the process that this one was forked from")
         for task in [*self._incoming, *self._scheduler.tasks()]:
             if task.call is not None:
-                task.call.abandon(error)
+                task.call._abandon(error)
 
 
 class _Deciding:

@@ -357,7 +357,7 @@ class _Front(Executor):
         """
         (future,) = checked("FarmExecutor.kill", future=future)
         engine = self._farm._engine
-        if engine is None or not isinstance(future, FarmFuture) or future.owner is not engine:
+        if engine is None or not isinstance(future, FarmFuture) or future._owner is not engine:
             return False
         return future.cancel() or engine.kill_one(future)
 

@@ -49,7 +49,7 @@ class Owner(Protocol):
     def take_back(self, task: Any, cancel: Callable[[], bool]) -> None:
         """The future's task has been sent to a worker.
 
-        If the worker gives it back in time, ``cancel``, its `cancel_started`, has been called when this returns.
+        If the worker gives it back in time, ``cancel``, its `_cancel_started`, has been called when this returns.
         """
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
@@ -77,16 +77,16 @@ class FarmFuture(Future[Any]):
     _own_callbacks: list[Callable[[Future[Any]], object]] | None = None
     _arrive: Callable[[Future[Any]], object] | None = None
     # The owner's, until it is settled:
-    owner: Owner | None = None
-    task: Any = None
-    function: Any = None
-    arguments: Any = None  # pickled; None if they are plain
-    plain: tuple[Any, ...] | None = None  # positional arguments that may be pickled later, see `payload`
-    before_settling: Callable[[Any, BaseException | None, Any], bool] | None = None
+    _owner: Owner | None = None
+    _task: Any = None
+    _function: Any = None
+    _arguments: Any = None  # pickled; None if they are plain
+    _plain: tuple[Any, ...] | None = None  # positional arguments that may be pickled later, see `payload`
+    _before_settling: Callable[[Any, BaseException | None, Any], bool] | None = None
     """Called with the value, the error and where they came from: code of the farm's, never of a user's. It says
     whether the task's work goes on."""
 
-    call_back_by: Callable[[Callable[[], None]], None] | None = None
+    _call_back_by: Callable[[Callable[[], None]], None] | None = None
     """Has callbacks called elsewhere; set by whoever settles it in a thread that is not the farm's own."""
 
     __init__ = object.__init__  # makes nothing: see the module
@@ -116,11 +116,11 @@ class FarmFuture(Future[Any]):
         return self._own_callbacks
 
     @property
-    def is_looked_at(self) -> bool:
+    def _is_looked_at(self) -> bool:
         """Whether somebody may wait by the Condition, or has."""
         return self._own_condition is not None
 
-    def call_back(self) -> None:
+    def _call_back(self) -> None:
         """Call the callbacks; for whoever has settled it by `settle_plainly`."""
         for fn in self._own_callbacks or ():
             try:
@@ -128,7 +128,7 @@ class FarmFuture(Future[Any]):
             except Exception:  # as in the standard library
                 standard_logger.exception("exception calling callback for %r", self)
 
-    def tell(self, arrive: Callable[[Future[Any]], object]) -> bool:
+    def _tell(self, arrive: Callable[[Future[Any]], object]) -> bool:
         """Have a function called with this future when it is settled, once, in whatever thread settles it.
 
         It is for queues, not for users' code: it must not wait, nor take a lock that is held while a future is
@@ -152,7 +152,7 @@ class FarmFuture(Future[Any]):
         def arrive(future: Future[Any]) -> None:
             settled.release()
 
-        if not self.tell(arrive):  # it is settled, or others wait for it, too
+        if not self._tell(arrive):  # it is settled, or others wait for it, too
             with self._condition:
                 if self._state not in _SETTLED:
                     self._condition.wait(timeout)
@@ -172,8 +172,8 @@ class FarmFuture(Future[Any]):
         if arrive is not None:
             arrive(self)
         call = super()._invoke_callbacks  # type: ignore[misc]
-        if self.call_back_by is not None and self._done_callbacks:
-            self.call_back_by(call)
+        if self._call_back_by is not None and self._done_callbacks:
+            self._call_back_by(call)
         else:
             call()
 
@@ -228,7 +228,7 @@ class FarmFuture(Future[Any]):
         """See `concurrent.futures.Future.result`."""
         if self._state == FINISHED and self._exception is None:
             return self._result
-        owner = self.owner
+        owner = self._owner
         if owner is not None:
             timeout = self._wait(owner, timeout)
             del owner  # this frame goes into the traceback of an exception
@@ -238,7 +238,7 @@ class FarmFuture(Future[Any]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """See `concurrent.futures.Future.exception`."""
-        owner = self.owner
+        owner = self._owner
         if owner is not None and self._state != FINISHED:
             timeout = self._wait(owner, timeout)
         return super().exception(timeout)
@@ -263,27 +263,27 @@ class FarmFuture(Future[Any]):
         """
         if self._state == FINISHED:
             return False
-        task, owner = self.task, self.owner
-        if self.cancel_unsent():
+        task, owner = self._task, self._owner
+        if self._cancel_unsent():
             return True
         if self._state == RUNNING and owner is not None and task is not None:
-            owner.take_back(task, self.cancel_started)
+            owner.take_back(task, self._cancel_started)
         return self.cancelled()
 
-    def cancel_unsent(self) -> bool:
+    def _cancel_unsent(self) -> bool:
         """Cancel the call if it has not been sent to a worker; waits for nothing."""
         cancelled = super().cancel()
         if cancelled:
-            task, owner = self.task, self.owner
-            self.owner = None
+            task, owner = self._task, self._owner
+            self._owner = None
             if task is not None and owner is not None:
                 owner.withdraw(task)
         return cancelled
 
-    def cancel_started(self) -> bool:
+    def _cancel_started(self) -> bool:
         """For the owner: the call had been sent to a worker, and will not run; say whether it was still to.
 
-        Those who wait hear of it; callbacks are called by `call_back_all`, which must follow.
+        Those who wait hear of it; callbacks are called by `_call_back_all`, which must follow.
         """
         with self._condition:
             if self._state != RUNNING:
@@ -293,17 +293,17 @@ class FarmFuture(Future[Any]):
             self._condition.notify_all()
         return True
 
-    def call_back_all(self) -> None:
-        """For the owner: see `cancel_started`."""
+    def _call_back_all(self) -> None:
+        """For the owner: see `_cancel_started`."""
         self._invoke_callbacks()
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Keep nothing alive of what the owner has put here."""
-        self.owner = self.task = self.function = self.arguments = self.plain = self.before_settling = None
+        self._owner = self._task = self._function = self._arguments = self._plain = self._before_settling = None
 
-    def abandon(self, error: BaseException) -> None:
+    def _abandon(self, error: BaseException) -> None:
         """Settle in a forked child, where the threads that would do so, or may hold its locks, do not exist."""
-        self.release()
+        self._release()
         if not self.done():
             arrive = self._arrive
             self._own_condition = None

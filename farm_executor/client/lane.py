@@ -38,15 +38,15 @@ ACKNOWLEDGE_BYTES = 64 * 1024  # of outcomes that a worker keeps until it hears 
 
 def arguments_of(call: FarmFuture) -> Payload:
     """What the call is made with, pickled."""
-    arguments: Payload = call.arguments if call.plain is None else payload.dumps_call(call.plain, {})
+    arguments: Payload = call._arguments if call._plain is None else payload.dumps_call(call._plain, {})
     return arguments
 
 
 def size_of(call: FarmFuture) -> int:
     """How many bytes that is; of a plain call about as many."""
-    if call.plain is None:
-        return payload_size(call.arguments)
-    return sum([len(value) if isinstance(value, (str, bytes)) else 8 for value in call.plain])
+    if call._plain is None:
+        return payload_size(call._arguments)
+    return sum([len(value) if isinstance(value, (str, bytes)) else 8 for value in call._plain])
 
 
 class WorkerDeath(NamedTuple):
@@ -160,14 +160,14 @@ class Lane:
         last = None
         for task in tasks:
             call: FarmFuture = task.call
-            function = call.function
+            function = call._function
             if function is not last:
                 self._introduce(function, buffers)
                 last = function
             numbers.append(function.number)
         once = 1 in [task.max_attempts for task in tasks]
         calls = [task.call for task in tasks]
-        plain = [call.plain for call in calls]
+        plain = [call._plain for call in calls]
         pickle = payload.dumps_together(plain) if len(tasks) > 1 and None not in plain else b""
         if pickle and fit_together(len(tasks), pickle):
             buffers += encode_tasks_together(seq, numbers, pickle, once=once)

@@ -111,7 +111,7 @@ def _results(futures: deque[FarmFuture], deadline: float | None, more: Any) -> I
             yield _take(futures.popleft(), deadline)
     finally:
         for future in futures:
-            future.cancel_unsent()  # and wait for nothing: it may be the garbage collector who asks
+            future._cancel_unsent()  # and wait for nothing: it may be the garbage collector who asks
 
 
 def _take(future: Future[Any], deadline: float | None) -> Any:
@@ -300,7 +300,7 @@ def _pickled(item: Call) -> tuple[Payload | None, int]:
 
 
 def _cancel(part: _Part) -> None:
-    part.future.cancel_unsent()  # and wait for nothing: it may be the garbage collector who asks
+    part.future._cancel_unsent()  # and wait for nothing: it may be the garbage collector who asks
     for more in part.rest:
         _cancel(more)
 

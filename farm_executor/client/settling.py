@@ -64,8 +64,8 @@ class Settler:
         """Settle tasks with their results."""
         settled = []
         for task, value in values:
-            if task.call.before_settling is not None:
-                _guarded(partial(task.call.before_settling, value, None, Origin(server, pid, task.losses + 1)))
+            if task.call._before_settling is not None:
+                _guarded(partial(task.call._before_settling, value, None, Origin(server, pid, task.losses + 1)))
             settled.append((self._release(task), value))
         self.counts["succeeded"] += len(settled)
         others, to_call = settle_plainly(settled)
@@ -78,7 +78,7 @@ class Settler:
 
     def goes_on(self, task: Task, error: BaseException, origin: Origin) -> bool:
         """Before a task fails: whether its work goes on as other tasks, of which only some may fail again."""
-        hook = task.call.before_settling
+        hook = task.call._before_settling
         return hook is not None and bool(_guarded(partial(hook, None, error, origin)))
 
     def fail(self, task: Task, error: BaseException, end: str | None) -> None:
@@ -104,7 +104,7 @@ class Settler:
     def cancelled(self, task: Task) -> None:
         """Let go of a task whose future has become cancelled by `cancel_started`."""
         self.counts["cancelled"] += 1
-        _guarded(self._release(task).call_back_all)
+        _guarded(self._release(task)._call_back_all)
 
     def refuse(self, task: Task, error: BaseException) -> None:
         """Settle a task that nobody will run, if it has not been cancelled. In any thread."""
@@ -117,20 +117,20 @@ class Settler:
         """The task's future; nothing else of the call is kept alive."""
         future: FarmFuture = task.call
         if self._budget is not None:
-            self._budget.give_back(payload_size(future.arguments))
-        future.release()
+            self._budget.give_back(payload_size(future._arguments))
+        future._release()
         task.call = None
         return future
 
     def _set(self, future: FarmFuture, set_: Callable[[], None]) -> None:
         if self._reactor.is_own_thread():
             _guarded(set_)
-        elif future.is_looked_at:
+        elif future._is_looked_at:
             # Those who wait are told under locks of their own, which this very thread may hold: it may be in a
             # signal handler that has interrupted `concurrent.futures.wait`.
             self._post(set_)
         else:
-            future.call_back_by = self._post
+            future._call_back_by = self._post
             _guarded(set_)
 
     def _post(self, call_all: Callable[[], None]) -> None:
@@ -139,7 +139,7 @@ class Settler:
 
 def _call_back(futures: list[FarmFuture]) -> None:
     for future in futures:
-        _guarded(future.call_back)
+        _guarded(future._call_back)
 
 
 def _guarded(call: Callable[[], Any]) -> Any:

@@ -101,7 +101,7 @@ class Channel:
             return
         future = self.kernel.submit_call(task, args, kwargs)
         self._submitted.add(future)
-        if not (isinstance(future, FarmFuture) and future.tell(self._arrive)):
+        if not (isinstance(future, FarmFuture) and future._tell(self._arrive)):
             future.add_done_callback(self._arrive_otherwise)
 
     def receive(self) -> Any:

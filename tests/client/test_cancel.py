@@ -174,7 +174,7 @@ def test_what_is_asked_for_back_when_its_worker_is_lost(book, how, monkeypatch):
             proxy.stall(numbers=[LANE])
             asking = threading.Thread(target=behind[5].cancel)
             asking.start()
-            wait_until(lambda: behind[5].task is None or behind[5].task.unwanted, "it has been asked for")
+            wait_until(lambda: behind[5]._task is None or behind[5]._task.unwanted, "it has been asked for")
             if how == "it is killed":
                 os.kill(lane.pid, signal.SIGKILL)
                 proxy.flow()
@@ -301,7 +301,7 @@ def asking(*answers):
 
 
 def waiting_thread(cancels, reactor, task):
-    thread = threading.Thread(target=cancels.take_back, args=(task, task.call.cancel_started))
+    thread = threading.Thread(target=cancels.take_back, args=(task, task.call._cancel_started))
     thread.start()
     wait_until(lambda: reactor.posted, "it has asked")
     reactor.run()
@@ -371,9 +371,9 @@ def test_a_future_that_is_cancelled_when_it_has_been_sent_tells_everybody():
     waiting = threading.Thread(target=lambda: said.append(wait([future], DEADLINE).done))
     waiting.start()
     wait_until(lambda: future._own_condition is not None and future._waiters, "somebody waits")
-    assert future.cancel_started()
+    assert future._cancel_started()
     waiting.join(DEADLINE)
     assert said == [{future}], "who waits does not wait for callbacks, which may do anything"
-    future.call_back_all()
+    future._call_back_all()
     assert said == [{future}, future]
-    assert not future.cancel_started(), "once"
+    assert not future._cancel_started(), "once"

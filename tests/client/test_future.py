@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from farm_executor import FarmExecutor
 from farm_executor.client.future import FarmFuture, settle_plainly, start_all
 
 DEADLINE = 20.0
@@ -119,7 +120,7 @@ def test_asyncio_wraps_it():
 
 def test_cancelling_tells_whom_it_concerns_once():
     future, owner = FarmFuture(), NotedOwner()
-    future.owner, future.task = owner, "the task"
+    future._owner, future._task = owner, "the task"
 
     assert future.cancel()
     assert future.cancel()
@@ -148,7 +149,7 @@ class NotedOwner:
 @pytest.mark.parametrize("look", [FarmFuture.result, FarmFuture.exception])
 def test_whoever_waits_may_do_the_owners_work_meanwhile(look):
     future, owner = FarmFuture(), NotedOwner(5)
-    future.owner = owner
+    future._owner = owner
 
     assert look(future, 7.0) == (5 if look is FarmFuture.result else None)
     assert owner.led == [7.0]
@@ -159,7 +160,7 @@ def test_whoever_waits_may_do_the_owners_work_meanwhile(look):
 @pytest.mark.parametrize("look", [FarmFuture.result, FarmFuture.exception])
 def test_the_time_spent_on_the_owners_work_counts(look):
     future, owner = FarmFuture(), NotedOwner()
-    future.owner = owner
+    future._owner = owner
 
     with pytest.raises(futures.TimeoutError):
         look(future, 3600.0)
@@ -168,7 +169,7 @@ def test_the_time_spent_on_the_owners_work_counts(look):
 def test_callbacks_are_called_by_whom_the_settler_names():
     future, posted, called = FarmFuture(), [], []
     future.add_done_callback(called.append)
-    future.call_back_by = posted.append
+    future._call_back_by = posted.append
     future.set_result(1)
 
     assert (future.result(), called, len(posted)) == (1, [], 1)
@@ -179,7 +180,7 @@ def test_callbacks_are_called_by_whom_the_settler_names():
 def test_without_callbacks_nobody_is_asked_to_call_them():
     future, posted = FarmFuture(), []
     assert not future.running()
-    future.call_back_by = posted.append
+    future._call_back_by = posted.append
     future.set_result(1)
 
     assert posted == []
@@ -213,7 +214,7 @@ def test_a_callback_needs_no_condition_and_is_called_by_whoever_settles(caplog):
 
     others, to_call = settle_plainly([(other, 2)])
     assert (others, to_call, len(calls)) == ([], [other], 2)
-    to_call[0].call_back()
+    to_call[0]._call_back()
     assert calls[2:] == [("first", 2), ("last", 2)]
     assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError] * 2
     assert {record.name for record in caplog.records} == {"concurrent.futures"}
@@ -231,7 +232,7 @@ SETTLE = {
 def test_who_is_to_be_told_is_told_once_by_who_settles(settle, looked_at):
     future, told = FarmFuture(), []
     assert future.set_running_or_notify_cancel()
-    assert future.tell(told.append)
+    assert future._tell(told.append)
     if looked_at:
         assert future.running()
         if settle is SETTLE["together"]:
@@ -241,13 +242,13 @@ def test_who_is_to_be_told_is_told_once_by_who_settles(settle, looked_at):
         settle(future)
     assert told == [future]
     assert future.done()
-    assert not future.tell(told.append), "too late"
+    assert not future._tell(told.append), "too late"
     assert told == [future]
 
 
 def test_who_is_to_be_told_is_told_of_cancelling():
     future, told = FarmFuture(), []
-    assert future.tell(told.append)
+    assert future._tell(told.append)
     assert future.cancel()
     assert told == [future]
 
@@ -269,7 +270,7 @@ def test_callbacks_left_while_it_is_settled_are_called_once():
         barrier.wait()
         _, to_call = settle_plainly([(future, 0)])
         for one in to_call:
-            one.call_back()
+            one._call_back()
         for thread in threads:
             thread.join(DEADLINE)
         assert calls == [future] * 10
@@ -391,3 +392,12 @@ def test_any_order_of_settling_waiting_and_adding_callbacks(order):
         thread.join(DEADLINE)
 
     assert seen == ["done", "done"]
+
+
+def test_a_future_shows_no_more_than_a_plain_one():
+    """Also one on its way, which knows its task."""
+    with FarmExecutor(1) as farm:
+        waiting = [farm.submit(abs, -1) for _ in range(50)]
+        for future in [FarmFuture(), *waiting]:
+            shown = {name for name in dir(future) if not name.startswith("_")}
+            assert shown == {name for name in dir(Future()) if not name.startswith("_")}

@@ -41,11 +41,11 @@ def send(calls: list[tuple[Any, tuple[Any, ...], bool]], max_attempts: int = 3) 
     table, wire, tasks = FunctionTable(), Wire(), []
     for number, (function, args, at_once) in enumerate(calls):
         future = FarmFuture()
-        future.function = table.find(function)
+        future._function = table.find(function)
         if at_once or not payload.all_plain(args):
-            future.arguments = payload.dumps_call(args, {})
+            future._arguments = payload.dumps_call(args, {})
         else:
-            future.plain = args
+            future._plain = args
         assert payload.loads(arguments_of(future)) == (args, {})
         tasks.append(Task(number, future, max_attempts=max_attempts))
     lane = Lane(1, wire, "server", 0, 4711)  # type: ignore[arg-type]
