@@ -252,6 +252,7 @@ def _shown(value: Any) -> str:
 # -- the table ----------------------------------------------------------------------------------------
 
 _TIMEOUT = _optional(_seconds(0.0))
+_DEADLINE = _optional(_seconds(-math.inf))  # one that is over already is one, as in the standard library
 _POSITIVE = _seconds(0.0, more=True)
 _ANSWER = {
     "host": anything,  # with the port it is an address, or an AddressError
@@ -285,7 +286,7 @@ ROWS: dict[str, dict[str, Check]] = {
     "FarmExecutor.submit": {"fn": anything},
     "FarmExecutor.map": {
         "fn": anything,
-        "timeout": _optional(_seconds(-math.inf)),  # what is over is over, as in the standard library
+        "timeout": _DEADLINE,
         "chunksize": _integer(1),
         "buffersize": _optional(_integer(1, kind="an integer or None", small="None or > 0")),
     },
@@ -322,7 +323,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "client_ca": _optional(_path),
         "insecure": _flag,
     },
-    "ping": {**_ANSWER, "timeout": _TIMEOUT},
+    "ping": {**_ANSWER, "timeout": _DEADLINE},
     "status": {**_ANSWER, "timeout": _POSITIVE},
     "end_server": {**_ANSWER, "timeout": _POSITIVE},
 }

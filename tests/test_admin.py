@@ -273,7 +273,7 @@ def test_a_server_drained_by_its_handle_serves_its_clients_to_their_end():
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_a_server_without_workers_is_refused(workers):
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="workers must be >= 1"):
         start_server("127.0.0.1", 0, background=True, workers=workers, key=KEY)
 
 
