@@ -7,7 +7,9 @@ program that only calls servers never needs the launchers, nor a server the clie
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from farm_executor._version import __version__
@@ -113,5 +115,12 @@ def _start_over_ssh(address: Address) -> launching.RemoteServer:
     return SshServer(address)
 
 
+def _end_background_servers() -> None:
+    background = sys.modules.get("farm_executor.launch.background")
+    if background is not None:
+        background.end_all()
+
+
+atexit.register(_end_background_servers)  # before the executors' own end is, so that it comes after that
 launching.embedded = _start_private_server
 launching.over_ssh = _start_over_ssh

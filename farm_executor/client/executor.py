@@ -42,6 +42,8 @@ __all__ = ["FarmExecutor", "OptionsView"]
 logger = logging.getLogger(__name__)
 
 INTERRUPT_SECONDS = 2.0  # for running tasks to end after Ctrl-C
+EXIT_SECONDS = 15.0  # for servers to be reached again, once the program has nothing left to do but to wait for them
+LOOK_SECONDS = 0.5  # between looks at whether they are
 
 
 class _Front(Executor):
@@ -817,10 +819,27 @@ def _at_exit() -> None:
     if interrupted:
         _end_interrupted(engines)
     for engine in engines:
-        engine.join()
+        _join_at_exit(engine)
     for executor in list(_executors):
         if executor._embedded is not None:
             executor._embedded.end()
+
+
+def _join_at_exit(engine: Engine) -> None:
+    """Wait for the end, but not for servers that may never be back, when nobody is left who could see to that."""
+    reached = time.monotonic()
+    while not engine.join(LOOK_SECONDS):
+        if engine.servers.in_reach():
+            reached = time.monotonic()
+        elif time.monotonic() - reached >= EXIT_SECONDS:
+            left = engine.statistics()
+            reason = f"none of its servers could be reached for {EXIT_SECONDS:g} s at the end of the program"
+            logger.error(
+                "gave up tasks=%d reason=%s servers=%s",
+                *(left.queued + left.running, reason, engine.servers.describe()),
+            )
+            engine.abort(reason)
+            engine.join()
 
 
 def _end_interrupted(engines: list[Engine]) -> None:

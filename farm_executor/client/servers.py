@@ -106,8 +106,8 @@ class Servers:
         named: For each name a future of its servers' being known.
         counts: How many workers each server gives us now.
 
-    Thread safety: `start`, `add`, `remove`, `unanswered`, iteration and the methods of `server.SessionListener` may
-    be called from any thread, the others from handlers.
+    Thread safety: `start`, `add`, `remove`, `unanswered`, `in_reach`, iteration and the methods of
+    `server.SessionListener` may be called from any thread, the others from handlers.
     """
 
     def __init__(self, sources: Sources, settings: Settings, reactor: Reactor, crew: Crew) -> None:
@@ -149,6 +149,10 @@ class Servers:
         """The servers, and the names of some, that have not answered yet."""
         names = [source for source, name in self._discoveries.items() if not self.named[name].done()]
         return [*names, *(link for link, answer in list(self.answered.items()) if not answer.done())]
+
+    def in_reach(self) -> bool:
+        """Whether there is a way to one of them, or one has yet to be dialled for the first time."""
+        return any(link.up for link in self) or any(not source.last_error for source in self.unanswered())
 
     def describe(self) -> str:
         """Each of them, and what came of dialling it, for people."""

@@ -29,6 +29,7 @@ from typing import Any
 from farm_executor.address import Address, parse_address
 from farm_executor.arguments import checked
 from farm_executor.errors import AddressError, BrokenFarmError
+from farm_executor.launch import background as kept
 from farm_executor.security import Key, PathLike, new_key, server_keys, write_key
 from farm_executor.transport import Socket, bound_address, listen
 
@@ -228,12 +229,15 @@ def _await_end(process: subprocess.Popen[bytes]) -> None:
 def _forget(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         with contextlib.suppress(OSError):
-            os.close(process.stdin.fileno())
+            process.stdin.close()
     process.returncode = 0  # so that its destructor does not wait for a process that is not our child
 
 
 class Server:
-    """A server started by `start_server` in the background. It ends with this process at the latest.
+    """A server started by `start_server` in the background. It lives until it is ended, or this program is.
+
+    The end of the program waits first for what executors have submitted, and then for the servers' ends. In a
+    forked child this stands for a server that has ended: it is the parent's.
 
     Attributes:
         address: Where it listens, "host:port"; if the port was 0, with the one that the system chose.
@@ -244,15 +248,18 @@ class Server:
         self.address = str(address)
         self.pid = process.pid
         self._process = process
-        self._finalizer = weakref.finalize(self, _end, process, None)
 
     def __repr__(self) -> str:
-        state = "running" if self._process.poll() is None else "ended"
-        return f"<Server {self.address}: pid {self.pid}, {state}>"
+        return f"<Server {self.address}: pid {self.pid}, {'ended' if self.ended else 'running'}>"
+
+    @property
+    def ended(self) -> bool:
+        """Whether its process has ended."""
+        return self._process.poll() is not None
 
     def drain(self) -> None:
         """Take no new clients, ask those here to take their work elsewhere, and end when what runs has ended."""
-        if self._process.poll() is None:
+        if not self.ended:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -266,7 +273,18 @@ class Server:
 
     def end(self) -> None:
         """End it at once, clients or not, and wait for its end."""
-        self._finalizer()
+        kept.forget(self)
+        _end(self._process, None)
+
+    def let_go(self) -> None:
+        """As `end`, without waiting for its end."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close our end of its pipe, which the parent alone shall hold."""
+        _forget(self._process)
 
     def __enter__(self) -> Server:
         return self
@@ -317,7 +335,9 @@ def start_server(
     Args:
         host: Where to listen; others than this machine's own addresses need TLS, or ``insecure``.
         port: The port; 0 for a free one.
-        background: Whether to return at once. If not, return when the server has ended.
+        background: Whether to return at once; then the server lives until it is ended (by `Server.end`, by
+            `end_server`, by a signal) or this program is, whether the returned object is kept or not. If not,
+            return when the server has ended.
         name: A label, shown by `status`.
         workers: How many workers each client may have; None for one per CPU.
         key: The secret that admits clients. None: see `farm_executor.security` for where it is found.
@@ -372,7 +392,9 @@ def start_server(
         server = Server(address, _start(listener, config, group=False))
     finally:
         listener.close()
-    if not background:
+    if background:
+        kept.keep(server)
+    else:
         with server:
             _wait_in_foreground(server)
     return server

@@ -32,6 +32,7 @@ from farm_executor._version import __version__
 from farm_executor.address import Address, Ssh
 from farm_executor.admin import ask
 from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
+from farm_executor.launch import background
 from farm_executor.launch.held import Held
 from farm_executor.security import new_key, write_key
 
@@ -161,6 +162,11 @@ class SshServer:
                 self._was_up = True
             return self._address
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has been ended for good."""
+        return self._ended
+
     def let_go(self) -> None:
         """Have it end, also in the midst of its start, without waiting for that."""
         self._ended = True
@@ -173,6 +179,7 @@ class SshServer:
 
     def end(self) -> None:
         """End it for good, wait for its end, and remove what was needed for it."""
+        background.forget(self)
         self.let_go()
         with self._lock:
             self._clean_up()

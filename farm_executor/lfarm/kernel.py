@@ -6,6 +6,7 @@ the context (`contextvars`). It must not know channels, promises or cognates, wh
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -100,6 +101,7 @@ class Kernel:
         with _counting:
             global _kernels_made
             self._serial = _kernels_made = _kernels_made + 1
+        _kernels.add(self)
 
     # -- what it is --------------------------------------------------------------------------------------
 
@@ -328,6 +330,7 @@ def end_kernel(wait: bool = False) -> None:
 
 _counting = threading.Lock()
 _kernels_made = 0
+_kernels: weakref.WeakSet[Kernel] = weakref.WeakSet()
 _current: ContextVar[Kernel | None] = ContextVar("_current", default=None)
 _default: Kernel | None = None  # for contexts without one of their own, such as those of new threads
 
@@ -503,3 +506,17 @@ def broadcast_task(
         TypeError: The kernel's executor is no `FarmExecutor`.
     """
     return check_kernel().broadcast(task, *args, persistent=persistent, timeout=timeout)
+
+
+# -- the end of the interpreter, and fork -----------------------------------------------------------
+
+
+def _at_exit() -> None:
+    """Give executors what is still held back; they finish it with the rest, at their own ends, which come next."""
+    for kernel in list(_kernels):
+        kernel._end(lambda: None, wait=False)
+
+
+atexit.register(_at_exit)  # the executors' own end has been registered before, and so comes after
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_kernels.clear)

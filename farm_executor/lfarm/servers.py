@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from farm_executor.address import Address, AddressLike, parse_address, parse_addresses
 from farm_executor.admin import end_server, ping
 from farm_executor.errors import AddressError
+from farm_executor.launch import background
 from farm_executor.launch.local import Server, start_server
 from farm_executor.launch.ssh import SshServer, end_servers, start_servers
 
@@ -26,8 +27,7 @@ __all__ = [
     "start_server",
 ]
 
-_started: dict[Address, Server] = {}  # so that they live until they are ended, or this process is
-_remote: dict[Address, SshServer] = {}  # likewise, by what they were asked for with
+_remote: dict[Address, SshServer] = {}  # by what they were asked for with
 
 
 def start_local_servers(
@@ -65,7 +65,6 @@ def start_local_servers(
         for server in servers:
             server.end()
         raise
-    _started.update({parse_address(server.address): server for server in servers})
     return servers
 
 
@@ -87,7 +86,6 @@ def end_local_servers(
             end_server(address.host, address.port, key=key, key_file=key_file)
         except Exception as error:
             warnings.warn(f"end_local_servers: failed to end the server {address}: {error}", stacklevel=2)
-        _started.pop(address, None)
 
 
 def start_remote_servers(addresses: Iterable[AddressLike], workers: int | None = 1) -> list[SshServer]:
@@ -115,6 +113,8 @@ def start_remote_servers(addresses: Iterable[AddressLike], workers: int | None =
     wanted = parse_addresses(addresses)
     targets = [_over_ssh(address, workers or 0) for address in wanted]
     servers = start_servers(targets)
+    for server in servers:
+        background.keep(server)
     _remote.update(zip(wanted, servers, strict=True))
     return servers
 
