@@ -388,6 +388,7 @@ def start_server(
             "directory": None,
             "key": None if key is None else bytes(key).hex(),
             "files": files,
+            "authkey": _authkey() if background else None,
         }
         server = Server(address, _start(listener, config, group=False))
     finally:

@@ -11,6 +11,7 @@ import time
 import uuid
 import weakref
 
+import own_servers
 import pytest
 
 from farm_executor import BrokenFarmError, FarmExecutor, start_server
@@ -51,12 +52,16 @@ class Script:
         self.temporary.mkdir()
         self.folder = folder
         self.process = None
+        self.own_servers = False  # whether the program is to use servers that it starts itself
 
     def start(self, code, **options):
         path = self.folder / "script.py"
         # What runs in the background, as tests may, has Ctrl-C ignored, and hands that down.
         interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        path.write_text(interruptible + textwrap.dedent(code))
+        code = textwrap.dedent(code)
+        if self.own_servers:
+            code = code.replace("from farm_executor import FarmExecutor", own_servers.IMPORT)
+        path.write_text(interruptible + code)
         env = {**os.environ, "FARM_TEST_MARK": self.mark, "TMPDIR": str(self.temporary)}
         self.process = subprocess.Popen(
             [sys.executable, str(path)],
@@ -90,6 +95,13 @@ def script(tmp_path):
             script.process.kill()
     for pid in _marked(script.mark):
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(params=["embedded", "own servers"])
+def program(request, script):
+    """A script that is run on an embedded farm, and on two servers that it starts itself."""
+    script.own_servers = request.param == "own servers"
+    return script
 
 
 # -- within one process -------------------------------------------------------------------------------
@@ -190,8 +202,8 @@ def test_an_embedded_server_that_never_lives_breaks_the_farm(no_leaks, monkeypat
 
 
 @LINUX
-def test_the_end_of_the_interpreter_without_shutdown_finishes_the_tasks(script):
-    code, out, err = script.run("""
+def test_the_end_of_the_interpreter_without_shutdown_finishes_the_tasks(program):
+    code, out, err = program.run("""
         import time
         from farm_executor import FarmExecutor
 
@@ -205,13 +217,13 @@ def test_the_end_of_the_interpreter_without_shutdown_finishes_the_tasks(script):
     """)
 
     assert (code, sorted(out.split()), err) == (0, ["apple", "pear"], "")
-    assert script.clean()
+    assert program.clean()
 
 
 @LINUX
-def test_the_end_of_the_interpreter_waits_for_threads_that_still_submit(script):
+def test_the_end_of_the_interpreter_waits_for_threads_that_still_submit(program):
     """threading._register_atexit would refuse their tasks (CPython issue 148280)."""
-    code, out, err = script.run("""
+    code, out, err = program.run("""
         import threading, time
         from farm_executor import FarmExecutor
 
@@ -226,12 +238,12 @@ def test_the_end_of_the_interpreter_waits_for_threads_that_still_submit(script):
     """)
 
     assert (code, out, err) == (0, "7\n", "")
-    assert script.clean()
+    assert program.clean()
 
 
 @LINUX
-def test_an_exception_that_ends_the_program_leaves_nothing(script):
-    code, _, err = script.run("""
+def test_an_exception_that_ends_the_program_leaves_nothing(program):
+    code, _, err = program.run("""
         from farm_executor import FarmExecutor
         with FarmExecutor(2) as farm:
             farm.submit(abs, -1).result()
@@ -240,7 +252,7 @@ def test_an_exception_that_ends_the_program_leaves_nothing(script):
 
     assert code == 1
     assert err.rstrip().endswith("LookupError: the program's own")
-    assert script.clean()
+    assert program.clean()
 
 
 SLOW = """
@@ -257,9 +269,9 @@ SLOW = """
 
 
 @LINUX
-def test_ctrl_c_interrupts_tasks_and_ends_everything(script):
+def test_ctrl_c_interrupts_tasks_and_ends_everything(program):
     """As the terminal does it: SIGINT to the whole process group."""
-    process = script.start(SLOW.format(arguments="2"), start_new_session=True)
+    process = program.start(SLOW.format(arguments="2"), start_new_session=True)
     assert process.stdout.readline() == "running\n"
 
     os.killpg(process.pid, signal.SIGINT)
@@ -267,12 +279,12 @@ def test_ctrl_c_interrupts_tasks_and_ends_everything(script):
 
     assert "KeyboardInterrupt" in err
     assert process.returncode != 0
-    assert script.clean()
+    assert program.clean()
 
 
 @LINUX
-def test_ctrl_c_without_a_with_block_does_not_run_what_is_queued(script):
-    process = script.start(
+def test_ctrl_c_without_a_with_block_does_not_run_what_is_queued(program):
+    process = program.start(
         """
         import time
         from farm_executor import FarmExecutor
@@ -291,17 +303,17 @@ def test_ctrl_c_without_a_with_block_does_not_run_what_is_queued(script):
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=DEADLINE)
 
-    assert script.clean()
+    assert program.clean()
 
 
 @LINUX
-def test_a_client_that_is_killed_takes_its_embedded_farm_along(script):
-    process = script.start(SLOW.format(arguments="2"))
+def test_a_client_that_is_killed_takes_its_farm_along(program):
+    process = program.start(SLOW.format(arguments="2"))
     assert process.stdout.readline() == "running\n"
 
     process.kill()
 
-    assert script.clean(2.0), script.left()
+    assert program.clean(2.0), program.left()
 
 
 @LINUX

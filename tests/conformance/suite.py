@@ -1,4 +1,6 @@
-"""The standard library's executor tests of the interpreter that runs this, and how they are bound to a farm.
+"""The standard library's executor tests of the interpreter that runs this, and how they are bound to farms.
+
+Each class is bound to an embedded farm, and to one over two servers that the tests, and their scripts, start.
 
 Nothing of CPython is copied: its test classes are imported, and the executor they test is put in their place.
 Importing this module needs `test.test_concurrent_futures`, which some builds of Python leave out.
@@ -15,6 +17,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import own_servers
 from conformance.tables import BOUND, DEADLOCK_OUTCOMES, EXCLUDED, NOT_BOUND_MODULES, STARTED_FIRST
 from test import support
 from test.support.script_helper import assert_python_ok
@@ -97,8 +100,17 @@ class FarmMixin(find("ExecutorMixin")):  # type: ignore[misc]
         return manager.Event()
 
 
+class OwnServersMixin(FarmMixin):
+    """The same, over servers that are started by whoever makes the executor."""
+
+    executor_type = own_servers.FarmExecutor
+    import_of_scripts = own_servers.IMPORT
+
+
 class ScriptsMixin:
     """The scripts of the shutdown tests import the executor by its class's name: from the farm's package."""
+
+    import_of_scripts = "from farm_executor import FarmExecutor"
 
     def setUp(self) -> None:
         module = sys.modules[find("ExecutorShutdownTest").__module__]
@@ -107,11 +119,10 @@ class ScriptsMixin:
         self.addCleanup(patch.stop)  # type: ignore[attr-defined]
         super().setUp()  # type: ignore[misc]
 
-    @staticmethod
-    def _run_script(flag: str, script: str) -> Any:
+    def _run_script(self, flag: str, script: str) -> Any:
         path = f"import sys; sys.path[:] = {sys.path!r}\n"  # it runs isolated, and the package may not be installed
-        ours = "from farm_executor import FarmExecutor"
-        return assert_python_ok(flag, path + script.replace("from concurrent.futures import FarmExecutor", ours))
+        theirs = "from concurrent.futures import FarmExecutor"
+        return assert_python_ok(flag, path + script.replace(theirs, self.import_of_scripts))
 
 
 class OutcomesMixin:
@@ -153,30 +164,36 @@ class FarmFutureMixin:
         self.addCleanup(patch.stop)  # type: ignore[attr-defined]
 
 
-CROSSED_WITH: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
-    "ProcessPoolShutdownTest": ((ScriptsMixin,), (FarmMixin,)),
-    "ExecutorDeadlockTest": ((OutcomesMixin,), (FarmMixin,)),
-    "FutureTests": ((FarmFutureMixin,), ()),
+CROSSED_WITH: dict[str, tuple[type, ...]] = {
+    "ProcessPoolShutdownTest": (ScriptsMixin,),
+    "ExecutorDeadlockTest": (OutcomesMixin,),
+    "FutureTests": (FarmFutureMixin,),
 }
-"""What comes before and after a bound class in its crossing, where that is not nothing and FarmMixin."""
+"""What comes before a bound class in its crossing, where that is not nothing."""
+
+WITHOUT_EXECUTOR = {"FutureTests"}
 
 
-def bind(name: str) -> type[unittest.TestCase]:
-    """The class of that name as a test case for the farm, without its excluded tests."""
-    before, after = CROSSED_WITH.get(name, ((), (FarmMixin,)))
+def bind(name: str, farm: type = FarmMixin) -> type[unittest.TestCase]:
+    """The class of that name as a test case for such a farm, without its excluded tests."""
+    before: tuple[type, ...] = CROSSED_WITH.get(name, ())
+    after = () if name in WITHOUT_EXECUTOR else (farm,)
     excluded = {test.test.partition(".")[2]: None for test in EXCLUDED if test.test.startswith(f"{name}.")}
     source = find(name)
     if issubclass(source, find("BaseTestCase")):
         bases = (FarmTestCase, *before, source, *after)
     else:
         bases = (*before, source, *after, FarmTestCase)
-    return type(f"Farm{name}", bases, excluded)
+    return type(f"{farm.__name__.removesuffix('Mixin')}{name}", bases, excluded)
 
 
 def bind_all() -> dict[str, type[unittest.TestCase]]:
-    return {cls.__name__: cls for cls in map(bind, BOUND)}
+    embedded = [bind(name) for name in BOUND]
+    on_own_servers = [bind(name, OwnServersMixin) for name in BOUND if name not in WITHOUT_EXECUTOR]
+    return {cls.__name__: cls for cls in embedded + on_own_servers}
 
 
 def end_helpers() -> None:
-    """Ends the processes that multiprocessing keeps for managers, as the suite does at the end of its modules."""
+    """Ends the servers, and what multiprocessing keeps for managers, as the suite does at the end of its modules."""
+    own_servers.end()
     multiprocessing.util._cleanup_tests()  # type: ignore[attr-defined]

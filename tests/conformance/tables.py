@@ -1,7 +1,7 @@
 """Which of the standard library's executor tests are bound to FarmExecutor, and where they are not, why.
 
 A test is named by the class that defines or inherits it and its method, as in `test.test_concurrent_futures`.
-How many tests of the bound classes run, and how many are excluded below, on the interpreters at hand
+How many tests of the bound classes run, and how many are excluded below, on the interpreters at hand, for each farm
 (CPython's builds without `test.test_concurrent_futures` skip them all):
 
 | Python  | run | excluded |

@@ -84,7 +84,7 @@ ROWS = (
     Row("thread", make_thread_pool, frozenset(THREADS | BUFFERS), ("no_leaks",)),
     Row("process", make_process_pool, frozenset(PROCESSES | BUFFERS | RECYCLES), ("fork_server", "no_leaks")),
     Row("farm-embedded", make_embedded_farm, frozenset(FARM), ("no_leaks",)),
-    Row("farm-servers", make_farm_of_servers, frozenset(FARM - {"shares_managers"}), ("two_servers", "no_leaks")),
+    Row("farm-servers", make_farm_of_servers, frozenset(FARM), ("two_servers", "no_leaks")),
 )
 
 
