@@ -1,4 +1,4 @@
-"""`FarmExecutor`, over two servers that the program itself starts when it first makes one, as lfarm's programs do."""
+"""`FarmExecutor`, over two servers that the program itself starts when it first makes one, as with lfarm."""
 
 import functools
 from pathlib import Path

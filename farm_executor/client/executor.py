@@ -135,9 +135,9 @@ class _Front(Executor):
             return
         engine.shutdown(cancel_futures=cancel_futures)
         if wait and not engine.join(timeout) and timeout is not None:
-            now = engine.statistics()
+            running, waiting = _running_and_waiting(engine.statistics())
             raise TimeoutError(
-                f"after {timeout:g} s {now.running} tasks run and {now.queued} wait; kill_workers() would end them"
+                f"after {timeout:g} s {running} tasks run and {waiting} wait; kill_workers() would end them"
             )
 
     def __exit__(self, exc_type: type[BaseException] | None, exc_value: Any, traceback: Any) -> None:
@@ -567,9 +567,10 @@ class FarmExecutor(_Front):
         base = ["embedded"] if self._addresses is None else self._addresses
         where = ", ".join(map(str, [*base, *self._added]))
         numbers = self.statistics()
+        running, waiting = _running_and_waiting(numbers)
         return (
             f"<{type(self).__name__} {where}: {numbers.state}, up to {self._max_workers} workers, "
-            f"{numbers.running} running, {numbers.queued} queued>"
+            f"{running} running, {waiting} queued>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -753,6 +754,12 @@ class OptionsView(_Front):
 
 
 # -- small things -----------------------------------------------------------------------------------
+
+
+def _running_and_waiting(numbers: FarmStatistics) -> tuple[int, int]:
+    """How many tasks run, as people count them, one for each worker; what has been sent ahead waits, too."""
+    running = sum(worker.outstanding > 0 for server in numbers.servers for worker in server.workers)
+    return running, numbers.running + numbers.queued - running
 
 
 def _cpu_count() -> int:

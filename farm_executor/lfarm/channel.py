@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Any
 
 from farm_executor.client.future import FarmFuture
-from farm_executor.lfarm.kernel import Kernel, check_kernel
+from farm_executor.lfarm.checks import check_instance, check_seconds, checked_index
+from farm_executor.lfarm.kernel import Kernel, check_kernel, checked_kernel
 
 __all__ = [
     "Channel",
@@ -65,7 +66,7 @@ class Channel:
     """
 
     def __init__(self, kernel: Kernel | None = None, *, fixed_capacity: int | None = None) -> None:
-        self.kernel = check_kernel() if kernel is None else kernel
+        self.kernel = check_kernel() if kernel is None else checked_kernel(kernel)
         self._outcomes: SimpleQueue[Any] = SimpleQueue()
         self._arrive = self._outcomes.put  # of C: no code of Python's runs when a task is done
         self._submitted: set[Future[Any]] = set()  # and not received
@@ -94,6 +95,8 @@ class Channel:
             InvalidTaskError: The task is none of these.
             RuntimeError: The kernel has ended, or the channel has been closed.
         """
+        if type(self) is not Channel:  # called as `submit_task`
+            _check_channel(self)
         if self._closed:
             raise RuntimeError("cannot submit a task to a closed channel")
         if self._bound is not None:
@@ -117,6 +120,8 @@ class Channel:
             RuntimeError: Nothing can come any more, as the kernel has ended or the channel been closed.
             Exception: The call could not be pickled.
         """
+        if type(self) is not Channel:  # called as `receive_result`
+            _check_channel(self)
         while not self._closed:
             if self._outcomes.empty():
                 self.kernel.lead_until(self._has_outcome)
@@ -139,8 +144,12 @@ class Channel:
             The result and True, or ``(None, False)``. What comes later can be received later.
 
         Raises:
+            TypeError: ``timeout`` is not a number.
+            ValueError: It is longer than can be waited for.
             Exception: As `receive`.
         """
+        _check_channel(self)
+        check_seconds("timeout", timeout)
         try:
             future = self._outcomes.get(timeout=timeout) if timeout and timeout > 0 else self._outcomes.get_nowait()
         except Empty:
@@ -158,7 +167,8 @@ class Channel:
             TypeError: It is no integer.
             Exception: While iterating, as `receive`. The results after a failure stay in the channel.
         """
-        _check_integer("count", count, 0)
+        _check_channel(self)
+        checked_index("count", count, 0)
         return (self.receive() for _ in range(count))
 
     def __iter__(self) -> Iterator[Any]:
@@ -213,18 +223,13 @@ class Channel:
             self._give_held(self._bound)
         if self.kernel.ended and not self.pending:
             self._arrive_otherwise(_NO_MORE)
-        try:
+        error = None if future.cancelled() else future.exception()  # `result` would put its own frames in between
+        if error is None:
             return future.result()
-        except BaseException as error:
-            if future.cancelled() or future.exception() is not error:  # it is none of the task's
-                raise
-            failure = self.kernel.translated(error)
-            if failure is error:
-                raise
         try:
-            raise failure
+            raise self.kernel.translated(error)
         finally:
-            del failure  # which refers to this frame
+            del error  # which may refer to this frame
 
     def kernel_ended(self) -> None:
         """The kernel takes no more tasks from others; what is held here goes to it now."""
@@ -308,8 +313,7 @@ class _Bound:
     """
 
     def __init__(self, capacity: int) -> None:
-        _check_integer("fixed_capacity", capacity, 1)
-        self.capacity = capacity
+        self.capacity = checked_index("fixed_capacity", capacity, 1)
         self.held: deque[Callable[[], Future[Any]]] = deque()
         self.giving = 0
 
@@ -324,10 +328,7 @@ class Timeout(Future[Any]):
 
     def __init__(self, seconds: float, result: Any) -> None:
         super().__init__()
-        if not isinstance(seconds, (int, float)):
-            raise TypeError(f"the seconds of a timeout must be a number, not {type(seconds).__qualname__}")
-        if not 0 <= seconds <= threading.TIMEOUT_MAX:
-            raise ValueError(f"the seconds of a timeout must be from 0 to {threading.TIMEOUT_MAX}, not {seconds}")
+        check_seconds("seconds", seconds, or_none=False, least=0)
         self._timer = threading.Timer(seconds, self.settle, [result])
         self._timer.name = "farm-timeout"
         self._timer.daemon = True
@@ -345,11 +346,8 @@ class Timeout(Future[Any]):
             pass
 
 
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, not {type(value).__qualname__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
+def _check_channel(channel: Any) -> None:
+    check_instance("channel", channel, Channel, "make_channel")
 
 
 # -- under lfarm's names -----------------------------------------------------------------------------
@@ -374,6 +372,7 @@ def submit_timeout(channel: Channel, seconds: float, result: Any) -> Timeout:
         As in lfarm; use `try_receive_result` with a timeout.
     """
     warnings.warn(f"submit_timeout {_DEPRECATED}", DeprecationWarning, stacklevel=2)
+    _check_channel(channel)
     return channel.submit_timeout(seconds, result)
 
 
@@ -386,4 +385,5 @@ def cancel_timeout(timeout: Timeout, result: Any) -> None:
         As in lfarm; use `try_receive_result` with a timeout.
     """
     warnings.warn(f"cancel_timeout {_DEPRECATED}", DeprecationWarning, stacklevel=2)
+    check_instance("timeout", timeout, Timeout, "submit_timeout")
     timeout.settle(result)

@@ -18,7 +18,8 @@ from functools import partial, reduce
 from itertools import chain, compress
 from typing import Any, TypeVar
 
-from farm_executor.lfarm.parts import bounds, checked, columns, divide, first_found, run_all, sliceable
+from farm_executor.lfarm.checks import check_bool, check_callable, checked_index
+from farm_executor.lfarm.parts import bounds, columns, divide, first_found, run_all, sliceable
 from farm_executor.lfarm.tasks import sendable
 
 __all__ = [
@@ -69,7 +70,7 @@ def pmap(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None, si
     call = sendable(task)
     if not sequences:
         raise TypeError("pmap needs at least one sequence")
-    return _mapped(partial(_map_part, call), *columns(sequences, checked("size", size, 0)), parts)
+    return _mapped(partial(_map_part, call), *columns(sequences, _checked_size(size)), parts)
 
 
 def pmap_into(
@@ -98,7 +99,7 @@ def pmap_into(
     call = sendable(task)
     if not hasattr(target, "__setitem__") or not hasattr(target, "__len__"):
         raise TypeError(f"pmap_into needs a sequence that can be changed, not a {type(target).__qualname__}")
-    size = checked("size", size, 0)
+    size = _checked_size(size)
     room = len(target) if size is None else min(size, len(target))
     if sequences:
         results = _mapped(partial(_map_part, call), *columns(sequences, room), parts)
@@ -127,8 +128,7 @@ def plet(body: Callable[..., Any], /, **bindings: Any) -> Any:
         NoKernelError: There is no current kernel.
         Exception: What the body raises.
     """
-    if not callable(body):
-        raise TypeError(f"the body of plet must be a function, not a {type(body).__qualname__}")
+    check_callable("body", body)
     calls = {name: sendable(value) for name, value in bindings.items() if callable(value)}
     values = run_all(_call, [(call,) for call in calls.values()])
     return body(**{**bindings, **dict(zip(calls, values, strict=True))})
@@ -173,6 +173,8 @@ def preduce(
         InvalidTaskError, NoKernelError: As for `future`.
     """
     call, key_call = sendable(task), _sendable_key(key)
+    check_bool("from_end", from_end)
+    check_bool("recurse", recurse)
     elements = _interval(sequence, start, end)
     if not len(elements):
         bounds(0, parts)  # it checks them
@@ -211,6 +213,7 @@ def preduce_partial(
         TaskExecutionError, TypeError, InvalidTaskError, NoKernelError: As `preduce`.
     """
     call, key_call = sendable(task), _sendable_key(key)
+    check_bool("from_end", from_end)
     elements = _interval(sequence, start, end)
     if not len(elements):
         raise ValueError("preduce_partial needs at least one element")
@@ -245,6 +248,7 @@ def pmap_reduce(
     Raises:
         TaskExecutionError, TypeError, ValueError, InvalidTaskError, NoKernelError: As `preduce`.
     """
+    sendable(map_task, "map_task")
     return preduce(
         reduce_task,
         sequence,
@@ -332,6 +336,7 @@ def pfind_if(
         TaskExecutionError: The predicate or the key failed before the answer was known.
         TypeError, ValueError, InvalidTaskError, NoKernelError: As `preduce`.
     """
+    check_bool("from_end", from_end)
     elements = _interval(sequence, start, end)
     if from_end:
         elements = elements[::-1]
@@ -432,6 +437,7 @@ def psort(
         TypeError, ValueError, InvalidTaskError, NoKernelError: As `pmap`.
     """
     key_call = _sendable_key(key)
+    check_bool("reverse", reverse)
     elements = sliceable(sequence)
     cuts = bounds(len(elements), parts)
     ranks: Any = elements if key is None else []
@@ -506,21 +512,24 @@ def _of_key(task: Callable[[Any], Any], key: Callable[[Any], Any], value: Any) -
 # -- what several of them need -----------------------------------------------------------------------
 
 
+def _checked_size(size: int | None) -> int | None:
+    return None if size is None else checked_index("size", size, 0)
+
+
 def _sendable_key(key: TaskLike | None) -> Callable[..., Any] | None:
-    return None if key is None else sendable(key)
+    return None if key is None else sendable(key, "key")
 
 
 def _with_key(task: TaskLike, key: TaskLike | None) -> Callable[..., Any]:
-    return sendable(task) if key is None else partial(_of_key, sendable(task), sendable(key))
+    return sendable(task) if key is None else partial(_of_key, sendable(task), sendable(key, "key"))
 
 
 def _interval(sequence: Iterable[Any], start: int, end: int | None) -> Any:
     """The elements from ``start`` to before ``end``."""
     elements = sliceable(sequence)
     count = len(elements)
-    start, end = checked("start", start, 0) or 0, checked("end", end, 0)
-    if end is None:
-        end = count
+    start = checked_index("start", start, 0)
+    end = count if end is None else checked_index("end", end, 0)
     if not start <= end <= count:
         raise ValueError(f"there is no interval from {start} to {end} in a sequence of {count}")
     return elements[start:end]

@@ -17,19 +17,25 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from farm_executor.address import AddressLike, parse_addresses
 from farm_executor.client.executor import FarmExecutor, OptionsView
 from farm_executor.errors import KernelCreationError, NoKernelError
+from farm_executor.lfarm.checks import check_bool, check_category, check_instance, check_seconds
 from farm_executor.lfarm.submission import Options, Submission, ToAny, ToFarm
 from farm_executor.lfarm.tasks import translated
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "Kernel",
     "KernelCategory",
+    "KernelOptions",
     "broadcast_task",
     "check_kernel",
+    "checked_kernel",
     "end_kernel",
     "kernel_name",
     "kernel_worker_count",
@@ -187,6 +193,8 @@ class Kernel:
         self, task: Callable[..., Any] | str, /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
     ) -> list[Any]:
         """See `broadcast_task`."""
+        check_bool("persistent", persistent)
+        check_seconds("timeout", timeout)
         if self.ended:
             raise RuntimeError(self._ended_text())
         farm = self._needed_farm("broadcasting")
@@ -194,8 +202,8 @@ class Kernel:
 
     def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
         """See `kill_tasks`."""
-        if category is None:
-            raise ValueError("the category of tasks to kill must not be None")
+        check_category(category)
+        check_bool("dry_run", dry_run)
         return self._needed_farm("killing tasks").farm.kill_tasks(self._label(category), dry_run=dry_run)
 
     def task_categories_running(self) -> list[Hashable]:
@@ -236,6 +244,7 @@ class Kernel:
 
     def end(self, wait: bool = False) -> None:
         """Take no more tasks; those submitted are finished. See `end_kernel`."""
+        check_bool("wait", wait)
         self._end(partial(self.executor.shutdown, wait=wait), wait=wait)
 
     def _end(self, shutdown: Callable[[], Any], *, wait: bool) -> None:
@@ -269,14 +278,34 @@ class Kernel:
         self._end(partial(self.executor.__exit__, exc_type, exc, traceback), wait=exc is None)
 
 
+class KernelOptions(TypedDict, total=False):
+    """What `make_kernel` hands on to `FarmExecutor`, which says what each is and checks it."""
+
+    max_workers: int | None
+    mp_context: Any
+    initializer: Callable[..., Any] | None
+    initargs: tuple[Any, ...]
+    max_tasks_per_child: int | None
+    max_memory_per_worker: int | None
+    key: bytes | None
+    key_file: str | os.PathLike[str] | None
+    ssl_context: Any
+    connect_timeout: float | None
+    heartbeat: float
+    resume_timeout: float
+    max_attempts: int
+    allow_version_mismatch: bool
+    max_pending_bytes: int | None
+    when_full: Literal["wait", "raise"]
+    caller_leads: bool
+
+
 def make_kernel(
     addresses: Executor | AddressLike | Iterable[AddressLike],
     name: str = "farm",
     *,
     timeout: float | None = None,
-    key: bytes | None = None,
-    key_file: str | os.PathLike[str] | None = None,
-    ssl_context: Any = None,
+    **options: Unpack[KernelOptions],
 ) -> Kernel:
     """Make a kernel; it does not become the current one by that, see `set_kernel` and `use_kernel`.
 
@@ -285,20 +314,36 @@ def make_kernel(
             Or an executor, of any kind: then nothing is dialled, and it is not shut down with the kernel.
         name: Its name, for people.
         timeout: Seconds within which every server must have answered. None: wait for ever.
-        key: The servers' secret, as for `FarmExecutor`.
-        key_file: A file that holds it.
-        ssl_context: As for `FarmExecutor`.
+        options: Those of `FarmExecutor`, for the one that is made: ``key``, ``key_file`` or ``ssl_context`` for
+            servers that want them, ``max_attempts``, ``resume_timeout``, ``heartbeat``, ``max_workers`` and all
+            others. An executor has its own.
 
     Returns:
-        The kernel, when every server has answered. Each gives it all of its slots.
+        The kernel, when every server has answered. Each gives it all of its slots, unless ``max_workers`` says
+        otherwise.
 
     Raises:
         AddressError: An address has none of the accepted forms, or there is none.
         KernelCreationError: The servers have not all answered in time, or one refused; its cause says which.
+        TypeError, ValueError: There is no such option, an option's value will not do, or there are options, and an
+            executor.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {type(name).__qualname__}")
+    check_seconds("timeout", timeout)
+    unknown = options.keys() - KernelOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"make_kernel has no option {', '.join(sorted(unknown))}; it has timeout, and FarmExecutor's"
+        )
     if isinstance(addresses, Executor):
+        if options:
+            raise TypeError(
+                f"make_kernel was given an executor, which has options of its own, and {', '.join(options)}: "
+                "make the executor with these"
+            )
         return Kernel(addresses, name)
-    farm = FarmExecutor(parse_addresses(addresses), key=key, key_file=key_file, ssl_context=ssl_context)
+    farm = FarmExecutor(parse_addresses(addresses), **options)
     try:
         farm.connect(timeout)
     except BaseException as error:
@@ -318,6 +363,7 @@ def end_kernel(wait: bool = False) -> None:
         wait: Whether to return only when all is over.
     """
     global _default
+    check_bool("wait", wait)
     kernel = _current.get() or _default
     if kernel is None:
         return
@@ -369,23 +415,27 @@ def check_kernel() -> Kernel:
 def set_kernel(kernel: Kernel | None) -> None:
     """Make a kernel the current one, in every thread and context that is not within a `use_kernel`; None: none."""
     global _default
-    _default = _checked(kernel) if kernel is not None else None
+    _default = checked_kernel(kernel) if kernel is not None else None
 
 
 @contextlib.contextmanager
 def use_kernel(kernel: Kernel) -> Iterator[Kernel]:
     """The kernel is the current one of this context while this lasts. It is not ended after that."""
-    token = _current.set(_checked(kernel))
+    token = _current.set(checked_kernel(kernel))
     try:
         yield kernel
     finally:
         _current.reset(token)
 
 
-def _checked(kernel: Any) -> Kernel:
-    if not isinstance(kernel, Kernel):
-        raise TypeError(f"a kernel is made by make_kernel; this is a {type(kernel).__qualname__}")
-    return kernel
+def checked_kernel(kernel: Any) -> Kernel:
+    """What was given as one.
+
+    Raises:
+        TypeError: It is not.
+    """
+    check_instance("kernel", kernel, Kernel, "make_kernel")
+    return kernel  # type: ignore[no-any-return]
 
 
 def kernel_worker_count() -> int:
@@ -421,9 +471,7 @@ def task_category(category: Hashable) -> Iterator[None]:
         ValueError: It is None.
         TypeError: It is not hashable.
     """
-    if category is None:
-        raise ValueError("the category of tasks must not be None")
-    hash(category)
+    check_category(category)
     with _with_options((category, _options.get()[1])):
         yield
 
@@ -467,10 +515,10 @@ def kill_tasks(category: Hashable, dry_run: bool = False) -> int:
 
     Raises:
         ValueError: The category is None.
-        TypeError: The kernel's executor is no `FarmExecutor`.
+        TypeError: It is not hashable, ``dry_run`` is not a bool, or the kernel's executor is no `FarmExecutor`.
     """
-    if category is None:
-        raise ValueError("the category of tasks to kill must not be None")
+    check_category(category)
+    check_bool("dry_run", dry_run)
     kernel = _current.get() or _default
     return 0 if kernel is None else kernel.kill_tasks(category, dry_run=dry_run)
 

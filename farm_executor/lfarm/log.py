@@ -26,7 +26,7 @@ def log_level(level: Literal["error", "info"]) -> None:
     Raises:
         ValueError: There is no such level.
     """
-    if level not in _LEVELS:
+    if not isinstance(level, str) or level not in _LEVELS:
         raise ValueError(f"the log level must be 'error' or 'info', not {level!r}")
     logger = logging.getLogger("farm_executor")
     _handler(logger)

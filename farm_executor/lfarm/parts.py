@@ -6,7 +6,6 @@ must not know what a part computes.
 
 from __future__ import annotations
 
-import operator
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -16,28 +15,13 @@ from itertools import islice, pairwise
 from queue import SimpleQueue
 from typing import Any
 
+from farm_executor.lfarm.checks import checked_index
 from farm_executor.lfarm.kernel import Kernel, check_kernel
 
-__all__ = ["bounds", "checked", "columns", "divide", "first_found", "run_all", "sliceable"]
+__all__ = ["bounds", "columns", "divide", "first_found", "run_all", "sliceable"]
 
 
 # -- cutting -----------------------------------------------------------------------------------------
-
-
-def checked(name: str, value: int | None, least: int) -> int | None:
-    """An argument that is a number, or None.
-
-    Raises:
-        TypeError: It is no integer.
-        ValueError: It is too small.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, not {type(value).__qualname__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
-    return operator.index(value)
 
 
 def sliceable(sequence: Iterable[Any]) -> Any:
@@ -47,7 +31,11 @@ def sliceable(sequence: Iterable[Any]) -> Any:
         return sequence
     if numpy is not None and isinstance(sequence, numpy.ndarray) and sequence.ndim:
         return sequence
-    return list(sequence)
+    try:
+        elements = iter(sequence)
+    except TypeError:
+        raise TypeError(f"a sequence must be iterable, and {type(sequence).__qualname__} is not") from None
+    return list(elements)
 
 
 def columns(sequences: Iterable[Iterable[Any]], size: int | None) -> tuple[list[Any], int]:
@@ -57,7 +45,7 @@ def columns(sequences: Iterable[Iterable[Any]], size: int | None) -> tuple[list[
         sequences: At least one; all may be endless but one, or all with a ``size``.
         size: The most elements to take.
     """
-    ready = [sliceable(s) if hasattr(s, "__len__") else None for s in sequences]
+    ready = [None if hasattr(s, "__iter__") and not hasattr(s, "__len__") else sliceable(s) for s in sequences]
     limit = min((len(column) for column in ready if column is not None), default=size)
     if size is not None and limit is not None:
         limit = min(limit, size)
@@ -83,7 +71,7 @@ def bounds(count: int, parts: int | None) -> list[int]:
         TypeError, ValueError: ``parts`` is no integer, or less than 1.
         NoKernelError: There is no current kernel.
     """
-    number = min(checked("parts", parts, 1) or check_kernel().worker_count, count)
+    number = min(check_kernel().worker_count if parts is None else checked_index("parts", parts, 1), count)
     return [count * part // number for part in range(number + 1)] if number else [0]
 
 
@@ -108,7 +96,10 @@ def run_all(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> l
     kernel = check_kernel()
     with _submitted(kernel, function, calls) as (futures, ended):
         for _ in futures:
-            _value(kernel, futures[ended.get()])
+            future = futures[ended.get()]
+            error = future.exception()
+            if error is not None:
+                raise kernel.translated(error)
         return [future.result() for future in futures]
 
 
@@ -128,7 +119,10 @@ def first_found(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) 
             index = ended.get()
             if index > found:
                 continue
-            values[index] = _value(kernel, futures[index])
+            error = futures[index].exception()
+            if error is not None:
+                raise kernel.translated(error)
+            values[index] = futures[index].result()
             if values[index] is not None:
                 found = index
                 for future in futures[index + 1 :]:
@@ -153,10 +147,3 @@ def _submitted(
     finally:
         for future in futures:
             future.cancel()
-
-
-def _value(kernel: Kernel, future: Future[Any]) -> Any:
-    error = future.exception()
-    if error is not None:
-        raise kernel.translated(error)
-    return future.result()

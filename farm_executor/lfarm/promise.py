@@ -14,13 +14,14 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
 from farm_executor.client.future import FarmFuture
+from farm_executor.lfarm.checks import check_callable, check_seconds
 from farm_executor.lfarm.kernel import check_kernel, task_priority
 from farm_executor.lfarm.tasks import translated
 
@@ -76,7 +77,11 @@ def delay(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Promise
         function: Any function; it does not travel.
         args: Its arguments.
         kwargs: Its keyword arguments.
+
+    Raises:
+        TypeError: It is not a function.
     """
+    check_callable("function", function)
     return _Delay(partial(function, *args, **kwargs))
 
 
@@ -129,9 +134,11 @@ def force(promise: Any, timeout: float | None = None) -> Any:
         WorkerLostError: Its worker died in each attempt.
         CancelledError: The task was cancelled before it began.
         TimeoutError: There is no value yet. It can be forced again.
+        TypeError, ValueError: ``timeout`` is not a time.
         RuntimeError: A delay forces itself, or a chain leads back to where it began.
         Exception: What a `delay` raised, or the error by which the task's arguments could not be sent.
     """
+    check_seconds("timeout", timeout)
     deadline = None if timeout is None else time.monotonic() + timeout
     seen: list[Future[Any]] = []
     while True:
@@ -143,13 +150,23 @@ def force(promise: Any, timeout: float | None = None) -> Any:
         if promise.future in seen:
             raise RuntimeError("this promise waits for itself: a chain leads back to it")
         seen.append(promise.future)
-        value = promise.force(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        if not promise.wait(None if deadline is None else max(deadline - time.monotonic(), 0.0)):
+            raise TimeoutError(f"the promise was not fulfilled within {timeout:g} s; it can be forced again")
+        error = promise.error()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, promise  # which refer to this frame
+        value = promise.future.result()
         if not isinstance(value, Chain):
             return value
         promise = value
 
 
 # -- what they are -----------------------------------------------------------------------------------
+
+_telling = threading.Lock()  # only one thread makes the error that all are told
 
 
 class Promise:
@@ -181,23 +198,27 @@ class Promise:
         """See `fulfilledp`."""
         return self.future.done()
 
-    def force(self, timeout: float | None = None) -> Any:
-        """See `force`; a value that is a chain is returned as it is."""
+    def wait(self, timeout: float | None) -> bool:
+        """Have it fulfilled, if it can be, so long at most; say whether it is."""
         try:
-            error = self.future.exception(timeout)
+            self.future.exception(timeout)
+        except CancelledError:
+            pass
         except concurrent.futures.TimeoutError:  # a class of its own before Python 3.11
-            raise TimeoutError(f"not fulfilled within {timeout} seconds") from None
-        if error is not None:
-            self._raise(error)
-        return self.future.result()
+            return False
+        return True
 
-    def _raise(self, error: BaseException) -> NoReturn:
-        """Raise the same error each time, with the traceback that it came with: else that would grow."""
-        if self._error is None:
-            error = self._for_caller(error)
-            self._error = error, error.__traceback__
-        error, traceback = self._error
-        raise error.with_traceback(traceback)
+    def error(self) -> BaseException | None:
+        """What it failed with: the same each time, with the traceback that it came with, else that would grow."""
+        with _telling:
+            if self._error is None:
+                error = None if self.future.cancelled() else self.future.exception()
+                if error is None:
+                    return None
+                error = self._for_caller(error)
+                self._error = error, error.__traceback__
+            error, traceback = self._error
+            return error.with_traceback(traceback)
 
     def _for_caller(self, error: BaseException) -> BaseException:
         return error
@@ -237,13 +258,13 @@ class _Delay(Promise):
     def fulfill(self, value: Any) -> bool:
         return self._take() is not None and super().fulfill(value)
 
-    def force(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None) -> bool:
         call = self._take()
         if call is not None:
             self._run(call)
         elif self._caller == threading.get_ident():
             raise RuntimeError("this delay waits for itself: its own call forces it")
-        return super().force(timeout)
+        return super().wait(timeout)
 
     def _take(self) -> Callable[[], Any] | None:
         with self._lock:

@@ -16,6 +16,7 @@ from farm_executor.errors import AddressError
 from farm_executor.launch import background
 from farm_executor.launch.local import Server, start_server
 from farm_executor.launch.ssh import SshServer, end_servers, start_servers
+from farm_executor.lfarm.checks import checked_index
 
 __all__ = [
     "end_local_servers",
@@ -53,6 +54,8 @@ def start_local_servers(
         OSError: A port is in use. Those that were started before it are ended.
         AuthenticationError, ValueError: As `start_server`.
     """
+    if isinstance(addresses, str) or not isinstance(addresses, Iterable):
+        raise AddressError(f"addresses must be a list of them, not {addresses!r}")
     servers: list[Server] = []
     try:
         for address in [parse_address(address, any_port=True) for address in addresses]:
@@ -108,8 +111,8 @@ def start_remote_servers(addresses: Iterable[AddressLike], workers: int | None =
         BrokenFarmError: There is no such Python, or no farm_executor, over there.
         OSError: A host cannot be reached. Whatever the error, those that were started are ended.
     """
-    if workers is not None and workers < 1:
-        raise ValueError("workers must be at least 1")
+    if workers is not None:
+        workers = checked_index("workers", workers, 1)
     wanted = parse_addresses(addresses)
     targets = [_over_ssh(address, workers or 0) for address in wanted]
     servers = start_servers(targets)

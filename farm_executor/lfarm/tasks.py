@@ -19,18 +19,18 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
 from contextvars import ContextVar
-from typing import Any, Generic, NoReturn, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 from farm_executor import payload
 from farm_executor.errors import FarmError, InvalidTaskError, TaskExecutionError
-from farm_executor.failure import describe
+from farm_executor.failure import describe, take_report
+from farm_executor.lfarm.checks import check_bool
 
 __all__ = [
     "Task",
     "call_named",
     "call_pickled",
     "deftask",
-    "raise_for_caller",
     "run_task",
     "sendable",
     "translated",
@@ -103,8 +103,9 @@ def deftask(function: Any = None, /, *, local: bool = True) -> Any:
         A `Task`.
 
     Raises:
-        TypeError: What is decorated is no function.
+        TypeError: What is decorated is no function, or ``local`` is not a bool.
     """
+    check_bool("local", local)
 
     def record(function: Any) -> Task[Any]:
         if not callable(function) or isinstance(function, (type, Task)):
@@ -156,11 +157,12 @@ def _rebuilt(data: bytes) -> Any:
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
-def sendable(task: Any) -> Callable[..., Any]:
+def sendable(task: Any, name: str = "") -> Callable[..., Any]:
     """A callable that does the same in any process: something that may stand in another function's arguments.
 
     Args:
         task: Whatever can be submitted.
+        name: The argument's, for the error, where that is not obvious.
 
     Raises:
         InvalidTaskError: It is none of those.
@@ -176,8 +178,9 @@ def sendable(task: Any) -> Callable[..., Any]:
         return functools.partial(call_named, task)
     if callable(task):
         return task  # type: ignore[no-any-return]
+    given = f"{name}={reprlib.repr(task)}" if name else reprlib.repr(task)
     raise InvalidTaskError(
-        f"{reprlib.repr(task)}, of type {type(task).__qualname__}, cannot be submitted as a task: that takes "
+        f"{given}, of type {type(task).__qualname__}, cannot be submitted as a task: that takes "
         "a function or another callable, a deftask, or the name of a function on the servers, such as "
         "'package.module:function'"
     )
@@ -225,7 +228,8 @@ def translated(error: BaseException, *, on_farm: bool) -> BaseException:
             here.
 
     Returns:
-        For a failure in the task, a new `TaskExecutionError` with the task's exception as its ``__cause__``.
+        For a failure in the task, a new `TaskExecutionError` with the task's exception as its ``__cause__``. It has
+        taken over from that what the farm said of the failure, so that this is told once.
         Anything else as it is: `TaskKilledError` and every other `FarmError`, cancellation, a broken executor, and
         on a farm what failed here, as when the call could not be pickled.
     """
@@ -234,24 +238,11 @@ def translated(error: BaseException, *, on_farm: bool) -> BaseException:
         if isinstance(error, (FarmError, CancelledError, BrokenExecutor)):
             return error
     else:
-        remote = _first_cause(error)
-        if isinstance(error, TaskExecutionError) or not isinstance(remote, TaskExecutionError):
+        remote = None if isinstance(error, TaskExecutionError) else take_report(error)
+        if remote is None:
             return error
         details = {name: getattr(remote, name) for name in ("remote_traceback", "server", "pid", "attempt")}
     type_name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     failure = TaskExecutionError(f"the task raised {describe(error)}", type_name=type_name, **details)
     failure.__cause__ = error
     return failure
-
-
-def raise_for_caller(error: BaseException, *, on_farm: bool) -> NoReturn:
-    """Raise what `translated` makes of an error."""
-    raise translated(error, on_farm=on_farm)
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    seen = {id(error)}
-    while error.__cause__ is not None and id(error.__cause__) not in seen:
-        error = error.__cause__
-        seen.add(id(error))
-    return error

@@ -194,6 +194,6 @@ def bind_all() -> dict[str, type[unittest.TestCase]]:
 
 
 def end_helpers() -> None:
-    """Ends the servers, and what multiprocessing keeps for managers, as the suite does at the end of its modules."""
+    """Ends the servers, and what multiprocessing keeps for managers, as the suite does after its modules."""
     own_servers.end()
     multiprocessing.util._cleanup_tests()  # type: ignore[attr-defined]
