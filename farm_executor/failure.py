@@ -29,7 +29,7 @@ from farm_executor.byvalue import Resolver
 from farm_executor.core.frames import Payload
 from farm_executor.errors import TaskExecutionError
 
-__all__ = ["Origin", "describe", "dump_failure", "load_failure", "remote_traceback", "take_report"]
+__all__ = ["Origin", "describe", "dump_failure", "load_failure", "remote_traceback", "report_of", "take_report"]
 
 MAX_FRAMES = 200  # of a traceback; of a longer one, such as a RecursionError's, both ends are kept
 MAX_NODES = 1000  # exceptions in one graph; the nearest are kept
@@ -431,13 +431,19 @@ def _append_cause(exc: BaseException, report: TaskExecutionError) -> None:
         _SUPPRESS_CONTEXT.__set__(end, suppress)
 
 
-def take_report(error: BaseException) -> TaskExecutionError | None:
-    """Take the report off the chain of causes of an exception that `load_failure` gave, and hand it over.
-
-    For an error that tells itself what the report does; the exception is then as the task's code raised it.
-    """
+def report_of(error: BaseException) -> TaskExecutionError | None:
+    """The report at the end of the chain of causes of an exception that `load_failure` gave."""
     end = _last_cause(error)
-    if end is None or end is error or type(end) is not TaskExecutionError:
+    return end if end is not error and type(end) is TaskExecutionError else None
+
+
+def take_report(error: BaseException) -> TaskExecutionError | None:
+    """As `report_of`, and take it off the chain: the exception is then as the task's code raised it.
+
+    For an error that tells itself what the report does.
+    """
+    end = report_of(error)
+    if end is None:
         return None
     before = error
     while (cause := _CAUSE.__get__(before)) is not None and cause is not end:

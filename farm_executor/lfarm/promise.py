@@ -144,7 +144,8 @@ def force(promise: Any, timeout: float | None = None) -> Any:
     while True:
         promise = _end_of_chain(promise)
         if isinstance(promise, Future):
-            promise = _TaskPromise(promise, partial(translated, on_farm=isinstance(promise, FarmFuture)))
+            on_farm = isinstance(promise, FarmFuture)
+            promise = _TaskPromise(promise, partial(translated, on_farm=on_farm, ours=False))
         if not isinstance(promise, Promise):
             return promise
         if promise.future in seen:

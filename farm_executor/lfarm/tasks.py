@@ -16,6 +16,7 @@ import re
 import reprlib
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
 from contextvars import ContextVar
@@ -23,7 +24,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from farm_executor import payload
 from farm_executor.errors import FarmError, InvalidTaskError, TaskExecutionError
-from farm_executor.failure import describe, take_report
+from farm_executor.failure import describe, report_of, take_report
 from farm_executor.lfarm.checks import check_bool
 
 __all__ = [
@@ -69,7 +70,7 @@ class Task(Generic[F]):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         # Fetched from an object, a function is bound to it.
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else _BoundTask(self, instance)
 
     def __repr__(self) -> str:
         return f"<deftask {self.function.__module__}:{self.function.__qualname__}>"
@@ -81,6 +82,15 @@ class Task(Generic[F]):
         with travelling_by_value():
             data = bytes(payload.dumps(self.function, out_of_band=False)[0])
         return _rebuilt, (data,)
+
+
+class _BoundTask(Task[Any]):
+    """A method of an object, which travels with it."""
+
+    def __init__(self, task: Task[Any], instance: Any) -> None:
+        functools.update_wrapper(self, task.function)
+        self.function = types.MethodType(task.function, instance)
+        self._local = task._local
 
 
 @overload
@@ -167,6 +177,8 @@ def sendable(task: Any, name: str = "") -> Callable[..., Any]:
     Raises:
         InvalidTaskError: It is none of those.
     """
+    if type(task) is types.MethodType and isinstance(task.__func__, Task):  # a class method, from Python 3.13 on
+        task = _BoundTask(task.__func__, task.__self__)
     if isinstance(task, Task):
         return functools.partial(run_task, task)
     if isinstance(task, str):
@@ -219,17 +231,18 @@ def call_named(name: str, /, *args: Any, **kwargs: Any) -> Any:
 # -- what its failure is -----------------------------------------------------------------------------
 
 
-def translated(error: BaseException, *, on_farm: bool) -> BaseException:
+def translated(error: BaseException, *, on_farm: bool, ours: bool = True) -> BaseException:
     """An error of a task's future, in lfarm's way.
 
     Args:
         error: What the future raises.
         on_farm: Whether the future is a `FarmExecutor`'s, which tells what failed on a worker from what failed
             here.
+        ours: Whether nobody else reads that future's error, which may be changed then.
 
     Returns:
-        For a failure in the task, a new `TaskExecutionError` with the task's exception as its ``__cause__``. It has
-        taken over from that what the farm said of the failure, so that this is told once.
+        For a failure in the task, a new `TaskExecutionError` with the task's exception as its ``__cause__``. If the
+        future is ours it has taken over from that what the farm said of the failure, so that this is told once.
         Anything else as it is: `TaskKilledError` and every other `FarmError`, cancellation, a broken executor, and
         on a farm what failed here, as when the call could not be pickled.
     """
@@ -238,7 +251,8 @@ def translated(error: BaseException, *, on_farm: bool) -> BaseException:
         if isinstance(error, (FarmError, CancelledError, BrokenExecutor)):
             return error
     else:
-        remote = None if isinstance(error, TaskExecutionError) else take_report(error)
+        report = take_report if ours else report_of
+        remote = None if isinstance(error, TaskExecutionError) else report(error)
         if remote is None:
             return error
         details = {name: getattr(remote, name) for name in ("remote_traceback", "server", "pid", "attempt")}

@@ -853,3 +853,21 @@ def test_an_executor_that_runs_at_once():
         assert call(math.factorial, 5) == 120
         with pytest.raises(TaskExecutionError):
             call(math.factorial, -1)
+
+
+def test_a_kernel_has_the_options_of_its_executor(no_leaks):
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=2, key=KEY) as server,
+        make_kernel(server.address, "mine", timeout=DEADLINE, key=KEY, max_workers=1, max_attempts=1) as kernel,
+    ):
+        assert (kernel.worker_count, kernel.name) == (1, "mine")
+        with pytest.raises(WorkerLostError, match="attempted only once"):
+            lfarm.force(lfarm.future(os._exit, 3))
+
+
+def test_an_address_given_twice_is_one_server(no_leaks):
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=1, key=KEY) as server,
+        make_kernel([server.address] * 2, timeout=DEADLINE, key=KEY) as kernel,
+    ):
+        assert kernel.worker_count == 1

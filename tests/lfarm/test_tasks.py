@@ -12,7 +12,7 @@ import pytest
 from lfarm import tasks
 
 from farm_executor import InvalidTaskError, TaskExecutionError, TaskKilledError
-from farm_executor.lfarm import deftask, make_channel, receive_result, submit_task
+from farm_executor.lfarm import deftask, make_channel, pmap, receive_result, submit_task
 from farm_executor.lfarm.tasks import sendable, translated, travelling_by_value
 
 ABSENT = """
@@ -156,6 +156,54 @@ def test_a_deftask_is_a_method_where_it_is_defined_in_a_class():
             return self.factor * x
 
     assert Scale().apply(2) == 6
+
+
+METHODS = """
+from farm_executor.lfarm import deftask
+
+class Scale:
+    factor = 100
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    @deftask
+    def times(self, x):
+        return self.factor * helped(x)
+
+    @deftask(local=False)
+    def only_there(self, x):
+        return self.factor * x
+
+    @classmethod
+    @deftask
+    def of_class(cls, x):
+        return cls.factor * x
+
+    @staticmethod
+    @deftask
+    def of_nothing(x):
+        return helped(x)
+
+def helped(x):
+    return x + 1
+"""
+
+
+def test_methods_of_a_module_that_the_servers_lack_travel_as_functions_do(kernel, absent_module):
+    module = absent_module("absent_one", METHODS)
+    scale = module.Scale(3)
+    tasks = [scale.times, scale.only_there, scale.of_class, module.Scale.of_class, module.Scale.of_nothing]
+
+    assert [kernel.submit(task, 4).result() for task in tasks] == [15, 12, 400, 400, 5]
+    assert [pmap(task, [4, 5]) for task in tasks[:2]] == [[15, 18], [12, 15]]
+    with make_channel(fixed_capacity=1) as narrow:
+        narrow.submit(scale.times, 4)
+        narrow.submit(scale.of_class, 4)
+        assert sorted(narrow) == [15, 400]
+    assert scale.times(4) == 15
+    with pytest.raises(TypeError, match="not defined here"):
+        scale.only_there(4)
 
 
 def test_registrations_of_the_users_own_are_left_alone(absent_module):
