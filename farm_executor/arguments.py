@@ -307,8 +307,10 @@ ROWS: dict[str, dict[str, Check]] = {
     "FarmExecutor.kill_workers": {},
     "FarmExecutor.terminate_workers": {},
     "FarmExecutor.statistics": {},
+    "Server.abandon": {},
     "Server.drain": {},
     "Server.end": {},
+    "Server.let_go": {},
     "Server.wait": {"timeout": _TIMEOUT},
     "start_server": {
         "host": anything,

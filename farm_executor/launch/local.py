@@ -358,10 +358,6 @@ def start_server(
         OSError: The port is in use, or the host is not this machine's. Also with ``background``.
         TypeError, ValueError: An argument is not what it must be; the message names it.
     """
-    _check("background", background, bool)
-    _check("insecure", insecure, bool)
-    _check("name", "" if name is None else name, str)
-    _check("workers", 1 if workers is None else workers, int)
     address = parse_address((host, port), any_port=True)
     background, name, workers, key, key_file, certificate, private_key, client_ca, insecure = checked(
         "start_server",

@@ -87,7 +87,7 @@ WRONG = [
     (lambda: lfarm.psort(NUMBERS, key=42), TypeError, "key"),
     (lambda: lfarm.start_server("127.0.0.1", "http", background=True), ValueError, "http"),
     (lambda: lfarm.start_server(*AT, background="yes"), TypeError, "background"),
-    (lambda: lfarm.start_server(*AT, background=True, insecure=1), TypeError, "insecure"),
+    (lambda: lfarm.start_server(*AT, background=True, insecure="no"), TypeError, "insecure"),
     (lambda: lfarm.start_server(*AT, background=True, name=7), TypeError, "name"),
     (lambda: lfarm.start_server(*AT, background=True, workers=1.5), TypeError, "workers"),
     (lambda: lfarm.start_server(*AT, background=True, workers=True), TypeError, "workers"),
