@@ -41,6 +41,7 @@ _SUPPRESS_CONTEXT: Any = vars(BaseException)["__suppress_context__"]
 _TRACEBACK: Any = vars(BaseException)["__traceback__"]
 # Of an exception class that defines none of these itself, all is known that there is to carry.
 _REDUCTIONS = ("__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
+_UNSET = object()
 
 
 # File, function and its first line, module; then line, last line, and the columns, of which -1 is none.
@@ -158,11 +159,11 @@ def _group_class(cls: type) -> Any:
     return next((base for base in cls.__mro__ if base.__name__ == "BaseExceptionGroup"), None)
 
 
-def _attribute(exc: BaseException, name: str) -> Any:
+def _attribute(exc: BaseException, name: str, default: Any = None) -> Any:
     try:
         return object.__getattribute__(exc, name)
     except BaseException:  # there is none, or it is a property that fails
-        return None
+        return default
 
 
 def _encode(exc: BaseException, index: dict[int, int]) -> _Node:
@@ -206,13 +207,16 @@ def _defined_by_user(cls: type, name: str) -> bool:
 def _descriptors(exc: BaseException) -> dict[str, Any]:
     """The values of slots, and of what the builtin classes keep in C, such as ``OSError.filename``."""
     return {
-        name: _attribute(exc, name)
+        name: value
         for base in type(exc).__mro__
         if base not in (object, BaseException, _group_class(base))  # what these have is carried otherwise
         for name, descriptor in vars(base).items()
         if isinstance(descriptor, (types.MemberDescriptorType, types.GetSetDescriptorType))
         and name not in ("__dict__", "__weakref__")
         and not (name == "obj" and base is AttributeError)  # it may be anything; pickle leaves it out, too
+        # A slot that is not set has no value; of the builtin classes' own, None stands for that.
+        and (value := _attribute(exc, name, _UNSET)) is not _UNSET
+        and not (value is None and base.__module__ == "builtins")
     }
 
 
@@ -336,8 +340,7 @@ class _Graph:
             _ARGS.__set__(exc, args)
         object.__getattribute__(exc, "__dict__").update(attributes)
         for name, value in descriptors.items():
-            if value is not None:  # which stands for what was not set, too
-                object.__setattr__(exc, name, value)
+            object.__setattr__(exc, name, value)
         return exc
 
     def _replacement(self, number: int, node: _Node, error: BaseException) -> TaskExecutionError:

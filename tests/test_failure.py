@@ -124,6 +124,19 @@ class Slotted(Exception):
         return self.__private
 
 
+class SlottedAxis(ValueError):
+    """As numpy's AxisError is."""
+
+    __slots__ = ("axis", "text")
+
+    def __init__(self, text, axis=None):
+        super().__init__(text, axis)
+        self.text, self.axis = text, axis
+
+    def __str__(self):
+        return self.text if self.axis is None else f"axis {self.axis}"
+
+
 class WithReduce(Exception):
     def __init__(self, code, extra=None):
         super().__init__(f"code {code}")
@@ -231,6 +244,7 @@ ERRORS = {
     "changing": (Changing("text"), ""),
     "other __new__": (OtherNew(1, 2, 3), "rest"),
     "slots": (with_attributes(Slotted(3), other=1), "code private other"),
+    "a slot that holds None": (SlottedAxis("text"), "text axis"),
     "own reduction": (WithReduce(3), "code"),
     "dataclass": (Data(3, name="x"), "code name"),
     "frozen dataclass": (FrozenData(3), "code"),
