@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from farm_executor import payload
 from farm_executor.core.frames import BULK_THRESHOLD, Payload
-from farm_executor.failure import dump_failure, explain_unreadable, explain_unsendable
+from farm_executor.failure import dump_failure, dump_unsendable, explain_unreadable
 
 __all__ = ["BLOCK_SECONDS", "PLAIN", "BlockOutcome", "portable", "run_block"]
 
@@ -84,6 +84,6 @@ def _outcome(values: list[Any], failure: Payload | None) -> BlockOutcome:
         try:
             pickles.append(portable(payload.dumps(value)))
         except BaseException as error:  # pickling runs code of the user's
-            failure = dump_failure(error, explain_unsendable(error, value))
+            failure = dump_unsendable(error, value)
             break
     return BlockOutcome(len(pickles), False, pickles, failure)

@@ -29,7 +29,16 @@ from farm_executor.byvalue import Resolver
 from farm_executor.core.frames import Payload
 from farm_executor.errors import TaskExecutionError
 
-__all__ = ["Origin", "describe", "dump_failure", "load_failure", "remote_traceback", "report_of", "take_report"]
+__all__ = [
+    "Origin",
+    "describe",
+    "dump_failure",
+    "dump_unsendable",
+    "load_failure",
+    "remote_traceback",
+    "report_of",
+    "take_report",
+]
 
 MAX_FRAMES = 200  # of a traceback; of a longer one, such as a RecursionError's, both ends are kept
 MAX_NODES = 1000  # exceptions in one graph; the nearest are kept
@@ -91,9 +100,10 @@ def _type_name(value: BaseException) -> str:
 # -- on the worker -----------------------------------------------------------------------------------
 
 
-def explain_unsendable(error: BaseException, value: Any) -> str:
-    """Say on the worker that a result could not be pickled."""
-    return f"the task's result, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
+def dump_unsendable(error: BaseException, value: Any) -> list[Any]:
+    """Encode why a result could not be pickled: it is raised as it is, as by ProcessPoolExecutor, and explained."""
+    text = f"the task's result, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
+    return dump_failure(error, text, skip_frames=1, as_cause=True)
 
 
 def explain_unreadable(error: BaseException) -> str:
@@ -107,7 +117,9 @@ def explain_unreadable(error: BaseException) -> str:
     return message
 
 
-def dump_failure(error: BaseException, message: str = "", *, skip_frames: int = 0) -> list[Any]:
+def dump_failure(
+    error: BaseException, message: str = "", *, skip_frames: int = 0, as_cause: bool = False
+) -> list[Any]:
     """Encode an exception as it was caught.
 
     Args:
@@ -115,6 +127,7 @@ def dump_failure(error: BaseException, message: str = "", *, skip_frames: int = 
         message: Says what the farm could not do with the task. If given, the client raises a
             `TaskExecutionError` of this text with ``error`` as its cause; if not, ``error`` is the task's own.
         skip_frames: So many frames of the traceback are the catcher's own, and left out if others follow.
+        as_cause: Whether it is the other way round: the client raises ``error``, and the message explains it.
 
     Returns:
         A payload. Never raises: what cannot travel is replaced by its text.
@@ -131,7 +144,7 @@ def dump_failure(error: BaseException, message: str = "", *, skip_frames: int = 
                 index[id(other)] = len(excs)
                 excs.append(other)
     nodes = [_encode(exc, index)._asdict() for exc in excs]
-    return [pickle.dumps((message, _format(error), nodes), payload.PROTOCOL)]
+    return [pickle.dumps((message, as_cause, _format(error), nodes), payload.PROTOCOL)]
 
 
 def _format(error: BaseException) -> str:
@@ -259,7 +272,7 @@ def load_failure(data: Payload, origin: Origin, resolver: Callable[[], Resolver]
         failed and not the task. Never raises.
     """
     try:
-        message, text, raw = pickle.loads(data[0])
+        message, as_cause, text, raw = pickle.loads(data[0])
         nodes = [_Node(**node) for node in raw]
         graph = _Graph(nodes, origin, resolver)
         for number in reversed(range(len(nodes))):  # members mostly before their groups, which may be nested deep
@@ -269,14 +282,15 @@ def load_failure(data: Payload, origin: Origin, resolver: Callable[[], Resolver]
         first = graph.build(0)
     except BaseException as error:  # nobody could wait for a future whose failure cannot be told
         return _report(f"the task failed; how could not be read here: {describe(error)}", "", "", origin)
-    if message:
-        report = _report(message, text, nodes[0].type_name, origin)
-        report.__cause__ = first
-        return report
-    if 0 in graph.replaced:
+    replaced = 0 in graph.replaced
+    if replaced and not message:
         first.remote_traceback = text  # type: ignore[attr-defined]
         return first
-    _append_cause(first, _report(f"raised on a worker: {nodes[0].text}", text, nodes[0].type_name, origin))
+    report = _report(message or f"raised on a worker: {nodes[0].text}", text, nodes[0].type_name, origin)
+    if message and (replaced or not as_cause):
+        report.__cause__ = first
+        return report
+    _append_cause(first, report)
     return first
 
 

@@ -26,7 +26,15 @@ from hypothesis import strategies as st
 
 from farm_executor import errors, failure
 from farm_executor.errors import FarmError, TaskExecutionError
-from farm_executor.failure import MAX_FRAMES, MAX_NODES, Origin, describe, dump_failure, load_failure
+from farm_executor.failure import (
+    MAX_FRAMES,
+    MAX_NODES,
+    Origin,
+    describe,
+    dump_failure,
+    dump_unsendable,
+    load_failure,
+)
 
 ORIGIN = Origin("host:1", 77, 2)
 GROUPS = sys.version_info >= (3, 11)
@@ -394,6 +402,24 @@ def test_one_that_fails_to_be_pickled_or_rebuilt_is_told_of(cls, how):
     assert (result.server, result.pid, result.attempt) == ("host:1", 77, 2)
     assert type(result.__cause__) is KeyError
     assert [frame.name for frame in traceback.extract_tb(result.__traceback__)] == ["raise_from"]
+
+
+def test_why_a_result_could_not_be_pickled_is_raised_with_an_explanation():
+    result = load_failure(dump_unsendable(caught(raise_from, Plain("a", 1), KeyError("cause")), []), ORIGIN)
+
+    assert type(result) is Plain
+    assert result.args == ("a", 1)
+    assert type(result.__cause__) is KeyError
+    report = assert_reported(result, of=result)
+    assert report.args[0].startswith("the task's result, of type list, could not be pickled: ")
+
+
+def test_if_that_cannot_be_pickled_either_the_explanation_is_raised():
+    result = load_failure(dump_unsendable(caught(fail, PicklingFails(ValueError("the reason"))), []), ORIGIN)
+
+    assert type(result) is TaskExecutionError
+    assert "the task's result, of type list, could not be pickled" in str(result)
+    assert "the reason" in str(result.__cause__)
 
 
 def test_one_that_is_no_exception_once_rebuilt_is_told_of():

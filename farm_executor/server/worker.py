@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from farm_executor import payload
 from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
-from farm_executor.failure import dump_failure, explain_unreadable, explain_unsendable
+from farm_executor.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.security import Key
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
@@ -149,7 +149,7 @@ class _Runner:
         try:
             return payload.dumps(value), False
         except BaseException as error:  # pickling runs code of the user's, too
-            return _failed(error, explain_unsendable(error, value))
+            return _as_failure(error, dump_unsendable(error, value))
 
     def _load_function(self, function: SentFunction) -> Any:
         if function.generation == self._namespaces.generation:
@@ -161,7 +161,10 @@ class _Runner:
 
 
 def _failed(error: BaseException, message: str = "", *, skip_frames: int = 0) -> tuple[Payload, bool]:
-    failure = dump_failure(error, message, skip_frames=skip_frames)
+    return _as_failure(error, dump_failure(error, message, skip_frames=skip_frames))
+
+
+def _as_failure(error: BaseException, failure: Payload) -> tuple[Payload, bool]:
     # Its frames hold all that the task had, and one raised again would add to them. By BaseException, as its class
     # may define anything.
     BaseException.with_traceback(error, None)

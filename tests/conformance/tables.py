@@ -115,13 +115,11 @@ DEADLOCK_OUTCOMES: dict[str, tuple[type[BaseException], str]] = {
     "test_crash_at_task_unpickle": (WorkerLostError, "a crash costs the task that caused it, in every attempt"),
     "test_crash_during_func_exec_on_worker": (WorkerLostError, "a crash costs the task that caused it"),
     "test_crash_during_result_pickle_on_worker": (WorkerLostError, "a crash costs the task that caused it"),
-    "test_exit_during_result_pickle_on_worker": (TaskExecutionError, "a result that cannot be sent is that task's"),
-    "test_error_during_result_pickle_on_worker": (
+    "test_error_during_result_unpickle_in_result_handler": (
         TaskExecutionError,
-        "a result that cannot be sent is that task's",
+        "a result that cannot be read here is that task's",
     ),
-    "test_error_during_result_unpickle_in_result_handler": (TaskExecutionError, "nor one that cannot be read here"),
-    "test_exit_during_result_unpickle_in_result_handler": (TaskExecutionError, "nor one that cannot be read here"),
+    "test_exit_during_result_unpickle_in_result_handler": (TaskExecutionError, "so is its exit"),
     "test_shutdown_deadlock": (WorkerLostError, "also when it comes after shutdown"),
     "test_crash_big_data": (WorkerLostError, "also with much data on its way"),
 }
