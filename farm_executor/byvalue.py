@@ -25,6 +25,8 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+from farm_executor.refused import Refusals
+
 __all__ = ["OwnObjects", "Resolver", "class_by_tracker", "complete_class", "is_importable", "names_in", "pickler"]
 
 # -- how they travel ---------------------------------------------------------------------------------
@@ -36,7 +38,7 @@ def pickler() -> type[pickle.Pickler]:
     import cloudpickle  # late: it is as large as all the rest, and most programs never come here
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        dispatch_table: ClassVar[Any] = ChainMap(*cloudpickle.Pickler.dispatch_table.maps, _REDUCERS)
+        dispatch_table: ClassVar[Any] = ChainMap(*cloudpickle.Pickler.dispatch_table.maps, _REDUCERS, Refusals())
 
         def reducer_override(self, value: Any) -> Any:
             try:

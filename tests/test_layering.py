@@ -31,6 +31,7 @@ LEVELS = [
     ("farm_executor.tls", 2),
     ("farm_executor.security", 2),
     ("farm_executor.keygen", 3),
+    ("farm_executor.refused", 1),
     ("farm_executor.errors", 1),
     ("farm_executor._version", 0),
     ("farm_executor.lfarm", 7),

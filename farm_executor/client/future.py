@@ -91,6 +91,9 @@ class FarmFuture(Future[Any]):
 
     __init__ = object.__init__  # makes nothing: see the module
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("cannot pickle a future, which belongs to one process; wait for it, and send its result")
+
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         condition = self._own_condition

@@ -119,7 +119,8 @@ class _Runner:
             call = payload.loads(payload_of(frame), self._namespaces.resolver)
             if call is not None:
                 initializer, arguments = call
-                initializer(*arguments)
+                if isinstance(initializer(*arguments), types.CoroutineType):
+                    raise TypeError("async functions are not run: call asyncio.run() in a plain initializer")
         except BaseException as error:  # an initializer that exits has failed, too
             return dump_failure(error, skip_frames=1)
         return None
