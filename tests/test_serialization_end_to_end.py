@@ -198,6 +198,77 @@ def test_an_argument_whose_pickling_fails_fails_its_own_future(farm, how):
     assert type(error) is (RuntimeError if how == "raise" else tasks.NoText)
 
 
+class ExitsWhenPickled:
+    def __reduce__(self):
+        sys.exit(7)
+
+
+SUBMITS = {
+    "an argument": lambda farm, odd: farm.submit(tasks.identity, odd),
+    "an argument by name": lambda farm, odd: farm.submit(tasks.identity, value=odd),
+    "the function": lambda farm, odd: farm.submit(functools.partial(tasks.identity, odd)),
+    "deep within": lambda farm, odd: farm.submit(tasks.identity, [{"a": odd}, lambda: odd]),
+}
+
+
+@pytest.mark.parametrize("where", SUBMITS)
+def test_an_argument_that_exits_when_it_is_pickled_ends_its_own_future_only(farm, where):
+    error = SUBMITS[where](farm, ExitsWhenPickled()).exception(timeout=DEADLINE)
+
+    assert type(error) is SystemExit
+    assert error.code == 7
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+@pytest.mark.parametrize("place", [0, 300])
+def test_an_item_that_exits_when_it_is_pickled_ends_the_map_at_its_place(farm, chunksize, place):
+    results = farm.map(tasks.identity, [*range(place), ExitsWhenPickled(), 1], chunksize=chunksize)
+
+    assert [next(results) for _ in range(place)] == list(range(place))
+    with pytest.raises(SystemExit):
+        next(results)
+
+
+def test_a_map_whose_function_exits_when_it_is_pickled_ends(farm):
+    results = farm.map(functools.partial(tasks.identity, ExitsWhenPickled()), range(3))
+
+    with pytest.raises(SystemExit):
+        next(results)
+
+
+class Once:
+    """Stands for a signal whose handler runs while a call is pickled."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        return int, ()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_and_an_exit_by_a_signals_handler_pass(farm, error):
+    for submit in SUBMITS.values():
+        with pytest.raises(error):
+            submit(farm, Once(error()))
+    with pytest.raises(error):
+        farm.map(tasks.identity, [*range(300), Once(error()), 1])
+    with pytest.raises(error):
+        farm.map(functools.partial(tasks.identity, Once(error())), range(3))
+
+
+def test_a_real_interrupt_passes(farm):
+    class Interrupts:
+        def __reduce__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        farm.submit(tasks.identity, Interrupts())
+
+
 def test_an_argument_whose_pickling_fails_beyond_all_reading_fails_its_own_future(farm):
     error = farm.submit(tasks.identity, tasks.FailsToPickleUnreadably()).exception(timeout=DEADLINE)
 

@@ -213,10 +213,11 @@ class Engine:
                 future._plain = args  # nobody can change them
             else:
                 future._arguments = payload.dumps_call(args, kwargs)
-        except Exception as error:  # whatever a user's reduction raises is its future's, and no other's
+        except BaseException as problem:  # whatever a user's reduction raises is its future's, and no other's
+            error = explain_pickling(problem, fn, args, kwargs)
             future._release()
             future.set_running_or_notify_cancel()
-            future.set_exception(explain_pickling(error, fn, args, kwargs))
+            future.set_exception(error)
             return future
         if goes_on and self._cancelling:  # what would go on has been cancelled with all that was queued
             future._release()

@@ -33,7 +33,7 @@ from farm_executor.client.engine import Engine
 from farm_executor.client.functions import Function
 from farm_executor.client.future import FarmFuture
 from farm_executor.client.options import TaskOptions
-from farm_executor.client.outcome import unreadable_value
+from farm_executor.client.outcome import culprit, unreadable_value
 from farm_executor.core.frames import Payload, payload_size
 from farm_executor.errors import TaskExecutionError, WorkerLostError
 from farm_executor.failure import Origin, load_failure
@@ -94,7 +94,8 @@ def _prepared(engine: Engine, fn: Callable[..., Any]) -> Callable[..., Any] | Fu
     """The function once for all calls, as it is now."""
     try:
         return engine.prepare(fn)
-    except Exception:  # the futures shall say so, as those of submit do
+    except BaseException as error:  # the futures shall say so, as those of submit do
+        culprit(error, [fn])
         return fn
 
 
@@ -292,7 +293,8 @@ def _pickled(item: Call) -> tuple[Payload | None, int]:
     """The item's payload and its size; None if it must go alone."""
     try:
         data = payload.dumps(item)
-    except Exception:  # its future shall say so
+    except BaseException as error:  # its future shall say so
+        culprit(error, item)
         return None, 0
     if payload.by_value(data):  # only the worker's own task loop can read that
         return None, 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from farm_executor import payload
@@ -20,6 +20,7 @@ from farm_executor.failure import Origin, describe
 __all__ = [
     "caused",
     "copy_of",
+    "culprit",
     "describe_death",
     "explain_pickling",
     "initializer_failed",
@@ -87,22 +88,46 @@ def in_units(size: int) -> str:
     return f"{amount:.1f} TiB"
 
 
+def culprit(error: BaseException, values: Sequence[Any]) -> int | None:
+    """Which of the values it was whose pickling raised the error; None if none of them raises any now.
+
+    Raises:
+        BaseException: The error itself, where it is nobody's but the program's: an interrupt, or an exit that none
+            of the values raises again, as a signal's handler raised it that ran meanwhile.
+    """
+    kind = type(error)  # by which to judge it, as its class may define anything
+    if issubclass(kind, KeyboardInterrupt):
+        raise error
+    for place, value in enumerate(values):
+        try:
+            payload.dumps(value)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # whatever it is, this is the one
+            return place
+    if not issubclass(kind, Exception):
+        raise error
+    return None
+
+
 def explain_pickling(
-    error: Exception, fn: Callable[..., Any] | Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Exception:
-    """Say in the error's own text which part of the call cannot be pickled."""
+    error: BaseException, fn: Callable[..., Any] | Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> BaseException:
+    """Say in the error's own text which part of the call cannot be pickled.
+
+    Raises:
+        BaseException: See `culprit`.
+    """
     parts: list[tuple[str, Any]] = [] if isinstance(fn, Function) else [("the function itself", fn)]
     parts += [(f"argument {i}", arg) for i, arg in enumerate(args)]
     parts += [(f"argument {name}", arg) for name, arg in kwargs.items()]
-    for where, value in parts:
-        try:
-            payload.dumps(value)
-        except Exception:  # whatever it is, this is the one
-            note = f"{where}, of type {type(value).__qualname__}, cannot be sent to a worker"
-            with contextlib.suppress(Exception):  # the error's class may define anything
-                if len(error.args) == 1 and isinstance(error.args[0], str):
-                    error.args = (f"{error.args[0]} [{note}]",)
-            return error
+    place = culprit(error, [value for _, value in parts])
+    if place is not None:
+        where, value = parts[place]
+        note = f"{where}, of type {type(value).__qualname__}, cannot be sent to a worker"
+        with contextlib.suppress(Exception):  # the error's class may define anything
+            if len(error.args) == 1 and isinstance(error.args[0], str):
+                error.args = (f"{error.args[0]} [{note}]",)
     return error
 
 

@@ -15,6 +15,7 @@ from farm_executor import payload
 from farm_executor.client.executor import FarmExecutor, OptionsView
 from farm_executor.client.functions import Function
 from farm_executor.client.options import TaskOptions
+from farm_executor.client.outcome import culprit
 from farm_executor.lfarm.tasks import Task, call_pickled, run_task, sendable, travelling_by_value
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ class ToFarm:
         try:
             sent = _prepared(engine, partial(call_pickled, function))
             data = bytes(payload.dumps((args, kwargs), out_of_band=False)[0])
-        except Exception as error:
+        except BaseException as error:
+            culprit(error, (args, kwargs))
             return partial(_failed, error)
         return partial(engine.submit, sent, (data,), {}, self._make_options(options))
 
@@ -160,7 +162,7 @@ def _prepared(engine: Engine, function: Callable[..., Any]) -> Function:
         return engine.prepare(function)
 
 
-def _failed(error: Exception) -> Future[Any]:
+def _failed(error: BaseException) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     future.set_exception(error)
