@@ -184,7 +184,8 @@ class Engine:
         options: TaskOptions,
         *,
         goes_on: bool = False,
-        before_settling: Callable[[Any, BaseException | None, Origin], bool] | None = None,
+        calls: int = 1,
+        before_settling: Callable[[Any, BaseException | None, Origin], dict[str, int] | None] | None = None,
     ) -> FarmFuture:
         """Send a call, or queue it.
 
@@ -194,6 +195,7 @@ class Engine:
             kwargs: Its arguments by name.
             options: The task's.
             goes_on: This is the rest of a task that was taken before, so that a shutdown is no obstacle.
+            calls: For how many calls of the user's it stands.
             before_settling: See `FarmFuture`.
 
         Returns:
@@ -223,6 +225,7 @@ class Engine:
             future._release()
             future.cancel()
             future.set_running_or_notify_cancel()
+            self._settler.counts["cancelled"] += calls  # only what goes on comes here, from a handler
             return future
         future._task = task = Task(
             next(self._ids), future, options.priority, options.category, options.max_attempts
@@ -233,6 +236,7 @@ class Engine:
         future._owner = self
         if before_settling is not None:
             future._before_settling = before_settling
+            task.calls, task.goes_on = calls, goes_on
         if self._budget is None:
             self._incoming.append(task)
         else:
@@ -271,7 +275,7 @@ class Engine:
         """Hand what has been submitted to the scheduler; the lock is held."""
         while self._incoming and not self._closed:
             tasks = [self._incoming.popleft() for _ in range(len(self._incoming))]
-            self._submitted += len(tasks)
+            self._submitted += sum([task.calls for task in tasks if not task.goes_on])
             self._perform(self._scheduler.submit(*tasks))
 
     def _refuse_incoming(self) -> None:
@@ -488,11 +492,13 @@ class Engine:
 
         with HeldBack(), self._look():  # who is interrupted must not have the lock
             servers = tuple(self._server_statistics(link) for link in self.servers)
+            running = sum(self._scheduler.calls_on(lane) for lane in self._lanes)
+            calls = sum(task.calls for task in self._scheduler.tasks())
             return FarmStatistics(
                 state="broken" if self._error else "shut down" if self._shutdown else "open",
                 servers=servers,
-                queued=self._scheduler.queued + self._scheduler.reserved,
-                running=self._scheduler.outstanding,
+                queued=calls - running,
+                running=running,
                 pending_bytes=sum(size_of(task.call) for task in self._scheduler.tasks()),
                 waiting_submitters=self._budget.waiting if self._budget else 0,
                 submitted=self._submitted,
@@ -507,9 +513,9 @@ class Engine:
             WorkerStatistics(
                 slot=lane.slot,
                 pid=lane.pid,
-                tasks_done=lane.tasks_done,
+                tasks_done=lane.calls_done,
                 busy_seconds=lane.busy_seconds,
-                outstanding=self._scheduler.outstanding_on(lane.id),
+                outstanding=self._scheduler.calls_on(lane.id),
                 category=getattr(self._scheduler.running_on(lane.id), "category", None),
             )
             for lane in self._lanes_by_link.get(link, {}).values()
@@ -824,11 +830,11 @@ class Engine:
             if self._timed:
                 self._watch_time(lane.id)
         if together:
-            self._settler.succeed(zip(tasks, values, strict=True), lane.server, lane.pid)
+            self._settler.succeed(zip(tasks, values, strict=True), lane.server, lane.pid, lane.note_calls)
         else:
-            self._settler.answer(zip(tasks, results, strict=True), lane.server, lane.pid)
+            self._settler.answer(zip(tasks, results, strict=True), lane.server, lane.pid, lane.note_calls)
 
-    def _on_late_call(self, lane: Lane, value: Any, error: BaseException | None, origin: Origin) -> bool:
+    def _on_late_call(self, lane: Lane, value: Any, error: BaseException | None, origin: Origin) -> None:
         if error is not None:
             text = f"a persistent broadcast failed on server {lane.server}, worker pid {lane.pid}"
             self._reactor.post(
@@ -836,7 +842,6 @@ class Engine:
                     lambda: caused(BrokenFarmError(f"{text}: {type(error).__name__}: {error}"), error)
                 )
             )
-        return False
 
     def _send_kill(self, lane: int, order: dict[str, Any]) -> bool:
         """For `Kills`."""
@@ -895,20 +900,20 @@ class Engine:
                 lane.send_bye()
                 self._reactor.unregister(lane.connection)
             lane.connection.close()
-            had = self._scheduler.outstanding_on(lane.id)
+            had = self._scheduler.calls_on(lane.id)
             killed = death.killed if death else -1 if lane.given_up else None
             victim = self._scheduler.task_at(lane.id, killed)
             if killed is not None and (victim is None or not self._kills.meant(lane.id, victim)):
                 killed = -1  # it has ended, or has come back by a recall and another has its number
             decisions = self._scheduler.lane_lost(lane.id, begun, killed)
-            had -= sum(isinstance(decision, Cancel) for decision in decisions)
+            had -= sum(decision.task.calls for decision in decisions if isinstance(decision, Cancel))
             losses = self._perform(decisions)
         self._cancels.answered(lane.id)
         if not lane.retired:
             failures = [(loss.task, self._why_lost(lane, loss)) for loss in losses]
             origin = Origin(lane.server, lane.pid)
             goes_on = [self._settler.goes_on(task, error, origin) for task, error in failures]
-            lost = goes_on.count(False)
+            lost = sum(task.calls for (task, _), further in zip(failures, goes_on, strict=True) if not further)
             self._resubmitted += had - lost
             if death is not None and death.killed is not None:
                 logger.info("worker killed server=%s pid=%d resubmitted=%d", lane.server, lane.pid, had - lost)

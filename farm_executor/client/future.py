@@ -82,9 +82,9 @@ class FarmFuture(Future[Any]):
     _function: Any = None
     _arguments: Any = None  # pickled; None if they are plain
     _plain: tuple[Any, ...] | None = None  # positional arguments that may be pickled later, see `payload`
-    _before_settling: Callable[[Any, BaseException | None, Any], bool] | None = None
-    """Called with the value, the error and where they came from: code of the farm's, never of a user's. It says
-    whether the task's work goes on."""
+    _before_settling: Callable[[Any, BaseException | None, Any], dict[str, int] | None] | None = None
+    """Called with the value, the error and where they came from: code of the farm's, never of a user's. It says how
+    many of the task's calls have come to which end, while others go on; None if all have come to the task's."""
 
     _call_back_by: Callable[[Callable[[], None]], None] | None = None
     """Has callbacks called elsewhere; set by whoever settles it in a thread that is not the farm's own."""

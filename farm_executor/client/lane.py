@@ -123,6 +123,8 @@ class Lane:
         ended: Whether the connection has reached its end.
         resuming: Whether it is another one, over which the worker has not yet said what it expects.
         cuts: How often the connection has broken.
+        tasks_done: How many tasks it has answered.
+        calls_done: How many calls.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class Lane:
         self.resuming = False
         self.cuts = 0
         self.death: WorkerDeath | None = None
-        self.tasks_done = 0
+        self.tasks_done = self.calls_done = 0
         self.busy_seconds = 0.0
         self._sent: float | None = None  # when the oldest task was sent, if the lane was idle then
         self._known: OrderedDict[int, int] = OrderedDict()  # function number -> its size; the oldest use first
@@ -209,9 +211,14 @@ class Lane:
     def note_results(self, count: int, busy_us: int) -> float | None:
         """Take note of answers; return the microseconds of a whole round trip, if these tell how long one is."""
         self.tasks_done += count
+        self.calls_done += count
         self.busy_seconds += busy_us / 1e6
         sent, self._sent = self._sent, None
         return None if sent is None else (time.perf_counter() - sent) * 1e6 - busy_us
+
+    def note_calls(self, more: int) -> None:
+        """Those answers were to so many more calls than they are answers."""
+        self.calls_done += more
 
     def _introduce(self, function: Function, buffers: list[Buffer]) -> None:
         if function.number in self._known:

@@ -21,7 +21,7 @@ import itertools
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
@@ -140,16 +140,18 @@ class _Part:
     """What was submitted as one task.
 
     Attributes:
-        items: Those of a block; None for an item on its own, whose future has its result.
+        size: How many items it has, as a block; 0 for an item on its own, whose future has its result.
+        items: Those of a block, until its outcome is known.
         pickled: Whether the items are payloads.
         last_attempts: Whether it goes alone, after the worker of its block has died.
         rest: What goes on of it after its outcome, known before the future is settled.
         origin: Where the outcome came from.
     """
 
-    __slots__ = ("future", "items", "last_attempts", "origin", "pickled", "rest")
+    __slots__ = ("future", "items", "last_attempts", "origin", "pickled", "rest", "size")
 
-    def __init__(self, items: list[Any] | None = None, pickled: bool = False, last_attempts: bool = False) -> None:
+    def __init__(self, items: Sequence[Any] = (), pickled: bool = False, last_attempts: bool = False) -> None:
+        self.size = len(items)
         self.items = items
         self.pickled = pickled
         self.last_attempts = last_attempts
@@ -217,6 +219,8 @@ class _Mapping:
         weight = 0
         for item in items:
             entry, size = (item, _size(item)) if plain else _pickled(item)
+            if plain and size >= MAX_BYTES:
+                entry = None  # it would be a block by itself, and be held here beside its pickle
             if entry is not None:
                 block.append(entry)
                 weight += size
@@ -241,31 +245,37 @@ class _Mapping:
             {},
             options,
             goes_on=options is not self._block_options,
+            calls=len(items),
             before_settling=partial(self._on_outcome, part),
         )
         return part
 
-    def _on_outcome(self, part: _Part, value: Any, error: BaseException | None, origin: Origin) -> bool:
-        """A block is about to be settled: what of it is to go on? Say whether something is."""
-        items = part.items or []
+    def _on_outcome(
+        self, part: _Part, value: Any, error: BaseException | None, origin: Origin
+    ) -> dict[str, int] | None:
+        """A block is about to be settled: what of it is to go on, and what has come of the others?"""
+        items, part.items = part.items, ()  # they may be large, and its result may wait for long to be taken
         part.origin = origin
-        if self._closed:
-            return False
-        if type(error) is WorkerLostError:
-            if not part.last_attempts:
-                part.rest = [self._block([item], part.pickled, self._alone_options) for item in items]
-        elif type(value) is BlockOutcome and value.failure is None:
+        if type(error) is WorkerLostError and not part.last_attempts and not self._closed:
+            part.rest = [self._block([item], part.pickled, self._alone_options) for item in items]
+            return {}
+        if type(value) is not BlockOutcome:
+            return None
+        failed = int(value.failure is not None)
+        left = part.size - value.count - failed
+        if left and not failed and not self._closed:
             rest = iter(items[value.count :])
             # As many at a time as there was time for.
             part.rest = [self._block(some, part.pickled, self._rest_options) for some in _chunks(rest, value.count)]
-        return bool(part.rest)
+            left = 0
+        return {"succeeded": value.count, "failed": failed, "cancelled": left}
 
     def results(self, deadline: float | None) -> Iterator[Any]:
         """The results in order; what is not wanted any more is cancelled."""
         parts = self._parts
         try:
             while parts:
-                if parts[0].items is None:
+                if not parts[0].size:
                     yield _take(parts.popleft().future, deadline)
                     continue
                 part = parts.popleft()
@@ -276,7 +286,7 @@ class _Mapping:
                         raise
                 else:
                     yield from _values(outcome, part.origin)
-                    if outcome.count < len(part.items or ()) and not part.rest:
+                    if outcome.count < part.size and not part.rest:
                         raise TaskExecutionError("the rest of a block of items could not be sent again")
                 parts.extendleft(reversed(part.rest))
         finally:

@@ -33,7 +33,7 @@ class Settler:
     """See the module.
 
     Attributes:
-        counts: How many tasks have come to which end.
+        counts: How many calls have come to which end.
 
     Thread safety: none but that of the reactor's handlers, except for `refuse`.
     """
@@ -43,29 +43,50 @@ class Settler:
         self._budget = budget
         self.counts = dict.fromkeys(("succeeded", "failed", "cancelled", "lost", "killed"), 0)
 
-    def answer(self, answered: Iterable[tuple[Task, tuple[Payload, bool]]], server: str, pid: int) -> None:
-        """Settle tasks with what their worker has sent: pickled values, and failures."""
+    def answer(
+        self,
+        answered: Iterable[tuple[Task, tuple[Payload, bool]]],
+        server: str,
+        pid: int,
+        tell: Callable[[int], None],
+    ) -> None:
+        """Settle tasks with what their worker has sent: pickled values, and failures; ``tell`` as in `succeed`."""
         values = []
         for task, (outcome, is_error) in answered:
             if is_error:
                 origin = Origin(server, pid, task.losses + 1)
-                self._fail(task, load_failure(outcome, origin, OwnObjects), origin)
+                self._fail(task, load_failure(outcome, origin, OwnObjects), origin, tell)
                 continue
             try:
                 value = payload.loads(outcome, OwnObjects)
             except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
                 origin = Origin(server, pid, task.losses + 1)
-                self._fail(task, unreadable_value(origin, problem), origin)
+                self._fail(task, unreadable_value(origin, problem), origin, tell)
             else:
                 values.append((task, value))
-        self.succeed(values, server, pid)
+        self.succeed(values, server, pid, tell)
 
-    def succeed(self, values: Iterable[tuple[Task, Any]], server: str, pid: int) -> None:
-        """Settle tasks with their results."""
+    def succeed(
+        self, values: Iterable[tuple[Task, Any]], server: str, pid: int, tell: Callable[[int], None]
+    ) -> None:
+        """Settle tasks with their results.
+
+        Args:
+            values: The tasks, and their results.
+            server: Where these came from.
+            pid: From which process.
+            tell: Told how many more calls than tasks were answered, before anybody else hears of them.
+        """
         settled = []
         for task, value in values:
             if task.call._before_settling is not None:
-                _guarded(partial(task.call._before_settling, value, None, Origin(server, pid, task.losses + 1)))
+                origin = Origin(server, pid, task.losses + 1)
+                ends = _guarded(partial(task.call._before_settling, value, None, origin))
+                if ends is not None:
+                    for end, number in ends.items():
+                        self.counts[end] += number
+                    self.counts["succeeded"] -= 1  # which is counted below
+                    tell(ends["succeeded"] + ends["failed"] - 1)
             settled.append((self._release(task), value))
         self.counts["succeeded"] += len(settled)
         others, to_call = settle_plainly(settled)
@@ -79,17 +100,20 @@ class Settler:
     def goes_on(self, task: Task, error: BaseException, origin: Origin) -> bool:
         """Before a task fails: whether its work goes on as other tasks, of which only some may fail again."""
         hook = task.call._before_settling
-        return hook is not None and bool(_guarded(partial(hook, None, error, origin)))
+        return hook is not None and _guarded(partial(hook, None, error, origin)) is not None
 
     def fail(self, task: Task, error: BaseException, end: str | None) -> None:
         """Settle a task with an error; ``end`` says as what it counts, None if its work goes on."""
         if end is not None:
-            self.counts[end] += 1
+            self.counts[end] += task.calls
         future = self._release(task)
         self._set(future, partial(future.set_exception, error))
 
-    def _fail(self, task: Task, error: BaseException, origin: Origin) -> None:
-        self.fail(task, error, None if self.goes_on(task, error, origin) else "failed")
+    def _fail(self, task: Task, error: BaseException, origin: Origin, tell: Callable[[int], None]) -> None:
+        goes_on = self.goes_on(task, error, origin)
+        if task.calls > 1 and not goes_on:
+            tell(task.calls - 1)
+        self.fail(task, error, None if goes_on else "failed")
 
     def cancel(self, task: Task, *, told: bool = False) -> None:
         """Let go of a task that will not run, unless that has been done; ``told`` if its future knows already."""
@@ -97,20 +121,20 @@ class Settler:
             return
         future = self._release(task)
         if future.cancel():
-            self.counts["cancelled"] += 1
+            self.counts["cancelled"] += task.calls
             if not told:
                 future.set_running_or_notify_cancel()  # says no, and tells those who wait
 
     def cancelled(self, task: Task) -> None:
         """Let go of a task whose future has become cancelled by `cancel_started`."""
-        self.counts["cancelled"] += 1
+        self.counts["cancelled"] += task.calls
         _guarded(self._release(task)._call_back_all)
 
     def refuse(self, task: Task, error: BaseException) -> None:
         """Settle a task that nobody will run, if it has not been cancelled. In any thread."""
         future = self._release(task)
         if task.started or future.set_running_or_notify_cancel():
-            self.counts["failed"] += 1
+            self.counts["failed"] += task.calls
             self._set(future, partial(future.set_exception, error))
 
     def _release(self, task: Task) -> FarmFuture:

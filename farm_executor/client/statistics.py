@@ -52,6 +52,9 @@ class ServerStatistics:
 class FarmStatistics:
     """A farm at one moment.
 
+    Every figure counts calls: each item of a `map` is one, whatever travels together, and so is each chunk where
+    ``chunksize`` is more than 1.
+
     Attributes:
         state: "new" before the first submit, then "open", "shut down" or "broken".
         servers: Each of its servers.
@@ -59,11 +62,10 @@ class FarmStatistics:
         pending_bytes: What is held of the arguments of tasks that have not ended.
         waiting_submitters: Threads whose `submit` waits because of ``max_pending_bytes``.
         running: Tasks sent to a worker and not answered.
-        submitted: All tasks so far, where short items of a `map` that travel together count as one; the following
-            count those that ended.
+        submitted: All tasks so far; the following count those that ended.
         succeeded: Tasks with a result.
         failed: Tasks with an exception of their own or of the farm's.
-        cancelled: Tasks cancelled before they ran.
+        cancelled: Tasks cancelled before they ran, and what was left of a `map` when an item had failed.
         resubmitted: How often a task was moved from a worker that was lost.
         lost: Tasks that ended with WorkerLostError.
         killed: Tasks that ended with TaskKilledError.

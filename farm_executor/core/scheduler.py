@@ -51,6 +51,8 @@ class Task:
         id: Unique within its scheduler; ascending in the order of submission.
         call: Whatever the driver needs to send it; opaque here.
         seat: The place whose lane alone may run it; None for any lane.
+        calls: For how many calls of the user's it stands.
+        goes_on: Whether these have been submitted before, as part of another task.
         timeout: Seconds that it may run; the driver's to see to.
         losses: How many workers died while they ran it.
         started: Whether it has ever left the queue.
@@ -61,7 +63,9 @@ class Task:
     __slots__ = (
         "begun",
         "call",
+        "calls",
         "category",
+        "goes_on",
         "id",
         "losses",
         "max_attempts",
@@ -87,6 +91,8 @@ class Task:
         self.category = category
         self.max_attempts = max_attempts
         self.seat = seat
+        self.calls = 1
+        self.goes_on = False
         self.timeout: float | None = None
         self.losses = 0
         self.started = self.begun = False
@@ -228,6 +234,10 @@ class Scheduler:
     def outstanding_on(self, lane: int) -> int:
         """How many tasks the lane has been sent and not answered; 0 for a lane that is not known."""
         return len(self._lanes[lane].outstanding) if lane in self._lanes else 0
+
+    def calls_on(self, lane: int) -> int:
+        """How many calls those stand for."""
+        return sum(task.calls for task in self._lanes[lane].outstanding) if lane in self._lanes else 0
 
     def running_on(self, lane: int) -> Task | None:
         """The oldest task that the lane has not answered: it runs it, or has just ended it or is about to begin."""

@@ -4,11 +4,15 @@ import os
 import pickle
 import threading
 import time
+import tracemalloc
 
+import numpy as np
 import pytest
 from client import tasks
+from contract.gate import Gate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from server.processes import wait_until
 
 from farm_executor import FarmExecutor, TaskExecutionError, WorkerLostError
 from farm_executor.blocks import run_block
@@ -277,6 +281,103 @@ def test_an_item_that_cannot_be_read_fails_alone(farm):
 class NotReadable:
     def __reduce__(self):
         return tasks.refuse, (os.getpid(),)
+
+
+# -- what is counted, and what is kept ---------------------------------------------------------------------
+
+
+def ended(numbers):
+    return numbers.succeeded + numbers.failed + numbers.cancelled + numbers.lost + numbers.killed
+
+
+def test_every_figure_counts_calls():
+    with FarmExecutor(2) as farm:
+        assert list(farm.map(abs, range(MANY))) == list(range(MANY))
+        numbers = farm.statistics()
+
+    assert numbers.submitted == numbers.succeeded == MANY
+    assert sum(worker.tasks_done for worker in numbers.servers[0].workers) == MANY
+
+
+def test_what_a_worker_leaves_of_a_block_is_not_counted_twice():
+    with FarmExecutor(2) as farm:
+        assert list(farm.map(tasks.after, [0.003] * 150, range(150))) == list(range(150))
+        numbers = farm.statistics()
+
+    assert numbers.submitted == numbers.succeeded == 150
+    assert sum(worker.tasks_done for worker in numbers.servers[0].workers) == 150
+
+
+@pytest.mark.parametrize("task", [tasks.fail_at, tasks.lock_at])
+def test_an_item_that_fails_within_a_block_is_one_failure(task, tmp_path):
+    firsts = [[str(tmp_path / "book")] * MANY] if task is tasks.fail_at else []
+    with FarmExecutor(2) as farm, pytest.raises((ZeroDivisionError, TypeError)):
+        list(farm.map(task, *firsts, [700] * MANY, range(MANY)))
+    numbers = farm.statistics()
+
+    assert numbers.failed == 1
+    assert numbers.succeeded >= 700
+    assert ended(numbers) == numbers.submitted == MANY
+
+
+def test_what_waits_and_what_runs_is_counted_by_calls():
+    with Gate() as gate, FarmExecutor(1) as farm:
+        held = farm.submit(tasks.pass_gate, gate.address, None)
+        results = farm.map(abs, range(MANY))
+        numbers = farm.statistics()
+        assert numbers.queued + numbers.running == numbers.submitted == MANY + 1
+        assert numbers.running == sum(worker.outstanding for worker in numbers.servers[0].workers)
+        gate.open()
+        assert list(results) == list(range(MANY))
+        held.result(DEADLINE)
+
+
+def test_the_items_of_a_lost_block_are_moved_and_one_is_lost(tmp_path):
+    with FarmExecutor(2, max_attempts=2) as farm, pytest.raises(WorkerLostError):
+        list(farm.map(tasks.die_at, [str(tmp_path / "book")] * MANY, [700] * MANY, range(MANY)))
+    numbers = farm.statistics()
+
+    assert numbers.lost == 1
+    assert numbers.resubmitted > 1, "the other items of its block"
+    assert ended(numbers) == numbers.submitted == MANY
+
+
+def test_a_cancelled_map_is_counted_by_calls(tmp_path):
+    with FarmExecutor(1) as farm:
+        results = farm.map(tasks.sign_after, [str(tmp_path / "book")] * MANY, [0.002] * MANY, range(MANY))
+        assert next(results) == 0
+        farm.shutdown(cancel_futures=True)
+    numbers = farm.statistics()
+
+    assert numbers.cancelled > MANY / 2
+    assert ended(numbers) == numbers.submitted == MANY
+
+
+KINDS = {
+    "plain, small": lambda number: bytes([number]) * 20_000,
+    "plain, large": lambda number: bytes([number]) * 200_000,
+    "a list": lambda number: [bytes([number]) * 200_000],
+    "an array": lambda number: np.full(200_000, number, np.uint8),
+}
+
+
+@pytest.mark.parametrize("budget", [None, 1_000_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_kept_of_an_item_that_has_ended(kind, budget):
+    make, count = KINDS[kind], 100
+    with FarmExecutor(2, max_pending_bytes=budget) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        tracemalloc.start()
+        try:
+            results = farm.map(len, (make(number) for number in range(count)))
+            wait_until(lambda: farm.statistics().succeeded == count + 1, "all have ended")
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 1_000_000, "none of its results has been taken"
+        if budget is not None:
+            assert peak < 4 * budget
+        assert sum(results) == sum(len(make(number)) for number in range(count))
 
 
 # -- the worker's side ------------------------------------------------------------------------------------
