@@ -93,6 +93,7 @@ MUST_NOT_WAIT = (
 )
 GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
+IDLE_SECONDS = 1.0  # after which, or twice that, what is kept of large functions is forgotten
 MAX_STILLBORN = 3
 MAX_ROUNDS = 3  # of killing what runs, in case some of it has come to run elsewhere meanwhile
 
@@ -148,6 +149,7 @@ class Engine:
         self._kills = Kills(self._reactor, self._send_kill, self._aim)
         self._cancels = Cancels(self._reactor, self._ask_back)
         self._timed = False  # whether any task had a timeout
+        self._will_forget = False  # whether somebody will look whether large functions are still used
         self.servers = Servers(options.sources, options.settings, self._reactor, self)
 
     def start(self) -> None:
@@ -829,10 +831,32 @@ class Engine:
                 self._reactor.post(partial(self._watch, lane))
             if self._timed:
                 self._watch_time(lane.id)
+            if (lane.kept.large or self._functions.kept.large) and not self._scheduler.unsettled:
+                self._forget_later()
         if together:
             self._settler.succeed(zip(tasks, values, strict=True), lane.server, lane.pid, lane.note_calls)
         else:
             self._settler.answer(zip(tasks, results, strict=True), lane.server, lane.pid, lane.note_calls)
+
+    def _forget_later(self) -> None:
+        """Nothing is to be done; the lock is held."""
+        if not self._will_forget:
+            self._will_forget = True
+            self._reactor.after(IDLE_SECONDS, partial(self._forget_large, self._submitted))
+
+    def _forget_large(self, submitted: int) -> None:
+        self._will_forget = False
+        with self._deciding:
+            if self._closed or self._scheduler.unsettled:  # its results will come here
+                return
+            if self._submitted != submitted:
+                self._forget_later()
+                return
+            self._functions.forget_large()
+            lanes = [lane for _, _, lane in self._lanes.values() if lane.kept.large and not lane.ended]
+            full = [lane for lane in lanes if not lane.send_forget_large()]
+        for lane in full:
+            self._watch(lane)
 
     def _on_late_call(self, lane: Lane, value: Any, error: BaseException | None, origin: Origin) -> None:
         if error is not None:

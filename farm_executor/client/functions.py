@@ -9,24 +9,30 @@ time would cost more than all the rest of a small call, so it is remembered what
 that consists of things that cannot change in place (numbers, strings, modules, what a module defines, functions of
 such things again), a look at each tells whether it is still the same object. A function that holds anything else,
 such as a list or a class of ``__main__``, is pickled each time.
+
+Functions may be large: a bound method is as large as its object. What is kept of such is bounded, here as on
+workers, and the farm forgets it when it has had nothing to do for a while.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
+import threading
 import types
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from farm_executor import payload
 from farm_executor.byvalue import is_importable, names_in
 from farm_executor.core.frames import Payload
 
-__all__ = ["Function", "FunctionTable"]
+__all__ = ["Function", "FunctionTable", "Kept"]
 
-MAX_FUNCTIONS = 512  # known by content; each lane forgets by itself what it does not use
-MAX_FUNCTION_BYTES = 64 * 1024 * 1024  # of those: a bound method is as large as its object
+MAX_FUNCTIONS = 512  # small ones that are kept, by the table and on each worker
+SMALL = 8 * 1024  # bytes
+MAX_LARGE_BYTES = 4 * 1024 * 1024  # of others: a bound method is as large as its object
 MAX_PARTS = 64  # of a function that is remembered: looking at more would cost what it saves
 
 _ATOMS = {type(None), bool, int, float, complex, str, bytes, type(...)}
@@ -36,22 +42,82 @@ _MISSING = object()
 
 
 class Function(NamedTuple):
-    """A function as it is sent: a number that stands for these bytes in one farm."""
+    """A function as it is sent: a number that stands for these bytes in one farm.
+
+    Attributes:
+        number: The number.
+        data: The bytes.
+        weight: How many bytes it takes to keep it, on either side.
+    """
 
     number: int
     data: Payload
+    weight: int
+
+
+class Kept:
+    """Which functions are kept: those used last, of the small ones so many, of the large ones so many bytes.
+
+    The last of the large ones is kept whatever its size, as it is likely to be used again.
+
+    Attributes:
+        large: The large ones, with their weights; the oldest use first.
+    """
+
+    def __init__(self) -> None:
+        self.large: OrderedDict[Any, int] = OrderedDict()
+        self._small: OrderedDict[Any, int] = OrderedDict()
+        self._bytes = 0  # of the large ones
+
+    def use(self, key: Any, weight: int) -> bool:
+        """Note a use; say whether it is the first."""
+        kept = self._small if weight <= SMALL else self.large
+        if key in kept:
+            kept.move_to_end(key)
+            return False
+        kept[key] = weight
+        if kept is self.large:
+            self._bytes += weight
+        return True
+
+    def trim(self) -> list[Any]:
+        """Forget what is too much; return which ones these were."""
+        forgotten = []
+        while self._bytes > MAX_LARGE_BYTES and len(self.large) > 1:
+            oldest, weight = self.large.popitem(last=False)
+            self._bytes -= weight
+            forgotten.append(oldest)
+        while len(self._small) > MAX_FUNCTIONS:
+            forgotten.append(self._small.popitem(last=False)[0])
+        return forgotten
+
+    def forget_large(self) -> list[Any]:
+        """Keep none of the large ones; return which these were."""
+        forgotten = list(self.large)
+        self.large.clear()
+        self._bytes = 0
+        return forgotten
+
+    def clear(self) -> None:
+        """Keep none."""
+        self.forget_large()
+        self._small.clear()
 
 
 class FunctionTable:
     """See the module.
+
+    Attributes:
+        kept: Which functions are known by their content.
 
     Thread safety: `find` may be called from any thread; at worst a function is pickled or numbered twice.
     """
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
+        self.kept = Kept()
         self._by_content: dict[bytes, Function] = {}
-        self._bytes = 0
+        self._lock = threading.RLock()  # of the last two; a destructor may submit while it is held
         self._unchanged: dict[Callable[..., Any], tuple[Function, _Parts | None]] = {}  # None: it is but a name
 
     def find(self, fn: Callable[..., Any]) -> Function:
@@ -80,16 +146,28 @@ class FunctionTable:
             self._unchanged[fn] = function, parts
         return function
 
+    def forget_large(self) -> None:
+        """Keep nothing of large functions; when they come again, they have other numbers."""
+        with self._lock:
+            self._forget(self.kept.forget_large())
+
     def _number(self, data: bytes) -> Function:
-        function = self._by_content.get(data)
-        if function is None:
-            if len(self._by_content) >= MAX_FUNCTIONS or self._bytes > MAX_FUNCTION_BYTES:
-                self._by_content.clear()  # costs those still used a new number, nothing else
-                self._unchanged.clear()
-                self._bytes = 0
-            self._bytes += len(data)
-            function = self._by_content.setdefault(data, Function(next(self._numbers), [data]))
+        with self._lock:
+            function = self._by_content.get(data)
+            if function is None:
+                # What travels by value is kept beside its pickle, here and there.
+                weight = len(data) * (1 + payload.by_value([data]))
+                function = self._by_content[data] = Function(next(self._numbers), [data], weight)
+            if self.kept.use(data, function.weight):
+                self._forget(self.kept.trim())
         return function
+
+    def _forget(self, contents: Sequence[bytes]) -> None:
+        if contents:
+            numbers = {self._by_content.pop(data).number for data in contents if data in self._by_content}
+            for fn, (function, _) in list(self._unchanged.items()):
+                if function.number in numbers:
+                    self._unchanged.pop(fn, None)
 
 
 class _ChangeableError(Exception):

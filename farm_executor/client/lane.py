@@ -7,11 +7,10 @@ task, nor settle futures.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from typing import Any, NamedTuple
 
 from farm_executor import payload
-from farm_executor.client.functions import Function
+from farm_executor.client.functions import Function, Kept
 from farm_executor.client.future import FarmFuture
 from farm_executor.core.frames import (
     Buffer,
@@ -31,8 +30,6 @@ from farm_executor.transport import Connection
 
 __all__ = ["Lane", "WorkerDeath", "arguments_of", "size_of"]
 
-MAX_FUNCTIONS = 512  # that a worker keeps
-MAX_FUNCTION_BYTES = 64 * 1024 * 1024
 ACKNOWLEDGE_BYTES = 64 * 1024  # of outcomes that a worker keeps until it hears that they have come
 
 
@@ -125,6 +122,7 @@ class Lane:
         cuts: How often the connection has broken.
         tasks_done: How many tasks it has answered.
         calls_done: How many calls.
+        kept: Which functions the worker has, by number.
     """
 
     def __init__(
@@ -145,8 +143,7 @@ class Lane:
         self.tasks_done = self.calls_done = 0
         self.busy_seconds = 0.0
         self._sent: float | None = None  # when the oldest task was sent, if the lane was idle then
-        self._known: OrderedDict[int, int] = OrderedDict()  # function number -> its size; the oldest use first
-        self._known_bytes = 0
+        self.kept = Kept()
         self._acknowledged = 0  # of the bytes received over the connection
 
     def send_init(self, call: Payload) -> bool:
@@ -175,11 +172,14 @@ class Lane:
             buffers += encode_tasks_together(seq, numbers, pickle, once=once)
         else:
             buffers += encode_tasks(seq, list(zip(numbers, map(arguments_of, calls), strict=True)), once=once)
-        while len(self._known) > MAX_FUNCTIONS or self._known_bytes > MAX_FUNCTION_BYTES:
-            if len(self._known) == 1:
-                break
-            number, size = self._known.popitem(last=False)
-            self._known_bytes -= size
+        for number in self.kept.trim():
+            buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
+        return self.connection.send(buffers)
+
+    def send_forget_large(self) -> bool:
+        """Have the worker keep nothing of large functions."""
+        buffers: list[Buffer] = []
+        for number in self.kept.forget_large():
             buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
         return self.connection.send(buffers)
 
@@ -203,8 +203,8 @@ class Lane:
         """Go on over another connection; the outcome of that number, and those behind it, have not come."""
         self.connection = connection
         self.ended, self.resuming = False, True
-        self._known.clear()
-        self._known_bytes = self._acknowledged = 0
+        self.kept.clear()
+        self._acknowledged = 0
         self._sent = None
         return connection.send(encode_frame(FrameType.RESUME, seq=lacking))
 
@@ -221,13 +221,8 @@ class Lane:
         self.calls_done += more
 
     def _introduce(self, function: Function, buffers: list[Buffer]) -> None:
-        if function.number in self._known:
-            self._known.move_to_end(function.number)
-            return
-        size = payload_size(function.data)
-        self._known[function.number] = size
-        self._known_bytes += size
-        buffers += encode_payload(FrameType.FUNCTION, function.data, seq=function.number)
+        if self.kept.use(function.number, function.weight):
+            buffers += encode_payload(FrameType.FUNCTION, function.data, seq=function.number)
 
     def send_recall(self, count: int) -> bool:
         """Ask for tasks back."""

@@ -84,13 +84,14 @@ class SentFunction:
     """A function as it came, with room for what the runner makes of it.
 
     Attributes:
+        data: Its pickle; None once that is not needed any more.
         generation: Of the namespaces when it was loaded; -1 before.
     """
 
     __slots__ = ("data", "generation", "loaded")
 
     def __init__(self, data: Payload) -> None:
-        self.data = data
+        self.data: Payload | None = data
         self.loaded: Any = None
         self.generation = -1
 

@@ -153,11 +153,13 @@ class _Runner:
             return _as_failure(error, dump_unsendable(error, value))
 
     def _load_function(self, function: SentFunction) -> Any:
-        if function.generation == self._namespaces.generation:
+        if function.data is None or function.generation == self._namespaces.generation:
             return function.loaded
         loaded = payload.loads(function.data, self._namespaces.resolver)
         if is_reusable(loaded):
             function.loaded, function.generation = loaded, self._namespaces.generation
+            if not payload.by_value(function.data):  # nothing that comes can change it
+                function.data = None
         return loaded
 
 

@@ -1,6 +1,8 @@
 """Tasks of the client's tests, in a module that workers can import."""
 
 import ctypes
+import functools
+import gc
 import os
 import threading
 import time
@@ -185,3 +187,11 @@ def sign_and_hold_the_lock(path, seconds):
     """In C, holding the interpreter's lock: no other thread of the worker runs."""
     sign(path, "begun")
     return ctypes.PyDLL(None).sleep(seconds)
+
+
+def held_of_functions():
+    """How many bytes this worker keeps of functions: pickles, and what partials hold."""
+    objects = gc.get_objects()
+    pickles = sum(len(one.data[0]) for one in objects if type(one).__name__ == "SentFunction" and one.data)
+    partials = [one for one in objects if type(one) is functools.partial]
+    return pickles + sum(len(arg) for one in partials for arg in one.args if type(arg) is bytes)

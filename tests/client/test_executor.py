@@ -1,5 +1,6 @@
 """What FarmExecutor has beyond the contract that it shares with other executors."""
 
+import functools
 import os
 import pickle
 import signal
@@ -11,9 +12,11 @@ import pytest
 from client import tasks
 from interrupts import strike_at_line
 
+import farm_executor.client.engine
 import farm_executor.client.server
 import farm_executor.versions
 from farm_executor import FarmExecutor, FarmStatistics, VersionMismatchError, WorkerLostError, start_server
+from farm_executor.client.functions import MAX_LARGE_BYTES
 
 DEADLINE = 30.0
 
@@ -350,3 +353,22 @@ def test_an_interrupt_at_any_line_of_a_shutdown_hinders_no_later_one(no_leaks):
         assert line > 5
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# -- large functions ------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_of_large_functions_is_bounded_and_goes_when_the_farm_is_idle(farm, monkeypatch):
+    monkeypatch.setattr(farm_executor.client.engine, "IDLE_SECONDS", 0.02)
+    size = 200_000
+    for number in range(3 * MAX_LARGE_BYTES // size):
+        large = functools.partial(len, bytes([number]) * size)
+        assert [farm.submit(large).result(DEADLINE) for _ in range(2)] == [size] * 2
+    slack = 2 * size
+    assert farm.submit(tasks.held_of_functions).result(DEADLINE) <= MAX_LARGE_BYTES + slack
+    table = farm._engine._functions
+
+    assert _until(lambda: not table.kept.large)
+    assert sum(map(len, table._by_content)) < slack
+    assert max(farm.broadcast(tasks.held_of_functions)) < slack
+    assert farm.submit(large).result(DEADLINE) == size, "it is sent again"

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import cloudpickle
 import pytest
 from contract import tasks
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from farm_executor import payload
-from farm_executor.client.functions import MAX_FUNCTION_BYTES, MAX_FUNCTIONS, FunctionTable
+from farm_executor.client.functions import MAX_FUNCTIONS, MAX_LARGE_BYTES, SMALL, FunctionTable, Kept
 
 
 def in_main(source, name="f", **globals_):
@@ -235,5 +235,53 @@ def test_what_is_kept_is_bounded():
         table.find(in_main(f"def f(): return {number}"))
     assert len(table._by_content) <= MAX_FUNCTIONS
     for number in range(40):
-        table.find(functools.partial(len, bytes(8_000_000) + bytes([number])))
-    assert sum(map(len, table._by_content)) <= MAX_FUNCTION_BYTES + 8_100_000
+        table.find(functools.partial(len, bytes(1_000_000) + bytes([number])))
+    assert sum(map(len, table._by_content)) <= MAX_LARGE_BYTES + MAX_FUNCTIONS * SMALL
+    for number in range(40):  # their objects weigh as much as their pickles
+        table.find(in_main("def f(): return large", large=bytes(1_000_000) + bytes([number])))
+    held = sum(len(fn.__globals__["large"]) for fn in table._unchanged if "large" in fn.__globals__)
+    assert sum(map(len, table._by_content)) + held <= MAX_LARGE_BYTES + MAX_FUNCTIONS * SMALL
+
+
+def test_large_functions_cost_small_ones_nothing_and_the_last_is_kept_whatever_its_size():
+    table = FunctionTable()
+    small = table.find(functools.partial(pow, 2))
+    large = functools.partial(len, bytes(3 * MAX_LARGE_BYTES))
+    first = table.find(large)
+    for number in range(3):
+        assert table.find(functools.partial(pow, number)).number
+        assert table.find(large) is first
+    assert table.find(functools.partial(pow, 2)) is small
+    table.find(functools.partial(len, bytes(MAX_LARGE_BYTES)))
+
+    assert table.find(large).number > first.number, "another large one has come"
+    assert table.find(functools.partial(pow, 2)) is small
+
+
+def test_large_functions_can_be_forgotten():
+    table = FunctionTable()
+    small, large = functools.partial(pow, 2), in_main("def f(): return large", large=bytes(100_000))
+    numbers = table.find(small).number, table.find(large).number
+
+    table.forget_large()
+
+    assert large not in table._unchanged
+    assert list(table._by_content) == [table.find(small).data[0]]
+    assert table.find(small).number == numbers[0]
+    assert table.find(large).number > numbers[1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=60))
+def test_what_is_kept_is_what_was_used_last(uses):
+    """Ten functions, each weighing a third of what is allowed."""
+    kept, model = Kept(), []
+    for key, trim in uses:
+        assert kept.use(key, MAX_LARGE_BYTES // 3) == (key not in model)
+        model = [other for other in model if other != key] + [key]
+        if trim:
+            assert kept.trim() == model[:-3]
+            model = model[-3:]
+    assert list(kept.large) == model
+    assert kept.forget_large() == model
+    assert not kept.large
+    assert kept.trim() == []

@@ -1,12 +1,13 @@
 """What a lane sends for tasks is what its worker reads."""
 
+from functools import partial
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm_executor import payload
-from farm_executor.client.functions import FunctionTable
+from farm_executor.client.functions import MAX_LARGE_BYTES, FunctionTable
 from farm_executor.client.future import FarmFuture
 from farm_executor.client.lane import Lane, arguments_of
 from farm_executor.core.frames import (
@@ -17,6 +18,7 @@ from farm_executor.core.frames import (
     Frame,
     FrameReader,
     FrameType,
+    decode_number,
     decode_tasks,
     decode_tasks_together,
     payload_of,
@@ -106,3 +108,27 @@ def test_plain_calls_too_many_for_one_frame_travel_as_others_do():
 def test_plain_calls_that_must_not_run_again_say_so():
     frames = send([(abs, (1,), False)] * 2, max_attempts=1)
     assert [frame.flags for frame in frames if frame.type is FrameType.TASKS] == [TOGETHER | ONCE]
+
+
+def test_large_functions_are_forgotten_only_when_what_was_sent_with_them_has_been_named():
+    """The first is used again by the same sending, after the others have made it one too many."""
+    table, wire, tasks = FunctionTable(), Wire(), []
+    large = [table.find(partial(len, bytes([number]) * (MAX_LARGE_BYTES // 2))) for number in range(3)]
+    for number, function in enumerate([*large, large[0]]):
+        future = FarmFuture()
+        future.function, future.plain = function, ()
+        tasks.append(Task(number, future))
+    lane = Lane(1, wire, "server", 0, 4711)  # type: ignore[arg-type]
+    assert lane.send_tasks(0, tasks)
+
+    frames = wire.frames
+    places = {type_: [n for n, frame in enumerate(frames) if frame.type is type_] for type_ in FrameType}
+    assert max(places[FrameType.TASKS]) < min(places[FrameType.FORGET])
+    sent = [frame.seq for frame in frames if frame.type is FrameType.FUNCTION]
+    gone = [decode_number(frame) for frame in frames if frame.type is FrameType.FORGET]
+    assert sent == [1, 2, 3]
+    assert gone == [2, 3], "the last used stays"
+    wire.frames.clear()
+    assert lane.send_forget_large()
+    assert [decode_number(frame) for frame in wire.frames] == [1]
+    assert not lane.kept.large
