@@ -13,6 +13,7 @@ rebuilding functions; they are the format of its pickles and have been the same 
 
 from __future__ import annotations
 
+import copyreg
 import enum
 import functools
 import importlib
@@ -79,6 +80,8 @@ def _complete_class(cls: Any, arguments: Any, state: Any) -> None:
         others["members"] = {member.name: _own_attributes(member) for member in cls}
     elif vars(cls).get("__slots__"):  # else instances come back with a __dict__, which they cannot have
         arguments[3]["__slots__"] = vars(cls)["__slots__"]
+    if cls in copyreg.dispatch_table:  # by which instances travel, also back
+        others["reducer"] = copyreg.dispatch_table[cls]
     for name, value in vars(cls).items():
         if isinstance(value, types.MemberDescriptorType):
             attributes.pop(name, None)
@@ -94,6 +97,8 @@ def complete_class(cls: Any, state: Any) -> None:
     """Give a class that was rebuilt what cloudpickle has not."""
     for name, attributes in state[1].get("members", {}).items():
         vars(cls.__members__[name]).update(attributes)
+    if "reducer" in state[1]:
+        copyreg.pickle(cls, state[1]["reducer"])
 
 
 def _annotations(value: Any) -> Any:

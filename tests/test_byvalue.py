@@ -4,6 +4,7 @@ The client's ``__main__`` is a `Notebook` here, whose cells are run one after th
 Most tests share one worker, on which what former tests sent is still there, as in a long session.
 """
 
+import copyreg
 import functools
 import linecache
 import operator
@@ -323,6 +324,35 @@ def test_members_of_enums_keep_their_identity(nb, call):
     nb.run("PAINT = 'dry'")
     assert result[0].paint() == call(nb.paint, result[0]) == ("RED", "dry")
     assert {cls: state(cls) for cls in before} == before
+
+
+def test_a_registered_reducer_travels_with_its_class(nb, call):
+    """A weak reference cannot be pickled, so only the reducer brings these back."""
+    nb.run("""
+        import copyreg, weakref
+        class Handle:
+            def __init__(self, n):
+                self.n = n
+                self.me = weakref.ref(self)
+        def reduce_handle(handle): return Handle, (handle.n,)
+        copyreg.pickle(Handle, reduce_handle)
+        def same(handle): return handle.me().n, handle
+        def made(n):
+            class Local(Handle): pass
+            copyreg.pickle(Local, lambda local: (Local, (local.n,)))
+            return [Local(n)]
+    """)
+    try:
+        number, handle = call(nb.same, nb.Handle(3))
+        assert (number, type(handle), handle.n, handle.me()) == (3, nb.Handle, 3, handle)
+        (local,) = call(nb.made, 4)
+        assert (local.n, local.me()) == (4, local)
+        assert call(nb.same, local)[0] == 4, "it is registered here, too"
+        assert copyreg.dispatch_table[nb.Handle] is nb.reduce_handle
+    finally:
+        copyreg.dispatch_table.pop(nb.Handle, None)
+        for cls in [cls for cls in copyreg.dispatch_table if cls.__name__ == "Local"]:
+            copyreg.dispatch_table.pop(cls)
 
 
 def test_a_class_that_the_worker_defines_comes_back_once(nb, call):
