@@ -227,7 +227,8 @@ class Engine:
             future._release()
             future.cancel()
             future.set_running_or_notify_cancel()
-            self._settler.counts["cancelled"] += calls  # only what goes on comes here, from a handler
+            if goes_on:  # and so had been counted as submitted
+                self._settler.counts["cancelled"] += calls
             return future
         future._task = task = Task(
             next(self._ids), future, options.priority, options.category, options.max_attempts

@@ -117,8 +117,8 @@ class FunctionTable:
         self._numbers = itertools.count(1)
         self.kept = Kept()
         self._by_content: dict[bytes, Function] = {}
-        self._lock = threading.RLock()  # of the last two; a destructor may submit while it is held
         self._unchanged: dict[Callable[..., Any], tuple[Function, _Parts | None]] = {}  # None: it is but a name
+        self._lock = threading.RLock()  # to change the last three; a destructor may submit while it is held
 
     def find(self, fn: Callable[..., Any]) -> Function:
         """The function as it is now.
@@ -141,9 +141,11 @@ class FunctionTable:
         else:
             parts, stays = None, _is_but_a_name(fn)
         if stays and not payload.registered_by_value():
-            if len(self._unchanged) >= MAX_FUNCTIONS:  # such as one lambda made anew for each call
-                self._unchanged.clear()
-            self._unchanged[fn] = function, parts
+            with self._lock:
+                if len(self._unchanged) >= MAX_FUNCTIONS:  # such as one lambda made anew for each call
+                    self._unchanged.clear()
+                if function.data[0] in self._by_content:  # else another thread has just had it forgotten
+                    self._unchanged[fn] = function, parts
         return function
 
     def forget_large(self) -> None:
