@@ -116,7 +116,7 @@ def test_large_functions_are_forgotten_only_when_what_was_sent_with_them_has_bee
     large = [table.find(partial(len, bytes([number]) * (MAX_LARGE_BYTES // 2))) for number in range(3)]
     for number, function in enumerate([*large, large[0]]):
         future = FarmFuture()
-        future.function, future.plain = function, ()
+        future._function, future._plain = function, ()
         tasks.append(Task(number, future))
     lane = Lane(1, wire, "server", 0, 4711)  # type: ignore[arg-type]
     assert lane.send_tasks(0, tasks)
