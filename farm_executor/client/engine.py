@@ -896,9 +896,11 @@ class Engine:
         return None if lane is None else (lane, bool(decisions))
 
     def _cancel_queued(self) -> None:
+        """Cancel what waits; as long as no worker has come, not what those who are about to would have begun."""
         self._cancelling += 1  # for good
+        begun = 0 if self._had_lane else self.servers.prospects()
         with self._deciding:
-            queued = self._scheduler.withdraw_all()
+            queued = self._scheduler.withdraw_all(but=begun)
         for task in queued:
             self._settler.cancel(task)
 

@@ -118,6 +118,9 @@ class ServerLink:
         sessions: Told of what concerns the session.
         lanes: Told of what concerns its lanes.
 
+    Attributes:
+        prospects: How many workers are certain to come of it before it has answered: all of an embedded one's.
+
     Thread safety: all methods may be called from any thread.
     """
 
@@ -146,6 +149,7 @@ class ServerLink:
         self._silent_since: float | None = None
         self._next_report = 0.0
         self._random = random.Random()  # its own: the program's global state is not ours to advance
+        self.prospects = quota or 0 if address is None else 0
         self.address = address
         self.resumable = False
         self.last_error = ""

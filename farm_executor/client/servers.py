@@ -154,6 +154,10 @@ class Servers:
         """Whether there is a way to one of them, or one has yet to be dialled for the first time."""
         return any(link.up for link in self) or any(not source.last_error for source in self.unanswered())
 
+    def prospects(self) -> int:
+        """How many workers are about to come: of servers that have answered, and of those that are sure to."""
+        return sum(self.counts.get(link, 0) if link.up else link.prospects for link in self)
+
     def describe(self) -> str:
         """Each of them, and what came of dialling it, for people."""
         return "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in self._all())

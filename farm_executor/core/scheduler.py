@@ -349,11 +349,11 @@ class Scheduler:
         self._index(lane)
         return lane.id, [Recall(lane.id, len(lane.outstanding) - 1)]
 
-    def withdraw_all(self) -> list[Task]:
-        """Forget every queued task that has never been started; return these."""
-        queues = [*self._queues.values(), *self._reserved.values()]
+    def withdraw_all(self, *, but: int = 0) -> list[Task]:
+        """Forget every queued task that has never been started, but the first so many; return these."""
+        queues = [*(self._queues[-priority] for priority in self._priorities), *self._reserved.values()]
         fresh = [task for queue in queues for task in queue.values() if not task.started]
-        return [task for task in fresh if self.withdraw(task)]
+        return [task for task in fresh[but:] if self.withdraw(task)]
 
     def lane_up(self, lane_id: int, budget: int | None = None, seat: Hashable = None) -> list[Decision]:
         """A lane with a ready worker has come, in that seat.

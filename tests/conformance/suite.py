@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 import own_servers
-from conformance.tables import BOUND, DEADLOCK_OUTCOMES, EXCLUDED, NOT_BOUND_MODULES, STARTED_FIRST
+from conformance.tables import BOUND, DEADLOCK_OUTCOMES, EXCLUDED, NOT_BOUND_MODULES
 from test import support
 from test.support.script_helper import assert_python_ok
 
@@ -81,11 +81,6 @@ class FarmMixin(find("ExecutorMixin")):  # type: ignore[misc]
     """What the suite crosses its tests with, for a farm."""
 
     executor_type = FarmExecutor
-
-    def setUp(self) -> None:
-        super().setUp()
-        if self._testMethodName in STARTED_FIRST:
-            self.executor.submit(int).result()
 
     def get_context(self) -> Any:
         """A context for those tests that pass one: the farm ignores it. Managers start fastest from this one."""

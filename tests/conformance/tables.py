@@ -127,11 +127,3 @@ DEADLOCK_OUTCOMES: dict[str, tuple[type[BaseException], str]] = {
 
 A test not named here wants of a farm what it wants of the pool.
 """
-
-STARTED_FIRST = {
-    "test_cancel_futures": (
-        "wants one of 50 tasks to have begun when shutdown comes at once: a pool calls a task running when it has "
-        "reserved a place for it in its pipe, a farm when it was sent to a worker that is there"
-    ),
-}
-"""Tests whose executor has run a task before they start, so that a worker is there, and why."""

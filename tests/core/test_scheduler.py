@@ -556,6 +556,15 @@ def test_withdraw_all_takes_every_queued_task_that_never_started(farm: Farm) -> 
     assert sorted(farm.fate.values()) == ["withdrawn"] * 3
 
 
+def test_withdraw_all_can_leave_what_would_go_first() -> None:
+    scheduler = Scheduler()
+    low, high, other = tasks = [Task(number, None, priority) for number, priority in enumerate([-5, 5, 5])]
+    scheduler.submit(*tasks)
+    assert scheduler.withdraw_all(but=2) == [low]
+    assert scheduler.withdraw_all(but=3) == []
+    assert list(scheduler.tasks()) == [high, other]
+
+
 def test_a_task_whose_start_is_refused_is_forgotten_and_the_next_goes_instead(farm: Farm) -> None:
     first, second, third = (farm.submit() for _ in range(3))
     farm.cancel_unheard(first)
