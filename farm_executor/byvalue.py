@@ -48,11 +48,21 @@ def pickler() -> type[pickle.Pickler]:
                 if not isinstance(value, types.FunctionType):
                     raise
                 reduced = super().reducer_override(_with_annotations_as_text(value))
+            if reduced is NotImplemented and getattr(value, "__module__", None) == "__mp_main__":
+                reduced = self._reduce_of_child(value)
             if isinstance(reduced, tuple) and len(reduced) == 6 and issubclass(type(value), type):
                 _complete_class(value, *reduced[1:3])
             elif isinstance(reduced, tuple) and len(reduced) == 6 and isinstance(value, types.FunctionType):
                 _complete_globals(value, reduced[2][1]["__globals__"])
             return reduced
+
+        def _reduce_of_child(self, value: Any) -> Any:
+            """As if it were of ``__main__``: that is where the parent has it."""
+            if isinstance(value, types.FunctionType):
+                return self._dynamic_function_reduce(value)
+            return (
+                cloudpickle.cloudpickle._dynamic_class_reduce(value) if isinstance(value, type) else NotImplemented
+            )
 
     return Pickler
 
@@ -168,9 +178,9 @@ else:  # until then it held a lock
 
 
 def is_importable(value: Any) -> bool:
-    """Whether a name leads to the value in every process, which ``__main__`` does not."""
+    """Whether a name leads to the value in every process, which ``__main__`` and ``__mp_main__`` do not."""
     module, name = getattr(value, "__module__", None), _name(value)
-    return module != "__main__" and isinstance(name, str) and _find(module, name) is value
+    return module not in ("__main__", "__mp_main__") and isinstance(name, str) and _find(module, name) is value
 
 
 def _name(value: Any) -> Any:

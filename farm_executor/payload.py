@@ -9,7 +9,8 @@ because it is ten times faster. cloudpickle takes over when
 
 * pickle raises: lambdas, closures, local classes;
 * the pickle names ``__main__``: pickle would refer to the function or class by name, and the worker's
-  ``__main__`` is another one. A string that merely says so costs time, nothing else;
+  ``__main__`` is another one; or ``__mp_main__``, as which children of multiprocessing have the program. A string
+  that merely says so costs time, nothing else;
 * the pickle may hold what should have been refused, as cloudpickle's pickler does here, see `refused`;
 * the user registered a module with ``cloudpickle.register_pickle_by_value``.
 
@@ -50,7 +51,6 @@ __all__ = [
 PROTOCOL = 5
 MAPPED_SIZE = 1024 * 1024  # from which memory is taken from the system, which gives it page by page
 _BY_VALUE = b"V"
-_MAIN = b"\x8c\x08__main__"  # as a pickle names it: a short string, its length, and the name
 _SMALL = {type(None), bool, float, complex}
 _TEXTS = {str, bytes}
 _SHORT = 1024  # characters or bytes
@@ -126,7 +126,7 @@ def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
         pass
     else:
         cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-        by_name = _MAIN not in parts[0] and (cloudpickle is None or not cloudpickle._PICKLE_BY_VALUE_MODULES)
+        by_name = b"_main__" not in parts[0] and (cloudpickle is None or not cloudpickle._PICKLE_BY_VALUE_MODULES)
         if by_name and not may_hold_silent(parts[0]):
             return parts
     first, *others = _dump(pickler(), value, out_of_band)

@@ -847,6 +847,30 @@ def _join_at_exit(engine: Engine) -> None:
             )
             engine.abort(reason)
             engine.join()
+            return
+
+
+def _at_shutdown_of_threads() -> None:
+    """Have `_at_exit` run in a child of multiprocessing, too, which may end without `atexit`.
+
+    `threading` calls this in every process, before it joins the threads; there may still be some whose tasks are
+    to be taken, so another one waits for them.
+    """
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        with contextlib.suppress(RuntimeError):  # no thread may start: the interpreter itself ends, with `atexit`
+            threading.Thread(target=_exit_after_all, name="farm-exit").start()
+
+
+def _exit_after_all() -> None:
+    """Run `_at_exit` when all threads have ended for which the process waits."""
+    me = threading.current_thread()
+    while others := [
+        each for each in threading.enumerate() if each.is_alive() and not each.daemon and each is not me
+    ]:
+        for each in others:
+            each.join()
+    _at_exit()
 
 
 def _end_interrupted(engines: list[Engine]) -> None:
@@ -879,5 +903,7 @@ def _after_fork_in_child() -> None:
 
 
 atexit.register(_at_exit)
+with contextlib.suppress(AttributeError, RuntimeError):  # private; and threads may be shut down already
+    threading._register_atexit(_at_shutdown_of_threads)  # type: ignore[attr-defined]
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

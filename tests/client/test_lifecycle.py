@@ -198,6 +198,25 @@ def test_an_embedded_server_that_never_lives_breaks_the_farm(no_leaks, monkeypat
     assert "exit code 9" in str(error)
 
 
+def test_cancelling_what_waits_leaves_what_the_first_workers_are_about_to_begin(no_leaks):
+    farm = FarmExecutor(2)
+    futures = [farm.submit(abs, -number) for number in range(20)]
+    farm.shutdown(cancel_futures=True)
+
+    cancelled = [future.cancelled() for future in futures]
+    assert cancelled[:2] == [False, False]
+    assert cancelled.count(True) > 10
+    assert [future.result() for future in futures if not future.cancelled()] == list(range(cancelled.count(False)))
+
+
+def test_cancelling_what_waits_for_a_server_that_is_not_there_waits_for_nothing(no_leaks):
+    farm = FarmExecutor("127.0.0.1:1", max_workers=2)
+    futures = [farm.submit(abs, -number) for number in range(20)]
+    farm.shutdown(cancel_futures=True)
+
+    assert all(future.cancelled() for future in futures)
+
+
 # -- a program of its own -----------------------------------------------------------------------------
 
 
@@ -573,4 +592,47 @@ def test_a_farm_that_ends_at_once_leaves_nothing(script):
     )
 
     assert (code, out, err) == (0, "done\n", "")
+    assert script.clean()
+
+
+# -- children of multiprocessing ----------------------------------------------------------------------
+
+
+@LINUX
+@pytest.mark.parametrize("how", ["farm = None", "farm.shutdown(wait=False)", "late(farm, path)", "sys.exit(3)"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_finishes_its_tasks_before_it_ends(script, method, how):
+    code, out, err = script.run(f"""
+        import multiprocessing, sys, tempfile, threading, time
+        from farm_executor import FarmExecutor
+        import farm_executor.client.engine  # whose hooks children that are forked inherit
+
+        class Mark:
+            text = "x"
+
+        def write(path, mark):
+            time.sleep(0.1)
+            with open(path, "a") as file:
+                file.write(mark.text)
+
+        def late(farm, path):
+            main = threading.current_thread()
+            threading.Thread(target=lambda: (main.join(), farm.submit(write, path, Mark()))).start()
+
+        def child(path):
+            farm = FarmExecutor(1)
+            for _ in range(3):
+                farm.submit(write, path, Mark())
+            {how}
+
+        if __name__ == "__main__":
+            with tempfile.NamedTemporaryFile() as file:
+                process = multiprocessing.get_context({method!r}).Process(target=child, args=(file.name,))
+                process.start()
+                process.join()
+                print(process.exitcode, file.read().decode())
+    """)
+
+    written = "xxxx" if "late" in how else "xxx"
+    assert (code, out, err) == (0, f"{3 if 'exit' in how else 0} {written}\n", "")
     assert script.clean()
