@@ -56,10 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(commands)}"
         parser.error(f"there is no command {command!r}: {hint}")
     options = parser.parse_args(words)
-    logging.basicConfig(
-        level=[logging.WARNING, logging.INFO, logging.DEBUG][min(options.verbose, 2)],
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    _log([logging.WARNING, logging.INFO, logging.DEBUG][min(options.verbose, 2)])
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -210,6 +207,16 @@ The key: each server gets one of its own, which clients find beside the printed 
     farm-executor launch ssh://hostA 'ssh://me@hostB?workers=4&python=~/venv/bin/python'"""
 
 
+def _log(level: int) -> None:
+    """Have our own log on standard error; the root logger, which workers inherit, is for tasks to configure."""
+    logger = logging.getLogger("farm_executor")
+    if not logger.hasHandlers():
+        logger.setLevel(level)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+
+
 def _serve(options: argparse.Namespace) -> int:
     from farm_executor.server.supervisor import serve  # late: it needs a system with fork
 
@@ -226,7 +233,7 @@ def _serve(options: argparse.Namespace) -> int:
         encrypted = "" if address.path or not is_encrypted(keys) else ", TLS"
         print(f"serving on {address}, {_count(slots, 'worker')} for each client{encrypted}", flush=True)
 
-    ended = serve(
+    serve(
         listener,
         on_ready=greet,
         address=str(address),
@@ -235,7 +242,7 @@ def _serve(options: argparse.Namespace) -> int:
         name=options.name,
         module_path=[os.path.abspath(folder) for folder in options.path] + _current_folder(),
     )
-    if ended and address.path:  # not in a worker, which comes here, too, when its work is done
+    if address.path:
         os.unlink(address.path)
     return YES
 
