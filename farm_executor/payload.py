@@ -51,6 +51,8 @@ __all__ = [
 PROTOCOL = 5
 MAPPED_SIZE = 1024 * 1024  # from which memory is taken from the system, which gives it page by page
 _BY_VALUE = b"V"
+# As pickles name them: a short string, its length, and the name.
+_MAINS = (b"\x8c\x08__main__", b"\x8c\x0b__mp_main__")
 _SMALL = {type(None), bool, float, complex}
 _TEXTS = {str, bytes}
 _SHORT = 1024  # characters or bytes
@@ -126,7 +128,7 @@ def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
         pass
     else:
         cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-        by_name = b"_main__" not in parts[0] and (cloudpickle is None or not cloudpickle._PICKLE_BY_VALUE_MODULES)
+        by_name = not _names_main(parts[0]) and (cloudpickle is None or not cloudpickle._PICKLE_BY_VALUE_MODULES)
         if by_name and not may_hold_silent(parts[0]):
             return parts
     first, *others = _dump(pickler(), value, out_of_band)
@@ -162,6 +164,10 @@ def registered_by_value() -> bool:
 def by_value(payload: Payload) -> bool:
     """Whether the payload may hold functions and classes by value."""
     return payload[0][-1] == _BY_VALUE[0]
+
+
+def _names_main(pickled: Any) -> bool:
+    return b"_main__" in pickled and any(name in pickled for name in _MAINS)
 
 
 def loads(payload: Payload, resolver: Callable[[], Resolver] | None = None) -> Any:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 
 import pytest
 
@@ -38,6 +39,13 @@ def _own_key_file(tmp_path_factory):
     """Tests never read or make the user's own key."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
     os.environ.pop("FARM_EXECUTOR_KEY_FILE", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _resource_tracker():
+    """A process keeps the resource tracker of multiprocessing that its first embedded farm may start."""
+    if os.name == "posix":
+        resource_tracker.ensure_running()
 
 
 def _threads():

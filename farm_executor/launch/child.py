@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from farm_executor.security import server_keys
+from farm_executor.server.childhood import Parent
 from farm_executor.server.supervisor import serve
 from farm_executor.transport import Socket
 
@@ -32,13 +33,12 @@ def run(listener: int) -> None:
     directory = config.pop("directory")
     key = config.pop("key")
     keys = server_keys(None if key is None else bytes.fromhex(key), **config.pop("files"))
-    authkey = config.pop("authkey", None)
-    if authkey is not None:
-        import multiprocessing.process
-
-        multiprocessing.process.current_process().authkey = bytes.fromhex(authkey)
-    ours = serve(Socket(fileno=listener), keys=keys, owner=0, **config)
-    if ours and directory:
+    parent = Parent(**config.pop("parent", {}))
+    for descriptor in (parent.tracker, config.get("requests")):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
+    serve(Socket(fileno=listener), keys=keys, owner=0, parent=parent, **config)
+    if directory:
         _remove(directory)
 
 

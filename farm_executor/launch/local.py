@@ -30,6 +30,7 @@ from farm_executor.address import Address, parse_address
 from farm_executor.arguments import checked
 from farm_executor.errors import AddressError, BrokenFarmError
 from farm_executor.launch import background as kept
+from farm_executor.launch.kinship import Kinship, authkey
 from farm_executor.security import Key, PathLike, new_key, server_keys, write_key
 from farm_executor.transport import Socket, bound_address, listen
 
@@ -61,8 +62,10 @@ def default_slots() -> int:
     return os.cpu_count() or 1
 
 
-def _start(listener: Socket, config: dict[str, Any], *, group: bool) -> subprocess.Popen[bytes]:
-    """Start a child that serves the listener; its standard input is left open."""
+def _start(
+    listener: Socket, config: dict[str, Any], *, group: bool, share: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a child that serves the listener and shares these descriptors; its standard input is left open."""
     if not sys.executable:
         raise BrokenFarmError("cannot start a server: this interpreter does not know its own path (sys.executable)")
     # -W, -X, -O and the like, as multiprocessing does it
@@ -70,7 +73,7 @@ def _start(listener: Socket, config: dict[str, Any], *, group: bool) -> subproce
     process = subprocess.Popen(
         [sys.executable, *flags, "-c", _BOOT],
         stdin=subprocess.PIPE,
-        pass_fds=[listener.fileno()],
+        pass_fds=[listener.fileno(), *share],
         start_new_session=not group,
     )
     path = [entry for entry in sys.path if isinstance(entry, str)]
@@ -81,12 +84,6 @@ def _start(listener: Socket, config: dict[str, Any], *, group: bool) -> subproce
             process.stdin.write(json.dumps(line).encode() + b"\n")
         process.stdin.flush()
     return process
-
-
-def _authkey() -> str | None:
-    """This process's secret for multiprocessing's managers, which children share, so that proxies work in tasks."""
-    multiprocessing = sys.modules.get("multiprocessing.process")
-    return None if multiprocessing is None else bytes(multiprocessing.current_process().authkey).hex()
 
 
 class PrivateServer:
@@ -108,6 +105,7 @@ class PrivateServer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[Any, PrivateServer] | None = None
+        self._kinship: Kinship | None = None
         self._address: Address | None = None
         self._started = 0.0
         self._early_deaths = 0
@@ -155,6 +153,7 @@ class PrivateServer:
             key = new_key()
             write_key(address.path + ".key", key)
             listener = listen(address)
+            kinship = Kinship()
             try:
                 config = {
                     "address": str(address),
@@ -163,17 +162,22 @@ class PrivateServer:
                     "key": key.hex(),
                     "files": {},
                     "embedded": True,
-                    "authkey": _authkey(),
+                    **kinship.words,
                 }
-                self._process = _start(listener, config, group=True)
+                self._process = _start(listener, config, group=True, share=kinship.descriptors)
+                kinship.started()
+            except BaseException:
+                kinship.end()
+                raise
             finally:
                 listener.close()
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         # Not at exit: the executors' own ends come first, and if all else fails the pipe does.
-        self._finalizer = weakref.finalize(self, _end, self._process, directory)
+        self._finalizer = weakref.finalize(self, _end, self._process, directory, kinship)
         self._finalizer.atexit = False
+        self._kinship = kinship
         return address
 
     def end(self) -> None:
@@ -196,9 +200,11 @@ class PrivateServer:
             self._finalizer.detach()
         if self._process is not None:
             _forget(self._process)
+        if self._kinship is not None:
+            self._kinship.end(farm_only=False)
 
 
-def _end(process: subprocess.Popen[bytes], directory: str | None) -> None:
+def _end(process: subprocess.Popen[bytes], directory: str | None, kinship: Kinship | None = None) -> None:
     if process.stdin is not None:
         with contextlib.suppress(OSError):
             process.stdin.close()
@@ -209,6 +215,8 @@ def _end(process: subprocess.Popen[bytes], directory: str | None) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if kinship is not None:
+        kinship.end()
     if directory:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -388,7 +396,7 @@ def start_server(
             "directory": None,
             "key": None if key is None else bytes(key).hex(),
             "files": files,
-            "authkey": _authkey() if background else None,
+            "parent": {"authkey": authkey()} if background else {},
         }
         server = Server(address, _start(listener, config, group=False))
     finally:

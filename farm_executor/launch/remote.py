@@ -43,7 +43,7 @@ def run_remote(config: dict[str, Any]) -> None:
     except OSError as error:
         say(error=str(error))
         return
-    ours = serve(
+    serve(
         listener,
         on_ready=lambda: say(ready=True),
         address=f"unix:{path}",
@@ -54,7 +54,6 @@ def run_remote(config: dict[str, Any]) -> None:
         embedded=config["embedded"],
         tunnelled=True,
     )
-    if ours:  # not in a worker, which comes here, too
-        shutil.rmtree(directory, ignore_errors=True)
-        # A process that a task has left behind may keep ssh from ending by itself.
-        say(ended=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    # A process that a task has left behind may keep ssh from ending by itself.
+    say(ended=True)

@@ -151,6 +151,7 @@ class WorkerLane:
 
         self._tasks: deque[SentTask | Frame] = deque()
         self._run = 0  # counts what the main thread has begun
+        self._running = False  # the main thread's: whether what it has begun has not ended
         self._busy = False  # the main thread's: whether it has, or is about to take, something to run
         self._ready = False  # the initializer has run
         self._ended = False  # the reader's
@@ -186,6 +187,7 @@ class WorkerLane:
                     return None
                 self._read()
                 continue
+            self._running = True
             if self._ended:
                 return None
             self._run += 1
@@ -216,6 +218,7 @@ class WorkerLane:
 
     def ready(self, failure: Payload | None) -> None:
         """Say what came of the initializer."""
+        self._running = False
         flags = ERROR if failure else 0
         self._say(encode_payload(FrameType.READY, failure or [b""], flags=flags))
         self._ready = True
@@ -230,6 +233,7 @@ class WorkerLane:
         outcome. Else it waits for company, and the helper sees that it does not wait long.
         """
         now = time.perf_counter()
+        self._running = False
         self._outcomes.append((outcome, error, now - began))
         if not self._tasks:
             self._last_task = now
@@ -291,7 +295,7 @@ class WorkerLane:
     def _end(self) -> None:
         """The client has gone for good; ``_io`` is held."""
         self._ended = True
-        if self._busy:
+        if self._running:
             os._exit(0)  # the task that runs has nobody to run for
         self._tasks.clear()
 

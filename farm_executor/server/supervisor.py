@@ -37,6 +37,7 @@ from farm_executor.core.handshake import (
 )
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.security import Key
+from farm_executor.server.childhood import Parent, end_process, serve_tracker
 from farm_executor.server.door import Door
 from farm_executor.server.guest import Guest
 from farm_executor.server.lane import PROGRESS
@@ -85,6 +86,8 @@ class Supervisor:
         module_path: Folders in which tasks find modules first.
         tunnelled: Whether a network lies behind its unix socket. A client that is silent is gone then, and if the
             server is that client's own, it ends.
+        parent: What its workers take for their parent process; None for the supervisor.
+        requests: The descriptor to be read by a resource tracker, which is started here once there is something.
     """
 
     def __init__(
@@ -99,11 +102,17 @@ class Supervisor:
         embedded: bool = False,
         tunnelled: bool = False,
         module_path: Sequence[str] = (),
+        parent: Parent | None = None,
+        requests: int | None = None,
     ) -> None:
         self._address = address
         self._slots = slots
         self._name = name
+        self._life: int | None = None
+        if owner is None:  # it belongs to itself
+            owner, self._life = os.pipe()
         self._owner = owner
+        self._requests = requests
         self._embedded = embedded
         self._tunnelled = tunnelled
         self._versions = local_versions()
@@ -117,6 +126,8 @@ class Supervisor:
             keys,
             embedded=embedded,
             module_path=module_path,
+            parent=parent or Parent(),
+            owner=owner,
             tell=self._tell,
             gone=self._on_worker_gone,
             let_go=self._close_all,
@@ -142,8 +153,9 @@ class Supervisor:
         self._watch_signals()
         self._door.open()
         self._selector.register(self._waker, selectors.EVENT_READ, self._on_signal)
-        if self._owner is not None:
-            self._selector.register(self._owner, selectors.EVENT_READ, self._on_owner)
+        self._selector.register(self._owner, selectors.EVENT_READ, self._on_owner)
+        if self._requests is not None:
+            self._selector.register(self._requests, selectors.EVENT_READ, self._on_requests)
         on_ready()
         logger.info("serving address=%s slots=%d pid=%d", self._address, self._slots, os.getpid())
         while not self._finished():
@@ -177,12 +189,18 @@ class Supervisor:
             self._drain(leave=True)
         if self._terminations > 1:
             self._end_at_once()
+            self._workers.hasten(GRACE_CRASHED)  # also those of sessions that ended before, with more grace
 
     def _on_owner(self) -> None:
-        assert self._owner is not None
         if not os.read(self._owner, 4096):
             self._selector.unregister(self._owner)
             self._end_at_once()
+
+    def _on_requests(self) -> None:
+        assert self._requests is not None
+        self._selector.unregister(self._requests)
+        serve_tracker(self._requests)
+        self._requests = None
 
     def _next_deadline(self) -> float | None:
         times = [session.deadline for session in self._sessions.values()]
@@ -377,8 +395,9 @@ class Supervisor:
         """Close every descriptor of ours, without a word to any peer."""
         self._selector.close()  # first: removing sockets from it one by one would reach into the parent's
         self._waker.close()
-        if self._owner is not None:
-            os.close(self._owner)
+        for descriptor in (self._owner, self._life, self._requests):
+            if descriptor is not None:
+                os.close(descriptor)
         self._door.close(but)
         for session in self._sessions.values():
             if session.connection is not None:
@@ -502,7 +521,6 @@ class Supervisor:
         self._door.dismiss_all("the server ends")
         for session in list(self._sessions.values()):
             self._part_with(session)
-        self._workers.hasten(GRACE_CRASHED)  # also those of sessions that ended before, with more grace
 
 
 def _seconds(hello: dict[str, Any], key: str, default: float) -> float:
@@ -517,19 +535,15 @@ def _seconds(hello: dict[str, Any], key: str, default: float) -> float:
     return min(float(value), MAX_RESUME_SECONDS)
 
 
-def serve(listener: Socket, *, on_ready: Callable[[], None] = lambda: None, **settings: Any) -> bool:
-    """Be a server until its end; see `Supervisor` for the settings.
+def serve(listener: Socket, *, on_ready: Callable[[], None] = lambda: None, **settings: Any) -> None:
+    """Be a server until its end; see `Supervisor` for the settings. In a worker's process it does not return.
 
     Args:
         listener: A listening socket.
         on_ready: Called when it serves: from then on SIGTERM drains it.
         **settings: The supervisor's.
-
-    Returns:
-        Whether this process is the server's: in each worker's it returns False, when the worker's work is done.
     """
     start = Supervisor(listener, **settings).run(on_ready)
-    if start is None:
-        return True
-    run_worker(start)
-    return False
+    if start is not None:
+        run_worker(start)
+        end_process()

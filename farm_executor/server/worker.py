@@ -22,6 +22,7 @@ from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.security import Key
+from farm_executor.server.childhood import WorkerMain
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
 from farm_executor.transport import AnySocket, Channel, Socket, secure_server_side
@@ -44,7 +45,6 @@ class WorkerStart(NamedTuple):
             for no encryption.
         progress: Shared with the supervisor: how far the worker has come.
         channel: The line to the supervisor.
-        interruptible: Whether Ctrl-C in the terminal shall interrupt the running task, as it does a child's.
         resumable: Whether the worker shall go on when its lane's connection breaks.
         module_path: Folders in which tasks find modules first. The supervisor itself does not look there: it must
             not import user code.
@@ -55,13 +55,12 @@ class WorkerStart(NamedTuple):
     secured: int
     progress: mmap.mmap
     channel: Channel
-    interruptible: bool
     resumable: bool
     module_path: Sequence[str]
 
 
 def run_worker(start: WorkerStart) -> None:
-    """Serve the client at the other end of the lane until it is gone; returns to let the interpreter end."""
+    """Serve the client at the other end of the lane until it is gone; returns to let the process end."""
 
     def secure(socket: Socket, number: int) -> AnySocket:
         if not number:
@@ -76,7 +75,7 @@ def run_worker(start: WorkerStart) -> None:
     sys.path[:0] = [folder for folder in start.module_path if folder not in sys.path]
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
     runner = _Runner()
-    signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)
+    signal.signal(signal.SIGINT, runner.on_interrupt)
     lane.start_helper()
     pid = os.getpid()
     while True:
@@ -105,11 +104,16 @@ class _Runner:
 
     def __init__(self) -> None:
         self._namespaces = SharedNamespaces()
+        sys.modules["__main__"].__class__ = WorkerMain
         self._in_call = False
+        self._pid = os.getpid()
 
     def on_interrupt(self, signum: int, frame: Any) -> None:
-        """SIGINT: interrupts the call that runs; between calls there is nothing to interrupt."""
-        if self._in_call:
+        """SIGINT: interrupts the call that runs; between calls there is nothing to interrupt.
+
+        Ctrl-C in the terminal reaches embedded workers alone: those of servers are in groups of their own.
+        """
+        if self._in_call or os.getpid() != self._pid:  # and always a child that a task has forked
             self._in_call = False
             raise KeyboardInterrupt
 

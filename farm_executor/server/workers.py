@@ -23,6 +23,7 @@ from farm_executor.core.frames import FrameType
 from farm_executor.core.handshake import encode_hello, numbers_in
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.security import Key, set_ambient_key
+from farm_executor.server.childhood import Parent, become_child
 from farm_executor.server.guest import Guest
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.server.memory import OomCounter, held_by, peak_of
@@ -53,6 +54,8 @@ class Workers:
         keys: The server's; the first is that of what runs in the workers, as a client.
         embedded: See `Supervisor`.
         module_path: See `Supervisor`.
+        parent: What workers take for their parent process.
+        owner: A file descriptor at whose end that process has ended.
         tell: Tells a session's client something.
         gone: Told when a worker of that session has died, and its client has been told.
         let_go: In a new process: closes what is the supervisor's, but for that socket.
@@ -65,6 +68,8 @@ class Workers:
         *,
         embedded: bool,
         module_path: Sequence[str],
+        parent: Parent,
+        owner: int,
         tell: Callable[[Session, dict[str, Any], FrameType], None],
         gone: Callable[[Session], None],
         let_go: Callable[[Socket], None],
@@ -73,6 +78,8 @@ class Workers:
         self._keys = keys
         self._embedded = embedded
         self._module_path = module_path
+        self._parent = parent
+        self._owner = owner
         self._tell = tell
         self._gone = gone
         self._let_go = let_go
@@ -166,7 +173,7 @@ class Workers:
         if pid == 0:
             try:
                 channel.close()
-                return self._become_worker(session, guest, progress, theirs, stderr, supervisor)
+                return self._become_worker(session, guest, lane, progress, theirs, stderr, supervisor)
             except BaseException:  # whatever happens, the child must not go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
@@ -187,6 +194,7 @@ class Workers:
         self,
         session: Session,
         guest: Guest,
+        lane: int,
         progress: mmap.mmap,
         channel: Channel,
         stderr: StderrPipe,
@@ -199,6 +207,7 @@ class Workers:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if not self._embedded:
             os.setpgid(0, 0)  # Ctrl-C at the server is the supervisor's alone
+        sentinel = os.dup(self._owner)
         self._let_go(guest.raw)
         stderr.attach()
         null = os.open(os.devnull, os.O_RDONLY)
@@ -207,6 +216,7 @@ class Workers:
         else:
             os.dup2(null, 0)
             os.close(null)
+        become_child(self._parent, lane, sentinel)
         set_ambient_key(self._keys[0])
         guest.raw.setblocking(True)
         return WorkerStart(
@@ -215,7 +225,6 @@ class Workers:
             guest.secured_later,
             progress,
             channel,
-            interruptible=self._embedded,
             resumable=session.resume_seconds > 0,
             module_path=self._module_path,
         )

@@ -636,3 +636,102 @@ def test_a_child_of_multiprocessing_finishes_its_tasks_before_it_ends(script, me
     written = "xxxx" if "late" in how else "xxx"
     assert (code, out, err) == (0, f"{3 if 'exit' in how else 0} {written}\n", "")
     assert script.clean()
+
+
+# -- what multiprocessing does in a worker ------------------------------------------------------------
+
+
+SPAWNING = """
+    import os, sys
+    from farm_executor import FarmExecutor
+
+    def spawn(method):
+        import multiprocessing
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            return __file__, pool.map(abs, [-4])
+
+    if __name__ == "__main__":
+        with FarmExecutor(1) as farm:
+            farm.submit(abs, -1).result()
+            {meanwhile}
+            for method in "spawn", "forkserver":
+                print(farm.with_options(timeout=20).submit(spawn, method).result() == (__file__, [4]))
+"""
+
+
+@LINUX
+@pytest.mark.parametrize("meanwhile", ["pass", "os.remove(__file__)"], ids=["it is here", "it is elsewhere"])
+def test_a_task_of_the_program_can_spawn_processes_wherever_the_program_is(script, meanwhile):
+    code, out, err = script.run(SPAWNING.format(meanwhile=meanwhile))
+
+    assert (code, out, err) == (0, "True\nTrue\n", "")
+    assert script.clean()
+
+
+@LINUX
+@pytest.mark.parametrize("module", ["package.program", "package"])
+def test_a_task_of_a_program_run_as_a_module_can_spawn_processes(script, module):
+    package = script.folder / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "beside.py").write_text("")
+    text = "from . import beside\n" + textwrap.dedent(SPAWNING.format(meanwhile="pass"))
+    (package / ("program.py" if "." in module else "__main__.py")).write_text(text)
+    result = subprocess.run(
+        [sys.executable, "-m", module], capture_output=True, text=True, cwd=script.folder, timeout=60
+    )
+
+    assert (result.returncode, result.stdout, result.stderr) == (0, "True\nTrue\n", "")
+
+
+SHARING = """
+    from farm_executor import FarmExecutor
+
+    def make():
+        from multiprocessing.shared_memory import SharedMemory
+        segment = SharedMemory(create=True, size=100)
+        segment.buf[0] = 7
+        segment.close()
+        return segment.name
+
+    def add(name):
+        from multiprocessing.shared_memory import SharedMemory
+        segment = SharedMemory(name=name)
+        segment.buf[0] += 1
+        segment.close()
+
+    {early}
+    with FarmExecutor(1, max_tasks_per_child=1) as farm:
+        farm.submit(abs, -1).result()
+        from multiprocessing.shared_memory import SharedMemory
+        own = SharedMemory(create=True, size=100)
+        name = farm.submit(make).result()
+        for each in name, own.name:
+            farm.submit(add, each).result()
+            farm.submit(add, each).result()
+        SharedMemory(name=name).unlink()
+        other = SharedMemory(name=farm.submit(make).result())
+        farm.submit(add, other.name).result()
+    for segment in own, other:
+        SharedMemory(name=segment.name).close()
+        print(segment.buf[0])
+        segment.close()
+        segment.unlink()
+    forgotten = SharedMemory(create=True, size=100)
+    print(forgotten.name)
+"""
+
+
+@LINUX
+@pytest.mark.parametrize("early", ["import multiprocessing.shared_memory", "pass"], ids=["before", "after"])
+def test_memory_that_is_shared_lives_as_long_as_the_program(script, early):
+    """Also that of a program which comes to use it after its farm has started."""
+    code, out, err = script.run(SHARING.format(early=early))
+
+    assert (code, out.split()[:2]) == (0, ["2", "8"])
+    forgotten = out.split()[2]
+    assert _until(lambda: not os.path.exists(f"/dev/shm/{forgotten}"))
+    warnings = [line for line in err.splitlines() if "UserWarning" in line]
+    assert len(warnings) == 1, "of what the program itself has forgotten"
+    assert "1 leaked shared_memory" in warnings[0]
+    assert script.clean()
