@@ -66,7 +66,8 @@ def become_child(parent: Parent, number: int, sentinel: int) -> None:
     for name in [name for name in completions if name in sys.modules]:
         completions.pop(name)(sys.modules[name])
     sys.meta_path.insert(0, _Completer(completions))
-    threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # `threading` leaves it as it was
+    with contextlib.suppress(AttributeError):  # a system whose threads have none
+        threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # else still the supervisor's
 
 
 def _complete_process(parent: Parent, number: int, sentinel: int, module: Any) -> None:
