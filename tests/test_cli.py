@@ -320,10 +320,15 @@ def test_a_signal_ends_it_with_exit_code_0_and_no_word(number):
 
 
 def test_a_second_ctrl_c_ends_it_with_clients_and_all(tmp_path):
-    with Serving(workers=1) as server:
+    from contract.gate import Gate
+    from contract.tasks import pass_gate
+
+    with Gate() as gate, Serving(workers=1) as server:
         farm = FarmExecutor(server.address, key=KEY)
         try:
             worker = farm.submit(tasks.pid).result(DEADLINE)
+            farm.submit(pass_gate, gate.address)  # with nothing to do, its client would leave at the first
+            gate.wait_for_arrivals()
             server.process.send_signal(signal.SIGINT)
             server.wait_for_line("draining")
             assert worker in children(server.pid)
@@ -331,6 +336,7 @@ def test_a_second_ctrl_c_ends_it_with_clients_and_all(tmp_path):
             assert server.wait() == 0
             assert "Traceback" not in server.log
         finally:
+            farm.kill_workers()
             farm.shutdown()
 
 

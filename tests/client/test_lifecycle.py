@@ -599,9 +599,13 @@ def test_a_farm_that_ends_at_once_leaves_nothing(script):
 
 
 @LINUX
-@pytest.mark.parametrize("how", ["farm = None", "farm.shutdown(wait=False)", "late(farm, path)", "sys.exit(3)"])
+@pytest.mark.parametrize(
+    "how",
+    ["farm = None", "farm.shutdown(wait=False)", "late(farm, path)", "sys.exit(3)"],
+    ids=["drop", "shut", "late", "exit"],  # short, as the path of a forkserver's socket has them
+)
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_child_of_multiprocessing_finishes_its_tasks_before_it_ends(script, method, how):
+def test_a_child_finishes_its_tasks_before_it_ends(script, method, how):
     code, out, err = script.run(f"""
         import multiprocessing, sys, tempfile, threading, time
         from farm_executor import FarmExecutor
