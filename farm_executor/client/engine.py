@@ -388,26 +388,33 @@ class Engine:
                 meant = {task for task in self._scheduler.tasks() if task.call not in late}
             for _ in range(MAX_ROUNDS):
                 with HeldBack(), self._deciding:
-                    self._cancel_each(meant)
+                    ends = self._cancel_each(meant)
                     kills = self._scheduler.kill(meant.__contains__)
+                self._reactor.post(partial(_call_all, ends))
                 if not kills:
                     break
                 self._ask_to_kill(kills)
         finally:
             self._cancelling -= 1
 
-    def _cancel_each(self, meant: set[Task]) -> None:
-        """Forget those that no lane has, and have the others not come back from theirs; the lock is held."""
+    def _cancel_each(self, meant: set[Task]) -> list[Callable[[], None]]:
+        """Forget those that no lane has, and have the others not come back from theirs; the lock is held.
+
+        Returns:
+            What is to be done about those forgotten, in a handler.
+        """
+        ends: list[Callable[[], None]] = []
         for task in [task for task in self._scheduler.tasks() if task in meant]:
             if self._scheduler.withdraw(task):
-                self._reactor.post(partial(self._settler.cancel, task))
+                ends.append(partial(self._settler.cancel, task))
             elif not self._scheduler.drop(task):
                 task.unwanted = task.call._cancel_started
             elif not task.begun and task.call._cancel_started():
-                self._reactor.post(partial(self._settler.cancelled, task))
+                ends.append(partial(self._settler.cancelled, task))
             else:
                 error = TaskKilledError("the task was killed while it waited to be sent again")
-                self._reactor.post(partial(self._settler.fail, task, error, "killed"))
+                ends.append(partial(self._settler.fail, task, error, "killed"))
+        return ends
 
     def kill_one(self, future: FarmFuture) -> bool:
         """Kill a future's task, now if it runs, and when its turn comes if a worker has it already."""
@@ -1040,6 +1047,11 @@ class _Deciding:
 
 def _nothing() -> None:
     """For the inbox: wake up and see whether all is over."""
+
+
+def _call_all(actions: list[Callable[[], None]]) -> None:
+    for action in actions:
+        action()
 
 
 def _ignore(result: object) -> None:

@@ -1,7 +1,6 @@
 """Everything ends, and the farm goes on: what an interrupted notebook cell needs."""
 
 import threading
-import time
 from concurrent.futures import CancelledError, wait
 
 import pytest
@@ -118,8 +117,9 @@ def test_a_callback_may_cancel_all_and_others_submit_meanwhile(farm, gate):
 
     def submit():
         while not over.is_set():
-            results.append(farm.submit(pow, 2, 2))
-            time.sleep(0)
+            some = [farm.submit(pow, 2, 2) for _ in range(20)]
+            results.extend(some)
+            wait(some, DEADLINE)
 
     thread = threading.Thread(target=submit)
     thread.start()
