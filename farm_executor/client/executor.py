@@ -20,7 +20,7 @@ from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from numbers import Number
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from farm_executor.address import Address, AddressLike
 from farm_executor.arguments import checked
@@ -32,13 +32,23 @@ from farm_executor.client.options import TaskOptions
 from farm_executor.errors import AddressError
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack  # which checkers bring along: Python has them from 3.11 on
+
     from farm_executor.client.engine import Engine
     from farm_executor.client.launching import EmbeddedServer, RemoteServer
     from farm_executor.client.servers import Sources
     from farm_executor.client.statistics import FarmStatistics
     from farm_executor.security import Key
 
+    T1 = TypeVar("T1")
+    T2 = TypeVar("T2")
+    T3 = TypeVar("T3")
+    Ts = TypeVarTuple("Ts")
+
 __all__ = ["FarmExecutor", "OptionsView"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +76,7 @@ class _Front(Executor):
 
     # -- the standard library's contract -----------------------------------------------------------------
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Schedule ``fn(*args, **kwargs)``; every argument is the function's.
 
         Returns:
@@ -84,14 +94,60 @@ class _Front(Executor):
         engine = self._engine or self._start_engine()
         return engine.submit(fn, args, kwargs, self._options)
 
+    # From the first three a checker learns what a lambda takes; the last takes all that typeshed's `map` does.
+    @overload
     def map(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[[T1], T],
+        it1: Iterable[T1],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[T1, T2], T],
+        it1: Iterable[T1],
+        it2: Iterable[T2],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[T1, T2, T3], T],
+        it1: Iterable[T1],
+        it2: Iterable[T2],
+        it3: Iterable[T3],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
-    ) -> Iterator[Any]:
+    ) -> Iterator[T]: ...
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
         """As `concurrent.futures.Executor.map` in Python 3.14, on every Python.
 
         Args:
@@ -301,8 +357,13 @@ class _Front(Executor):
             raise TimeoutError(f"not every server has answered within {timeout} s: {names}")
 
     def broadcast(
-        self, fn: Callable[..., Any], /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
-    ) -> list[Any]:
+        self,
+        fn: Callable[[Unpack[Ts]], T],
+        /,
+        *args: Unpack[Ts],
+        persistent: bool = False,
+        timeout: float | None = 60.0,
+    ) -> list[T]:
         """Call ``fn(*args)`` once on every worker, and wait for all of them.
 
         A worker makes the call when it has ended what it runs, before anything that is queued.
