@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, overload
 
 from farm_executor.client.future import FarmFuture
 from farm_executor.lfarm.checks import check_instance, check_seconds, checked_index
@@ -34,6 +34,8 @@ __all__ = [
     "submit_timeout",
     "try_receive_result",
 ]
+
+P = ParamSpec("P")
 
 _DEPRECATED = "is deprecated, as in lfarm; use try_receive_result(channel, timeout=seconds)"
 
@@ -82,6 +84,10 @@ class Channel:
         bound = self._bound
         return len(self._submitted) if bound is None else len(self._submitted) + bound.giving + len(bound.held)
 
+    @overload
+    def submit(self, task: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    @overload
+    def submit(self, task: str, /, *args: Any, **kwargs: Any) -> None: ...
     def submit(self, task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
         """Submit a call, whose outcome can then be received. It is sent in the current category and priority.
 

@@ -16,11 +16,33 @@ import operator
 from collections.abc import Callable, Iterable, MutableSequence
 from functools import partial, reduce
 from itertools import chain, compress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from farm_executor.lfarm.checks import check_bool, check_callable, checked_index
 from farm_executor.lfarm.parts import bounds, columns, divide, first_found, run_all, sliceable
 from farm_executor.lfarm.tasks import sendable
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRichComparison, SupportsRichComparisonT
+    from typing_extensions import TypedDict, Unpack
+
+    class _OfPart(TypedDict, total=False):
+        start: int
+        end: int | None
+        parts: int | None
+
+    class _OfSearch(_OfPart, total=False):
+        from_end: bool
+
+    class _OfReduction(_OfSearch, total=False):
+        recurse: bool
+
+    class _OfCount(_OfPart, total=False):
+        key: TaskLike | None
+
+    class _OfFind(_OfSearch, total=False):
+        key: TaskLike | None
+
 
 __all__ = [
     "pcount",
@@ -45,6 +67,11 @@ __all__ = [
 TaskLike = Callable[..., Any] | str
 """What can be submitted: a function, a task, or the name of a function on the servers."""
 
+T = TypeVar("T")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+K = TypeVar("K")
 Target = TypeVar("Target", bound=MutableSequence[Any])
 
 _NOTHING: Any = object()
@@ -52,6 +79,45 @@ _NOTHING: Any = object()
 # -- mapping -----------------------------------------------------------------------------------------
 
 
+@overload
+def pmap(
+    task: Callable[[T1], T], s1: Iterable[T1], /, *, parts: int | None = None, size: int | None = None
+) -> list[T]: ...
+@overload
+def pmap(
+    task: Callable[[T1, T2], T],
+    s1: Iterable[T1],
+    s2: Iterable[T2],
+    /,
+    *,
+    parts: int | None = None,
+    size: int | None = None,
+) -> list[T]: ...
+@overload
+def pmap(
+    task: Callable[[T1, T2, T3], T],
+    s1: Iterable[T1],
+    s2: Iterable[T2],
+    s3: Iterable[T3],
+    /,
+    *,
+    parts: int | None = None,
+    size: int | None = None,
+) -> list[T]: ...
+@overload
+def pmap(
+    task: Callable[..., T],
+    s1: Iterable[Any],
+    s2: Iterable[Any],
+    s3: Iterable[Any],
+    s4: Iterable[Any],
+    /,
+    *sequences: Iterable[Any],
+    parts: int | None = None,
+    size: int | None = None,
+) -> list[T]: ...
+@overload
+def pmap(task: str, *sequences: Iterable[Any], parts: int | None = None, size: int | None = None) -> list[Any]: ...
 def pmap(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None, size: int | None = None) -> list[Any]:
     """As ``list(map(task, *sequences))``.
 
@@ -110,7 +176,7 @@ def pmap_into(
     return target
 
 
-def plet(body: Callable[..., Any], /, **bindings: Any) -> Any:
+def plet(body: Callable[..., T], /, **bindings: Any) -> T:
     """Compute values in parallel, and then call a function with them.
 
     ``plet(lambda x, y: x + y, x=lambda: f(3), y=lambda: g(4))`` is Lisp's ``(plet ((x (f 3)) (y (g 4))) (+ x y))``.
@@ -137,6 +203,33 @@ def plet(body: Callable[..., Any], /, **bindings: Any) -> Any:
 # -- reducing ----------------------------------------------------------------------------------------
 
 
+@overload
+def preduce(
+    task: Callable[[T, T], T] | str,
+    sequence: Iterable[T],
+    *,
+    initial_value: T = ...,
+    key: None = None,
+    **options: Unpack[_OfReduction],
+) -> T: ...
+@overload
+def preduce(
+    task: Callable[[K, K], K] | str,
+    sequence: Iterable[T],
+    *,
+    initial_value: K = ...,
+    key: Callable[[T], K],
+    **options: Unpack[_OfReduction],
+) -> K: ...
+@overload
+def preduce(
+    task: TaskLike,
+    sequence: Iterable[Any],
+    *,
+    initial_value: Any = ...,
+    key: str,
+    **options: Unpack[_OfReduction],
+) -> Any: ...
 def preduce(
     task: TaskLike,
     sequence: Iterable[Any],
@@ -185,6 +278,33 @@ def preduce(
     return partials[0] if len(partials) == 1 else _reduced(call, None, partials, _NOTHING, from_end, 1)[0]
 
 
+@overload
+def preduce_partial(
+    task: Callable[[T, T], T] | str,
+    sequence: Iterable[T],
+    *,
+    initial_value: T = ...,
+    key: None = None,
+    **options: Unpack[_OfSearch],
+) -> list[T]: ...
+@overload
+def preduce_partial(
+    task: Callable[[K, K], K] | str,
+    sequence: Iterable[T],
+    *,
+    initial_value: K = ...,
+    key: Callable[[T], K],
+    **options: Unpack[_OfSearch],
+) -> list[K]: ...
+@overload
+def preduce_partial(
+    task: TaskLike,
+    sequence: Iterable[Any],
+    *,
+    initial_value: Any = ...,
+    key: str,
+    **options: Unpack[_OfSearch],
+) -> list[Any]: ...
 def preduce_partial(
     task: TaskLike,
     sequence: Iterable[Any],
@@ -220,6 +340,24 @@ def preduce_partial(
     return _reduced(call, key_call, elements, initial_value, from_end, parts)
 
 
+@overload
+def pmap_reduce(
+    map_task: Callable[[T], K],
+    reduce_task: Callable[[K, K], K] | str,
+    sequence: Iterable[T],
+    *,
+    initial_value: K = ...,
+    **options: Unpack[_OfReduction],
+) -> K: ...
+@overload
+def pmap_reduce(
+    map_task: str,
+    reduce_task: TaskLike,
+    sequence: Iterable[Any],
+    *,
+    initial_value: Any = ...,
+    **options: Unpack[_OfReduction],
+) -> Any: ...
 def pmap_reduce(
     map_task: TaskLike,
     reduce_task: TaskLike,
@@ -281,6 +419,10 @@ def pevery(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) 
     return _first(_find_false, task, sequences, parts) is None
 
 
+@overload
+def psome(task: Callable[..., T], *sequences: Iterable[Any], parts: int | None = None) -> T | None: ...
+@overload
+def psome(task: str, *sequences: Iterable[Any], parts: int | None = None) -> Any: ...
 def psome(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> Any:
     """The first true value that ``map(task, *sequences)`` yields; None if there is none.
 
@@ -311,6 +453,24 @@ def pnotevery(task: TaskLike, *sequences: Iterable[Any], parts: int | None = Non
 # -- searching ---------------------------------------------------------------------------------------
 
 
+@overload
+def pfind_if(
+    predicate: Callable[[T], object] | str,
+    sequence: Iterable[T],
+    *,
+    key: None = None,
+    **options: Unpack[_OfSearch],
+) -> T | None: ...
+@overload
+def pfind_if(
+    predicate: Callable[[K], object] | str,
+    sequence: Iterable[T],
+    *,
+    key: Callable[[T], K],
+    **options: Unpack[_OfSearch],
+) -> T | None: ...
+@overload
+def pfind_if(predicate: TaskLike, sequence: Iterable[T], *, key: str, **options: Unpack[_OfSearch]) -> T | None: ...
 def pfind_if(
     predicate: TaskLike,
     sequence: Iterable[Any],
@@ -344,11 +504,29 @@ def pfind_if(
     return None if found is None else elements[found[0]]
 
 
-def pfind(item: Any, sequence: Iterable[Any], **options: Any) -> Any:
+def pfind(item: object, sequence: Iterable[T], **options: Unpack[_OfFind]) -> T | None:
     """The first element that equals the item; None if there is none. The options are those of `pfind_if`."""
-    return pfind_if(partial(operator.eq, item), sequence, **options)
+    return pfind_if(partial(operator.eq, item), sequence, **options)  # type: ignore[arg-type]  # any key
 
 
+@overload
+def pcount_if(
+    predicate: Callable[[T], object] | str,
+    sequence: Iterable[T],
+    *,
+    key: None = None,
+    **options: Unpack[_OfPart],
+) -> int: ...
+@overload
+def pcount_if(
+    predicate: Callable[[K], object] | str,
+    sequence: Iterable[T],
+    *,
+    key: Callable[[T], K],
+    **options: Unpack[_OfPart],
+) -> int: ...
+@overload
+def pcount_if(predicate: TaskLike, sequence: Iterable[T], *, key: str, **options: Unpack[_OfPart]) -> int: ...
 def pcount_if(
     predicate: TaskLike,
     sequence: Iterable[Any],
@@ -376,11 +554,29 @@ def pcount_if(
     return sum(run_all(partial(_count_part, call), divide([elements], bounds(len(elements), parts))))
 
 
-def pcount(item: Any, sequence: Iterable[Any], **options: Any) -> int:
+def pcount(item: object, sequence: Iterable[Any], **options: Unpack[_OfCount]) -> int:
     """How many elements equal the item. The options are those of `pcount_if`."""
-    return pcount_if(partial(operator.eq, item), sequence, **options)
+    return pcount_if(partial(operator.eq, item), sequence, **options)  # type: ignore[arg-type]  # any key
 
 
+@overload
+def premove_if(
+    predicate: Callable[[T], object] | str,
+    sequence: Iterable[T],
+    *,
+    key: None = None,
+    **options: Unpack[_OfPart],
+) -> list[T]: ...
+@overload
+def premove_if(
+    predicate: Callable[[K], object] | str,
+    sequence: Iterable[T],
+    *,
+    key: Callable[[T], K],
+    **options: Unpack[_OfPart],
+) -> list[T]: ...
+@overload
+def premove_if(predicate: TaskLike, sequence: Iterable[T], *, key: str, **options: Unpack[_OfPart]) -> list[T]: ...
 def premove_if(
     predicate: TaskLike,
     sequence: Iterable[Any],
@@ -411,14 +607,30 @@ def premove_if(
     return [*whole[:start], *compress(elements, chain.from_iterable(kept)), *whole[behind:]]
 
 
-def premove(item: Any, sequence: Iterable[Any], **options: Any) -> list[Any]:
+def premove(item: object, sequence: Iterable[T], **options: Unpack[_OfCount]) -> list[T]:
     """A list of the elements but those that equal the item. The options are those of `premove_if`."""
-    return premove_if(partial(operator.eq, item), sequence, **options)
+    return premove_if(partial(operator.eq, item), sequence, **options)  # type: ignore[arg-type]  # any key
 
 
 # -- sorting -----------------------------------------------------------------------------------------
 
 
+@overload
+def psort(
+    sequence: Iterable[SupportsRichComparisonT],
+    *,
+    key: None = None,
+    reverse: bool = False,
+    parts: int | None = None,
+) -> list[SupportsRichComparisonT]: ...
+@overload
+def psort(
+    sequence: Iterable[T],
+    *,
+    key: Callable[[T], SupportsRichComparison] | str,
+    reverse: bool = False,
+    parts: int | None = None,
+) -> list[T]: ...
 def psort(
     sequence: Iterable[Any], *, key: TaskLike | None = None, reverse: bool = False, parts: int | None = None
 ) -> list[Any]:

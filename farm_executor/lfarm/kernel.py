@@ -17,7 +17,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 from farm_executor.address import AddressLike, parse_addresses
 from farm_executor.client.executor import FarmExecutor, OptionsView
@@ -27,7 +27,9 @@ from farm_executor.lfarm.submission import Options, Submission, ToAny, ToFarm
 from farm_executor.lfarm.tasks import translated
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
 
 __all__ = [
     "Kernel",
@@ -47,6 +49,9 @@ __all__ = [
     "task_priority",
     "use_kernel",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PRIORITIES = ("default", "low")
 
@@ -94,7 +99,7 @@ class Kernel:
     def __init__(self, executor: Executor, name: str = "farm", *, owned: bool = False) -> None:
         self.executor = executor
         self.name = name
-        self.ended = False
+        self.ended: bool = False
         self._owned = owned
         self._to_farm: ToFarm | None = None
         if isinstance(executor, (FarmExecutor, OptionsView)):
@@ -127,6 +132,10 @@ class Kernel:
 
     # -- tasks -------------------------------------------------------------------------------------------
 
+    @overload
+    def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    @overload
+    def submit(self, task: str, /, *args: Any, **kwargs: Any) -> Future[Any]: ...
     def submit(self, task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Submit a call, in the current task category and priority.
 
@@ -189,8 +198,26 @@ class Kernel:
 
     # -- all of its workers ------------------------------------------------------------------------------
 
+    @overload
     def broadcast(
-        self, task: Callable[..., Any] | str, /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
+        self,
+        task: Callable[[Unpack[Ts]], T],
+        /,
+        *args: Unpack[Ts],
+        persistent: bool = False,
+        timeout: float | None = 60.0,
+    ) -> list[T]: ...
+    @overload
+    def broadcast(
+        self, task: str, /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
+    ) -> list[Any]: ...
+    def broadcast(
+        self,
+        task: Callable[..., Any] | str,
+        /,
+        *args: object,
+        persistent: bool = False,
+        timeout: float | None = 60.0,
     ) -> list[Any]:
         """See `broadcast_task`."""
         check_bool("persistent", persistent)
@@ -533,8 +560,20 @@ def task_categories_running() -> list[Hashable]:
     return check_kernel().task_categories_running()
 
 
+@overload
 def broadcast_task(
-    task: Callable[..., Any] | str, /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
+    task: Callable[[Unpack[Ts]], T],
+    /,
+    *args: Unpack[Ts],
+    persistent: bool = False,
+    timeout: float | None = 60.0,
+) -> list[T]: ...
+@overload
+def broadcast_task(
+    task: str, /, *args: Any, persistent: bool = False, timeout: float | None = 60.0
+) -> list[Any]: ...
+def broadcast_task(
+    task: Callable[..., Any] | str, /, *args: object, persistent: bool = False, timeout: float | None = 60.0
 ) -> list[Any]:
     """Run a task once on every worker of the current kernel.
 

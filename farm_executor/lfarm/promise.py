@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 from farm_executor.client.future import FarmFuture
 from farm_executor.lfarm.checks import check_callable, check_seconds
@@ -27,16 +27,22 @@ from farm_executor.lfarm.tasks import translated
 
 __all__ = ["Chain", "Promise", "chain", "delay", "force", "fulfill", "fulfilledp", "future", "promise", "speculate"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # -- what lfarm calls them ---------------------------------------------------------------------------
 
 
-def promise() -> Promise:
+def promise() -> Promise[Any]:
     """A promise that somebody will `fulfill`."""
     return Promise(Future())
 
 
-def future(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Promise:
+@overload
+def future(task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Promise[T]: ...
+@overload
+def future(task: str, /, *args: Any, **kwargs: Any) -> Promise[Any]: ...
+def future(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Promise[Any]:
     """A promise of what a task returns, which is submitted at once to the current kernel.
 
     Args:
@@ -53,7 +59,11 @@ def future(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Prom
     return _TaskPromise(kernel.submit(task, *args, **kwargs), kernel.translated)
 
 
-def speculate(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Promise:
+@overload
+def speculate(task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Promise[T]: ...
+@overload
+def speculate(task: str, /, *args: Any, **kwargs: Any) -> Promise[Any]: ...
+def speculate(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Promise[Any]:
     """A `future` of low priority: its task begins when there is nothing else to do.
 
     Args:
@@ -68,7 +78,7 @@ def speculate(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> P
         return future(task, *args, **kwargs)
 
 
-def delay(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Promise:
+def delay(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Promise[T]:
     """A promise of what a function returns that is called here, in the first thread that forces it.
 
     It is called once at most; other threads that force it meanwhile wait. What it raises is kept, as it is.
@@ -93,7 +103,7 @@ def chain(value: Any) -> Chain:
     return Chain(value)
 
 
-def fulfill(promise: Any, value: Any) -> bool:
+def fulfill(promise: Promise[T] | Chain, value: T | Chain) -> bool:
     """Give a promise its value, if it has none and none is on its way.
 
     Args:
@@ -104,11 +114,11 @@ def fulfill(promise: Any, value: Any) -> bool:
         Whether this is the promise's value now. False for one that has been fulfilled, for a future, for a delay
         that somebody forces, and for what is no promise.
     """
-    promise = _end_of_chain(promise)
-    return isinstance(promise, Promise) and promise.fulfill(value)
+    end = _end_of_chain(promise)
+    return isinstance(end, Promise) and end.fulfill(value)
 
 
-def fulfilledp(promise: Any) -> bool:
+def fulfilledp(promise: object) -> bool:
     """Whether to force it would not wait. True for what is no promise, and for a promise that has failed.
 
     A promise whose value is a `chain` has it; whether that needs waiting for, the chain itself tells.
@@ -117,6 +127,12 @@ def fulfilledp(promise: Any) -> bool:
     return not isinstance(promise, (Promise, Future)) or promise.done()
 
 
+@overload
+def force(promise: Chain | Promise[Chain], timeout: float | None = None) -> Any: ...
+@overload
+def force(promise: Promise[T] | Future[T], timeout: float | None = None) -> T: ...
+@overload
+def force(promise: T, timeout: float | None = None) -> T: ...
 def force(promise: Any, timeout: float | None = None) -> Any:
     """Wait for a promise's value.
 
@@ -170,7 +186,7 @@ def force(promise: Any, timeout: float | None = None) -> Any:
 _telling = threading.Lock()  # only one thread makes the error that all are told
 
 
-class Promise:
+class Promise(Generic[T]):
     """A value that comes later: what `promise`, `future`, `speculate` and `delay` return.
 
     Promises stay in the process that made them: one that is given to a task, also by a closure, raises `TypeError`
@@ -183,14 +199,14 @@ class Promise:
         All methods, and the functions of this module, may be called from any thread.
     """
 
-    def __init__(self, future: Future[Any]) -> None:
+    def __init__(self, future: Future[T]) -> None:
         self.future = future
         self._error: tuple[BaseException, TracebackType | None] | None = None
 
-    def fulfill(self, value: Any) -> bool:
+    def fulfill(self, value: T | Chain) -> bool:
         """See `fulfill`."""
         try:
-            self.future.set_result(value)
+            self.future.set_result(value)  # type: ignore[arg-type]  # a chain stands for where it leads
         except InvalidStateError:
             return False
         return True
@@ -233,30 +249,30 @@ class Promise:
         raise TypeError("a promise cannot be pickled, as for a task: force it first, and pass on its value")
 
 
-class _TaskPromise(Promise):
+class _TaskPromise(Promise[T]):
     """The promise of a task, which nobody else can fulfil; with lfarm's way to tell its errors."""
 
-    def __init__(self, future: Future[Any], translate: Callable[[BaseException], BaseException]) -> None:
+    def __init__(self, future: Future[T], translate: Callable[[BaseException], BaseException]) -> None:
         super().__init__(future)
         self._translate = translate
 
-    def fulfill(self, value: Any) -> bool:
+    def fulfill(self, value: T | Chain) -> bool:
         return False
 
     def _for_caller(self, error: BaseException) -> BaseException:
         return self._translate(error)
 
 
-class _Delay(Promise):
+class _Delay(Promise[T]):
     """The promise of a call that the first who forces it makes."""
 
-    def __init__(self, call: Callable[[], Any]) -> None:
+    def __init__(self, call: Callable[[], T]) -> None:
         super().__init__(Future())
         self._lock = threading.Lock()
-        self._call: Callable[[], Any] | None = call
+        self._call: Callable[[], T] | None = call
         self._caller: int | None = None
 
-    def fulfill(self, value: Any) -> bool:
+    def fulfill(self, value: T | Chain) -> bool:
         return self._take() is not None and super().fulfill(value)
 
     def wait(self, timeout: float | None) -> bool:
@@ -267,12 +283,12 @@ class _Delay(Promise):
             raise RuntimeError("this delay waits for itself: its own call forces it")
         return super().wait(timeout)
 
-    def _take(self) -> Callable[[], Any] | None:
+    def _take(self) -> Callable[[], T] | None:
         with self._lock:
             call, self._call = self._call, None
         return call
 
-    def _run(self, call: Callable[[], Any]) -> None:
+    def _run(self, call: Callable[[], T]) -> None:
         self._caller = threading.get_ident()
         try:
             value = call()

@@ -20,7 +20,7 @@ import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from farm_executor import payload
 from farm_executor.errors import FarmError, InvalidTaskError, TaskExecutionError
@@ -38,12 +38,15 @@ __all__ = [
     "travelling_by_value",
 ]
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+P2 = ParamSpec("P2")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 # -- deftask -----------------------------------------------------------------------------------------
 
 
-class Task(Generic[F]):
+class Task(Generic[P, T_co]):
     """A function recorded by `deftask`; called, it is that function.
 
     Args:
@@ -51,7 +54,7 @@ class Task(Generic[F]):
         local: Whether it can be called here, too.
     """
 
-    def __init__(self, function: F, *, local: bool = True) -> None:
+    def __init__(self, function: Callable[P, T_co], *, local: bool = True) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self._local = local
@@ -59,7 +62,7 @@ class Task(Generic[F]):
         if isinstance(module, str) and module != "__main__":  # that travels by value anyway
             _modules.add(module)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
         """Call the function here."""
         if not self._local and not _in_task.get():
             raise TypeError(
@@ -68,6 +71,12 @@ class Task(Generic[F]):
             )
         return self.function(*args, **kwargs)
 
+    @overload
+    def __get__(self, instance: None, owner: type) -> Task[P, T_co]: ...
+    @overload
+    def __get__(
+        self: Task[Concatenate[Any, P2], T], instance: object, owner: type | None = None
+    ) -> Callable[P2, T]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         # Fetched from an object, a function is bound to it.
         return self if instance is None else _BoundTask(self, instance)
@@ -84,19 +93,19 @@ class Task(Generic[F]):
         return _rebuilt, (data,)
 
 
-class _BoundTask(Task[Any]):
+class _BoundTask(Task[P, T_co]):
     """A method of an object, which travels with it."""
 
-    def __init__(self, task: Task[Any], instance: Any) -> None:
+    def __init__(self, task: Task[..., T_co], instance: Any) -> None:
         functools.update_wrapper(self, task.function)
         self.function = types.MethodType(task.function, instance)
         self._local = task._local
 
 
 @overload
-def deftask(function: F, /) -> Task[F]: ...
+def deftask(function: Callable[P, T], /) -> Task[P, T]: ...
 @overload
-def deftask(*, local: bool = True) -> Callable[[F], Task[F]]: ...
+def deftask(*, local: bool = True) -> Callable[[Callable[P, T]], Task[P, T]]: ...
 def deftask(function: Any = None, /, *, local: bool = True) -> Any:
     """Record a function as a task that needs not exist on the servers; a decorator.
 
@@ -117,7 +126,7 @@ def deftask(function: Any = None, /, *, local: bool = True) -> Any:
     """
     check_bool("local", local)
 
-    def record(function: Any) -> Task[Any]:
+    def record(function: Any) -> Task[..., Any]:
         if not callable(function) or isinstance(function, (type, Task)):
             raise TypeError(f"deftask records functions, not {reprlib.repr(function)}")
         return Task(function, local=local)
