@@ -1,6 +1,11 @@
-"""The project's checks. `nox` runs the default ones; `nox -l` lists all; what follows ``--`` is passed on."""
+"""The project's checks. `nox` runs the default ones; `nox -l` lists all; what follows ``--`` is passed on.
+
+Every session but `minimums` installs the newest versions of what it needs. Each prints what it runs with, so that
+what a new version changes is seen on the day it comes.
+"""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,10 +15,10 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = False  # tests run on every Python that is found
-nox.options.sessions = ["lint", "types", "tests", "promises", "not_led", "docs"]
+nox.options.sessions = ["lint", "types", "minimums", "tests", "promises", "not_led", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+SUPPORTED = nox.project.python_versions(PROJECT)
 OF_THE_PYTHON = [
     "tests/contract",
     "tests/conformance",
@@ -32,24 +37,45 @@ OF_THE_PYTHON = [
 SIDE_BY_SIDE = ("-n", "3", "--dist", "worksteal")  # most tests wait for a process most of the time
 
 
-def _find_pyenv_versions() -> None:
-    """Put the interpreters that pyenv has installed, but not activated, where nox looks for them."""
-    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = sorted(root.glob("3.*/bin")) if root.is_dir() else []
-    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, found)])
+def _find_pythons() -> list[str]:
+    """The Pythons that are here, from the oldest that is supported to the newest, which need not be known yet.
+
+    Those that pyenv or uv has installed, but not activated, are put where nox looks for them.
+    """
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions").glob("*/bin")
+    uv = Path(os.environ.get("UV_PYTHON_INSTALL_DIR", Path.home() / ".local/share/uv/python")).glob("*/bin")
+    releases = {}
+    for folder in (*pyenv, *uv):
+        release = re.fullmatch(r"(?:cpython-)?3\.(\d+)\.(\d+)(?:-\w+-\w+-\w+)?", folder.parent.name)
+        if release:
+            releases[folder] = tuple(map(int, release.groups()))
+    newest_first = sorted(releases, key=lambda folder: releases[folder], reverse=True)
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, newest_first)])
+    oldest = int(SUPPORTED[0].removeprefix("3."))
+    found = [f"3.{minor}" for minor in range(oldest, 100) if shutil.which(f"python3.{minor}")]
+    return found or [f"3.{sys.version_info.minor}"]
+
+
+def _install(session: nox.Session, *requirements: str) -> None:
+    """Install what a session needs, and say what that is."""
+    session.install("--upgrade", "--upgrade-strategy=eager", *requirements)
+    installed = session.run("python", "-m", "pip", "list", "--format=freeze", silent=True) or ""
+    python = session.run("python", "--version", silent=True) or ""
+    session.log(f"runs with {python.strip()}, {', '.join(installed.split())}")
 
 
 def _group(name: str) -> list[str]:
     return nox.project.dependency_groups(PROJECT, name)
 
 
-_find_pyenv_versions()
+PYTHONS = _find_pythons()
+FOR_TESTS = [".[tls]", *_group("tests")]
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff."""
-    session.install(*_group("lint"))
+    _install(session, *_group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
 
@@ -57,7 +83,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy, strictly."""
-    session.install(".", *_group("types"))
+    _install(session, ".", *_group("types"))
     session.run("mypy", *session.posargs)
 
 
@@ -65,26 +91,34 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on every Python that is found, but for those that do harm: see `promises`.
 
-    Between the oldest and the newest, those whose outcome depends on the Python; `-- tests` runs all on each.
+    On the newest all of them, on others those whose outcome depends on the Python; `-- tests` runs all on each. On
+    the oldest that is supported `minimums` runs all.
     """
-    found = [version for version in PYTHONS if shutil.which(f"python{version}")]
-    whole = session.python in (found[0], found[-1])
-    session.install(".", *_group("tests"))
-    parts = session.posargs or (["--ignore=tests/faults"] if whole else OF_THE_PYTHON)
+    _install(session, *FOR_TESTS)
+    parts = session.posargs or (["--ignore=tests/faults"] if session.python == PYTHONS[-1] else OF_THE_PYTHON)
     session.run("pytest", *SIDE_BY_SIDE, *parts)
 
 
-@nox.session(python="3.13")
+@nox.session(python=SUPPORTED[0])
+def minimums(session: nox.Session) -> None:
+    """Run the tests, but for those that do harm, with the lowest versions of all that the project declares."""
+    project = PROJECT["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["tls"], *_group("tests")]
+    _install(session, ".", *(requirement.replace(">=", "==") for requirement in declared))
+    session.run("pytest", *SIDE_BY_SIDE, "--minimums", *(session.posargs or ["--ignore=tests/faults"]))
+
+
+@nox.session(python=PYTHONS[-1])
 def promises(session: nox.Session) -> None:
     """Hold the promises against a short form of every fault; `faults` does it at length, and with figures."""
-    session.install(".", *_group("tests"))
+    _install(session, *FOR_TESTS)
     session.run("pytest", *SIDE_BY_SIDE, "tests/faults", *session.posargs)
 
 
-@nox.session(python="3.13")
+@nox.session(python=PYTHONS[-1])
 def not_led(session: nox.Session) -> None:
     """Run the contract and the standard library's own tests with callers that do not lead."""
-    session.install(".", *_group("tests"))
+    _install(session, *FOR_TESTS)
     parts = (
         "tests/contract",
         "tests/conformance",
@@ -98,37 +132,29 @@ def not_led(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; warnings are errors."""
-    session.install(".", *_group("docs"))
+    _install(session, ".", *_group("docs"))
     session.run("sphinx-build", "-n", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
-
-
-@nox.session(python="3.10", default=False)
-def minimums(session: nox.Session) -> None:
-    """Run the tests with the lowest versions of the dependencies that the project declares."""
-    lowest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
-    session.install(".", *_group("tests"), *lowest)
-    session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure the executor beside ProcessPoolExecutor, in one run."""
     peers = ["loky", "distributed"] if "--peers" in session.posargs else []
-    session.install(".", "numpy", *peers)
+    _install(session, ".", "numpy", *peers)
     session.run("python", "tests/bench/compare.py", *session.posargs)
 
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Hold the promises against faults for ten minutes and more, and print the figures; `--short` for two."""
-    session.install(".", *_group("tests"))
+    _install(session, *FOR_TESTS)
     session.run("python", "tests/faults/figures.py", *session.posargs)
 
 
 @nox.session(python="3.11", default=False)  # the newest for which the fuzzer has wheels everywhere
 def fuzz(session: nox.Session) -> None:
     """Give hostile bytes to everything that reads a peer's, guided by coverage: `-- --inputs 1000000`."""
-    session.install(".", "atheris")
+    _install(session, ".", "atheris")
     session.run("python", "tests/faults/fuzz.py", *session.posargs)
 
 

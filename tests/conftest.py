@@ -17,6 +17,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="with caller_leads=False, unless a test says otherwise",
     )
+    parser.addoption(
+        "--minimums",
+        action="store_true",
+        help="the lowest versions that the project declares are installed: fail if they are not",
+    )
 
 
 def pytest_configure(config):
