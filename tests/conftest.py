@@ -9,6 +9,11 @@ import time
 from multiprocessing import resource_tracker
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more of the machine, and of what else it does, than of the test.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser):
