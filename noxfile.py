@@ -82,9 +82,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy, strictly."""
+    """Check the package's types with mypy, strictly, and those of programs that use it with pyright, too."""
     _install(session, ".", *_group("types"))
     session.run("mypy", *session.posargs)
+    session.run("python", "tests/typing/check.py", SUPPORTED[0], SUPPORTED[-1])
 
 
 @nox.session(python=PYTHONS)

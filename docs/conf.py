@@ -2,6 +2,10 @@
 
 import zlib
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
 import farm_executor
 
@@ -26,8 +30,12 @@ napoleon_use_ivar = True
 napoleon_custom_sections = ["Thread safety"]
 nitpick_ignore = [
     ("py:class", "farm_executor.address.Address"),  # users write strings and tuples
-    ("py:class", "farm_executor.lfarm.tasks.F"),  # a type variable
     ("py:exc", "CancelledError"),  # its name in the standard library is longer
+]
+
+nitpick_ignore_regex = [
+    ("py:class", r"(farm_executor\..*\.)?(P|T|T_co|Ts|Target)(\.args|\.kwargs)?"),  # type variables
+    ("py:class", r"Unpack|_Of\w+"),  # how `pfind` and its like say that their options are those of `pfind_if`
 ]
 
 # The names of the standard library that we link to. Its own inventory would have to be downloaded for each build,
@@ -75,6 +83,29 @@ def _write_inventory(path: Path) -> str:
     path.write_bytes(head.encode() + zlib.compress("".join(f"{line}\n" for line in lines).encode()))
     return str(path)
 
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-signature", _with_plain_parameters)
+
+
+def _with_plain_parameters(app: Sphinx, what: str, name: str, obj: object, options: object, *signature: str) -> Any:
+    """Autodoc has its own way to write a `ParamSpec`; write it as the source does."""
+    arguments, result = signature
+    if arguments:
+        for theirs, ours in (("[[~P]", "[P"), ("*args: ~typing.~P", "*args: P.args"), ("~typing.~P", "P.kwargs")):
+            arguments = arguments.replace(theirs, ours)
+    return arguments, result
+
+
+def _without_overloads(analyzer: ModuleAnalyzer) -> None:
+    """Readers are shown the one signature that runs: overloads are for type checkers."""
+    _analyze(analyzer)
+    analyzer.overloads = {}
+
+
+_analyze = ModuleAnalyzer.analyze
+ModuleAnalyzer.analyze = _without_overloads
 
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", _write_inventory(Path(__file__).parent / "_build" / "python.inv"))

@@ -74,7 +74,7 @@ class VersionMismatchError(FarmError):
 
     def __init__(self, message: str, mismatches: dict[str, tuple[str, str]] | None = None) -> None:
         super().__init__(message, mismatches or {})
-        self.mismatches = mismatches or {}
+        self.mismatches: dict[str, tuple[str, str]] = mismatches or {}
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -216,7 +216,7 @@ class BroadcastError(FarmError):
 
     def __init__(self, message: str, outcomes: list[BroadcastOutcome] | None = None) -> None:
         super().__init__(message, outcomes or [])
-        self.outcomes = outcomes or []
+        self.outcomes: list[BroadcastOutcome] = outcomes or []
 
     def __str__(self) -> str:
         return str(self.args[0])

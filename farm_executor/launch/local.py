@@ -253,8 +253,8 @@ class Server:
     """
 
     def __init__(self, address: Address, process: subprocess.Popen[bytes]) -> None:
-        self.address = str(address)
-        self.pid = process.pid
+        self.address: str = str(address)
+        self.pid: int = process.pid
         self._process = process
 
     def __repr__(self) -> str:

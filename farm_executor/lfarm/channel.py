@@ -68,7 +68,7 @@ class Channel:
     """
 
     def __init__(self, kernel: Kernel | None = None, *, fixed_capacity: int | None = None) -> None:
-        self.kernel = check_kernel() if kernel is None else checked_kernel(kernel)
+        self.kernel: Kernel = check_kernel() if kernel is None else checked_kernel(kernel)
         self._outcomes: SimpleQueue[Any] = SimpleQueue()
         self._arrive = self._outcomes.put  # of C: no code of Python's runs when a task is done
         self._submitted: set[Future[Any]] = set()  # and not received

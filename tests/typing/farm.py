@@ -1,0 +1,109 @@
+"""What FarmExecutor has beyond ProcessPoolExecutor, and faults in its use."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
+
+from typing_extensions import assert_type
+
+from farm_executor import (
+    BroadcastError,
+    FarmExecutor,
+    FarmStatistics,
+    OptionsView,
+    WorkerLostError,
+    end_server,
+    ping,
+    start_server,
+)
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def greet(name: str, times: int = 1, *, loud: bool = False) -> str:
+    return (name.upper() if loud else name) * times
+
+
+def same(executor: FarmExecutor | OptionsView) -> Future[int]:
+    return executor.submit(square, 3)
+
+
+def views(farm: FarmExecutor) -> None:
+    view = farm.with_options(priority="high", category="a", timeout=3).with_options(max_attempts=1)
+    assert_type(view, OptionsView)
+    assert_type(view.submit(greet, "x", loud=True), Future[str])
+    assert_type(view.map(square, [1], buffersize=3), Iterator[int])
+    assert_type(view.broadcast(greet, "x", 2, timeout=None), list[str])
+    view.submit(square, "wrong")  # E
+    view.submit(square)  # E
+    view.map(square, 3)  # E
+    view.broadcast(square)  # E
+    farm.with_options(priorty="high")  # E
+    farm.with_options(timeout="3")  # E
+    farm.with_options("high")  # E
+
+
+def lambdas(farm: FarmExecutor) -> None:
+    """They cannot be given to ProcessPoolExecutor, and so typeshed's `map` tells checkers nothing about them."""
+    assert_type(farm.submit(lambda: 3), Future[int])
+    assert_type(list(farm.map(lambda x, y: f"{x}{y}", [1], [2.0])), list[str])
+    list(farm.map(lambda x: x.upper(), ["a"]))
+    list(farm.map(lambda x, y: x + y, [1], [2]))
+    list(farm.map(lambda x, y, z: x + y + z, [1], [2], [3], timeout=3))
+    list(farm.with_options(timeout=3).map(lambda x: x + 1, [1]))
+    farm.submit(lambda: 3, 4)  # E
+
+
+def broadcasts(farm: FarmExecutor) -> None:
+    assert_type(farm.broadcast(square, 3), list[int])
+    assert_type(farm.broadcast(greet, "x"), list[str])
+    assert_type(farm.broadcast(greet, "x", 2, persistent=True, timeout=3), list[str])
+    assert_type(farm.broadcast(partial(greet, "x", loud=True)), list[str])
+    assert_type(farm.broadcast(print, 1, "a"), list[None])
+    farm.broadcast(square, "a")  # E
+    farm.broadcast(square)  # E
+    farm.broadcast(square, 1, 2)  # E
+    farm.broadcast(square, 1, persistant=True)  # E
+    farm.broadcast(greet, "x", loud=True)  # E
+    a: list[str] = farm.broadcast(square, 1)  # E
+    print(a)
+
+
+def ends(farm: FarmExecutor) -> None:
+    assert_type(farm.kill(farm.submit(square, 3)), bool)
+    assert_type(farm.kill_tasks("a", dry_run=True), int)
+    assert_type(farm.statistics(), FarmStatistics)
+    print(farm.statistics().servers[0].workers[0].pid)
+    farm.shutdown(timeout=3)
+    farm.kill(3)  # E
+    farm.kill_tasks([1])  # E
+
+
+def errors(farm: FarmExecutor) -> None:
+    try:
+        farm.broadcast(square, 1)
+    except WorkerLostError as error:
+        print(error.exit_code, error.stderr, error.eixt_code)  # E
+    except BroadcastError as error:
+        print([outcome.value for outcome in error.outcomes])
+
+
+def main() -> None:
+    FarmExecutor(4)
+    FarmExecutor(("a", 1))
+    FarmExecutor(["a:1", ("b", 2)])
+    with FarmExecutor("a:1", max_workers=3, key_file="key", when_full="raise", heartbeat=1) as farm:
+        farm.connect(timeout=3)
+        farm.add_server(("b", 1))
+        farm.remove_server("b:1", drain=False)
+        same(farm.with_options(category=3))
+        farm.add_server(3)  # E
+    FarmExecutor(3.5)  # E
+    FarmExecutor(max_pending_bytes="1 MB")  # E
+    FarmExecutor(when_full="rise")  # E
+    FarmExecutor(key="secret")  # E
+    with start_server("127.0.0.1", 0, background=True) as server:
+        print(server.address, ping("127.0.0.1", 11111, timeout=1))
+        end_server("127.0.0.1", "11111")  # E
