@@ -97,7 +97,7 @@ def promises() -> None:
     assert_type(lfarm.force(lfarm.future(add, 3)), int)
     assert_type(lfarm.force(lfarm.future(Job().run, 3)), str)
     assert_type(lfarm.force(lfarm.future("os:getpid")), Any)
-    assert_type(lfarm.delay(square, 3).force(), int)
+    assert_type(lfarm.force(lfarm.delay(square, 3)), int)
     assert_type(lfarm.force(lfarm.future(square, 3).future), int)
     assert_type(lfarm.force(Job()), Job)
     promise: lfarm.Promise[str] = lfarm.promise()
