@@ -4,6 +4,7 @@ Every session but `minimums` installs the newest versions of what it needs. Each
 what a new version changes is seen on the day it comes.
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -69,7 +70,7 @@ def _group(name: str) -> list[str]:
 
 
 PYTHONS = _find_pythons()
-FOR_TESTS = [".[tls]", *_group("tests")]
+FOR_TESTS = [".[completion,tls]", *_group("tests")]
 
 
 @nox.session
@@ -104,7 +105,8 @@ def tests(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Run the tests, but for those that do harm, with the lowest versions of all that the project declares."""
     project = PROJECT["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["tls"], *_group("tests")]
+    extras = itertools.chain(*project["optional-dependencies"].values())
+    declared = [*project["dependencies"], *extras, *_group("tests")]
     _install(session, ".", *(requirement.replace(">=", "==") for requirement in declared))
     session.run("pytest", *SIDE_BY_SIDE, "--minimums", *(session.posargs or ["--ignore=tests/faults"]))
 
