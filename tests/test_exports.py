@@ -1,10 +1,13 @@
 """What `farm_executor` promises by name."""
 
+import ast
+import inspect
 import subprocess
 import sys
 
 import farm_executor
-from farm_executor import errors
+from farm_executor import FarmExecutor, errors
+from farm_executor.client import executor
 
 
 def test_every_public_name_exists_once():
@@ -14,6 +17,19 @@ def test_every_public_name_exists_once():
 
 def test_every_error_is_public():
     assert set(errors.__all__) <= set(farm_executor.__all__)
+
+
+def test_what_checkers_know_of_the_executors_settings_is_its_signature():
+    """The overloads of the constructor give them as one dictionary, which no checker compares with it."""
+    tree = ast.parse(inspect.getsource(executor))
+    (settings,) = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "_Settings"]
+    known = {
+        item.target.id: ast.unparse(item.annotation) for item in settings.body if isinstance(item, ast.AnnAssign)
+    }
+    parameters = inspect.signature(FarmExecutor.__init__).parameters.values()
+
+    by_name_alone = {p.name: ast.unparse(ast.parse(p.annotation)) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert known == by_name_alone
 
 
 def imported_by(program, *names):

@@ -32,7 +32,13 @@ from farm_executor.client.options import TaskOptions
 from farm_executor.errors import AddressError
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVarTuple, Unpack  # which checkers bring along: Python has them from 3.11 on
+    from multiprocessing.context import BaseContext
+
+    from typing_extensions import (
+        TypedDict,
+        TypeVarTuple,
+        Unpack,
+    )  # which checkers bring along: Python has them from 3.11 on
 
     from farm_executor.client.engine import Engine
     from farm_executor.client.launching import EmbeddedServer, RemoteServer
@@ -44,6 +50,25 @@ if TYPE_CHECKING:
     T2 = TypeVar("T2")
     T3 = TypeVar("T3")
     Ts = TypeVarTuple("Ts")
+
+    class _Settings(TypedDict, total=False):
+        """What the executor takes by name alone."""
+
+        max_workers: int | None
+        max_tasks_per_child: int | None
+        max_memory_per_worker: int | None
+        key: bytes | None
+        key_file: str | os.PathLike[str] | None
+        ssl_context: Any
+        connect_timeout: float | None
+        heartbeat: float
+        resume_timeout: float
+        max_attempts: int
+        allow_version_mismatch: bool
+        max_pending_bytes: int | None
+        when_full: Literal["wait", "raise"]
+        caller_leads: bool
+
 
 __all__ = ["FarmExecutor", "OptionsView"]
 
@@ -540,6 +565,35 @@ class FarmExecutor(_Front):
     _addresses: list[Address] | None
     _max_workers_given: int | None
 
+    # As typeshed has it for ProcessPoolExecutor: `initargs` are what the initializer takes.
+    @overload
+    def __init__(
+        self,
+        addresses: AddressLike | Iterable[AddressLike] | int | None = None,
+        mp_context: BaseContext | None = None,
+        initializer: Callable[[], object] | None = None,
+        initargs: tuple[()] = (),
+        **settings: Unpack[_Settings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        addresses: AddressLike | Iterable[AddressLike] | int | None = None,
+        mp_context: BaseContext | None = None,
+        *,
+        initializer: Callable[[Unpack[Ts]], object],
+        initargs: tuple[Unpack[Ts]],
+        **settings: Unpack[_Settings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        addresses: AddressLike | Iterable[AddressLike] | int | None,
+        mp_context: BaseContext | None,
+        initializer: Callable[[Unpack[Ts]], object],
+        initargs: tuple[Unpack[Ts]],
+        **settings: Unpack[_Settings],
+    ) -> None: ...
     def __init__(
         self,
         addresses: AddressLike | Iterable[AddressLike] | int | None = None,

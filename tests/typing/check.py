@@ -101,12 +101,13 @@ def differences(folder: Path, version: str) -> Iterator[str]:
 def guesses() -> Iterator[str]:
     """Public names, and attributes of theirs, whose types pyright does not know, or has only inferred."""
     output = json.loads(run("pyright", "--verifytypes", "farm_executor", "--ignoreexternal", "--outputjson"))
-    public = [
-        f"{value.__module__}.{value.__qualname__}"
+    public = {
+        f"{owner.__module__}.{owner.__qualname__}"
         for module in (farm_executor, farm_executor.lfarm)
         for value in (getattr(module, name) for name in module.__all__)
-        if hasattr(value, "__qualname__")
-    ]
+        for owner in getattr(value, "__mro__", (value,))
+        if getattr(owner, "__module__", "").startswith("farm_executor")
+    }
     symbols = [
         symbol
         for symbol in output["typeCompleteness"]["symbols"]

@@ -1,6 +1,7 @@
 """What programs do with ProcessPoolExecutor, and both checkers find right."""
 
 import asyncio
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, as_completed, wait
 from concurrent.futures import ProcessPoolExecutor as Pool
@@ -42,6 +43,10 @@ class Adder:
 
 
 def prepare() -> None: ...
+
+
+def prepare_with(a: int, b: str = "") -> int:
+    return len(b) + a
 
 
 def submitted(pool: Pool) -> None:
@@ -111,3 +116,6 @@ def main() -> None:
     with Logged("a") as logged:
         logged.submit(square, 3)
     Pool(4).shutdown(True)
+    Pool(2, multiprocessing.get_context("spawn"), prepare_with, (1, "a"))
+    Pool(initializer=prepare_with, initargs=(1, "a"), mp_context=multiprocessing.get_context())
+    Pool(None, initializer=prepare_with, initargs=(1,))

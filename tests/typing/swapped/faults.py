@@ -22,6 +22,9 @@ class Adder:
         return str(x + self.amount)
 
 
+def prepare(a: int, b: str) -> None: ...
+
+
 def submitted(pool: Pool) -> None:
     pool.submit(square, "wrong")  # E
     pool.submit(square)  # E
@@ -61,7 +64,14 @@ def mapped(pool: Pool, make: Callable[[int], Adder]) -> None:
 def main() -> None:
     Pool(max_workers="2")  # E
     Pool(max_worker=2)  # E
+    Pool(mp_context=3)  # E
     Pool(initializer=3)  # E
+    Pool(initializer=prepare)  # E
+    Pool(initializer=prepare, initargs=(1,))  # E
+    Pool(initializer=prepare, initargs=("a", 1))  # E
+    Pool(initargs=(1,))  # E
+    Pool(2, None, prepare, (1,))  # E
+    Pool(max_tasks_per_child="3")  # E
     with Pool(2) as pool:
         submitted(pool)
         mapped(pool)  # E
