@@ -72,6 +72,8 @@ class Address(NamedTuple):
         if self.ssh:
             return str(self.ssh)
         if self.path:
+            if self.path.startswith("\0"):  # a socket without a file, which other programs show so, too
+                return f"unix:@{self.path[1:]}"
             return f"unix:{self.path}"
         bracketed = ":" in self.host or self.host == "unix"  # a host of that name would read as a path
         text = f"[{self.host}]:{self.port}" if bracketed else f"{self.host}:{self.port}"

@@ -108,7 +108,8 @@ def _bind_path(sock: Socket, path: str) -> None:
                 raise
         os.unlink(path)
         sock.bind(path)
-    os.chmod(path, 0o600)
+    if not path.startswith("\0"):  # as Linux has them without a file
+        os.chmod(path, 0o600)
 
 
 def bound_address(sock: Socket, address: Address) -> Address:

@@ -798,7 +798,7 @@ class FarmExecutor(_Front):
             EngineOptions(
                 sources=self._sources(embedded),
                 settings=Settings(
-                    partial(_find_key, self._key, self._key_file, self._ssl_context, embedded is not None),
+                    partial(_find_key, self._key, self._key_file, self._ssl_context, embedded),
                     self._allow_version_mismatch,
                     self._heartbeat,
                     self._resume_timeout,
@@ -892,11 +892,11 @@ def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
     return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]
 
 
-def _find_key(key: Any, key_file: Any, ssl_context: Any, embedded: bool, address: Address) -> Key:
+def _find_key(key: Any, key_file: Any, ssl_context: Any, embedded: EmbeddedServer | None, address: Address) -> Key:
     from farm_executor.security import client_key
 
-    if embedded and address.path:  # an embedded server has a key of its own, beside its socket
-        key = key_file = None
+    if embedded is not None and (own := embedded.key_for(address)) is not None:
+        key, key_file = own, None
     return client_key(key, key_file, address, ssl_context)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddedServer", "RemoteServer", "embedded", "over_ssh"]
 
 
-class EmbeddedServer(Protocol):
+class StartedServer(Protocol):
     """A server that was started for one executor alone."""
 
     def locate(self, lost: bool = False) -> Address:
@@ -27,8 +27,15 @@ class EmbeddedServer(Protocol):
         """In a forked child: let go of it; it is the parent's."""
 
 
-class RemoteServer(EmbeddedServer, Protocol):
-    """One that was started on another machine; there may be many, which then end together."""
+class EmbeddedServer(StartedServer, Protocol):
+    """One on this machine."""
+
+    def key_for(self, address: Address) -> bytes | None:
+        """The key that admits to it; None if the address is not one that it has, or has had."""
+
+
+class RemoteServer(StartedServer, Protocol):
+    """One on another machine; there may be many, which then end together."""
 
     def let_go(self) -> None:
         """Have it end, without waiting for that."""

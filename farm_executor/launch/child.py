@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, BinaryIO
 
 from farm_executor.security import server_keys
 from farm_executor.server.childhood import Parent
@@ -20,26 +20,38 @@ from farm_executor.transport import Socket
 __all__ = ["run"]
 
 
-def run(listener: int) -> None:
+def run(listener: int, parent: BinaryIO) -> None:
     """Serve, as standard input says, which ends with the parent; then clean up.
 
     Args:
         listener: The socket's descriptor. By the time that the parent speaks, it listens.
+        parent: Standard input, of which what has been read may be more than a line.
     """
-    line = sys.stdin.buffer.readline()
+    _open_missing_streams()
+    line = parent.readline()
     if not line:
         return  # the parent could not make the socket listen, or has died
     config: dict[str, Any] = json.loads(line)
     directory = config.pop("directory")
     key = config.pop("key")
     keys = server_keys(None if key is None else bytes.fromhex(key), **config.pop("files"))
-    parent = Parent(**config.pop("parent", {}))
-    for descriptor in (parent.tracker, config.get("requests")):
+    kin = Parent(**config.pop("parent", {}))
+    for descriptor in (kin.tracker, config.get("requests")):
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
-    serve(Socket(fileno=listener), keys=keys, owner=0, parent=parent, **config)
+    sys.path[:], sys.argv[:] = config.pop("path"), config.pop("argv")
+    serve(Socket(fileno=listener), keys=keys, owner=0, parent=kin, **config)
     if directory:
         _remove(directory)
+
+
+def _open_missing_streams() -> None:
+    """Where the parent's output is closed, no socket of ours may get its number, which C code writes to."""
+    for descriptor in (1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: standard input is open
 
 
 def _remove(directory: str) -> None:

@@ -49,7 +49,7 @@ class Kinship:
         tracker = _tracker()
         requests = None
         if tracker is None:
-            requests, tracker = os.pipe()
+            requests, tracker = map(_beyond_standard, os.pipe())
             self._ours = [requests, tracker]
         parent["tracker"] = tracker
         self.words: dict[str, Any] = {"parent": parent, "requests": requests}
@@ -70,6 +70,17 @@ class Kinship:
         self._ours = []
 
 
+def _beyond_standard(descriptor: int) -> int:
+    """The descriptor, or one in its place: where the standard streams are closed, it may have a child's own number."""
+    import fcntl  # late: not on Windows
+
+    if descriptor > 2:
+        return descriptor
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(descriptor)
+    return moved
+
+
 def _tracker() -> int | None:
     """The descriptor of the program's tracker, which is started if the program may come to use it."""
     module = sys.modules.get("multiprocessing.resource_tracker")
@@ -77,7 +88,8 @@ def _tracker() -> int | None:
         return None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
-        return int(module.getfd())
+        descriptor = int(module.getfd())
+        return descriptor if descriptor > 2 else None
     except Exception:  # such as that another thread is importing it right now
         return None
     finally:

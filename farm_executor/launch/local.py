@@ -18,7 +18,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -31,6 +30,8 @@ from farm_executor.arguments import checked
 from farm_executor.errors import AddressError, BrokenFarmError
 from farm_executor.launch import background as kept
 from farm_executor.launch.kinship import Kinship, authkey
+from farm_executor.launch.path import PACKAGE_ROOT, import_path
+from farm_executor.launch.place import SOCKET, private_directory
 from farm_executor.security import Key, PathLike, new_key, server_keys, write_key
 from farm_executor.transport import Socket, bound_address, listen
 
@@ -40,17 +41,26 @@ MAX_EARLY_DEATHS = 3
 CHILDHOOD_SECONDS = 5.0  # in which a death counts as one of them
 END_SECONDS = 15.0  # more than the supervisor gives its workers
 
-# The child finds the package, and its workers the user's modules, where this process finds them. Ctrl-C is not for
-# it, until the supervisor decides otherwise. It runs no code of the user's, so there is nothing to clean up at its
-# end, for which the parent waits.
+# The child finds the package where this process has found it, and its workers the user's modules. While the package
+# is imported, nothing of the user's is on the path, where a file may have the name of a module of Python's: neither
+# the current directory, which `-c` puts there, nor what stands before the standard library, as PYTHONPATH does.
+# Ctrl-C is not for it, until the supervisor decides otherwise. It runs no code of the user's, so there is nothing
+# to clean up at its end, for which the parent waits.
 _BOOT = """\
+import sys
+sys.path[:] = [entry for entry in sys.path if entry]
+import os
+library = os.path.dirname(os.__file__)
+if library in sys.path:
+    del sys.path[: sys.path.index(library)]
 import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-import sys, json
-sys.path[:], sys.argv[:], listener = json.loads(sys.stdin.buffer.readline())
+import json
+parent = open(0, "rb", closefd=False)
+package, listener = json.loads(parent.readline())
+sys.path.append(package)
 from farm_executor.launch.child import run
-run(listener)
-import os
+run(listener, parent)
 os._exit(0)
 """
 
@@ -65,29 +75,54 @@ def default_slots() -> int:
 def _start(
     listener: Socket, config: dict[str, Any], *, group: bool, share: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a child that serves the listener and shares these descriptors; its standard input is left open."""
-    if not sys.executable:
-        raise BrokenFarmError("cannot start a server: this interpreter does not know its own path (sys.executable)")
-    # -W, -X, -O and the like, as multiprocessing does it
-    flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()
-    process = subprocess.Popen(
-        [sys.executable, *flags, "-c", _BOOT],
-        stdin=subprocess.PIPE,
-        pass_fds=[listener.fileno(), *share],
-        start_new_session=not group,
-    )
-    path = [entry for entry in sys.path if isinstance(entry, str)]
-    arguments = [str(argument) for argument in getattr(sys, "argv", ())]
+    """Start a child that serves the listener and shares these descriptors; its standard input is left open.
+
+    Raises:
+        BrokenFarmError: This program cannot start children.
+        OSError: The system does not let us.
+    """
+    import fcntl  # late: not on Windows
+
+    command = _command()
+    # Where our standard streams are closed, our sockets may have their numbers, which are the child's own.
+    passed = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=[passed, *share], start_new_session=not group
+        )
+    finally:
+        os.close(passed)
+    config |= {"path": import_path(), "argv": [str(argument) for argument in getattr(sys, "argv", ())]}
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it has died already, which the first dialling will notice
-        for line in ([path, arguments, listener.fileno()], config):
+        for line in ([PACKAGE_ROOT, passed], config):
             process.stdin.write(json.dumps(line).encode() + b"\n")
         process.stdin.flush()
     return process
 
 
+def _command() -> list[str]:
+    """What starts a child, which reads `_BOOT`'s line from its standard input."""
+    executable = _executable()
+    if not executable:
+        raise BrokenFarmError(
+            "cannot start a server: this program does not know its interpreter (sys.executable); "
+            "name one with multiprocessing.set_executable()"
+        )
+    # -W, -X, -O and the like, as multiprocessing does it
+    flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()
+    return [executable, *flags, "-c", _BOOT]
+
+
+def _executable() -> str:
+    """The interpreter; `multiprocessing` may have been told another, as in a program that embeds Python."""
+    multiprocessing = sys.modules.get("multiprocessing.spawn")
+    told = None if multiprocessing is None else multiprocessing.get_executable()
+    return os.fsdecode(told or sys.executable or "")
+
+
 class PrivateServer:
-    """An embedded farm's server: on a unix socket, in a directory that only the user may enter.
+    """An embedded farm's server: on a unix socket, in a directory that only the user may enter if there can be one.
 
     Args:
         slots: How many workers it may have for each session.
@@ -102,6 +137,8 @@ class PrivateServer:
                 "on this one, pass the addresses of servers: FarmExecutor(['host:11111'])"
             )
         self._slots = slots
+        self._key = new_key()
+        self._addresses: set[Address] = set()  # all that it has had
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[Any, PrivateServer] | None = None
@@ -118,8 +155,8 @@ class PrivateServer:
             lost: It has not been heard for too long: it is killed, and started anew.
 
         Raises:
-            BrokenFarmError: It dies right after its start, again and again; or it has been ended.
-            OSError: The system does not let us start it.
+            BrokenFarmError: It cannot be started, or dies right after its start, again and again; or it has been
+                ended.
         """
         with self._lock:
             if self._ended:
@@ -130,9 +167,16 @@ class PrivateServer:
             if self._process is None or self._process.poll() is not None or self._address is None:
                 self._note_death()
                 self._clean_up()
-                self._address = self._launch()
+                try:
+                    self._address = self._launch()
+                except OSError as error:
+                    raise BrokenFarmError(f"cannot start the embedded farm: {error}") from error
                 self._started = time.monotonic()
             return self._address
+
+    def key_for(self, address: Address) -> bytes | None:
+        """The key that admits to it; None if that is not an address of its."""
+        return self._key if address in self._addresses else None
 
     def _note_death(self) -> None:
         """Give up on a server that never lives, rather than start it for ever."""
@@ -147,19 +191,16 @@ class PrivateServer:
             )
 
     def _launch(self) -> Address:
-        directory = tempfile.mkdtemp(prefix="farm-")
+        address, listener, directory = _private_socket(self._key)
+        self._addresses.add(address)
         try:
-            address = Address(path=os.path.join(directory, "socket"))
-            key = new_key()
-            write_key(address.path + ".key", key)
-            listener = listen(address)
             kinship = Kinship()
             try:
                 config = {
                     "address": str(address),
                     "slots": self._slots,
                     "directory": directory,
-                    "key": key.hex(),
+                    "key": self._key.hex(),
                     "files": {},
                     "embedded": True,
                     **kinship.words,
@@ -169,11 +210,11 @@ class PrivateServer:
             except BaseException:
                 kinship.end()
                 raise
-            finally:
-                listener.close()
         except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove(directory)
             raise
+        finally:
+            listener.close()
         # Not at exit: the executors' own ends come first, and if all else fails the pipe does.
         self._finalizer = weakref.finalize(self, _end, self._process, directory, kinship)
         self._finalizer.atexit = False
@@ -204,6 +245,39 @@ class PrivateServer:
             self._kinship.end(farm_only=False)
 
 
+def _private_socket(key: bytes) -> tuple[Address, Socket, str | None]:
+    """Listen on a socket that only the user may reach.
+
+    It is in a directory of its own, with the key beside it for other processes of the user's that are given the
+    address. Where no file can be made, as on a full or read-only disk, Linux has sockets without: then the key
+    alone keeps others out.
+
+    Returns:
+        The socket, and the directory, which is to be removed.
+
+    Raises:
+        OSError: None can be had.
+    """
+    directory = None
+    try:
+        directory = private_directory()
+        address = Address(path=os.path.join(directory, SOCKET))
+        write_key(address.path + ".key", key)
+        return address, listen(address), directory
+    except OSError:
+        _remove(directory)
+        if sys.platform == "linux":
+            address = Address(path=f"\0farm-{os.urandom(16).hex()}")
+            with contextlib.suppress(OSError):
+                return address, listen(address), None
+        raise
+
+
+def _remove(directory: str | None) -> None:
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def _end(process: subprocess.Popen[bytes], directory: str | None, kinship: Kinship | None = None) -> None:
     if process.stdin is not None:
         with contextlib.suppress(OSError):
@@ -217,13 +291,12 @@ def _end(process: subprocess.Popen[bytes], directory: str | None, kinship: Kinsh
         process.wait()
     if kinship is not None:
         kinship.end()
-    if directory:
-        shutil.rmtree(directory, ignore_errors=True)
+    _remove(directory)
 
 
 def _await_end(process: subprocess.Popen[bytes]) -> None:
     """Wait for the end, where that can be had without looking every 50 ms, as `subprocess` does."""
-    if hasattr(os, "pidfd_open") and process.returncode is None:
+    if hasattr(os, "pidfd_open") and hasattr(select, "poll") and process.returncode is None:
         with contextlib.suppress(OSError):  # it has been waited for, or the system has none
             descriptor = os.pidfd_open(process.pid)
             try:

@@ -20,7 +20,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from farm_executor.admin import ask
 from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
 from farm_executor.launch import background
 from farm_executor.launch.held import Held
+from farm_executor.launch.place import SOCKET, private_directory
 from farm_executor.security import new_key, write_key
 
 __all__ = ["SSH_VARIABLE", "SshServer", "end_servers", "start_servers"]
@@ -62,9 +62,11 @@ _OPTIONS = {
 }
 
 # On the command line, so that every shell must read it: no line break, no quote, nothing of ours to hide.
-_COMMAND = "import sys, json; exec(json.loads(sys.stdin.buffer.readline()))"
+# Nothing is imported from the home directory, where we happen to be.
+_COMMAND = (
+    "import sys; sys.path[:] = filter(None, sys.path); import json; exec(json.loads(sys.stdin.buffer.readline()))"
+)
 _BOOT = """\
-sys.path[:] = [entry for entry in sys.path if entry]  # not the home directory, where we happen to be
 config = json.loads(sys.stdin.buffer.readline())
 try:
     from farm_executor.launch.remote import run_remote
@@ -216,8 +218,11 @@ class SshServer:
 
     def _start(self, deadline: float) -> Address:
         mark = secrets.token_hex(16)
-        directory = tempfile.mkdtemp(prefix="farm-")
-        near, far = os.path.join(directory, "socket"), f"/tmp/farm-{mark}/socket"
+        try:
+            directory = private_directory()
+        except OSError as error:
+            raise BrokenFarmError(f"no place for this machine's end of a tunnel: {error}") from error
+        near, far = os.path.join(directory, SOCKET), f"/tmp/farm-{mark}/socket"
         try:
             key = new_key()
             write_key(near + ".key", key)

@@ -197,6 +197,37 @@ def test_the_home_directory_hides_no_module(way):
         assert "" not in farm.submit(eval, "__import__('sys').path").result(DEADLINE)
 
 
+def test_a_module_in_the_home_directory_is_not_taken_for_one_of_pythons(way, tmp_path):
+    """The command begins there; so does the Python that stands for the one over there."""
+    (tmp_path / "json.py").write_text("raise RuntimeError('not the module of that name')")
+    at_home = tmp_path / "python"
+    at_home.write_text(f'#!/bin/sh\ncd {tmp_path}\nexec {sys.executable} "$@"\n')
+    at_home.chmod(0o755)
+
+    with FarmExecutor([address(workers=1, python=at_home)]) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+
+
+def test_a_temporary_directory_too_deep_for_a_socket_is_not_used(way, tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+
+    with FarmExecutor([address(workers=1)]) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+    assert os.listdir(deep) == []
+
+
+def test_without_a_place_for_the_tunnel_the_farm_breaks_at_once(way, monkeypatch):
+    def refuse(*arguments, **options):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+
+    with FarmExecutor([address(workers=1)]) as farm, pytest.raises(BrokenFarmError, match="No usable temporary"):
+        farm.submit(abs, -1).result(DEADLINE)
+
+
 def test_no_secret_is_on_a_command_line_or_in_an_environment(way, elsewhere):
     with FarmExecutor([address(workers=1)]) as farm:
         farm.submit(abs, -1).result(DEADLINE)

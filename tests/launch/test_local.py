@@ -1,0 +1,314 @@
+"""How servers on this machine are started, in every environment that a program may have."""
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from farm_executor import BrokenFarmError, FarmExecutor
+
+DEADLINE = 20.0
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="has sockets without files, and /proc")
+
+
+class Program:
+    """A program of a user's: its files, and a process of its own to run it in."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def write(self, name, code):
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(code))
+        return path
+
+    def run(self, code, *, directory=None, **options):
+        """What it prints; it must end well, and in time."""
+        return self.run_command([sys.executable, str(self.write("program.py", code))], directory, **options)
+
+    def run_command(self, command, directory=None, **options):
+        process = subprocess.Popen(
+            command,
+            cwd=directory or self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"the program hangs: {out}{err}")
+        assert process.returncode == 0, out + err
+        return out
+
+
+@pytest.fixture
+def program(tmp_path):
+    return Program(tmp_path)
+
+
+# -- an interpreter that cannot be started --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("executable", "says"),
+    [("/nowhere/python", "/nowhere/python"), ("", "set_executable"), (None, "set_executable"), ("/", "denied")],
+)
+def test_an_interpreter_that_cannot_be_started_breaks_the_farm_at_once(monkeypatch, no_leaks, executable, says):
+    monkeypatch.setattr("sys.executable", executable)
+    monkeypatch.delitem(sys.modules, "multiprocessing.spawn", raising=False)
+
+    with FarmExecutor(1) as farm, pytest.raises(BrokenFarmError, match=says):
+        farm.submit(abs, -1).result(timeout=DEADLINE)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_a_system_that_starts_no_server_breaks_the_farm_at_once(monkeypatch, no_leaks, number):
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+
+    with FarmExecutor(1) as farm, pytest.raises(BrokenFarmError, match=os.strerror(number)):
+        farm.submit(abs, -1).result(timeout=DEADLINE)
+
+
+def test_the_interpreter_that_multiprocessing_was_told_is_started(program):
+    out = program.run("""
+        import multiprocessing, sys
+        from farm_executor import FarmExecutor
+
+        multiprocessing.set_executable(sys.executable)
+        sys.executable = "/nowhere/server"  # as in a web server that embeds Python
+        with FarmExecutor(1) as farm:
+            print(farm.submit(abs, -1).result(20))
+    """)
+
+    assert out == "1\n"
+
+
+# -- places for its socket ------------------------------------------------------------------------------------
+
+USE = """
+    import os, sys
+    from farm_executor import FarmExecutor
+
+    def pass_on(farm):
+        with farm:
+            return farm.submit(abs, -2).result(20)
+
+    with FarmExecutor(2) as farm:
+        print(farm.submit(abs, -1).result(20), farm.submit(pass_on, farm).result(20))
+"""
+
+
+def test_a_temporary_directory_too_deep_for_a_socket(program):
+    deep = program.folder / ("x" * 60) / ("y" * 60)
+    deep.mkdir(parents=True)
+
+    assert program.run(USE, env={**os.environ, "TMPDIR": str(deep)}) == "1 2\n"
+    assert os.listdir(deep) == []
+
+
+NO_PLACE = """
+    import tempfile
+    make = tempfile.mkdtemp
+    def refuse(*arguments, **options):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+    tempfile.mkdtemp = refuse
+"""
+
+
+@LINUX
+def test_no_temporary_directory_at_all(program):
+    assert program.run(textwrap.dedent(NO_PLACE) + textwrap.dedent(USE)) == "1 2\n"
+
+
+@LINUX
+def test_a_process_that_may_write_no_file(program):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+
+    assert program.run(limit + textwrap.dedent(USE), env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}) == "1 2\n"
+
+
+@LINUX
+def test_a_farm_on_a_socket_without_a_file_is_started_anew(program):
+    out = program.run(
+        textwrap.dedent(NO_PLACE)
+        + textwrap.dedent("""
+        import os, signal, time
+        from farm_executor import FarmExecutor
+
+        with FarmExecutor(1) as farm:
+            before = farm.submit(os.getppid).result(20)
+            os.kill(before, signal.SIGKILL)
+            while farm.submit(os.getppid).result(20) == before:
+                time.sleep(0.01)
+            print(farm.submit(abs, -1).result(20))
+        """)
+    )
+
+    assert out == "1\n"
+
+
+def test_without_a_place_for_its_socket_the_farm_breaks_at_once_and_says_why(monkeypatch, no_leaks):
+    def refuse(*arguments, **options):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("farm_executor.launch.local.listen", refuse)
+
+    with FarmExecutor(1) as farm, pytest.raises(BrokenFarmError, match="No usable temporary directory"):
+        farm.submit(abs, -1).result(timeout=DEADLINE)
+
+
+# -- standard streams -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed(program, closed):
+    path = program.write(
+        "program.py",
+        """
+        import os, sys
+        from farm_executor import FarmExecutor
+
+        def chatter():
+            print("to nobody, or to somebody", flush=True)
+            for descriptor in (1, 2):
+                try:
+                    os.write(descriptor, b"from C\\n")
+                except OSError:
+                    pass
+            return 1
+
+        with FarmExecutor(2) as farm:
+            found = list(farm.map(lambda x: chatter(), range(4)))
+        with open("found", "w") as file:
+            file.write(str(found))
+        """,
+    )
+    program.run_command(["sh", "-c", f'exec "$0" "$1" {closed}', sys.executable, str(path)])
+
+    assert (program.folder / "found").read_text() == "[1, 1, 1, 1]"
+
+
+# -- modules --------------------------------------------------------------------------------------------------
+
+STANDARD = ["json", "signal", "enum", "types", "selectors", "socket", "random", "logging", "re", "ctypes", "select"]
+
+
+def _shadow(program, folder):
+    for name in STANDARD:
+        program.write(f"{folder}/{name}.py", "raise RuntimeError('this is not the module of that name')")
+    return program.folder / folder
+
+
+SIMPLE = """
+    from farm_executor import FarmExecutor
+    with FarmExecutor(1) as farm:
+        print(farm.submit(abs, -1).result(20))
+"""
+
+
+def test_the_current_directory_may_hold_modules_with_names_of_the_standard_library(program):
+    program.write("here/os.py", "raise RuntimeError('this is not the module of that name')")
+
+    assert program.run(SIMPLE, directory=_shadow(program, "here")) == "1\n"
+
+
+@pytest.mark.parametrize("variable", ["PYTHONPATH", "PYTHONSAFEPATH"])
+def test_the_search_path_may_mean_a_directory_with_such_modules_once_the_program_is_there(program, variable):
+    folder = _shadow(program, "there")
+    value = os.environ.get("PYTHONPATH", "") + os.pathsep + "." if variable == "PYTHONPATH" else "1"
+    code = f"import os; os.chdir({str(folder)!r})\n"
+
+    assert program.run(code + textwrap.dedent(SIMPLE), env={**os.environ, variable: value}) == "1\n"
+
+
+def test_modules_in_the_search_path_that_only_the_server_would_need_are_not_taken_for_pythons(program):
+    """The program itself imports none of these."""
+    program.write("early/mmap.py", "raise RuntimeError('not the module of that name')")
+    program.write("early/ctypes.py", "raise RuntimeError('not the module of that name')")
+
+    assert program.run(SIMPLE, env=_with_path(program.folder / "early")) == "1\n"
+
+
+def test_sitecustomize_runs_in_the_server_as_in_any_python(program):
+    program.write("sitecustomize.py", "import builtins; builtins.customized = True")
+    code = """
+        from farm_executor import FarmExecutor
+        with FarmExecutor(1) as farm:
+            print(farm.submit(eval, "customized").result(20))
+    """
+
+    assert program.run(code, env=_with_path(program.folder)) == "True\n"
+
+
+def _dash_c(program, code):
+    return program.run_command([sys.executable, "-c", textwrap.dedent(code)])
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_a_module_from_what_was_the_current_directory_is_found(program, package):
+    program.write("mine/__init__.py" if package else "mine.py", "def double(x):\n    return 2 * x\n")
+
+    out = _dash_c(
+        program,
+        """
+        import os
+        import mine
+        os.chdir("/")
+        from farm_executor import FarmExecutor
+        with FarmExecutor(1) as farm:
+            print(farm.submit(mine.double, 3).result(20))
+        """,
+    )
+
+    assert out == "6\n"
+
+
+def test_a_module_from_a_relative_entry_of_the_path_is_found_from_elsewhere(program):
+    program.write("library/mine.py", "def double(x):\n    return 2 * x\n")
+
+    out = program.run("""
+        import os, sys
+        sys.path.insert(0, "library")
+        import mine
+        os.chdir("/")
+        from farm_executor import FarmExecutor
+        with FarmExecutor(1) as farm:
+            print(farm.submit(mine.double, 3).result(20))
+    """)
+
+    assert out == "6\n"
+
+
+# -- what is passed on ----------------------------------------------------------------------------------------
+
+
+def test_an_executor_is_passed_to_another_process_with_the_key_beside_its_socket(no_leaks):
+    code = "import pickle, sys\nprint(pickle.load(sys.stdin.buffer).submit(abs, -3).result(20))"
+
+    with FarmExecutor(1) as farm:
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=pickle.dumps(farm), capture_output=True, timeout=60
+        )
+
+    assert (done.stdout, done.stderr) == (b"3\n", b"")
+
+
+def _with_path(folder):
+    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**os.environ, "PYTHONPATH": path}
