@@ -121,6 +121,12 @@ def _executable() -> str:
     return os.fsdecode(told or sys.executable or "")
 
 
+def _heeds_ctrl_c() -> bool:
+    """Whether this program leaves SIGINT alone, or handles it: else its tasks are not interrupted either."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and signal.SIGINT not in blocked
+
+
 class PrivateServer:
     """An embedded farm's server: on a unix socket, in a directory that only the user may enter if there can be one.
 
@@ -203,6 +209,7 @@ class PrivateServer:
                     "key": self._key.hex(),
                     "files": {},
                     "embedded": True,
+                    "interruptible": _heeds_ctrl_c(),
                     **kinship.words,
                 }
                 self._process = _start(listener, config, group=True, share=kinship.descriptors)

@@ -84,6 +84,7 @@ class Supervisor:
             that run. Otherwise Ctrl-C at the server, like SIGTERM, makes it take no new clients and ask those that
             it has to leave, and a second one makes it end at once.
         module_path: Folders in which tasks find modules first.
+        interruptible: Whether Ctrl-C does that in an embedded server: not if the client ignores it.
         tunnelled: Whether a network lies behind its unix socket. A client that is silent is gone then, and if the
             server is that client's own, it ends.
         parent: What its workers take for their parent process; None for the supervisor.
@@ -100,6 +101,7 @@ class Supervisor:
         name: str = "",
         owner: int | None = None,
         embedded: bool = False,
+        interruptible: bool = True,
         tunnelled: bool = False,
         module_path: Sequence[str] = (),
         parent: Parent | None = None,
@@ -128,6 +130,7 @@ class Supervisor:
             module_path=module_path,
             parent=parent or Parent(),
             owner=owner,
+            interruptible=interruptible,
             tell=self._tell,
             gone=self._on_worker_gone,
             let_go=self._close_all,
@@ -178,6 +181,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._on_terminate)
         # With a client at the terminal, Ctrl-C is the client's to decide about.
         signal.signal(signal.SIGINT, signal.SIG_IGN if self._embedded else self._on_terminate)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whatever the process blocks that has started us
 
     def _on_terminate(self, signum: int, frame: Any) -> None:
         self._terminations += 1

@@ -45,6 +45,7 @@ class WorkerStart(NamedTuple):
             for no encryption.
         progress: Shared with the supervisor: how far the worker has come.
         channel: The line to the supervisor.
+        interruptible: Whether SIGINT interrupts the call that runs: not if the client of an embedded farm ignores it.
         resumable: Whether the worker shall go on when its lane's connection breaks.
         module_path: Folders in which tasks find modules first. The supervisor itself does not look there: it must
             not import user code.
@@ -55,6 +56,7 @@ class WorkerStart(NamedTuple):
     secured: int
     progress: mmap.mmap
     channel: Channel
+    interruptible: bool
     resumable: bool
     module_path: Sequence[str]
 
@@ -75,7 +77,7 @@ def run_worker(start: WorkerStart) -> None:
     sys.path[:0] = [folder for folder in start.module_path if folder not in sys.path]
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
     runner = _Runner()
-    signal.signal(signal.SIGINT, runner.on_interrupt)
+    signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)
     lane.start_helper()
     pid = os.getpid()
     while True:

@@ -56,6 +56,7 @@ class Workers:
         module_path: See `Supervisor`.
         parent: What workers take for their parent process.
         owner: A file descriptor at whose end that process has ended.
+        interruptible: Whether Ctrl-C in the terminal interrupts the tasks that run.
         tell: Tells a session's client something.
         gone: Told when a worker of that session has died, and its client has been told.
         let_go: In a new process: closes what is the supervisor's, but for that socket.
@@ -70,6 +71,7 @@ class Workers:
         module_path: Sequence[str],
         parent: Parent,
         owner: int,
+        interruptible: bool,
         tell: Callable[[Session, dict[str, Any], FrameType], None],
         gone: Callable[[Session], None],
         let_go: Callable[[Socket], None],
@@ -80,6 +82,7 @@ class Workers:
         self._module_path = module_path
         self._parent = parent
         self._owner = owner
+        self._interruptible = interruptible
         self._tell = tell
         self._gone = gone
         self._let_go = let_go
@@ -225,6 +228,7 @@ class Workers:
             guest.secured_later,
             progress,
             channel,
+            interruptible=self._interruptible,
             resumable=session.resume_seconds > 0,
             module_path=self._module_path,
         )

@@ -58,6 +58,56 @@ def program(tmp_path):
     return Program(tmp_path)
 
 
+# -- signals --------------------------------------------------------------------------------------------------
+
+DEATH = """
+    from farm_executor import FarmExecutor, WorkerLostError
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with FarmExecutor(1, max_attempts=1) as farm:
+        mask = farm.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result(20)
+        print(mask, type(farm.submit(die).exception(20)).__name__, farm.submit(abs, -1).result(20))
+"""
+
+
+def test_signals_that_the_program_blocks_are_not_blocked_in_its_farm(program):
+    block = "import os, signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+
+    assert program.run(block + textwrap.dedent(DEATH)) == "set() WorkerLostError 1\n"
+
+
+@pytest.mark.parametrize("ignored", ["SIGCHLD", "SIGTERM", "SIGPIPE", "SIGINT"])
+def test_signals_that_the_program_ignores_do_not_keep_its_farm_from_working(program, ignored):
+    ignore = f"import os, signal\nsignal.signal(signal.{ignored}, signal.SIG_IGN)\n"
+
+    assert program.run(ignore + textwrap.dedent(DEATH)) == "set() WorkerLostError 1\n"
+
+
+@pytest.mark.parametrize(
+    "unheeded",
+    ["signal.signal(signal.SIGINT, signal.SIG_IGN)", "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})"],
+)
+def test_ctrl_c_does_not_interrupt_tasks_of_a_program_that_does_not_heed_it(program, unheeded):
+    out = program.run(f"""
+        import os, signal, time
+        from farm_executor import FarmExecutor
+
+        {unheeded}
+
+        def interrupt_all():
+            os.killpg(0, signal.SIGINT)  # as the terminal does it
+            time.sleep(0.1)
+            return "not interrupted"
+
+        with FarmExecutor(1) as farm:
+            print(farm.submit(interrupt_all).result(20))
+    """)
+
+    assert out == "not interrupted\n"
+
+
 # -- an interpreter that cannot be started --------------------------------------------------------------------
 
 
