@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         VersionMismatchError,
         WorkerLostError,
     )
+    from farm_executor.launch.frozen import freeze_support
     from farm_executor.launch.local import Server, start_server
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "ping",
     "status",
     "end_server",
+    "freeze_support",
     "FarmError",
     "AddressError",
     "AuthenticationError",
@@ -85,6 +87,7 @@ _ELSEWHERE = {
     "Server": "launch.local",
     "start_server": "launch.local",
     "end_server": "admin",
+    "freeze_support": "launch.frozen",
     "ping": "admin",
     "status": "admin",
 }

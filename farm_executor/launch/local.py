@@ -29,6 +29,7 @@ from farm_executor.address import Address, parse_address
 from farm_executor.arguments import checked
 from farm_executor.errors import AddressError, BrokenFarmError
 from farm_executor.launch import background as kept
+from farm_executor.launch import frozen
 from farm_executor.launch.kinship import Kinship, authkey
 from farm_executor.launch.path import PACKAGE_ROOT, import_path
 from farm_executor.launch.place import SOCKET, private_directory
@@ -109,6 +110,9 @@ def _command() -> list[str]:
             "cannot start a server: this program does not know its interpreter (sys.executable); "
             "name one with multiprocessing.set_executable()"
         )
+    if frozen.is_frozen():
+        frozen.check_supported()
+        return [executable, frozen.ARGUMENT]
     # -W, -X, -O and the like, as multiprocessing does it
     flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()
     return [executable, *flags, "-c", _BOOT]
@@ -117,7 +121,7 @@ def _command() -> list[str]:
 def _executable() -> str:
     """The interpreter; `multiprocessing` may have been told another, as in a program that embeds Python."""
     multiprocessing = sys.modules.get("multiprocessing.spawn")
-    told = None if multiprocessing is None else multiprocessing.get_executable()
+    told = None if multiprocessing is None or frozen.is_frozen() else multiprocessing.get_executable()
     return os.fsdecode(told or sys.executable or "")
 
 

@@ -108,6 +108,56 @@ def test_ctrl_c_does_not_interrupt_tasks_of_a_program_that_does_not_heed_it(prog
     assert out == "not interrupted\n"
 
 
+# -- a frozen program -----------------------------------------------------------------------------------------
+
+FROZEN = """\
+#!{python}
+import sys
+sys.frozen, sys.executable = True, __file__
+with open({starts!r}, "a") as file:
+    file.write("x")
+import farm_executor
+{support}
+def double(x):
+    return 2 * x
+def within():
+    with farm_executor.FarmExecutor(1) as farm:
+        return farm.submit(double, 4).result(20)
+with farm_executor.FarmExecutor(1) as farm:
+    for task in (double, 3), (within,):
+        try:
+            print(farm.submit(*task).result(20))
+        except farm_executor.BrokenFarmError as error:
+            print(error)
+"""
+
+
+def _freeze(program, support):
+    """What stands for an executable: it is its own interpreter, and takes no -c."""
+    starts = program.folder / "starts"
+    path = program.write("app", FROZEN.format(python=sys.executable, starts=str(starts), support=support))
+    path.chmod(0o755)
+    return program.run_command([str(path)]), len(starts.read_text())
+
+
+def test_a_frozen_program_is_never_started_a_second_time_unawares(program):
+    out, starts = _freeze(program, "")
+
+    assert starts == 1
+    assert "Call farm_executor.freeze_support()" in out
+
+
+def test_a_frozen_program_that_supports_it_is_its_own_server(program):
+    out, starts = _freeze(program, "farm_executor.freeze_support()")
+
+    assert out == "6\n8\n"
+    assert starts == 1 + 1 + 1  # itself, its server, and that of the farm within a task
+
+
+def test_freeze_support_does_nothing_in_a_program_that_is_not_frozen(program):
+    assert program.run("import farm_executor; farm_executor.freeze_support(); print('on')") == "on\n"
+
+
 # -- an interpreter that cannot be started --------------------------------------------------------------------
 
 
