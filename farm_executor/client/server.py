@@ -4,8 +4,9 @@ This module owns the threads that dial, and whether an error is final. It must n
 next, which `core.dialling` decides. A thread exists only while there is something to dial; what comes of it is told
 to the listeners, from that thread.
 
-A connection that fails is dialled again for ever. Only a refusal that no waiting can mend is final: a wrong key,
-versions that do not fit.
+A connection that fails is dialled again for ever. A server that refuses for a reason that no waiting mends, such as
+a wrong key or versions that do not fit, is told of. So is an embedded one if this machine is so short of processes
+or files, for a few seconds, that there is not a single worker.
 
 All connections of one session go to the address at which its first one was answered, even if the name of the host
 stands for several: the others may be other machines.
@@ -13,6 +14,7 @@ stands for several: the others may be other machines.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -41,6 +43,7 @@ FIRST_RESUME_SECONDS = 2.0  # the same, when a network that swallows all must no
 NOT_YET_SECONDS = (
     1.0  # for which a server may say "not now" without a word: it is normal while a worker is replaced
 )
+MAX_SHORTAGES = 8  # attempts in a row, about five seconds, that fail because this machine has no more to give
 REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
 MAX_DIALLERS = 128  # threads of one farm beyond the first of each server
 ANOTHER_SERVER = (
@@ -133,6 +136,7 @@ class ServerLink:
         sessions: SessionListener,
         lanes: LaneListener,
     ) -> None:
+        self._embedded = address is None
         self._locate = locate
         self._quota = quota
         self._settings = settings
@@ -275,6 +279,9 @@ class ServerLink:
             except Exception as error:
                 final = not isinstance(error, (OSError, EOFError, RemoteProtocolError))
                 verdict = self._note_failure(attempt, error, final=final)
+                if self._is_hopeless(attempt, error):
+                    error = BrokenFarmError(f"the embedded farm has no worker: {error}")
+                    final = True
                 if final and not self._closed:
                     self._sessions.refused(self, error)
                 if verdict.over:
@@ -314,6 +321,15 @@ class ServerLink:
             "farm_executor: still dialling server=%s seconds=%.0f error=%s", self, silent, self.last_error
         )
         return verdict
+
+    def _is_hopeless(self, attempt: Attempt, error: Exception) -> bool:
+        """Whether this machine has had no process or file to give for long, so that the farm could do nothing."""
+        with self._lock:
+            if not self._embedded or self._plan.has_lanes or self._plan.failures(attempt) < MAX_SHORTAGES:
+                return False
+        if isinstance(error, RefusedError):
+            return error.code == "fork"
+        return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
     def _pause(self, longest: float) -> None:
         if longest:

@@ -91,6 +91,7 @@ class Dialling:
         self._closed = False
         self._over = False  # the session is, and who listens has yet to say so
         self._leaving = False  # no more lanes are wanted
+        self._slots = 0
         self._missing: set[int] = set()  # slots that lack a lane
         self._severed: dict[int, int] = {}  # slots of lanes that are cut, by lane, in the order of the cuts
         self._under_way: dict[Attempt, int] = {}  # how often each has failed
@@ -135,6 +136,11 @@ class Dialling:
         if attempt.kind is Kind.RESUME_LANE:
             return attempt.lane in self._severed
         return attempt.kind is Kind.OPEN or attempt.slot in self._missing
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether any slot has a lane."""
+        return bool(self.session) and len(self._missing) < self._slots
 
     def failures(self, attempt: Attempt) -> int:
         """How often it has failed since there was news."""
@@ -182,6 +188,7 @@ class Dialling:
         """There is a session, with so many slots for lanes."""
         self.session = session
         self.cut = self._over = self._leaving = self._had_lane = False
+        self._slots = lanes
         self._missing = set(range(lanes))
         self._severed = {}
 

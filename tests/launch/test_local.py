@@ -198,6 +198,71 @@ def test_the_interpreter_that_multiprocessing_was_told_is_started(program):
     assert out == "1\n"
 
 
+# -- a machine that has nothing more to give ------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr("farm_executor.core.dialling.LONGEST_PAUSE", 0.05)
+
+
+def test_a_client_without_descriptors_does_not_dial_its_own_server_for_ever(monkeypatch, hasty, no_leaks):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("farm_executor.client.server.connect", refuse)
+
+    with FarmExecutor(1) as farm, pytest.raises(BrokenFarmError, match="Too many open files"):
+        farm.submit(abs, -1).result(timeout=DEADLINE)
+
+
+def test_a_client_that_has_descriptors_again_goes_on(monkeypatch, hasty, no_leaks):
+    from farm_executor.client.server import connect
+
+    left = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))] * 3
+
+    def refuse(*arguments, **options):
+        if left:
+            raise left.pop()
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr("farm_executor.client.server.connect", refuse)
+
+    with FarmExecutor(1) as farm:
+        assert farm.submit(abs, -1).result(timeout=DEADLINE) == 1
+
+
+def test_a_farm_none_of_whose_workers_can_be_started_says_so(program):
+    program.write(
+        "sitecustomize.py",
+        """
+        import errno, os
+        def refuse():
+            raise OSError(errno.EAGAIN, "no more processes")
+        os.fork = refuse
+        """,
+    )
+    out = program.run(
+        """
+        import farm_executor.core.dialling
+        from farm_executor import FarmExecutor
+
+        farm_executor.core.dialling.LONGEST_PAUSE = 0.05
+        with FarmExecutor(2) as farm:
+            error = farm.submit(abs, -1).exception(20)
+        print(type(error).__name__, "no more processes" in str(error))
+        """,
+        env=_with_path(program.folder),
+    )
+
+    assert out == "BrokenFarmError True\n"
+
+
+def _with_path(folder):
+    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**os.environ, "PYTHONPATH": path}
+
+
 # -- places for its socket ------------------------------------------------------------------------------------
 
 USE = """
@@ -407,8 +472,3 @@ def test_an_executor_is_passed_to_another_process_with_the_key_beside_its_socket
         )
 
     assert (done.stdout, done.stderr) == (b"3\n", b"")
-
-
-def _with_path(folder):
-    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    return {**os.environ, "PYTHONPATH": path}
