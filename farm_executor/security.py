@@ -35,6 +35,7 @@ __all__ = [
     "Key",
     "PathLike",
     "client_key",
+    "is_worker",
     "new_key",
     "pem_of_secret",
     "read_key",
@@ -82,6 +83,11 @@ def set_ambient_key(key: Key) -> None:
     """In a worker: what runs here may be a client of the server that started it, and of others with its key."""
     global _ambient
     _ambient = key
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker."""
+    return _ambient is not None
 
 
 def new_key() -> bytes:

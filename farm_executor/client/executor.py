@@ -33,12 +33,10 @@ from farm_executor.errors import AddressError
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
+    from types import FrameType
 
-    from typing_extensions import (
-        TypedDict,
-        TypeVarTuple,
-        Unpack,
-    )  # which checkers bring along: Python has them from 3.11 on
+    # Checkers bring these along; Python has them from 3.11 on.
+    from typing_extensions import TypedDict, TypeVarTuple, Unpack
 
     from farm_executor.client.engine import Engine
     from farm_executor.client.launching import EmbeddedServer, RemoteServer
@@ -774,6 +772,7 @@ class FarmExecutor(_Front):
             if _interpreter_ends:
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             if self._engine is None:
+                _check_not_importing()
                 engine = self._make_engine()
                 engine.start()
                 self._engine = engine
@@ -876,6 +875,32 @@ def _running_and_waiting(numbers: FarmStatistics) -> tuple[int, int]:
     """How many tasks run, as people count them, one for each worker; what has been sent ahead waits, too."""
     running = sum(worker.outstanding > 0 for server in numbers.servers for worker in server.workers)
     return running, numbers.running + numbers.queued - running
+
+
+def _check_not_importing() -> None:
+    """In a worker, start no farm for a module that it imports: that farm's workers would import it, too.
+
+    Raises:
+        RuntimeError: A module is being imported for a task to be read.
+    """
+    from farm_executor.security import is_worker
+
+    if not is_worker():
+        return
+    from farm_executor import payload
+
+    frame: FrameType | None = sys._getframe()
+    module = None
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            module = module or frame.f_globals.get("__name__")
+        elif module and frame.f_code is payload.loads.__code__:
+            raise RuntimeError(
+                f"module {module} uses a farm while it is imported. Workers import it, too, to find the functions "
+                "that they are sent, and each would start workers of its own, without end. Use the farm in a "
+                "function, or under `if __name__ == '__main__':`"
+            )
+        frame = frame.f_back
 
 
 def _cpu_count() -> int:

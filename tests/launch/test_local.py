@@ -460,6 +460,90 @@ def test_a_module_from_a_relative_entry_of_the_path_is_found_from_elsewhere(prog
     assert out == "6\n"
 
 
+# -- a farm at a module's top level ---------------------------------------------------------------------------
+
+TOP_LEVEL = """
+    import os
+    with open("imports", "a") as file:
+        file.write("x")
+        assert file.tell() < 6
+    from farm_executor import FarmExecutor
+    def double(x):
+        return 2 * x
+    with FarmExecutor({arguments}) as farm:
+        try:
+            print(list(farm.map(double, [1])))
+        except RuntimeError as error:
+            print(error)
+"""
+
+
+def test_a_module_that_uses_a_farm_while_it_is_imported_is_told_so_by_its_first_worker(program):
+    program.write("jobs.py", TOP_LEVEL.format(arguments="1"))
+
+    out = _dash_c(program, "import jobs")
+
+    assert "module jobs uses a farm while it is imported" in out
+    assert (program.folder / "imports").read_text() == "xx"
+
+
+def test_a_module_that_uses_a_farm_of_servers_while_it_is_imported_is_told_so(program):
+    program.write("jobs.py", TOP_LEVEL.format(arguments="open('server').read()"))
+
+    out = _dash_c(
+        program,
+        """
+        from farm_executor import start_server
+        with start_server("127.0.0.1", 0, background=True, workers=1) as server:
+            with open("server", "w") as file:
+                file.write(server.address)
+            import jobs
+        """,
+    )
+
+    assert "module jobs uses a farm while it is imported" in out
+    assert (program.folder / "imports").read_text() == "xx"
+
+
+def test_a_module_may_make_a_farm_while_it_is_imported_that_it_uses_later(program):
+    program.write(
+        "jobs.py",
+        """
+        from farm_executor import FarmExecutor
+        farm = FarmExecutor(1)
+        def double(x):
+            return 2 * x
+        def twice(x):
+            return farm.submit(double, x).result(20)
+        """,
+    )
+
+    assert _dash_c(program, "import jobs; print(jobs.twice(2))") == "4\n"
+    assert _dash_c(program, "import jobs; print(jobs.farm.submit(jobs.twice, 2).result(20))") == "4\n"
+
+
+def test_a_task_may_import_a_module_that_uses_a_farm(program):
+    program.write(
+        "figures.py",
+        """
+        from farm_executor import FarmExecutor
+        with FarmExecutor(1) as farm:
+            FIGURE = farm.submit(abs, -3).result(20)
+        """,
+    )
+
+    out = program.run("""
+        from farm_executor import FarmExecutor
+        def figure():
+            import figures
+            return figures.FIGURE
+        with FarmExecutor(1) as farm:
+            print(farm.submit(figure).result(20))
+    """)
+
+    assert out == "3\n"
+
+
 # -- what is passed on ----------------------------------------------------------------------------------------
 
 
