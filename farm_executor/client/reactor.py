@@ -18,7 +18,7 @@ waiting thread takes the I/O thread's place for as long as it waits: it *leads*.
 * A signal handler, or a destructor, may run on top of a leader and want to wait itself. If the leader is asleep, it
   stops leading first, for good; if it is in the midst of a handler, nobody can help, and `may_wait` says so.
 
-Where selectors have no descriptor (Windows), nobody leads.
+Where selectors have no descriptor, nobody leads: on Windows, and where gevent or its like has replaced them.
 """
 
 from __future__ import annotations
@@ -367,10 +367,10 @@ class _Standby(Protocol):
 
 def _standby(selector: selectors.BaseSelector) -> _Standby | None:
     if sys.platform == "linux":
-        if isinstance(selector, selectors.EpollSelector):
+        if hasattr(selectors, "EpollSelector") and isinstance(selector, selectors.EpollSelector):
             return _EpollStandby(selector.fileno())
     elif sys.platform != "win32":
-        if isinstance(selector, selectors.KqueueSelector):
+        if hasattr(selectors, "KqueueSelector") and isinstance(selector, selectors.KqueueSelector):
             return _KqueueStandby(selector.fileno())
     return None
 

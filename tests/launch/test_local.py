@@ -544,6 +544,46 @@ def test_a_task_may_import_a_module_that_uses_a_farm(program):
     assert out == "3\n"
 
 
+# -- gevent ---------------------------------------------------------------------------------------------------
+
+GEVENT = """
+    {first}
+    from gevent import monkey
+    monkey.patch_all()
+    import gevent, time
+    from farm_executor import FarmExecutor, start_server
+
+    def square(x):
+        time.sleep(0.1)
+        return x * x
+
+    with {server} as server, FarmExecutor({arguments}) as farm:
+        ticks = []
+        def tick():
+            while True:
+                ticks.append(1)
+                gevent.sleep(0.01)
+        ticking = gevent.spawn(tick)
+        print(farm.submit(abs, -1).result(20), list(farm.map(square, range(4))))
+        calls = [gevent.spawn(lambda i=i: farm.submit(square, i).result(20)) for i in range(4)]
+        gevent.joinall(calls, timeout=20)
+        print([call.value for call in calls], len(ticks) > 1)
+        ticking.kill()
+"""
+
+
+@pytest.mark.parametrize("first", ["", "from farm_executor import FarmExecutor; farm = FarmExecutor(1)"])
+@pytest.mark.parametrize("embedded", [True, False])
+def test_the_rest_of_the_program_goes_on_under_gevent(program, first, embedded):
+    pytest.importorskip("gevent")
+    server = "open('/dev/null')" if embedded else "start_server('127.0.0.1', 0, background=True, workers=2)"
+    arguments = "2" if embedded else "server.address"
+
+    out = program.run(GEVENT.format(first=first, server=server, arguments=arguments))
+
+    assert out == "1 [0, 1, 4, 9]\n[0, 1, 4, 9] True\n"
+
+
 # -- what is passed on ----------------------------------------------------------------------------------------
 
 
