@@ -58,6 +58,11 @@ def program(tmp_path):
     return Program(tmp_path)
 
 
+def _with_path(folder):
+    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**os.environ, "PYTHONPATH": path}
+
+
 # -- signals --------------------------------------------------------------------------------------------------
 
 DEATH = """
@@ -256,11 +261,6 @@ def test_a_farm_none_of_whose_workers_can_be_started_says_so(program):
     )
 
     assert out == "BrokenFarmError True\n"
-
-
-def _with_path(folder):
-    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    return {**os.environ, "PYTHONPATH": path}
 
 
 # -- places for its socket ------------------------------------------------------------------------------------
