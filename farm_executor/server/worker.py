@@ -45,7 +45,7 @@ class WorkerStart(NamedTuple):
             for no encryption.
         progress: Shared with the supervisor: how far the worker has come.
         channel: The line to the supervisor.
-        interruptible: Whether SIGINT interrupts the call that runs: not if the client of an embedded farm ignores it.
+        interruptible: Whether SIGINT interrupts the call that runs: not if an embedded farm's client ignores it.
         resumable: Whether the worker shall go on when its lane's connection breaks.
         module_path: Folders in which tasks find modules first. The supervisor itself does not look there: it must
             not import user code.
