@@ -71,7 +71,7 @@ class Kinship:
 
 
 def _beyond_standard(descriptor: int) -> int:
-    """The descriptor, or one in its place: where the standard streams are closed, it may have a child's own number."""
+    """The descriptor, or another in its place: without standard streams it may have a number that a child needs."""
     import fcntl  # late: not on Windows
 
     if descriptor > 2:
