@@ -76,8 +76,8 @@ def _memory(name: str, value: Any) -> int:
     return number
 
 
-def _seconds(least: float, *, more: bool = False) -> Check:
-    """Seconds, at least so many, or with ``more`` more than that."""
+def _seconds(least: float, *, more: bool = False, endless: bool = False) -> Check:
+    """Seconds, at least that many, or with ``more`` more than that; with ``endless`` there may be any number."""
 
     def check(name: str, value: Any) -> Any:
         kind = type(value)
@@ -89,11 +89,11 @@ def _seconds(least: float, *, more: bool = False) -> Check:
             number = math.inf
         except (TypeError, ValueError):  # such as an array of several
             raise TypeError(f"{name} must be a number of seconds, not {_shown(value)}") from None
-        if not number < threading.TIMEOUT_MAX:
+        if math.isnan(number) or not (endless or number < threading.TIMEOUT_MAX):
             raise ValueError(f"{name} must be a finite number of seconds, not {_shown(value)}")
         if number < least or (more and number == least):
             raise ValueError(f"{name} must be {'>' if more else '>='} {least:g}, not {_shown(value)}")
-        return value if kind in (int, float) else number
+        return value if kind in (int, float) and number != math.inf else number
 
     return check
 
@@ -254,6 +254,7 @@ def _shown(value: Any) -> str:
 _TIMEOUT = _optional(_seconds(0.0))
 _DEADLINE = _optional(_seconds(-math.inf))  # one that is over already is one, as in the standard library
 _POSITIVE = _seconds(0.0, more=True)
+_LIMIT = _seconds(0.0, more=True, endless=True)  # a timer's, which may never come
 _ANSWER = {
     "host": anything,  # with the port it is an address, or an AddressError
     "port": anything,
@@ -274,7 +275,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "key": _optional(_secret),
         "key_file": _optional(_key_file),
         "ssl_context": _optional(_ssl_context),
-        "connect_timeout": _optional(_POSITIVE),
+        "connect_timeout": _optional(_LIMIT),
         "heartbeat": _POSITIVE,
         "resume_timeout": _seconds(0.0),
         "max_attempts": _integer(1),
@@ -295,7 +296,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "priority": _optional(_priority),
         "category": _hashable,
         "max_attempts": _optional(_integer(1)),
-        "timeout": _optional(_POSITIVE),
+        "timeout": _optional(_LIMIT),
     },
     "FarmExecutor.add_server": {"address": _address},
     "FarmExecutor.remove_server": {"address": _address, "drain": _flag, "timeout": _TIMEOUT},

@@ -39,7 +39,7 @@ from farm_executor.client.broadcast import Broadcast
 from farm_executor.client.budget import Budget
 from farm_executor.client.cancelling import Cancels, Request
 from farm_executor.client.functions import Function, FunctionTable
-from farm_executor.client.future import FarmFuture, start_all
+from farm_executor.client.future import MUST_NOT_WAIT, FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
 from farm_executor.client.killing import Kills
 from farm_executor.client.lane import Lane, WorkerDeath, size_of
@@ -87,10 +87,6 @@ __all__ = ["Engine", "EngineOptions"]
 logger = logging.getLogger(__name__)
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
-MUST_NOT_WAIT = (
-    "this would wait for ever: a callback of a future, or a signal handler that has interrupted this thread in the "
-    "midst of the farm's work, keeps the farm from being heard. Submit there, and wait elsewhere"
-)
 GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 IDLE_SECONDS = 1.0  # after which, or twice that, what is kept of large functions is forgotten

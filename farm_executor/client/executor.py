@@ -556,7 +556,8 @@ class FarmExecutor(_Front):
         All methods may be called from any thread, and from a signal handler or a destructor that has interrupted
         one of them. Callbacks of futures run in the farm's own thread, and must not wait there for other futures of
         the farm: ``result()`` raises RuntimeError where it would wait for ever. A signal handler may wait by it,
-        too, unless it has interrupted its thread in the midst of the farm's work, where it raises the same. A
+        too, unless it has interrupted its thread in the midst of the farm's work, where it raises the same; but not
+        within `concurrent.futures.wait` or a future's ``cancel``, which hold locks that no executor can see. A
         forked child may use the executor: it starts afresh there.
     """
 

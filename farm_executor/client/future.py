@@ -24,10 +24,16 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["FarmFuture", "Owner", "renew_lock", "settle_plainly", "start_all"]
+from farm_executor.client.locks import is_mine
+
+__all__ = ["MUST_NOT_WAIT", "FarmFuture", "Owner", "renew_lock", "settle_plainly", "start_all"]
 
 standard_logger = logging.getLogger("concurrent.futures")  # where the standard library reports callbacks that raise
 
+MUST_NOT_WAIT = (
+    "this would wait for ever: a callback of a future, or a signal handler that has interrupted this thread in the "
+    "midst of the farm's work, keeps the farm from being heard. Submit there, and wait elsewhere"
+)
 PENDING, RUNNING, CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED", "FINISHED"
 _SETTLED = (CANCELLED, "CANCELLED_AND_NOTIFIED", FINISHED)
 
@@ -248,6 +254,8 @@ class FarmFuture(Future[Any]):
 
     def _wait(self, owner: Owner, timeout: float | None) -> float:
         """Wait, and return what is left of the timeout then: nothing."""
+        if timeout is None and is_mine(_lock):  # below a signal handler: nothing could be settled
+            raise RuntimeError(MUST_NOT_WAIT)
         timeout = owner.lead(self, timeout)
         if self._state != FINISHED:
             with owner.waiting(self):

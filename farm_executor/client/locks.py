@@ -11,7 +11,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["OwnedLock"]
+__all__ = ["OwnedLock", "is_mine"]
+
+
+def is_mine(lock: Any) -> bool:
+    """Whether the calling thread holds an RLock."""
+    mine: bool = lock._is_owned()  # which Condition uses, too
+    return mine
 
 
 class OwnedLock:

@@ -313,7 +313,7 @@ def test_a_supervisor_that_has_heard_of_more_recalls_is_told_anew_when_we_have_a
         return Kill(lane, 3, known[0], [(3, 3)], [task]) if meant(task) else None
 
     kills = Kills(AtOnce(), lambda lane, order: told.append(order["recalls"]) or True, aim)
-    kills.ask([aim(1, lambda other: True)])
+    kills.ask([aim(1, lambda other: True)], wait=False)
     kills.spared(1, 1, 1)
     kills.spared(1, 1, 1)
     assert told == [0], "we do not know better yet"
