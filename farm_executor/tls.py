@@ -13,7 +13,6 @@ written outside of that lock.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import ssl
@@ -25,12 +24,14 @@ from ssl import SSLContext
 from typing import Any
 
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
+from farm_executor.layered import LayeredSocket
 
 __all__ = ["Tls", "TlsSocket", "explained", "own_certificate", "own_context", "pinned"]
 
 PIECE = 256 * 1024  # bytes encrypted at a time; a socket takes about as many at once
 _FIRST_READ, _LARGEST_READ = 32 * 1024, 256 * 1024  # a record has 16 KiB and a little
 
+_RECORD_HEAD = 5  # bytes, of which the last two are the length of what follows
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
 
 
@@ -41,12 +42,10 @@ class Tls:
     Attributes:
         client: For connections that it makes; None if it makes none.
         server: For connections that it accepts; None if it accepts none.
-        digest: SHA-256 of the certificate that it shows as a server.
     """
 
     client: SSLContext | None
     server: SSLContext | None
-    digest: bytes
 
 
 def pinned(path: str | os.PathLike[str]) -> Tls:
@@ -62,7 +61,7 @@ def pinned(path: str | os.PathLike[str]) -> Tls:
         context.verify_mode = ssl.CERT_REQUIRED
         _load(context, path, None)
         context.load_verify_locations(cadata=certificate.decode())
-    return Tls(client, server, _digest(certificate))
+    return Tls(client, server)
 
 
 def own_certificate(
@@ -80,7 +79,7 @@ def own_certificate(
     Raises:
         AuthenticationError: A file cannot be read, does not hold what it should, or the key is encrypted.
     """
-    shown = _first_certificate(certificate)
+    _first_certificate(certificate)
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     _load(context, certificate, private_key)
     if client_ca is not None:
@@ -89,7 +88,7 @@ def own_certificate(
         except OSError as error:
             raise AuthenticationError(f"cannot read certificates in {client_ca}: {_why(error)}") from None
         context.verify_mode = ssl.CERT_REQUIRED
-    return Tls(None, context, _digest(shown))
+    return Tls(None, context)
 
 
 def own_context(context: Any) -> Tls:
@@ -100,7 +99,7 @@ def own_context(context: Any) -> Tls:
     """
     if not isinstance(context, SSLContext):
         raise TypeError(f"ssl_context must be an ssl.SSLContext, not a {type(context).__name__}")
-    return Tls(context, None, b"")
+    return Tls(context, None)
 
 
 def _context(protocol: int) -> SSLContext:
@@ -133,20 +132,13 @@ def _load(context: SSLContext, certificate: str | os.PathLike[str], private_key:
         raise AuthenticationError(f"no certificate with its private key in {where}: {_why(error)}") from None
 
 
-def _digest(certificate: bytes) -> bytes:
-    try:
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.decode())).digest()
-    except ValueError as error:
-        raise AuthenticationError(f"malformed certificate: {error}") from None
-
-
 def _why(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return (getattr(error, "reason", None) or str(error)).replace("_", " ").lower()
     return error.strerror or str(error)
 
 
-class TlsSocket:
+class TlsSocket(LayeredSocket):
     """A connected socket whose bytes travel encrypted; `do_handshake` comes first.
 
     Args:
@@ -155,20 +147,13 @@ class TlsSocket:
         server_side: Whether the other end has made the connection.
         host: The name that the server's certificate must have, where the context demands one.
 
-    As with a socket, an end of the connection is read as no bytes; it need not have been announced, for the frames
-    that travel tell by themselves whether they are whole. Otherwise than with a socket, each reading call looks at
-    the socket only once, so that it raises `BlockingIOError` also if that blocks and what came is less than a
-    record: who has waited until there is something to read is never kept waiting by who sends half of it.
-
-    Attributes:
-        bytes_received: What has been read from the socket since `count_anew`, encrypted as it was.
-        bytes_sent: What the socket has taken since then.
-
-    Thread safety: one thread may receive while another sends.
+    See `LayeredSocket` for how it receives and sends.
     """
 
+    piece = PIECE
+
     def __init__(self, sock: socket, context: SSLContext, *, server_side: bool, host: str | None = None) -> None:
-        self._sock = sock
+        super().__init__(sock)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         name = host if context.check_hostname else None
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
@@ -178,7 +163,8 @@ class TlsSocket:
         self._ended = False  # whether the other end says no more
         self._unsent = memoryview(b"")  # encrypted, and not taken by the socket yet
         self._accepted = 0  # how many bytes of the caller's are in it
-        self.bytes_received = self.bytes_sent = 0
+        self._head = b""  # of the record that has begun to come, as far as it is there
+        self._missing = 0  # how many bytes of the rest of it are not
 
     # -- the handshake ---------------------------------------------------------------------------------
 
@@ -215,6 +201,7 @@ class TlsSocket:
             count = self._sock.recv_into(self._cipher)
             if not count:
                 raise EOFError("the other end hung up during the TLS handshake")
+            self._count(self._cipher[:count])
             self._incoming.write(self._cipher[:count])
 
     def _shake(self) -> bool:
@@ -225,19 +212,43 @@ class TlsSocket:
         self._plain = self._decrypt_rest()  # the other end may have gone on
         return True
 
-    def peer_digest(self) -> bytes:
-        """SHA-256 of the certificate that the other end has shown."""
-        return hashlib.sha256(self._tls.getpeercert(binary_form=True) or b"").digest()
+    def binding(self) -> bytes:
+        """What both ends have of this connection, after the handshake, and of no other.
 
-    def count_anew(self) -> None:
-        """Count bytes from here, where both ends know that all before has arrived."""
-        self.bytes_received = self.bytes_sent = 0
+        It is the client's Finished message: an HMAC, with a key from both ends' ephemeral keys, over all that was
+        said until then, certificates included. (Python offers the exporter of TLS 1.3 nowhere, and gives this
+        under the name that it had in TLS 1.2.)
+
+        Raises:
+            RemoteProtocolError: The connection is not one of TLS 1.3, for which alone that is true.
+        """
+        binding = self._tls.get_channel_binding("tls-unique") if self._tls.version() == "TLSv1.3" else None
+        if not binding:
+            raise RemoteProtocolError("the other end does not speak TLS 1.3")
+        return binding
+
+    def _count(self, came: memoryview) -> None:
+        """Count whole records."""
+        while came:
+            if not self._missing:
+                wanted = _RECORD_HEAD - len(self._head)
+                self._head += came[:wanted]
+                came = came[wanted:]
+                if len(self._head) < _RECORD_HEAD:
+                    return
+                self._missing = int.from_bytes(self._head[-2:], "big")
+            step = min(self._missing, len(came))
+            self._missing -= step
+            came = came[step:]
+            if not self._missing:
+                self.bytes_received += _RECORD_HEAD + int.from_bytes(self._head[-2:], "big")
+                self._head = b""
 
     # -- receiving -------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> bool:
-        """Whether there is something to receive of which no selector knows."""
+        """See `LayeredSocket.pending`."""
         return bool(self._plain)
 
     def recv_into(self, buffer: Any) -> int:
@@ -256,7 +267,7 @@ class TlsSocket:
             if not came:
                 self._ended = True
                 return 0
-            self.bytes_received += came
+            self._count(self._cipher[:came])
             with self._lock:
                 self._incoming.write(self._cipher[:came])
                 count = self._decrypt(target)
@@ -295,11 +306,6 @@ class TlsSocket:
         rest = bytearray(self._incoming.pending + self._tls.pending())
         return memoryview(rest)[: self._decrypt(memoryview(rest))]
 
-    def recv(self, size: int) -> bytes:
-        """Receive that many bytes at most; see `recv_into`."""
-        buffer = bytearray(size)
-        return bytes(buffer[: self.recv_into(buffer)])
-
     # -- sending ---------------------------------------------------------------------------------------
 
     def send(self, data: Any) -> int:
@@ -324,50 +330,6 @@ class TlsSocket:
             self.bytes_sent += count
             self._unsent = self._unsent[count:]
         return self._accepted
-
-    def sendmsg(self, buffers: list[Any]) -> int:
-        """As `send`, with bytes from several buffers."""
-        if len(buffers[0]) >= PIECE:
-            return self.send(buffers[0])
-        parts, room = [], PIECE
-        for buffer in buffers:
-            parts.append(memoryview(buffer).cast("B")[:room])
-            room -= len(parts[-1])
-            if not room:
-                break
-        return self.send(b"".join(parts))
-
-    def sendall(self, data: Any) -> None:
-        """Send all; see `send`."""
-        rest = memoryview(data).cast("B")
-        while rest:
-            rest = rest[self.send(rest) :]
-
-    # -- the socket's own ------------------------------------------------------------------------------
-
-    def fileno(self) -> int:
-        """For selectors, which know nothing of what is `pending`; -1 when closed."""
-        return self._sock.fileno()
-
-    def setblocking(self, flag: bool) -> None:
-        """See `socket.socket.setblocking`."""
-        self._sock.setblocking(flag)
-
-    def settimeout(self, value: float | None) -> None:
-        """See `socket.socket.settimeout`."""
-        self._sock.settimeout(value)
-
-    def shutdown(self, how: int) -> None:
-        """See `socket.socket.shutdown`."""
-        self._sock.shutdown(how)
-
-    def detach(self) -> int:
-        """See `socket.socket.detach`."""
-        return self._sock.detach()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._sock.close()
 
 
 def explained(error: OSError) -> Exception:

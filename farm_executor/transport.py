@@ -26,18 +26,22 @@ from farm_executor.core.handshake import (
     Role,
     Security,
     ServerHandshake,
+    binding_within,
     decode_hello,
     encode_hello,
 )
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
+from farm_executor.layered import LayeredSocket
 from farm_executor.race import Candidate, candidates, race
+from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
 
 if TYPE_CHECKING:
     from farm_executor.tls import TlsSocket
 
 __all__ = [
+    "HELLO_RECORDS",
     "AnySocket",
     "Channel",
     "Connection",
@@ -52,8 +56,10 @@ __all__ = [
 ]
 
 Socket = socket.socket
-AnySocket: TypeAlias = "Socket | TlsSocket"
+AnySocket: TypeAlias = "Socket | SealedSocket | TlsSocket"
 UnknownHostError = socket.gaierror
+
+HELLO_RECORDS = 1  # in each direction of a lane; those of its worker come after them
 
 HEARTBEAT_SECONDS = 5.0  # between signs of life, unless a client wants others
 
@@ -219,6 +225,7 @@ def connect(
     timeout: float,
     dialling: Callable[[Socket], None] = lambda sock: None,
     *,
+    answered: Callable[[], None] = lambda: None,
     heartbeat: float = HEARTBEAT_SECONDS,
     via: Candidate | None = None,
 ) -> tuple[Connection, dict[str, Any]]:
@@ -226,10 +233,12 @@ def connect(
 
     Args:
         address: The server.
-        key: The one shared with it. Over TCP, what follows is encrypted if it has certificates.
+        key: The one shared with it. Over TCP, what follows is encrypted if it has certificates, or else sealed.
         hello: What to say; the server's answer decides what the connection is good for.
         timeout: Seconds for all of it.
         dialling: See `_dial`.
+        answered: Called when the server has, whether with a hello or a refusal. What is raised before may be the
+            word of anybody who is able to change what travels.
         heartbeat: See `tune`.
         via: The one of the host's addresses to dial; None for the first that answers.
 
@@ -247,22 +256,31 @@ def connect(
     deadline = time.monotonic() + timeout
     encrypted = not address.path and key.tls is not None and key.tls.client is not None
     lane = hello.get("role") == Role.LANE
-    security = (Security.TLS_LANE if lane else Security.TLS) if encrypted else Security.PLAIN
+    if encrypted:
+        security = Security.TLS_LANE if lane else Security.TLS
+    else:
+        security = Security.PLAIN if address.path else Security.SEALED
     raw = _dial(address, deadline, dialling, heartbeat, via)
     sock: AnySocket = raw
     try:
-        _prove(sock, ClientHandshake(key.secret, os.urandom(NONCE_SIZE), security), deadline)
+        handshake = ClientHandshake(key.secret, os.urandom(NONCE_SIZE), security)
+        _prove(sock, handshake, deadline)
         if security is Security.TLS:
-            sock = _secure_client_side(sock, key, address.host, deadline)
+            sock = _secure_client_side(raw, key, handshake.secret, address.host, deadline)
+        elif security is not Security.PLAIN:
+            sock = SealedSocket(raw, handshake.secret, server_side=False)
         connection = Connection(sock, MAX_HELLO, no_segment)
         connection.send_all(encode_hello(hello))
         frame = connection.receive_frame(deadline)
+        answered()
         if frame.type is FrameType.REFUSED:
             raise _refusal(decode_hello(frame))
         if frame.type is not FrameType.HELLO:
             raise RemoteProtocolError(f"{frame.type.name} frame instead of a hello")
+        if lane and isinstance(sock, SealedSocket) and not sock.is_after(HELLO_RECORDS):
+            raise RemoteProtocolError("more or less than one record for the hello")
         if security is Security.TLS_LANE:
-            sock = _secure_client_side(sock, key, address.host, deadline)
+            sock = _secure_client_side(raw, key, handshake.secret, address.host, deadline)
         if lane:  # from now on there may be much, and large things
             connection = Connection(sock)
         sock.settimeout(None)
@@ -297,15 +315,14 @@ def _prove(sock: AnySocket, handshake: ClientHandshake | ServerHandshake, deadli
             raise AuthenticationError(handshake.refused)
 
 
-def _secure_client_side(sock: AnySocket, key: Key, host: str, deadline: float) -> TlsSocket:
+def _secure_client_side(sock: Socket, key: Key, secret: bytes, host: str, deadline: float) -> TlsSocket:
     from farm_executor.tls import TlsSocket, explained
 
-    assert isinstance(sock, Socket)
     assert key.tls is not None
     assert key.tls.client is not None
     secured = TlsSocket(sock, key.tls.client, server_side=False, host=host)
     secured.do_handshake(deadline)
-    binding = secured.peer_digest()
+    binding = binding_within(secret, secured.binding())
     try:
         _prove(secured, ClientHandshake(key.secret, os.urandom(NONCE_SIZE), Security.WITHIN_TLS, binding), deadline)
     except OSError as error:  # only now is a client told that its certificate is not trusted
@@ -314,12 +331,13 @@ def _secure_client_side(sock: AnySocket, key: Key, host: str, deadline: float) -
     return secured
 
 
-def secure_server_side(sock: Socket, key: Key, deadline: float) -> TlsSocket:
+def secure_server_side(sock: Socket, key: Key, secret: bytes, deadline: float) -> TlsSocket:
     """Begin TLS on a blocking socket whose other end has proven the key in the clear, and does so once more within.
 
     Args:
         sock: The connection.
         key: The key that the client has named, with a certificate for servers.
+        secret: What the dialogue in the clear has given both ends.
         deadline: For all of it, on the monotonic clock.
 
     Returns:
@@ -336,7 +354,7 @@ def secure_server_side(sock: Socket, key: Key, deadline: float) -> TlsSocket:
     secured = begin_tls(sock, key)
     secured.do_handshake(deadline)
     try:
-        _prove(secured, handshake_within(key), deadline)
+        _prove(secured, handshake_within(key, secret, secured), deadline)
     except OSError as error:
         raise explained(error) from None
     secured.settimeout(None)
@@ -353,10 +371,10 @@ def begin_tls(sock: Socket, key: Key) -> TlsSocket:
     return TlsSocket(sock, key.tls.server, server_side=True)
 
 
-def handshake_within(key: Key) -> ServerHandshake:
-    """The server's half of the dialogue within TLS."""
-    assert key.tls is not None
-    return ServerHandshake({key.secret: {Security.WITHIN_TLS}}, os.urandom(NONCE_SIZE), key.tls.digest)
+def handshake_within(key: Key, secret: bytes, secured: TlsSocket) -> ServerHandshake:
+    """The server's half of the dialogue within TLS; ``secret`` is that of the one before."""
+    binding = binding_within(secret, secured.binding())
+    return ServerHandshake({key.secret: {Security.WITHIN_TLS}}, os.urandom(NONCE_SIZE), binding)
 
 
 def _refusal(data: dict[str, Any]) -> Exception:
@@ -388,7 +406,7 @@ class Connection:
         self, sock: AnySocket, max_body: int = MAX_BODY, allocate: Callable[[int], Buffer] = payload.allocate
     ) -> None:
         self.socket = sock
-        self._tls = None if isinstance(sock, Socket) else sock
+        self._layer = sock if isinstance(sock, LayeredSocket) else None
         self._received = self._sent = 0
         self.reader = FrameReader(max_body, allocate)
         self._chunk = memoryview(bytearray(4096 if max_body == MAX_HELLO else _CHUNK))
@@ -400,25 +418,30 @@ class Connection:
         return self.socket.fileno()
 
     @property
+    def layered(self) -> bool:
+        """Whether more bytes travel than are sent, because they are sealed or encrypted."""
+        return self._layer is not None
+
+    @property
     def bytes_received(self) -> int:
-        """All that has been read from the socket after the hellos, as it travelled."""
-        return self._received if self._tls is None else self._tls.bytes_received
+        """All that has been read from the socket after the hellos, as it travelled, in whole records if it does."""
+        return self._received if self._layer is None else self._layer.bytes_received
 
     @property
     def bytes_sent(self) -> int:
         """All that the socket has taken after the hellos, as it travels."""
-        return self._sent if self._tls is None else self._tls.bytes_sent
+        return self._sent if self._layer is None else self._layer.bytes_sent
 
     def count_anew(self) -> None:
         """Count bytes from here."""
         self._received = self._sent = 0
-        if self._tls is not None:
-            self._tls.count_anew()
+        if self._layer is not None:
+            self._layer.count_anew()
 
     @property
     def pending(self) -> bool:
         """Whether there is something to receive of which no selector knows."""
-        return self._tls is not None and self._tls.pending
+        return self._layer is not None and self._layer.pending
 
     @property
     def unsent(self) -> bool:
@@ -439,7 +462,7 @@ class Connection:
             RemoteProtocolError: See `FrameReader.receive_data`.
         """
         frames = self._receive()
-        while self._tls is not None and self._tls.pending:
+        while self._layer is not None and self._layer.pending:
             frames += self._receive()
         return frames
 
@@ -523,7 +546,7 @@ class Connection:
             self._send_some()
 
     def _send_some(self) -> None:
-        if len(self._unsent) > 1 and (_HAS_SENDMSG or self._tls is not None):
+        if len(self._unsent) > 1 and (_HAS_SENDMSG or self._layer is not None):
             count = self.socket.sendmsg(list(islice(self._unsent, _VECTOR)))
         else:
             count = self.socket.send(self._unsent[0])
@@ -584,6 +607,10 @@ def unread(sock: Socket) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
+_SECRET = 32
+_END = bytes([0, 255]) + bytes(_SECRET)  # every word is as long: they may arrive together
+
+
 class Channel:
     """One end of a supervisor's line to one of its workers: a lane's new socket comes over it, or the worker's end.
 
@@ -604,38 +631,38 @@ class Channel:
         """For `select.poll`."""
         return self._socket.fileno()
 
-    def pass_on(self, sock: Socket, note: int = 0) -> None:
-        """Give the other end a socket, and a byte that says something about it; ours stays open.
+    def pass_on(self, sock: Socket, note: int, secret: bytes) -> None:
+        """Give the other end a socket, and a byte and 32 more or none that say something about it; ours stays open.
 
         Raises:
             OSError: It is gone, or deaf.
         """
-        socket.send_fds(self._socket, [bytes([note])], [sock.fileno()])
+        socket.send_fds(self._socket, [bytes([note, len(secret)]) + secret.ljust(_SECRET, b"\0")], [sock.fileno()])
 
     def say_end(self) -> None:
         """Tell the other end to end."""
         with contextlib.suppress(OSError):
-            self._socket.send(b"e")
+            self._socket.send(_END)
 
-    def receive(self) -> tuple[Socket, int] | None:
-        """What was said: a socket and the byte that came with it; or None, to end.
+    def receive(self) -> tuple[Socket, int, bytes] | None:
+        """What was said: a socket and what came with it; or None, to end.
 
         Raises:
             EOFError: The other end is gone.
             OSError: A socket came, and this process has as many files open as it may.
         """
         try:
-            word, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+            word, descriptors, _, _ = socket.recv_fds(self._socket, len(_END), 1)
         except OSError as error:
             raise EOFError(str(error)) from None
         if not word:
             raise EOFError("the supervisor is gone")
-        if word == b"e":
+        if word == _END:
             return None
         if not descriptors:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         os.set_inheritable(descriptors[0], False)
-        return Socket(fileno=descriptors[0]), word[0]
+        return Socket(fileno=descriptors[0]), word[0], word[2 : 2 + word[1]]
 
     def close(self) -> None:
         """Close this end."""

@@ -36,6 +36,7 @@ from farm_executor.cli import main
 from farm_executor.core.frames import FrameType
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security
 from farm_executor.keygen import make_key_file_content
+from farm_executor.sealed import SealedSocket
 from farm_executor.security import KEY_FILE_VARIABLE, Key, default_key_file, read_key, write_key
 from farm_executor.tls import TlsSocket, own_context
 from farm_executor.transport import connect
@@ -381,6 +382,7 @@ def prove(sock, key, security):
     sock.sendall(handshake.start())
     while not handshake.done:
         sock.sendall(handshake.receive_data(sock.recv(handshake.wanted)))
+    return handshake.secret
 
 
 @pytest.mark.parametrize(
@@ -425,9 +427,9 @@ def test_a_lane_whose_client_stops_before_tls_ends_its_worker_in_time(key, key_f
         with SessionPeer(server.address, key=key) as session, dial(server.address) as silent:
             from farm_executor.core.handshake import encode_hello
 
-            prove(silent, key, Security.TLS_LANE)
+            sealed = SealedSocket(silent, prove(silent, key, Security.TLS_LANE), server_side=False)
             hello = {"role": "lane", "session": session.id, "slot": 0, "lane": 1}
-            silent.sendall(b"".join(encode_hello(hello)))
+            sealed.sendall(b"".join(encode_hello(hello)))
             assert session.wait_for_death()["lane"] == 1
         server.wait_for_line("worker [0-9]+ ends: ")
 

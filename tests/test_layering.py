@@ -28,6 +28,8 @@ LEVELS = [
     ("farm_executor.versions", 2),
     ("farm_executor.address", 2),
     ("farm_executor.arguments", 2),
+    ("farm_executor.layered", 1),
+    ("farm_executor.sealed", 2),
     ("farm_executor.tls", 2),
     ("farm_executor.security", 2),
     ("farm_executor.keygen", 3),
@@ -111,10 +113,8 @@ def test_only_what_opens_connections_imports_socket_and_ssl():
         for library in ("socket", "ssl")
     }
 
-    assert importers == {
-        "socket": {"farm_executor.transport", "farm_executor.race", "farm_executor.tls"},
-        "ssl": {"farm_executor.tls"},
-    }
+    between = {f"farm_executor.{name}" for name in ("layered", "race", "sealed", "tls")}
+    assert importers == {"socket": {"farm_executor.transport", *between}, "ssl": {"farm_executor.tls"}}
 
 
 def test_a_program_that_does_not_encrypt_does_not_import_what_does():

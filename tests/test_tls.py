@@ -23,6 +23,8 @@ from farm_executor.security import Key, read_key, write_key
 from farm_executor.tls import PIECE, TlsSocket, explained, own_certificate, own_context, pinned
 from farm_executor.transport import Connection, _secure_client_side, secure_server_side
 
+SECRET = b"of the dialogue in the clear ..."
+
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
@@ -300,7 +302,7 @@ def test_older_tls_is_not_spoken(key):
     assert [type(error) for error in found] == [RemoteProtocolError, RemoteProtocolError]
 
 
-def secured(client_key, server_key, host="localhost"):
+def secured(client_key, server_key, host="localhost", secrets=(SECRET, SECRET)):
     """What comes of both sides' securing a connection: the two sockets, or errors."""
     one, other = sockets()
     with one, other:
@@ -308,14 +310,14 @@ def secured(client_key, server_key, host="localhost"):
 
         def server():
             try:
-                return secure_server_side(other, server_key, deadline)
+                return secure_server_side(other, server_key, secrets[1], deadline)
             except BaseException:
                 other.close()
                 raise
 
         def client():
             try:
-                return _secure_client_side(one, client_key, host, deadline)
+                return _secure_client_side(one, client_key, secrets[0], host, deadline)
             except BaseException:
                 one.close()
                 raise
@@ -396,10 +398,14 @@ def test_an_expired_certificate_is_refused_and_said_to_be(key, authority):
 # -- somebody in between ------------------------------------------------------------------------------------
 
 
-def test_who_terminates_tls_with_a_certificate_that_the_client_trusts_cannot_relay_the_proofs(key, authority):
-    """He relays the dialogue between two TLS connections of his own; the proofs cover what each end has seen."""
-    server_key = Key(key.secret, own_certificate(authority.issue("server"), None, None))
-    his = Key(b"he knows no secret", own_certificate(authority.issue("his own"), None, None))
+@pytest.mark.parametrize("has", ["a certificate that the client trusts", "the server's own"])
+def test_who_terminates_tls_cannot_relay_the_proofs(key, authority, has):
+    """He relays the dialogue between two TLS connections of his own; the proofs cover which one they are in."""
+    certificate = authority.issue("server")
+    server_key = Key(key.secret, own_certificate(certificate, None, None))
+    client_key = Key(key.secret, trusting(authority))
+    shown = certificate if has == "the server's own" else authority.issue("his own")
+    his = Key(b"he knows no secret", own_certificate(shown, None, None))
     blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
     (client_end, to_client), (to_server, server_end) = sockets(), sockets()
@@ -423,13 +429,29 @@ def test_who_terminates_tls_with_a_certificate_that_the_client_trusts_cannot_rel
                 far.close()
 
         client, server, answer = in_threads(
-            lambda: _secure_client_side(client_end, Key(key.secret, trusting(authority)), "localhost", deadline),
-            lambda: secure_server_side(server_end, server_key, deadline),
+            lambda: _secure_client_side(client_end, client_key, SECRET, "localhost", deadline),
+            lambda: secure_server_side(server_end, server_key, SECRET, deadline),
             relay,
         )
     assert isinstance(client, AuthenticationError)
     assert isinstance(server, AuthenticationError)
     assert answer == bytes(33)
+
+
+def test_the_dialogue_within_tls_is_of_the_same_ends_as_the_one_before(key):
+    client, server = secured(key, key, secrets=(SECRET, SECRET[::-1]))
+    assert isinstance(client, AuthenticationError)
+    assert isinstance(server, AuthenticationError)
+
+
+def test_what_binds_is_of_one_connection_alone_and_of_tls_1_3(key):
+    found = set()
+    for _ in range(2):
+        with tls_pair(key) as (one, other):
+            assert one.binding() == other.binding()
+            assert len(one.binding()) >= 32
+            found.add(one.binding())
+    assert len(found) == 2
 
 
 def test_proofs_made_in_the_clear_are_of_no_use_within_tls(key, authority):
@@ -451,7 +473,7 @@ def test_proofs_made_in_the_clear_are_of_no_use_within_tls(key, authority):
             far.sendall(victim.receive_data(asked[:6] + bytes([Security.TLS]) + asked[7:]))
             return far.recv(33)
 
-        server, answer = in_threads(lambda: secure_server_side(server_end, server_key, deadline), attack)
+        server, answer = in_threads(lambda: secure_server_side(server_end, server_key, SECRET, deadline), attack)
     assert isinstance(server, AuthenticationError)
     assert answer == bytes(33)
 

@@ -31,6 +31,7 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, encode_hello
+from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
 from farm_executor.transport import Connection, Waker, bound_address, connect, hang_up, listen, tune
 
@@ -477,12 +478,13 @@ def pretending(*answers, key=KEY):
         def serve():
             with listener.accept()[0] as sock:
                 sock.settimeout(DEADLINE)
-                handshake = ServerHandshake({key: {Security.PLAIN}}, bytes(NONCE_SIZE))
+                handshake = ServerHandshake({key: {Security.SEALED}}, bytes(NONCE_SIZE))
                 while not handshake.done and not handshake.refused:
                     sock.sendall(handshake.receive_data(sock.recv(handshake.wanted)))
                 if handshake.done:
-                    sock.recv(MAX_HELLO)
-                    sock.sendall(b"".join(map(bytes, answers)))
+                    sealed = SealedSocket(sock, handshake.secret, server_side=True)
+                    sealed.recv(MAX_HELLO)
+                    sealed.sendall(b"".join(map(bytes, answers)))
 
         with in_thread(serve):
             yield parse_address(address)
@@ -512,7 +514,7 @@ def test_connect_to_a_server_that_does_not_prove_the_key_is_an_authentication_er
             with listener.accept()[0] as sock:
                 sock.settimeout(DEADLINE)
                 sock.recv(48, socket.MSG_WAITALL)
-                sock.sendall(b"FARM\2\2\0" + bytes(41))
+                sock.sendall(b"FARM\3\3\4" + bytes(41))
                 sock.recv(32, socket.MSG_WAITALL)
                 sock.sendall(b"\1" + bytes(32))
                 with contextlib.suppress(ConnectionError):
@@ -628,7 +630,7 @@ def test_a_body_as_large_as_a_task_s_may_come_after_the_hello_and_not_as_one():
         connection, _ = connect(address, Key(KEY), {"role": "lane"}, DEADLINE)
         with contextlib.closing(connection):
             assert connection.reader.max_body == MAX_BODY
-            assert connection.socket.gettimeout() is None
+            assert connection.socket._sock.gettimeout() is None
 
 
 def test_a_server_that_says_nothing_large_elsewhere_cannot():

@@ -25,9 +25,14 @@ A preamble is::
 Both preambles are covered by both proofs, so nobody in between can lower the version or the security.
 Then each side sends one HELLO frame (`frames`): a JSON object of at most 64 KiB.
 
+Who relays these four messages has a connection on which both ends believe to be talking to each other, as they do.
+So what follows must be of no use to him: the two ends have a *secret* then, made of the key and both preambles,
+with which all that follows is sealed (`seal`); or TLS is bound to it.
+
 Where the two speak TLS, they hold this dialogue twice: first in the clear, so that a stranger costs no more than
-without, then within TLS, where each proof also covers the certificate that the server has shown. So who relays the
-first proofs and puts TLS of his own in between comes no further, even if the client trusts his certificate.
+without, then within TLS, where each proof also covers the secret of the first dialogue and what is TLS's own of
+this connection. So the two dialogues and TLS between them have the same two ends, whoever has a certificate that
+the client trusts, or even the server's own private key.
 """
 
 from __future__ import annotations
@@ -52,6 +57,7 @@ __all__ = [
     "Security",
     "ServerHandshake",
     "Versions",
+    "binding_within",
     "decode_hello",
     "describe_mismatches",
     "encode_hello",
@@ -61,7 +67,7 @@ __all__ = [
 ]
 
 MAGIC = b"FARM"
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 NONCE_SIZE = 32
 MIN_KEY_SIZE = 16
 MIN_MEMORY_LIMIT = 1024 * 1024  # bytes for a worker: whoever says less means another unit
@@ -75,14 +81,16 @@ class Security(enum.IntEnum):
     """What protects what follows a handshake."""
 
     PLAIN = 0
-    """Nothing."""
+    """The system: over a unix socket, which nobody else can use."""
     TLS = 1
     """TLS begins right after the proofs."""
     TLS_LANE = 2
-    """TLS begins after the hellos: the server must know what a lane is for before it starts the worker that is to
-    speak TLS."""
+    """The hellos are sealed, then TLS begins: the server must know what a lane is for before it starts the worker
+    that is to speak TLS."""
     WITHIN_TLS = 3
     """This handshake itself is spoken within TLS."""
+    SEALED = 4
+    """Everything is sealed."""
 
 
 def key_id(key: bytes) -> bytes:
@@ -135,6 +143,7 @@ class Versions(NamedTuple):
 
 
 _SECURITIES = frozenset(Security)
+_WITH_TLS = frozenset({Security.TLS, Security.TLS_LANE, Security.WITHIN_TLS})
 _VERSION_FIELDS = {"python": str, "cloudpickle": str, "tblib": str, "farm_executor": str, "protocol": int}
 
 
@@ -153,7 +162,7 @@ class ClientHandshake:
         key: The shared secret, at least 16 bytes.
         nonce: 32 fresh random bytes.
         security: What is to follow.
-        binding: Within TLS the digest of the certificate that the server has shown.
+        binding: Within TLS what else both ends must have in common: see `binding_within`.
     """
 
     def __init__(self, key: bytes, nonce: bytes, security: Security = Security.PLAIN, binding: bytes = b"") -> None:
@@ -206,6 +215,11 @@ class ClientHandshake:
         self.done = True
         return b""
 
+    @property
+    def secret(self) -> bytes:
+        """32 bytes that, when the dialogue is done, both ends have and nobody else, of this connection alone."""
+        return self._proof(b"secret")
+
     def _proof(self, role: bytes) -> bytes:
         return _proof(self._key, role, self._mine, self._theirs, self._binding)
 
@@ -219,17 +233,22 @@ class ClientHandshake:
             )
         if security == self._security:
             return
-        if security == Security.PLAIN:
+        if security not in _SECURITIES:
+            raise RemoteProtocolError(f"the server demands security {security}, which this client does not speak")
+        if self._security in _WITH_TLS and security not in _WITH_TLS:
             raise AuthenticationError(
                 "the server does not speak TLS, which this client demands: start it with the same key file, "
                 "made by farm-executor keygen, or with a certificate"
             )
-        if self._security == Security.PLAIN:
+        if self._security not in _WITH_TLS and security in _WITH_TLS:
             raise AuthenticationError(
                 "the server demands TLS: use the key file that farm-executor keygen has made for it, "
                 "or an ssl_context that trusts its certificate"
             )
-        raise RemoteProtocolError(f"the server demands security {security}, which this client does not speak")
+        raise RemoteProtocolError(
+            "this unix socket leads to a server that listens on TCP, where everything is sealed: "
+            "let the tunnel begin with a TCP port, or end at a unix socket"
+        )
 
 
 class ServerHandshake:
@@ -242,7 +261,7 @@ class ServerHandshake:
         keys: The shared secrets, each at least 16 bytes, with the securities under which it admits. The first of
             them stands for one that is not there: its securities are what a stranger is told.
         nonce: 32 fresh random bytes.
-        binding: Within TLS the digest of the certificate that this server shows.
+        binding: See `ClientHandshake`.
 
     Attributes:
         key: The secret that the client names; None if there is no such one, or it has named none yet.
@@ -294,6 +313,12 @@ class ServerHandshake:
         self.done = True
         return b"\1" + self._proof(self.key, b"server")
 
+    @property
+    def secret(self) -> bytes:
+        """See `ClientHandshake.secret`."""
+        assert self.key is not None
+        return self._proof(self.key, b"secret")
+
     def _proof(self, key: bytes, role: bytes) -> bytes:
         return _proof(key, role, self._theirs, self._mine, self._binding)
 
@@ -309,7 +334,10 @@ class ServerHandshake:
         if not spoken:
             self.refused = f"it speaks protocols {lowest} to {highest}, this server {PROTOCOL_VERSION}"
         elif security not in accepted:
-            self.refused = "it wants TLS" if security else "it comes without TLS"
+            if security in _WITH_TLS:
+                self.refused = "it wants TLS"
+            else:
+                self.refused = "it comes without " + ("seals" if Security.SEALED in accepted else "TLS")
             security = min(accepted)
         self._mine = _PREAMBLE.pack(MAGIC, chosen, PROTOCOL_VERSION, security, bytes(_KEY_ID_SIZE), 0, self._nonce)
         return self._mine
@@ -324,6 +352,16 @@ def _check(key: bytes, nonce: bytes) -> None:
 
 def _proof(key: bytes, role: bytes, client: bytes, server: bytes, binding: bytes) -> bytes:
     return hmac.new(key, b"farm " + role + client + server + binding, hashlib.sha256).digest()
+
+
+def binding_within(secret: bytes, of_tls: bytes) -> bytes:
+    """What a dialogue within TLS binds.
+
+    Args:
+        secret: Of the dialogue in the clear, over the same connection.
+        of_tls: What both ends have of that TLS connection, and of no other.
+    """
+    return hashlib.sha256(secret + of_tls).digest()
 
 
 def encode_hello(data: dict[str, Any], kind: FrameType = FrameType.HELLO, seq: int = 0) -> list[Buffer]:

@@ -13,11 +13,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from farm_executor.core.frames import MAX_HELLO, FrameReader, FrameType
+from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameReader, FrameType
 from farm_executor.core.handshake import NONCE_SIZE, Role, Security, ServerHandshake, decode_hello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
+from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
-from farm_executor.transport import AnySocket, Socket, begin_tls, handshake_within, no_segment
+from farm_executor.transport import HELLO_RECORDS, AnySocket, Socket, begin_tls, handshake_within, no_segment
 
 __all__ = ["Guest"]
 
@@ -34,10 +35,11 @@ class Guest:
         deadline: Until when it may stay, on the monotonic clock.
 
     Attributes:
-        socket: The connection; another object once it is encrypted.
+        socket: The connection; another object once it is sealed or encrypted.
         raw: The connection as it was accepted.
         secured_later: With which of the keys, counted from 1, TLS is to begin after the hellos; 0 if it has begun
             before or is not to begin.
+        secret: What both ends, and they alone, have of this connection; empty where nothing needs it.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Guest:
         self.deadline = deadline
         self.raw = sock
         self.secured_later = 0
+        self.secret = b""
+        self._security = Security.PLAIN
         self._key = keys[0]
         self._keys = keys
         self._local = local
@@ -80,10 +84,10 @@ class Guest:
 
     def _go_on(self) -> None:
         if self._shaking:
-            assert not isinstance(self.socket, Socket)
+            assert not isinstance(self.socket, (Socket, SealedSocket))
             self.socket.do_handshake()
             self._shaking = False
-            self._handshake = handshake_within(self._key)
+            self._handshake = handshake_within(self._key, self.secret, self.socket)
             return
         data = self.socket.recv(self._handshake.wanted)
         if not data:
@@ -96,20 +100,25 @@ class Guest:
 
     def _admit(self) -> None:
         """He has proven a key in the clear."""
-        security = self._handshake.security
+        self._security = security = self._handshake.security
+        if security is Security.PLAIN:
+            return
+        self.secret = self._handshake.secret
         number, self._key = next(
             (number, key)
             for number, key in enumerate(self._keys, 1)
             if key.secret == self._handshake.key and security in _securities(key, self._local)
         )
-        if security is Security.TLS_LANE:
-            self.secured_later = number
-        elif security is Security.TLS:
+        if security is Security.TLS:
             self.socket = begin_tls(self.raw, self._key)
             self._shaking = True
+            return
+        self.socket = SealedSocket(self.raw, self.secret, server_side=True)
+        if security is Security.TLS_LANE:
+            self.secured_later = number
 
     def _receive_hello(self) -> dict[str, Any] | None:
-        data = self.socket.recv(MAX_HELLO)
+        data = self.socket.recv(HEADER_SIZE + MAX_HELLO)
         if not data:
             raise EOFError("it hung up")
         frames = self._reader.receive_data(data)
@@ -118,12 +127,17 @@ class Guest:
         if len(frames) > 1 or self._reader.mid_frame or frames[0].type is not FrameType.HELLO:
             raise RemoteProtocolError("more or less than one hello")
         hello = decode_hello(frames[0])
-        if bool(self.secured_later) != (hello.get("role") == Role.LANE) and self._handshake.security:
+        lane = hello.get("role") == Role.LANE
+        if self._security is (Security.TLS if lane else Security.TLS_LANE):
             raise RemoteProtocolError("TLS begins at another place for this role")
+        if lane and isinstance(self.socket, SealedSocket) and not self.socket.is_after(HELLO_RECORDS):
+            raise RemoteProtocolError("more or less than one record for the hello")  # its worker counts on that
         return hello
 
 
 def _securities(key: Key, local: bool) -> set[Security]:
-    if local or key.tls is None or key.tls.server is None:
-        return {Security.PLAIN}
+    if local:
+        return {Security.PLAIN, Security.SEALED}  # the other end may be one of TCP, with a tunnel in between
+    if key.tls is None or key.tls.server is None:
+        return {Security.SEALED}
     return {Security.TLS, Security.TLS_LANE}

@@ -118,7 +118,8 @@ class WorkerLane:
         progress: Shared with the supervisor, so that it outlives a crash; see `PROGRESS`.
         channel: The line to the supervisor.
         resumable: Whether to go on when the connection breaks.
-        secure: Encrypts a connection that the supervisor has passed on, as the number says that came with it.
+        secure: Seals or encrypts a connection that the supervisor has passed on, as the number and the secret say
+            that came with it.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class WorkerLane:
         channel: Channel,
         *,
         resumable: bool,
-        secure: Callable[[Socket, int], AnySocket],
+        secure: Callable[[Socket, int, bytes], AnySocket],
     ) -> None:
         self._connection = Connection(socket)
         self._progress = progress
@@ -274,6 +275,8 @@ class WorkerLane:
         _BYTES.pack_into(self._progress, _SENT_AT, due)
         with contextlib.suppress(OSError):  # that the client is gone, reading will tell
             self._connection.send_all(buffers)
+            if self._connection.layered:  # records have heads, too, and the client must miss the last one's
+                _BYTES.pack_into(self._progress, _SENT_AT, self._connection.bytes_sent)
 
     def _await(self, poll: select.poll, timeout: float | None) -> list[int]:
         """The descriptors that can be read; ``_io`` is held. What the supervisor has to say is heeded here."""
@@ -313,7 +316,7 @@ class WorkerLane:
         with self._send:
             self._mute = True
 
-    def _change_connection(self, sock: Socket, secured: int) -> None:
+    def _change_connection(self, sock: Socket, secured: int, secret: bytes) -> None:
         """Go on over another socket; what is to be sent waits until the client has said what it lacks."""
         old = self._connection
         for poll in (self._poll, self._helper_poll):
@@ -324,7 +327,7 @@ class WorkerLane:
             self._mute = True
         sock.setblocking(True)
         try:
-            connection = Connection(self._secure(sock, secured))
+            connection = Connection(self._secure(sock, secured, secret))
         except (AuthenticationError, RemoteProtocolError, EOFError, OSError):
             sock.close()  # the client dials anew
             return

@@ -385,7 +385,7 @@ class Supervisor:
         tune(guest.raw, session.heartbeat)
         hang_up(worker.socket)
         try:
-            worker.channel.pass_on(guest.raw, guest.secured_later)
+            worker.channel.pass_on(guest.raw, guest.secured_later, guest.secret)
             guest.socket.sendall(b"".join(encode_hello({"pid": worker.pid})))
         except OSError as error:
             logger.warning("lane not resumed pid=%d error=%s", worker.pid, error)

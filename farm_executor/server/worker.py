@@ -21,11 +21,12 @@ from farm_executor import payload
 from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.failure import dump_failure, dump_unsendable, explain_unreadable
+from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
 from farm_executor.server.childhood import WorkerMain
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
-from farm_executor.transport import AnySocket, Channel, Socket, secure_server_side
+from farm_executor.transport import HELLO_RECORDS, AnySocket, Channel, Socket, secure_server_side
 
 if TYPE_CHECKING:
     import mmap
@@ -43,6 +44,7 @@ class WorkerStart(NamedTuple):
         keys: The server's; see `secured`.
         secured: With which of the keys, counted from 1, the lane is to be encrypted before anything else is said; 0
             for no encryption.
+        secret: With which it is sealed, or bound to the hellos; empty if neither is needed.
         progress: Shared with the supervisor: how far the worker has come.
         channel: The line to the supervisor.
         interruptible: Whether SIGINT interrupts the call that runs: not if an embedded farm's client ignores it.
@@ -54,6 +56,7 @@ class WorkerStart(NamedTuple):
     socket: Socket
     keys: Sequence[Key]
     secured: int
+    secret: bytes
     progress: mmap.mmap
     channel: Channel
     interruptible: bool
@@ -64,13 +67,16 @@ class WorkerStart(NamedTuple):
 def run_worker(start: WorkerStart) -> None:
     """Serve the client at the other end of the lane until it is gone; returns to let the process end."""
 
-    def secure(socket: Socket, number: int) -> AnySocket:
-        if not number:
-            return socket
-        return secure_server_side(socket, start.keys[number - 1], time.monotonic() + SECURE_SECONDS)
+    def secure(socket: Socket, number: int, secret: bytes) -> AnySocket:
+        if number:
+            key = start.keys[number - 1]
+            return secure_server_side(socket, key, secret, time.monotonic() + SECURE_SECONDS)
+        if secret:
+            return SealedSocket(socket, secret, server_side=True, begun=HELLO_RECORDS)
+        return socket
 
     try:
-        socket = secure(start.socket, start.secured)
+        socket = secure(start.socket, start.secured, start.secret)
     except (AuthenticationError, RemoteProtocolError, EOFError, OSError) as why:
         print(f"farm_executor: worker {os.getpid()} ends: {why}", file=sys.stderr, flush=True)  # noqa: T201
         return

@@ -189,7 +189,7 @@ class Workers:
         self._all[pid] = (session, worker)
         # The worker says nothing before the client has had this answer and sent INIT.
         with contextlib.suppress(OSError):
-            guest.raw.sendall(b"".join(encode_hello({"pid": pid})))
+            guest.socket.sendall(b"".join(encode_hello({"pid": pid})))
         logger.info("worker started pid=%d slot=%d client=%s", pid, slot, session.client)
         return None
 
@@ -226,6 +226,7 @@ class Workers:
             guest.raw,
             self._keys,
             guest.secured_later,
+            guest.secret,
             progress,
             channel,
             interruptible=self._interruptible,

@@ -6,8 +6,10 @@ This module owns the script and where in its bytes connections can be cut. It mu
 from __future__ import annotations
 
 import struct
+from bisect import bisect
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from operator import itemgetter
 from typing import Any
 
 from faults import tasks
@@ -18,6 +20,7 @@ from server.processes import DEADLINE
 
 from farm_executor import FarmExecutor
 from farm_executor.core.frames import BULK, FrameType
+from farm_executor.core.seal import RECORD_HEAD, record_length
 
 __all__ = ["DELAY", "WORKERS", "offsets", "play", "types"]
 
@@ -72,17 +75,35 @@ def play(farm: FarmExecutor, book: Book, *, once: bool) -> list[Expectation]:
     return expected
 
 
+def _unsealed(data: bytes | bytearray, place: int) -> tuple[bytes, list[tuple[int, int]]]:
+    """What is in records: the bytes, and from which of them on how many others have travelled before."""
+    found = bytearray()
+    shifts = []
+    while place + RECORD_HEAD <= len(data):
+        size = record_length(data, place)
+        place += RECORD_HEAD
+        shifts.append((len(found), place - len(found)))
+        found += data[place : place + size]
+        place += size
+    return bytes(found), shifts
+
+
 def _frames(link: Link, direction: Direction) -> Iterator[tuple[int, FrameType, int, int]]:
     """What has gone one way: where each frame begins, its type, its size, and that of its segments after it."""
-    data = link.transcript.get(direction, b"")
-    place = _HANDSHAKE[direction]
+    data, shifts = _unsealed(link.transcript.get(direction, b""), _HANDSHAKE[direction])
+    place = 0
     while place + _HEADER.size <= len(data):
         length, kind, flags, _, _ = _HEADER.unpack_from(data, place)
         segments = 0
         if flags & BULK:
             count = int.from_bytes(data[place + _HEADER.size : place + _HEADER.size + 4], "little")
             segments = sum(struct.unpack_from(f"<{count}Q", data, place + _HEADER.size + 4))
-        yield place, FrameType(kind), _HEADER.size + length, segments
+        yield (
+            place + shifts[bisect(shifts, place, key=itemgetter(0)) - 1][1],
+            FrameType(kind),
+            _HEADER.size + length,
+            segments,
+        )
         place += _HEADER.size + length + segments
 
 

@@ -26,8 +26,9 @@ from farm_executor.core.frames import (
     encode_tasks,
     payload_of,
 )
-from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, decode_hello
+from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security, decode_hello
 from farm_executor.failure import Origin, load_failure
+from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
 from farm_executor.transport import Connection, connect
 from farm_executor.versions import local_versions
@@ -212,23 +213,27 @@ def dial(address: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=DEADLINE)
 
 
-def prove_key(sock: socket.socket, key: bytes = KEY) -> None:
-    """The handshake, and no hello after it."""
-    handshake = ClientHandshake(key, os.urandom(NONCE_SIZE))
+def prove_key(sock: socket.socket, key: bytes = KEY) -> SealedSocket:
+    """The handshake, and no hello after it; returns what goes on with seals."""
+    handshake = ClientHandshake(key, os.urandom(NONCE_SIZE), Security.SEALED)
     sock.sendall(handshake.start())
     while not handshake.done:
         data = sock.recv(handshake.wanted)
         if not data:
             raise EOFError("the server hung up")
         sock.sendall(handshake.receive_data(data))
+    return SealedSocket(sock, handshake.secret, server_side=False)
 
 
-def read_to_end(sock: socket.socket) -> bytes:
+def read_to_end(sock: socket.socket | SealedSocket) -> bytes:
     """All that comes until the other end hangs up, politely or not."""
     pieces = []
     try:
-        while piece := sock.recv(65536):
-            pieces.append(piece)
+        while True:
+            with contextlib.suppress(BlockingIOError):  # less than a record
+                if not (piece := sock.recv(65536)):
+                    break
+                pieces.append(piece)
     except ConnectionError:
         pass
     return b"".join(pieces)

@@ -462,7 +462,7 @@ def draining_while_somebody_comes_back():
     with Serving(workers=1) as server, SessionPeer(server.address, resume_seconds=60) as session:
         lane = ready_lane(session)
         with dial(server.address) as guest:
-            prove_key(guest)
+            guest = prove_key(guest)
             end_server(server.host, server.port, key=KEY)
             assert session.receive().type is FrameType.DRAINING
             hello = {"role": "control", "resume": session.id, "versions": local_versions()._asdict()}

@@ -30,6 +30,7 @@ from farm_executor.address import parse_address
 from farm_executor.core.frames import BULK, HEADER_SIZE, MAX_HELLO, FrameType, encode_frame
 from farm_executor.core.handshake import decode_hello, encode_hello
 from farm_executor.errors import AuthenticationError, VersionMismatchError
+from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
 from farm_executor.server import door
 from farm_executor.transport import connect
@@ -430,7 +431,7 @@ def test_a_peer_that_trickles_its_bytes_does_not_get_more_time_for_it():
 def test_a_peer_that_has_proven_the_key_and_says_no_hello_is_dismissed_too():
     shorter = "import farm_executor.server.door as s; s.GUEST_SECONDS = 0.2"
     with Serving(before=shorter) as server, dial(server.address) as silent:
-        prove_key(silent)
+        silent = prove_key(silent)
         assert read_to_end(silent) == b""
         server.wait_for_line("dismissed .*it said nothing in time")
 
@@ -446,7 +447,7 @@ def test_a_peer_that_has_proven_the_key_and_says_no_hello_is_dismissed_too():
         b"\xff" * 10_000,
         b"FARM" + b"\xff" * 44,
         b"FARM\2\1" + bytes(42),
-        b"FARM\1\1\4" + bytes(41),
+        b"FARM\1\1\5" + bytes(41),
         b"FARM\1\1\0" + bytes(8) + b"\1" + bytes(32),
     ],
     ids=[
@@ -480,23 +481,24 @@ def test_who_hangs_up_at_any_point_costs_one_line_in_the_log(serving):
     with dial(serving.address) as peer:
         prove_key(peer)
     with dial(serving.address) as peer:
-        prove_key(peer)
+        peer = prove_key(peer)
         peer.sendall(b"".join(encode_hello({"role": "admin"}))[:-1])
     wait_until(lambda: len(serving.lines("dismissed")) == before + 7, "a line for each in the log")
     assert serves(serving)
 
 
 def test_who_resets_the_connection_at_any_point_costs_nobody_else_anything(serving):
-    def reset(sock: socket.socket) -> None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    def reset(sock: socket.socket | SealedSocket) -> None:
+        (sock if isinstance(sock, socket.socket) else sock._sock).setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+        )
         sock.close()
 
     hellos = [{"role": "admin", "command": "status"}, {"role": "lane"}, {"role": "control"}, {"role": "admin"}]
     for _ in range(10):
         reset(dial(serving.address))
         for hello in hellos:
-            peer = dial(serving.address)
-            prove_key(peer)
+            peer = prove_key(dial(serving.address))
             peer.sendall(b"".join(encode_hello(hello)))
             reset(peer)
     assert serves(serving)
@@ -512,9 +514,9 @@ def test_a_wrong_key_is_refused_and_logged(serving):
 def test_a_proof_that_was_overheard_is_of_no_use_a_second_time(serving):
     said: list[bytes] = []
     with dial(serving.address) as honest:
-        from farm_executor.core.handshake import ClientHandshake
+        from farm_executor.core.handshake import ClientHandshake, Security
 
-        handshake = ClientHandshake(KEY, bytes(32))
+        handshake = ClientHandshake(KEY, bytes(32), Security.SEALED)
         said.append(handshake.start())
         honest.sendall(said[-1])
         said.append(handshake.receive_data(honest.recv(48, socket.MSG_WAITALL)))
@@ -538,7 +540,7 @@ def test_what_is_promised_takes_no_memory(serving):
             for proven in (False, True):
                 peer = stack.enter_context(dial(serving.address))
                 if proven:
-                    prove_key(peer)
+                    peer = prove_key(peer)
                 peer.sendall(promise)
                 peer.sendall(b"some of it" * 100)
         assert serves(serving)
@@ -548,7 +550,7 @@ def test_what_is_promised_takes_no_memory(serving):
 
 def test_a_hello_of_more_than_its_limit_is_not_read(serving):
     with dial(serving.address) as peer:
-        prove_key(peer)
+        peer = prove_key(peer)
         frame = b"".join(encode_frame(FrameType.HELLO, body=b" " * (MAX_HELLO + 1)))
         with contextlib.suppress(ConnectionError):
             peer.sendall(frame)
@@ -698,7 +700,7 @@ hellos = st.one_of(
 
 def say_hello(server: Serving, body: bytes) -> None:
     with dial(server.address) as peer:
-        prove_key(peer)
+        peer = prove_key(peer)
         peer.sendall(b"".join(encode_frame(FrameType.HELLO, body=body)))
         peer.shutdown(socket.SHUT_WR)
         read_to_end(peer)
@@ -752,7 +754,7 @@ def test_a_hello_in_no_encoding_or_with_numbers_beyond_all_measure_is_refused(se
 
 def test_what_comes_in_one_go_with_the_hello_is_spoken_out_of_turn(serving):
     with dial(serving.address) as peer:
-        prove_key(peer)
+        peer = prove_key(peer)
         hello = b"".join(encode_hello({"role": "admin", "command": "ping"}))
         peer.sendall(hello + hello[: HEADER_SIZE - 1])
         assert read_to_end(peer) == b""
@@ -936,7 +938,7 @@ def test_end_server_may_be_said_twice_and_a_third_time_to_nobody():
     with Serving() as server, SessionPeer(server.address) as session:
         session.open_lane().start()
         with dial(server.address) as late:
-            prove_key(late)
+            late = prove_key(late)
             end_server(server.host, server.port, key=KEY)
             late.sendall(b"".join(encode_hello({"role": "admin", "command": "end"})))
             assert read_to_end(late)
@@ -948,7 +950,7 @@ def test_end_server_may_be_said_twice_and_a_third_time_to_nobody():
 def test_a_client_that_comes_while_the_server_drains_is_refused_with_the_reason():
     with Serving() as server, SessionPeer(server.address) as session, dial(server.address) as late:
         session.open_lane().start()
-        prove_key(late)
+        late = prove_key(late)
         end_server(server.host, server.port, key=KEY)
         late.sendall(b"".join(encode_hello({"role": "control", "versions": local_versions()._asdict()})))
         assert b"draining" in read_to_end(late)
