@@ -6,7 +6,9 @@ to the listeners, from that thread.
 
 A connection that fails is dialled again for ever. A server that refuses for a reason that no waiting mends, such as
 a wrong key or versions that do not fit, is told of. So is an embedded one if this machine is so short of processes
-or files, for a few seconds, that there is not a single worker.
+or files, for a few seconds, that there is not a single worker. That the key is wrong cannot be proven, so anybody who
+listens at the address, or is in between, can say so: it must be said several times, and is not believed at all once
+a server of the farm has proven that the key is right.
 
 All connections of one session go to the address at which its first one was answered, even if the name of the host
 stands for several: the others may be other machines.
@@ -44,6 +46,7 @@ NOT_YET_SECONDS = (
     1.0  # for which a server may say "not now" without a word: it is normal while a worker is replaced
 )
 MAX_SHORTAGES = 8  # attempts in a row, about five seconds, that fail because this machine has no more to give
+CLEAR_REFUSALS = 4  # in a row by a peer that has proven nothing, until they are believed: a third of a second
 REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
 MAX_DIALLERS = 128  # threads of one farm beyond the first of each server
 ANOTHER_SERVER = (
@@ -71,6 +74,7 @@ class Settings:
         self.resume_seconds = resume_seconds
         self.max_memory_per_worker = max_memory_per_worker  # bytes
         self.more_diallers = threading.BoundedSemaphore(MAX_DIALLERS)
+        self.proven = False  # whether any server has proven that it holds our key
 
 
 def at(address: Address) -> Callable[[bool], Address]:
@@ -152,6 +156,7 @@ class ServerLink:
         self._lost = False  # the last session
         self._silent_since: float | None = None
         self._next_report = 0.0
+        self._refusals = 0  # in a row, by a peer that has not proven to be a server of ours
         self._random = random.Random()  # its own: the program's global state is not ours to advance
         self.prospects = quota or 0 if address is None else 0
         self.address = address
@@ -441,12 +446,24 @@ class ServerLink:
     ) -> tuple[Connection, dict[str, Any]]:
         assert self.address is not None
         key = self._settings.find_key(self.address)
-        heartbeat = self._settings.heartbeat
+        answers: list[bool] = []
         try:
-            return connect(self.address, key, hello, timeout, self._note_dialling, heartbeat=heartbeat, via=via)
+            connection, answer = connect(
+                *(self.address, key, hello, timeout, self._note_dialling),
+                answered=lambda: answers.append(True),
+                heartbeat=self._settings.heartbeat,
+                via=via,
+            )
         except (AuthenticationError, VersionMismatchError) as error:
             error.args = (f"server {self.address}: {error.args[0]}", *error.args[1:])
+            if not answers or isinstance(error, AuthenticationError):
+                self._refusals += 1
+                if self._settings.proven or self._refusals < CLEAR_REFUSALS:
+                    raise RefusedError("clear", str(error)) from None
             raise
+        else:
+            self._settings.proven, self._refusals = True, 0
+            return connection, answer
         finally:
             with self._lock:
                 self._sockets.pop(threading.get_ident(), None)
