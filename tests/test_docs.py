@@ -61,6 +61,7 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.handshake import ClientHandshake, Security, ServerHandshake, encode_hello
+from farm_executor.core.seal import CLIENT, SERVER, Seal
 from farm_executor.launch.ssh import SSH_VARIABLE
 from farm_executor.payload import dumps, loads
 from farm_executor.security import client_key
@@ -583,7 +584,8 @@ def _one_frame(data):
 
 
 def test_the_documented_handshake_is_ours(example):
-    client, server = ClientHandshake(KEY, NONCES[0]), ServerHandshake({KEY: {Security.PLAIN}}, NONCES[1])
+    client = ClientHandshake(KEY, NONCES[0], Security.SEALED)
+    server = ServerHandshake({KEY: {Security.SEALED}}, NONCES[1])
     preamble = client.start()
     answer = server.receive_data(preamble)
     proof = client.receive_data(answer)
@@ -596,6 +598,8 @@ def test_the_documented_handshake_is_ours(example):
     assert example["server-preamble"] == answer
     assert example["client-proof"] == proof
     assert example["server-proof"] == acceptance
+    assert example["hello-head"] == Seal(client.secret, CLIENT).head(example["hello"])
+    assert example["hello-answer-head"] == Seal(server.secret, SERVER).head(example["hello-answer"])
 
 
 def test_the_documented_frames_are_ours(example):

@@ -100,7 +100,8 @@ class SshServer:
         if sys.platform == "win32":
             raise BrokenFarmError(
                 f"cannot start {address}: the tunnel needs unix sockets. Start a server there by hand, "
-                "make a tunnel with ssh -L, and pass its end here: FarmExecutor(['127.0.0.1:11111'])"
+                "make a tunnel with ssh -o ExitOnForwardFailure=yes -L, and pass its end here: "
+                "FarmExecutor(['127.0.0.1:11111'])"
             )
         self._target = address
         self._ssh = address.ssh
