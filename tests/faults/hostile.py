@@ -410,8 +410,8 @@ def worker(data: bytes) -> None:
         here.setblocking(False)
         here.send(part)
         here.shutdown(socket.SHUT_WR)
-    steps = iter([lambda: supervisor.pass_on(pairs[1][1]), supervisor.say_end])
-    lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True, secure=lambda sock, number: sock)
+    steps = iter([lambda: supervisor.pass_on(pairs[1][1], 0, b""), supervisor.say_end])
+    lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True, secure=lambda sock, *_: sock)
     lane._connection = _bounded(pairs[0][1])
     await_more = lane._await
 
