@@ -6,9 +6,9 @@ to the listeners, from that thread.
 
 A connection that fails is dialled again for ever. A server that refuses for a reason that no waiting mends, such as
 a wrong key or versions that do not fit, is told of. So is an embedded one if this machine is so short of processes
-or files, for a few seconds, that there is not a single worker. That the key is wrong cannot be proven, so anybody who
-listens at the address, or is in between, can say so: it must be said several times, and is not believed at all once
-a server of the farm has proven that the key is right.
+or files, for a few seconds, that there is not a single worker. That the key is wrong cannot be proven, so anybody
+who listens at the address, or is in between, can say so: it must be said several times, and is not believed at all
+once a server of the farm has proven that the key is right.
 
 All connections of one session go to the address at which its first one was answered, even if the name of the host
 stands for several: the others may be other machines.
