@@ -409,7 +409,7 @@ def test_every_failure_is_the_outcome_of_its_own_task_and_of_no_other_in_the_bat
     found = lane.outcomes(2 * len(bad))
     assert [found[number] for number in range(1, 2 * len(bad), 2)] == ["x"] * len(bad)
     errors = [found[number] for number in range(0, 2 * len(bad), 2)]
-    assert [type(error) for error in errors] == [TaskExecutionError] * 6 + [SystemExit, ValueError]
+    assert [type(error) for error in errors] == [TaskExecutionError] * 5 + [TypeError, SystemExit, ValueError]
     assert "it says what was wrong" in str(errors[4])
 
 
