@@ -8,9 +8,9 @@ A payload is a list: the pickle, then the buffers that it refers to (protocol 5,
 because it is ten times faster. cloudpickle takes over when
 
 * pickle raises: lambdas, closures, local classes;
-* the pickle names ``__main__``: pickle would refer to the function or class by name, and the worker's
-  ``__main__`` is another one; or ``__mp_main__``, as which children of multiprocessing have the program. A string
-  that merely says so costs time, nothing else;
+* the pickle names ``__main__``, or a module that exists in this process only: pickle would refer to the function
+  or class by name, which leads elsewhere in a worker, or nowhere. A string that merely says so costs time, nothing
+  else;
 * the pickle may hold what should have been refused, as cloudpickle's pickler does here, see `refused`;
 * the user registered a module with ``cloudpickle.register_pickle_by_value``.
 
@@ -23,15 +23,17 @@ can change them, nor would mind if two of them are one object.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from farm_executor.byvalue import Resolver, pickler
+from farm_executor.byvalue import Hints, Resolver, imported, pickler
 from farm_executor.core.frames import BULK_THRESHOLD, MAX_SEGMENTS, Buffer, Payload
 from farm_executor.errors import RemoteProtocolError
+from farm_executor.importing import exist_here_only
 from farm_executor.refused import may_hold_silent
 
 __all__ = [
@@ -51,8 +53,7 @@ __all__ = [
 PROTOCOL = 5
 MAPPED_SIZE = 1024 * 1024  # from which memory is taken from the system, which gives it page by page
 _BY_VALUE = b"V"
-# As pickles name them: a short string, its length, and the name.
-_MAINS = (b"\x8c\x08__main__", b"\x8c\x0b__mp_main__")
+_MAIN = b"\x8c\x08__main__"  # as a pickle names it: a short string, its length, and the name
 _SMALL = {type(None), bool, float, complex}
 _TEXTS = {str, bytes}
 _SHORT = 1024  # characters or bytes
@@ -127,15 +128,69 @@ def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
     except Exception:  # whatever it was, cloudpickle gets its chance and raises the better error
         pass
     else:
-        cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-        by_name = not _names_main(parts[0]) and (cloudpickle is None or not cloudpickle._PICKLE_BY_VALUE_MODULES)
-        if by_name and not may_hold_silent(parts[0]):
+        if not (_names_others(parts[0]) or registered_by_value() or may_hold_silent(parts[0])):
             return parts
-    first, *others = _dump(pickler(), value, out_of_band)
+    first, *others = _dump_by_value(value, out_of_band)
     return (bytes(first) + _BY_VALUE, *others)
 
 
-def _dump(kind: type[pickle.Pickler], value: Any, out_of_band: bool) -> Payload:
+def _dump_by_value(value: Any, out_of_band: bool) -> Payload:
+    hints = Hints(enabled=True)
+    try:
+        return _dump_with(hints, value, out_of_band)
+    except Exception:
+        if not hints.added:
+            raise
+    # Something that was sent along may be too large, or nobody's to send.
+    left_out = {id(added) for added in hints.added if not _can_be_added(added)}
+    for others in (Hints(enabled=True, left_out=left_out), Hints()):
+        try:
+            return _dump_with(others, value, out_of_band)
+        except Exception:
+            if not others.added:
+                raise
+    raise AssertionError("the last attempt adds nothing")
+
+
+def _can_be_added(value: Any) -> bool:
+    alone = Hints()
+    alone.bounded = True
+    try:
+        _dump_with(alone, imported(value), out_of_band=False)
+    except Exception:
+        return False
+    return True
+
+
+def _dump_with(hints: Hints, value: Any, out_of_band: bool) -> Payload:
+    kind: Callable[..., pickle.Pickler] = pickler()
+    return _dump(functools.partial(kind, hints=hints), value, out_of_band, _Bounded(hints))
+
+
+MAX_ADDED = 1024 * 1024  # bytes of a pickle that holds whatever may be looked up
+
+
+class _Bounded(io.BytesIO):
+    """A file that does not take all: who knows what the added functions bring along."""
+
+    def __init__(self, hints: Hints) -> None:
+        super().__init__()
+        self._hints = hints
+
+    def write(self, data: Any) -> int:
+        if self._hints.bounded and self.tell() + len(data) > MAX_ADDED:
+            raise pickle.PicklingError("too large to be sent along")
+        return super().write(data)
+
+
+def _names_others(pickled: Any) -> bool:
+    """Whether the pickle may name what a worker has another module for, or none."""
+    return _MAIN in pickled or any(name.encode() in pickled for name in exist_here_only())
+
+
+def _dump(
+    kind: Callable[..., pickle.Pickler], value: Any, out_of_band: bool, file: io.BytesIO | None = None
+) -> Payload:
     buffers: list[Buffer] = []
 
     def keep_large(buffer: pickle.PickleBuffer) -> bool:
@@ -149,7 +204,7 @@ def _dump(kind: type[pickle.Pickler], value: Any, out_of_band: bool) -> Payload:
         buffers.append(raw)
         return False
 
-    file = io.BytesIO()
+    file = io.BytesIO() if file is None else file
     kind(file, PROTOCOL, buffer_callback=keep_large).dump(value)
     return (file.getvalue(), *buffers)
 
@@ -164,10 +219,6 @@ def registered_by_value() -> bool:
 def by_value(payload: Payload) -> bool:
     """Whether the payload may hold functions and classes by value."""
     return payload[0][-1] == _BY_VALUE[0]
-
-
-def _names_main(pickled: Any) -> bool:
-    return b"_main__" in pickled and any(name in pickled for name in _MAINS)
 
 
 def loads(payload: Payload, resolver: Callable[[], Resolver] | None = None) -> Any:

@@ -6,6 +6,7 @@ Most tests share one worker, on which what former tests sent is still there, as 
 
 import copyreg
 import functools
+import importlib.util
 import linecache
 import operator
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from farm_executor import FarmExecutor
+from farm_executor import FarmExecutor, payload
 from farm_executor.server.worker import is_reusable
 
 DEADLINE = 60
@@ -926,6 +927,674 @@ def test_relative_imports_work_in_a_program_that_was_started_as_a_module(nb, cal
     call(nb.add_path, str(tmp_path))
 
     assert call(nb.f) == 7
+
+
+# -- what a function is after the round trip ----------------------------------------------------------------
+
+
+def test_functions_of_one_name_and_code_stay_themselves(nb, call):
+    nb.run("""
+        defaults, keywords, attributes, closures = [], [], [], []
+        def close_over(held):
+            def f(x): return x + held
+            return f
+        for i in range(3):
+            def f(x, i=i): return x + i
+            defaults.append(f)
+            def f(x, *, i=i): return x + i
+            keywords.append(f)
+            def f(x): return x + f.i
+            f.i = i
+            attributes.append(f)
+            f = close_over(i)
+            closures.append(f)
+        def echo(value): return value
+        class Holder:
+            def __init__(self, *functions): self.functions = functions
+    """)
+    for functions in (nb.defaults, nb.keywords, nb.closures):
+        nb._module.f = functions[2]
+        assert [f(10) for f in call(nb.echo, functions)] == [10, 11, 12]
+        assert [f(10) for f in call(nb.echo, nb.Holder(*functions)).functions] == [10, 11, 12]
+        assert [call(nb.echo, f)(10) for f in functions] == [10, 11, 12]
+        assert [call(f, 10) for f in functions] == [10, 11, 12]
+        back = call(nb.echo, functions)
+        assert [here is there for here, there in zip(functions, back, strict=True)] == [
+            False,
+            False,
+            functions is not nb.closures,
+        ]
+    nb._module.f = nb.attributes[1]
+    assert [f.i for f in call(nb.echo, nb.attributes)] == [0, 1, 2]
+
+
+def test_a_function_that_a_name_leads_to_comes_back_as_itself_whatever_the_task_made_of_it(nb, call):
+    nb.run("""
+        import functools
+        def keep(function):
+            cache = {}
+            @functools.wraps(function)
+            def wrapper(n): return cache.setdefault(n, function(n))
+            return wrapper
+        @keep
+        def kept(n): return n
+        @functools.lru_cache
+        def cached(n): return n
+        @functools.singledispatch
+        def dispatched(n): return n
+        def plain(n, seen=[]): seen.append(n); return seen
+        class C:
+            def method(self): pass
+            @staticmethod
+            def static(): pass
+            @classmethod
+            def of_class(cls): return cls
+        def use(*functions):
+            for function in functions: function(1)
+            plain.attribute = 1
+            return functions
+        def echo(value): return value
+    """)
+    functions = (nb.kept, nb.cached, nb.dispatched, nb.plain)
+
+    assert all(a is b for a, b in zip(call(nb.use, *functions), functions, strict=True))
+    assert vars(nb.plain) == {}
+    assert nb.plain.__defaults__ == ([],)
+    methods = [nb.C.method, nb.C.static]
+    assert call(nb.echo, methods) == methods
+    assert call(nb.echo, nb.C.of_class).__func__ is nb.C.of_class.__func__
+
+
+def test_a_function_that_a_task_sends_on_comes_back_to_it_as_itself(nb):
+    nb.run("""
+        def echo(value): return value
+        def f(): return 1
+        def send_on(farm, function): return farm.submit(echo, [function]).result()[0] is function, function
+        def define():
+            global made
+            def made(n=[]): return n
+            return made
+        def change():
+            made.__defaults__[0].append(1)
+            return made
+    """)
+    with FarmExecutor(2) as farm:
+        assert farm.submit(nb.send_on, farm, nb.f).result(timeout=DEADLINE) == (True, nb.f)
+    with FarmExecutor(1) as farm:
+        first = farm.submit(nb.define).result(timeout=DEADLINE)
+        second = farm.submit(nb.change).result(timeout=DEADLINE)
+    assert (first(), second()) == ([], [1])
+
+
+def test_one_defined_anew_while_the_task_runs_is_still_the_one_that_was_sent(nb, shared_farm, tmp_path):
+    nb.run("""
+        import os, time
+        def f(): return "old"
+        def wait_for(path, value):
+            while not os.path.exists(path): time.sleep(0.01)
+            return value
+    """)
+    old, path = nb.f, tmp_path / "now"
+    futures = [shared_farm.submit(nb.wait_for, str(path), [nb.f, nb.f])]
+    nb.run("def f(): return 'old'")
+    path.touch()
+
+    assert futures[0].result(timeout=DEADLINE) == [old, old]
+    assert old is not nb.f
+    futures = [shared_farm.submit(nb.wait_for, str(path), nb.f)]
+    nb.run("f = None")
+    assert futures[0].result(timeout=DEADLINE)() == "old"
+
+
+def test_functions_that_share_a_variable_share_it_on_the_worker_and_back(nb, call):
+    nb.run("""
+        def counter():
+            count = 0
+            def step():
+                nonlocal count
+                count += 1
+            def read(): return count
+            return step, read
+        def step_and_read(step, read):
+            step()
+            return step, read, read()
+    """)
+    step, read, seen = call(nb.step_and_read, *nb.counter())
+
+    assert (seen, read()) == (1, 1)
+    step()
+    assert read() == 2
+
+
+NAMESPACE_KINDS = {
+    "exec'd": """
+        def make(k):
+            namespace = {"__name__": "plugin", "K": k}
+            exec(SOURCE, namespace)
+            return namespace
+    """,
+    "exec'd without a name": """
+        def make(k):
+            namespace = {"K": k}
+            exec(SOURCE, namespace)
+            return namespace
+    """,
+    "of main's name": """
+        def make(k):
+            namespace = {"__name__": "__main__", "K": k}
+            exec(SOURCE, namespace)
+            return namespace
+    """,
+    "other globals": """
+        import types
+        exec(SOURCE)
+        def make(k):
+            namespace = {"__name__": "__main__", "K": k, "INNER": [k]}
+            namespace |= {f.__name__: types.FunctionType(f.__code__, namespace) for f in (read, change)}
+            return namespace
+    """,
+    "module": """
+        import types
+        def make(k):
+            module = types.ModuleType("plugin")
+            module.K = k
+            exec(SOURCE, vars(module))
+            return vars(module)
+    """,
+}
+
+
+@pytest.mark.parametrize("kind", NAMESPACE_KINDS)
+def test_namespaces_of_one_name_stay_apart(nb, farms, kind):
+    nb.run("""
+        SOURCE = (
+            "INNER = [K]\\n"
+            "def read(): return K, INNER\\n"
+            "def change(n):\\n global K\\n K = n\\n INNER.append(n)\\n"
+        )
+        K, INNER = "main", []
+        def call_all(functions): return [function() for function in functions]
+        def keep(function):
+            import builtins
+            builtins.kept_function = function
+        def read_main(): return K
+        def use_kept():
+            import builtins
+            return builtins.kept_function()
+    """)
+    nb.run(NAMESPACE_KINDS[kind])
+    call = farms()
+    one, two, three = (nb.make(k) for k in (1, 2, 3))
+
+    assert call(nb.call_all, [one["read"], two["read"]]) == [(1, [1]), (2, [2])]
+    assert [call(space["read"]) for space in (one, two, one)] == [(1, [1]), (2, [2]), (1, [1])]
+    call(nb.keep, one["read"])
+    call(two["change"], 20)  # each lives on, as the client's does
+    assert [call(space["read"]) for space in (one, two, three)] == [(1, [1]), (20, [2, 20]), (3, [3])]
+    assert call(nb.use_kept) == (1, [1])
+    one["K"] = 10
+    assert [call(space["read"]) for space in (one, two)] == [(10, [1]), (20, [2, 20])]
+    assert call(nb.read_main) == "main"
+
+
+def test_functions_in_data_are_told_apart_by_their_namespaces(nb, call):
+    nb.run("""
+        def make(k):
+            namespace = {"__name__": "plugin", "K": k}
+            exec("def read(): return K", namespace)
+            return namespace["read"]
+        TABLE = {"f": make(1)}
+        def use(): return TABLE["f"]()
+    """)
+    assert call(nb.use) == 1
+    nb.run("TABLE['f'] = make(2)")
+    assert call(nb.use) == 2
+
+
+def test_many_namespaces_are_not_all_kept(nb, farms):
+    nb.run("""
+        class Large: pass
+        def make(k):
+            namespace = {"__name__": "plugin", "K": k, "LARGE": Large()}
+            exec("def read(_): return K, LARGE", namespace)
+            return namespace["read"]
+        def count():
+            import gc
+            gc.collect()
+            return sum(isinstance(value, Large) for value in gc.get_objects())
+    """)
+    call = farms()
+    functions = [functools.partial(nb.make(k), []) for k in range(200)]  # which is not kept itself, for its list
+
+    assert [call(function)[0] for function in functions] == list(range(200))
+    assert call(functions[0])[0] == 0
+    assert call(nb.count) < 100
+
+
+class Parts:
+    """What a function is made of, for comparison with what came back."""
+
+    def __init__(self, function):
+        code = function.__code__
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        self.parts = (
+            *(function.__name__, function.__qualname__, function.__module__, function.__doc__),
+            *(function.__defaults__, function.__kwdefaults__, function.__annotations__, vars(function)),
+            *(code.co_filename, code.co_firstlineno, code.co_code, code.co_consts, code.co_names, cells),
+            *({name: function.__globals__.get(name) for name in code.co_names},),
+        )
+
+
+_VALUES = st.one_of(st.integers(0, 3), st.booleans(), st.sampled_from(["", "x", None, 1.0, (1,), (1.0,)]))
+_FUNCTIONS = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["f", "g", "read"]),
+        "space": st.integers(0, 3),
+        "default": _VALUES,
+        "keyword": _VALUES,
+        "closure": _VALUES,
+        "attribute": _VALUES,
+        "kind": st.sampled_from(["plain", "lambda", "closed", "method"]),
+        "bound": st.booleans(),
+    }
+)
+_KINDS = {
+    "plain": "def {name}(a={default!r}, *, b={keyword!r}): return a, b, K",
+    "lambda": "{name} = lambda a={default!r}, *, b={keyword!r}: (a, b, K)",
+    "closed": (
+        "def outer(held):\n def {name}(a={default!r}, *, b={keyword!r}): return a, b, held, K\n"
+        " return {name}\n{name} = outer({closure!r})"
+    ),
+    "method": "class C:\n def {name}(a={default!r}, *, b={keyword!r}): return a, b, K\n{name} = C.{name}",
+}
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(_FUNCTIONS, min_size=1, max_size=6), st.integers(0, 2))
+def test_any_function_is_itself_after_the_round_trip_or_one_of_the_same_parts(nb, call, descriptions, holding):
+    """Over all that tells functions apart: names, namespaces, defaults, closures, attributes and code."""
+    nb.run("K = 'main'\ndef echo(value): return value\ndef call_all(fs): return [repr(f()) for f in fs]")
+    nb.run("class Holder:\n def __init__(self, held): self.held = held")
+    spaces = [nb._module.__dict__, *({"__name__": name, "K": name} for name in ("__main__", "x", "x"))]
+    spaces[3]["K"] = "other"
+    functions = []
+    for description in descriptions:
+        space = spaces[description["space"]]
+        exec(compile(_KINDS[description["kind"]].format(**description), "<generated>", "exec"), space)
+        function = space[description["name"]]
+        function.attribute = description["attribute"]
+        if not description["bound"]:
+            del space[description["name"]]
+        functions.append(function)
+    expected, before = [repr(f()) for f in functions], [Parts(f).parts for f in functions]
+
+    sent = [functions, nb.Holder(functions), {str(n): f for n, f in enumerate(functions)}][holding]
+    back = call(nb.echo, sent)
+    back = [back, getattr(back, "held", None), list(back.values()) if holding == 2 else None][holding]
+
+    assert [repr(f()) for f in back] == expected
+    assert [repr(Parts(f).parts) for f in back] == [repr(parts) for parts in before]
+    assert [Parts(f).parts for f in back] == before
+    assert [Parts(f).parts for f in functions] == before
+    assert call(nb.call_all, functions) == expected
+    assert [repr(call(f)) for f in functions] == expected
+    for here, there in zip(functions, back, strict=True):
+        names = [nb._module, *here.__qualname__.split(".")]
+        if functools.reduce(lambda found, name: getattr(found, name, None), names) is here:
+            assert there is here
+        else:
+            assert all(there is not other or there is here for other in functions)
+
+
+def test_code_keeps_its_file_names(nb, call):
+    """Whatever cloudpickle makes of them: 3.1.3 writes ``<dynamic-code>`` for all."""
+    nb.run("""
+        def f():
+            def inner(): return 1
+            return inner
+        g = lambda: f()
+        class C:
+            def method(self): pass
+        def names():
+            codes = [f.__code__, f().__code__, g.__code__, C.method.__code__]
+            return [code.co_filename for code in codes]
+    """)
+    assert call(nb.names) == nb.names() == [f"<cell 1 of {id(nb)}>"] * 4
+    assert call(lambda: lambda: 1).__code__.co_filename == __file__
+
+
+# -- what a task finds by its name ---------------------------------------------------------------------------
+
+
+def test_what_arrived_can_be_pickled_by_the_task(nb, farms):
+    nb.run("""
+        import enum, functools, typing
+        class Item:
+            class Inner: pass
+            def __init__(self, n): self.n = n
+            def method(self): return self.n
+        class Color(enum.Enum):
+            RED = 1
+        class Pair(typing.NamedTuple):
+            a: int
+        def function(n): return n
+        @functools.lru_cache
+        def cached(n): return n
+        Name = typing.NewType("Name", int)
+    """)
+    import pickle
+
+    values = [nb.Item, nb.Color.RED, nb.Pair(1), nb.function, nb.cached, nb.Name, nb.Item.method, nb.Item.Inner]
+    call = farms()
+    for value in values:
+        assert pickle.loads(call(pickle.dumps, value)) == value
+    assert pickle.loads(call(pickle.dumps, nb.Item(5))).n == 5
+    assert type(pickle.loads(call(pickle.dumps, nb.Item.Inner()))) is nb.Item.Inner
+
+
+def test_what_is_entered_is_the_clients_newest_and_leaves_the_workers_own_alone(nb, farms):
+    nb.run("""
+        import pickle
+        class Item:
+            version = 1
+        def own(): return "first"
+        def rebind():
+            global own
+            own = len
+        def version(blob): return pickle.loads(blob).version
+        def find(name): return globals()[name]
+    """)
+    import pickle
+
+    call, old = farms(), nb.Item()
+    assert call(nb.version, pickle.dumps(old)) == 1
+    nb.run("class Item:\n version = 2")
+    assert call(nb.version, pickle.dumps(nb.Item())) == 2
+    assert call(lambda item: item.version, old) == 1
+    assert call(nb.version, pickle.dumps(nb.Item())) == 2
+    assert call(nb.own) == "first"
+    call(nb.rebind)
+    assert call(nb.find, "own") is len
+
+
+def test_names_in_annotations_are_found(nb, farms):
+    nb.run("""
+        from __future__ import annotations
+        import dataclasses, typing
+        class Engine: power = 3
+        class Other: pass
+        @dataclasses.dataclass
+        class Car:
+            engine: Engine
+            others: typing.List[Car] = dataclasses.field(default_factory=list)
+        def convert(x: Engine, y: typing.Dict[str, Other]) -> Car: pass
+        def hints(value): return typing.get_type_hints(value)
+        def hints_of_a_new_one(): return sorted(typing.get_type_hints(Car))
+    """)
+    expected = [nb.typing.get_type_hints(value) for value in (nb.Car, nb.convert)]
+
+    assert [farms()(nb.hints, value) for value in (nb.Car, nb.convert)] == expected
+    call = farms()
+    assert call(nb.hints_of_a_new_one) == ["engine", "others"]
+    old = nb.Engine
+    assert call(nb.hints, nb.convert)["x"] is old
+    nb.run("class Engine: power = 4")
+    assert call(nb.hints, nb.convert)["x"] is nb.Engine
+
+
+def test_names_that_a_task_looks_up_are_found(nb, farms):
+    nb.run("""
+        import pickle, sys
+        class Item: pass
+        def helper(): return "helped"
+        def by_globals(name): return globals()[name]
+        def by_module(name): return getattr(sys.modules["__main__"], name)
+        def by_own_name(name): return getattr(sys.modules[__name__], name)
+        def by_eval(name): return eval(name)
+        def by_pickle(name): return type(pickle.loads(b"c__main__\\nItem\\n)R."))
+    """)
+    for look in (nb.by_globals, nb.by_module, nb.by_own_name, nb.by_eval):
+        assert farms()(look, "helper") is nb.helper
+    assert farms()(nb.by_pickle, "Item") is nb.Item
+
+
+def test_what_may_be_looked_up_is_left_out_where_it_costs_too_much_or_cannot_be_sent(nb, farms):
+    nb.run("""
+        import sys
+        LARGE, STREAM = "x" * 5_000_000, (n for n in "abc")
+        class Large: text = LARGE
+        def names_large(): return LARGE
+        def look(name): return name in globals()
+        def annotated(x: "Unsendable"): return x
+    """)
+    assert len(bytes(payload.dumps(nb.look)[0])) < 10_000
+    call = farms()
+    assert call(nb.look, "look") is True
+    nb.run("""
+        del Large, names_large
+        class Unsendable: stream = STREAM
+    """)
+    assert call(nb.look, "annotated") is True
+    assert call(nb.annotated, 1) == 1
+
+
+# -- what only an import makes -------------------------------------------------------------------------------
+
+MADE_BY_IMPORT = {
+    "lock": ("threading.Lock()", "with made: pass"),
+    "reentrant lock": ("threading.RLock()", "with made, made: pass"),
+    "event": ("threading.Event()", "assert not made.is_set()"),
+    "condition": ("threading.Condition()", "with made: made.notify_all()"),
+    "semaphore": ("threading.Semaphore(2)", "with made, made: pass"),
+    "bounded semaphore": ("threading.BoundedSemaphore(1)", "with made: pass"),
+    "barrier": ("threading.Barrier(1)", "made.wait()"),
+    "local": ("threading.local()", "made.x = 1"),
+    "local of a class": ("type('Local', (threading.local,), {'x': 0})()", "assert not made.x"),
+    "context variable": ("contextvars.ContextVar('v', default=[3])", "assert made.get() == [3]"),
+    "without a default": ("contextvars.ContextVar('v')", "assert made.get(4) == 4"),
+    "in a list": ("[threading.Lock()]", "with made[0]: pass"),
+    "in a dict": ("{'a': threading.Lock()}", "with made['a']: pass"),
+    "in an object": ("Service()", "with made.lock: pass"),
+    "in a class": ("Service", "with made.shared: pass"),
+    "queue": ("queue.Queue()", "made.put(1); assert made.get() == 1"),
+}
+
+
+@pytest.mark.parametrize("kind", MADE_BY_IMPORT)
+def test_each_worker_has_a_fresh_one_that_its_tasks_share(nb, farms, kind):
+    made, use = MADE_BY_IMPORT[kind]
+    nb.run(f"""
+        import contextvars, queue, threading
+        class Service:
+            shared = threading.Lock()
+            def __init__(self): self.lock = threading.Lock()
+        made = {made}
+        number = 0
+        def use():
+            {use}
+            return number, id(made)
+        def other(): return number, id(made)
+    """)
+    call = farms()
+
+    assert call(nb.use) == call(nb.other)
+    nb.run("number = 1")
+    assert call(nb.use) == call(nb.other)
+    assert call(nb.use)[0] == 1
+
+
+def test_a_lock_is_one_lock_wherever_the_module_holds_it(nb, farms):
+    nb.run("""
+        import functools, threading
+        lock = threading.Lock()
+        condition = threading.Condition(lock)
+        class C:
+            lock = lock
+            def same(self): return C.lock is lock
+        def synchronized(function):
+            own = threading.Lock()
+            @functools.wraps(function)
+            def wrapper():
+                with own: return function()
+            wrapper.lock = own
+            return wrapper
+        @synchronized
+        def f(held=lock, *, kept=[lock]): return held is kept[0] is lock is C.lock is condition._lock
+        def holds(): return lock.locked(), f.lock.locked(), C().same()
+        def give(): return holds, lock.acquire()
+        def release(): lock.release()
+    """)
+    call = farms()
+
+    nb.lock.acquire()
+    assert call(nb.holds) == (False, False, True)
+    assert call(nb.f) is True
+    nb.lock.release()
+    assert call(nb.give) == (nb.holds, True)  # the worker's, which is another one than the client's
+    assert call(nb.holds) == (True, False, True)
+    call(nb.release)
+    assert not nb.lock.locked()
+
+
+def test_an_argument_is_refused_and_the_error_says_what_cannot_be_sent(nb, shared_farm):
+    nb.run("""
+        import threading, socket
+        lock = threading.Lock()
+        class Service:
+            def __init__(self): self.lock = threading.Lock()
+        def outer(held):
+            def closure(): return held
+            return closure
+        def f(*args): return args
+        stream = (n for n in "abc")
+        def by_global(): return stream
+        def by_helper(): return by_global()
+        def recursive(): return stream, mutual
+        def mutual(): return recursive
+        def by_default(x=stream): return x
+        def by_keyword(*, x=stream): return x
+        class C:
+            def method(self): return stream
+    """)
+
+    def refused(*call):
+        with pytest.raises(TypeError) as raised:
+            shared_farm.submit(*call).result(timeout=DEADLINE)
+        return str(raised.value).rpartition("[")[2]
+
+    assert refused(nb.f, nb.lock) == "argument 0, of type lock, cannot be sent to a worker]"
+    assert refused(nb.f, 1, nb.Service()) == "argument 1, of type Service, cannot be sent to a worker]"
+    assert refused(nb.f, nb.outer(nb.lock)) == (
+        "argument 0, of type function, cannot be sent to a worker, "
+        "because of the variable held of outer.<locals>.closure, of type lock]"
+    )
+    own, because = "the function itself, of type function, cannot be sent to a worker", ", of type generator]"
+    assert refused(nb.by_global) == f"{own}, because of the global stream of by_global{because}"
+    assert refused(nb.by_helper) == f"{own}, because of the global stream of by_global{because}"
+    assert refused(nb.mutual) == f"{own}, because of the global stream of recursive{because}"
+    assert refused(nb.by_default) == f"{own}, because of a default of by_default{because}"
+    assert refused(nb.by_keyword) == f"{own}, because of the default of x of by_keyword{because}"
+    assert refused(nb.f, nb.by_global).endswith(f", because of the global stream of by_global{because}")
+    assert refused(nb.C().method) == "the function itself, of type method, cannot be sent to a worker]"
+
+
+# -- modules that exist in this process only -----------------------------------------------------------------
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    path = tmp_path / "a_plugin.py"
+    path.write_text(
+        textwrap.dedent("""
+            import enum, threading, typing
+            T = typing.TypeVar("T")
+            lock, K = threading.Lock(), 2
+            def f(x):
+                with lock: return K * x
+            def set_it(value):
+                global K
+                K = value
+            class Base: pass
+            class Item(Base):
+                other: "Item"
+                def __init__(self, n): self.n = n
+                def get(self): return self.n * K
+            class Color(enum.Enum):
+                RED = 1
+            class Mine(Exception): pass
+            def fail(): raise Mine("it")
+            def generic(x: T) -> T: return x
+        """)
+    )
+    spec = importlib.util.spec_from_file_location("a_plugin", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "a_plugin", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_a_plugin_defines_travels_by_value(nb, farms, plugin):
+    nb.run("""
+        import pickle, sys, typing
+        def echo(value): return value
+        def dump_and_load(value): return pickle.loads(pickle.dumps(value))
+        def hints(value): return sorted(typing.get_type_hints(type(value)))
+    """)
+    call = farms()
+    item = plugin.Item(3)
+
+    assert call(plugin.f, 21) == 42
+    assert call(plugin.generic, 1) == 1
+    assert call(item.get) == 6
+    values = [item, plugin.Color.RED, plugin.f, plugin.Item, plugin.Item.get, plugin.T]
+    back = call(nb.echo, values)
+    assert type(back[0]) is plugin.Item
+    assert all(a is b for a, b in zip(back[1:], values[1:], strict=True))
+    assert type(call(nb.dump_and_load, item)) is plugin.Item
+    assert call(nb.hints, item) == ["other"]
+    with pytest.raises(plugin.Mine, match="it"):
+        call(plugin.fail)
+    call(plugin.set_it, 5)
+    assert call(plugin.f, 1) == 5
+    assert plugin.f(1) == 2
+
+
+def test_a_plugin_itself_can_be_a_global_or_an_argument(nb, farms, plugin):
+    nb.run("""
+        import a_plugin
+        def use(): return a_plugin.f(2), a_plugin.Item(2).get(), a_plugin.K
+        def echo(module): return module
+        def imports():
+            import a_plugin as again
+            return again is a_plugin
+    """)
+    call = farms()
+
+    assert call(nb.use) == (4, 4, 2)
+    assert call(nb.echo, plugin) is plugin
+    assert call(nb.imports) is True
+    plugin.K = 3
+    assert call(nb.use) == (6, 6, 3)
+
+
+def test_modules_of_one_name_stay_apart(nb, farms):
+    nb.run("""
+        import types
+        def make(k):
+            module = types.ModuleType("one_name")
+            module.K, module.itself = k, module
+            exec("def read(): return K, itself.K", vars(module))
+            return module
+        one, two = make(1), make(2)
+        def read(*modules): return [(module.K, module.read()) for module in modules]
+        def by_global(): return one.read(), two.read()
+        def echo(*values): return values
+    """)
+    call = farms()
+
+    assert call(nb.read, nb.one, nb.two) == [(1, (1, 1)), (2, (2, 2))]
+    assert call(nb.by_global) == ((1, 1), (2, 2))
+    assert call(nb.echo, nb.two, nb.one) == (nb.two, nb.one)
 
 
 # -- modules by value ---------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ LEVELS = [
     ("farm_executor.keygen", 3),
     ("farm_executor.refused", 1),
     ("farm_executor.errors", 1),
+    ("farm_executor.importing", 1),
+    ("farm_executor.tokens", 1),
     ("farm_executor._version", 0),
     ("farm_executor.lfarm", 7),
     ("farm_executor.cli", 7),

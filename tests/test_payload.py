@@ -306,12 +306,14 @@ def test_an_object_nested_too_deep_is_refused():
         nested = nested.pop()
 
 
-def test_a_module_that_is_not_here_is_named(monkeypatch):
-    module = types.ModuleType("only_at_the_sender")
-    exec("def f(): pass", vars(module))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    parts = dumps(module.f)
-    monkeypatch.delitem(sys.modules, module.__name__)
+def test_a_module_that_is_not_here_is_named(monkeypatch, tmp_path):
+    (tmp_path / "only_at_the_sender.py").write_text("def f(): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    import only_at_the_sender
+
+    parts = dumps(only_at_the_sender.f)
+    monkeypatch.undo()
+    del sys.modules["only_at_the_sender"]
 
     with pytest.raises(ModuleNotFoundError, match="only_at_the_sender"):
         loads(parts)

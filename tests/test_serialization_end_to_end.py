@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import traceback
-import types
 
 import numpy as np
 import pytest
@@ -357,10 +356,10 @@ def test_an_exception_that_cannot_travel_is_told_of(farm, how, cls):
     assert "in raise_here" in error.remote_traceback
 
 
-def test_a_module_that_the_worker_lacks_is_named_and_what_to_do(farm, monkeypatch):
-    module = types.ModuleType("only_the_client_has_it")
-    exec("def f(): pass\nclass C: pass", vars(module))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+def test_a_module_that_the_worker_lacks_is_named_and_what_to_do(farm, monkeypatch, tmp_path):
+    (tmp_path / "only_the_client_has_it.py").write_text("def f(): pass\nclass C: pass")
+    monkeypatch.syspath_prepend(tmp_path)  # too late for the workers
+    import only_the_client_has_it as module
 
     for call in [(module.f,), (tasks.identity, module.C())]:
         error = farm.submit(*call).exception(timeout=DEADLINE)
@@ -370,6 +369,7 @@ def test_a_module_that_the_worker_lacks_is_named_and_what_to_do(farm, monkeypatc
         assert "install the module only_the_client_has_it on the server" in str(error)
         assert error.server in str(error)
         assert type(error.__cause__) is ModuleNotFoundError
+    del sys.modules["only_the_client_has_it"]
 
 
 def test_bad_outcomes_in_a_batch_cost_nothing_but_themselves(farm):

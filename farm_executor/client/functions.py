@@ -25,8 +25,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from farm_executor import payload
-from farm_executor.byvalue import is_importable, names_in
+from farm_executor.byvalue import annotated_names, is_importable, is_made_afresh, looked_up_names, names_in
 from farm_executor.core.frames import Payload
+from farm_executor.importing import exist_here_only
 
 __all__ = ["Function", "FunctionTable", "Kept"]
 
@@ -227,10 +228,12 @@ class _Parts:
             value = fn.__globals__.get(name, _MISSING)
             self._globals.append((fn.__globals__, name, value))
             self._add_value(value)
+        for name in (*annotated_names(fn), *looked_up_names(fn)):  # of which it matters only that it is the same
+            self._globals.append((fn.__globals__, name, fn.__globals__.get(name, _MISSING)))
 
     def _add_value(self, value: Any) -> None:
         kind = type(value)
-        if kind in _ATOMS or value is _MISSING or value is type(None):
+        if kind in _ATOMS or value is _MISSING or value is type(None) or is_made_afresh(value):
             return
         if kind is types.FunctionType:
             self._add(value)
@@ -241,7 +244,8 @@ class _Parts:
             for item in (getattr(value, "__origin__", None), *getattr(value, "__args__", ())):
                 self._add_value(item)
         elif isinstance(value, types.ModuleType):
-            if value.__name__ == "__main__" or sys.modules.get(value.__name__) is not value:
+            name = value.__name__
+            if name == "__main__" or sys.modules.get(name) is not value or name in exist_here_only():
                 raise _ChangeableError
             self._modules = len(sys.modules)  # of packages, submodules imported by now are sent along
         elif not (isinstance(value, (type, types.BuiltinFunctionType)) and is_importable(value)):

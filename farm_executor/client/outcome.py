@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from farm_executor import payload
+from farm_executor.byvalue import held_by
 from farm_executor.client.functions import Function
 from farm_executor.client.lane import Lane, WorkerDeath
 from farm_executor.core.scheduler import Task
@@ -124,11 +126,33 @@ def explain_pickling(
     place = culprit(error, [value for _, value in parts])
     if place is not None:
         where, value = parts[place]
-        note = f"{where}, of type {type(value).__qualname__}, cannot be sent to a worker"
+        kind = type(value).__qualname__
+        note = f"{where}, of type {kind}, cannot be sent to a worker{_because(value)}"
         with contextlib.suppress(Exception):  # the error's class may define anything
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (f"{error.args[0]} [{note}]",)
     return error
+
+
+def _can_be_sent(value: Any) -> bool:
+    try:
+        payload.dumps(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # of a reduction of the user's
+        return False
+    return True
+
+
+def _because(value: Any, seen: tuple[Any, ...] = ()) -> str:
+    """Which global or other part of a function it is that cannot be sent."""
+    if type(value) is types.FunctionType:
+        seen = *seen, value
+        for part, held, sent in held_by(value):
+            if all(held is not other for other in seen) and not _can_be_sent(sent):
+                named = f", because of {part} of {value.__qualname__}, of type {type(held).__qualname__}"
+                return _because(held, seen) or named
+    return ""
 
 
 def initializer_failed(lane: Lane, traceback: str) -> str:

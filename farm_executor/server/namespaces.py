@@ -1,8 +1,11 @@
 """Where functions and classes that travelled by value live on a worker.
 
-All functions of one module share one namespace, as they do at home: a global that an initializer sets is there for
-the tasks. What the worker changed, in a global or in a class, stays, until the client's value changes: then the
-client's counts, as a task expects to see what was current when it was submitted.
+Functions share a namespace here if they do at home: a global that an initializer sets is there for the tasks. Two
+namespaces stay two, even if both have the same ``__name__``. What the worker changed, in a global or in a class,
+stays, until the client's value changes: then the client's counts, as a task expects to see what was current when it
+was submitted.
+
+What can be found by a name at home is found by that name here, too: a task may pickle it, or look it up.
 
 This module must not know lanes or tasks. See `byvalue` for how it steps in while a payload is read.
 """
@@ -11,23 +14,36 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import pickle
 import sys
 import types
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from farm_executor.byvalue import Resolver, class_by_tracker, complete_class, is_importable, pickler
+from farm_executor.byvalue import Resolver, class_by_tracker, complete_class, is_importable, is_made_afresh, pickler
+from farm_executor.payload import PROTOCOL, all_plain, is_plain
+from farm_executor.tokens import OBJECTS, home_of, named_home, settle
 
 __all__ = ["SharedNamespaces", "contents_of"]
+
+MAX_UNNAMED = 64  # namespaces that are no module's, of which the last ones used are kept
 
 Digests = dict[str, bytes | None]
 """Of what came last from the client, by name; None where whatever comes next is to count as news."""
 
 
+class _Parts(NamedTuple):
+    """What a function was made of: code compares all of itself, but for its file."""
+
+    code: types.CodeType
+    filename: str
+    digest: bytes | None
+
+
 class SharedNamespaces:
-    """One namespace per module name, in which the worker's own changes last.
+    """For each namespace of the client's one that is here, in which the worker's own changes last.
 
     Attributes:
         generation: Counts the changes that came from the client. A function that was read at an earlier count
@@ -36,29 +52,49 @@ class SharedNamespaces:
 
     def __init__(self) -> None:
         self.generation = 0
-        self._modules: dict[str, types.ModuleType] = {}
+        self._modules: dict[str, types.ModuleType] = {}  # by what stands for the namespace, see `home_of`
         self._globals: dict[types.ModuleType, Digests] = {}
         self._taken: dict[types.ModuleType, dict[str, Any]] = {}
         self._attributes: weakref.WeakKeyDictionary[type, Digests] = weakref.WeakKeyDictionary()
-        sys.modules["__main__"] = self.module("__main__")  # for pickling within a task, and `import __main__`
+        self._parts: weakref.WeakKeyDictionary[types.FunctionType, _Parts] = weakref.WeakKeyDictionary()
+        sys.modules["__main__"] = self.named("__main__")  # for pickling within a task, and `import __main__`
 
     def resolver(self) -> Resolver:
         """A resolver for one payload."""
         return _SharingResolver(self)
 
-    def module(self, name: str) -> types.ModuleType:
-        """The module that holds the namespace. Only that of ``__main__`` can be imported."""
-        module = self._modules.get(name)
+    def named(self, name: str) -> types.ModuleType:
+        """The module that holds the namespace which this name leads to at home."""
+        return self.module(named_home(name), name)
+
+    def module(self, home: str, name: str) -> types.ModuleType:
+        """The module that holds a namespace. It can be imported if nothing else here has its name."""
+        module = self._modules.pop(home, None)
         if module is None:
-            module = self._modules[name] = types.ModuleType(name)
+            module = types.ModuleType(name)
+            if home[:1] != "=":  # it need not even have a __name__
+                vars(module).clear()
             self._globals[module] = dict.fromkeys(vars(module))
+            settle(home, module)
+            if home == named_home(name) and name != "__main__" and not _can_be_imported(name):
+                sys.modules[name] = module
+        self._modules[home] = module  # as the last one used
         return module
 
-    def owner(self, globals_: dict[str, Any]) -> types.ModuleType | None:
-        """The module whose namespace this is, if it is one of those here."""
-        name = globals_.get("__name__")
-        module = self._modules.get(name) if isinstance(name, str) else None
-        return module if module is not None and vars(module) is globals_ else None
+    def owner(self, function: types.FunctionType) -> types.ModuleType | None:
+        """The module whose namespace the function lives in, if it is one of those here."""
+        module = self._modules.get(home_of(function))
+        return module if module is not None and vars(module) is function.__globals__ else None
+
+    def forget(self) -> None:
+        """Let go of the namespaces without a name that have not been used for long. Their functions keep theirs."""
+        if len(self._modules) <= MAX_UNNAMED:
+            return
+        unnamed = [home for home in self._modules if home[:1] != "="]
+        for home in unnamed[:-MAX_UNNAMED]:
+            module = self._modules.pop(home)
+            del self._globals[module]
+            self._taken.pop(module, None)
 
     def received_globals(self, module: types.ModuleType) -> Digests:
         """What came last for a module."""
@@ -75,6 +111,16 @@ class SharedNamespaces:
     def knows(self, cls: type) -> bool:
         """Whether the class came from the client."""
         return cls in self._attributes
+
+    def is_news(self, function: types.FunctionType, code: types.CodeType, parts: dict[str, Any]) -> bool:
+        """Whether the parts of a function differ from those that came last."""
+        now = _Parts(code, code.co_filename, _digest(parts))
+        before = self._parts.get(function)
+        self._parts[function] = now
+        if now.digest is not None and now == before:
+            return False
+        self.generation += 1
+        return True
 
     def news(self, received: Digests, values: dict[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the values that differ from what came last.
@@ -104,35 +150,74 @@ class _SharingResolver(Resolver):
         self._shared = shared
         self._globals: dict[types.ModuleType, dict[str, Any]] = {}
         self._classes: list[tuple[Callable[..., Any], type, dict[str, Any], Any]] = []
-        self._functions: list[Any] = []
+        self._functions: dict[types.FunctionType, types.CodeType] = {}
+        self._parts: list[tuple[types.FunctionType, types.CodeType, dict[str, Any], dict[str, Any]]] = []
+        self._known: set[types.FunctionType] = set()
+        self._named: set[types.FunctionType] = set()
 
-    def make_function(self, original: Callable[..., Any], code: Any, globals_: dict[str, Any], *args: Any) -> Any:
-        """Make the function over the namespace of its module."""
+    def make_function(
+        self, original: Callable[..., Any], code: Any, globals_: dict[str, Any], *others: Any
+    ) -> types.FunctionType:
+        """Take the function that came before, or make it over the namespace that stands for its own."""
+        *_, home, token, named = others
         name = globals_.get("__name__")
-        if isinstance(name, str):
-            namespace = vars(self._shared.module(name))
-            namespace.update(globals_)  # __package__, __path__, __file__: what relative imports need
-            globals_ = namespace
-        return original(code, globals_, *args)
+        namespace = vars(self._shared.module(home, name if isinstance(name, str) else ""))
+        namespace.update(globals_)  # __package__, __path__, __file__: what relative imports need
+        known = token and OBJECTS.find(token)
+        if _is_one(known) and known.__globals__ is namespace and not code.co_freevars:
+            function: types.FunctionType = known
+            self._known.add(function)
+        else:
+            function = original(code, namespace, *others)
+            if token is not None:
+                OBJECTS.enter(token, function)
+        if named:
+            self._named.add(function)
+        self._functions[function] = code
+        return function
 
-    def function_setstate(self, original: Callable[..., Any], function: Any, state: Any) -> Any:
+    def fill_function(self, original: Callable[..., Any], function: Any, state: Any) -> Any:
         """Keep back the globals that are here already."""
         attributes, slots = state
-        self._functions.append(function)
-        module = self._shared.owner(function.__globals__)
+        module = self._shared.owner(function)
         if module is not None:
             values = slots["__globals__"]
             slots["__globals__"] = self._add_globals(module, values)
             mentioned = sys.modules["cloudpickle.cloudpickle"]._extract_code_globals(function.__code__)
             for name in set(mentioned) - values.keys():  # the client has none of this name, which may change
                 self._shared.received_globals(module).setdefault(name, None)
+        if function in self._named:
+            self._enter(slots["__module__"], slots["__qualname__"], function)
+        if _is_one(function):
+            parts = {name: value for name, value in slots.items() if name not in _NOT_PARTS}
+            self._parts.append((function, self._functions[function], attributes, parts))
+        if function in self._known:
+            function.__globals__.update(slots["__globals__"])
+            return None
         return original(function, (attributes, slots))
 
-    def dynamic_subimport(self, original: Callable[..., Any], name: str, values: dict[str, Any]) -> Any:
-        """A module by value is the one whose namespace its functions share."""
-        module = self._shared.module(name)
+    def make_object(
+        self, original: Callable[..., Any], token: str | None, module: Any, name: Any, *others: Any
+    ) -> Any:
+        """Make it, and let its name lead to it."""
+        made = original(token, module, name, *others)
+        if name is not None:
+            self._enter(module, name, made)
+        return made
+
+    def make_module(self, original: Callable[..., Any], name: str, home: str) -> types.ModuleType:
+        """Take the module whose namespace its functions share."""
+        return self._shared.module(home, name)
+
+    def fill_module(self, original: Callable[..., Any], module: types.ModuleType, values: dict[str, Any]) -> None:
+        """As `fill_function`."""
         vars(module).update(self._add_globals(module, values))
-        return module
+
+    def _enter(self, module_name: str, name: str, value: Any) -> None:
+        """Let the name lead to the value, as it does at home; methods are found by way of their classes."""
+        if "." not in name:
+            module = self._shared.named(module_name)
+            vars(module).update(self._add_globals(module, {name: value}))
 
     def _add_globals(self, module: types.ModuleType, values: dict[str, Any]) -> dict[str, Any]:
         """Those of the values that are new by name."""
@@ -184,6 +269,8 @@ class _SharingResolver(Resolver):
         original(cls, (new, slots))
         if not known:
             complete_class(cls, state)
+        for name, value in slots.get("names", {}).items():
+            self._enter(cls.__module__, name, value)
         return cls
 
     def finish(self) -> None:
@@ -202,8 +289,36 @@ class _SharingResolver(Resolver):
         for original, cls, attributes, slots in self._classes:
             news = shared.news(shared.received_attributes(cls), attributes, {})
             original(cls, ({name: here.get(id(value), value) for name, value in news.items()}, slots))
+        for function, code, attributes, parts in self._parts:
+            if shared.is_news(function, code, {**parts, "__dict__": attributes}) and function in self._known:
+                function.__code__ = code
+                for name, value in parts.items():
+                    setattr(function, name, value)
+                vars(function).clear()
+                vars(function).update(attributes)
         for function in self._functions if here else ():
             _put_in_place(function, here)
+        shared.forget()
+
+
+def _can_be_imported(name: str) -> bool:
+    """Whether there may be another module of this name here, or in a package that is here."""
+    top = name.partition(".")[0]
+    try:
+        return top in sys.modules or importlib.util.find_spec(top) is not None
+    except Exception:  # finders may be of any make
+        return True
+
+
+def _is_one(value: Any) -> bool:
+    """Whether it is a function of which there is one here, as there is of a class.
+
+    Those that close over something are made each time: what they close over, others may, too.
+    """
+    return type(value) is types.FunctionType and not value.__closure__ and OBJECTS.known(value) is not None
+
+
+_NOT_PARTS = {"__globals__", "__closure__", "_cloudpickle_submodules"}
 
 
 def _do_nothing(cls: type, /, **options: Any) -> None:
@@ -237,7 +352,7 @@ def contents_of(cell: types.CellType) -> Any:
 
 
 class _DigestPickler(pickle.Pickler):
-    """Pickles what a value is, but not the globals of the functions in it: those are compared by themselves."""
+    """Pickles what a value is, but not what is compared by itself: the globals of functions, and what `_is_one`."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, type):
@@ -247,12 +362,20 @@ class _DigestPickler(pickle.Pickler):
             return _stand_in, (value.__name__,)
         if isinstance(value, types.FunctionType) and not is_importable(value):
             state = (value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__, value.__dict__)
-            return _stand_in, (value.__qualname__,), state
+            identity = value.__qualname__, home_of(value), OBJECTS.known(value)
+            return _stand_in, identity, None if _is_one(value) else state
+        if is_made_afresh(value):
+            return _stand_in, (OBJECTS.known(value),)
         return NotImplemented
 
 
 def _stand_in(*parts: Any) -> None:
     """Stands in a digest for what made a class, a module or a function."""
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether nothing in it needs to be looked at."""
+    return is_plain(value) or (type(value) is tuple and all_plain(value)) or (type(value) is dict and not value)
 
 
 class _Hash:
@@ -268,6 +391,10 @@ class _Hash:
 
 def _digest(value: Any) -> bytes | None:
     """A digest of the value's data, or None if it has none and must count as new."""
+    if _is_simple(value) or (type(value) is dict and all(_is_simple(part) for part in value.values())):
+        return pickle.dumps(value, PROTOCOL)  # in a tenth of the time
+    if _is_one(value):
+        return f"{home_of(value)} {OBJECTS.known(value)}".encode()
     target = _Hash()
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -278,7 +405,7 @@ def _digest(value: Any) -> bytes | None:
         return False
 
     try:
-        digester = _DigestPickler(target, 5, buffer_callback=keep)
+        digester = _DigestPickler(target, PROTOCOL, buffer_callback=keep)
         digester.dispatch_table = pickler().dispatch_table
         digester.dump(value)
     except Exception:  # an object that came by a reduction of its own making

@@ -219,10 +219,9 @@ def test_nothing_is_taken_for_unchanged_while_a_module_travels_by_value(pickled)
 
 
 def test_a_lambda_made_anew_for_each_call_is_one_function_and_is_not_kept_for_ever():
-    table, f = FunctionTable(), None
-    known = {
-        table.find(f := eval("lambda x: x", {"__name__": "__main__"})).number for _ in range(3 * MAX_FUNCTIONS)
-    }
+    table, f, namespace = FunctionTable(), None, {"__name__": "__main__"}
+    exec("def of_the_same(): pass", namespace)
+    known = {table.find(f := eval("lambda x: x", namespace)).number for _ in range(3 * MAX_FUNCTIONS)}
 
     assert len(known) == 1
     assert len(table._unchanged) <= MAX_FUNCTIONS
