@@ -42,11 +42,12 @@ MAX_EARLY_DEATHS = 3
 CHILDHOOD_SECONDS = 5.0  # in which a death counts as one of them
 END_SECONDS = 15.0  # more than the supervisor gives its workers
 
-# The child finds the package where this process has found it, and its workers the user's modules. While the package
-# is imported, nothing of the user's is on the path, where a file may have the name of a module of Python's: neither
-# the current directory, which `-c` puts there, nor what stands before the standard library, as PYTHONPATH does.
-# Ctrl-C is not for it, until the supervisor decides otherwise. It runs no code of the user's, so there is nothing
-# to clean up at its end, for which the parent waits.
+# The child finds the package where this process has found it, also if another version is installed, and its
+# workers find the user's modules. While the package is imported, nothing of the user's is on the path, as a
+# file there may have the name of a module of Python's: neither the current directory, which `-c` puts there,
+# nor what stands before the standard library, as PYTHONPATH does. Ctrl-C is not for the child, until the
+# supervisor decides otherwise. It runs no code of the user's, so there is nothing to clean up at its end, for
+# which the parent waits.
 _BOOT = """\
 import sys
 sys.path[:] = [entry for entry in sys.path if entry]
@@ -54,12 +55,13 @@ import os
 library = os.path.dirname(os.__file__)
 if library in sys.path:
     del sys.path[: sys.path.index(library)]
+own = [entry for entry in sys.path if entry in (library, os.path.join(library, "lib-dynload"))]
 import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 import json
 parent = open(0, "rb", closefd=False)
 package, listener = json.loads(parent.readline())
-sys.path.append(package)
+sys.path.insert(len(own), package)
 from farm_executor.launch.child import run
 run(listener, parent)
 os._exit(0)

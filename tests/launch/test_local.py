@@ -11,6 +11,7 @@ import textwrap
 import pytest
 
 from farm_executor import BrokenFarmError, FarmExecutor
+from farm_executor.launch.path import PACKAGE_ROOT
 
 DEADLINE = 20.0
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="has sockets without files, and /proc")
@@ -24,7 +25,7 @@ class Program:
 
     def write(self, name, code):
         path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(code))
         return path
 
@@ -408,6 +409,22 @@ def test_modules_in_the_search_path_that_only_the_server_would_need_are_not_take
     program.write("early/ctypes.py", "raise RuntimeError('not the module of that name')")
 
     assert program.run(SIMPLE, env=_with_path(program.folder / "early")) == "1\n"
+
+
+def test_the_server_is_of_the_very_package_that_the_program_uses_whatever_else_is_installed(program):
+    program.write("elsewhere/farm_executor/__init__.py", "raise RuntimeError('another version')")
+    program.write(
+        "here/sitecustomize.py",
+        """
+        import os, sys
+        installed = [path for path in sys.path if path.endswith("site-packages")]
+        place = sys.path.index(installed[0]) if installed else len(sys.path)
+        sys.path.insert(place, os.path.join(os.path.dirname(os.path.dirname(__file__)), "elsewhere"))
+        """,
+    )
+    (program.folder / "here" / "farm_executor").symlink_to(PACKAGE_ROOT + "/farm_executor")
+
+    assert program.run(SIMPLE, env=_with_path(program.folder / "here")) == "1\n"
 
 
 def test_sitecustomize_runs_in_the_server_as_in_any_python(program):
