@@ -1246,6 +1246,79 @@ def test_any_function_is_itself_after_the_round_trip_or_one_of_the_same_parts(nb
             assert all(there is not other or there is here for other in functions)
 
 
+_OBJECTS = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["A", "B"]),
+        "space": st.integers(0, 3),
+        "kind": st.sampled_from(["plain", "slots", "inherited", "error", "error with slots"]),
+        "value": _VALUES,
+        "of_class": _VALUES,
+        "bound": st.booleans(),
+    }
+)
+_CLASSES = {
+    "plain": "class {name}:\n OF_CLASS = {of_class!r}\n def __init__(self, held): self.held = held",
+    "slots": (
+        "class {name}:\n OF_CLASS = {of_class!r}\n __slots__ = ('held', 'unset')\n"
+        " def __init__(self, held): self.held = held"
+    ),
+    "inherited": (
+        "class Base:\n OF_CLASS = {of_class!r}\n def __init__(self, held): self.held = held\n"
+        "class {name}(Base): pass"
+    ),
+    "error": (
+        "class {name}(ValueError):\n OF_CLASS = {of_class!r}\n"
+        " def __init__(self, held): super().__init__(held); self.held = held"
+    ),
+    "error with slots": (
+        "class {name}(ValueError):\n OF_CLASS = {of_class!r}\n __slots__ = ('held', 'unset')\n"
+        " def __init__(self, held): super().__init__(held); self.held = held"
+    ),
+}
+_METHOD = "\n def told(self): return self.held, self.OF_CLASS, type(self).__name__, K"
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(_OBJECTS, min_size=1, max_size=5))
+def test_any_object_or_exception_is_of_its_own_class_after_the_round_trip_with_all_that_it_holds(
+    nb, call, descriptions
+):
+    """Over all that tells classes apart: names, namespaces, attributes, bases; objects and exceptions of each."""
+    nb.run("K = 'main'\ndef echo(value): return value\ndef tell(value): return value.told()\ndef fail(e): raise e")
+    spaces = [nb._module.__dict__, *({"__name__": name, "K": name} for name in ("__main__", "x", "x"))]
+    spaces[3]["K"] = "other"
+    objects = []
+    for description in descriptions:
+        space = spaces[description["space"]]
+        source = (_CLASSES[description["kind"]] + _METHOD).format(**description)
+        if description["kind"] == "inherited":
+            source = source.replace("\nclass", _METHOD + "\nclass").replace(": pass" + _METHOD, ": pass")
+        exec(compile(source, "<generated>", "exec"), space)
+        objects.append(space[description["name"]](description["value"]))
+        if not description["bound"]:
+            del space[description["name"]]
+    expected = [value.told() for value in objects]
+
+    back = call(nb.echo, objects)
+    back += [call(nb.echo, value) for value in objects]
+    for value in objects:
+        if isinstance(value, Exception):
+            with pytest.raises(type(value)) as caught:
+                call(nb.fail, value)
+            back.append(caught.value)
+
+    assert [repr(call(nb.tell, value)) for value in objects] == [repr(told) for told in expected]
+    for there in back:
+        assert type(there) in {type(value) for value in objects}
+        assert not hasattr(there, "unset")
+    assert [type(there) for there in back[: len(objects)]] == [type(value) for value in objects]
+    assert [repr(there.told()) for there in back[: 2 * len(objects)]] == [repr(told) for told in expected] * 2
+    errors = [value for value in objects if isinstance(value, Exception)]
+    assert [repr((e.args, e.told())) for e in back[2 * len(objects) :]] == [
+        repr((e.args, e.told())) for e in errors
+    ]
+
+
 def test_code_keeps_its_file_names(nb, call):
     """Whatever cloudpickle makes of them: 3.1.3 writes ``<dynamic-code>`` for all."""
     nb.run("""
