@@ -57,6 +57,14 @@ class LayeredSocket(abc.ABC):
             OSError: The connection is lost, or somebody has changed what travels there.
         """
 
+    def fill(self, memory: memoryview) -> int:
+        """As `recv_into`, into memory that is nobody else's until it is full.
+
+        More of it may be written to than the bytes that count as received. After a `BlockingIOError` the next call
+        of all that receive must be this one again, with the same memory.
+        """
+        return self.recv_into(memory)
+
     def recv(self, size: int) -> bytes:
         """Receive that many bytes at most; see `recv_into`."""
         buffer = bytearray(size)

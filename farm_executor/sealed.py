@@ -2,12 +2,16 @@
 
 It must not open connections, nor know what is said over them; what a seal is, is `core.seal`'s.
 
-A record is received as a whole into a buffer of this module's, checked there, and copied while it is still in the
-processor's cache: no byte that is not known to be the other end's ever reaches anybody.
+A small record is received as a whole into a buffer of this module's, checked there, and copied while it is still
+in the processor's cache. A large one of a segment is received into the segment's own memory, and hashed piece by
+piece as it comes; nobody is told that there is anything before its seal has been checked. So no byte that is not
+known to be the other end's ever reaches anybody.
 """
 
 from __future__ import annotations
 
+import socket as sockets
+import time
 from socket import socket
 from typing import Any
 
@@ -17,9 +21,12 @@ from farm_executor.layered import LayeredSocket
 
 __all__ = ["SealedSocket"]
 
-_FIRST_READ, _LARGEST_READ = 4096, 4 * (RECORD_HEAD + MAX_RECORD)  # bytes of buffer, twice as many when it is full
-_SMALL = 16 * 1024  # bytes that are copied behind their head rather than given to the system as two pieces
-_HAS_SENDMSG = hasattr(socket, "sendmsg")  # not on Windows
+_FIRST_READ, _LARGEST_READ = 4096, RECORD_HEAD + MAX_RECORD  # bytes of buffer, twice as many when it is full
+_SMALL = 16 * 1024  # bytes that are copied rather than given a call of their own
+_HAS_RECVMSG = hasattr(socket, "recvmsg_into")  # not on Windows
+_FIRST_RECORD = 64 * 1024  # bytes: a record's limit where it is not known how fast the connection is
+_SEGMENT = 256 * 1024  # bytes from which on a buffer has records of its own, which may be larger
+_SHORT, _LONG = 0.02, 0.2  # seconds to send a record in, for the next one to be twice, or half, as large
 
 
 class SealedSocket(LayeredSocket):
@@ -42,9 +49,17 @@ class SealedSocket(LayeredSocket):
         self._full = False  # whether more could have come at once
         self._begin = self._end = 0  # what has come and is not looked at yet
         self._plain = self._buffer[:0]  # what has been found genuine, and is not asked for yet
+        self._filling, self._filled = (
+            self._buffer[:0],
+            0,
+        )  # the memory that the record on its way goes into, see `fill`
+        self._head, self._hash = b"", self._receiver.begin(0)  # and what is known of its seal
         self._broken = ""  # why nothing more can be received
-        self._unsent: list[Any] = []
+        self._unsent = self._record = memoryview(
+            b""
+        )  # what the socket has not taken yet; where large ones are made
         self._accepted = 0  # how many bytes of the caller's are in it
+        self._limit, self._began = _FIRST_RECORD, 0.0  # a large one's size; when it was made
 
     def is_after(self, records: int) -> bool:
         """Whether so many have come, and nothing behind them."""
@@ -98,6 +113,72 @@ class SealedSocket(LayeredSocket):
             raise ConnectionAbortedError(self._broken)
         raise BlockingIOError("less than a record has come")
 
+    def fill(self, memory: memoryview) -> int:
+        """See `LayeredSocket.fill`: a large record that has room there is received there, not copied."""
+        if not self._filling:
+            if self._plain or self._broken or self._whole():
+                return self.recv_into(memory)
+            if self._end - self._begin < RECORD_HEAD:
+                return self._receive_head()
+            if not self._begin_filling(memory):
+                return self.recv_into(memory)
+        came = self._receive_data(0)
+        while came:
+            if self._filled == len(self._filling):
+                return self._end_filling()
+            if not _HAS_RECVMSG or self._sock.gettimeout():
+                raise BlockingIOError("less than a record has come")
+            came = self._receive_data(sockets.MSG_DONTWAIT)  # what has come while the last piece was hashed
+        return 0
+
+    def _receive_data(self, flags: int) -> int:
+        rest = self._filling[self._filled :]
+        if _HAS_RECVMSG:  # the next record's head comes along, so that it need not be looked for
+            count = self._sock.recvmsg_into([rest, self._buffer[:RECORD_HEAD]], 0, flags)[0]
+        else:
+            count = self._sock.recv_into(rest)
+        self._end = max(count - len(rest), 0)
+        data = rest[: count - self._end]
+        self._filled += len(data)
+        self._hash.update(data)
+        return count
+
+    def _end_filling(self) -> int:
+        length = len(self._filling)
+        self._filling = self._filling[:0]
+        if not self._receiver.fits(self._head, self._hash):
+            self._give_up("its seal is another's")
+            raise ConnectionAbortedError(self._broken)
+        self.bytes_received += RECORD_HEAD + length
+        return length
+
+    def _receive_head(self) -> int:
+        """Read no further than the next record's head: where its data belong is known only then."""
+        self._make_room()
+        count = self._sock.recv_into(self._buffer[self._end : RECORD_HEAD])
+        if not count:
+            return 0
+        self._end += count
+        raise BlockingIOError("less than a record has come")
+
+    def _begin_filling(self, memory: memoryview) -> bool:
+        """Have the rest of the next record received there, if that is worth the while and it has room."""
+        start = self._begin + RECORD_HEAD
+        try:
+            length = record_length(self._buffer, self._begin)
+        except RemoteProtocolError as error:
+            self._give_up(str(error))
+            return False
+        if not _SMALL < length <= len(memory):
+            return False
+        self._head = bytes(self._buffer[self._begin : start])
+        self._filling, self._filled = memory[:length], self._end - start
+        self._filling[: self._filled] = self._buffer[start : self._end]
+        self._hash = self._receiver.begin(length)
+        self._hash.update(self._filling[: self._filled])
+        self._begin = self._end = 0
+        return True
+
     def _open(self) -> bool:
         """Look at the next record, if it is there."""
         length = self._whole()
@@ -127,29 +208,47 @@ class SealedSocket(LayeredSocket):
 
     def send(self, data: Any) -> int:
         """See `LayeredSocket.send`."""
+        if not self._unsent and type(data) is bytes and 0 < len(data) <= _SMALL:  # the most frequent case by far
+            self._accepted = len(data)
+            self._unsent = memoryview(self._sender.head(data) + data)
+            return self._flush()
+        return self.sendmsg([data])
+
+    def sendmsg(self, buffers: list[Any]) -> int:
+        """See `LayeredSocket.sendmsg`."""
         if not self._unsent:
-            piece = self._piece(data)
-            if not piece:
-                return 0
-            head = self._sender.head(piece)
-            self._accepted = len(piece)
-            self._unsent = [head, piece] if len(piece) > _SMALL and _HAS_SENDMSG else [head + piece]
+            self._unsent = self._next_record(buffers)
+        return self._flush()
+
+    def _flush(self) -> int:
         while self._unsent:
-            first = self._unsent[0]
-            count = self._sock.sendmsg(self._unsent) if len(self._unsent) > 1 else self._sock.send(first)
+            count = self._sock.send(self._unsent)
             self.bytes_sent += count
-            if count >= len(first):
-                count -= len(first)
-                del self._unsent[0]
-            if count:
-                self._unsent[0] = memoryview(self._unsent[0])[count:]
-                if not self._unsent[0]:
-                    del self._unsent[0]
+            self._unsent = self._unsent[count:]
+        if self._accepted == self._limit:
+            took = time.monotonic() - self._began
+            if took < _SHORT:
+                self._limit = min(2 * self._limit, MAX_RECORD)
+            elif took > _LONG:  # only whole ones count as received, so that a slow connection must have small ones
+                self._limit = max(self._limit // 2, _FIRST_RECORD)
         return self._accepted
 
-    @staticmethod
-    def _piece(data: Any) -> bytes:
-        """What goes into one record: a copy, for memory of the caller's may change while it is on its way."""
-        if type(data) is bytes and len(data) <= MAX_RECORD:
-            return data
-        return bytes(memoryview(data).cast("B")[:MAX_RECORD])
+    def _next_record(self, buffers: list[Any]) -> memoryview:
+        """As much as fits: a copy, for memory of the caller's may change while it is on its way."""
+        size = self._limit if len(buffers[0]) >= _SEGMENT else _FIRST_RECORD
+        parts: list[memoryview] = []
+        length = 0
+        for buffer in buffers:
+            parts.append(memoryview(buffer).cast("B")[: size - length])
+            length += len(parts[-1])
+        self._accepted, self._began = length, time.monotonic()
+        if not length:
+            return memoryview(b"")
+        if len(self._record) != RECORD_HEAD + length:  # it is kept while one record follows another of its size
+            self._record = memoryview(bytearray(RECORD_HEAD + length))
+        record, end = self._record, RECORD_HEAD
+        for part in parts:
+            begin, end = end, end + len(part)
+            record[begin:end] = part
+        record[:RECORD_HEAD] = self._sender.head(record[RECORD_HEAD:])
+        return record

@@ -407,6 +407,7 @@ class Connection:
     ) -> None:
         self.socket = sock
         self._layer = sock if isinstance(sock, LayeredSocket) else None
+        self._fill = sock.recv_into if self._layer is None else self._layer.fill
         self._received = self._sent = 0
         self.reader = FrameReader(max_body, allocate)
         self._chunk = memoryview(bytearray(4096 if max_body == MAX_HELLO else _CHUNK))
@@ -471,20 +472,20 @@ class Connection:
             target = self.reader.destination
             if target is None:
                 return self._receive_into(self._chunk)
-            count = self._read(target)
+            count = self._read(target, self._fill)
             frames = self.reader.received_into(count) if count else []
             if frames or count < len(target):
                 return frames
         return []
 
     def _receive_into(self, chunk: memoryview) -> list[Frame]:
-        count = self._read(chunk)
+        count = self._read(chunk, self.socket.recv_into)
         return self.reader.receive_data(chunk[:count]) if count else []
 
-    def _read(self, target: memoryview) -> int:
+    def _read(self, target: memoryview, receive: Callable[[memoryview], int]) -> int:
         """Read into that memory; 0 means that nothing is there yet."""
         try:
-            count = self.socket.recv_into(target)
+            count = receive(target)
         except (BlockingIOError, InterruptedError):
             return 0
         except TimeoutError as error:

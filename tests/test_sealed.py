@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from server.processes import DEADLINE
 from strategies import frames, joined
 
-from farm_executor.core.frames import encode_frame
+from farm_executor import sealed
+from farm_executor.core.frames import FrameType, encode_frame, encode_payload
 from farm_executor.core.seal import CLIENT, MAX_RECORD, RECORD_HEAD, Seal
 from farm_executor.sealed import SealedSocket
 from farm_executor.transport import Connection
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
+RECORD = 64 * 1024  # bytes that a sender puts into one record even if it does not know how fast the connection is
 SECRET = b"what the handshake has given us "
 
 
@@ -64,7 +66,7 @@ def read_all(sock):
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_bytes_arrive_as_sent_however_little_the_sockets_take_at_a_time(data):
-    sizes = st.one_of(st.integers(0, 300), st.sampled_from([16384, MAX_RECORD, MAX_RECORD + 1, 5 * MAX_RECORD]))
+    sizes = st.one_of(st.integers(0, 300), st.sampled_from([16384, RECORD, RECORD + 1, 5 * RECORD]))
     with sealed_pair(buffer=data.draw(st.sampled_from([4096, None]))) as (one, other):
         one.setblocking(False)
         other.setblocking(False)
@@ -110,7 +112,7 @@ def test_frames_arrive_and_none_waits_where_no_selector_looks(sent, data):
         ]
 
 
-@pytest.mark.parametrize("size", [1, 100, MAX_RECORD])
+@pytest.mark.parametrize("size", [1, 100, RECORD])
 def test_records_in_both_directions_go_on_from_where_others_have_stopped(size):
     with sealed_pair(begun=1) as (one, other):
         threading.Thread(target=one.sendall, args=(b"x" * size,)).start()
@@ -202,12 +204,79 @@ def test_a_length_takes_no_memory_before_the_bytes_have_come():
 def test_memory_that_the_caller_changes_while_it_is_on_its_way_breaks_nothing():
     with sealed_pair(buffer=4096) as (one, other):
         one.setblocking(False)
-        data = bytearray(MAX_RECORD)
+        data = bytearray(RECORD)
         with pytest.raises(BlockingIOError):
             one.send(data)
-        data[:] = b"\xff" * MAX_RECORD
+        data[:] = b"\xff" * RECORD
         one.setblocking(True)
         writer = threading.Thread(target=one.send, args=(data,))
         writer.start()
-        assert read_exactly(other, MAX_RECORD) == bytes(MAX_RECORD)
+        assert read_exactly(other, RECORD) == bytes(RECORD)
         writer.join(DEADLINE)
+
+
+def received(end):
+    """The frames that come until the end."""
+    connection, found = Connection(end), []
+    with contextlib.suppress(EOFError):
+        while True:
+            assert end.pending or select.select([end], [], [], DEADLINE)[0]
+            found += connection.receive()
+    return found
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("buffer", [4096, None])
+@pytest.mark.parametrize("heads_along", [True, False])
+def test_large_segments_arrive_and_what_follows_them(monkeypatch, blocking, buffer, heads_along):
+    if not heads_along:  # as on Windows
+        monkeypatch.setattr(sealed, "_HAS_RECVMSG", False)
+    segments = [os.urandom(size) for size in (1, 300_000, 17, 2_500_000, RECORD, 100_000)]
+    messages = [
+        encode_payload(FrameType.TASKS, segments, seq=3, prefix=b"four"),
+        encode_payload(FrameType.TASKS, [os.urandom(1_000_000)], seq=4, prefix=b"four"),
+        encode_frame(FrameType.BYE),
+    ]
+
+    def send():
+        here = Connection(one)
+        for message in messages:
+            here.send_all(message)
+        one.shutdown(socket.SHUT_WR)
+
+    with sealed_pair(buffer) as (one, other):
+        other.settimeout(None)
+        other.setblocking(blocking)
+        sender = threading.Thread(target=send)
+        sender.start()
+        first, second, last = received(other)
+        sender.join(DEADLINE)
+        assert (first.seq, [bytes(segment) for segment in first.segments]) == (3, segments)
+        assert (second.seq, bytes(second.segments[0])) == (4, messages[1][-1])
+        assert last.type is FrameType.BYE
+        assert other.bytes_received == one.bytes_sent
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_of_a_segment_in_which_one_bit_is_another_nothing_is_handed_on(seed):
+    chance = random.Random(seed)
+    data = joined(encode_payload(FrameType.TASKS, [chance.randbytes(400_000)], seq=1, prefix=b"four"))
+    cuts = sorted({0, len(data), *chance.sample(range(len(data)), 4)})
+    records = stream([data[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False)])
+    whole = bytearray(b"".join(records))
+    if seed:
+        whole[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+    with receiving() as (here, end):
+        end.settimeout(None)
+
+        def send():
+            with contextlib.suppress(OSError):
+                here.sendall(whole)
+                here.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        found = received(end)
+        end.shutdown(socket.SHUT_RDWR)
+        sender.join(DEADLINE)
+    assert [bytes(frame.segments[0]) for frame in found] == ([data[-400_000:]] if not seed else [])

@@ -6,7 +6,7 @@ in a record: frames, cut anywhere.
 A record is, little endian::
 
     offset  size    field
-    0       4       length of the data in bytes, 1 to 64 KiB (``MAX_RECORD``)
+    0       4       length of the data in bytes, 1 to 1 MiB (``MAX_RECORD``)
     4       16      seal
     20      length  data
 
@@ -28,7 +28,7 @@ from farm_executor.errors import RemoteProtocolError
 __all__ = ["CLIENT", "MAX_RECORD", "RECORD_HEAD", "SERVER", "Seal", "record_length"]
 
 CLIENT, SERVER = b"farm from client", b"farm from server"
-MAX_RECORD = 64 * 1024  # bytes of data; of a large array many are under way, and each is short on a slow network
+MAX_RECORD = 1024 * 1024  # bytes of data: enough that what a record costs by itself is nothing beside its seal
 _SEAL_SIZE = 16
 _LENGTH = struct.Struct("<I")
 _COVERED = struct.Struct("<QI")
@@ -70,10 +70,23 @@ class Seal:
         """Whether this is the next record; if not, the connection must end."""
         return hmac.compare_digest(bytes(head)[_LENGTH.size :], self._tag(data))
 
+    def begin(self, length: int) -> hashlib._Hash:
+        """A hash to be fed the next record's data as they come, for `fits`."""
+        inner = self._inner.copy()
+        inner.update(_COVERED.pack(self.number, length))
+        return inner
+
+    def fits(self, head: bytes, inner: hashlib._Hash) -> bool:
+        """As `check`, when all data have gone into the hash."""
+        return hmac.compare_digest(head[_LENGTH.size :], self._end(inner))
+
     def _tag(self, data: Buffer) -> bytes:
         inner = self._inner.copy()
         inner.update(_COVERED.pack(self.number, len(data)))
         inner.update(data)
+        return self._end(inner)
+
+    def _end(self, inner: hashlib._Hash) -> bytes:
         outer = self._outer.copy()
         outer.update(inner.digest())
         self.number += 1
