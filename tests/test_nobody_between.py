@@ -141,7 +141,8 @@ def test_a_hello_that_was_changed_is_nobodys(serving, key_file, kind):
 
     with Meddler(serving.address, attack) as meddler, FarmExecutor(meddler.address, key_file=key_file) as farm:
         assert list(farm.map(abs, range(-5, 0), timeout=DEADLINE)) == [5, 4, 3, 2, 1]
-    assert changed == [b""] * 3, "it was answered"
+    assert len(changed) >= 3, "two lanes at once may make it more"
+    assert not any(changed), "it was answered"
     assert serving.lines("dismissed .*was not sent by the other end")
 
 
