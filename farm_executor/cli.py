@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(commands)}"
         parser.error(f"there is no command {command!r}: {hint}")
     options = parser.parse_args(words)
-    _log([logging.WARNING, logging.INFO, logging.DEBUG][min(options.verbose, 2)])
+    _log([logging.WARNING, logging.INFO, logging.DEBUG][min(options.verbose, 2)], options.run is _serve)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -207,12 +207,16 @@ The key: each server gets one of its own, which clients find beside the printed 
     farm-executor launch ssh://hostA 'ssh://me@hostB?workers=4&python=~/venv/bin/python'"""
 
 
-def _log(level: int) -> None:
+def _log(level: int, serving: bool) -> None:
     """Have our own log on standard error; the root logger, which workers inherit, is for tasks to configure."""
     logger = logging.getLogger("farm_executor")
     if not logger.hasHandlers():
         logger.setLevel(level)
-        handler = logging.StreamHandler()
+        handler: logging.Handler = logging.StreamHandler()
+        if serving:
+            from farm_executor.server.log import DroppingHandler  # late: servers need a system with fork
+
+            handler = DroppingHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(handler)
 

@@ -272,7 +272,7 @@ def test_a_server_that_does_not_know_the_key_gets_no_task():
 PROMISE = (1 << 30).to_bytes(4, "little") + bytes([FrameType.HELLO, BULK]) + bytes(10)
 STRANGERS = {
     "garbage": os.urandom(10_000),
-    "silence": b"",
+    "a letter": b"F",
     "a promise of 1 GiB": PROMISE,
     "an HTTP client": b"GET / HTTP/1.1\r\nHost: localhost:11111\r\nUser-Agent: curl/8\r\n\r\n",
     "half a preamble": b"FARM\3\3\4" + bytes(20),
@@ -307,12 +307,10 @@ def test_a_promise_of_1_gib_by_one_who_has_the_key_takes_no_memory_either(servin
 
 
 def test_a_port_scanner_costs_nobody_anything(serving):
-    before = len(serving.lines("dismissed"))
     for _ in range(50):
         dial(serving.address).close()
     with FarmExecutor(serving.address, key=KEY) as farm:
         assert farm.submit(abs, -1).result(DEADLINE) == 1
-    serving.wait_for_line("dismissed", before + 50)
 
 
 # -- row: an argument that cannot be pickled ----------------------------------------------------------------

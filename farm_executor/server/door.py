@@ -15,6 +15,7 @@ from typing import Any
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.security import Key
 from farm_executor.server.guest import Guest
+from farm_executor.server.log import Ration
 from farm_executor.server.worker import WorkerStart
 from farm_executor.transport import Socket, tune
 
@@ -54,6 +55,7 @@ class Door:
         self._selector = selector
         self._admit = admit
         self._quiet = quiet
+        self._ration = Ration(logger)
         self._guests: dict[Guest, None] = {}  # in the order of their deadlines
         self._deaf_until = 0.0  # the listener is not looked at before that time; 0 if it is
         listener.setblocking(False)
@@ -61,13 +63,16 @@ class Door:
     @property
     def deadline(self) -> float:
         """When `on_time` is to be called next, on the monotonic clock."""
-        times = [self._deaf_until] if self._deaf_until else []
+        times = [self._ration.deadline]
+        if self._deaf_until:
+            times.append(self._deaf_until)
         if self._guests:
             times.append(next(iter(self._guests)).deadline)
-        return min(times, default=float("inf"))
+        return min(times)
 
     def on_time(self, now: float) -> None:
         """Do what is due."""
+        self._ration.on_time(now)
         if self._deaf_until and self._deaf_until <= now:
             self.open()
         for guest in list(self._guests):
@@ -90,7 +95,7 @@ class Door:
             sock, peer = self._listener.accept()
         except OSError as error:  # gone again, or no descriptors left: others must still be served
             if not isinstance(error, (BlockingIOError, InterruptedError)):
-                logger.warning("accept failed error=%s", error)
+                self._ration.warn("accept failed error=%s", error)
                 if self._guests:
                     self._make_room()
                 else:  # the listener stays readable: without a pause this would be a busy loop
@@ -146,13 +151,15 @@ class Door:
             if hello is not None:
                 return self._admit(guest, hello)
         except (EOFError, AuthenticationError, RemoteProtocolError, OSError) as error:
-            self.dismiss(guest, str(error))
+            self.dismiss(guest, str(error), probe=not guest.has_spoken)
         return None
 
-    def dismiss(self, guest: Guest, why: str) -> None:
-        """Let somebody go who was not let in."""
-        if not self._quiet:
-            logger.warning("dismissed peer=%s reason=%s", guest.name, why)
+    def dismiss(self, guest: Guest, why: str, *, probe: bool = False) -> None:
+        """Let somebody go who was not let in; a ``probe`` connects and hangs up, as health checks do."""
+        if probe:
+            logger.debug("dismissed peer=%s reason=%.200s", guest.name, why)
+        elif not self._quiet:
+            self._ration.warn("dismissed peer=%s reason=%.200s", guest.name, why)
         self.release(guest)
         guest.socket.close()
 

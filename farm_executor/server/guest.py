@@ -39,6 +39,7 @@ class Guest:
         raw: The connection as it was accepted.
         secured_later: With which of the keys, counted from 1, TLS is to begin after the hellos; 0 if it has begun
             before or is not to begin.
+        has_spoken: Whether a byte has come.
         secret: What both ends, and they alone, have of this connection; empty where nothing needs it.
     """
 
@@ -52,6 +53,7 @@ class Guest:
         self.raw = sock
         self.secured_later = 0
         self.secret = b""
+        self.has_spoken = False
         self._security = Security.PLAIN
         self._key = keys[0]
         self._keys = keys
@@ -92,6 +94,7 @@ class Guest:
         data = self.socket.recv(self._handshake.wanted)
         if not data:
             raise EOFError("it hung up")
+        self.has_spoken = True
         self.socket.sendall(self._handshake.receive_data(data))
         if self._handshake.refused:
             raise AuthenticationError(self._handshake.refused)

@@ -14,7 +14,7 @@ import re
 import select
 import sys
 
-__all__ = ["MAX_CHARACTERS", "MAX_LINES", "StderrPipe", "last_words"]
+__all__ = ["MAX_CHARACTERS", "MAX_LINES", "TAKEN", "StderrPipe", "last_words", "takes_more"]
 
 MAX_LINES = 20  # of a report
 MAX_CHARACTERS = 2048
@@ -116,7 +116,7 @@ class StderrPipe:
 
     def _write(self) -> None:
         try:
-            while self._pending and self._sink is not None and _takes_more(self._sink):
+            while self._pending and self._sink is not None and takes_more(self._sink):
                 self._pending = self._pending[os.write(self._sink, self._pending[:TAKEN]) :]
         except BlockingIOError:
             return
@@ -126,7 +126,8 @@ class StderrPipe:
             self._pending = b""
 
 
-def _takes_more(descriptor: int) -> bool:
+def takes_more(descriptor: int) -> bool:
+    """Whether it takes `TAKEN` bytes without a wait."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(0))

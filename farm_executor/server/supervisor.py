@@ -41,6 +41,7 @@ from farm_executor.server.childhood import Parent, end_process, serve_tracker
 from farm_executor.server.door import Door
 from farm_executor.server.guest import Guest
 from farm_executor.server.lane import PROGRESS
+from farm_executor.server.log import DroppingHandler
 from farm_executor.server.session import Session
 from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.server.workers import Workers
@@ -547,6 +548,8 @@ def serve(listener: Socket, *, on_ready: Callable[[], None] = lambda: None, **se
         on_ready: Called when it serves: from then on SIGTERM drains it.
         **settings: The supervisor's.
     """
+    # Where nobody has configured logging, this is what writes warnings.
+    logging.lastResort = DroppingHandler(logging.WARNING)
     start = Supervisor(listener, **settings).run(on_ready)
     if start is not None:
         run_worker(start)

@@ -29,6 +29,7 @@ class Serving:
         before: Python source to run in the server's process first, to make the system refuse something.
         within: A command that runs the command given to it, such as one that changes the network.
         key: What is in its key file.
+        ration: Seconds between two lines in its log about strangers; 0 for a line about each.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Serving:
         workers: int = 2,
         within: Sequence[str] = (),
         key: bytes = KEY,
+        ration: float = 0.0,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="serving-")
         self.key_file = Path(self._folder.name) / "key"
@@ -48,6 +50,7 @@ class Serving:
         boot = [
             DIE_WITH_TESTS,
             "import sys, server.tasks",
+            f"import farm_executor.server.log as log; log.RATION_SECONDS = {ration}",
             before,
             "from farm_executor.cli import main; sys.exit(main())",
         ]

@@ -1,0 +1,106 @@
+"""How a server writes its log: it waits for nobody who reads it, and lets no stranger fill a disk with it.
+
+This module owns the handler that drops lines rather than wait, and the ration of lines that peers without a key may
+cause. It must not know what the lines say, nor which level is shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from farm_executor.server.stderr import TAKEN, takes_more
+
+__all__ = ["DroppingHandler", "Ration"]
+
+RATION_SECONDS = 1.0  # between two lines
+
+
+class DroppingHandler(logging.Handler):
+    """Write to standard error what it takes at once, and drop the rest.
+
+    Standard error may be a pipe that nobody reads, or a terminal that was stopped: a handler that waits for it
+    would stop the supervisor, and with it everybody's work. The next line that is taken is preceded by the number
+    of those that were dropped.
+
+    Only the process that made it is in such a hurry. A worker, which is forked from it, writes as any program does.
+    """
+
+    def __init__(self, level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self._process = os.getpid()
+        self._dropped = 0
+        self._torn = False  # whether only the beginning of the last line was taken
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, or drop it."""
+        try:
+            line = self.format(record) + "\n"
+            if os.getpid() != self._process:
+                if sys.stderr is not None:
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+                return
+        except Exception:
+            self.handleError(record)
+            return
+        if self._dropped:
+            line = f"{self._dropped} lines of the log were dropped: standard error took no more\n{line}"
+        if self._write(line.encode("utf-8", "backslashreplace")):
+            self._dropped = 0
+        else:
+            self._dropped += 1
+
+    def _write(self, data: bytes) -> bool:
+        """Whether all of it was taken."""
+        if sys.__stderr__ is None:
+            return False  # without a standard error, descriptor 2 may be anything
+        if self._torn:
+            data = b"\n" + data
+        rest = data
+        with contextlib.suppress(OSError):  # nobody reads it any more, or the disk is full
+            while rest and takes_more(2):
+                rest = rest[os.write(2, rest[:TAKEN]) :]
+        if len(rest) < len(data):
+            self._torn = bool(rest)
+        return not rest
+
+
+class Ration:
+    """Lines that anybody can cause: one a second at most, and with it how many others there would have been.
+
+    Args:
+        logger: Which gets them, as warnings.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._silent_until = 0.0
+        self._last: tuple[str, tuple[Any, ...]] = ("", ())
+        self._kept_back = 0
+
+    @property
+    def deadline(self) -> float:
+        """When `on_time` is to be called, on the monotonic clock."""
+        return self._silent_until if self._kept_back else float("inf")
+
+    def warn(self, message: str, *fields: Any) -> None:
+        """Log it now, or count it."""
+        self._last = message, fields
+        self._kept_back += 1
+        self.on_time(time.monotonic())
+
+    def on_time(self, now: float) -> None:
+        """Log the last of those that were kept back, with their number, if it is time."""
+        if not self._kept_back or now < self._silent_until:
+            return
+        message, fields = self._last
+        if self._kept_back > 1:
+            message, fields = f"{message} others=%d", (*fields, self._kept_back - 1)
+        self._kept_back = 0
+        self._silent_until = now + RATION_SECONDS
+        self._logger.warning(message, *fields)
