@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from farm_executor.address import Address
 from farm_executor.core.handshake import MIN_KEY_SIZE
 from farm_executor.errors import AuthenticationError
+from farm_executor.trusted import read_trusted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,6 @@ __all__ = [
 ]
 
 KEY_FILE_VARIABLE = "FARM_EXECUTOR_KEY_FILE"
-_MAX_KEY_SIZE = 64 * 1024
 PathLike = str | os.PathLike[str]
 
 
@@ -199,22 +198,19 @@ def read_key(path: PathLike) -> Key:
     """The key in a file. A plain one is the file's content without surrounding white space.
 
     Raises:
-        AuthenticationError: The file cannot be read, holds no key, or may be read by others than its owner.
+        AuthenticationError: The file cannot be read, holds no key, may be read by others than its owner, or is
+            another user's; see `trusted`.
     """
     try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(_MAX_KEY_SIZE).strip()
+        data = read_trusted(path, "the key file", secret=True).strip()
     except OSError as error:
         raise AuthenticationError(f"cannot read the key file {path}: {error.strerror}") from None
-    if sys.platform != "win32" and mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise AuthenticationError(f"others may read the key file {path}: make it yours alone with chmod 600 {path}")
     secret, tls = data, None
     if b"-----BEGIN " in data:
         secret = _secret_in(data, path)
         from farm_executor.tls import pinned  # late: without TLS nobody needs it
 
-        tls = pinned(path)
+        tls = pinned(data, path)
     if len(secret) < MIN_KEY_SIZE:
         raise AuthenticationError(
             f"the key file {path} holds {len(secret)} bytes; a key has at least {MIN_KEY_SIZE}"

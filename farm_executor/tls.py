@@ -18,6 +18,7 @@ import re
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from socket import socket
 from ssl import SSLContext
@@ -25,6 +26,7 @@ from typing import Any
 
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.layered import LayeredSocket
+from farm_executor.trusted import read_trusted
 
 __all__ = ["Tls", "TlsSocket", "explained", "own_certificate", "own_context", "pinned"]
 
@@ -48,18 +50,22 @@ class Tls:
     server: SSLContext | None
 
 
-def pinned(path: str | os.PathLike[str]) -> Tls:
-    """Both sides show the certificate in this file, prove its private key, and trust that certificate alone.
+def pinned(content: bytes, path: str | os.PathLike[str]) -> Tls:
+    """Both sides show the certificate in a key file, prove its private key, and trust that certificate alone.
+
+    Args:
+        content: What is in the file.
+        path: Its name, for errors.
 
     Raises:
         AuthenticationError: There is no certificate with its private key in it, or the key is encrypted.
     """
-    certificate = _first_certificate(path)
+    certificate = _certificates_in(content, path)[0]
     client, server = _context(ssl.PROTOCOL_TLS_CLIENT), _context(ssl.PROTOCOL_TLS_SERVER)
     for context in (client, server):
         context.check_hostname = False  # the certificate is known, whatever the machine is called
         context.verify_mode = ssl.CERT_REQUIRED
-        _load(context, path, None)
+        _load(context, path, content)
         context.load_verify_locations(cadata=certificate.decode())
     return Tls(client, server)
 
@@ -79,13 +85,18 @@ def own_certificate(
     Raises:
         AuthenticationError: A file cannot be read, does not hold what it should, or the key is encrypted.
     """
-    _first_certificate(certificate)
+    shown = _read(certificate, "the certificate")
+    _certificates_in(shown, certificate)
+    proving = None if private_key is None else _read(private_key, "the private key")
     context = _context(ssl.PROTOCOL_TLS_SERVER)
-    _load(context, certificate, private_key)
+    _load(context, certificate, shown, private_key, proving)
     if client_ca is not None:
+        trusted = _CERTIFICATE.findall(_read(client_ca, "certificates"))
+        if not trusted:
+            raise AuthenticationError(f"cannot read certificates in {client_ca}: there is none")
         try:
-            context.load_verify_locations(client_ca)
-        except OSError as error:
+            context.load_verify_locations(cadata="\n".join(each.decode("ascii", "replace") for each in trusted))
+        except (OSError, ValueError) as error:
             raise AuthenticationError(f"cannot read certificates in {client_ca}: {_why(error)}") from None
         context.verify_mode = ssl.CERT_REQUIRED
     return Tls(None, context)
@@ -110,32 +121,67 @@ def _context(protocol: int) -> SSLContext:
     return context
 
 
-def _first_certificate(path: str | os.PathLike[str]) -> bytes:
+def _read(path: str | os.PathLike[str], what: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            found = _CERTIFICATE.search(file.read())
+        return read_trusted(path, what, secret=False)
     except OSError as error:
-        raise AuthenticationError(f"cannot read the certificate in {path}: {error.strerror}") from None
-    if found is None:
+        raise AuthenticationError(f"cannot read {what} in {path}: {error.strerror}") from None
+
+
+def _certificates_in(content: bytes, path: str | os.PathLike[str]) -> list[bytes]:
+    found = _CERTIFICATE.findall(content)
+    if not found:
         raise AuthenticationError(f"there is no certificate in {path}")
-    return found[0]
+    return found
 
 
-def _load(context: SSLContext, certificate: str | os.PathLike[str], private_key: Any) -> None:
+@contextlib.contextmanager
+def _named(content: bytes, path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
+    """A name of what has been read, since OpenSSL takes names alone: a pipe with nothing else in it.
+
+    Where pipes have no names, which is on Windows, it is the file's own.
+    """
+    if not os.path.exists("/dev/fd"):
+        yield path
+        return
+    read_end, write_end = os.pipe()
+    try:
+        os.set_blocking(write_end, False)  # a pipe takes 64 KiB
+        with open(write_end, "wb", buffering=0) as file:
+            if file.write(content) != len(content):
+                raise AuthenticationError(f"{path} is too large")
+        yield f"/dev/fd/{read_end}"
+    finally:
+        os.close(read_end)
+
+
+def _load(
+    context: SSLContext,
+    certificate: str | os.PathLike[str],
+    shown: bytes,
+    private_key: str | os.PathLike[str] | None = None,
+    proving: bytes | None = None,
+) -> None:
+    """Show this certificate, and prove this private key, which is in the same file or in one of its own."""
+
     def ask_nobody() -> str:  # else OpenSSL would ask at the terminal
         raise AuthenticationError(f"the private key in {private_key or certificate} must not be encrypted")
 
     try:
-        context.load_cert_chain(certificate, private_key, ask_nobody)
+        with (
+            _named(shown, certificate) as first,
+            _named(shown if proving is None else proving, private_key or certificate) as second,
+        ):
+            context.load_cert_chain(first, second, ask_nobody)
     except OSError as error:
         where = f"{certificate} and {private_key}" if private_key else certificate
         raise AuthenticationError(f"no certificate with its private key in {where}: {_why(error)}") from None
 
 
-def _why(error: OSError) -> str:
+def _why(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError):
         return (getattr(error, "reason", None) or str(error)).replace("_", " ").lower()
-    return error.strerror or str(error)
+    return getattr(error, "strerror", None) or str(error)
 
 
 class TlsSocket(LayeredSocket):

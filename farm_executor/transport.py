@@ -36,6 +36,7 @@ from farm_executor.layered import LayeredSocket
 from farm_executor.race import Candidate, candidates, race
 from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
+from farm_executor.trusted import check_socket
 
 if TYPE_CHECKING:
     from farm_executor.tls import TlsSocket
@@ -152,12 +153,14 @@ def _dial(
 
     Raises:
         OSError: Nobody listens there, or nobody answered in time.
+        AuthenticationError: Another user has made the unix socket.
     """
     if not address.path:
         sock = race([via] if via else candidates(address.host, address.port), deadline, dialling)
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
         tune(sock, heartbeat)
         return sock
+    check_socket(address.path)
     sock = socket.socket(socket.AF_UNIX)
     try:
         dialling(sock)

@@ -34,6 +34,7 @@ LEVELS = [
     ("farm_executor.security", 2),
     ("farm_executor.keygen", 3),
     ("farm_executor.refused", 1),
+    ("farm_executor.trusted", 2),
     ("farm_executor.errors", 1),
     ("farm_executor.importing", 1),
     ("farm_executor.tokens", 1),

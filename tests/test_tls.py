@@ -503,7 +503,8 @@ def test_an_encrypted_private_key_is_refused_and_nobody_is_asked_for_the_passwor
     with pytest.raises(AuthenticationError, match="must not be encrypted"):
         own_certificate(authority.issue("locked", password=b"secret"), None, None)
     with pytest.raises(AuthenticationError, match="must not be encrypted"):
-        pinned(authority.issue("locked", password=b"secret"))
+        path = authority.issue("locked", password=b"secret")
+        pinned(path.read_bytes(), path)
 
 
 def test_what_is_no_context_is_refused():
