@@ -219,7 +219,8 @@ def _key_file(name: str, value: Any) -> Any:
         read_key(_path(name, value))
     except AuthenticationError as error:
         raise ValueError(f"{name}: {error}") from error
-    return value
+    # The program may change its directory before it is read again.
+    return value if os.path.isabs(value) else os.path.abspath(value)
 
 
 def _ssl_context(name: str, value: Any) -> Any:

@@ -27,7 +27,14 @@ from farm_executor.advice import explained
 from farm_executor.errors import AddressError, AuthenticationError, FarmError
 from farm_executor.launch.local import check_exposure, default_slots, is_encrypted
 from farm_executor.launch.ssh import SSH_VARIABLE, end_servers, start_servers
-from farm_executor.security import KEY_FILE_VARIABLE, default_key_file, server_keys, write_key
+from farm_executor.security import (
+    KEY_FILE_VARIABLE,
+    automatic_secret,
+    default_key_file,
+    replace_key,
+    server_keys,
+    write_key,
+)
 from farm_executor.transport import bound_address, listen, resolve
 
 __all__ = ["main"]
@@ -225,12 +232,19 @@ def _serve(options: argparse.Namespace) -> int:
     from farm_executor.server.supervisor import serve  # late: it needs a system with fork
 
     address = parse_address(options.address, any_port=True)
-    keys = server_keys(None, options.key_file, options.certificate, options.private_key, options.client_ca)
-    check_exposure(address, options.insecure, keys)
+    files = (options.key_file, options.certificate, options.private_key, options.client_ca)
+    check_exposure(address, options.insecure, server_keys(None, *files, make=False))
     if options.workers is not None and options.workers < 1:
         raise ValueError("--workers must be at least 1")
     slots = options.workers or default_slots()
     listener = listen(address)
+    try:
+        keys = server_keys(None, *files)  # now that nothing is in the way of one that is to be made
+    except BaseException:
+        listener.close()
+        if address.path:
+            os.unlink(address.path)
+        raise
     address = bound_address(listener, address)
 
     def greet() -> None:
@@ -290,6 +304,13 @@ def _keygen(options: argparse.Namespace) -> int:
     from farm_executor.keygen import make_key_file_content
 
     path = Path(options.file) if options.file else default_key_file()
+    if path == default_key_file() and (secret := automatic_secret(path)):
+        replace_key(path, make_key_file_content(secret))
+        print(
+            f"upgraded {path}: its secret is the same, and there is a certificate now. Copy it, mode 600, to every "
+            "server and client of the farm, and start its servers again"
+        )
+        return YES
     content = make_key_file_content()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:

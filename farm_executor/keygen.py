@@ -20,8 +20,11 @@ _BEGIN = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
 _END = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.timezone.utc)
 
 
-def make_key_file_content() -> bytes:
-    """A fresh self-signed certificate, its private key (P-256) and a fresh secret of 32 bytes, each a PEM block.
+def make_key_file_content(secret: bytes | None = None) -> bytes:
+    """A fresh self-signed certificate, its private key (P-256) and a secret, each a PEM block.
+
+    Args:
+        secret: None for a fresh one of 32 bytes.
 
     Raises:
         AuthenticationError: The package ``cryptography`` is not installed.
@@ -57,6 +60,6 @@ def make_key_file_content() -> bytes:
         private_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
-        pem_of_secret(os.urandom(32)),
+        pem_of_secret(secret or os.urandom(32)),
     ]
     return b"".join(blocks).rstrip()

@@ -13,6 +13,7 @@ written outside of that lock.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import re
 import ssl
@@ -28,13 +29,16 @@ from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.layered import LayeredSocket
 from farm_executor.trusted import read_trusted
 
-__all__ = ["Tls", "TlsSocket", "explained", "own_certificate", "own_context", "pinned"]
+__all__ = ["Tls", "TlsSocket", "expiry", "explained", "own_certificate", "own_context", "pinned"]
 
 PIECE = 256 * 1024  # bytes encrypted at a time; a socket takes about as many at once
 _FIRST_READ, _LARGEST_READ = 32 * 1024, 256 * 1024  # a record has 16 KiB and a little
 
 _RECORD_HEAD = 5  # bytes, of which the last two are the length of what follows
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
+# Two dates in DER, each UTCTime or GeneralizedTime, in a sequence: only the second counts here.
+_DATE = rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)"
+_VALIDITY = re.compile(rb"\x30[\x1e\x20\x22]" + _DATE + rb"(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))")
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,25 @@ def _certificates_in(content: bytes, path: str | os.PathLike[str]) -> list[bytes
     if not found:
         raise AuthenticationError(f"there is no certificate in {path}")
     return found
+
+
+def expiry(path: str | os.PathLike[str]) -> str | None:
+    """The date at which the certificate in a file has expired, in UTC; None if it has not.
+
+    Raises:
+        AuthenticationError: See `own_certificate`.
+    """
+    first = _certificates_in(_read(path, "the certificate"), path)[0]
+    try:
+        found = _VALIDITY.search(ssl.PEM_cert_to_DER_cert(first.decode("ascii")))
+        if found is None:
+            return None
+        text = (found[1] or found[2]).decode()
+        form = "%y%m%d%H%M%SZ" if found[1] else "%Y%m%d%H%M%SZ"
+        ended = dt.datetime.strptime(text, form).replace(tzinfo=dt.timezone.utc)
+    except ValueError:
+        return None  # which loading it will tell
+    return None if ended > dt.datetime.now(dt.timezone.utc) else f"{ended:%Y-%m-%d}"
 
 
 @contextlib.contextmanager

@@ -267,7 +267,15 @@ def connect(
     sock: AnySocket = raw
     try:
         handshake = ClientHandshake(key.secret, os.urandom(NONCE_SIZE), security)
-        _prove(sock, handshake, deadline)
+        try:
+            _prove(sock, handshake, deadline)
+        except AuthenticationError as error:
+            if not str(error).startswith("the server refused the key"):
+                raise
+            raise AuthenticationError(
+                f"{error} than {key.origin}. Copy the key file from the server's machine, mode 600, and name it "
+                "with key_file= or --key-file"
+            ) from None
         if security is Security.TLS:
             sock = _secure_client_side(raw, key, handshake.secret, address.host, deadline)
         elif security is not Security.PLAIN:

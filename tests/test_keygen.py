@@ -12,7 +12,7 @@ import pytest
 from farm_executor import cli
 from farm_executor.errors import AuthenticationError
 from farm_executor.keygen import make_key_file_content
-from farm_executor.security import default_key_file, read_key
+from farm_executor.security import default_key_file, read_key, server_keys, write_key
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="file modes")
 
@@ -49,6 +49,27 @@ def test_a_file_that_exists_is_not_written_over(tmp_path, capsys):
     assert cli.main(["keygen", str(tmp_path / "key")]) == 2
     assert "is not written over: name another, or move it away" in capsys.readouterr().err
     assert (tmp_path / "key").read_text() == "precious"
+
+
+def test_the_user_s_own_key_that_was_made_by_itself_gets_a_certificate_and_keeps_its_secret(capsys):
+    (plain,) = server_keys()
+    assert plain.tls is None
+    assert cli.main(["keygen"]) == 0
+    assert "upgraded" in capsys.readouterr().out
+    key = read_key(default_key_file())
+    assert key.secret == plain.secret
+    assert key.tls is not None
+    assert os.listdir(default_key_file().parent) == ["key"]
+    before = default_key_file().read_bytes()
+    assert cli.main(["keygen"]) == 2, "what has a certificate is not written over"
+    assert default_key_file().read_bytes() == before
+
+
+def test_a_key_of_the_user_s_making_is_not_written_over():
+    default_key_file().parent.mkdir(parents=True)
+    write_key(default_key_file(), b"correct horse battery staple")
+    assert cli.main(["keygen"]) == 2
+    assert read_key(default_key_file()).secret == b"correct horse battery staple"
 
 
 def test_without_cryptography_the_error_names_what_to_install(tmp_path, capsys, monkeypatch):

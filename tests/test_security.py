@@ -1,7 +1,9 @@
 """Keys: where they are found, in what order; how they are made; and that they are never seen."""
 
+import errno
 import logging
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from farm_executor.address import parse_address
 from farm_executor.security import (
     KEY_FILE_VARIABLE,
     Key,
+    KeyFinder,
     client_key,
     default_key_file,
     new_key,
@@ -352,7 +355,106 @@ def test_the_key_is_in_no_command_line_environment_log_or_repr(kind, caplog, tmp
     assert not [form for form in shown_forms(key) if form in everything]
 
 
-def test_the_key_does_not_travel_with_an_executor_that_is_pickled():
+def test_the_key_does_not_travel_with_an_executor_that_is_pickled(tmp_path):
     import pickle
 
+    write_key(tmp_path / "key", KEY)
     assert KEY not in pickle.dumps(FarmExecutor("127.0.0.1:1", key=KEY))
+    assert KEY not in pickle.dumps(FarmExecutor("127.0.0.1:1", key_file=tmp_path / "key"))
+
+
+def test_the_key_is_not_seen_where_an_executor_s_attributes_are_printed():
+    assert not [form for form in shown_forms(KEY) if form in str(vars(FarmExecutor("127.0.0.1:1", key=KEY)))]
+
+
+# -- files that move ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["argument", "variable"])
+def test_a_relative_key_file_stays_the_one_that_was_given(tmp_path, monkeypatch, how):
+    key_file(tmp_path / "lab.key", "k")
+    monkeypatch.chdir(tmp_path)
+    if how == "variable":
+        monkeypatch.setenv(KEY_FILE_VARIABLE, "lab.key")
+        finder = KeyFinder(None, None)
+    else:
+        finder = KeyFinder(None, FarmExecutor("127.0.0.1:1", key_file="lab.key")._key_file)
+    monkeypatch.chdir("/")
+    assert finder(NEAR) == key_of("k")
+
+
+def test_a_key_that_was_read_serves_while_its_file_cannot_be_and_a_new_one_is_taken(tmp_path):
+    path = key_file(tmp_path / "key", "k")
+    finder = KeyFinder(None, path)
+    assert finder(NEAR) == key_of("k")
+    path.unlink()
+    assert finder(NEAR) == key_of("k")
+    path.write_bytes(b"half")
+    assert finder(NEAR) == key_of("k")
+    path.unlink()
+    key_file(path, "n")
+    assert finder(NEAR) == key_of("n")
+    path.unlink()
+    with pytest.raises(AuthenticationError, match="cannot read the key file"):
+        KeyFinder(None, path)(NEAR)
+
+
+def test_no_second_key_is_made_while_the_user_s_own_is_away():
+    finder = KeyFinder(None, None)
+    made = finder(NEAR)
+    default_key_file().rename(default_key_file().with_suffix(".away"))
+    assert finder(NEAR) == made
+    assert not default_key_file().exists()
+
+
+@posix
+def test_too_many_open_files_are_not_a_wrong_key(tmp_path, monkeypatch):
+    path = key_file(tmp_path / "key", "k")
+    finder = KeyFinder(None, path)
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            finder(NEAR)
+        assert not isinstance(caught.value, AuthenticationError)
+    assert finder(NEAR) == key_of("k")
+
+
+def test_in_a_worker_its_server_s_key_serves_for_a_file_that_is_not_there(tmp_path, ambient):
+    import pickle
+
+    path = key_file(tmp_path / "key", "k")
+    data = pickle.dumps(FarmExecutor("127.0.0.1:1", key_file=path))
+    there = pickle.loads(data)
+    assert KeyFinder(there._key, there._key_file)(NEAR) == key_of("k")
+    path.unlink()
+    there = pickle.loads(data)
+    assert KeyFinder(there._key, there._key_file)(NEAR) == key_of("w")
+
+
+@linux
+def test_a_server_that_is_refused_leaves_no_key_behind(capsys):
+    from farm_executor import cli
+
+    assert cli.main(["serve", "0.0.0.0:0"]) == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", f"127.0.0.1:{port}"]) == 2
+        with pytest.raises(OSError, match="cannot listen"):
+            start_server("127.0.0.1", port, background=True)
+    with pytest.raises(ValueError, match="refusing to listen"):
+        start_server("0.0.0.0", 0, background=True)
+    assert not default_key_file().exists()
+
+
+@linux
+def test_a_wrong_key_s_error_names_the_file_that_was_offered_and_what_to_do(tmp_path):
+    wrong = key_file(tmp_path / "wrong", "x")
+    with Serving() as server:
+        with pytest.raises(AuthenticationError, match=f"than that of the key file {wrong}. Copy the key file from"):
+            status(server.host, server.port, key_file=wrong)
+        with pytest.raises(AuthenticationError, match="than the one given as key="):
+            status(server.host, server.port, key=secret_of("x"))

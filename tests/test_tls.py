@@ -1,6 +1,7 @@
 """TLS over sockets: what goes in comes out, however it is cut, and nobody else's certificate is taken."""
 
 import contextlib
+import datetime as dt
 import os
 import select
 import socket
@@ -19,7 +20,7 @@ from farm_executor import AuthenticationError, RemoteProtocolError
 from farm_executor.core.frames import FrameType, encode_frame
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security
 from farm_executor.keygen import make_key_file_content
-from farm_executor.security import Key, read_key, write_key
+from farm_executor.security import Key, read_key, server_keys, write_key
 from farm_executor.tls import PIECE, TlsSocket, explained, own_certificate, own_context, pinned
 from farm_executor.transport import Connection, _secure_client_side, secure_server_side
 
@@ -393,6 +394,16 @@ def test_an_expired_certificate_is_refused_and_said_to_be(key, authority):
     client, _ = secured(Key(key.secret, trusting(authority)), server)
     assert isinstance(client, AuthenticationError)
     assert "expired" in str(client)
+
+
+def test_an_expired_certificate_is_said_when_the_server_starts(key, authority, caplog):
+    old, new = authority.issue("old", expired=True), authority.issue("new")
+    server_keys(key.secret, certificate=new)
+    assert not caplog.messages
+    server_keys(key.secret, certificate=old)
+    (said,) = caplog.messages
+    yesterday = dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=1)
+    assert said.startswith(f"certificate expired file={old} since={yesterday:%Y-%m-%d}")
 
 
 # -- somebody in between ------------------------------------------------------------------------------------

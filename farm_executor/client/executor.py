@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from farm_executor.client.launching import EmbeddedServer, RemoteServer
     from farm_executor.client.servers import Sources
     from farm_executor.client.statistics import FarmStatistics
-    from farm_executor.security import Key
+    from farm_executor.security import Key, KeyFinder
 
     T1 = TypeVar("T1")
     T2 = TypeVar("T2")
@@ -660,6 +660,10 @@ class FarmExecutor(_Front):
             when_full=when_full,
             caller_leads=caller_leads,
         )
+        if self._key is not None:
+            from farm_executor.security import Key  # late: few programs give one
+
+            self._key = Key(self._key)  # which shows nothing
         self._options = TaskOptions(max_attempts=attempts)
         self._added: list[Address] = []
         self._embedded: EmbeddedServer | None = None
@@ -691,8 +695,9 @@ class FarmExecutor(_Front):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a client of the same servers, with workers of its own: nested work cannot deadlock.
 
-        The key does not travel. In a worker, its server's own key serves. Servers over ssh are started anew, from
-        where it is unpickled.
+        The key does not travel, as a pickle may lie anywhere. In a worker, its server's own key serves, also in the
+        place of a ``key_file`` that cannot be read there. Servers over ssh are started anew, from where it is
+        unpickled.
         """
         if self._ssl_context is not None:
             raise TypeError(
@@ -791,6 +796,7 @@ class FarmExecutor(_Front):
         from farm_executor.client.budget import Budget
         from farm_executor.client.engine import Engine, EngineOptions
         from farm_executor.client.server import Settings
+        from farm_executor.security import KeyFinder
 
         call = None if self._initializer is None else (self._initializer, self._initargs)
         limit = self._max_pending_bytes
@@ -798,7 +804,7 @@ class FarmExecutor(_Front):
             EngineOptions(
                 sources=self._sources(embedded),
                 settings=Settings(
-                    partial(_find_key, self._key, self._key_file, self._ssl_context, embedded),
+                    partial(_find_key, KeyFinder(self._key, self._key_file, self._ssl_context), embedded),
                     self._allow_version_mismatch,
                     self._heartbeat,
                     self._resume_timeout,
@@ -918,12 +924,12 @@ def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
     return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]
 
 
-def _find_key(key: Any, key_file: Any, ssl_context: Any, embedded: EmbeddedServer | None, address: Address) -> Key:
-    from farm_executor.security import client_key
+def _find_key(finder: KeyFinder, embedded: EmbeddedServer | None, address: Address) -> Key:
+    from farm_executor.security import Key
 
     if embedded is not None and (own := embedded.key_for(address)) is not None:
-        key, key_file = own, None
-    return client_key(key, key_file, address, ssl_context)
+        return Key(own)
+    return finder(address)
 
 
 def _end_all(servers: list[tuple[Address, RemoteServer]], embedded: EmbeddedServer | None) -> None:
@@ -942,7 +948,10 @@ def _let_go(server: RemoteServer, gone: Future[None]) -> None:
 def _unpickle(addresses: list[Address], arguments: dict[str, Any]) -> FarmExecutor:
     key_file = arguments.pop("key_file")
     farm = FarmExecutor(addresses, **arguments)
-    farm._key_file = key_file  # which need not be there on this machine, unless it is used
+    from farm_executor.security import is_readable_key, is_worker
+
+    # It need not be there on this machine, unless it is used; and in a worker there is another one.
+    farm._key_file = None if is_worker() and key_file and not is_readable_key(key_file) else key_file
     return farm
 
 

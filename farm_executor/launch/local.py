@@ -471,9 +471,10 @@ def start_server(
         "private_key": _absolute(private_key),
         "client_ca": _absolute(client_ca),
     }
-    check_exposure(address, insecure, server_keys(key, **files))  # the child reads them once more
+    check_exposure(address, insecure, server_keys(key, **files, make=False))
     listener = listen(address)
     try:
+        server_keys(key, files["key_file"])  # made if need be, now that nothing is in its way; the child reads it
         address = bound_address(listener, address)
         config = {
             "address": str(address),
