@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 ACCEPT_PAUSE = 0.2  # seconds before the next attempt, when the system gives no descriptor and no guest holds one
 GUEST_SECONDS = 10.0  # to prove the key and say hello
-MAX_GUESTS = 256  # beyond it the oldest goes: a client needs milliseconds, a stranger does not matter
-MAX_GUESTS_OF_A_HOST = 32  # beyond it the oldest from there goes
+MAX_GUESTS = 512  # beyond it who has made no progress for longest goes: a client needs a round trip or two
+MAX_GUESTS_OF_A_HOST = 256  # the same of those from there; hundreds of clients may share an address, as behind NAT
 
 
 class Door:
@@ -111,14 +111,14 @@ class Door:
         guest = Guest(sock, host=host, name=name, keys=self._keys, local=local, deadline=deadline)
         of_host = [other for other in self._guests if other.host == host]
         if len(of_host) >= MAX_GUESTS_OF_A_HOST:
-            self.dismiss(of_host[0], "too many connections without a key from its address")
+            self.dismiss(min(of_host, key=_progressed), "too many connections without a key from its address")
         elif len(self._guests) >= MAX_GUESTS:
             self._make_room()
         self._guests[guest] = None
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._on_guest(guest))
 
     def _make_room(self) -> None:
-        self.dismiss(next(iter(self._guests)), "too many connections without a key")
+        self.dismiss(min(self._guests, key=_progressed), "too many connections without a key")
 
     def open(self) -> None:
         """Let guests in."""
@@ -167,3 +167,7 @@ class Door:
         """He is nobody's guest any more; what becomes of his connection is the caller's affair."""
         self._guests.pop(guest, None)
         self._selector.unregister(guest.socket)
+
+
+def _progressed(guest: Guest) -> float:
+    return guest.progressed

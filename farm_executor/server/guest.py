@@ -10,6 +10,7 @@ What a guest may cost before he has proven the key: the few bytes of the dialogu
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ class Guest:
         secured_later: With which of the keys, counted from 1, TLS is to begin after the hellos; 0 if it has begun
             before or is not to begin.
         has_spoken: Whether a byte has come.
+        progressed: When the last message was complete, or else when it came, on the monotonic clock.
         secret: What both ends, and they alone, have of this connection; empty where nothing needs it.
     """
 
@@ -54,6 +56,7 @@ class Guest:
         self.secured_later = 0
         self.secret = b""
         self.has_spoken = False
+        self.progressed = time.monotonic()
         self._security = Security.PLAIN
         self._key = keys[0]
         self._keys = keys
@@ -95,7 +98,10 @@ class Guest:
         if not data:
             raise EOFError("it hung up")
         self.has_spoken = True
-        self.socket.sendall(self._handshake.receive_data(data))
+        answer = self._handshake.receive_data(data)
+        if answer:  # a message is complete
+            self.progressed = time.monotonic()
+        self.socket.sendall(answer)
         if self._handshake.refused:
             raise AuthenticationError(self._handshake.refused)
         if self._handshake.done and self.socket is self.raw:

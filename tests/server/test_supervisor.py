@@ -28,7 +28,7 @@ from strategies import json_objects, json_values
 from farm_executor import FarmExecutor, end_server, ping, start_server, status
 from farm_executor.address import parse_address
 from farm_executor.core.frames import BULK, HEADER_SIZE, MAX_HELLO, FrameType, encode_frame
-from farm_executor.core.handshake import decode_hello, encode_hello
+from farm_executor.core.handshake import ClientHandshake, Security, decode_hello, encode_hello
 from farm_executor.errors import AuthenticationError, VersionMismatchError
 from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
@@ -384,6 +384,20 @@ def test_connections_without_a_key_beyond_the_limit_of_an_address_push_out_its_o
         with pytest.raises(BlockingIOError):
             strangers[-1].recv(1)
         assert len(descriptors(server.pid)) < limit + 40
+
+
+def test_for_one_more_the_guest_goes_that_makes_no_progress_and_not_the_oldest():
+    few = "import farm_executor.server.door as d; d.MAX_GUESTS_OF_A_HOST = 3"
+    opening = ClientHandshake(KEY, bytes(32), Security.SEALED).start()
+    with Serving(before=few) as server, many_dials(server, 3) as (oldest, idle, youngest):
+        oldest.sendall(opening)
+        assert len(oldest.recv(48, socket.MSG_WAITALL)) == 48
+        with dial(server.address):
+            assert read_to_end(idle) == b""
+            for sock in (oldest, youngest):
+                sock.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    sock.recv(1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine's")
