@@ -187,7 +187,7 @@ def test_lfarm_over_tls(key_file):
     kernel = lfarm.make_kernel(addresses, key_file=key_file)
     with lfarm.use_kernel(kernel):
         assert lfarm.pmap(abs, [-1, -2]) == [1, 2]
-    lfarm.end_kernel(kernel)
+        lfarm.end_kernel(wait=True)
     lfarm.end_local_servers(addresses, key_file=key_file)
     for server in servers:
         server.end()
