@@ -12,7 +12,7 @@ from typing import Any
 
 from farm_executor.address import Address, parse_address
 from farm_executor.arguments import checked
-from farm_executor.core.handshake import Role
+from farm_executor.core.messages import AdminHello, Status, from_json, to_json
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.security import client_key
 from farm_executor.transport import connect
@@ -37,13 +37,13 @@ def ask(
         AuthenticationError: It holds another key, or only one of the two speaks TLS.
         RemoteProtocolError: It is no farm server.
     """
-    hello = {"role": Role.ADMIN.value, "command": command}
+    hello = to_json(AdminHello(command))
     try:
         connection, answer = connect(address, client_key(key, key_file, address, ssl_context), hello, timeout)
     except EOFError as error:
         raise ConnectionResetError(f"server {address}: {error}") from None
     connection.close()
-    return answer
+    return to_json(from_json(Status, answer)) if command == "status" else {}
 
 
 def ask_until_answered(

@@ -31,6 +31,7 @@ from farm_executor.core.handshake import (
     encode_hello,
 )
 from farm_executor.core.liveness import MAX_MISSED
+from farm_executor.core.messages import Refused, from_json
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.layered import LayeredSocket
 from farm_executor.race import Candidate, candidates, race
@@ -389,14 +390,10 @@ def handshake_within(key: Key, secret: bytes, secured: TlsSocket) -> ServerHands
 
 
 def _refusal(data: dict[str, Any]) -> Exception:
-    message = str(data.get("message"))
-    if data.get("code") == "version":
-        try:
-            pairs = {name: (str(mine), str(theirs)) for name, (mine, theirs) in dict(data["mismatches"]).items()}
-        except (KeyError, TypeError, ValueError) as error:
-            return RemoteProtocolError(f"malformed refusal: {error!r}")
-        return VersionMismatchError(message, pairs)
-    return RefusedError(str(data.get("code")), message)
+    refused = from_json(Refused, data)
+    if refused.code == "version":
+        return VersionMismatchError(refused.message, refused.mismatches or {})
+    return RefusedError(refused.code, refused.message)
 
 
 class Connection:

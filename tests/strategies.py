@@ -170,7 +170,8 @@ json_values = st.recursive(
     max_leaves=12,
 )
 json_objects = st.dictionaries(st.text(), json_values, max_size=6)
-versions = st.builds(Versions, st.text(), st.text(), st.text(), st.text(), st.integers(0, 255))
+words = st.text(st.characters(codec="utf-8").filter(str.isprintable), max_size=100)  # as they come through
+versions = st.builds(Versions, words, words, words, words, st.integers(0, 255))
 
 
 def name_of(value: object) -> str:

@@ -42,7 +42,7 @@ from farm_executor.client.functions import Function, FunctionTable
 from farm_executor.client.future import MUST_NOT_WAIT, FarmFuture, start_all
 from farm_executor.client.interrupt import HeldBack
 from farm_executor.client.killing import Kills
-from farm_executor.client.lane import Lane, WorkerDeath, size_of
+from farm_executor.client.lane import Lane, size_of
 from farm_executor.client.locks import OwnedLock
 from farm_executor.client.options import TaskOptions
 from farm_executor.client.outcome import (
@@ -72,8 +72,8 @@ from farm_executor.core.frames import (
     payload_of,
     payload_size,
 )
-from farm_executor.core.handshake import numbers_in
 from farm_executor.core.liveness import CUT_EXIT_CODE
+from farm_executor.core.messages import KillOrder, Spared, WorkerDied
 from farm_executor.core.scheduler import Assign, Cancel, Decision, Kill, Lose, Recall, Scheduler, Task
 from farm_executor.errors import BrokenFarmError, RemoteProtocolError, TaskKilledError, WorkerLostError
 from farm_executor.failure import Origin, load_failure, remote_traceback
@@ -672,9 +672,9 @@ class Engine:
         with self._deciding:
             self._perform(self._scheduler.drain_lane(lane.id))
 
-    def on_spared(self, lane: int, order: int, recalls: int) -> None:
+    def on_spared(self, spared: Spared) -> None:
         """See `servers.Crew`."""
-        self._kills.spared(lane, order, recalls)
+        self._kills.spared(spared.lane, spared.order, spared.recalls)
 
     def on_return(self) -> None:
         """See `servers.Crew`."""
@@ -719,13 +719,11 @@ class Engine:
         if lane.ended and lane.cuts == cuts:
             self.lose_lane(lane)
 
-    def on_death(self, report: dict[str, Any]) -> None:
+    def on_death(self, death: WorkerDied) -> None:
         """See `servers.Crew`."""
-        (number,) = numbers_in(report, "lane")
-        death = WorkerDeath.from_json(report)
-        if number not in self._lanes:
+        if death.lane not in self._lanes:
             return
-        lane = self._lanes[number][2]
+        lane = self._lanes[death.lane][2]
         lane.death = death
         if lane.ended:
             self.lose_lane(lane)
@@ -871,10 +869,10 @@ class Engine:
                 )
             )
 
-    def _send_kill(self, lane: int, order: dict[str, Any]) -> bool:
+    def _send_kill(self, order: KillOrder) -> bool:
         """For `Kills`."""
-        link = self._lanes[lane][0] if lane in self._lanes else None
-        return link is not None and self.servers.send(link, order, FrameType.KILL)
+        link = self._lanes[order.lane][0] if order.lane in self._lanes else None
+        return link is not None and self.servers.send(link, order)
 
     def _aim(self, lane: int, meant: Callable[[Task], bool]) -> Kill | None:
         """For `Kills`: what to ask of a lane's supervisor now."""
@@ -967,7 +965,7 @@ class Engine:
             return task_overran(lane, loss.task)
         return task_killed(lane, loss.task)
 
-    def _on_stillborn(self, death: WorkerDeath) -> None:
+    def _on_stillborn(self, death: WorkerDied) -> None:
         """A worker has died before it was ready; if that is all they ever do, waiting does not help."""
         self._stillborn += 1
         if self._stillborn >= MAX_STILLBORN and not any(lane.ready for _, _, lane in self._lanes.values()):

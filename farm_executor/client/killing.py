@@ -20,9 +20,9 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from farm_executor.client.reactor import Reactor
+from farm_executor.core.messages import KillOrder
 from farm_executor.core.scheduler import Kill, Task
 
 __all__ = ["Kills"]
@@ -37,7 +37,7 @@ class Kills:
 
     Args:
         reactor: Runs what is to be done in the farm's own thread.
-        send: Tells a lane's supervisor, in that thread; says whether there is one.
+        send: Tells the lane's supervisor, in that thread; says whether there is one.
         aim: Says what to tell it so that such tasks are killed; None if the lane has none.
 
     Thread safety: `ask` may be called from any thread, `watch` by whoever holds the engine's lock; the others by
@@ -47,7 +47,7 @@ class Kills:
     def __init__(
         self,
         reactor: Reactor,
-        send: Callable[[int, dict[str, Any]], bool],
+        send: Callable[[KillOrder], bool],
         aim: Callable[[int, Callable[[Task], bool]], Kill | None],
     ) -> None:
         self._reactor = reactor
@@ -94,9 +94,7 @@ class Kills:
 
     def _tell(self, number: int, kill: Kill) -> bool:
         lane, first, recalls, ranges, _ = kill
-        return self._send(
-            lane, {"order": number, "lane": lane, "first": first, "recalls": recalls, "ranges": ranges}
-        )
+        return self._send(KillOrder(number, lane, first, recalls, ranges))
 
     def spared(self, lane: int, number: int, recalls: int) -> None:
         """The lane's worker, which has counted so many recalls, runs no task that this order means.

@@ -7,7 +7,6 @@ task, nor settle futures.
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
 
 from farm_executor import payload
 from farm_executor.client.functions import Function, Kept
@@ -23,12 +22,11 @@ from farm_executor.core.frames import (
     fit_together,
     payload_size,
 )
-from farm_executor.core.handshake import numbers_in
+from farm_executor.core.messages import WorkerDied
 from farm_executor.core.scheduler import Task
-from farm_executor.errors import RemoteProtocolError
 from farm_executor.transport import Connection
 
-__all__ = ["Lane", "WorkerDeath", "arguments_of", "size_of"]
+__all__ = ["Lane", "arguments_of", "size_of"]
 
 ACKNOWLEDGE_BYTES = 64 * 1024  # of outcomes that a worker keeps until it hears that they have come
 
@@ -44,62 +42,6 @@ def size_of(call: FarmFuture) -> int:
     if call._plain is None:
         return payload_size(call._arguments)
     return sum([len(value) if isinstance(value, (str, bytes)) else 8 for value in call._plain])
-
-
-class WorkerDeath(NamedTuple):
-    """A supervisor's report.
-
-    Attributes:
-        code: The exit code; a negative one is the signal that killed it.
-        begun: The number of the last task that it began, -1 for none.
-        killed: The number of the task because of which it was killed, if somebody asked for that.
-        frozen: For how many seconds it had stood still, if it was killed for that.
-        held: How many bytes of memory it held, if it was killed for that.
-        limit: How many it was allowed to, then.
-        oom: Whether the system has killed processes for want of memory while it lived; None if nobody can say, or
-            if it did not die as such a process does.
-        peak: The most bytes that it had in memory; None from a server that does not say.
-        stderr: The last lines that it wrote to standard error, as far as the server sees these.
-    """
-
-    pid: int
-    code: int
-    begun: int
-    killed: int | None = None
-    frozen: float | None = None
-    held: int | None = None
-    limit: int | None = None
-    oom: bool | None = None
-    peak: int | None = None
-    stderr: str = ""
-
-    @classmethod
-    def from_json(cls, report: dict[str, Any]) -> WorkerDeath:
-        """What a WORKER_DIED frame holds.
-
-        Raises:
-            RemoteProtocolError: Something in it is of the wrong type.
-        """
-        pid, code, begun = numbers_in(report, "pid", "code", "begun")
-        killed, held, limit, peak = (
-            numbers_in(report, key)[0] if key in report else None for key in ("killed", "held", "limit", "peak")
-        )
-        oom, stderr = report.get("oom"), report.get("stderr", "")
-        if not isinstance(oom, (bool, type(None))) or not isinstance(stderr, str):
-            raise RemoteProtocolError(f"malformed report of a worker's death: {report!r:.200}")
-        frozen = report.get("frozen")
-        return cls(
-            pid,
-            code,
-            begun,
-            killed,
-            frozen if isinstance(frozen, (int, float)) else None,
-            held,
-            limit,
-            oom,
-            peak,
-            stderr,
-        )
 
 
 class Lane:
@@ -139,7 +81,7 @@ class Lane:
         self.resumable = resumable
         self.resuming = False
         self.cuts = 0
-        self.death: WorkerDeath | None = None
+        self.death: WorkerDied | None = None
         self.tasks_done = self.calls_done = 0
         self.busy_seconds = 0.0
         self._sent: float | None = None  # when the oldest task was sent, if the lane was idle then

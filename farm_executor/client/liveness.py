@@ -12,10 +12,10 @@ such as to keep its other threads from running, cannot be mistaken for a network
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from farm_executor.core.liveness import MAX_MISSED, Flow, Pulse
-from farm_executor.errors import RemoteProtocolError
+from farm_executor.core.messages import Pong
 
 __all__ = ["Liveness", "Watched"]
 
@@ -104,19 +104,9 @@ class Liveness(Generic[_Server]):
             else:
                 self._ask(server, self._beats)
 
-    def answered(self, report: dict[str, Any], connections: Mapping[int, Watched]) -> None:
-        """A server says how many bytes have come and gone on its lanes, whose connections these are.
-
-        Raises:
-            RemoteProtocolError: It does not say that.
-        """
-        try:
-            lanes = [(lane, received, sent) for lane, received, sent in report["lanes"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise RemoteProtocolError(f"malformed PONG frame: {error!r}") from None
-        if not all(type(number) is int for numbers in lanes for number in numbers):
-            raise RemoteProtocolError("malformed PONG frame: not of integers")
-        for lane, received, sent in lanes:
+    def answered(self, report: Pong, connections: Mapping[int, Watched]) -> None:
+        """A server says how many bytes have come and gone on its lanes, whose connections these are."""
+        for lane, received, sent in report.lanes:
             connection = connections.get(lane)
             if connection is None:
                 continue

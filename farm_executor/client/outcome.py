@@ -14,7 +14,8 @@ from typing import Any
 from farm_executor import payload
 from farm_executor.byvalue import held_by
 from farm_executor.client.functions import Function
-from farm_executor.client.lane import Lane, WorkerDeath
+from farm_executor.client.lane import Lane
+from farm_executor.core.messages import WorkerDied
 from farm_executor.core.scheduler import Task
 from farm_executor.errors import TaskExecutionError, TaskKilledError, TaskTimeoutError, WorkerLostError
 from farm_executor.failure import Origin, describe
@@ -49,7 +50,7 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
     return error
 
 
-def describe_death(death: WorkerDeath | None) -> str:
+def describe_death(death: WorkerDied | None) -> str:
     """What became of a worker, as the end of a sentence; None when its supervisor could not say."""
     if death is None:
         return "could not be reached any more"
@@ -74,7 +75,7 @@ def describe_death(death: WorkerDeath | None) -> str:
     return f"was killed by signal {-death.code} ({name}{hint})"
 
 
-def last_word(death: WorkerDeath) -> str:
+def last_word(death: WorkerDied) -> str:
     """What became of a worker that nobody needs to name, with all that is known of it."""
     said = f"; it wrote to standard error:\n{death.stderr}" if death.stderr else ""
     return describe_death(death) + said

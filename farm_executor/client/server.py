@@ -16,6 +16,7 @@ stands for several: the others may be other machines.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -25,12 +26,23 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from farm_executor.address import Address
 from farm_executor.advice import explained
 from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict
-from farm_executor.core.handshake import Role, Versions, describe_mismatches
+from farm_executor.core.handshake import describe_mismatches
+from farm_executor.core.messages import (
+    MAX_COUNT,
+    MAX_SECONDS,
+    ClientHello,
+    ControlHello,
+    LaneHello,
+    Welcome,
+    WorkerHello,
+    from_json,
+    to_json,
+)
 from farm_executor.errors import AuthenticationError, BrokenFarmError, RemoteProtocolError, VersionMismatchError
 from farm_executor.security import Key
 from farm_executor.transport import HEARTBEAT_SECONDS, Connection, RefusedError, Socket, connect, hang_up
@@ -55,6 +67,7 @@ ANOTHER_SERVER = (
 )
 
 _lane_ids = itertools.count(1)
+_Answer = TypeVar("_Answer", bound=NamedTuple)
 
 
 class Settings:
@@ -357,34 +370,30 @@ class ServerLink:
         self.address, self._lost = self._locate(self._lost), False
         limit = self._settings.max_memory_per_worker
         connection, hello = self._connect(
-            {
-                "role": Role.CONTROL.value,
-                "versions": local_versions()._asdict(),
-                "allow_version_mismatch": self._settings.allow_version_mismatch,
-                "client": f"pid {os.getpid()}",
-                "heartbeat": self._settings.heartbeat,
-                "resume_seconds": self._settings.resume_seconds,
-                **({} if limit is None else {"max_memory": limit}),
-            }
+            ControlHello(
+                versions=local_versions(),
+                allow_version_mismatch=self._settings.allow_version_mismatch,
+                client=f"pid {os.getpid()}",
+                heartbeat=min(self._settings.heartbeat, MAX_SECONDS),
+                resume_seconds=min(self._settings.resume_seconds, MAX_SECONDS),
+                max_memory=None if limit is None else min(limit, MAX_COUNT),
+            ),
+            Welcome,
         )
-        session, slots = hello.get("session"), hello.get("slots")
-        if not isinstance(session, str) or not isinstance(slots, int) or slots < 1:
-            connection.close()
-            raise RemoteProtocolError("malformed hello")
-        mismatches = local_versions().mismatches(Versions.from_json(hello.get("versions")))
+        session, slots = hello.session, hello.slots
+        mismatches = local_versions().mismatches(hello.versions)
         if {"python", "protocol"} & mismatches.keys():  # else the server would have refused
             text = f"server {self}: its versions differ from the client's: {describe_mismatches(mismatches)}"
             warnings.warn(text + "; calls may fail or crash their workers", RuntimeWarning, stacklevel=1)
         elif mismatches:
             logger.info("versions differ server=%s mismatches=%s", self, describe_mismatches(mismatches))
         lanes = slots if self._quota is None else min(slots, self._quota)
-        granted = hello.get("resume_seconds")
         with self._lock:
             if self._closed:
                 connection.close()
                 return
             self._plan.opened(session, lanes)
-            self.resumable = isinstance(granted, (int, float)) and granted > 0
+            self.resumable = hello.resume_seconds > 0
             self._peer = connection.peer
         logger.info("session opened server=%s lanes=%d", self, lanes)
         self._sessions.control_up(self, connection, session, lanes)
@@ -393,20 +402,18 @@ class ServerLink:
 
     def _open_lane(self, attempt: Attempt) -> None:
         lane = next(_lane_ids)
-        hello = {"role": Role.LANE.value, "session": attempt.session, "slot": attempt.slot, "lane": lane}
-        connection, answer = self._connect(hello, via=self._peer)
-        pid = answer.get("pid")
+        hello = LaneHello(attempt.session, lane, attempt.slot)
+        connection, answer = self._connect(hello, WorkerHello, via=self._peer)
         with self._lock:
             if not self._plan.is_wanted(attempt):
                 connection.close()
                 return
             self._plan.lane_up(attempt.slot)
-        pid = pid if isinstance(pid, int) else 0
-        self._lanes.lane_up(self, connection, attempt.session, attempt.slot, lane, pid)
+        self._lanes.lane_up(self, connection, attempt.session, attempt.slot, lane, answer.pid)
 
     def _resume_session(self, attempt: Attempt) -> None:
-        hello = {"role": Role.CONTROL.value, "resume": attempt.session, "versions": local_versions()._asdict()}
-        connection, _ = self._connect(hello, self._patience(attempt), via=self._peer)
+        hello = ControlHello(local_versions(), resume=attempt.session)
+        connection, _ = self._connect(hello, Welcome, self._patience(attempt), via=self._peer)
         with self._lock:
             if not self._plan.is_wanted(attempt):
                 connection.close()
@@ -418,9 +425,9 @@ class ServerLink:
             self._dial_more()
 
     def _resume_lane(self, attempt: Attempt) -> None:
-        hello = {"role": Role.LANE.value, "session": attempt.session, "lane": attempt.lane, "resume": True}
+        hello = LaneHello(attempt.session, attempt.lane, resume=True)
         try:
-            connection, _ = self._connect(hello, self._patience(attempt), via=self._peer)
+            connection, _ = self._connect(hello, WorkerHello, self._patience(attempt), via=self._peer)
         except RefusedError as error:
             if error.code != "worker":
                 raise
@@ -442,14 +449,15 @@ class ServerLink:
         return min(FIRST_RESUME_SECONDS * (1 + failures / 2), CONNECT_SECONDS)
 
     def _connect(
-        self, hello: dict[str, Any], timeout: float = CONNECT_SECONDS, via: Any = None
-    ) -> tuple[Connection, dict[str, Any]]:
+        self, hello: ClientHello, kind: type[_Answer], timeout: float = CONNECT_SECONDS, via: Any = None
+    ) -> tuple[Connection, _Answer]:
+        """Dial, and read the server's answer as a message of that kind."""
         assert self.address is not None
         key = self._settings.find_key(self.address)
         answers: list[bool] = []
         try:
             connection, answer = connect(
-                *(self.address, key, hello, timeout, self._note_dialling),
+                *(self.address, key, to_json(hello), timeout, self._note_dialling),
                 answered=lambda: answers.append(True),
                 heartbeat=self._settings.heartbeat,
                 via=via,
@@ -463,7 +471,11 @@ class ServerLink:
             raise
         else:
             self._settings.proven, self._refusals = True, 0
-            return connection, answer
+            with contextlib.ExitStack() as undo:
+                undo.callback(connection.close)
+                message = from_json(kind, answer)
+                undo.pop_all()
+            return connection, message
         finally:
             with self._lock:
                 self._sockets.pop(threading.get_ident(), None)

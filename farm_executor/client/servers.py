@@ -28,8 +28,8 @@ from farm_executor.client.liveness import Liveness
 from farm_executor.client.reactor import Reactor
 from farm_executor.client.server import LaneListener, ServerLink, Settings, at
 from farm_executor.core.frames import FrameType, encode_frame
-from farm_executor.core.handshake import decode_hello, encode_hello, numbers_in
 from farm_executor.core.liveness import MAX_MISSED
+from farm_executor.core.messages import Draining, KillOrder, Pong, Spared, WorkerDied, decode, encode
 from farm_executor.errors import RemoteProtocolError, WorkerLostError
 from farm_executor.transport import Connection
 
@@ -76,11 +76,11 @@ class Crew(LaneListener, Protocol):
     def on_stuck(self, lane: int) -> None:
         """Nothing moves on it."""
 
-    def on_death(self, report: dict[str, Any]) -> None:
+    def on_death(self, death: WorkerDied) -> None:
         """A supervisor's report of the end of a lane's worker."""
 
-    def on_spared(self, lane: int, order: int, recalls: int) -> None:
-        """A supervisor has killed nobody, as it was asked; the worker has counted so many recalls."""
+    def on_spared(self, spared: Spared) -> None:
+        """A supervisor has killed nobody, as it was asked."""
 
     def on_return(self) -> None:
         """A server is back that may not have heard what it was told."""
@@ -294,17 +294,17 @@ class Servers:
                 if frame.type is FrameType.PONG:
                     lanes = self._crew.lanes_of(link, session)
                     watched = {lane.id: lane.connection for lane in lanes if not lane.ended}
-                    self._liveness.answered(decode_hello(frame), watched)
+                    self._liveness.answered(decode(Pong, frame), watched)
                 elif frame.type is FrameType.WORKER_DIED:
-                    self._crew.on_death(decode_hello(frame))
+                    self._crew.on_death(decode(WorkerDied, frame))
                 elif frame.type is FrameType.SPARED:
-                    self._crew.on_spared(*numbers_in(decode_hello(frame), "lane", "order", "recalls"))
+                    self._crew.on_spared(decode(Spared, frame))
                 elif frame.type is FrameType.BYE:
                     self._on_goodbye(link, session)
                     return
                 elif frame.type is FrameType.DRAINING:
                     logger.info("draining server=%s", link)
-                    if decode_hello(frame).get("leave"):
+                    if decode(Draining, frame).leave:
                         self._leave(link, session)
                 else:
                     raise RemoteProtocolError(f"{frame.type.name} frame on a control connection")
@@ -313,12 +313,12 @@ class Servers:
         except RemoteProtocolError as error:
             self._lose(link, session, str(error))
 
-    def send(self, link: ServerLink, order: dict[str, Any], kind: FrameType) -> bool:
-        """Tell a server something; say whether there is a way to it."""
+    def send(self, link: ServerLink, order: KillOrder) -> bool:
+        """Tell a server whom to kill; say whether there is a way to it."""
         connection = self._controls.get(link)
         if connection is None:
             return False
-        connection.send(encode_hello(order, kind))
+        connection.send(encode(order))
         self._reactor.want_to_write(connection, connection.unsent)
         return True
 

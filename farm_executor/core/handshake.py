@@ -46,9 +46,11 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
+from farm_executor.core.text import one_line
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 
 __all__ = [
+    "MAX_VERSION",
     "MIN_MEMORY_LIMIT",
     "NONCE_SIZE",
     "PROTOCOL_VERSION",
@@ -61,15 +63,14 @@ __all__ = [
     "decode_hello",
     "describe_mismatches",
     "encode_hello",
-    "memory_limit_in",
     "key_id",
-    "numbers_in",
 ]
 
 MAGIC = b"FARM"
 PROTOCOL_VERSION = 3
 NONCE_SIZE = 32
 MIN_KEY_SIZE = 16
+MAX_VERSION = 100  # characters of one
 MIN_MEMORY_LIMIT = 1024 * 1024  # bytes for a worker: whoever says less means another unit
 
 _KEY_ID_SIZE = 8
@@ -139,7 +140,10 @@ class Versions(NamedTuple):
                 raise RemoteProtocolError(
                     f"malformed versions in a hello: the one of {name} is a {type(value).__name__}"
                 )
-        return cls(**fields)
+        if not 0 <= fields["protocol"] <= 255:
+            raise RemoteProtocolError("malformed versions in a hello: the protocol is not from 0 to 255")
+        texts = {name: one_line(value, MAX_VERSION) for name, value in fields.items() if name != "protocol"}
+        return cls(**texts, protocol=fields["protocol"])
 
 
 _SECURITIES = frozenset(Security)
@@ -369,34 +373,8 @@ def encode_hello(data: dict[str, Any], kind: FrameType = FrameType.HELLO, seq: i
     return encode_frame(kind, seq=seq, body=json.dumps(data).encode())
 
 
-def numbers_in(data: dict[str, Any], *keys: str) -> list[int]:
-    """The values of these keys of a peer's object.
-
-    Raises:
-        RemoteProtocolError: One of them is missing, or no integer.
-    """
-    values = [data.get(key) for key in keys]
-    if not all(type(value) is int for value in values):
-        raise RemoteProtocolError(f"{', '.join(keys)} should be integers, not {values!r:.200}")
-    return values  # type: ignore[return-value]  # as has just been seen
-
-
-def memory_limit_in(hello: dict[str, Any]) -> int | None:
-    """How many bytes each worker of a session may hold, by its control connection's hello; None for any number.
-
-    Raises:
-        RemoteProtocolError: It is no integer, or less than `MIN_MEMORY_LIMIT`.
-    """
-    if "max_memory" not in hello:
-        return None
-    (limit,) = numbers_in(hello, "max_memory")
-    if limit < MIN_MEMORY_LIMIT:
-        raise RemoteProtocolError(f"max_memory should be at least {MIN_MEMORY_LIMIT}, not {limit}")
-    return limit
-
-
 def decode_hello(frame: Frame) -> dict[str, Any]:
-    """The object of a HELLO, REFUSED, PONG, WORKER_DIED, KILL or SPARED frame: these carry JSON.
+    """The object of a frame that carries JSON; what it should hold is in `messages`.
 
     Raises:
         RemoteProtocolError: The body is no JSON object.

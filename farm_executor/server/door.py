@@ -10,8 +10,8 @@ import logging
 import selectors
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from farm_executor.core.messages import ClientHello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.security import Key
 from farm_executor.server.guest import Guest
@@ -46,7 +46,7 @@ class Door:
         listener: Socket,
         keys: Sequence[Key],
         selector: selectors.BaseSelector,
-        admit: Callable[[Guest, dict[str, Any]], WorkerStart | None],
+        admit: Callable[[Guest, ClientHello], WorkerStart | None],
         *,
         quiet: bool,
     ) -> None:
@@ -152,6 +152,9 @@ class Door:
                 return self._admit(guest, hello)
         except (EOFError, AuthenticationError, RemoteProtocolError, OSError) as error:
             self.dismiss(guest, str(error), probe=not guest.has_spoken)
+        except Exception:  # a fault of ours, which must not be everybody's
+            logger.exception("guest failed peer=%s", guest.name)
+            self.dismiss(guest, "serving it has failed")
         return None
 
     def dismiss(self, guest: Guest, why: str, *, probe: bool = False) -> None:
@@ -160,7 +163,8 @@ class Door:
             logger.debug("dismissed peer=%s reason=%.200s", guest.name, why)
         elif not self._quiet:
             self._ration.warn("dismissed peer=%s reason=%.200s", guest.name, why)
-        self.release(guest)
+        if guest in self._guests:
+            self.release(guest)
         guest.socket.close()
 
     def release(self, guest: Guest) -> None:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameReader, FrameType
-from farm_executor.core.handshake import NONCE_SIZE, Role, Security, ServerHandshake, decode_hello
+from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, decode_hello
+from farm_executor.core.messages import ClientHello, LaneHello, read_client_hello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
@@ -68,7 +68,7 @@ class Guest:
             accepted.setdefault(key.secret, set()).update(_securities(key, local))
         self._handshake = ServerHandshake(accepted, os.urandom(NONCE_SIZE))
 
-    def receive(self) -> dict[str, Any] | None:
+    def receive(self) -> ClientHello | None:
         """Read what has come and answer it.
 
         Returns:
@@ -126,7 +126,7 @@ class Guest:
         if security is Security.TLS_LANE:
             self.secured_later = number
 
-    def _receive_hello(self) -> dict[str, Any] | None:
+    def _receive_hello(self) -> ClientHello | None:
         data = self.socket.recv(HEADER_SIZE + MAX_HELLO)
         if not data:
             raise EOFError("it hung up")
@@ -135,8 +135,8 @@ class Guest:
             return None
         if len(frames) > 1 or self._reader.mid_frame or frames[0].type is not FrameType.HELLO:
             raise RemoteProtocolError("more or less than one hello")
-        hello = decode_hello(frames[0])
-        lane = hello.get("role") == Role.LANE
+        hello = read_client_hello(decode_hello(frames[0]))
+        lane = isinstance(hello, LaneHello)
         if self._security is (Security.TLS if lane else Security.TLS_LANE):
             raise RemoteProtocolError("TLS begins at another place for this role")
         if lane and isinstance(self.socket, SealedSocket) and not self.socket.is_after(HELLO_RECORDS):

@@ -1,4 +1,4 @@
-"""One worker's process, as the supervisor knows it, and the orders to kill it.
+"""One worker's process, as the supervisor knows it.
 
 This module owns what can be said of a worker from outside. It must not act on it, but to tell the worker its end.
 """
@@ -6,10 +6,9 @@ This module owns what can be said of a worker from outside. It must not act on i
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from farm_executor.core.handshake import numbers_in
-from farm_executor.errors import RemoteProtocolError
+from farm_executor.core.messages import KillOrder
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.transport import Channel, Socket, hang_up
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from farm_executor.server.stderr import StderrPipe
 
-__all__ = ["Kill", "Worker"]
+__all__ = ["Worker"]
 
 
 class Worker:
@@ -47,7 +46,7 @@ class Worker:
         self.stopped = False  # by whomever
         self.thaw_by = 0.0  # if it stands still by then, it is killed; 0 for no such time
         self.frozen = False  # it did by then, and has a last chance
-        self.condemned: list[Kill] = []  # it is about to stop, to see whether it is to be killed
+        self.condemned: list[KillOrder] = []  # it is about to stop, to see whether it is to be killed
         self.killed: int | None = None  # the number of the task because of which
         self.held: int | None = None  # bytes, because of which we have killed it
         self.looked_at = NOT_BEGUN  # what it had begun when we looked at its memory
@@ -77,34 +76,9 @@ class Worker:
         before, self.looked_at = self.looked_at, self.last_begun
         return self.is_busy or before != self.looked_at
 
-
-class Kill(NamedTuple):
-    """A client's order: kill the worker if it runs one of these tasks; it runs none before ``first``."""
-
-    order: int
-    first: int
-    recalls: int
-    ranges: list[tuple[int, int]]
-
-    def meets(self, worker: Worker) -> int | None:
-        """The number of the task that the worker runs, if it is one of them, and numbers mean what they did."""
-        if worker.recalls != self.recalls:
+    def runs_one_of(self, order: KillOrder) -> int | None:
+        """The number of the task that it runs, if the order means that one, and numbers mean what they did."""
+        if self.recalls != order.recalls:
             return None
-        current = max(self.first, worker.last_begun)
-        return current if any(begin <= current <= end for begin, end in self.ranges) else None
-
-    @classmethod
-    def from_json(cls, order: dict[str, Any]) -> Kill:
-        """Read a client's.
-
-        Raises:
-            RemoteProtocolError: It is none.
-        """
-        number, first, recalls = numbers_in(order, "order", "first", "recalls")
-        try:
-            ranges = [(begin, end) for begin, end in order["ranges"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise RemoteProtocolError(f"malformed KILL frame: {error!r}") from None
-        if not all(type(end) is int for pair in ranges for end in pair):
-            raise RemoteProtocolError("malformed KILL frame: its ranges are not of integers")
-        return cls(number, first, recalls, ranges)
+        current = max(order.first, self.last_begun)
+        return current if any(begin <= current <= end for begin, end in order.ranges) else None

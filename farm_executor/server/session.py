@@ -6,9 +6,10 @@ This module owns how long a client is believed to be there. It must not know wha
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from farm_executor.core.messages import WorkerDied
     from farm_executor.server.process import Worker
     from farm_executor.transport import Connection
 
@@ -49,7 +50,7 @@ class Session:
         self.distant = distant
         self.max_memory = max_memory
         self.workers: dict[int, Worker] = {}
-        self.reports: dict[int, dict[str, Any]] = {}
+        self.reports: dict[int, WorkerDied] = {}
         self.ended = False
 
     @property

@@ -24,16 +24,28 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from farm_executor.core.frames import MAX_HELLO, FrameType, encode_frame
-from farm_executor.core.handshake import (
-    Role,
-    Versions,
-    decode_hello,
-    describe_mismatches,
-    encode_hello,
-    memory_limit_in,
+from farm_executor.core.handshake import describe_mismatches
+from farm_executor.core.messages import (
+    AdminHello,
+    ClientHello,
+    ClientStatus,
+    ControlHello,
+    Done,
+    Draining,
+    KillOrder,
+    LaneHello,
+    Pong,
+    Refused,
+    Status,
+    Welcome,
+    WorkerHello,
+    WorkerStatus,
+    decode,
+    encode,
+    to_json,
 )
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.security import Key
@@ -46,7 +58,6 @@ from farm_executor.server.session import Session
 from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.server.workers import Workers
 from farm_executor.transport import (
-    HEARTBEAT_SECONDS,
     Connection,
     Socket,
     Waker,
@@ -62,11 +73,10 @@ __all__ = ["Supervisor", "serve"]
 
 logger = logging.getLogger(__name__)
 
-MAX_LABEL = 100  # characters of what a client calls itself
 GRACE_CRASHED = 1.0  # seconds for the workers of a client that is gone
 GRACE_ENDED = 10.0  # seconds for the workers of a client that said goodbye, or has put others in their places
 MAX_RESUME_SECONDS = 3600.0  # for which a client may ask
-MIN_HEARTBEAT = 0.05  # seconds; more often than that no client needs to be believed dead
+MIN_HEARTBEAT, MAX_HEARTBEAT = 0.05, 3600.0  # seconds; more often than that no client needs to be believed dead
 MAX_UNHEARD = 1000  # pieces of what a client has been told, that wait for it to read
 MAX_REPORTS = 1000  # on lanes, in one PONG
 
@@ -223,96 +233,93 @@ class Supervisor:
 
     # -- guests who are let in -------------------------------------------------------------------------
 
-    def _on_hello(self, guest: Guest, hello: dict[str, Any]) -> WorkerStart | None:
-        role = hello.get("role")
-        if role == Role.ADMIN:
-            self._answer_admin(guest, hello)
-        elif role == Role.CONTROL:
-            self._open_session(guest, hello)
-        elif role == Role.LANE:
+    def _on_hello(self, guest: Guest, hello: ClientHello) -> WorkerStart | None:
+        if isinstance(hello, LaneHello):
             return self._open_lane(guest, hello)
+        if isinstance(hello, ControlHello):
+            self._open_session(guest, hello)
         else:
-            raise RemoteProtocolError(f"no such role: {role!r}")
+            self._answer_admin(guest, hello)
         return None
 
-    def _reply(self, guest: Guest, data: dict[str, Any], kind: FrameType = FrameType.HELLO) -> None:
-        guest.socket.sendall(
-            b"".join(encode_hello(data, kind))
-        )  # small, and the buffer is empty: it is taken whole
+    def _reply(self, guest: Guest, answer: NamedTuple) -> None:
+        guest.socket.sendall(b"".join(encode(answer)))  # small, and the buffer is empty: it is taken whole
 
-    def _refuse(self, guest: Guest, code: str, message: str, **more: Any) -> None:
-        self._reply(guest, {"code": code, "message": message, **more}, FrameType.REFUSED)
+    def _refuse(
+        self, guest: Guest, code: str, message: str, mismatches: dict[str, tuple[str, str]] | None = None
+    ) -> None:
+        self._reply(guest, Refused(code, message, mismatches))
         logger.info("refused peer=%s code=%s reason=%s", guest.name, code, message)
         self._door.release(guest)
         guest.socket.close()
 
     # -- what guests come for --------------------------------------------------------------------------
 
-    def _answer_admin(self, guest: Guest, hello: dict[str, Any]) -> None:
-        command = hello.get("command")
+    def _answer_admin(self, guest: Guest, hello: AdminHello) -> None:
+        command = hello.command
         if command == "end":
-            self._reply(guest, {})
+            self._reply(guest, Done())
             self._drain(leave=False)
         elif command == "status":
             self._reply(guest, self._status())
         elif command == "ping":
-            self._reply(guest, {})
+            self._reply(guest, Done())
         else:
             self._refuse(guest, "command", f"this server knows no command {command!r}")
             return
         self._door.release(guest)
         guest.socket.close()
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> Status:
         now = time.time()
         sessions = []
         room = MAX_HELLO // 2
         for session in self._sessions.values():
             workers = [
-                {"slot": worker.slot, "pid": worker.pid, "seconds": round(now - worker.started, 3)}
+                WorkerStatus(worker.slot, worker.pid, _age(worker.started, now))
                 for worker in session.workers.values()
             ]
-            shown = {"client": session.client, "workers": workers}
-            room -= len(json.dumps(shown))
+            shown = ClientStatus(session.client, workers)
+            room -= len(json.dumps(to_json(shown)))
             if room < 0:
                 break
             sessions.append(shown)
-        return {
-            "address": self._address,
-            "name": self._name,
-            "pid": os.getpid(),
-            "seconds": round(now - self._started, 3),
-            "slots": self._slots,
-            "draining": self._draining,
-            "versions": self._versions._asdict(),
-            "sessions": sessions,
-            "sessions_left_out": len(self._sessions) - len(sessions),  # a hello has a limited size
-        }
+        return Status(
+            address=self._address,
+            name=self._name,
+            pid=os.getpid(),
+            seconds=_age(self._started, now),
+            slots=self._slots,
+            draining=self._draining,
+            versions=self._versions,
+            sessions=sessions,
+            sessions_left_out=len(self._sessions) - len(sessions),  # a hello has a limited size
+        )
 
-    def _open_session(self, guest: Guest, hello: dict[str, Any]) -> None:
-        mismatches = Versions.from_json(hello.get("versions")).mismatches(self._versions)
-        if "resume" in hello:
-            self._resume_session(guest, str(hello["resume"]))
+    def _open_session(self, guest: Guest, hello: ControlHello) -> None:
+        mismatches = hello.versions.mismatches(self._versions)
+        if hello.resume is not None:
+            self._resume_session(guest, hello.resume)
             return
         if self._draining:
             self._refuse(guest, "draining", f"server {self._address} takes no new clients: it was told to end")
             return
-        if {"python", "protocol"} & mismatches.keys() and not hello.get("allow_version_mismatch"):
+        if {"python", "protocol"} & mismatches.keys() and not hello.allow_version_mismatch:
             text = "its versions differ from the client's: " + describe_mismatches(mismatches)
-            self._refuse(guest, "version", text, mismatches=mismatches)
+            self._refuse(guest, "version", text, mismatches)
             return
         # The end of a unix socket is the end of whoever held it.
-        resume_seconds = _seconds(hello, "resume_seconds", 0.0) if is_tcp(guest.raw) else 0.0
+        resume_seconds = min(hello.resume_seconds, MAX_RESUME_SECONDS) if is_tcp(guest.raw) else 0.0
         session = Session(
             os.urandom(16).hex(),
-            f"{str(hello.get('client'))[:MAX_LABEL]} at {guest.name}",
+            f"{hello.client or 'a client'} at {guest.name}",
             resume_seconds,
-            heartbeat=max(_seconds(hello, "heartbeat", HEARTBEAT_SECONDS), MIN_HEARTBEAT),
-            max_memory=memory_limit_in(hello),
+            heartbeat=min(max(hello.heartbeat, MIN_HEARTBEAT), MAX_HEARTBEAT),
+            max_memory=hello.max_memory,
             distant=bool(resume_seconds) or self._tunnelled,
         )
-        self._sessions[session.id] = session
         self._welcome(guest, session)
+        self._sessions[session.id] = session
         logger.info("session opened client=%s", session.client)
 
     def _resume_session(self, guest: Guest, id: str) -> None:
@@ -323,38 +330,29 @@ class Supervisor:
         self._drop_control(session)  # of which we may not have noticed yet that it is broken
         self._welcome(guest, session)
         for report in session.reports.values():  # some may not have arrived
-            self._tell(session, report, FrameType.WORKER_DIED)
+            self._tell(session, report)
         logger.info("session resumed client=%s", session.client)
 
     def _welcome(self, guest: Guest, session: Session) -> None:
         """Make this connection the session's control connection."""
-        self._reply(
-            guest,
-            {
-                "session": session.id,
-                "slots": self._slots,
-                "name": self._name,
-                "versions": self._versions._asdict(),
-                "resume_seconds": session.resume_seconds,
-            },
-        )
+        self._reply(guest, Welcome(session.id, self._slots, self._name, self._versions, session.resume_seconds))
         self._door.release(guest)
         tune(guest.raw, session.heartbeat)
         session.connection = Connection(guest.socket, MAX_HELLO, no_segment)
         session.heard = time.monotonic()
         self._selector.register(guest.socket, selectors.EVENT_READ, lambda: self._on_control(session))
 
-    def _open_lane(self, guest: Guest, hello: dict[str, Any]) -> WorkerStart | None:
-        session = self._sessions.get(str(hello.get("session")))
-        slot, lane = hello.get("slot"), hello.get("lane")
+    def _open_lane(self, guest: Guest, hello: LaneHello) -> WorkerStart | None:
+        session = self._sessions.get(hello.session)
+        slot, lane = hello.slot, hello.lane
         if session is None or session.ended:
             self._refuse(guest, "session", "there is no such session on this server")
             return None
-        if hello.get("resume"):
+        if hello.resume:
             self._resume_lane(guest, session, lane)
             return None
-        if not isinstance(slot, int) or not isinstance(lane, int) or not 0 <= slot < self._slots:
-            self._refuse(guest, "slot", f"this server has slots 0 to {self._slots - 1}, not {slot!r}")
+        if slot is None or slot >= self._slots:
+            self._refuse(guest, "slot", f"this server has slots 0 to {self._slots - 1}, not {slot}")
             return None
         for worker in session.workers.values():
             if worker.slot == slot:  # its client has given it up; it may have a thread that would never end
@@ -364,19 +362,18 @@ class Supervisor:
             return None
         self._door.release(guest)
         tune(guest.raw, session.heartbeat)
-        for old in [old for old in session.reports if session.reports[old]["slot"] == slot]:
+        for old in [old for old in session.reports if session.reports[old].slot == slot]:
             del session.reports[old]  # the client knows
         try:
             return self._workers.start(session, guest, slot, lane)
         except OSError as error:
             logger.error("cannot start a worker error=%s", error)
-            refusal = {"code": "fork", "message": f"cannot start a worker: {error}"}
             with contextlib.suppress(OSError):  # it may have hung up, and is no guest any more to be dismissed
-                self._reply(guest, refusal, FrameType.REFUSED)
+                self._reply(guest, Refused("fork", f"cannot start a worker: {error}"))
             guest.socket.close()
             return None
 
-    def _resume_lane(self, guest: Guest, session: Session, lane: Any) -> None:
+    def _resume_lane(self, guest: Guest, session: Session, lane: int) -> None:
         """Pass the connection on to the lane's worker, which lives."""
         worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
         if worker is None or self._workers.is_doomed(worker) or not session.resume_seconds:
@@ -387,7 +384,7 @@ class Supervisor:
         hang_up(worker.socket)
         try:
             worker.channel.pass_on(guest.raw, guest.secured_later, guest.secret)
-            guest.socket.sendall(b"".join(encode_hello({"pid": worker.pid})))
+            guest.socket.sendall(b"".join(encode(WorkerHello(worker.pid))))
         except OSError as error:
             logger.warning("lane not resumed pid=%d error=%s", worker.pid, error)
             guest.socket.close()
@@ -415,10 +412,10 @@ class Supervisor:
 
     # -- sessions --------------------------------------------------------------------------------------
 
-    def _tell(self, session: Session, data: dict[str, Any], kind: FrameType, seq: int = 0) -> None:
+    def _tell(self, session: Session, message: NamedTuple, seq: int = 0) -> None:
         """Say something to the client, if it is there."""
         if session.connection is not None:
-            session.connection.send(encode_hello(data, kind, seq))
+            session.connection.send(encode(message, seq))
             if session.connection.backlog > MAX_UNHEARD:
                 self._cut_session(session, "it does not listen")
             else:
@@ -432,10 +429,10 @@ class Supervisor:
         connection = session.connection
         if connection is None:
             return  # by an event of this same round
-        if connection.unsent:
-            connection.flush()
-            self._watch_control(session, connection)
         try:
+            if connection.unsent:
+                connection.flush()
+                self._watch_control(session, connection)
             for frame in connection.receive():
                 if session.connection is not connection:
                     return  # it does not listen
@@ -443,7 +440,7 @@ class Supervisor:
                 if frame.type is FrameType.PING:
                     self._answer_ping(session, connection, frame.seq)
                 elif frame.type is FrameType.KILL:
-                    self._workers.kill(session, decode_hello(frame))
+                    self._workers.kill(session, decode(KillOrder, frame))
                 elif frame.type is FrameType.BYE:
                     self._end_session(session, GRACE_CRASHED if frame.count else GRACE_ENDED)
                     return
@@ -454,6 +451,10 @@ class Supervisor:
         except RemoteProtocolError as error:
             logger.warning("session broken client=%s error=%s", session.client, error)
             self._end_session(session, GRACE_CRASHED)
+        except Exception:  # a fault of ours, which must not be everybody's
+            logger.exception("session failed client=%s", session.client)
+            if not session.ended:
+                self._end_session(session, GRACE_CRASHED)
 
     def _answer_ping(self, session: Session, connection: Connection, seq: int) -> None:
         """Say how many bytes have come and gone on each lane, for the client to see whether they arrive.
@@ -466,8 +467,8 @@ class Supervisor:
         for worker in list(session.workers.values())[:MAX_REPORTS]:
             if not unread(worker.socket):
                 _, received, sent, *_ = PROGRESS.unpack_from(worker.progress)
-                lanes.append([worker.lane, received, sent])
-        self._tell(session, {"lanes": lanes}, FrameType.PONG, seq)
+                lanes.append((worker.lane, received, sent))
+        self._tell(session, Pong(lanes), seq)
 
     def _cut_session(self, session: Session, why: str) -> None:
         """Its control connection is broken: keep it for a while, for the client to come back, if that may be."""
@@ -508,7 +509,7 @@ class Supervisor:
         if leave and not self._leaving:
             self._leaving = True
             for session in list(self._sessions.values()):
-                self._tell(session, {"leave": True}, FrameType.DRAINING)
+                self._tell(session, Draining(leave=True))
         if self._draining:
             return
         logger.info("draining address=%s sessions=%d", self._address, len(self._sessions))
@@ -516,7 +517,7 @@ class Supervisor:
         self._door.shut()
         for session in list(self._sessions.values()):
             if not leave:
-                self._tell(session, {"leave": False}, FrameType.DRAINING)
+                self._tell(session, Draining(leave=False))
             if not session.workers or session.connection is None:
                 self._part_with(session)  # no lane can reach us any more
 
@@ -528,16 +529,9 @@ class Supervisor:
             self._part_with(session)
 
 
-def _seconds(hello: dict[str, Any], key: str, default: float) -> float:
-    """A time that a client asks for.
-
-    Raises:
-        RemoteProtocolError: It is no number.
-    """
-    value = hello.get(key, default)
-    if type(value) not in (int, float) or not 0 <= value < float("inf"):
-        raise RemoteProtocolError(f"{key} should be seconds, not {value!r:.200}")
-    return min(float(value), MAX_RESUME_SECONDS)
+def _age(started: float, now: float) -> float:
+    """Seconds since then, as far as the machine's clock is right."""
+    return round(max(now - started, 0.0), 3)
 
 
 def serve(listener: Socket, *, on_ready: Callable[[], None] = lambda: None, **settings: Any) -> None:

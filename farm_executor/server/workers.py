@@ -17,17 +17,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from farm_executor.core.frames import FrameType
-from farm_executor.core.handshake import encode_hello, numbers_in
 from farm_executor.core.liveness import MAX_MISSED
+from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello, encode
 from farm_executor.security import Key, set_ambient_key
 from farm_executor.server.childhood import Parent, become_child
 from farm_executor.server.guest import Guest
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.server.memory import OomCounter, held_by, peak_of
-from farm_executor.server.process import Kill, Worker
+from farm_executor.server.process import Worker
 from farm_executor.server.session import Session
 from farm_executor.server.stderr import StderrPipe
 from farm_executor.server.tether import die_with
@@ -72,7 +71,7 @@ class Workers:
         parent: Parent,
         owner: int,
         interruptible: bool,
-        tell: Callable[[Session, dict[str, Any], FrameType], None],
+        tell: Callable[[Session, NamedTuple], None],
         gone: Callable[[Session], None],
         let_go: Callable[[Socket], None],
     ) -> None:
@@ -189,7 +188,7 @@ class Workers:
         self._all[pid] = (session, worker)
         # The worker says nothing before the client has had this answer and sent INIT.
         with contextlib.suppress(OSError):
-            guest.socket.sendall(b"".join(encode_hello({"pid": pid})))
+            guest.socket.sendall(b"".join(encode(WorkerHello(pid))))
         logger.info("worker started pid=%d slot=%d client=%s", pid, slot, session.client)
         return None
 
@@ -263,31 +262,29 @@ class Workers:
         worker.stderr.drain()
         if worker.stderr.stuck and worker.stderr not in self._stuck:
             self._set_aside(worker.stderr)
-        report: dict[str, Any] = {
-            "lane": worker.lane,
-            "slot": worker.slot,
-            "pid": pid,
-            "code": code,
-            "begun": worker.last_begun,
-            "peak": peak_of(usage),
-            "stderr": worker.stderr.evidence,
-        }
+        why: dict[str, Any] = {}
         if worker.killed is not None:
-            report["killed"] = worker.killed
+            why = {"killed": worker.killed}
         elif worker.held is not None:
-            report |= {"held": worker.held, "limit": session.max_memory}
+            why = {"held": worker.held, "limit": session.max_memory}
         elif worker.frozen:
-            report["frozen"] = MAX_MISSED * session.heartbeat
+            why = {"frozen": MAX_MISSED * session.heartbeat}
         elif code == -signal.SIGKILL and doomed is None and worker.oom_kills is not None:
-            report["oom"] = (self._oom_counter.read() or 0) > worker.oom_kills
+            why = {"oom": (self._oom_counter.read() or 0) > worker.oom_kills}
+        report = WorkerDied(
+            *(worker.lane, worker.slot, pid, code, worker.last_begun),
+            peak=peak_of(usage),
+            stderr=worker.stderr.evidence,
+            **why,
+        )
         worker.progress.close()
         worker.channel.close()
         logger.info(
             "worker ended pid=%d slot=%d code=%d peak=%d oom=%s client=%s",
-            *(pid, worker.slot, code, report["peak"], report.get("oom", "unknown"), session.client),
+            *(pid, worker.slot, code, report.peak, "unknown" if report.oom is None else report.oom, session.client),
         )
         session.reports[worker.lane] = report
-        self._tell(session, report, FrameType.WORKER_DIED)
+        self._tell(session, report)
         hang_up(worker.socket)  # after the report, so that the client knows why
         worker.socket.close()
         self._gone(session)
@@ -332,18 +329,12 @@ class Workers:
 
     # -- by request ------------------------------------------------------------------------------------
 
-    def kill(self, session: Session, order: dict[str, Any]) -> None:
-        """Stop the worker if it runs such a task; only when it stands still is it certain which one it runs.
-
-        Raises:
-            RemoteProtocolError: That is no order.
-        """
-        (lane,) = numbers_in(order, "lane")
-        kill = Kill.from_json(order)
-        worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
+    def kill(self, session: Session, kill: KillOrder) -> None:
+        """Stop the worker if it runs such a task; only when it stands still is it certain which one it runs."""
+        worker = next((worker for worker in session.workers.values() if worker.lane == kill.lane), None)
         if worker is None or worker.killed is not None or worker.held is not None:
             return  # the client is told of its death
-        if kill.meets(worker) is None:
+        if worker.runs_one_of(kill) is None:
             self._spare(session, worker, kill)
             return
         worker.condemned.append(kill)
@@ -357,7 +348,7 @@ class Workers:
         kills, worker.condemned = worker.condemned, []
         if not kills:
             return  # somebody else's doing
-        worker.killed = next((seq for kill in kills if (seq := kill.meets(worker)) is not None), None)
+        worker.killed = next((seq for kill in kills if (seq := worker.runs_one_of(kill)) is not None), None)
         if worker.killed is not None:
             logger.info("worker killed pid=%d slot=%d client=%s", worker.pid, worker.slot, session.client)
             os.kill(worker.pid, signal.SIGKILL)
@@ -366,9 +357,8 @@ class Workers:
             for kill in kills:
                 self._spare(session, worker, kill)
 
-    def _spare(self, session: Session, worker: Worker, kill: Kill) -> None:
-        answer = {"order": kill.order, "lane": worker.lane, "recalls": worker.recalls}
-        self._tell(session, answer, FrameType.SPARED)
+    def _spare(self, session: Session, worker: Worker, kill: KillOrder) -> None:
+        self._tell(session, Spared(kill.order, worker.lane, worker.recalls))
 
     def _end_frozen(self, worker: Worker, now: float) -> None:
         """It has stood still for long. If we have, too, as after Ctrl-Z in a terminal, it goes on in a moment."""

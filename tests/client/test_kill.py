@@ -312,7 +312,7 @@ def test_a_supervisor_that_has_heard_of_more_recalls_is_told_anew_when_we_have_a
     def aim(lane, meant):
         return Kill(lane, 3, known[0], [(3, 3)], [task]) if meant(task) else None
 
-    kills = Kills(AtOnce(), lambda lane, order: told.append(order["recalls"]) or True, aim)
+    kills = Kills(AtOnce(), lambda order: told.append(order.recalls) or True, aim)
     kills.ask([aim(1, lambda other: True)], wait=False)
     kills.spared(1, 1, 1)
     kills.spared(1, 1, 1)
@@ -332,7 +332,7 @@ def test_so_is_one_that_is_to_end_a_task_whose_time_is_over():
     task.timeout = 0.0
     kills = Kills(
         reactor,
-        lambda lane, order: told.append(order["recalls"]) or True,
+        lambda order: told.append(order.recalls) or True,
         lambda lane, meant: Kill(lane, 3, known[0], [(3, 3)], [task]) if meant(task) else None,
     )
     kills.watch(1, task)

@@ -4,6 +4,7 @@ from collections import Counter
 
 from farm_executor.client.liveness import Liveness
 from farm_executor.core.liveness import MAX_MISSED
+from farm_executor.core.messages import Pong
 
 
 class Driven:
@@ -58,7 +59,7 @@ def test_a_lane_in_doubt_must_move_by_the_second_answer():
     driven.liveness.watch("server")
     driven.liveness.doubt({1: Way, 2: Way})
     for arrived in (0, 100):
-        driven.liveness.answered({"lanes": [[1, 0, 0], [2, arrived, 0]]}, {1: Way, 2: Way})
+        driven.liveness.answered(Pong([(1, 0, 0), (2, arrived, 0)]), {1: Way, 2: Way})
     assert driven.stuck == [1]
-    driven.liveness.answered({"lanes": [[2, 100, 0]]}, {2: Way})
+    driven.liveness.answered(Pong([(2, 100, 0)]), {2: Way})
     assert driven.stuck == [1]

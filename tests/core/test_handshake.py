@@ -27,7 +27,6 @@ from farm_executor.core.handshake import (
     decode_hello,
     encode_hello,
     key_id,
-    numbers_in,
 )
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 
@@ -671,12 +670,3 @@ def test_a_hello_frame_larger_than_the_limit_is_refused_by_its_header() -> None:
 
 def test_the_preamble_has_the_documented_size() -> None:
     assert len(client().start()) == struct.calcsize("<4sBBB8sB32s") == 48
-
-
-def test_numbers_of_a_peers_object_are_integers_or_refused() -> None:
-    assert numbers_in({"a": 1, "b": -2, "c": "x"}, "a", "b") == [1, -2]
-    for bad in (None, True, 1.0, float("inf"), "1", [1], {}):
-        with pytest.raises(RemoteProtocolError, match="a, b should be integers"):
-            numbers_in({"a": 1, "b": bad}, "a", "b")
-    with pytest.raises(RemoteProtocolError):
-        numbers_in({}, "a")

@@ -56,12 +56,11 @@ from farm_executor.core.handshake import (
     ClientHandshake,
     Security,
     ServerHandshake,
-    Versions,
     decode_hello,
     encode_hello,
-    numbers_in,
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE
+from farm_executor.core.messages import TABLE, from_json, to_json
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.security import Key
 from farm_executor.server import lane as lane_module
@@ -152,9 +151,10 @@ def _understand(frame: Frame) -> None:
             decode_number(frame)
         else:
             hello = decode_hello(frame)
-            with contextlib.suppress(RemoteProtocolError):
-                Versions.from_json(hello.get("versions"))
-            numbers_in(hello, "lane", "pid", "code", "begun")
+            for kind in TABLE:
+                with contextlib.suppress(RemoteProtocolError):
+                    message = from_json(kind, hello)
+                    assert from_json(kind, to_json(message)) == message
 
 
 def server_handshake(data: bytes) -> None:
@@ -597,9 +597,9 @@ _RESULTS = _joined(
 _ANSWERS = _READY + _RESULTS
 _REPORTS = _joined(
     encode_hello({"lanes": [[1, 100, 100]]}, FrameType.PONG, 1),
-    encode_hello({"lane": 1, "pid": 1, "code": -9, "begun": 0, "killed": 0}, FrameType.WORKER_DIED),
-    encode_hello({"order": 1, "lane": 1}, FrameType.SPARED),
-    encode_hello({}, FrameType.DRAINING),
+    encode_hello({"lane": 1, "slot": 0, "pid": 1, "code": -9, "begun": 0, "killed": 0}, FrameType.WORKER_DIED),
+    encode_hello({"order": 1, "lane": 1, "recalls": 0}, FrameType.SPARED),
+    encode_hello({"leave": False}, FrameType.DRAINING),
 )
 
 

@@ -14,12 +14,13 @@ from server.processes import DEADLINE, alive, wait_until
 from server.serving import KEY, Serving
 
 from farm_executor import BrokenFarmError, FarmExecutor, WorkerLostError
-from farm_executor.client.lane import WorkerDeath
 from farm_executor.client.outcome import describe_death, in_units
-from farm_executor.core.handshake import MIN_MEMORY_LIMIT, memory_limit_in
+from farm_executor.core.handshake import MIN_MEMORY_LIMIT
+from farm_executor.core.messages import ControlHello, WorkerDied, from_json
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server import memory
 from farm_executor.server.memory import OomCounter, held_by
+from farm_executor.versions import local_versions
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -226,7 +227,7 @@ def test_the_report_has_both_figures_and_the_peak(serving):
         assert report["limit"] == 100 * MIB < report["held"] <= report["peak"] + 16 * MIB
         assert (report["code"], report["begun"]) == (-signal.SIGKILL, 0)
         assert not {"oom", "killed"} & report.keys()
-        death = WorkerDeath.from_json(report)
+        death = from_json(WorkerDied, report)
         assert (death.held, death.limit, death.oom) == (report["held"], 100 * MIB, None)
 
 
@@ -264,7 +265,7 @@ def test_nobody_looks_at_the_memory_of_a_worker_that_has_run_nothing_since():
 @pytest.mark.parametrize("limit", [0, -1, MIN_MEMORY_LIMIT - 1, "2GiB", 2.5, True, None, [1]])
 def test_a_malformed_limit_is_refused(serving, limit):
     with pytest.raises(RemoteProtocolError):
-        memory_limit_in({"max_memory": limit})
+        from_json(ControlHello, {"versions": local_versions()._asdict(), "max_memory": limit})
     with pytest.raises((EOFError, OSError)):
         SessionPeer(serving.address, max_memory=limit)
 
@@ -281,15 +282,15 @@ def test_the_limit_is_checked_where_it_is_given():
 
 
 def test_a_server_that_says_less_is_understood():
-    death = WorkerDeath.from_json({"lane": 1, "pid": 2, "code": -9, "begun": -1})
-    assert death == WorkerDeath(2, -9, -1)
+    death = from_json(WorkerDied, {"lane": 1, "slot": 0, "pid": 2, "code": -9, "begun": -1})
+    assert death == WorkerDied(1, 0, 2, -9, -1)
     assert describe_death(death) == "was killed by signal 9 (SIGKILL, perhaps by the system for want of memory)"
 
 
 @pytest.mark.parametrize("wrong", [{"oom": 1}, {"stderr": 7}, {"peak": "x"}, {"held": True}, {"killed": None}])
 def test_a_malformed_report_is_refused(wrong):
     with pytest.raises(RemoteProtocolError):
-        WorkerDeath.from_json({"lane": 1, "pid": 2, "code": -9, "begun": -1, **wrong})
+        from_json(WorkerDied, {"lane": 1, "slot": 0, "pid": 2, "code": -9, "begun": -1, **wrong})
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,7 @@ def test_a_spared_worker_that_was_stopped_for_a_look_goes_on(serving):
         lane.teach(1, tasks.pid)
         for seq in range(200):
             lane.submit(seq, (1,))
-            kill(session, first=seq, ranges=[(seq - 1, seq - 1)])
+            kill(session, first=seq, ranges=[(seq + 1, seq + 1)])
             assert spared(session) == {"order": 5, "lane": 1, "recalls": 0}
             assert lane.outcomes(1) == {seq: lane.pid}
 
@@ -578,9 +578,7 @@ def test_a_hello_of_more_than_its_limit_is_not_read(serving):
     ("hello", "why"),
     [
         ({"role": "lane", "session": "no such", "slot": 0, "lane": 1}, "no such session"),
-        ({"role": "lane"}, "no such session"),
         ({"role": "admin", "command": "dance"}, "knows no command 'dance'"),
-        ({"role": "admin"}, "knows no command None"),
     ],
 )
 def test_a_hello_that_asks_for_what_there_is_not_is_refused_with_the_reason(serving, hello, why):
@@ -588,7 +586,7 @@ def test_a_hello_that_asks_for_what_there_is_not_is_refused_with_the_reason(serv
         connect(parse_address(serving.address), Key(KEY), hello, DEADLINE)
 
 
-@pytest.mark.parametrize("slot", [-1, 2, 1 << 70, "0", None, 0.0, [0]])
+@pytest.mark.parametrize("slot", [2, 2**31 - 1])
 def test_a_lane_for_a_slot_that_there_is_not_is_refused(serving, slot):
     with SessionPeer(serving.address) as session:
         with pytest.raises(ConnectionRefusedError, match="slots 0 to 1"):
@@ -596,10 +594,67 @@ def test_a_lane_for_a_slot_that_there_is_not_is_refused(serving, slot):
         session.open_lane(slot=1).start()
 
 
-@pytest.mark.parametrize("lane", ["1", None, 0.5])
-def test_a_lane_without_a_number_is_refused(serving, lane):
-    with SessionPeer(serving.address) as session, pytest.raises(ConnectionRefusedError):
-        session.open_lane(lane=lane)
+CONTROL = {"role": "control", "versions": local_versions()._asdict()}
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        *({**CONTROL, name: 10**400} for name in ("heartbeat", "resume_seconds", "max_memory")),
+        *({**CONTROL, "heartbeat": wrong} for wrong in (float("nan"), float("inf"), -1, "5", True)),
+        {"role": "control"},
+        {"role": "lane"},
+        *({"role": "lane", "session": "s", "lane": 1, "slot": wrong} for wrong in (-1, 1 << 70, "0", None, 0.0, [0])),
+        *({"role": "lane", "session": "s", "lane": wrong, "slot": 0} for wrong in ("1", None, 0.5, -1)),
+        {"role": "admin"},
+        {"role": "x" * 60_000},
+        {},
+    ],
+    ids=lambda hello: repr(hello)[-40:],
+)
+def test_a_hello_of_another_form_ends_its_own_connection_only(serving, hello):
+    with SessionPeer(serving.address) as session:
+        with pytest.raises((EOFError, ConnectionError)):
+            connect(parse_address(serving.address), Key(KEY), hello, DEADLINE)
+        assert session.ping() == {"lanes": []}
+    assert max(map(len, serving.lines("dismissed .*(malformed|no such role)"))) < 500
+
+
+def test_a_fault_in_serving_one_guest_is_that_guests_alone():
+    with Serving(
+        before="import farm_executor.server.supervisor as s\n"
+        "def fail(self, guest, hello): raise ZeroDivisionError('of our own')\n"
+        "s.Supervisor._answer_admin = fail"
+    ) as server:
+        with SessionPeer(server.address) as session:
+            with pytest.raises((EOFError, ConnectionError)):
+                connect(parse_address(server.address), Key(KEY), {"role": "admin", "command": "ping"}, DEADLINE)
+            assert server.wait_for_line("ERROR.*guest failed peer=127.0.0.1")
+            assert server.wait_for_line("ZeroDivisionError: of our own")
+            lane = session.open_lane()
+            lane.start()
+        with SessionPeer(server.address) as other:
+            assert other.ping() == {"lanes": []}
+
+
+def test_a_fault_in_serving_one_session_is_that_sessions_alone():
+    with (
+        Serving(
+            before="import farm_executor.server.workers as w\n"
+            "def fail(self, session, kill): raise ZeroDivisionError('of our own')\n"
+            "w.Workers.kill = fail"
+        ) as server,
+        SessionPeer(server.address) as faulty,
+        SessionPeer(server.address) as other,
+    ):
+        lane = faulty.open_lane()
+        lane.start()
+        kill(faulty)
+        assert read_to_end(faulty.connection.socket) == b""
+        assert server.wait_for_line("ERROR.*session failed client=")
+        assert server.wait_for_line("ZeroDivisionError: of our own")
+        wait_until(lambda: not exists(lane.pid), "the session's worker has ended")
+        assert other.ping() == {"lanes": []}
 
 
 def test_a_session_does_not_get_more_workers_than_twice_its_slots(serving):

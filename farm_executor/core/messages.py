@@ -1,0 +1,451 @@
+"""What the two ends say to each other in JSON: hellos and refusals, reports, orders, questions and answers.
+
+This module owns the table of these messages: which fields each has, of which types and in which ranges. It must not
+know who says them, when, or what follows. Both ends write with `to_json` and read with `from_json`, so a value
+that is not what the table says is an error of the connection that it came by, and of nothing else.
+
+A field with a default may be missing; a field that the table does not have is ignored. Texts for people are cut and
+filtered as `text` does it. The table is that of ``docs/reference/protocol.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from farm_executor.core.frames import Buffer, Frame, FrameType
+from farm_executor.core.handshake import MAX_VERSION, MIN_MEMORY_LIMIT, Role, Versions, decode_hello, encode_hello
+from farm_executor.core.text import MAX_STDERR, MAX_STDERR_LINES, one_line, some_lines
+from farm_executor.errors import RemoteProtocolError
+
+__all__ = [
+    "AdminHello",
+    "ClientHello",
+    "ClientStatus",
+    "ControlHello",
+    "Done",
+    "Draining",
+    "KillOrder",
+    "LaneHello",
+    "Pong",
+    "Refused",
+    "Spared",
+    "Status",
+    "Welcome",
+    "WorkerDied",
+    "WorkerHello",
+    "WorkerStatus",
+    "decode",
+    "encode",
+    "from_json",
+    "read_client_hello",
+    "to_json",
+]
+
+MAX_COUNT = 2**63 - 1  # of bytes, tasks, lanes and orders
+MAX_PID = 2**31 - 1
+MAX_SECONDS = 1e10
+MAX_LABEL = 100  # characters of a name, or of what is only compared
+MAX_MESSAGE = 1000  # characters of a sentence
+
+
+class ControlHello(NamedTuple):
+    """A client opens a session, or comes back to the one named by ``resume``.
+
+    Attributes:
+        client: What to call it.
+        heartbeat: Seconds between its signs of life.
+        resume_seconds: For which the session shall outlive its control connection.
+        max_memory: Bytes that a worker may hold; None for any number.
+    """
+
+    versions: Versions
+    allow_version_mismatch: bool = False
+    client: str = ""
+    heartbeat: float = 5.0
+    resume_seconds: float = 0.0
+    max_memory: int | None = None
+    resume: str | None = None
+
+
+class LaneHello(NamedTuple):
+    """A client wants a worker in a slot, or another connection to the one that a lane has."""
+
+    session: str
+    lane: int
+    slot: int | None = None
+    resume: bool = False
+
+
+class AdminHello(NamedTuple):
+    """An administrator's question."""
+
+    command: str
+
+
+ClientHello: TypeAlias = ControlHello | LaneHello | AdminHello
+
+
+class Welcome(NamedTuple):
+    """The server's answer to `ControlHello`."""
+
+    session: str
+    slots: int
+    name: str
+    versions: Versions
+    resume_seconds: float
+
+
+class WorkerHello(NamedTuple):
+    """The server's answer to `LaneHello`."""
+
+    pid: int
+
+
+class Refused(NamedTuple):
+    """The server's answer where it is no: a code, and why, for people.
+
+    Attributes:
+        mismatches: For each name of which the versions differ the client's and the server's.
+    """
+
+    code: str
+    message: str
+    mismatches: dict[str, tuple[str, str]] | None = None
+
+
+class WorkerStatus(NamedTuple):
+    """What a server says of a worker."""
+
+    slot: int
+    pid: int
+    seconds: float
+
+
+class ClientStatus(NamedTuple):
+    """What a server says of a client."""
+
+    client: str
+    workers: list[WorkerStatus]
+
+
+class Status(NamedTuple):
+    """What a server says of itself."""
+
+    address: str
+    name: str
+    pid: int
+    seconds: float
+    slots: int
+    draining: bool
+    versions: Versions
+    sessions: list[ClientStatus]
+    sessions_left_out: int
+
+
+class Done(NamedTuple):
+    """The server's answer to a question that wants no more."""
+
+
+class Pong(NamedTuple):
+    """The server's answer to a PING: for each lane the bytes that have come and gone."""
+
+    lanes: list[tuple[int, int, int]]
+
+
+class WorkerDied(NamedTuple):
+    """The server's report of the end of a worker.
+
+    Attributes:
+        code: The exit code; a negative one is the signal that killed it.
+        begun: The number of the last task that it began, -1 for none.
+        killed: The number of the task because of which it was killed, if somebody asked for that.
+        frozen: For how many seconds it had stood still, if it was killed for that.
+        held: How many bytes of memory it held, if it was killed for that.
+        limit: How many it was allowed to, then.
+        oom: Whether the system has killed processes for want of memory while it lived; None if nobody can say, or
+            if it did not die as such a process does.
+        peak: The most bytes that it had in memory; None from a server that does not say.
+        stderr: The last lines that it wrote to standard error, as far as the server sees these.
+    """
+
+    lane: int
+    slot: int
+    pid: int
+    code: int
+    begun: int
+    killed: int | None = None
+    frozen: float | None = None
+    held: int | None = None
+    limit: int | None = None
+    oom: bool | None = None
+    peak: int | None = None
+    stderr: str = ""
+
+
+class Draining(NamedTuple):
+    """The server was told to end; with ``leave`` its clients should leave, too."""
+
+    leave: bool
+
+
+class KillOrder(NamedTuple):
+    """Kill the lane's worker if it runs one of these tasks; it runs none before ``first``."""
+
+    order: int
+    lane: int
+    first: int
+    recalls: int
+    ranges: list[tuple[int, int]]
+
+
+class Spared(NamedTuple):
+    """The server's answer to a `KillOrder` that has killed nobody."""
+
+    order: int
+    lane: int
+    recalls: int
+
+
+# -- checks: each gives the value to be used, or raises a ValueError that says what it should have been ------------
+
+Check: TypeAlias = Callable[[Any], Any]
+
+
+def _integer(least: int, most: int) -> Check:
+    def check(value: Any) -> int:
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"an integer from {least} to {most}")
+        return value
+
+    return check
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= MAX_SECONDS:
+        raise ValueError(f"seconds, from 0 to {MAX_SECONDS:.0f}")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError("true or false")
+    return value
+
+
+def _text(limit: int) -> Check:
+    def check(value: Any) -> str:
+        if type(value) is not str:
+            raise ValueError("a string")
+        return one_line(value, limit)
+
+    return check
+
+
+def _stderr(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError("a string")
+    return some_lines(value, MAX_STDERR_LINES, MAX_STDERR)
+
+
+def _rows(*checks: Check) -> Check:
+    """Arrays in an array, each with one value for each of the checks."""
+
+    def check(value: Any) -> list[tuple[Any, ...]]:
+        if type(value) is not list or not all(type(row) is list and len(row) == len(checks) for row in value):
+            raise ValueError(f"an array of arrays of {len(checks)}")
+        return [tuple([check(item) for check, item in zip(checks, row, strict=True)]) for row in value]
+
+    return check
+
+
+def _messages(kind: type[NamedTuple]) -> Check:
+    def check(value: Any) -> list[Any]:
+        if type(value) is not list:
+            raise ValueError("an array of objects")
+        return [from_json(kind, item) for item in value]
+
+    return check
+
+
+def _mismatches(value: Any) -> dict[str, tuple[str, str]]:
+    if type(value) is not dict:
+        raise ValueError("an object")
+    pair = _rows(_VERSION, _VERSION)
+    return {one_line(name, MAX_VERSION): pair([versions])[0] for name, versions in value.items()}
+
+
+_COUNT = _integer(0, MAX_COUNT)
+_PID = _integer(1, MAX_PID)
+_SLOT = _integer(0, MAX_PID)
+_SLOTS = _integer(1, MAX_PID)
+_CODE = _integer(-MAX_PID, MAX_PID)
+_RECALLS = _integer(0, 0xFFFF)
+_MEMORY = _integer(MIN_MEMORY_LIMIT, MAX_COUNT)
+_LABEL = _text(MAX_LABEL)
+_VERSION = _text(MAX_VERSION)
+_PLACE = _text(MAX_MESSAGE)
+_VERSIONS = Versions.from_json
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
+    ControlHello: (
+        FrameType.HELLO,
+        {
+            "versions": _VERSIONS,
+            "allow_version_mismatch": _flag,
+            "client": _LABEL,
+            "heartbeat": _seconds,
+            "resume_seconds": _seconds,
+            "max_memory": _MEMORY,
+            "resume": _LABEL,
+        },
+    ),
+    LaneHello: (FrameType.HELLO, {"session": _LABEL, "lane": _COUNT, "slot": _SLOT, "resume": _flag}),
+    AdminHello: (FrameType.HELLO, {"command": _LABEL}),
+    Welcome: (
+        FrameType.HELLO,
+        {
+            "session": _LABEL,
+            "slots": _SLOTS,
+            "name": _LABEL,
+            "versions": _VERSIONS,
+            "resume_seconds": _seconds,
+        },
+    ),
+    WorkerHello: (FrameType.HELLO, {"pid": _PID}),
+    Refused: (FrameType.REFUSED, {"code": _LABEL, "message": _text(MAX_MESSAGE), "mismatches": _mismatches}),
+    WorkerStatus: (None, {"slot": _SLOT, "pid": _PID, "seconds": _seconds}),
+    ClientStatus: (None, {"client": _text(2 * MAX_LABEL), "workers": _messages(WorkerStatus)}),
+    Status: (
+        FrameType.HELLO,
+        {
+            "address": _PLACE,
+            "name": _LABEL,
+            "pid": _PID,
+            "seconds": _seconds,
+            "slots": _SLOTS,
+            "draining": _flag,
+            "versions": _VERSIONS,
+            "sessions": _messages(ClientStatus),
+            "sessions_left_out": _COUNT,
+        },
+    ),
+    Done: (FrameType.HELLO, {}),
+    Pong: (FrameType.PONG, {"lanes": _rows(_COUNT, _COUNT, _COUNT)}),
+    WorkerDied: (
+        FrameType.WORKER_DIED,
+        {
+            "lane": _COUNT,
+            "slot": _SLOT,
+            "pid": _PID,
+            "code": _CODE,
+            "begun": _integer(-1, MAX_COUNT),
+            "killed": _COUNT,
+            "frozen": _seconds,
+            "held": _COUNT,
+            "limit": _COUNT,
+            "oom": _flag,
+            "peak": _COUNT,
+            "stderr": _stderr,
+        },
+    ),
+    Draining: (FrameType.DRAINING, {"leave": _flag}),
+    KillOrder: (
+        FrameType.KILL,
+        {
+            "order": _COUNT,
+            "lane": _COUNT,
+            "first": _COUNT,
+            "recalls": _RECALLS,
+            "ranges": _rows(_COUNT, _COUNT),
+        },
+    ),
+    Spared: (FrameType.SPARED, {"order": _COUNT, "lane": _COUNT, "recalls": _RECALLS}),
+}
+
+ROLES: dict[Any, Role] = {ControlHello: Role.CONTROL, LaneHello: Role.LANE, AdminHello: Role.ADMIN}
+
+_Message = TypeVar("_Message", bound=NamedTuple)
+
+
+def to_json(message: NamedTuple) -> dict[str, Any]:
+    """The object that says this; what is as it is by default is left out."""
+    kind = type(message)
+    defaults = kind._field_defaults
+    data: dict[str, Any] = {"role": ROLES[kind].value} if kind in ROLES else {}
+    for name, value in zip(kind._fields, message, strict=True):
+        if name not in defaults or value != defaults[name]:
+            data[name] = _plain(value)
+    return data
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Versions):
+        return value._asdict()
+    if type(value) in TABLE:
+        return to_json(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def from_json(kind: type[_Message], data: Any) -> _Message:
+    """Read a peer's object as a message of that kind.
+
+    Raises:
+        RemoteProtocolError: A field is missing, or not what the table says.
+    """
+    if type(data) is not dict:
+        raise RemoteProtocolError(f"malformed {kind.__name__}: not an object")
+    fields: dict[str, Any] = {}
+    for name, check in TABLE[kind][1].items():
+        if name in data:
+            try:
+                fields[name] = check(data[name])
+            except ValueError as error:
+                raise RemoteProtocolError(
+                    f"malformed {kind.__name__}: {name} should be {error}, not {_described(data[name])}"
+                ) from None
+        elif name not in kind._field_defaults:
+            raise RemoteProtocolError(f"malformed {kind.__name__}: {name} is missing")
+    make: Callable[..., _Message] = kind
+    return make(**fields)
+
+
+def _described(value: Any) -> str:
+    """A peer's value for people; of what may be deep or huge its type only."""
+    if value is None or type(value) in (bool, float):
+        return repr(value)
+    if type(value) is int and abs(value) <= MAX_COUNT:
+        return repr(value)
+    return repr(value[:MAX_LABEL]) if type(value) is str else f"such a {type(value).__name__}"
+
+
+def read_client_hello(data: dict[str, Any]) -> ClientHello:
+    """What a client comes for.
+
+    Raises:
+        RemoteProtocolError: It does not say, or a field is missing, or not what the table says.
+    """
+    role = data.get("role")
+    for kind in ROLES:
+        if ROLES[kind] == role:
+            hello: ClientHello = from_json(kind, data)
+            return hello
+    raise RemoteProtocolError(f"no such role: {_described(role)}")
+
+
+def encode(message: NamedTuple, seq: int = 0) -> list[Buffer]:
+    """The frame that says this."""
+    kind = TABLE[type(message)][0]
+    assert kind is not None
+    return encode_hello(to_json(message), kind, seq)
+
+
+def decode(kind: type[_Message], frame: Frame) -> _Message:
+    """The message of that kind which a frame holds.
+
+    Raises:
+        RemoteProtocolError: It holds none, see `from_json`.
+    """
+    return from_json(kind, decode_hello(frame))

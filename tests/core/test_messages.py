@@ -1,0 +1,259 @@
+"""The table of JSON messages: what is written is read again, all else is refused, and the protocol page has it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from strategies import json_values, versions, words
+
+from farm_executor.core import messages
+from farm_executor.core.frames import FrameReader, FrameType
+from farm_executor.core.handshake import MAX_VERSION, MIN_MEMORY_LIMIT, Versions
+from farm_executor.core.messages import (
+    MAX_COUNT,
+    MAX_LABEL,
+    MAX_MESSAGE,
+    MAX_PID,
+    MAX_SECONDS,
+    ROLES,
+    TABLE,
+    AdminHello,
+    ClientStatus,
+    ControlHello,
+    Done,
+    Draining,
+    KillOrder,
+    LaneHello,
+    Pong,
+    Refused,
+    Spared,
+    Status,
+    Welcome,
+    WorkerDied,
+    WorkerHello,
+    WorkerStatus,
+    decode,
+    encode,
+    from_json,
+    read_client_hello,
+    to_json,
+)
+from farm_executor.core.text import MAX_STDERR, MAX_STDERR_LINES, one_line, some_lines
+from farm_executor.errors import RemoteProtocolError
+
+unhurried = settings(deadline=None)
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "protocol.md"
+
+counts = st.integers(0, MAX_COUNT)
+pids = st.integers(1, MAX_PID)
+slots = st.integers(0, MAX_PID)
+recalls = st.integers(0, 0xFFFF)
+seconds = st.floats(0, MAX_SECONDS)
+maybe = st.none()
+workers = st.builds(WorkerStatus, slots, pids, seconds)
+clients = st.builds(ClientStatus, words, st.lists(workers, max_size=3))
+pairs = st.dictionaries(words, st.tuples(words, words), max_size=3)
+memory = st.integers(MIN_MEMORY_LIMIT, MAX_COUNT)
+MESSAGES = {
+    ControlHello: st.builds(
+        ControlHello, versions, st.booleans(), words, seconds, seconds, maybe | memory, maybe | words
+    ),
+    LaneHello: st.builds(LaneHello, words, counts, maybe | slots, st.booleans()),
+    AdminHello: st.builds(AdminHello, words),
+    Welcome: st.builds(Welcome, words, pids, words, versions, seconds),
+    WorkerHello: st.builds(WorkerHello, pids),
+    Refused: st.builds(Refused, words, words, maybe | pairs),
+    WorkerStatus: workers,
+    ClientStatus: clients,
+    Status: st.builds(
+        Status, words, words, pids, seconds, pids, st.booleans(), versions, st.lists(clients, max_size=3), counts
+    ),
+    Done: st.builds(Done),
+    Pong: st.builds(Pong, st.lists(st.tuples(counts, counts, counts), max_size=3)),
+    WorkerDied: st.builds(
+        WorkerDied,
+        *(counts, slots, pids, st.integers(-MAX_PID, MAX_PID), st.integers(-1, MAX_COUNT)),
+        *(maybe | counts, maybe | seconds, maybe | counts, maybe | counts, maybe | st.booleans(), maybe | counts),
+        st.lists(words, max_size=3).map("\n".join),
+    ),
+    Draining: st.builds(Draining, st.booleans()),
+    KillOrder: st.builds(
+        KillOrder, counts, counts, counts, recalls, st.lists(st.tuples(counts, counts), max_size=3)
+    ),
+    Spared: st.builds(Spared, counts, counts, recalls),
+}
+some_message = st.sampled_from(list(MESSAGES)).flatmap(MESSAGES.__getitem__)
+
+
+def test_every_message_is_in_the_table_with_every_field():
+    assert TABLE.keys() == MESSAGES.keys()
+    for kind, (_, fields) in TABLE.items():
+        assert tuple(fields) == kind._fields
+
+
+@unhurried
+@given(some_message)
+def test_what_is_written_is_read_again(message):
+    data = json.loads(json.dumps(to_json(message)))
+    assert from_json(type(message), data) == message
+    if type(message) in ROLES:
+        assert read_client_hello(data) == message
+
+
+@unhurried
+@given(some_message, st.integers(0, 2**64 - 1))
+def test_a_message_travels_in_a_frame_of_its_type(message, seq):
+    kind = TABLE[type(message)][0]
+    if kind is not None:
+        (frame,) = FrameReader().receive_data(b"".join(map(bytes, encode(message, seq))))
+        assert (frame.type, frame.seq) == (kind, seq)
+        assert decode(type(message), frame) == message
+
+
+NASTY = st.sampled_from(
+    [10**400, -(10**400), 10**4000, 2**63, -1, float("nan"), float("inf"), True, None, "", "\ud800", [], {}, [[]]]
+)
+
+
+@unhurried
+@given(some_message, st.data())
+def test_a_field_of_any_other_value_is_within_its_range_or_refused(message, data):
+    """Read from text, as a peer sends it."""
+    kind = type(message)
+    said = to_json(message)
+    for name in data.draw(st.lists(st.sampled_from(kind._fields), max_size=2)) if kind._fields else []:
+        said[name] = data.draw(json_values | NASTY)
+    try:
+        read = from_json(kind, json.loads(json.dumps(said)))
+    except RemoteProtocolError as error:
+        assert str(error).isprintable()
+        assert len(str(error)) < 500
+    else:
+        assert from_json(kind, json.loads(json.dumps(to_json(read), allow_nan=False))) == read
+
+
+@unhurried
+@given(st.sampled_from(list(TABLE)), json_values)
+@example(ControlHello, [])
+def test_any_json_is_a_message_or_refused(kind, data):
+    for read in (lambda: from_json(kind, data), lambda: read_client_hello({"role": data})):
+        try:
+            read()
+        except RemoteProtocolError as error:
+            assert str(error).isprintable()
+
+
+def test_numbers_that_no_float_can_hold_are_refused():
+    """They pass every comparison with an infinity."""
+    for name in ("heartbeat", "resume_seconds", "max_memory"):
+        data = {"versions": Versions("p", "c", "t", "f")._asdict(), name: 10**400}
+        with pytest.raises(RemoteProtocolError, match=name):
+            from_json(ControlHello, data)
+
+
+def test_a_value_nested_deeper_than_the_stack_is_refused():
+    nested = []
+    for _ in range(200_000):
+        nested = [nested]
+    for kind, (_, fields) in TABLE.items():
+        for name in fields:
+            with pytest.raises(RemoteProtocolError):
+                from_json(kind, {name: nested})
+
+
+# -- the page ---------------------------------------------------------------------------------------------------
+
+
+def _keys(text):
+    """The keys of the tables in it: what is in backticks in their first column."""
+    rows = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+    return [key for row in rows for key in re.findall(r"`(\w+)`", row)]
+
+
+def _part(begin, end):
+    page = PAGE.read_text(encoding="utf-8")
+    return page[page.index(begin) + len(begin) :].partition(end)[0]
+
+
+def _table(head, after):
+    return _keys(_part(after, "\n## ").split(head, 1)[1].partition("\n\n")[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "after", "head"),
+    [
+        (ControlHello, "### control", "| client's key |"),
+        (Welcome, "### control", "| server's key |"),
+        (LaneHello, "### lane", "| client's key |"),
+        (WorkerHello, "### lane", "| server's key |"),
+        (AdminHello, "### admin", "| client's key |"),
+        (Refused, "### refused", "| key |"),
+        (WorkerDied, "For each worker that ends", "| key |"),
+        (KillOrder, "With `KILL` the client asks", "| key |"),
+        (Pong, "answers with a `PONG`", "| key |"),
+        (Spared, "answer is `SPARED`", "| key |"),
+        (Draining, "`DRAINING` is an object", "| key |"),
+        (Status, "The answer to `status`", "| key |"),
+        (ClientStatus, "of `sessions`", "| key |"),
+        (WorkerStatus, "of `workers`", "| key |"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_page_has_the_fields_of_the_table(kind, after, head):
+    role = ["role"] if kind in ROLES else []
+    told = _table(head, after)
+    assert sorted(told) == sorted([*role, *kind._fields])
+
+
+def test_the_page_has_the_ranges_of_the_table():
+    ranges = _part("### Numbers and texts", "\n## ")
+    for limit in (MAX_PID, MAX_LABEL, MAX_MESSAGE, MAX_VERSION, MAX_STDERR, MAX_STDERR_LINES, MIN_MEMORY_LIMIT):
+        assert f"{limit:,}" in ranges
+    assert MAX_COUNT == 2**63 - 1
+    assert "2^63 - 1" in ranges
+    assert MAX_SECONDS == 1e10
+    assert "10^10" in ranges
+
+
+def test_the_page_s_frames_with_json_are_those_of_the_table():
+    listed = re.findall(r"\| `(\w+)` \|[^\n]*\| JSON \|", PAGE.read_text(encoding="utf-8"))
+    assert {FrameType[name] for name in listed} == {kind for kind, _ in TABLE.values() if kind is not None}
+
+
+# -- a peer's words -----------------------------------------------------------------------------------------------
+
+
+@unhurried
+@given(st.text(), st.integers(0, 40))
+@example("\x1b[2J\x1b]0;title\x07", 40)
+@example("first\nWARNING forged", 40)
+@example("\ud800 \u202e \x9b31m", 40)
+def test_a_line_is_printable_and_bounded(text, limit):
+    line = one_line(text, limit)
+    assert line.isprintable()
+    assert len(line) == min(len(text), limit)
+    line.encode()
+    assert one_line(line, limit) == line
+
+
+def test_a_line_is_left_as_it_is_where_it_can_be():
+    assert one_line("Größe 3 µm 日本", 100) == "Größe 3 µm 日本"
+    assert one_line("two\nlines\tand \x1b[31mred", 100) == "two lines and ?[31mred"
+
+
+@unhurried
+@given(st.text(st.characters() | st.sampled_from("\n\t\x1b")), st.integers(1, 5), st.integers(1, 40))
+def test_some_lines_are_printable_and_bounded(text, lines, limit):
+    shown = some_lines(text, lines, limit)
+    assert len(shown) <= limit
+    assert shown.count("\n") < lines
+    assert shown.replace("\n", "").replace("\t", "").isprintable()
+    assert some_lines(shown, lines, limit) == shown
+
+
+def test_nothing_of_the_module_is_forgotten_in_all():
+    kinds = {name for name in vars(messages) if name in {kind.__name__ for kind in TABLE}}
+    assert kinds <= set(messages.__all__)
