@@ -487,7 +487,7 @@ class _Client:
         if hello["role"] == "control" and self.control is None:
             self.control = there
             versions = local_versions()._asdict()
-            answer = {"session": "session", "slots": 1, "versions": versions, "resume_seconds": 10}
+            answer = {"session": "session", "slots": 1, "name": "", "versions": versions, "resume_seconds": 10}
             return Connection(here, MAX_HELLO, _give), answer
         if hello["role"] == "lane" and self._lanes_left:
             self._lanes_left -= 1

@@ -604,7 +604,10 @@ CONTROL = {"role": "control", "versions": local_versions()._asdict()}
         *({**CONTROL, "heartbeat": wrong} for wrong in (float("nan"), float("inf"), -1, "5", True)),
         {"role": "control"},
         {"role": "lane"},
-        *({"role": "lane", "session": "s", "lane": 1, "slot": wrong} for wrong in (-1, 1 << 70, "0", None, 0.0, [0])),
+        *(
+            {"role": "lane", "session": "s", "lane": 1, "slot": wrong}
+            for wrong in (-1, 1 << 70, "0", None, 0.0, [0])
+        ),
         *({"role": "lane", "session": "s", "lane": wrong, "slot": 0} for wrong in ("1", None, 0.5, -1)),
         {"role": "admin"},
         {"role": "x" * 60_000},
