@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import json
 import logging
 import os
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(commands)}"
         parser.error(f"there is no command {command!r}: {hint}")
     options = parser.parse_args(words)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names from elsewhere may have what a terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     _log([logging.WARNING, logging.INFO, logging.DEBUG][min(options.verbose, 2)], options.run is _serve)
     run: Callable[[argparse.Namespace], int] = options.run
     try:

@@ -59,6 +59,7 @@ NOT_YET_SECONDS = (
 )
 MAX_SHORTAGES = 8  # attempts in a row, about five seconds, that fail because this machine has no more to give
 CLEAR_REFUSALS = 4  # in a row by a peer that has proven nothing, until they are believed: a third of a second
+MAX_LANES = 4096  # of one server, unless more have been asked for: what it says must not cost memory without end
 REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
 MAX_DIALLERS = 128  # threads of one farm beyond the first of each server
 ANOTHER_SERVER = (
@@ -387,7 +388,9 @@ class ServerLink:
             warnings.warn(text + "; calls may fail or crash their workers", RuntimeWarning, stacklevel=1)
         elif mismatches:
             logger.info("versions differ server=%s mismatches=%s", self, describe_mismatches(mismatches))
-        lanes = slots if self._quota is None else min(slots, self._quota)
+        lanes = min(slots, MAX_LANES if self._quota is None else self._quota)
+        if lanes < slots and self._quota is None:
+            logger.warning("server offers too many workers server=%s slots=%d used=%d", self, slots, lanes)
         with self._lock:
             if self._closed:
                 connection.close()

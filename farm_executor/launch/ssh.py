@@ -30,6 +30,8 @@ from typing import Any
 from farm_executor._version import __version__
 from farm_executor.address import Address, Ssh
 from farm_executor.admin import ask
+from farm_executor.core.messages import MAX_MESSAGE
+from farm_executor.core.text import one_line
 from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
 from farm_executor.launch import background
 from farm_executor.launch.held import Held
@@ -402,13 +404,13 @@ def _explain(ssh: Ssh, code: int | None, said: str) -> Exception:
 
 def _explain_word(ssh: Ssh, word: dict[str, Any]) -> Exception:
     """The error for a failure of which the far end tells."""
-    begin = f"cannot start {ssh}"
+    begin, error = f"cannot start {ssh}", one_line(str(word.get("error")), MAX_MESSAGE)
     if "missing" in word:
         return BrokenFarmError(
-            f"{begin}: farm_executor {__version__} is not installed for {_python(ssh)} there ({word['error']}); "
+            f"{begin}: farm_executor {__version__} is not installed for {_python(ssh)} there ({error}); "
             f"install it, or name another interpreter: ssh://{ssh.host}?python=/path/to/python"
         )
-    return BrokenFarmError(f"{begin}: {word['error']}")
+    return BrokenFarmError(f"{begin}: {error}")
 
 
 def _by_hand(ssh: Ssh) -> str:
