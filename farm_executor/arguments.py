@@ -189,11 +189,11 @@ def _secret(name: str, value: Any) -> bytes:
     """Never shown."""
     if not isinstance(value, (bytes, bytearray)):
         raise TypeError(f"{name} must be bytes, not {type(value).__qualname__}; a file is named by key_file=")
-    from farm_executor.core.handshake import MIN_KEY_SIZE  # late, with what is needed to dial
+    from farm_executor.core.secret import Secret, weakness  # late, with what is needed to dial
 
-    if len(value) < MIN_KEY_SIZE:
-        raise ValueError(f"{name} must have at least {MIN_KEY_SIZE} bytes, not {len(value)}")
-    return bytes(value)
+    if why := weakness(bytes(value)):
+        raise ValueError(f"{name} {why}")
+    return Secret(value)
 
 
 def _path(name: str, value: Any) -> Any:

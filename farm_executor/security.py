@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from farm_executor.address import Address
-from farm_executor.core.handshake import MIN_KEY_SIZE
+from farm_executor.core.secret import MIN_KEY_SIZE, Secret, weakness
 from farm_executor.errors import AuthenticationError
 from farm_executor.trusted import read_trusted
 
@@ -68,7 +68,7 @@ class Key:
     __slots__ = ("origin", "secret", "tls")
 
     def __init__(self, secret: bytes, tls: Tls | None = None, origin: str = "the one given as key=") -> None:
-        self.secret = secret
+        self.secret = Secret(secret)
         self.tls = tls
         self.origin = origin
 
@@ -99,9 +99,9 @@ def is_worker() -> bool:
     return _ambient is not None
 
 
-def new_key() -> bytes:
+def new_key() -> Secret:
     """A fresh key: 32 random bytes, written as 64 hexadecimal digits."""
-    return os.urandom(32).hex().encode()
+    return Secret(os.urandom(32).hex().encode())
 
 
 def default_key_file() -> Path:
@@ -263,7 +263,9 @@ def _given_key(key: bytes | None, key_file: PathLike | None, variable: str | Non
     if key is not None:
         if not isinstance(key, (bytes, bytearray)) or len(key) < MIN_KEY_SIZE:
             raise AuthenticationError(f"a key is a bytes object of at least {MIN_KEY_SIZE} bytes")
-        return Key(bytes(key))
+        if why := weakness(key):
+            raise AuthenticationError(f"a key {why}; let the computer make it: farm-executor keygen")
+        return Key(Secret(key))
     path = key_file if key_file is not None else variable or os.environ.get(KEY_FILE_VARIABLE)
     return read_key(path) if path else None
 
@@ -292,6 +294,8 @@ def read_key(path: PathLike) -> Key:
         raise AuthenticationError(
             f"the key file {path} holds {len(secret)} bytes; a key has at least {MIN_KEY_SIZE}"
         )
+    if why := weakness(secret):
+        raise AuthenticationError(f"the key in {path} {why}; let the computer make it: farm-executor keygen")
     return Key(secret, tls, f"that of the key file {os.path.abspath(path)}")
 
 

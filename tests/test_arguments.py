@@ -226,7 +226,7 @@ def test_the_order_is_that_of_process_pool_executor():
 
 def test_a_key_file_need_not_be_where_an_executor_is_sent(tmp_path):
     path = tmp_path / "key"
-    path.write_bytes(b"x" * 32)
+    path.write_bytes(b"0123456789abcdef" * 2)
     path.chmod(0o600)
     data = pickle.dumps(FarmExecutor("host:1", key_file=path))
     path.unlink()

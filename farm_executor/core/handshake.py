@@ -46,6 +46,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
+from farm_executor.core.secret import MIN_KEY_SIZE, Secret
 from farm_executor.core.text import one_line
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 
@@ -69,7 +70,6 @@ __all__ = [
 MAGIC = b"FARM"
 PROTOCOL_VERSION = 3
 NONCE_SIZE = 32
-MIN_KEY_SIZE = 16
 MAX_VERSION = 100  # characters of one
 MIN_MEMORY_LIMIT = 1024 * 1024  # bytes for a worker: whoever says less means another unit
 
@@ -220,9 +220,9 @@ class ClientHandshake:
         return b""
 
     @property
-    def secret(self) -> bytes:
+    def secret(self) -> Secret:
         """32 bytes that, when the dialogue is done, both ends have and nobody else, of this connection alone."""
-        return self._proof(b"secret")
+        return Secret(self._proof(b"secret"))
 
     def _proof(self, role: bytes) -> bytes:
         return _proof(self._key, role, self._mine, self._theirs, self._binding)
@@ -318,10 +318,10 @@ class ServerHandshake:
         return b"\1" + self._proof(self.key, b"server")
 
     @property
-    def secret(self) -> bytes:
+    def secret(self) -> Secret:
         """See `ClientHandshake.secret`."""
         assert self.key is not None
-        return self._proof(self.key, b"secret")
+        return Secret(self._proof(self.key, b"secret"))
 
     def _proof(self, key: bytes, role: bytes) -> bytes:
         return _proof(key, role, self._theirs, self._mine, self._binding)
