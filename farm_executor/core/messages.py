@@ -418,7 +418,7 @@ def _described(value: Any) -> str:
         return repr(value)
     if type(value) is int and abs(value) <= MAX_COUNT:
         return repr(value)
-    return repr(value[:MAX_LABEL]) if type(value) is str else f"such a {type(value).__name__}"
+    return repr(value[:MAX_LABEL]) if type(value) is str else f"a value of type {type(value).__name__}"
 
 
 def read_client_hello(data: dict[str, Any]) -> ClientHello:
