@@ -527,14 +527,14 @@ def test_every_field_of_a_hello_and_of_a_status_is_documented():
         control.close()
 
     assert _keys(api, "key") == set(said)
-    assert _keys(of_role["control"], "client's key") == set(hello)
+    assert _keys(of_role["control"], "client's key") == {*hello, "resume"}
     assert _keys(of_role["control"], "server's key") == set(session)
     assert _keys(of_role["lane"], "server's key") == set(worker)
 
 
 def test_every_refusal_is_in_the_protocol():
     source = (PACKAGE / "server" / "supervisor.py").read_text("utf-8")
-    codes = set(re.findall(r'_refuse\(guest, "(\w+)"', source)) | set(re.findall(r'"code": "(\w+)"', source))
+    codes = set(re.findall(r'_refuse\(guest, "(\w+)"', source)) | set(re.findall(r'Refused\("(\w+)"', source))
 
     assert _keys((DOCS / "reference" / "protocol.md").read_text("utf-8"), "code") == codes
 
