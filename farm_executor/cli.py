@@ -232,8 +232,10 @@ def _log(level: int, serving: bool) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from farm_executor.server.supervisor import serve  # late: it needs a system with fork
+    from farm_executor.server.output import open_missing_streams, say  # late: they need a system with fork
+    from farm_executor.server.supervisor import serve
 
+    open_missing_streams()
     address = parse_address(options.address, any_port=True)
     files = (options.key_file, options.certificate, options.private_key, options.client_ca)
     check_exposure(address, options.insecure, server_keys(None, *files, make=False))
@@ -252,7 +254,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     def greet() -> None:
         encrypted = "" if address.path or not is_encrypted(keys) else ", TLS"
-        print(f"serving on {address}, {_count(slots, 'worker')} for each client{encrypted}", flush=True)
+        say(f"serving on {address}, {_count(slots, 'worker')} for each client{encrypted}")
 
     serve(
         listener,

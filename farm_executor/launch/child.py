@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from farm_executor.security import server_keys
 from farm_executor.server.childhood import Parent
+from farm_executor.server.output import open_missing_streams
 from farm_executor.server.supervisor import serve
 from farm_executor.transport import Socket
 
@@ -27,7 +28,7 @@ def run(listener: int, parent: BinaryIO) -> None:
         listener: The socket's descriptor. By the time that the parent speaks, it listens.
         parent: Standard input, of which what has been read may be more than a line.
     """
-    _open_missing_streams()
+    open_missing_streams()
     line = parent.readline()
     if not line:
         return  # the parent could not make the socket listen, or has died
@@ -43,15 +44,6 @@ def run(listener: int, parent: BinaryIO) -> None:
     serve(Socket(fileno=listener), keys=keys, owner=0, parent=kin, **config)
     if directory:
         _remove(directory)
-
-
-def _open_missing_streams() -> None:
-    """Where the parent's output is closed, no socket of ours may get its number, which C code writes to."""
-    for descriptor in (1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: standard input is open
 
 
 def _remove(directory: str) -> None:

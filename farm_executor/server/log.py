@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from farm_executor.server.stderr import TAKEN, takes_more
+from farm_executor.server.output import TAKEN, takes_more
 
 __all__ = ["DroppingHandler", "Ration"]
 

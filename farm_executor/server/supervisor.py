@@ -178,6 +178,7 @@ class Supervisor:
                 if worker is not None:
                     return worker
             self._on_time(time.monotonic())
+        self._workers.pass_on()
         logger.info("ended address=%s", self._address)
         self._close_all()
         return None

@@ -1,6 +1,6 @@
 """A server's workers: their birth, what they are watched for, and their death.
 
-This module owns the processes, what they write to standard error, and when one is killed: because a client asks for
+This module owns the processes, what becomes of what they write, and when one is killed: because a client asks for
 it, because it holds too much memory, stands still, or does not end when it should. It must not know why sessions
 begin and end, nor what travels on lanes.
 """
@@ -26,6 +26,7 @@ from farm_executor.server.childhood import Parent, become_child
 from farm_executor.server.guest import Guest
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.server.memory import OomCounter, held_by, peak_of
+from farm_executor.server.output import OutputPipe, StdoutPipe
 from farm_executor.server.process import Worker
 from farm_executor.server.session import Session
 from farm_executor.server.stderr import StderrPipe
@@ -41,7 +42,7 @@ __all__ = ["Workers"]
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2  # between looks at what workers with a limit hold, if they have run anything since
-UNSTICK_SECONDS = 0.1  # before the next attempt, when our standard error takes no more
+UNSTICK_SECONDS = 0.1  # before the next attempt, when an output of ours takes no more
 THAW_SECONDS = 1.0  # for those who were stopped together to go on
 
 
@@ -87,11 +88,14 @@ class Workers:
         self._let_go = let_go
         self._all: dict[int, tuple[Session, Worker]] = {}  # by pid
         self._doomed: dict[int, float] = {}  # pids to be killed, with the time
-        self._stderrs: set[StderrPipe] = set()
-        self._stuck: set[StderrPipe] = set()  # that are not looked at
+        self._stdout = None if embedded else StdoutPipe()  # an embedded server's workers write to the program's
+        self._outputs: set[OutputPipe] = set()
+        self._stuck: set[OutputPipe] = set()  # that are not looked at
         self._unstick_at = 0.0
         self._oom_counter = OomCounter()
         self._next_look = 0.0
+        if self._stdout is not None:
+            self._listen_to(self._stdout)
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -120,8 +124,8 @@ class Workers:
         if self._stuck and self._unstick_at <= now:
             stuck, self._stuck = self._stuck, set()
             for pipe in stuck:  # there may be nothing more to read of it, only to pass on
-                self._selector.register(pipe, selectors.EVENT_READ, partial(self._on_stderr, pipe))
-                self._on_stderr(pipe)
+                self._listen_to(pipe)
+                self._on_output(pipe)
         if self._next_look <= now:
             self._next_look = now + LOOK_SECONDS
             self._look_at_memory()
@@ -144,12 +148,17 @@ class Workers:
 
     def close(self, but: Socket | None) -> None:
         """Close every descriptor, without a word to any peer, but that one."""
-        for stderr in self._stderrs:
-            stderr.close()
+        for pipe in self._outputs:
+            pipe.close()
         for _, worker in self._all.values():
             worker.channel.close()
             if worker.socket is not but:
                 worker.socket.close()
+
+    def pass_on(self) -> None:
+        """Pass on what those that are dead have written."""
+        if self._stdout is not None:
+            self._stdout.drain()
 
     def start(self, session: Session, guest: Guest, slot: int, lane: int) -> WorkerStart | None:
         """Fork one, and answer the client.
@@ -181,8 +190,7 @@ class Workers:
                 os._exit(70)
         theirs.close()
         stderr.begin()
-        self._stderrs.add(stderr)
-        self._selector.register(stderr, selectors.EVENT_READ, partial(self._on_stderr, stderr))
+        self._listen_to(stderr)
         worker = Worker(pid, slot, lane, guest.raw, channel, progress, stderr, self._oom_counter.read())
         session.workers[pid] = worker
         self._all[pid] = (session, worker)
@@ -210,6 +218,9 @@ class Workers:
         if not self._embedded:
             os.setpgid(0, 0)  # Ctrl-C at the server is the supervisor's alone
         sentinel = os.dup(self._owner)
+        if self._stdout is not None:
+            self._outputs.discard(self._stdout)
+            self._stdout.attach()
         self._let_go(guest.raw)
         stderr.attach()
         null = os.open(os.devnull, os.O_RDONLY)
@@ -289,19 +300,23 @@ class Workers:
         worker.socket.close()
         self._gone(session)
 
-    def _on_stderr(self, pipe: StderrPipe) -> None:
+    def _listen_to(self, pipe: OutputPipe) -> None:
+        self._outputs.add(pipe)
+        self._selector.register(pipe, selectors.EVENT_READ, partial(self._on_output, pipe))
+
+    def _on_output(self, pipe: OutputPipe) -> None:
         """A worker, or whom it has started, has written there, or will no more."""
         if pipe in self._stuck:
             return  # by an event of this same round
         if pipe.copy():
             self._selector.unregister(pipe)
-            self._stderrs.discard(pipe)
+            self._outputs.discard(pipe)
             pipe.close()
         elif pipe.stuck:
             self._set_aside(pipe)
 
-    def _set_aside(self, pipe: StderrPipe) -> None:
-        """Our own standard error takes no more: who writes has to wait, our clients have not."""
+    def _set_aside(self, pipe: OutputPipe) -> None:
+        """An output of ours takes no more: for a moment who writes has to wait, our clients have not."""
         self._selector.unregister(pipe)
         self._stuck.add(pipe)
         self._unstick_at = time.monotonic() + UNSTICK_SECONDS

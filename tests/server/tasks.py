@@ -232,3 +232,10 @@ def sign_and_sleep_with_the_lock(path: str, seconds: int) -> int:
     """In C, holding the interpreter's lock: no other thread of the worker runs."""
     write_line(path, os.getpid())
     return int(ctypes.PyDLL(None).sleep(seconds))
+
+
+def chatter(size):
+    """Print so many bytes."""
+    for _ in range(size // 1000 + 1):
+        print("x" * 999)
+    return "done"
