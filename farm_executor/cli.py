@@ -180,7 +180,7 @@ _EXAMPLES = {
 
 _SERVE = f"""\
 SIGTERM or Ctrl-C: take no new clients, let those connected take their work elsewhere, and end when what runs has
-ended. Once more: end at once.
+ended. Once more: end at once. SIGHUP, as when the terminal is closed, does the former only.
 
 {_KEYS}
 
@@ -232,10 +232,12 @@ def _log(level: int, serving: bool) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from farm_executor.server.output import open_missing_streams, say  # late: they need a system with fork
+    from farm_executor.server.manager import ServiceManager  # late: they need a system with fork
+    from farm_executor.server.output import open_missing_streams, say
     from farm_executor.server.supervisor import serve
 
     open_missing_streams()
+    manager = ServiceManager()
     address = parse_address(options.address, any_port=True)
     files = (options.key_file, options.certificate, options.private_key, options.client_ca)
     check_exposure(address, options.insecure, server_keys(None, *files, make=False))
@@ -255,10 +257,12 @@ def _serve(options: argparse.Namespace) -> int:
     def greet() -> None:
         encrypted = "" if address.path or not is_encrypted(keys) else ", TLS"
         say(f"serving on {address}, {_count(slots, 'worker')} for each client{encrypted}")
+        manager.tell("READY=1", f"STATUS=serving on {address}")
 
     serve(
         listener,
         on_ready=greet,
+        on_drain=lambda: manager.tell("STOPPING=1", "STATUS=waiting for what runs"),
         address=str(address),
         keys=keys,
         slots=slots,

@@ -120,6 +120,17 @@ def _bind_path(sock: Socket, path: str) -> None:
         os.chmod(path, 0o600)
 
 
+def send_datagram(path: str, data: bytes) -> None:
+    """Send it to a unix socket, if that takes it at once.
+
+    Raises:
+        OSError: Nobody listens there, or it does not fit.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.sendto(data, path)
+
+
 def bound_address(sock: Socket, address: Address) -> Address:
     """The address with the port that the system chose, if it was 0."""
     return address if address.path else Address(host=address.host, port=sock.getsockname()[1])

@@ -28,6 +28,9 @@ pytestmark = [
 COMMANDS = ("serve", "launch", "ping", "status", "end", "demo")
 
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="such sockets are Linux's")
+
+
 def run(*arguments, code=0, env=None):
     """Run the program to its end, check its exit code; return what it said on either stream."""
     command = [sys.executable, "-m", "farm_executor", *map(str, arguments)]
@@ -352,6 +355,60 @@ def test_ctrl_c_at_the_terminal_reaches_the_server_and_no_task(tmp_path):
         server.wait_for_line("draining")
         gate.open()
         assert future.result(DEADLINE) == "not interrupted"
+
+
+def test_the_end_of_the_terminal_drains_the_server_however_often_it_is_told():
+    from contract.gate import Gate
+    from contract.tasks import pass_gate
+
+    with (
+        Gate() as gate,
+        Serving(workers=1) as server,
+        FarmExecutor(server.address, key=KEY, max_attempts=1) as farm,
+    ):
+        future = farm.submit(pass_gate, gate.address, "not lost")
+        gate.wait_for_arrivals()
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("draining")
+        server.process.send_signal(signal.SIGHUP)
+        gate.open()
+        assert future.result(DEADLINE) == "not lost"
+        assert server.wait() == 0
+
+
+def test_a_server_that_is_to_outlive_its_terminal_does(monkeypatch):
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"  # as nohup does
+    with Serving(workers=1, before=ignoring) as server, FarmExecutor(server.address, key=KEY) as farm:
+        server.process.send_signal(signal.SIGHUP)
+        assert farm.submit(signal.getsignal, signal.SIGHUP).result(DEADLINE) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_programs_that_tasks_start_have_signals_at_their_defaults(number):
+    with Serving(workers=1) as server, FarmExecutor(server.address, key=KEY) as farm:
+        assert farm.submit(subprocess.call, ["sh", "-c", f"kill -{number:d} $$"]).result(DEADLINE) == -number
+
+
+@pytest.mark.parametrize("abstract", [False, pytest.param(True, marks=LINUX)])
+def test_a_service_manager_is_told_when_it_serves_and_when_it_stops(abstract, tmp_path, monkeypatch):
+    path = f"@farm-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path.replace("@", "\0"))
+        manager.settimeout(DEADLINE)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        with Serving(workers=1) as server:
+            assert manager.recv(1000).decode() == f"READY=1\nSTATUS=serving on {server.address}"
+            with FarmExecutor(server.address, key=KEY) as farm:
+                assert "NOTIFY_SOCKET" not in farm.submit(tasks.own_environment).result(DEADLINE)
+            server.terminate()
+            assert manager.recv(1000).startswith(b"STOPPING=1")
+            assert server.wait() == 0
+
+
+def test_a_service_manager_that_is_gone_keeps_no_server_from_serving(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    with Serving(workers=1) as server, FarmExecutor(server.address, key=KEY) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
 
 
 def test_a_port_in_use_is_exit_code_2_and_a_line_that_names_it(key_file):

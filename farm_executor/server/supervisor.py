@@ -93,7 +93,7 @@ class Supervisor:
         owner: A file descriptor at whose end the server ends at once: who started it holds the other end.
         embedded: Whether it is one client's own, so that Ctrl-C in the client's terminal interrupts the tasks
             that run. Otherwise Ctrl-C at the server, like SIGTERM, makes it take no new clients and ask those that
-            it has to leave, and a second one makes it end at once.
+            it has to leave, and a second one makes it end at once. SIGHUP does the former, however often it comes.
         module_path: Folders in which tasks find modules first.
         interruptible: Whether Ctrl-C does that in an embedded server: not if the client ignores it.
         tunnelled: Whether a network lies behind its unix socket. A client that is silent is gone then, and if the
@@ -147,23 +147,27 @@ class Supervisor:
             let_go=self._close_all,
         )
         self._terminations = 0
+        self._hung_up = False
         self._draining = False
         self._leaving = False  # and its clients have been asked to leave
         self._ending = False
         self._started = time.time()
+        self._on_drain: Callable[[], None] = lambda: None
 
     # -- the loop --------------------------------------------------------------------------------------
 
-    def run(self, on_ready: Callable[[], None]) -> WorkerStart | None:
+    def run(self, on_ready: Callable[[], None], on_drain: Callable[[], None]) -> WorkerStart | None:
         """Serve until told to end.
 
         Args:
             on_ready: Called once signals are heeded.
+            on_drain: Called once no new clients are taken.
 
         Returns:
             None in the supervisor when all is over; in a worker's new process what it starts with: let the stack
             unwind and then call `run_worker`.
         """
+        self._on_drain = on_drain
         self._watch_signals()
         self._door.open()
         self._selector.register(self._waker, selectors.EVENT_READ, self._on_signal)
@@ -193,15 +197,22 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._on_terminate)
         # With a client at the terminal, Ctrl-C is the client's to decide about.
         signal.signal(signal.SIGINT, signal.SIG_IGN if self._embedded else self._on_terminate)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+            signal.signal(signal.SIGHUP, self._on_hang_up)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whatever the process blocks that has started us
 
     def _on_terminate(self, signum: int, frame: Any) -> None:
         self._terminations += 1
 
+    def _on_hang_up(self, signum: int, frame: Any) -> None:
+        # With a client at the terminal its end is the client's affair, as Ctrl-C is. A shell and the system may
+        # both tell of one terminal's end, so a second time means nothing more.
+        self._hung_up = not self._embedded
+
     def _on_signal(self) -> None:
         self._waker.drain()
         self._workers.reap()
-        if self._terminations:
+        if self._terminations or self._hung_up:
             self._drain(leave=True)
         if self._terminations > 1:
             self._end_at_once()
@@ -516,6 +527,7 @@ class Supervisor:
         logger.info("draining address=%s sessions=%d", self._address, len(self._sessions))
         self._draining = True
         self._door.shut()
+        self._on_drain()
         for session in list(self._sessions.values()):
             if not leave:
                 self._tell(session, Draining(leave=False))
@@ -535,17 +547,24 @@ def _age(started: float, now: float) -> float:
     return round(max(now - started, 0.0), 3)
 
 
-def serve(listener: Socket, *, on_ready: Callable[[], None] = lambda: None, **settings: Any) -> None:
+def serve(
+    listener: Socket,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    on_drain: Callable[[], None] = lambda: None,
+    **settings: Any,
+) -> None:
     """Be a server until its end; see `Supervisor` for the settings. In a worker's process it does not return.
 
     Args:
         listener: A listening socket.
         on_ready: Called when it serves: from then on SIGTERM drains it.
+        on_drain: Called once it takes no new clients.
         **settings: The supervisor's.
     """
     # Where nobody has configured logging, this is what writes warnings.
     logging.lastResort = DroppingHandler(logging.WARNING)
-    start = Supervisor(listener, **settings).run(on_ready)
+    start = Supervisor(listener, **settings).run(on_ready, on_drain)
     if start is not None:
         run_worker(start)
         end_process()
