@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
-__all__ = ["Parent", "WorkerMain", "become_child", "end_process", "serve_tracker"]
+__all__ = ["Parent", "WorkerMain", "become_child", "end_process", "let_leader_set_sid", "serve_tracker"]
 
 NAME = "FarmWorker"
 
@@ -68,6 +68,19 @@ def become_child(parent: Parent, number: int, sentinel: int) -> None:
     sys.meta_path.insert(0, _Completer(completions))
     with contextlib.suppress(AttributeError):  # a system whose threads have none
         threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # else still the supervisor's
+
+
+def let_leader_set_sid() -> None:
+    """Have `os.setsid` work in this process as in one of multiprocessing's, though it leads a process group."""
+    set_sid, leader, group = os.setsid, os.getpid(), os.getpgid(os.getppid())
+
+    def setsid() -> None:
+        if os.getpid() == leader:
+            with contextlib.suppress(OSError):  # it may lead a session by now, which the next line complains of
+                os.setpgid(0, group)
+        set_sid()
+
+    os.setsid = setsid
 
 
 def _complete_process(parent: Parent, number: int, sentinel: int, module: Any) -> None:

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello, encode
 from farm_executor.security import Key, set_ambient_key
-from farm_executor.server.childhood import Parent, become_child
+from farm_executor.server.childhood import Parent, become_child, let_leader_set_sid
 from farm_executor.server.guest import Guest
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.server.memory import OomCounter, held_by, peak_of
+from farm_executor.server.offspring import kill_family
 from farm_executor.server.output import OutputPipe, StdoutPipe
 from farm_executor.server.process import Worker
 from farm_executor.server.session import Session
@@ -219,6 +220,7 @@ class Workers:
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
         if not self._embedded:
             os.setpgid(0, 0)  # Ctrl-C at the server is the supervisor's alone
+            let_leader_set_sid()
         sentinel = os.dup(self._owner)
         if self._stdout is not None:
             self._outputs.discard(self._stdout)
@@ -342,7 +344,7 @@ class Workers:
                     "worker over its limit pid=%d slot=%d held=%d limit=%d client=%s",
                     *(worker.pid, worker.slot, size, session.max_memory, session.client),
                 )
-                os.kill(worker.pid, signal.SIGKILL)
+                kill_family(worker.pid)
 
     # -- by request ------------------------------------------------------------------------------------
 
@@ -368,7 +370,7 @@ class Workers:
         worker.killed = next((seq for kill in kills if (seq := worker.runs_one_of(kill)) is not None), None)
         if worker.killed is not None:
             logger.info("worker killed pid=%d slot=%d client=%s", worker.pid, worker.slot, session.client)
-            os.kill(worker.pid, signal.SIGKILL)
+            kill_family(worker.pid)
         else:
             os.kill(worker.pid, signal.SIGCONT)
             for kill in kills:
@@ -385,7 +387,7 @@ class Workers:
         elif worker.stopped:
             worker.thaw_by = 0.0
             logger.warning("worker frozen pid=%d slot=%d", worker.pid, worker.slot)
-            os.kill(worker.pid, signal.SIGKILL)
+            kill_family(worker.pid)
 
 
 def _flush_output() -> None:
