@@ -36,7 +36,7 @@ from farm_executor.security import (
     server_keys,
     write_key,
 )
-from farm_executor.transport import bound_address, listen, resolve
+from farm_executor.transport import bound_address, listen_everywhere, resolve
 
 __all__ = ["main"]
 
@@ -244,15 +244,16 @@ def _serve(options: argparse.Namespace) -> int:
     if options.workers is not None and options.workers < 1:
         raise ValueError("--workers must be at least 1")
     slots = options.workers or default_slots()
-    listener = listen(address)
+    listeners = listen_everywhere(address)
     try:
         keys = server_keys(None, *files)  # now that nothing is in the way of one that is to be made
     except BaseException:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         if address.path:
             os.unlink(address.path)
         raise
-    address = bound_address(listener, address)
+    address = bound_address(listeners[0], address)
 
     def greet() -> None:
         encrypted = "" if address.path or not is_encrypted(keys) else ", TLS"
@@ -260,7 +261,7 @@ def _serve(options: argparse.Namespace) -> int:
         manager.tell("READY=1", f"STATUS=serving on {address}")
 
     serve(
-        listener,
+        listeners,
         on_ready=greet,
         on_drain=lambda: manager.tell("STOPPING=1", "STATUS=waiting for what runs"),
         address=str(address),

@@ -54,6 +54,7 @@ __all__ = [
     "bound_address",
     "connect",
     "listen",
+    "listen_everywhere",
     "secure_server_side",
 ]
 
@@ -67,13 +68,14 @@ HEARTBEAT_SECONDS = 5.0  # between signs of life, unless a client wants others
 
 _CHUNK = 64 * 1024
 _BACKLOG = 1024
+FREE_PORT_ATTEMPTS = 10  # a port that is free at one address may be in use at the next
 _HAS_SENDMSG = hasattr(socket.socket, "sendmsg")  # not on Windows
 _VECTOR = 64  # buffers in one sendmsg; the system's limit is 1024
 _BULK_READS = 32  # reads of one segment before other connections get their turn
 
 
 def listen(address: Address) -> Socket:
-    """Open a listening socket.
+    """Open a listening socket; if the host's name stands for several addresses, at the first of them.
 
     Args:
         address: Where; port 0 means a free one. A unix socket's file may be used by the user alone.
@@ -81,15 +83,66 @@ def listen(address: Address) -> Socket:
     Raises:
         OSError: The port is in use, the host is not of this machine, or the path cannot be made.
     """
-    where: Any
+    return _listen(address, None if address.path else _places(address)[0])
+
+
+def listen_everywhere(address: Address) -> list[Socket]:
+    """As `listen`, at each address that the host's name stands for, such as 127.0.0.1 and ::1 for localhost.
+
+    All have the same port. Addresses that this machine does not have at the moment, as without IPv6, are left out.
+
+    Raises:
+        OSError: There is no such address, or the port is in use at one.
+    """
     if address.path:
-        sock, where = socket.socket(socket.AF_UNIX), address.path
-    else:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, protocol)
+        return [listen(address)]
+    attempts = FREE_PORT_ATTEMPTS if address.port == 0 else 1
+    while True:
+        attempts -= 1
+        try:
+            return _listen_at(address, _places(address))
+        except OSError as error:
+            if attempts == 0 or error.errno != errno.EADDRINUSE:
+                raise
+
+
+def _listen_at(address: Address, places: list[Any]) -> list[Socket]:
+    found: list[Socket] = []
+    missing: OSError | None = None
     try:
+        for family, kind, protocol, name, (host, port, *scope) in places:
+            port = found[0].getsockname()[1] if found else port
+            try:
+                found.append(_listen(address, (family, kind, protocol, name, (host, port, *scope))))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+        if missing is not None and not found:
+            raise missing
+    except BaseException:
+        for sock in found:
+            sock.close()
+        raise
+    return found
+
+
+def _places(address: Address) -> list[Any]:
+    # localhost is both by RFC 6761, though /etc/hosts may know one alone, or another than clients' resolvers do.
+    hosts = ("127.0.0.1", "::1") if address.host == "localhost" else (address.host,)
+    found: list[Any] = []
+    for host in hosts:
+        with contextlib.suppress(socket.gaierror) if host != hosts[0] else contextlib.nullcontext():
+            found += socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys(found))  # a name may have the same address twice in /etc/hosts
+
+
+def _listen(address: Address, place: Any) -> Socket:
+    """Open a listening socket at one of the address's places, as `getaddrinfo` has them; at None for its path."""
+    family, kind, protocol, _, where = place or (socket.AF_UNIX, socket.SOCK_STREAM, 0, "", address.path)
+    sock = None
+    try:
+        sock = socket.socket(family, kind, protocol)
         if address.path:
             _bind_path(sock, where)
         else:
@@ -98,7 +151,8 @@ def listen(address: Address) -> Socket:
             sock.bind(where)
         sock.listen(_BACKLOG)
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from None
     return sock
 

@@ -411,6 +411,23 @@ def test_a_service_manager_that_is_gone_keeps_no_server_from_serving(tmp_path, m
         assert farm.submit(abs, -1).result(DEADLINE) == 1
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_server_at_localhost_is_reached_in_either_family(host):
+    with Serving(at="localhost:0") as server:
+        if host == "[::1]" and not _has_ipv6():
+            pytest.skip("no IPv6 loopback here")
+        assert ping(host.strip("[]"), server.port, DEADLINE, key=KEY)
+
+
+def _has_ipv6():
+    with socket.socket(socket.AF_INET6) as sock:
+        try:
+            sock.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
 def test_a_port_in_use_is_exit_code_2_and_a_line_that_names_it(key_file):
     with listening() as (_, address):
         out, err = run("serve", address, "--key-file", key_file, code=2)

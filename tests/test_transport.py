@@ -33,7 +33,16 @@ from farm_executor.core.frames import (
 from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, encode_hello
 from farm_executor.sealed import SealedSocket
 from farm_executor.security import Key
-from farm_executor.transport import Connection, Waker, bound_address, connect, hang_up, listen, tune
+from farm_executor.transport import (
+    Connection,
+    Waker,
+    bound_address,
+    connect,
+    hang_up,
+    listen,
+    listen_everywhere,
+    tune,
+)
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -411,6 +420,46 @@ def test_an_ipv6_address_is_listened_at_and_dialled():
         address = bound_address(listener, wanted)
         assert str(address).startswith("[::1]:")
         socket.create_connection(("::1", address.port)).close()
+
+
+def test_localhost_is_listened_at_in_both_families_at_one_port():
+    wanted = Address(host="localhost", port=0)
+    listeners = listen_everywhere(wanted)
+    try:
+        port = bound_address(listeners[0], wanted).port
+        assert [sock.getsockname()[:2] for sock in listeners][0] == ("127.0.0.1", port)
+        if len(listeners) == 1:
+            with pytest.raises(OSError, match="cannot listen"):
+                listen(Address(host="::1", port=0))  # no IPv6 here
+        else:
+            assert [sock.getsockname()[:2] for sock in listeners][1:] == [("::1", port)]
+        for sock in listeners:
+            socket.create_connection(sock.getsockname()[:2], DEADLINE).close()
+    finally:
+        for sock in listeners:
+            sock.close()
+
+
+def test_a_port_that_is_in_use_in_one_family_is_in_use(no_leaks):
+    try:
+        other = listen(Address(host="::1", port=0))
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    with other, pytest.raises(OSError, match="cannot listen on localhost:") as caught:
+        listen_everywhere(Address(host="localhost", port=other.getsockname()[1]))
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+def test_families_that_the_machine_does_not_have_are_left_out(monkeypatch, no_leaks):
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("192.0.2.1", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+    (listener,) = listen_everywhere(Address(host="name", port=0))
+    with listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+    del found[1]
+    with pytest.raises(OSError, match="cannot listen on name:0") as caught:
+        listen_everywhere(Address(host="name", port=0))
+    assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
 def test_a_port_in_use_is_an_oserror_that_names_the_address():

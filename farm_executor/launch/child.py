@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from farm_executor.security import server_keys
@@ -21,11 +22,11 @@ from farm_executor.transport import Socket
 __all__ = ["run"]
 
 
-def run(listener: int, parent: BinaryIO) -> None:
+def run(listeners: Sequence[int], parent: BinaryIO) -> None:
     """Serve, as standard input says, which ends with the parent; then clean up.
 
     Args:
-        listener: The socket's descriptor. By the time that the parent speaks, it listens.
+        listeners: The sockets' descriptors. By the time that the parent speaks, they listen.
         parent: Standard input, of which what has been read may be more than a line.
     """
     open_missing_streams()
@@ -41,7 +42,7 @@ def run(listener: int, parent: BinaryIO) -> None:
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
     sys.path[:], sys.argv[:] = config.pop("path"), config.pop("argv")
-    serve(Socket(fileno=listener), keys=keys, owner=0, parent=kin, **config)
+    serve([Socket(fileno=listener) for listener in listeners], keys=keys, owner=0, parent=kin, **config)
     if directory:
         _remove(directory)
 

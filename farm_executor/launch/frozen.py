@@ -40,10 +40,10 @@ def freeze_support() -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the supervisor decides otherwise
     parent = open(0, "rb", closefd=False)  # noqa: SIM115
-    _, listener = json.loads(parent.readline())
+    _, listeners = json.loads(parent.readline())
     from farm_executor.launch.child import run
 
-    run(listener, parent)
+    run(listeners, parent)
     os._exit(0)
 
 

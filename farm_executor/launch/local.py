@@ -34,7 +34,7 @@ from farm_executor.launch.kinship import Kinship, authkey
 from farm_executor.launch.path import PACKAGE_ROOT, import_path
 from farm_executor.launch.place import SOCKET, private_directory
 from farm_executor.security import Key, PathLike, new_key, server_keys, write_key
-from farm_executor.transport import Socket, bound_address, listen
+from farm_executor.transport import Socket, bound_address, listen, listen_everywhere
 
 __all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "is_encrypted", "start_server"]
 
@@ -60,10 +60,10 @@ import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 import json
 parent = open(0, "rb", closefd=False)
-package, listener = json.loads(parent.readline())
+package, listeners = json.loads(parent.readline())
 sys.path.insert(len(own), package)
 from farm_executor.launch.child import run
-run(listener, parent)
+run(listeners, parent)
 os._exit(0)
 """
 
@@ -76,9 +76,9 @@ def default_slots() -> int:
 
 
 def _start(
-    listener: Socket, config: dict[str, Any], *, group: bool, share: Sequence[int] = ()
+    listeners: Sequence[Socket], config: dict[str, Any], *, group: bool, share: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a child that serves the listener and shares these descriptors; its standard input is left open.
+    """Start a child that serves the listeners and shares these descriptors; its standard input is left open.
 
     Raises:
         BrokenFarmError: This program cannot start children.
@@ -88,13 +88,15 @@ def _start(
 
     command = _command()
     # Where our standard streams are closed, our sockets may have their numbers, which are the child's own.
-    passed = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 3)
+    passed: list[int] = []
     try:
+        passed += (fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 3) for listener in listeners)
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=[passed, *share], start_new_session=not group
+            command, stdin=subprocess.PIPE, pass_fds=[*passed, *share], start_new_session=not group
         )
     finally:
-        os.close(passed)
+        for descriptor in passed:
+            os.close(descriptor)
     config |= {"path": import_path(), "argv": [str(argument) for argument in getattr(sys, "argv", ())]}
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it has died already, which the first dialling will notice
@@ -218,7 +220,7 @@ class PrivateServer:
                     "interruptible": _heeds_ctrl_c(),
                     **kinship.words,
                 }
-                self._process = _start(listener, config, group=True, share=kinship.descriptors)
+                self._process = _start([listener], config, group=True, share=kinship.descriptors)
                 kinship.started()
             except BaseException:
                 kinship.end()
@@ -427,7 +429,8 @@ def start_server(
     """Start a server.
 
     Args:
-        host: Where to listen; others than this machine's own addresses need TLS, or ``insecure``.
+        host: Where to listen, at each address that it stands for; others than this machine's own addresses need
+            TLS, or ``insecure``.
         port: The port; 0 for a free one.
         background: Whether to return at once; then the server lives until it is ended (by `Server.end`, by
             `end_server`, by a signal) or this program is, whether the returned object is kept or not. If not,
@@ -472,10 +475,10 @@ def start_server(
         "client_ca": _absolute(client_ca),
     }
     check_exposure(address, insecure, server_keys(key, **files, make=False))
-    listener = listen(address)
+    listeners = listen_everywhere(address)
     try:
         server_keys(key, files["key_file"])  # made if need be, now that nothing is in its way; the child reads it
-        address = bound_address(listener, address)
+        address = bound_address(listeners[0], address)
         config = {
             "address": str(address),
             "slots": workers or default_slots(),
@@ -485,9 +488,10 @@ def start_server(
             "files": files,
             "parent": {"authkey": authkey()} if background else {},
         }
-        server = Server(address, _start(listener, config, group=False))
+        server = Server(address, _start(listeners, config, group=False))
     finally:
-        listener.close()
+        for listener in listeners:
+            listener.close()
     if background:
         kept.keep(server)
     else:

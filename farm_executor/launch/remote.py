@@ -44,7 +44,7 @@ def run_remote(config: dict[str, Any]) -> None:
         say(error=str(error))
         return
     serve(
-        listener,
+        [listener],
         on_ready=lambda: say(ready=True),
         address=f"unix:{path}",
         keys=[Key(bytes.fromhex(config["key"]))],

@@ -10,6 +10,7 @@ import logging
 import selectors
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from farm_executor.core.messages import ClientHello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
@@ -33,7 +34,7 @@ class Door:
     """See the module.
 
     Args:
-        listener: A listening socket.
+        listeners: Listening sockets.
         keys: Each of which admits.
         selector: The supervisor's, whose entries hold what is to be called.
         admit: Called with a guest who has proven a key, and with his hello. It takes him over with `release`, or
@@ -43,22 +44,23 @@ class Door:
 
     def __init__(
         self,
-        listener: Socket,
+        listeners: Sequence[Socket],
         keys: Sequence[Key],
         selector: selectors.BaseSelector,
         admit: Callable[[Guest, ClientHello], WorkerStart | None],
         *,
         quiet: bool,
     ) -> None:
-        self._listener: Socket | None = listener
+        self._listeners = list(listeners)
         self._keys = keys
         self._selector = selector
         self._admit = admit
         self._quiet = quiet
         self._ration = Ration(logger)
         self._guests: dict[Guest, None] = {}  # in the order of their deadlines
-        self._deaf_until = 0.0  # the listener is not looked at before that time; 0 if it is
-        listener.setblocking(False)
+        self._deaf_until = 0.0  # the listeners are not looked at before that time; 0 if they are
+        for listener in listeners:
+            listener.setblocking(False)
 
     @property
     def deadline(self) -> float:
@@ -85,14 +87,14 @@ class Door:
         for guest in self._guests:
             if guest.raw is not but:
                 guest.socket.close()
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
-    def _accept(self) -> None:
-        if self._listener is None:
+    def _accept(self, listener: Socket) -> None:
+        if not self._listeners:
             return  # closed by an event of this same round
         try:
-            sock, peer = self._listener.accept()
+            sock, peer = listener.accept()
         except OSError as error:  # gone again, or no descriptors left: others must still be served
             if not isinstance(error, (BlockingIOError, InterruptedError)):
                 self._ration.warn("accept failed error=%s", error)
@@ -123,20 +125,21 @@ class Door:
     def open(self) -> None:
         """Let guests in."""
         self._deaf_until = 0.0
-        if self._listener is not None:
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        for listener in self._listeners:
+            self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
 
     def _listen_no_more(self) -> None:
-        if self._listener is not None and not self._deaf_until:
-            self._selector.unregister(self._listener)
+        if not self._deaf_until:
+            for listener in self._listeners:
+                self._selector.unregister(listener)
 
     def shut(self) -> None:
         """Let nobody in any more."""
         self._listen_no_more()
         self._deaf_until = 0.0
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
 
     def dismiss_all(self, why: str) -> None:
         """Let all go who are not in yet."""

@@ -85,7 +85,7 @@ class Supervisor:
     """A server.
 
     Args:
-        listener: A listening socket; it is the supervisor's from now on.
+        listeners: Listening sockets; they are the supervisor's from now on.
         address: What it listens at, for people to read.
         keys: Each of which admits. The first is that of what runs in the workers, as a client.
         slots: How many workers each session may have.
@@ -104,7 +104,7 @@ class Supervisor:
 
     def __init__(
         self,
-        listener: Socket,
+        listeners: Sequence[Socket],
         *,
         address: str,
         keys: Sequence[Key],
@@ -132,7 +132,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._waker = Waker()
         # An embedded server's guests are its own client, which knows why it left.
-        self._door = Door(listener, keys, self._selector, self._on_hello, quiet=embedded)
+        self._door = Door(listeners, keys, self._selector, self._on_hello, quiet=embedded)
         self._sessions: dict[str, Session] = {}
         self._workers = Workers(
             self._selector,
@@ -548,7 +548,7 @@ def _age(started: float, now: float) -> float:
 
 
 def serve(
-    listener: Socket,
+    listeners: Sequence[Socket],
     *,
     on_ready: Callable[[], None] = lambda: None,
     on_drain: Callable[[], None] = lambda: None,
@@ -557,14 +557,14 @@ def serve(
     """Be a server until its end; see `Supervisor` for the settings. In a worker's process it does not return.
 
     Args:
-        listener: A listening socket.
+        listeners: Listening sockets.
         on_ready: Called when it serves: from then on SIGTERM drains it.
         on_drain: Called once it takes no new clients.
         **settings: The supervisor's.
     """
     # Where nobody has configured logging, this is what writes warnings.
     logging.lastResort = DroppingHandler(logging.WARNING)
-    start = Supervisor(listener, **settings).run(on_ready, on_drain)
+    start = Supervisor(listeners, **settings).run(on_ready, on_drain)
     if start is not None:
         run_worker(start)
         end_process()

@@ -263,7 +263,7 @@ class _House:
     def __init__(self) -> None:
         self.door = _Door()
         self.supervisor = Supervisor(
-            self.door,  # type: ignore[arg-type]
+            [self.door],  # type: ignore[list-item]
             address="here",
             keys=[Key(KEY)],
             slots=SLOTS,
