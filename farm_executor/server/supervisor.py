@@ -176,6 +176,12 @@ class Supervisor:
             self._selector.register(self._requests, selectors.EVENT_READ, self._on_requests)
         on_ready()
         logger.info("serving address=%s slots=%d pid=%d", self._address, self._slots, os.getpid())
+        if self._slots > self._workers.room:
+            logger.warning(
+                "too few descriptors slots=%d workers=%d: more than that cannot be served at a time; "
+                "raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd), or have fewer slots",
+                *(self._slots, self._workers.room),
+            )
         while not self._finished():
             for key, _ in self._selector.select(self._next_deadline()):
                 worker: WorkerStart | None = key.data()

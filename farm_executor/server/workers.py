@@ -23,6 +23,7 @@ from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello, encode
 from farm_executor.security import Key, set_ambient_key
 from farm_executor.server.childhood import Parent, become_child, let_leader_set_sid
+from farm_executor.server.descriptors import DescriptorLimit
 from farm_executor.server.guest import Guest
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.server.memory import OomCounter, held_by, peak_of
@@ -42,6 +43,8 @@ __all__ = ["Workers"]
 
 logger = logging.getLogger(__name__)
 
+DESCRIPTORS_EACH = 3  # that a worker takes in the supervisor: its lane, the line to it, its standard error
+DESCRIPTORS_BESIDES = 20  # for the supervisor itself, and for those who knock
 LOOK_SECONDS = 0.2  # between looks at what workers with a limit hold, if they have run anything since
 UNSTICK_SECONDS = 0.1  # before the next attempt, when an output of ours takes no more
 THAW_SECONDS = 1.0  # for those who were stopped together to go on
@@ -94,6 +97,7 @@ class Workers:
         self._stuck: set[OutputPipe] = set()  # that are not looked at
         self._unstick_at = 0.0
         self._oom_counter = OomCounter()
+        self._descriptors = DescriptorLimit()
         self._next_look = 0.0
         if self._stdout is not None:
             self._listen_to(self._stdout)
@@ -155,6 +159,11 @@ class Workers:
             worker.channel.close()
             if worker.socket is not but:
                 worker.socket.close()
+
+    @property
+    def room(self) -> int:
+        """How many workers there may be at a time, as far as descriptors go."""
+        return max(self._descriptors.limit - DESCRIPTORS_BESIDES, 0) // DESCRIPTORS_EACH
 
     def pass_on(self) -> None:
         """Pass on what those that are dead have written."""
@@ -233,6 +242,7 @@ class Workers:
         else:
             os.dup2(null, 0)
             os.close(null)
+        self._descriptors.restore()  # now that those of the supervisor are closed, and low numbers are free
         become_child(self._parent, lane, sentinel)
         set_ambient_key(self._keys[0])
         guest.raw.setblocking(True)
