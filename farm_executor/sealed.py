@@ -145,7 +145,7 @@ class SealedSocket(LayeredSocket):
 
     def _end_filling(self) -> int:
         length = len(self._filling)
-        self._filling = self._filling[:0]
+        self._filling = memoryview(b"")  # a slice of it would keep the segment alive
         if not self._receiver.fits(self._head, self._hash):
             self._give_up("its seal is another's")
             raise ConnectionAbortedError(self._broken)
