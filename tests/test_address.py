@@ -304,7 +304,6 @@ def test_a_lone_address_is_one_and_an_iterable_gives_each_once_in_order(value, a
         bytearray(b"host:80"),
         {},
         {"host:80": 1},
-        8.0,
         object(),
         "",
         "host:",

@@ -247,17 +247,6 @@ def test_two_servers_share_a_machine():
         assert [status(*place(each.address), key=KEY)["name"] for each in (one, two)] == ["one", "two"]
 
 
-def test_a_server_that_is_collected_ends():
-    import gc
-
-    server = start_server("127.0.0.1", 0, background=True, workers=1, key=KEY)
-    address = server.address
-    del server
-    gc.collect()
-    with pytest.raises(ConnectionRefusedError):
-        status(*place(address), key=KEY)
-
-
 def test_a_server_drained_by_its_handle_serves_its_clients_to_their_end():
     with start_server("127.0.0.1", 0, background=True, workers=1, key=KEY) as server:
         with SessionPeer(server.address) as session:

@@ -74,7 +74,7 @@ PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "_bu
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 PACKAGE = Path(farm_executor.__file__).parent
 
-LANGUAGES = {"python", "pycon", "shell", "console", "text", "lisp"}
+LANGUAGES = {"python", "pycon", "shell", "console", "text", "lisp", "ini"}
 NOT_RUN = {"nox", "pip", "scp", "ssh", "ssh-keygen"}
 NOBODY = "127.0.0.1:1"
 DEADLINE = 60.0  # seconds until a page that hangs is ended; a whole page takes one or two
@@ -479,11 +479,10 @@ def _log_events():
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and isinstance(node.func.value, ast.Name)
-                and node.func.value.id == "logger"
-                and node.func.attr in ("debug", "info", "warning", "error", "exception", "critical")
+                and ast.unparse(node.func.value) in ("logger", "self._ration")
+                and node.func.attr in ("debug", "info", "warn", "warning", "error", "exception", "critical")
             ):
-                level = "error" if node.func.attr == "exception" else node.func.attr
+                level = {"exception": "error", "warn": "warning"}.get(node.func.attr, node.func.attr)
                 message = node.args[0].value
                 yield re.split(r" \w+=%", message)[0], level.upper(), tuple(re.findall(r"(\w+)=%", message))
 

@@ -147,7 +147,7 @@ def test_what_tasks_left_for_the_end_is_done_when_the_farm_is_shut_down(one, tmp
 
 def test_what_tasks_left_for_the_end_is_done_when_a_worker_is_replaced(one, tmp_path):
     path = tmp_path / "book"
-    with FarmExecutor(one._addresses or 1, max_tasks_per_child=1, key=one._key) as farm:
+    with FarmExecutor(one._addresses or 1, max_tasks_per_child=1, key=one._key and one._key.secret) as farm:
         pid = farm.submit(tasks.leave_things_for_the_end, str(path)).result(timeout=DEADLINE)
         wait_until(lambda: noted(path) == ENDS, "all is done")
         assert farm.submit(os.getpid).result(timeout=DEADLINE) != pid

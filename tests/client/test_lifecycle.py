@@ -2,14 +2,17 @@
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 import uuid
 import weakref
+from pathlib import Path
 
 import own_servers
 import pytest
@@ -48,8 +51,8 @@ class Script:
 
     def __init__(self, folder):
         self.mark = f"farm-test-{uuid.uuid4()}"
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
+        # Not in the folder, whose path may be too long for the sockets that multiprocessing puts there.
+        self.temporary = Path(tempfile.mkdtemp(prefix="script-", dir="/tmp"))
         self.folder = folder
         self.process = None
         self.own_servers = False  # whether the program is to use servers that it starts itself
@@ -95,6 +98,7 @@ def script(tmp_path):
             script.process.kill()
     for pid in _marked(script.mark):
         os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(script.temporary, ignore_errors=True)
 
 
 @pytest.fixture(params=["embedded", "own servers"])

@@ -675,7 +675,7 @@ def test_kernels_say_what_they_are(kernel):
 # -- bad input ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("addresses", [[], [("127.0.0.1",)], [("127.0.0.1", 70000)], "nowhere", 4, None, [4]])
+@pytest.mark.parametrize("addresses", [[], [("127.0.0.1",)], [("127.0.0.1", 70000)], "nowhere:", 4, None, [4]])
 def test_addresses_are_checked_first(addresses):
     with pytest.raises(AddressError):
         make_kernel(addresses)

@@ -272,9 +272,9 @@ def test_a_malformed_limit_is_refused(serving, limit):
 
 def test_the_limit_is_checked_where_it_is_given():
     for wrong in ("2GiB", 2.5, True):
-        with pytest.raises(TypeError, match="a number of bytes"):
+        with pytest.raises(TypeError, match="must be an integer, a number of bytes"):
             FarmExecutor(1, max_memory_per_worker=wrong)
-    with pytest.raises(ValueError, match="in bytes and must be >= 1048576"):
+    with pytest.raises(ValueError, match=">= 1048576 bytes, which is 1 MiB"):
         FarmExecutor(1, max_memory_per_worker=2)
 
 
