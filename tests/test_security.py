@@ -470,8 +470,8 @@ def test_a_key_is_not_seen_by_who_prints_variables():
     """As reporters of exceptions do, those of every frame."""
     secret = b"a key that nobody should see"
     with FarmExecutor("127.0.0.1:1", key=secret) as farm:
-        assert vars(farm)["_key"] == secret
-        shown = repr(vars(farm)) + repr(client_key(secret, None, NEAR).secret) + str(farm._key) + f"{farm._key}"
+        assert vars(farm)["_key"].secret == secret
+        shown = repr(vars(farm)) + repr(client_key(secret, None, NEAR).secret) + str(farm._key.secret) + f"{farm._key.secret}"
     assert "nobody should see" not in shown
     assert "<a secret>" in shown
     assert repr(new_key()) == "<a secret>"
