@@ -499,7 +499,7 @@ class _Client:
         there.close()
         raise ConnectionRefusedError("there is no more")
 
-    def _answer(self, answers: Any, server: str, pid: int) -> None:
+    def _answer(self, answers: Any, *others: Any) -> None:
         self._answered += len(list(answers))
         assert self._answered <= 3, "more outcomes than tasks"
 
@@ -510,9 +510,12 @@ class _Client:
             while self._links:
                 link = self._links.pop()
                 while (found := link._plan.next()) is not None:
-                    with contextlib.suppress(ConnectionRefusedError):
+                    try:
                         link._make(found[0])
-                    link._plan.drop(found[0])
+                    except ConnectionRefusedError:
+                        break  # it would be dialled again later, and not here
+                    finally:
+                        link._plan.drop(found[0])
                     reactor._run_inbox()
             reactor._run_inbox()
             for key, events in self._ready():
