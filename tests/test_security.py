@@ -471,7 +471,12 @@ def test_a_key_is_not_seen_by_who_prints_variables():
     secret = b"a key that nobody should see"
     with FarmExecutor("127.0.0.1:1", key=secret) as farm:
         assert vars(farm)["_key"].secret == secret
-        shown = repr(vars(farm)) + repr(client_key(secret, None, NEAR).secret) + str(farm._key.secret) + f"{farm._key.secret}"
+        shown = (
+            repr(vars(farm))
+            + repr(client_key(secret, None, NEAR).secret)
+            + str(farm._key.secret)
+            + f"{farm._key.secret}"
+        )
     assert "nobody should see" not in shown
     assert "<a secret>" in shown
     assert repr(new_key()) == "<a secret>"

@@ -91,6 +91,7 @@ GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from run
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
 IDLE_SECONDS = 1.0  # after which, or twice that, what is kept of large functions is forgotten
 MAX_STILLBORN = 3
+LONGEST_LOOK = 5.0  # seconds for the lock, which is held for milliseconds: longer than that it is for ever
 MAX_ROUNDS = 3  # of killing what runs, in case some of it has come to run elsewhere meanwhile
 
 
@@ -126,6 +127,7 @@ class Engine:
         self._budget = options.budget
         self._lock = OwnedLock()
         self._deciding = _Deciding(self)
+        self._looking = _Deciding(self, LONGEST_LOOK)
         self._scheduler = Scheduler(start=_start)
         self._incoming: deque[Task] = deque()
         self._ids = itertools.count(1)
@@ -420,7 +422,7 @@ class Engine:
         if self._lock.is_mine():  # amid a decision nothing else can be decided
             self._reactor.post(lambda: _ignore(self.kill_one(future)))
             return True
-        with HeldBack(), self._deciding:
+        with HeldBack(), self._looking:
             if self._scheduler.drop(task):  # it had been sent, and has come back
                 error = TaskKilledError("the task was killed while it waited to be sent again")
                 self._reactor.post(partial(self._settler.fail, task, error, "killed"))
@@ -531,11 +533,16 @@ class Engine:
 
     @contextlib.contextmanager
     def _look(self) -> Iterator[None]:
-        """Hold the lock in order to look and change nothing, also amid a decision of this very thread."""
+        """Hold the lock in order to look and change nothing, also amid a decision of this very thread.
+
+        Raises:
+            RuntimeError: It cannot be had. The thread that has it may wait for a lock of a future's, which this one
+                holds, as when a signal's handler has interrupted `concurrent.futures.wait`.
+        """
         if self._lock.is_mine():
             yield
         else:
-            with self._deciding:
+            with self._looking:
                 yield
 
     # -- performing decisions, with the lock held ----------------------------------------------------------
@@ -1022,13 +1029,15 @@ class Engine:
 class _Deciding:
     """The engine's lock, held in order to decide and perform; what has been submitted is admitted first."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, timeout: float = -1) -> None:
         self._engine = engine
+        self._timeout = timeout
 
     def __enter__(self) -> None:
         engine = self._engine
         assert not engine._lock.is_mine(), "a decision within a decision"
-        engine._lock.acquire()
+        if not engine._lock.acquire(True, self._timeout):
+            raise RuntimeError(MUST_NOT_WAIT)
         if engine._incoming:
             engine._take_incoming()
 
