@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
+from hypothesis.stateful import precondition
 
 from farm_executor.core.frames import (
     BULK,
@@ -178,3 +179,12 @@ def name_of(value: object) -> str:
     """A test's id for a parameter, the same in every process that runs a part of the tests."""
     text = repr(value)
     return type(value).__name__ if " at 0x" in text else text
+
+
+def when(condition):
+    """The `precondition` of a state machine's rule.
+
+    The oldest Hypothesis that the project is tested with parses a lambda's source again at each step, to print it.
+    """
+    condition.__name__ = "condition"
+    return precondition(condition)

@@ -2,7 +2,8 @@
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from strategies import when
 
 from farm_executor.core.dialling import (
     LONGEST_PAUSE,
@@ -183,7 +184,7 @@ class Histories(RuleBasedStateMachine):
             assert 0.0 <= pause <= LONGEST_PAUSE
             self.under_way.add(attempt)
 
-    @precondition(lambda self: self.under_way)
+    @when(lambda self: self.under_way)
     @rule(data=st.data(), slots=st.integers(1, 40))
     def succeed(self, data, slots):
         attempt = data.draw(st.sampled_from(sorted(self.under_way, key=str)))
@@ -204,7 +205,7 @@ class Histories(RuleBasedStateMachine):
                 self.lanes[attempt.lane] = self.cut.pop(attempt.lane)
         self.plan.drop(attempt)
 
-    @precondition(lambda self: self.under_way)
+    @when(lambda self: self.under_way)
     @rule(data=st.data(), refused=st.booleans(), unknown=st.booleans(), seconds=st.floats(0, 1.5))
     def fail(self, data, refused, unknown, seconds):
         self.now += seconds
@@ -221,19 +222,19 @@ class Histories(RuleBasedStateMachine):
             self.under_way.discard(attempt)
             self.plan.drop(attempt)
 
-    @precondition(lambda self: self.plan.session)
+    @when(lambda self: self.plan.session)
     @rule()
     def cut_control(self):
         self.plan.control_cut()
 
-    @precondition(lambda self: self.lanes)
+    @when(lambda self: self.lanes)
     @rule(data=st.data())
     def cut_lane(self, data):
         lane = data.draw(st.sampled_from(sorted(self.lanes)))
         self.cut[lane] = self.lanes.pop(lane)
         self.plan.lane_cut(lane, self.cut[lane])
 
-    @precondition(lambda self: self.lanes or self.cut)
+    @when(lambda self: self.lanes or self.cut)
     @rule(data=st.data(), failed=st.booleans())
     def lose_lane(self, data, failed):
         lane = data.draw(st.sampled_from(sorted({**self.lanes, **self.cut})))
@@ -241,12 +242,12 @@ class Histories(RuleBasedStateMachine):
         slot = self.cut.pop(lane) if slot is None else slot
         self.plan.lane_gone(lane, slot, failed=failed)
 
-    @precondition(lambda self: self.plan.session)
+    @when(lambda self: self.plan.session)
     @rule()
     def leave(self):
         self.plan.leave()
 
-    @precondition(lambda self: self.plan.session)
+    @when(lambda self: self.plan.session)
     @rule()
     def end_session(self):
         self._end_session()
@@ -280,5 +281,5 @@ class Histories(RuleBasedStateMachine):
             assert len(self.under_way) <= MAX_TOGETHER + 2
 
 
-Histories.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+Histories.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestHistories = Histories.TestCase

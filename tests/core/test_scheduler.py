@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from strategies import when
 
 from farm_executor.core import scheduler as scheduler_module
 from farm_executor.core.scheduler import (
@@ -1488,7 +1489,7 @@ durations = st.sampled_from([SHORT, SHORT, SHORT, HORIZON_US / 4, LONG])
 
 def some_worker(fits: Fits = bool) -> Any:
     """A rule for which there must be a worker that fits."""
-    return precondition(lambda self: any(fits(worker) for worker in self.farm.workers.values()))
+    return when(lambda self: any(fits(worker) for worker in self.farm.workers.values()))
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -1537,7 +1538,7 @@ class AnyHistory(RuleBasedStateMachine):
         if seat not in self.farm.taken():
             self.farm.seat_gone(seat)
 
-    @precondition(lambda self: len(self.farm.workers) < 5)
+    @when(lambda self: len(self.farm.workers) < 5)
     @rule(
         budget=st.none() | st.none() | st.integers(0, 20),
         rounds=st.sampled_from([0, 4]),
@@ -1548,7 +1549,7 @@ class AnyHistory(RuleBasedStateMachine):
         if worker.id in self.farm.workers:
             self.busy(worker, rounds)
 
-    @precondition(lambda self: self.farm.tasks)
+    @when(lambda self: self.farm.tasks)
     @rule(number=choice, everything=rarely)
     def withdraw(self, number: int, everything: bool) -> None:
         if everything:
@@ -1556,29 +1557,29 @@ class AnyHistory(RuleBasedStateMachine):
         else:
             self.farm.withdraw(self.farm.tasks[number % len(self.farm.tasks)])
 
-    @precondition(lambda self: self.farm.tasks)
+    @when(lambda self: self.farm.tasks)
     @rule(number=choice)
     def drop(self, number: int) -> None:
         self.farm.drop(self.farm.tasks[number % len(self.farm.tasks)])
 
-    @precondition(lambda self: self.farm.outstanding())
+    @when(lambda self: self.farm.outstanding())
     @rule(number=choice)
     def take_back(self, number: int) -> None:
         outstanding = self.farm.outstanding()
         self.farm.take_back(outstanding[number % len(outstanding)])
 
-    @precondition(lambda self: self.farm.tasks)
+    @when(lambda self: self.farm.tasks)
     @rule(number=choice)
     def take_back_wherever_it_is(self, number: int) -> None:
         self.farm.take_back(self.farm.tasks[number % len(self.farm.tasks)])
 
-    @precondition(lambda self: self.farm.unwanted)
+    @when(lambda self: self.farm.unwanted)
     @rule(number=choice)
     def keep(self, number: int) -> None:
         unwanted = sorted(self.farm.unwanted)
         self.farm.keep(self.farm.tasks[unwanted[number % len(unwanted)]])
 
-    @precondition(lambda self: self.farm.fresh())
+    @when(lambda self: self.farm.fresh())
     @rule(number=choice)
     def cancel_unheard(self, number: int) -> None:
         fresh = self.farm.fresh()
