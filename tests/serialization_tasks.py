@@ -1,6 +1,8 @@
 """What the tests of serialization run in workers: importable by name in every one."""
 
+import functools
 import os
+import pickle
 import sys
 import threading
 
@@ -134,3 +136,46 @@ class Unreadable(Exception):
 
 def raise_unreadable():
     raise Unreadable("x")
+
+
+class Backed:
+    """An object of the user's whose state is a buffer."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __reduce_ex__(self, protocol):
+        return type(self), (pickle.PickleBuffer(self.data),)
+
+
+def module_function(number, *, by=1):
+    return number + by
+
+
+class Adder:
+    offset = 10
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, number):
+        return number + self.by
+
+    def add(self, number):
+        return number + self.by
+
+    @classmethod
+    def shift(cls, number):
+        return number + cls.offset
+
+    @staticmethod
+    def double(number):
+        return 2 * number
+
+    @functools.lru_cache
+    def cached(self, number):
+        return number + self.by
+
+    @functools.cached_property
+    def twice(self):
+        return 2 * self.by

@@ -28,6 +28,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
+from serialization_tasks import Adder, Backed, module_function
 
 from farm_executor import RemoteProtocolError, payload
 from farm_executor.core.frames import BULK_THRESHOLD
@@ -444,16 +445,6 @@ def test_a_memoryview_comes_out_as_its_bytes():
     assert round_trip(memoryview(b"abcdef")[::2]) == b"ace"
 
 
-class Backed:
-    """An object of the user's whose state is a buffer."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __reduce_ex__(self, protocol):
-        return type(self), (pickle.PickleBuffer(self.data),)
-
-
 @pytest.mark.parametrize("size", [100, BULK_THRESHOLD])
 def test_an_object_of_the_users_may_have_its_buffer_beside_the_pickle(size):
     parts = dumps(Backed(bytearray(b"x" * size)))
@@ -480,39 +471,6 @@ def test_memory_for_what_is_received_can_be_written_to(size, monkeypatch):
 
 
 # -- functions ----------------------------------------------------------------------------------------------
-
-
-def module_function(number, *, by=1):
-    return number + by
-
-
-class Adder:
-    offset = 10
-
-    def __init__(self, by):
-        self.by = by
-
-    def __call__(self, number):
-        return number + self.by
-
-    def add(self, number):
-        return number + self.by
-
-    @classmethod
-    def shift(cls, number):
-        return number + cls.offset
-
-    @staticmethod
-    def double(number):
-        return 2 * number
-
-    @functools.lru_cache
-    def cached(self, number):
-        return number + self.by
-
-    @functools.cached_property
-    def twice(self):
-        return 2 * self.by
 
 
 def decorated_with_wraps(function):
@@ -657,8 +615,8 @@ def test_a_cached_function_that_no_name_leads_to_keeps_its_parameters_and_caches
 
 @pytest.fixture
 def registered():
-    """This module's functions travel by value."""
-    module = sys.modules[__name__]
+    """The functions of a module that is installed travel by value."""
+    module = sys.modules["serialization_tasks"]
     cloudpickle.register_pickle_by_value(module)
     yield module
     cloudpickle.unregister_pickle_by_value(module)

@@ -1,6 +1,7 @@
 """Seals over sockets: what goes in comes out, however it is cut, and nothing else ever does."""
 
 import contextlib
+import itertools
 import os
 import random
 import select
@@ -71,6 +72,7 @@ def test_bytes_arrive_as_sent_however_little_the_sockets_take_at_a_time(data):
         one.setblocking(False)
         other.setblocking(False)
         sent, came = bytearray(), bytearray()
+        steps = itertools.cycle(data.draw(st.lists(st.sampled_from([1, 100, 100_000]), min_size=1, max_size=5)))
         for size in data.draw(st.lists(sizes, max_size=6)):
             block = os.urandom(size)
             sent += block
@@ -79,9 +81,8 @@ def test_bytes_arrive_as_sent_however_little_the_sockets_take_at_a_time(data):
                 try:
                     rest = rest[one.send(rest) :]
                 except BlockingIOError:
-                    step = data.draw(st.sampled_from([1, 100, 100_000]))
                     with contextlib.suppress(BlockingIOError):
-                        came += other.recv(step)
+                        came += other.recv(next(steps))
         while len(came) < len(sent):
             with contextlib.suppress(BlockingIOError):
                 came += other.recv(3000)
