@@ -211,6 +211,8 @@ class SealedSocket(LayeredSocket):
         if not self._unsent and type(data) is bytes and 0 < len(data) <= _SMALL:  # the most frequent case by far
             self._accepted = len(data)
             self._unsent = memoryview(self._sender.head(data) + data)
+            if self._record:  # up to a megabyte, which a farm of thousands of lanes must not keep for each
+                self._record = memoryview(b"")
             return self._flush()
         return self.sendmsg([data])
 

@@ -281,3 +281,21 @@ def test_of_a_segment_in_which_one_bit_is_another_nothing_is_handed_on(seed):
         end.shutdown(socket.SHUT_RDWR)
         sender.join(DEADLINE)
     assert [bytes(frame.segments[0]) for frame in found] == ([data[-400_000:]] if not seed else [])
+
+
+def test_what_a_large_record_took_is_given_back_with_the_next_small_one():
+    """A farm has thousands of lanes, and each may have carried something large once."""
+
+    def read(end, size):
+        while size:
+            with contextlib.suppress(BlockingIOError):  # less than a record has come
+                size -= len(end.recv(size))
+
+    with sealed_pair() as (one, other):
+        reader = threading.Thread(target=read, args=(other, (4 << 20) + 5))
+        reader.start()
+        one.sendall(bytes(4 << 20))
+        assert len(one._record) > 64 * 1024
+        assert one.send(b"small") == 5
+        reader.join()
+        assert len(one._record) == 0
