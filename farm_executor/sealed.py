@@ -49,15 +49,12 @@ class SealedSocket(LayeredSocket):
         self._full = False  # whether more could have come at once
         self._begin = self._end = 0  # what has come and is not looked at yet
         self._plain = self._buffer[:0]  # what has been found genuine, and is not asked for yet
-        self._filling, self._filled = (
-            self._buffer[:0],
-            0,
-        )  # the memory that the record on its way goes into, see `fill`
-        self._head, self._hash = b"", self._receiver.begin(0)  # and what is known of its seal
+        # The memory that the record on its way goes into, see `fill`, and what is known of its seal.
+        self._filling, self._filled = self._buffer[:0], 0
+        self._head, self._hash = b"", self._receiver.begin(0)
         self._broken = ""  # why nothing more can be received
-        self._unsent = self._record = memoryview(
-            b""
-        )  # what the socket has not taken yet; where large ones are made
+        # What the socket has not taken yet, and where large records are made.
+        self._unsent = self._record = memoryview(b"")
         self._accepted = 0  # how many bytes of the caller's are in it
         self._limit, self._began = _FIRST_RECORD, 0.0  # a large one's size; when it was made
 

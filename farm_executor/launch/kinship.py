@@ -1,9 +1,8 @@
 """What the workers of an embedded farm have in common with the program, as children of multiprocessing do.
 
-This module owns what the program's side of multiprocessing tells and hands down; of a background server's workers
-that is the secret of its managers alone. It must not know how the server
-is started, nor what a worker makes of it, which is `server.childhood`'s. A program that has not imported
-multiprocessing does not come to import it for this.
+This module owns what the program's side of multiprocessing tells and hands down; to a background server's workers
+that is the secret of its managers alone. It must not know how the server is started, nor what a worker makes of it,
+which is `server.childhood`'s. A program that has not imported multiprocessing does not come to import it for this.
 """
 
 from __future__ import annotations
