@@ -154,16 +154,21 @@ class Door:
             if hello is not None:
                 return self._admit(guest, hello)
         except (EOFError, AuthenticationError, RemoteProtocolError, OSError) as error:
-            self.dismiss(guest, str(error), probe=not guest.has_spoken)
+            self.dismiss(guest, str(error), hung_up=isinstance(error, (EOFError, ConnectionError)))
         except Exception:  # a fault of ours, which must not be everybody's
             logger.exception("guest failed peer=%s", guest.name)
             self.dismiss(guest, "serving it has failed")
         return None
 
-    def dismiss(self, guest: Guest, why: str, *, probe: bool = False) -> None:
-        """Let somebody go who was not let in; a ``probe`` connects and hangs up, as health checks do."""
-        if probe:
+    def dismiss(self, guest: Guest, why: str, *, hung_up: bool = False) -> None:
+        """Let somebody go who was not let in.
+
+        Who has hung up is not worth a warning: health checks do, and clients that end while they dial.
+        """
+        if hung_up and not guest.has_spoken:
             logger.debug("dismissed peer=%s reason=%.200s", guest.name, why)
+        elif hung_up and not self._quiet:
+            self._ration.info("dismissed peer=%s reason=%.200s", guest.name, why)
         elif not self._quiet:
             self._ration.warn("dismissed peer=%s reason=%.200s", guest.name, why)
         if guest in self._guests:

@@ -73,14 +73,16 @@ class DroppingHandler(logging.Handler):
 class Ration:
     """Lines that anybody can cause: one a second at most, and with it how many others there would have been.
 
+    Of those that are kept back it is the last of the highest level.
+
     Args:
-        logger: Which gets them, as warnings.
+        logger: Which gets them.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self._silent_until = 0.0
-        self._last: tuple[str, tuple[Any, ...]] = ("", ())
+        self._last: tuple[int, str, tuple[Any, ...]] = (logging.NOTSET, "", ())
         self._kept_back = 0
 
     @property
@@ -89,8 +91,16 @@ class Ration:
         return self._silent_until if self._kept_back else float("inf")
 
     def warn(self, message: str, *fields: Any) -> None:
-        """Log it now, or count it."""
-        self._last = message, fields
+        """Log it as a warning now, or count it."""
+        self._note(logging.WARNING, message, fields)
+
+    def info(self, message: str, *fields: Any) -> None:
+        """Log it as information now, or count it."""
+        self._note(logging.INFO, message, fields)
+
+    def _note(self, level: int, message: str, fields: tuple[Any, ...]) -> None:
+        if not self._kept_back or level >= self._last[0]:
+            self._last = level, message, fields
         self._kept_back += 1
         self.on_time(time.monotonic())
 
@@ -98,9 +108,9 @@ class Ration:
         """Log the last of those that were kept back, with their number, if it is time."""
         if not self._kept_back or now < self._silent_until:
             return
-        message, fields = self._last
+        level, message, fields = self._last
         if self._kept_back > 1:
             message, fields = f"{message} others=%d", (*fields, self._kept_back - 1)
         self._kept_back = 0
         self._silent_until = now + RATION_SECONDS
-        self._logger.warning(message, *fields)
+        self._logger.log(level, message, *fields)

@@ -53,6 +53,29 @@ def test_of_many_lines_one_a_second_is_logged_and_tells_of_how_many(caplog, cloc
     assert caplog.messages[3:] == ["accept failed"]
 
 
+def test_of_what_is_kept_back_the_last_of_the_highest_level_is_told(caplog, clock):
+    caplog.set_level(logging.INFO)
+    ration = log.Ration(logging.getLogger("strangers"))
+    ration.info("first")
+    for tell, text in (ration.info, "one"), (ration.warn, "two"), (ration.warn, "three"), (ration.info, "four"):
+        tell(text)
+    clock.now = 102.0
+    ration.on_time(clock.now)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "first"),
+        ("WARNING", "three others=3"),
+    ]
+
+
+def test_who_hangs_up_while_dialling_is_not_worth_a_warning():
+    with Serving() as server:
+        with dial(server.address) as client:
+            client.sendall(b"FARM")
+        line = server.wait_for_line("dismissed")
+        assert " INFO " in line
+        assert "hung up" in line
+
+
 def test_strangers_cost_a_line_a_second_and_are_counted():
     with Serving(ration=3600) as server:
         for _ in range(50):
