@@ -144,7 +144,7 @@ class Door:
     def dismiss_all(self, why: str) -> None:
         """Let all go who are not in yet."""
         for guest in list(self._guests):
-            self.dismiss(guest, why)
+            self.dismiss(guest, why, harmless=True)
 
     def _on_guest(self, guest: Guest) -> WorkerStart | None:
         if guest not in self._guests:
@@ -154,20 +154,21 @@ class Door:
             if hello is not None:
                 return self._admit(guest, hello)
         except (EOFError, AuthenticationError, RemoteProtocolError, OSError) as error:
-            self.dismiss(guest, str(error), hung_up=isinstance(error, (EOFError, ConnectionError)))
+            self.dismiss(guest, str(error), harmless=isinstance(error, (EOFError, ConnectionError)))
         except Exception:  # a fault of ours, which must not be everybody's
             logger.exception("guest failed peer=%s", guest.name)
             self.dismiss(guest, "serving it has failed")
         return None
 
-    def dismiss(self, guest: Guest, why: str, *, hung_up: bool = False) -> None:
+    def dismiss(self, guest: Guest, why: str, *, harmless: bool = False) -> None:
         """Let somebody go who was not let in.
 
-        Who has hung up is not worth a warning: health checks do, and clients that end while they dial.
+        It is harmless, and not worth a warning, that a guest hangs up, as health checks do, and clients that end
+        while they dial; nor that the server ends while one is here.
         """
-        if hung_up and not guest.has_spoken:
+        if harmless and not guest.has_spoken:
             logger.debug("dismissed peer=%s reason=%.200s", guest.name, why)
-        elif hung_up and not self._quiet:
+        elif harmless and not self._quiet:
             self._ration.info("dismissed peer=%s reason=%.200s", guest.name, why)
         elif not self._quiet:
             self._ration.warn("dismissed peer=%s reason=%.200s", guest.name, why)
