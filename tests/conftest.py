@@ -51,13 +51,6 @@ def _own_key_file(tmp_path_factory):
     os.environ.pop("FARM_EXECUTOR_KEY_FILE", None)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _resource_tracker():
-    """A process keeps the resource tracker of multiprocessing that its first embedded farm may start."""
-    if os.name == "posix":
-        resource_tracker.ensure_running()
-
-
 def _threads():
     return {thread for thread in threading.enumerate() if thread.name.startswith("farm-")}
 
@@ -87,6 +80,8 @@ def no_leaks():
 
     The engine's last deeds may be under way when a test ends, so the end is awaited, with a deadline.
     """
+    if os.name == "posix":  # a process keeps the one that its farms share; the standard library's tests end it
+        resource_tracker.ensure_running()
     gc.collect()
     threads, children, descriptors = _threads(), _children(), _descriptors()
     yield
