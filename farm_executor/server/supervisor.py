@@ -524,21 +524,20 @@ class Supervisor:
 
     def _drain(self, *, leave: bool) -> None:
         """Take no new clients; end when those here are gone, who may be asked to ``leave`` when they can."""
-        if leave and not self._leaving:
-            self._leaving = True
+        first = not self._draining
+        if first:
+            logger.info("draining address=%s sessions=%d", self._address, len(self._sessions))
+            self._draining = True
+            self._door.shut()  # before the clients are told: one who has been told finds nobody at our address
+            self._on_drain()
+        if first or (leave and not self._leaving):
+            self._leaving = leave
             for session in list(self._sessions.values()):
-                self._tell(session, Draining(leave=True))
-        if self._draining:
-            return
-        logger.info("draining address=%s sessions=%d", self._address, len(self._sessions))
-        self._draining = True
-        self._door.shut()
-        self._on_drain()
-        for session in list(self._sessions.values()):
-            if not leave:
-                self._tell(session, Draining(leave=False))
-            if not session.workers or session.connection is None:
-                self._part_with(session)  # no lane can reach us any more
+                self._tell(session, Draining(leave=leave))
+        if first:
+            for session in list(self._sessions.values()):
+                if not session.workers or session.connection is None:
+                    self._part_with(session)  # no lane can reach us any more
 
     def _end_at_once(self) -> None:
         self._ending = True
