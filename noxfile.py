@@ -28,11 +28,11 @@ OF_THE_PYTHON = [
     "tests/client/test_functions.py",
     "tests/client/test_lifecycle.py",
     "tests/server/test_worker.py",
-    "tests/test_byvalue.py",
-    "tests/test_failure.py",
-    "tests/test_payload.py",
-    "tests/test_serialization_end_to_end.py",
-    "tests/test_tls.py",
+    "tests/data/test_byvalue.py",
+    "tests/data/test_failure.py",
+    "tests/data/test_payload.py",
+    "tests/data/test_serialization_end_to_end.py",
+    "tests/wire/test_tls.py",
     "tests/test_exports.py",
 ]
 SIDE_BY_SIDE = ("-n", "3", "--dist", "worksteal")  # most tests wait for a process most of the time

@@ -29,7 +29,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Thread safety"]
 nitpick_ignore = [
-    ("py:class", "farm_executor.address.Address"),  # users write strings and tuples
+    ("py:class", "farm_executor.wire.address.Address"),  # users write strings and tuples
     ("py:exc", "CancelledError"),  # its name in the standard library is longer
 ]
 

@@ -16,10 +16,9 @@ from farm_executor._version import __version__
 from farm_executor.client import launching
 
 if TYPE_CHECKING:
-    from farm_executor.address import Address
     from farm_executor.admin import end_server, ping, status
     from farm_executor.client.executor import FarmExecutor, OptionsView
-    from farm_executor.client.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
+    from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
     from farm_executor.errors import (
         AddressError,
         AuthenticationError,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     )
     from farm_executor.launch.frozen import freeze_support
     from farm_executor.launch.local import Server, start_server
+    from farm_executor.wire.address import Address
 
 __all__ = [
     "FarmExecutor",
@@ -81,9 +81,9 @@ __all__ = [
 _ELSEWHERE = {
     "FarmExecutor": "client.executor",
     "OptionsView": "client.executor",
-    "FarmStatistics": "client.statistics",
-    "ServerStatistics": "client.statistics",
-    "WorkerStatistics": "client.statistics",
+    "FarmStatistics": "client.farm.statistics",
+    "ServerStatistics": "client.farm.statistics",
+    "WorkerStatistics": "client.farm.statistics",
     "Server": "launch.local",
     "start_server": "launch.local",
     "end_server": "admin",

@@ -1,7 +1,7 @@
 """Ask a server how it is, or to end: what lfarm-admin is to lfarm.
 
 This module owns the questions; it must not know executors. All need the server's key, found as everywhere (see
-`farm_executor.security`), and raise `AuthenticationError` if it is not the right one.
+`farm_executor.wire.security`), and raise `AuthenticationError` if it is not the right one.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import os
 import time
 from typing import Any
 
-from farm_executor.address import Address, parse_address
 from farm_executor.arguments import checked
 from farm_executor.core.messages import AdminHello, Status, from_json, to_json
 from farm_executor.errors import RemoteProtocolError
-from farm_executor.security import client_key
-from farm_executor.transport import connect
+from farm_executor.wire.address import Address, parse_address
+from farm_executor.wire.security import client_key
+from farm_executor.wire.transport import connect
 
 __all__ = ["ask", "ask_until_answered", "end_server", "ping", "status"]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from farm_executor.address import parse_address, parse_addresses
+from farm_executor.wire.address import parse_address, parse_addresses
 
 __all__ = ["ROWS", "anything", "checked"]
 
@@ -213,7 +213,7 @@ def _paths(name: str, value: Any) -> Any:
 def _key_file(name: str, value: Any) -> Any:
     """A file that holds a key now. It is read again for each connection, as keys are changed."""
     from farm_executor.errors import AuthenticationError
-    from farm_executor.security import read_key  # late: few programs name a file
+    from farm_executor.wire.security import read_key  # late: few programs name a file
 
     try:
         read_key(_path(name, value))
@@ -224,7 +224,7 @@ def _key_file(name: str, value: Any) -> Any:
 
 
 def _ssl_context(name: str, value: Any) -> Any:
-    from farm_executor.tls import own_context  # late, as it imports ssl
+    from farm_executor.wire.tls import own_context  # late, as it imports ssl
 
     own_context(value)
     return value

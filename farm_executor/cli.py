@@ -23,12 +23,12 @@ from typing import Any
 
 from farm_executor import admin, demo
 from farm_executor._version import __version__
-from farm_executor.address import DEFAULT_PORT, Address, parse_address, parse_addresses
-from farm_executor.advice import explained
 from farm_executor.errors import AddressError, AuthenticationError, FarmError
 from farm_executor.launch.local import check_exposure, default_slots, is_encrypted
 from farm_executor.launch.ssh import SSH_VARIABLE, end_servers, start_servers
-from farm_executor.security import (
+from farm_executor.wire.address import DEFAULT_PORT, Address, parse_address, parse_addresses
+from farm_executor.wire.advice import explained
+from farm_executor.wire.security import (
     KEY_FILE_VARIABLE,
     automatic_secret,
     default_key_file,
@@ -36,7 +36,7 @@ from farm_executor.security import (
     server_keys,
     write_key,
 )
-from farm_executor.transport import bound_address, listen_everywhere, resolve
+from farm_executor.wire.transport import bound_address, listen_everywhere, resolve
 
 __all__ = ["main"]
 
@@ -311,7 +311,7 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _keygen(options: argparse.Namespace) -> int:
-    from farm_executor.keygen import make_key_file_content
+    from farm_executor.wire.keygen import make_key_file_content
 
     path = Path(options.file) if options.file else default_key_file()
     if path == default_key_file() and (secret := automatic_secret(path)):

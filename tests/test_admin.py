@@ -22,9 +22,9 @@ from farm_executor import (
     start_server,
     status,
 )
-from farm_executor.address import parse_address
 from farm_executor.admin import ask
-from farm_executor.security import write_key
+from farm_executor.wire.address import parse_address
+from farm_executor.wire.security import write_key
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

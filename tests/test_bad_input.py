@@ -33,9 +33,9 @@ from farm_executor import (
     ping,
     start_server,
 )
-from farm_executor.client import server as dialling
-from farm_executor.client.engine import Engine
-from farm_executor.client.server import CLEAR_REFUSALS
+from farm_executor.client.farm import link as dialling
+from farm_executor.client.farm.engine import Engine
+from farm_executor.client.farm.link import CLEAR_REFUSALS
 from farm_executor.core import dialling as core_dialling
 from farm_executor.core.frames import BULK, FrameType, encode_frame
 

@@ -18,7 +18,7 @@ from server.serving import KEY, TESTS, Serving
 import farm_executor
 from farm_executor import FarmExecutor, ping
 from farm_executor.launch.ssh import SSH_VARIABLE
-from farm_executor.security import KEY_FILE_VARIABLE, write_key
+from farm_executor.wire.security import KEY_FILE_VARIABLE, write_key
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="servers need fork"),

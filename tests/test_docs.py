@@ -45,7 +45,6 @@ import sshd
 import farm_executor
 import farm_executor.lfarm
 from farm_executor import start_server
-from farm_executor.address import parse_address
 from farm_executor.cli import _parser
 from farm_executor.core.frames import (
     FrameReader,
@@ -62,11 +61,12 @@ from farm_executor.core.frames import (
 )
 from farm_executor.core.handshake import ClientHandshake, Security, ServerHandshake, encode_hello
 from farm_executor.core.seal import CLIENT, SERVER, Seal
+from farm_executor.data.payload import dumps, loads
 from farm_executor.launch.ssh import SSH_VARIABLE
-from farm_executor.payload import dumps, loads
-from farm_executor.security import client_key
-from farm_executor.transport import connect
-from farm_executor.versions import local_versions
+from farm_executor.wire.address import parse_address
+from farm_executor.wire.security import client_key
+from farm_executor.wire.transport import connect
+from farm_executor.wire.versions import local_versions
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -41,7 +41,15 @@ def imported_by(program, *names):
 
 def test_the_executor_imports_no_heavy_module():
     """cloudpickle, tblib and numpy are imported when they are needed, if they are; so is all that does the work."""
-    heavy = ("cloudpickle", "tblib", "numpy", "asyncio", "subprocess", "dataclasses", "farm_executor.client.engine")
+    heavy = (
+        "cloudpickle",
+        "tblib",
+        "numpy",
+        "asyncio",
+        "subprocess",
+        "dataclasses",
+        "farm_executor.client.farm.engine",
+    )
 
     assert imported_by("from farm_executor import FarmExecutor", *heavy) == []
 
@@ -49,7 +57,7 @@ def test_the_executor_imports_no_heavy_module():
 def test_a_server_imports_little_before_it_serves():
     """A program that starts one waits for that."""
     slow = ("subprocess", "tempfile", "shutil", "dataclasses", "inspect", "ast", "email", "importlib.metadata")
-    program = "from farm_executor.launch.child import run\nfrom farm_executor.versions import local_versions"
+    program = "from farm_executor.launch.child import run\nfrom farm_executor.wire.versions import local_versions"
 
     found = imported_by(f"{program}\nlocal_versions()", *slow, "farm_executor.client.executor")
 

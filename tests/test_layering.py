@@ -11,41 +11,31 @@ import farm_executor
 
 ROOT = Path(farm_executor.__file__).parent
 
-# The first that fits counts; a module may import its own step's modules only where it is named in SIDEWAYS.
-LEVELS = [
-    ("farm_executor.core", 2),
-    ("farm_executor.client", 5),
-    ("farm_executor.server", 5),
-    ("farm_executor.launch", 6),
-    ("farm_executor.admin", 5),
-    ("farm_executor.advice", 4),
-    ("farm_executor.transport", 3),
-    ("farm_executor.payload", 2),
-    ("farm_executor.byvalue", 2),
-    ("farm_executor.failure", 2),
-    ("farm_executor.blocks", 2),
-    ("farm_executor.race", 2),
-    ("farm_executor.versions", 2),
-    ("farm_executor.address", 2),
-    ("farm_executor.arguments", 2),
-    ("farm_executor.layered", 1),
-    ("farm_executor.sealed", 2),
-    ("farm_executor.tls", 2),
-    ("farm_executor.security", 2),
-    ("farm_executor.keygen", 3),
-    ("farm_executor.refused", 1),
-    ("farm_executor.trusted", 2),
-    ("farm_executor.errors", 1),
-    ("farm_executor.importing", 1),
-    ("farm_executor.tokens", 1),
-    ("farm_executor._version", 0),
-    ("farm_executor.lfarm", 7),
-    ("farm_executor.cli", 7),
-    ("farm_executor.demo", 7),
-    ("farm_executor.__main__", 8),
-    ("farm_executor", 8),
+# From the lowest step to the highest. A package stands for all its modules, but for those with a step of their own.
+STEPS = [
+    ("_version", "errors"),
+    ("core",),
+    ("data",),
+    ("wire",),
+    ("arguments",),
+    ("client.farm", "server"),
+    ("client", "admin"),
+    ("launch",),
+    ("lfarm", "demo"),
+    ("cli",),
+    ("__main__", ""),
 ]
-FOLDERS = ("core", "client", "server", "launch", "lfarm")
+# And within the larger packages: a module imports from lower floors, or from its own floor where there is no cycle.
+FLOORS = {
+    "data": [("importing", "refused", "tokens"), ("byvalue",), ("failure", "payload"), ("blocks",)],
+    "wire": [
+        ("address", "layered", "race", "trusted", "versions"),
+        ("sealed", "tls"),
+        ("security",),
+        ("transport", "keygen"),
+        ("advice",),
+    ],
+}
 IMPURE = {
     *(
         "asyncio",
@@ -74,13 +64,19 @@ def _modules():
 MODULES = dict(_modules())
 
 
-def _level(module):
-    return next(level for name, level in LEVELS if module == name or module.startswith(name + "."))
+def _step(module):
+    """The number of a module's step: that of the longest name in STEPS that it falls under."""
+    steps = {f"farm_executor.{name}".rstrip("."): number for number, names in enumerate(STEPS) for name in names}
+    name = module
+    while name not in steps and "." in name:
+        name = name.rpartition(".")[0]
+    assert name != "farm_executor" or module == name, f"{module} has no step"
+    return name, steps[name]
 
 
-def _folder(module):
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in FOLDERS else module
+def _floor(package, module):
+    own = module.removeprefix(f"farm_executor.{package}.")
+    return next(number for number, names in enumerate(FLOORS[package]) if own in names)
 
 
 def _imports(path):
@@ -95,14 +91,27 @@ def _imports(path):
                 yield name if name in MODULES else node.module
 
 
+def _package_imports(module):
+    return [name for name in _imports(MODULES[module]) if name in MODULES and (module, name) not in ALLOWED]
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_lower_steps_or_from_its_own_folder(module):
-    for imported in _imports(MODULES[module]):
-        if not imported.startswith("farm_executor") or (module, imported) in ALLOWED:
-            continue
-        same_folder = _folder(module) == _folder(imported)
-        beside = _level(imported) == _level(module) and (_level(module) in (2, 7))
-        assert _level(imported) < _level(module) or same_folder or beside, f"{module} imports {imported}"
+def test_a_module_imports_only_from_lower_steps_or_from_its_own(module):
+    name, step = _step(module)
+    for imported in _package_imports(module):
+        other, lower = _step(imported)
+        assert lower < step or other == name, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_within_a_package_a_module_imports_only_from_its_floor_and_those_below(package):
+    prefix = f"farm_executor.{package}."
+    modules = [name for name in MODULES if name.startswith(prefix)]
+    assert sorted(name.removeprefix(prefix) for name in modules) == sorted(sum(FLOORS[package], ()))
+    for module in modules:
+        for imported in _package_imports(module):
+            if imported.startswith(prefix):
+                assert _floor(package, imported) <= _floor(package, module), f"{module} imports {imported}"
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("farm_executor.core")])
@@ -116,12 +125,12 @@ def test_only_what_opens_connections_imports_socket_and_ssl():
         for library in ("socket", "ssl")
     }
 
-    between = {f"farm_executor.{name}" for name in ("layered", "race", "sealed", "tls")}
-    assert importers == {"socket": {"farm_executor.transport", *between}, "ssl": {"farm_executor.tls"}}
+    between = {f"farm_executor.wire.{name}" for name in ("layered", "race", "sealed", "tls")}
+    assert importers == {"socket": {"farm_executor.wire.transport", *between}, "ssl": {"farm_executor.wire.tls"}}
 
 
 def test_a_program_that_does_not_encrypt_does_not_import_what_does():
-    code = "import farm_executor.transport, farm_executor.client.engine, sys; print('ssl' in sys.modules)"
+    code = "import farm_executor.wire.transport, farm_executor.client.farm.engine, sys; print('ssl' in sys.modules)"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
 

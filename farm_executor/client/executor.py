@@ -22,14 +22,14 @@ from functools import partial
 from numbers import Number
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from farm_executor.address import Address, AddressLike
 from farm_executor.arguments import checked
 from farm_executor.client import launching
-from farm_executor.client.future import FarmFuture, renew_lock
-from farm_executor.client.interrupt import AllHeldBack, let_go
-from farm_executor.client.locks import OwnedLock
-from farm_executor.client.options import TaskOptions
+from farm_executor.client.farm.future import FarmFuture, renew_lock
+from farm_executor.client.farm.interrupt import AllHeldBack, let_go
+from farm_executor.client.farm.locks import OwnedLock
+from farm_executor.client.farm.options import TaskOptions
 from farm_executor.errors import AddressError
+from farm_executor.wire.address import Address, AddressLike
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     # Checkers bring these along; Python has them from 3.11 on.
     from typing_extensions import TypedDict, TypeVarTuple, Unpack
 
-    from farm_executor.client.engine import Engine
+    from farm_executor.client.farm.engine import Engine
+    from farm_executor.client.farm.servers import Sources
+    from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.client.launching import EmbeddedServer, RemoteServer
-    from farm_executor.client.servers import Sources
-    from farm_executor.client.statistics import FarmStatistics
-    from farm_executor.security import Key, KeyFinder
+    from farm_executor.wire.security import Key, KeyFinder
 
     T1 = TypeVar("T1")
     T2 = TypeVar("T2")
@@ -359,7 +359,7 @@ class _Front(Executor):
         (timeout,) = checked("FarmExecutor.connect", timeout=timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         engine = self._farm._start_engine()
-        from farm_executor.client.outcome import copy_of
+        from farm_executor.client.farm.wording import copy_of
 
         engine.check_may_wait()
 
@@ -478,7 +478,7 @@ class _Front(Executor):
         """A snapshot of the farm."""
         engine = self._farm._engine
         if engine is None:
-            from farm_executor.client.statistics import FarmStatistics
+            from farm_executor.client.farm.statistics import FarmStatistics
 
             return FarmStatistics(state="shut down" if self._farm._shut_down else "new")
         return engine.statistics()
@@ -525,7 +525,7 @@ class FarmExecutor(_Front):
         max_memory_per_worker: Bytes of memory of its own that a worker may hold, at least 1 MiB. One that is found
             to hold more while it runs tasks, or right after, is killed and replaced, which costs the task that it
             ran an attempt. Servers look five times a second. None: no limit.
-        key: The servers' secret, at least 16 bytes. None: see `farm_executor.security` for where it is found.
+        key: The servers' secret, at least 16 bytes. None: see `farm_executor.wire.security` for where it is found.
         key_file: A file that holds it, and with it the certificate of servers that speak TLS, as
             ``farm-executor keygen`` makes it.
         ssl_context: An `ssl.SSLContext` of your own, for servers with a certificate of your own. It does not travel
@@ -661,7 +661,7 @@ class FarmExecutor(_Front):
             caller_leads=caller_leads,
         )
         if self._key is not None:
-            from farm_executor.security import Key  # late: few programs give one
+            from farm_executor.wire.security import Key  # late: few programs give one
 
             self._key = Key(self._key)  # which shows nothing
         self._options = TaskOptions(max_attempts=attempts)
@@ -743,7 +743,7 @@ class FarmExecutor(_Front):
     def _broadcast(
         self, options: TaskOptions, fn: Any, args: Any, persistent: bool, timeout: float | None
     ) -> list[Any]:
-        from farm_executor.client.broadcast import gather
+        from farm_executor.client.farm.broadcasts import gather
 
         engine = self._start_engine()
         broadcast = engine.broadcast(fn, args, options, persistent=persistent)
@@ -792,11 +792,11 @@ class FarmExecutor(_Front):
         if embedded is not None:
             with contextlib.suppress(Exception):  # whoever asks for its address is told
                 embedded.locate()  # now, so that it starts while the engine is imported, which takes as long
-        from farm_executor import payload
-        from farm_executor.client.budget import Budget
-        from farm_executor.client.engine import Engine, EngineOptions
-        from farm_executor.client.server import Settings
-        from farm_executor.security import KeyFinder
+        from farm_executor.client.farm.budget import Budget
+        from farm_executor.client.farm.engine import Engine, EngineOptions
+        from farm_executor.client.farm.link import Settings
+        from farm_executor.data import payload
+        from farm_executor.wire.security import KeyFinder
 
         call = None if self._initializer is None else (self._initializer, self._initargs)
         limit = self._max_pending_bytes
@@ -820,7 +820,7 @@ class FarmExecutor(_Front):
         )
 
     def _sources(self, embedded: EmbeddedServer | None) -> Sources:
-        from farm_executor.client.servers import Sources
+        from farm_executor.client.farm.servers import Sources
 
         fixed = [address for address in self._addresses or () if not address.every]
         names = [address for address in self._addresses or () if address.every]
@@ -836,7 +836,7 @@ class FarmExecutor(_Front):
 
     def _way_to(self, address: Address) -> Callable[[bool], Address]:
         """What gives the server's address, and starts it if it is to be started."""
-        from farm_executor.client.server import at
+        from farm_executor.client.farm.link import at
 
         if not address.ssh:
             return at(address)
@@ -890,11 +890,11 @@ def _check_not_importing() -> None:
     Raises:
         RuntimeError: A module is being imported for a task to be read.
     """
-    from farm_executor.security import is_worker
+    from farm_executor.wire.security import is_worker
 
     if not is_worker():
         return
-    from farm_executor import payload
+    from farm_executor.data import payload
 
     frame: FrameType | None = sys._getframe()
     module = None
@@ -925,7 +925,7 @@ def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
 
 
 def _find_key(finder: KeyFinder, embedded: EmbeddedServer | None, address: Address) -> Key:
-    from farm_executor.security import Key
+    from farm_executor.wire.security import Key
 
     if embedded is not None and (own := embedded.key_for(address)) is not None:
         return Key(own)
@@ -948,7 +948,7 @@ def _let_go(server: RemoteServer, gone: Future[None]) -> None:
 def _unpickle(addresses: list[Address], arguments: dict[str, Any]) -> FarmExecutor:
     key_file = arguments.pop("key_file")
     farm = FarmExecutor(addresses, **arguments)
-    from farm_executor.security import is_readable_key, is_worker
+    from farm_executor.wire.security import is_readable_key, is_worker
 
     # It need not be there on this machine, unless it is used; and in a worker there is another one.
     farm._key_file = None if is_worker() and key_file and not is_readable_key(key_file) else key_file

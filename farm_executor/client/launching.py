@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from farm_executor.address import Address
+    from farm_executor.wire.address import Address
 
 __all__ = ["EmbeddedServer", "RemoteServer", "embedded", "over_ssh"]
 

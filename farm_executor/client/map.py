@@ -26,17 +26,17 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
-from farm_executor import payload
-from farm_executor.blocks import PLAIN, BlockOutcome, portable, run_block
-from farm_executor.byvalue import OwnObjects
-from farm_executor.client.engine import Engine
-from farm_executor.client.functions import Function
-from farm_executor.client.future import FarmFuture
-from farm_executor.client.options import TaskOptions
-from farm_executor.client.outcome import culprit, unreadable_value
+from farm_executor.client.farm.engine import Engine
+from farm_executor.client.farm.functions import Function
+from farm_executor.client.farm.future import FarmFuture
+from farm_executor.client.farm.options import TaskOptions
+from farm_executor.client.farm.wording import culprit, unreadable_value
 from farm_executor.core.frames import Payload, payload_size
+from farm_executor.data import payload
+from farm_executor.data.blocks import PLAIN, BlockOutcome, portable, run_block
+from farm_executor.data.byvalue import OwnObjects
+from farm_executor.data.failure import Origin, load_failure
 from farm_executor.errors import TaskExecutionError, WorkerLostError
-from farm_executor.failure import Origin, load_failure
 
 __all__ = ["map_calls"]
 

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from farm_executor.security import server_keys
 from farm_executor.server.childhood import Parent
 from farm_executor.server.output import open_missing_streams
 from farm_executor.server.supervisor import serve
-from farm_executor.transport import Socket
+from farm_executor.wire.security import server_keys
+from farm_executor.wire.transport import Socket
 
 __all__ = ["run"]
 

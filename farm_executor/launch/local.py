@@ -25,7 +25,6 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
-from farm_executor.address import Address, parse_address
 from farm_executor.arguments import checked
 from farm_executor.errors import AddressError, BrokenFarmError
 from farm_executor.launch import background as kept
@@ -33,8 +32,9 @@ from farm_executor.launch import frozen
 from farm_executor.launch.kinship import Kinship, authkey
 from farm_executor.launch.path import PACKAGE_ROOT, import_path
 from farm_executor.launch.place import SOCKET, private_directory
-from farm_executor.security import Key, PathLike, new_key, server_keys, write_key
-from farm_executor.transport import Socket, bound_address, listen, listen_everywhere
+from farm_executor.wire.address import Address, parse_address
+from farm_executor.wire.security import Key, PathLike, new_key, server_keys, write_key
+from farm_executor.wire.transport import Socket, bound_address, listen, listen_everywhere
 
 __all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "is_encrypted", "start_server"]
 
@@ -437,7 +437,7 @@ def start_server(
             return when the server has ended.
         name: A label, shown by `status`.
         workers: How many workers each client may have; None for one per CPU.
-        key: The secret that admits clients. None: see `farm_executor.security` for where it is found.
+        key: The secret that admits clients. None: see `farm_executor.wire.security` for where it is found.
         key_file: A file that holds it, and a certificate for TLS if ``farm-executor keygen`` made it. Of several
             files each admits; the first is that of what runs in the workers.
         certificate: A PEM file with a certificate of your own, for TLS. A context cannot be given, because the

@@ -12,11 +12,11 @@ import os
 import shutil
 from typing import Any
 
-from farm_executor.address import Address
 from farm_executor.launch.local import default_slots
-from farm_executor.security import Key
 from farm_executor.server.supervisor import serve
-from farm_executor.transport import listen
+from farm_executor.wire.address import Address
+from farm_executor.wire.security import Key
+from farm_executor.wire.transport import listen
 
 __all__ = ["run_remote"]
 

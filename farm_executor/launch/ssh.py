@@ -28,7 +28,6 @@ from types import TracebackType
 from typing import Any
 
 from farm_executor._version import __version__
-from farm_executor.address import Address, Ssh
 from farm_executor.admin import ask
 from farm_executor.core.messages import MAX_MESSAGE
 from farm_executor.core.text import one_line
@@ -36,7 +35,8 @@ from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
 from farm_executor.launch import background
 from farm_executor.launch.held import Held
 from farm_executor.launch.place import SOCKET, private_directory
-from farm_executor.security import new_key, write_key
+from farm_executor.wire.address import Address, Ssh
+from farm_executor.wire.security import new_key, write_key
 
 __all__ = ["SSH_VARIABLE", "SshServer", "end_servers", "start_servers"]
 

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, ParamSpec, overload
 
-from farm_executor.client.future import FarmFuture
+from farm_executor.client.farm.future import FarmFuture
 from farm_executor.lfarm.checks import check_instance, check_seconds, checked_index
 from farm_executor.lfarm.kernel import Kernel, check_kernel, checked_kernel
 

@@ -19,12 +19,12 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
-from farm_executor.address import AddressLike, parse_addresses
 from farm_executor.client.executor import FarmExecutor, OptionsView
 from farm_executor.errors import KernelCreationError, NoKernelError
 from farm_executor.lfarm.checks import check_bool, check_category, check_instance, check_seconds
 from farm_executor.lfarm.submission import Options, Submission, ToAny, ToFarm
 from farm_executor.lfarm.tasks import translated
+from farm_executor.wire.address import AddressLike, parse_addresses
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack

@@ -20,7 +20,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
-from farm_executor.client.future import FarmFuture
+from farm_executor.client.farm.future import FarmFuture
 from farm_executor.lfarm.checks import check_callable, check_seconds
 from farm_executor.lfarm.kernel import check_kernel, task_priority
 from farm_executor.lfarm.tasks import translated

@@ -10,13 +10,13 @@ import os
 import warnings
 from collections.abc import Iterable
 
-from farm_executor.address import Address, AddressLike, parse_address, parse_addresses
 from farm_executor.admin import end_server, ping
 from farm_executor.errors import AddressError
 from farm_executor.launch import background
 from farm_executor.launch.local import Server, start_server
 from farm_executor.launch.ssh import SshServer, end_servers, start_servers
 from farm_executor.lfarm.checks import checked_index
+from farm_executor.wire.address import Address, AddressLike, parse_address, parse_addresses
 
 __all__ = [
     "end_local_servers",

@@ -11,15 +11,15 @@ from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from farm_executor import payload
 from farm_executor.client.executor import FarmExecutor, OptionsView
-from farm_executor.client.functions import Function
-from farm_executor.client.options import TaskOptions
-from farm_executor.client.outcome import culprit
+from farm_executor.client.farm.functions import Function
+from farm_executor.client.farm.options import TaskOptions
+from farm_executor.client.farm.wording import culprit
+from farm_executor.data import payload
 from farm_executor.lfarm.tasks import Task, call_pickled, run_task, sendable, travelling_by_value
 
 if TYPE_CHECKING:
-    from farm_executor.client.engine import Engine
+    from farm_executor.client.farm.engine import Engine
 
 __all__ = ["Options", "Submission", "ToAny", "ToFarm"]
 

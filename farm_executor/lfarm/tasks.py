@@ -22,9 +22,9 @@ from concurrent.futures import BrokenExecutor, CancelledError
 from contextvars import ContextVar
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from farm_executor import payload
+from farm_executor.data import payload
+from farm_executor.data.failure import describe, report_of, take_report
 from farm_executor.errors import FarmError, InvalidTaskError, TaskExecutionError
-from farm_executor.failure import describe, report_of, take_report
 from farm_executor.lfarm.checks import check_bool
 
 __all__ = [

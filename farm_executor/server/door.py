@@ -14,11 +14,11 @@ from functools import partial
 
 from farm_executor.core.messages import ClientHello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
-from farm_executor.security import Key
 from farm_executor.server.guest import Guest
 from farm_executor.server.log import Ration
 from farm_executor.server.worker import WorkerStart
-from farm_executor.transport import Socket, tune
+from farm_executor.wire.security import Key
+from farm_executor.wire.transport import Socket, tune
 
 __all__ = ["Door"]
 

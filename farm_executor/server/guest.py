@@ -17,9 +17,9 @@ from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameReader, Frame
 from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, decode_hello
 from farm_executor.core.messages import ClientHello, LaneHello, read_client_hello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
-from farm_executor.sealed import SealedSocket
-from farm_executor.security import Key
-from farm_executor.transport import HELLO_RECORDS, AnySocket, Socket, begin_tls, handshake_within, no_segment
+from farm_executor.wire.sealed import SealedSocket
+from farm_executor.wire.security import Key
+from farm_executor.wire.transport import HELLO_RECORDS, AnySocket, Socket, begin_tls, handshake_within, no_segment
 
 __all__ = ["Guest"]
 

@@ -31,7 +31,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from farm_executor import payload
 from farm_executor.core.frames import (
     ERROR,
     MAX_RECALLS,
@@ -53,9 +52,10 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE
+from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.keeping import kept
-from farm_executor.transport import AnySocket, Channel, Connection, Socket, Waker
+from farm_executor.wire.transport import AnySocket, Channel, Connection, Socket, Waker
 
 if TYPE_CHECKING:
     import mmap

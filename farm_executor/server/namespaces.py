@@ -22,9 +22,16 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from farm_executor.byvalue import Resolver, class_by_tracker, complete_class, is_importable, is_made_afresh, pickler
-from farm_executor.payload import PROTOCOL, all_plain, is_plain
-from farm_executor.tokens import OBJECTS, home_of, named_home, settle
+from farm_executor.data.byvalue import (
+    Resolver,
+    class_by_tracker,
+    complete_class,
+    is_importable,
+    is_made_afresh,
+    pickler,
+)
+from farm_executor.data.payload import PROTOCOL, all_plain, is_plain
+from farm_executor.data.tokens import OBJECTS, home_of, named_home, settle
 
 __all__ = ["SharedNamespaces", "contents_of"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from farm_executor.core.messages import KillOrder
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
-from farm_executor.transport import Channel, Socket, hang_up
+from farm_executor.wire.transport import Channel, Socket, hang_up
 
 if TYPE_CHECKING:
     import mmap

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from farm_executor.core.messages import WorkerDied
     from farm_executor.server.process import Worker
-    from farm_executor.transport import Connection
+    from farm_executor.wire.transport import Connection
 
 __all__ = ["Session"]
 

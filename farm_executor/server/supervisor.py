@@ -48,7 +48,6 @@ from farm_executor.core.messages import (
     to_json,
 )
 from farm_executor.errors import RemoteProtocolError
-from farm_executor.security import Key
 from farm_executor.server.childhood import Parent, end_process, serve_tracker
 from farm_executor.server.door import Door
 from farm_executor.server.guest import Guest
@@ -57,7 +56,8 @@ from farm_executor.server.log import DroppingHandler
 from farm_executor.server.session import Session
 from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.server.workers import Workers
-from farm_executor.transport import (
+from farm_executor.wire.security import Key
+from farm_executor.wire.transport import (
     Connection,
     Socket,
     Waker,
@@ -67,7 +67,7 @@ from farm_executor.transport import (
     tune,
     unread,
 )
-from farm_executor.versions import local_versions
+from farm_executor.wire.versions import local_versions
 
 __all__ = ["Supervisor", "serve"]
 

@@ -17,16 +17,16 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from farm_executor import payload
 from farm_executor.core.frames import Frame, Payload, payload_of
+from farm_executor.data import payload
+from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
-from farm_executor.failure import dump_failure, dump_unsendable, explain_unreadable
-from farm_executor.sealed import SealedSocket
-from farm_executor.security import Key
 from farm_executor.server.childhood import WorkerMain
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
-from farm_executor.transport import HELLO_RECORDS, AnySocket, Channel, Socket, secure_server_side
+from farm_executor.wire.sealed import SealedSocket
+from farm_executor.wire.security import Key
+from farm_executor.wire.transport import HELLO_RECORDS, AnySocket, Channel, Socket, secure_server_side
 
 if TYPE_CHECKING:
     import mmap

@@ -35,7 +35,7 @@ from simulate import cost_per_task
 from workloads import identity
 
 from farm_executor import FarmExecutor, start_server
-from farm_executor.address import parse_address
+from farm_executor.wire.address import parse_address
 
 WORKERS = 2
 POOL, EMBEDDED, SERVERS = "PPE", "embedded", "TCP servers"

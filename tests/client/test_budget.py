@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm_executor import BrokenFarmError, FarmExecutor, FarmFullError
-from farm_executor.client.budget import Budget
+from farm_executor.client.farm.budget import Budget
 
 DEADLINE = 20.0
 LARGE = bytes(100_000)

@@ -17,9 +17,9 @@ from faults.proxy import Proxy
 from server.processes import DEADLINE, wait_until
 
 from farm_executor import FarmExecutor, start_server
-from farm_executor.client import cancelling
-from farm_executor.client.cancelling import SECONDS, Cancels
-from farm_executor.client.future import FarmFuture
+from farm_executor.client.farm import cancels as cancelling
+from farm_executor.client.farm.cancels import SECONDS, Cancels
+from farm_executor.client.farm.future import FarmFuture
 from farm_executor.core import window
 from farm_executor.core.scheduler import Task
 

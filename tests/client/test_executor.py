@@ -12,11 +12,11 @@ import pytest
 from client import tasks
 from interrupts import strike_at_line
 
-import farm_executor.client.engine
-import farm_executor.client.server
-import farm_executor.versions
+import farm_executor.client.farm.engine
+import farm_executor.client.farm.link
+import farm_executor.wire.versions
 from farm_executor import FarmExecutor, FarmStatistics, VersionMismatchError, WorkerLostError, start_server
-from farm_executor.client.functions import MAX_LARGE_BYTES
+from farm_executor.client.farm.functions import MAX_LARGE_BYTES
 
 DEADLINE = 30.0
 
@@ -177,9 +177,9 @@ def test_statistics_tell_the_state(farm):
 @pytest.fixture
 def another_python(monkeypatch):
     """The client claims to be another Python than the server's."""
-    true = farm_executor.versions.local_versions()
+    true = farm_executor.wire.versions.local_versions()
     false = true._replace(python="cpython 2.7", cloudpickle="0.1")
-    monkeypatch.setattr(farm_executor.client.server, "local_versions", lambda: false)
+    monkeypatch.setattr(farm_executor.client.farm.link, "local_versions", lambda: false)
     return true
 
 
@@ -359,7 +359,7 @@ def test_an_interrupt_at_any_line_of_a_shutdown_hinders_no_later_one(no_leaks):
 
 
 def test_what_is_kept_of_large_functions_is_bounded_and_goes_when_the_farm_is_idle(farm, monkeypatch):
-    monkeypatch.setattr(farm_executor.client.engine, "IDLE_SECONDS", 0.02)
+    monkeypatch.setattr(farm_executor.client.farm.engine, "IDLE_SECONDS", 0.02)
     size = 200_000
     for number in range(3 * MAX_LARGE_BYTES // size):
         large = functools.partial(len, bytes([number]) * size)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from farm_executor import payload
-from farm_executor.client.functions import MAX_FUNCTIONS, MAX_LARGE_BYTES, SMALL, FunctionTable, Kept
+from farm_executor.client.farm.functions import MAX_FUNCTIONS, MAX_LARGE_BYTES, SMALL, FunctionTable, Kept
+from farm_executor.data import payload
 
 
 def in_main(source, name="f", **globals_):

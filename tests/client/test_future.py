@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from farm_executor import FarmExecutor
-from farm_executor.client.future import FarmFuture, settle_plainly, start_all
+from farm_executor.client.farm.future import FarmFuture, settle_plainly, start_all
 
 DEADLINE = 20.0
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 from interrupts import strike_at_line
 
-from farm_executor.client.interrupt import HeldBack, let_go
+from farm_executor.client.farm.interrupt import HeldBack, let_go
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from contract.gate import Gate
 from contract.tasks import pass_gate
 
 from farm_executor import BrokenFarmError, FarmExecutor, TaskKilledError, TaskTimeoutError, start_server
-from farm_executor.client.killing import Kills
+from farm_executor.client.farm.kills import Kills
 from farm_executor.core.scheduler import Kill, Task
 
 DEADLINE = 30.0

@@ -6,10 +6,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farm_executor import payload
-from farm_executor.client.functions import MAX_LARGE_BYTES, FunctionTable
-from farm_executor.client.future import FarmFuture
-from farm_executor.client.lane import Lane, arguments_of
+from farm_executor.client.farm.functions import MAX_LARGE_BYTES, FunctionTable
+from farm_executor.client.farm.future import FarmFuture
+from farm_executor.client.farm.lane import Lane, arguments_of
 from farm_executor.core.frames import (
     MAX_BATCH_BYTES,
     MAX_COUNT,
@@ -24,6 +23,7 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.scheduler import Task
+from farm_executor.data import payload
 
 
 class Wire:

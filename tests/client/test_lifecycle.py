@@ -613,7 +613,7 @@ def test_a_child_finishes_its_tasks_before_it_ends(script, method, how):
     code, out, err = script.run(f"""
         import multiprocessing, sys, tempfile, threading, time
         from farm_executor import FarmExecutor
-        import farm_executor.client.engine  # whose hooks children that are forked inherit
+        import farm_executor.client.farm.engine  # whose hooks children that are forked inherit
 
         class Mark:
             text = "x"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from farm_executor.client.liveness import Liveness
+from farm_executor.client.farm.liveness import Liveness
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import Pong
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from server.processes import wait_until
 
 from farm_executor import FarmExecutor, TaskExecutionError, WorkerLostError
-from farm_executor.blocks import run_block
 from farm_executor.client.map import MAX_BYTES, MAX_ITEMS, SHARE
+from farm_executor.data.blocks import run_block
 
 DEADLINE = 30.0
 MANY = 2000

@@ -9,8 +9,8 @@ import time
 import pytest
 from interrupts import strike_at_line
 
-from farm_executor.client.reactor import Reactor
-from farm_executor.transport import Connection
+from farm_executor.client.farm.reactor import Reactor
+from farm_executor.wire.transport import Connection
 
 DEADLINE = 20.0
 LEADS = sys.platform != "win32"
@@ -235,7 +235,7 @@ def test_nobody_leads_while_somebody_waits_otherwise(led):
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def test_nobody_leads_for_some_time_after_two_have_waited_at_once(led, monkeypatch):
     """Else two that call in turns would hand the sockets to and fro, which costs more than the calls."""
-    monkeypatch.setattr("farm_executor.client.reactor.CROWDED", 3600.0)
+    monkeypatch.setattr("farm_executor.client.farm.reactor.CROWDED", 3600.0)
     with led.reactor.waiting(lambda: True), led.reactor.waiting(lambda: True):
         pass
 

@@ -19,9 +19,9 @@ from server.processes import DEADLINE, alive, wait_until
 from server.serving import KEY, Serving
 
 from farm_executor import FarmExecutor, TaskTimeoutError, WorkerLostError, start_server
-from farm_executor.address import Address
-from farm_executor.client import engine
-from farm_executor.client import server as dialling
+from farm_executor.client.farm import engine
+from farm_executor.client.farm import link as dialling
+from farm_executor.wire.address import Address
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),

@@ -13,11 +13,12 @@ from server.serving import KEY, Serving
 from server.tasks import pid
 
 from farm_executor import AddressError, AuthenticationError, FarmExecutor, WorkerLostError, start_server
-from farm_executor.address import Address
-from farm_executor.client import discovery, server
+from farm_executor.client.farm import discovery
+from farm_executor.client.farm import link as server
 from farm_executor.core import dialling
 from farm_executor.launch.local import Server
-from farm_executor.versions import local_versions
+from farm_executor.wire.address import Address
+from farm_executor.wire.versions import local_versions
 
 OTHER_KEY = b"another key that nobody here has"
 

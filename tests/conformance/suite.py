@@ -23,7 +23,7 @@ from test import support
 from test.support.script_helper import assert_python_ok
 
 from farm_executor import FarmExecutor
-from farm_executor.client.future import FarmFuture
+from farm_executor.client.farm.future import FarmFuture
 
 PACKAGE = "test.test_concurrent_futures"
 

@@ -25,13 +25,13 @@ from itertools import pairwise
 from typing import Any
 from unittest import mock
 
-from farm_executor import FarmExecutor, payload
-from farm_executor.client import engine as engine_module
-from farm_executor.client import server as server_module
-from farm_executor.client.options import TaskOptions
-from farm_executor.client.reactor import Reactor
-from farm_executor.client.server import ServerLink
-from farm_executor.client.settling import Settler
+from farm_executor import FarmExecutor
+from farm_executor.client.farm import engine as engine_module
+from farm_executor.client.farm import link as server_module
+from farm_executor.client.farm.link import ServerLink
+from farm_executor.client.farm.options import TaskOptions
+from farm_executor.client.farm.reactor import Reactor
+from farm_executor.client.farm.settling import Settler
 from farm_executor.core.frames import (
     MAX_BODY,
     MAX_HELLO,
@@ -61,15 +61,16 @@ from farm_executor.core.handshake import (
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.messages import TABLE, from_json, to_json
+from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
-from farm_executor.security import Key
 from farm_executor.server import lane as lane_module
 from farm_executor.server import supervisor as supervisor_module
 from farm_executor.server import workers as workers_module
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS, SentTask, WorkerLane
 from farm_executor.server.supervisor import Supervisor
-from farm_executor.transport import Channel, Connection
-from farm_executor.versions import local_versions
+from farm_executor.wire.security import Key
+from farm_executor.wire.transport import Channel, Connection
+from farm_executor.wire.versions import local_versions
 
 __all__ = ["SEEDS", "TARGETS", "no_unpickling"]
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from strategies import frames as any_frame
 from strategies import json_objects, mutated
 
-from farm_executor import payload
 from farm_executor.core.frames import FrameType, encode_frame
 from farm_executor.core.handshake import encode_hello
+from farm_executor.data import payload
 
 
 def _bytes_of(frame):

@@ -216,14 +216,14 @@ def test_a_client_without_descriptors_does_not_dial_its_own_server_for_ever(monk
     def refuse(*arguments, **options):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("farm_executor.client.server.connect", refuse)
+    monkeypatch.setattr("farm_executor.client.farm.link.connect", refuse)
 
     with FarmExecutor(1) as farm, pytest.raises(BrokenFarmError, match="Too many open files"):
         farm.submit(abs, -1).result(timeout=DEADLINE)
 
 
 def test_a_client_that_has_descriptors_again_goes_on(monkeypatch, hasty, no_leaks):
-    from farm_executor.client.server import connect
+    from farm_executor.client.farm.link import connect
 
     left = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))] * 3
 
@@ -232,7 +232,7 @@ def test_a_client_that_has_descriptors_again_goes_on(monkeypatch, hasty, no_leak
             raise left.pop()
         return connect(*arguments, **options)
 
-    monkeypatch.setattr("farm_executor.client.server.connect", refuse)
+    monkeypatch.setattr("farm_executor.client.farm.link.connect", refuse)
 
     with FarmExecutor(1) as farm:
         assert farm.submit(abs, -1).result(timeout=DEADLINE) == 1

@@ -19,9 +19,9 @@ from server.peers import free_address
 from server.processes import DEADLINE, children, command_line, environment, exists, wait_until
 
 from farm_executor import AuthenticationError, BrokenFarmError, FarmExecutor, VersionMismatchError, start_server
-from farm_executor.address import Ssh, parse_addresses
 from farm_executor.launch import ssh as launcher
 from farm_executor.launch.ssh import SSH_VARIABLE, SshServer, start_servers
+from farm_executor.wire.address import Ssh, parse_addresses
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -624,8 +624,8 @@ def test_a_forked_child_leaves_the_parent_s_server_alone_and_has_its_own(way, pr
             other = farm.submit(tasks.parent).result()
             farm.shutdown()
             os._exit(0 if other != before else 1)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        print(farm.submit(tasks.parent).result() == before)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        print(farm.submit(tasks.parent).result() == before, flush=True)
         child = os.fork()
         if not child:
             sys.stdout.close()

@@ -12,8 +12,6 @@ from typing import Any
 from server.processes import DEADLINE
 from server.serving import KEY
 
-from farm_executor import payload
-from farm_executor.address import parse_address
 from farm_executor.core.frames import (
     TOGETHER,
     Frame,
@@ -27,11 +25,13 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security, decode_hello
-from farm_executor.failure import Origin, load_failure
-from farm_executor.sealed import SealedSocket
-from farm_executor.security import Key
-from farm_executor.transport import Connection, connect
-from farm_executor.versions import local_versions
+from farm_executor.data import payload
+from farm_executor.data.failure import Origin, load_failure
+from farm_executor.wire.address import parse_address
+from farm_executor.wire.sealed import SealedSocket
+from farm_executor.wire.security import Key
+from farm_executor.wire.transport import Connection, connect
+from farm_executor.wire.versions import local_versions
 
 
 def values_of(frame: Frame) -> list[Any]:

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from server.processes import DEADLINE, wait_until
 
-from farm_executor.security import write_key
+from farm_executor.wire.security import write_key
 
 KEY = b"the key of the tests' servers 0123456789"
 # On Linux, prctl(PR_SET_PDEATHSIG, SIGKILL): no server outlives tests that were killed.

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from farm_executor import payload
+from farm_executor.data import payload
 from farm_executor.server.keeping import kept
 
 SIZE = 1 << 17

@@ -13,8 +13,8 @@ from server.processes import DEADLINE, wait_until
 from server.serving import DIE_WITH_TESTS, KEY, TESTS, Serving
 
 from farm_executor import ping
-from farm_executor.security import write_key
 from farm_executor.server import log
+from farm_executor.wire.security import write_key
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a server needs fork")
 GARBAGE = b"GET / HTTP/1.1\r\n\r\n"

@@ -14,13 +14,13 @@ from server.processes import DEADLINE, alive, wait_until
 from server.serving import KEY, Serving
 
 from farm_executor import BrokenFarmError, FarmExecutor, WorkerLostError
-from farm_executor.client.outcome import describe_death, in_units
+from farm_executor.client.farm.wording import describe_death, in_units
 from farm_executor.core.handshake import MIN_MEMORY_LIMIT
 from farm_executor.core.messages import ControlHello, WorkerDied, from_json
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server import memory
 from farm_executor.server.memory import OomCounter, held_by
-from farm_executor.versions import local_versions
+from farm_executor.wire.versions import local_versions
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),

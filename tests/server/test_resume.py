@@ -18,10 +18,10 @@ from farm_executor import end_server, ping, status
 from farm_executor.core.frames import FrameType, encode_frame
 from farm_executor.core.handshake import encode_hello
 from farm_executor.launch.local import PrivateServer
-from farm_executor.security import read_key
 from farm_executor.server import supervisor
-from farm_executor.transport import RefusedError
-from farm_executor.versions import local_versions
+from farm_executor.wire.security import read_key
+from farm_executor.wire.transport import RefusedError
+from farm_executor.wire.versions import local_versions
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),

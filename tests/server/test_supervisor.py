@@ -26,15 +26,15 @@ from server.serving import KEY, Serving
 from strategies import json_objects, json_values
 
 from farm_executor import FarmExecutor, end_server, ping, start_server, status
-from farm_executor.address import parse_address
 from farm_executor.core.frames import BULK, HEADER_SIZE, MAX_HELLO, FrameType, encode_frame
 from farm_executor.core.handshake import ClientHandshake, Security, decode_hello, encode_hello
 from farm_executor.errors import AuthenticationError, VersionMismatchError
-from farm_executor.sealed import SealedSocket
-from farm_executor.security import Key
 from farm_executor.server import door
-from farm_executor.transport import connect
-from farm_executor.versions import local_versions
+from farm_executor.wire.address import parse_address
+from farm_executor.wire.sealed import SealedSocket
+from farm_executor.wire.security import Key
+from farm_executor.wire.transport import connect
+from farm_executor.wire.versions import local_versions
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),

@@ -17,7 +17,6 @@ from server.processes import alive, exists, wait_until
 from server.serving import Serving
 from strategies import mutated
 
-from farm_executor import payload
 from farm_executor.core.frames import (
     BULK,
     ERROR,
@@ -31,8 +30,9 @@ from farm_executor.core.frames import (
     encode_tasks_together,
     payload_of,
 )
+from farm_executor.data import payload
+from farm_executor.data.failure import Origin, load_failure
 from farm_executor.errors import TaskExecutionError
-from farm_executor.failure import Origin, load_failure
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),

@@ -1,0 +1,363 @@
+"""The future that a farm gives: the standard library's, made lighter, and it takes its task back when cancelled.
+
+It must not know the engine: whom to tell of cancelling and of waiting is set on it, see `Owner`.
+
+A standard future makes a Condition when it is made, which costs more than all the rest of a small call. Most
+futures of a busy farm are settled before anyone looks at them, so this one makes its Condition when it is first
+asked for. The rule that makes this safe:
+
+    The Condition is made, and a future without one is settled or started, under one lock that all futures share.
+    Whoever settles and finds a Condition goes the standard way, through it, and without that lock.
+
+So whoever looks first has the Condition before the settling, which then goes through it, or finds a settled future.
+To leave a callback needs no Condition: it is left under that lock, and called by whoever settles, without it.
+Looking at the state and then for a Condition, without the lock, would be wrong: `concurrent.futures.wait` installs
+its waiter also on a future that is settled already, and a late notification would count twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from farm_executor.client.farm.locks import is_mine
+
+__all__ = ["MUST_NOT_WAIT", "FarmFuture", "Owner", "renew_lock", "settle_plainly", "start_all"]
+
+standard_logger = logging.getLogger("concurrent.futures")  # where the standard library reports callbacks that raise
+
+MUST_NOT_WAIT = (
+    "this would wait for ever: a callback of a future, or a signal handler that has interrupted this thread in the "
+    "midst of the farm's work, keeps the farm from being heard. Submit there, and wait elsewhere"
+)
+PENDING, RUNNING, CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED", "FINISHED"
+_SETTLED = (CANCELLED, "CANCELLED_AND_NOTIFIED", FINISHED)
+
+_lock = threading.RLock()  # reentrant, as a destructor that the garbage collector runs may use other futures
+
+
+def renew_lock() -> None:
+    """In a forked child: another thread may have held the lock in the moment of the fork."""
+    global _lock
+    _lock = threading.RLock()
+
+
+class Owner(Protocol):
+    """Who will settle the future."""
+
+    def withdraw(self, task: Any) -> None:
+        """The future has been cancelled; its task need not be run."""
+
+    def take_back(self, task: Any, cancel: Callable[[], bool]) -> None:
+        """The future's task has been sent to a worker.
+
+        If the worker gives it back in time, ``cancel``, its `_cancel_started`, has been called when this returns.
+        """
+
+    def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
+        """A thread is going to wait for the future: it may do some of the owner's work meanwhile.
+
+        Returns:
+            What is left of the timeout. The future may be settled or not.
+        """
+
+    def waiting(self, future: FarmFuture) -> AbstractContextManager[None]:
+        """A thread waits for the future and does not lead."""
+
+
+class FarmFuture(Future[Any]):
+    """A `concurrent.futures.Future` in every respect.
+
+    Thread safety: as the standard library's.
+    """
+
+    # What the standard library keeps in each future, as defaults of the class.
+    _state = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+    _own_condition: threading.Condition | None = None
+    _own_callbacks: list[Callable[[Future[Any]], object]] | None = None
+    _arrive: Callable[[Future[Any]], object] | None = None
+    # The owner's, until it is settled:
+    _owner: Owner | None = None
+    _task: Any = None
+    _function: Any = None
+    _arguments: Any = None  # pickled; None if they are plain
+    _plain: tuple[Any, ...] | None = None  # positional arguments that may be pickled later, see `payload`
+    _before_settling: Callable[[Any, BaseException | None, Any], dict[str, int] | None] | None = None
+    """Called with the value, the error and where they came from: code of the farm's, never of a user's. It says how
+    many of the task's calls have come to which end, while others go on; None if all have come to the task's."""
+
+    _call_back_by: Callable[[Callable[[], None]], None] | None = None
+    """Has callbacks called elsewhere; set by whoever settles it in a thread that is not the farm's own."""
+
+    __init__ = object.__init__  # makes nothing: see the module
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("cannot pickle a future, which belongs to one process; wait for it, and send its result")
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        condition = self._own_condition
+        if condition is None:
+            new = threading.Condition()
+            with _lock:
+                condition = self._own_condition
+                if condition is None:
+                    condition = self._own_condition = new
+        return condition
+
+    # The standard library touches these two only while it holds the Condition.
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        waiters: list[Any] = self.__dict__.setdefault("_own_waiters", [])
+        return waiters
+
+    @property
+    def _done_callbacks(self) -> list[Any]:
+        if self._own_callbacks is None:
+            self._own_callbacks = []
+        return self._own_callbacks
+
+    @property
+    def _is_looked_at(self) -> bool:
+        """Whether somebody may wait by the Condition, or has."""
+        return self._own_condition is not None
+
+    def _call_back(self) -> None:
+        """Call the callbacks; for whoever has settled it by `settle_plainly`."""
+        for fn in self._own_callbacks or ():
+            try:
+                fn(self)
+            except Exception:  # as in the standard library
+                standard_logger.exception("exception calling callback for %r", self)
+
+    def _tell(self, arrive: Callable[[Future[Any]], object]) -> bool:
+        """Have a function called with this future when it is settled, once, in whatever thread settles it.
+
+        It is for queues, not for users' code: it must not wait, nor take a lock that is held while a future is
+        waited for, nor raise. There can be one for each future.
+
+        Returns:
+            Whether it will be. False if the future is settled, or somebody waits for it or has looked at it: add a
+            callback then.
+        """
+        with _lock:
+            plainly = self._own_condition is None and self._arrive is None and self._state in (PENDING, RUNNING)
+            if plainly:
+                self._arrive = arrive
+        return plainly
+
+    def _await_settling(self, timeout: float | None) -> None:
+        """Wait until it is settled or the time is over."""
+        settled = threading.Lock()  # as good as a Condition for one who waits, and much cheaper for both sides
+        settled.acquire()
+
+        def arrive(future: Future[Any]) -> None:
+            settled.release()
+
+        if not self._tell(arrive):  # it is settled, or others wait for it, too
+            with self._condition:
+                if self._state not in _SETTLED:
+                    self._condition.wait(timeout)
+            return
+        try:
+            if timeout is None:
+                settled.acquire()
+            elif timeout > 0:
+                settled.acquire(timeout=timeout)
+        finally:
+            with _lock:
+                if self._arrive is arrive:
+                    self._arrive = None
+
+    def _invoke_callbacks(self) -> None:
+        arrive, self._arrive = self._arrive, None
+        if arrive is not None:
+            arrive(self)
+        call = super()._invoke_callbacks  # type: ignore[misc]
+        if self._call_back_by is not None and self._done_callbacks:
+            self._call_back_by(call)
+        else:
+            call()
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """See `concurrent.futures.Future.add_done_callback`."""
+        with _lock:
+            if self._own_condition is None and self._state in (PENDING, RUNNING):
+                if self._own_callbacks is None:
+                    self._own_callbacks = [fn]
+                else:
+                    self._own_callbacks.append(fn)
+                return
+        super().add_done_callback(fn)
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """See `concurrent.futures.Future.set_running_or_notify_cancel`."""
+        with _lock:
+            if self._own_condition is None and self._state == PENDING:
+                self._state = RUNNING
+                return True
+        return super().set_running_or_notify_cancel()
+
+    def set_result(self, result: Any) -> None:
+        """See `concurrent.futures.Future.set_result`."""
+        with _lock:
+            if self._own_condition is None and self._state != FINISHED:
+                self._result = result
+                self._state = FINISHED  # last: `result` looks at it without a lock
+                plainly = True
+            else:
+                plainly = False
+        if not plainly:
+            super().set_result(result)
+        elif self._own_callbacks is not None or self._arrive is not None:
+            self._invoke_callbacks()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """See `concurrent.futures.Future.set_exception`."""
+        with _lock:
+            if self._own_condition is None and self._state != FINISHED:
+                self._exception = exception
+                self._state = FINISHED
+                plainly = True
+            else:
+                plainly = False
+        if not plainly:
+            super().set_exception(exception)
+        elif self._own_callbacks is not None or self._arrive is not None:
+            self._invoke_callbacks()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """See `concurrent.futures.Future.result`."""
+        if self._state == FINISHED and self._exception is None:
+            return self._result
+        owner = self._owner
+        if owner is not None:
+            timeout = self._wait(owner, timeout)
+            del owner  # this frame goes into the traceback of an exception
+            if self._state == FINISHED and self._exception is None:
+                return self._result
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """See `concurrent.futures.Future.exception`."""
+        owner = self._owner
+        if owner is not None and self._state != FINISHED:
+            timeout = self._wait(owner, timeout)
+        return super().exception(timeout)
+
+    def _wait(self, owner: Owner, timeout: float | None) -> float:
+        """Wait, and return what is left of the timeout then: nothing."""
+        if timeout is None and is_mine(_lock):  # below a signal handler: nothing could be settled
+            raise RuntimeError(MUST_NOT_WAIT)
+        timeout = owner.lead(self, timeout)
+        if self._state != FINISHED:
+            with owner.waiting(self):
+                self._await_settling(timeout)
+        return 0.0
+
+    def done(self) -> bool:
+        """See `concurrent.futures.Future.done`."""
+        return self._state in _SETTLED
+
+    def cancel(self) -> bool:
+        """Cancel the call if no worker has begun it; see `concurrent.futures.Future.cancel`.
+
+        If it has been sent to a worker already, `running` is true, and it is asked for back. That takes a round
+        trip; if the answer does not come within half a second, it is not cancelled. Callbacks do not wait for it.
+        """
+        if self._state == FINISHED:
+            return False
+        task, owner = self._task, self._owner
+        if self._cancel_unsent():
+            return True
+        if self._state == RUNNING and owner is not None and task is not None:
+            owner.take_back(task, self._cancel_started)
+        return self.cancelled()
+
+    def _cancel_unsent(self) -> bool:
+        """Cancel the call if it has not been sent to a worker; waits for nothing."""
+        cancelled = super().cancel()
+        if cancelled:
+            task, owner = self._task, self._owner
+            self._owner = None
+            if task is not None and owner is not None:
+                owner.withdraw(task)
+        return cancelled
+
+    def _cancel_started(self) -> bool:
+        """For the owner: the call had been sent to a worker, and will not run; say whether it was still to.
+
+        Those who wait hear of it; callbacks are called by `_call_back_all`, which must follow.
+        """
+        with self._condition:
+            if self._state != RUNNING:
+                return False
+            self._state = CANCELLED
+            super().set_running_or_notify_cancel()  # says no, and tells `wait` and its like
+            self._condition.notify_all()
+        return True
+
+    def _call_back_all(self) -> None:
+        """For the owner: see `_cancel_started`."""
+        self._invoke_callbacks()
+
+    def _release(self) -> None:
+        """Keep nothing alive of what the owner has put here."""
+        self._owner = self._task = self._function = self._arguments = self._plain = self._before_settling = None
+
+    def _abandon(self, error: BaseException) -> None:
+        """Settle in a forked child, where the threads that would do so, or may hold its locks, do not exist."""
+        self._release()
+        if not self.done():
+            arrive = self._arrive
+            self._own_condition = None
+            self.__dict__.pop("_own_waiters", None)
+            self._own_callbacks = self._arrive = None
+            self._exception = error
+            self._state = FINISHED
+            if arrive is not None:
+                arrive(self)
+
+
+def start_all(futures: list[FarmFuture]) -> list[bool]:
+    """As `set_running_or_notify_cancel` of each; of those that nobody has looked at, under one hold of the lock."""
+    with _lock:
+        for future in futures:
+            if future._own_condition is None and future._state == PENDING:
+                future._state = RUNNING
+    # A Condition may be held by somebody who makes others, and so wants the lock: never the other way round.
+    return [future._state == RUNNING or future.set_running_or_notify_cancel() for future in futures]
+
+
+def settle_plainly(
+    outcomes: Iterable[tuple[FarmFuture, Any]],
+) -> tuple[list[tuple[FarmFuture, Any]], list[FarmFuture]]:
+    """Set the results of those futures that nobody has looked at yet, all under one hold of the lock.
+
+    Returns:
+        The others, whose results are still to be set, and those whose callbacks are still to be called.
+    """
+    others, to_call, arrived = [], [], []
+    with _lock:
+        for outcome in outcomes:
+            future, value = outcome
+            if future._own_condition is None and future._state == RUNNING:
+                future._result = value
+                future._state = FINISHED
+                if future._arrive is not None:
+                    arrived.append((future._arrive, future))
+                    future._arrive = None
+                if future._own_callbacks is not None:
+                    to_call.append(future)
+            else:
+                others.append(outcome)
+    for arrive, future in arrived:
+        arrive(future)
+    return others, to_call

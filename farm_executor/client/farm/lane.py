@@ -1,0 +1,171 @@
+"""The client's end of one worker.
+
+This module owns what a lane has been sent: which functions it knows by number. It must not decide who gets which
+task, nor settle futures.
+"""
+
+from __future__ import annotations
+
+import time
+
+from farm_executor.client.farm.functions import Function, Kept
+from farm_executor.client.farm.future import FarmFuture
+from farm_executor.core.frames import (
+    Buffer,
+    FrameType,
+    Payload,
+    encode_frame,
+    encode_payload,
+    encode_tasks,
+    encode_tasks_together,
+    fit_together,
+    payload_size,
+)
+from farm_executor.core.messages import WorkerDied
+from farm_executor.core.scheduler import Task
+from farm_executor.data import payload
+from farm_executor.wire.transport import Connection
+
+__all__ = ["Lane", "arguments_of", "size_of"]
+
+ACKNOWLEDGE_BYTES = 64 * 1024  # of outcomes that a worker keeps until it hears that they have come
+
+
+def arguments_of(call: FarmFuture) -> Payload:
+    """What the call is made with, pickled."""
+    arguments: Payload = call._arguments if call._plain is None else payload.dumps_call(call._plain, {})
+    return arguments
+
+
+def size_of(call: FarmFuture) -> int:
+    """How many bytes that is; of a plain call about as many."""
+    if call._plain is None:
+        return payload_size(call._arguments)
+    return sum([len(value) if isinstance(value, (str, bytes)) else 8 for value in call._plain])
+
+
+class Lane:
+    """One worker, seen from the client.
+
+    Args:
+        id: Unique in this farm and for ever: a later connection to the same slot is another lane.
+        connection: Non-blocking, after the hellos; it may be another one later.
+        slot: The worker's place on its server.
+        pid: The worker's process there.
+        resumable: Whether the worker goes on if the connection breaks.
+
+    Attributes:
+        ready: Whether the initializer has succeeded, so that the scheduler knows the lane.
+        retired: Whether it ends because it has run all its tasks.
+        given_up: Whether it ends because nobody wants its server any more.
+        death: The supervisor's report, once it has come.
+        ended: Whether the connection has reached its end.
+        resuming: Whether it is another one, over which the worker has not yet said what it expects.
+        cuts: How often the connection has broken.
+        tasks_done: How many tasks it has answered.
+        calls_done: How many calls.
+        kept: Which functions the worker has, by number.
+    """
+
+    def __init__(
+        self, id: int, connection: Connection, server: str, slot: int, pid: int, *, resumable: bool = False
+    ) -> None:
+        self.id = id
+        self.connection = connection
+        self.server = server
+        self.slot = slot
+        self.pid = pid
+        self.ready = False
+        self.retired = self.given_up = False
+        self.ended = False
+        self.resumable = resumable
+        self.resuming = False
+        self.cuts = 0
+        self.death: WorkerDied | None = None
+        self.tasks_done = self.calls_done = 0
+        self.busy_seconds = 0.0
+        self._sent: float | None = None  # when the oldest task was sent, if the lane was idle then
+        self.kept = Kept()
+        self._acknowledged = 0  # of the bytes received over the connection
+
+    def send_init(self, call: Payload) -> bool:
+        """Send the initializer; as the others here, say whether the socket took it all."""
+        return self.connection.send(encode_payload(FrameType.INIT, call))
+
+    def send_tasks(self, seq: int, tasks: list[Task]) -> bool:
+        """Send tasks, and before them the functions that the worker does not have."""
+        if seq == self.tasks_done:
+            self._sent = time.perf_counter()
+        buffers: list[Buffer] = []
+        numbers = []
+        last = None
+        for task in tasks:
+            call: FarmFuture = task.call
+            function = call._function
+            if function is not last:
+                self._introduce(function, buffers)
+                last = function
+            numbers.append(function.number)
+        once = 1 in [task.max_attempts for task in tasks]
+        calls = [task.call for task in tasks]
+        plain = [call._plain for call in calls]
+        pickle = payload.dumps_together(plain) if len(tasks) > 1 and None not in plain else b""
+        if pickle and fit_together(len(tasks), pickle):
+            buffers += encode_tasks_together(seq, numbers, pickle, once=once)
+        else:
+            buffers += encode_tasks(seq, list(zip(numbers, map(arguments_of, calls), strict=True)), once=once)
+        for number in self.kept.trim():
+            buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
+        return self.connection.send(buffers)
+
+    def send_forget_large(self) -> bool:
+        """Have the worker keep nothing of large functions."""
+        buffers: list[Buffer] = []
+        for number in self.kept.forget_large():
+            buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
+        return self.connection.send(buffers)
+
+    def send_bye(self) -> None:
+        """Tell the worker that it is not needed any more, as far as that goes without waiting."""
+        self.connection.send(encode_frame(FrameType.BYE))
+
+    def acknowledge(self, number: int, *, bulk: bool) -> bool:
+        """Let the worker forget the outcomes before that number, if it is worth the while."""
+        received = self.connection.bytes_received
+        if not self.resumable or (not bulk and received - self._acknowledged < ACKNOWLEDGE_BYTES):
+            return True
+        self._acknowledged = received
+        return self.connection.send(encode_frame(FrameType.ACK, seq=number))
+
+    def probe(self) -> bool:
+        """Send something that is of no consequence, so that it can be seen whether it arrives."""
+        return self.connection.send(encode_frame(FrameType.ACK, seq=0))
+
+    def resume(self, connection: Connection, lacking: int) -> bool:
+        """Go on over another connection; the outcome of that number, and those behind it, have not come."""
+        self.connection = connection
+        self.ended, self.resuming = False, True
+        self.kept.clear()
+        self._acknowledged = 0
+        self._sent = None
+        return connection.send(encode_frame(FrameType.RESUME, seq=lacking))
+
+    def note_results(self, count: int, busy_us: int) -> float | None:
+        """Take note of answers; return the microseconds of a whole round trip, if these tell how long one is."""
+        self.tasks_done += count
+        self.calls_done += count
+        self.busy_seconds += busy_us / 1e6
+        sent, self._sent = self._sent, None
+        return None if sent is None else (time.perf_counter() - sent) * 1e6 - busy_us
+
+    def note_calls(self, more: int) -> None:
+        """Those answers were to so many more calls than they are answers."""
+        self.calls_done += more
+
+    def _introduce(self, function: Function, buffers: list[Buffer]) -> None:
+        if self.kept.use(function.number, function.weight):
+            buffers += encode_payload(FrameType.FUNCTION, function.data, seq=function.number)
+
+    def send_recall(self, count: int) -> bool:
+        """Ask for tasks back."""
+        return self.connection.send(encode_frame(FrameType.RECALL, count=count))

@@ -1,0 +1,490 @@
+"""The client's end of one server: dial it, dial it again, keep as many lanes open as it is worth.
+
+This module owns the threads that dial, and whether an error is final. It must not know tasks, nor what to dial
+next, which `core.dialling` decides. A thread exists only while there is something to dial; what comes of it is told
+to the listeners, from that thread.
+
+A connection that fails is dialled again for ever. A server that refuses for a reason that no waiting mends, such as
+a wrong key or versions that do not fit, is told of. So is an embedded one if this machine is so short of processes
+or files, for a few seconds, that there is not a single worker. That the key is wrong cannot be proven, so anybody
+who listens at the address, or is in between, can say so: it must be said several times, and is not believed at all
+once a server of the farm has proven that the key is right.
+
+All connections of one session go to the address at which its first one was answered, even if the name of the host
+stands for several: the others may be other machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict
+from farm_executor.core.handshake import describe_mismatches
+from farm_executor.core.messages import (
+    MAX_COUNT,
+    MAX_SECONDS,
+    ClientHello,
+    ControlHello,
+    LaneHello,
+    Welcome,
+    WorkerHello,
+    from_json,
+    to_json,
+)
+from farm_executor.errors import AuthenticationError, BrokenFarmError, RemoteProtocolError, VersionMismatchError
+from farm_executor.wire.address import Address
+from farm_executor.wire.advice import explained
+from farm_executor.wire.security import Key
+from farm_executor.wire.transport import HEARTBEAT_SECONDS, Connection, RefusedError, Socket, connect, hang_up
+from farm_executor.wire.versions import local_versions
+
+__all__ = ["LaneListener", "ServerLink", "SessionListener", "Settings", "at"]
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0  # for one connection, until the server's hello
+FIRST_RESUME_SECONDS = 2.0  # the same, when a network that swallows all must not cost more; then longer
+NOT_YET_SECONDS = (
+    1.0  # for which a server may say "not now" without a word: it is normal while a worker is replaced
+)
+MAX_SHORTAGES = 8  # attempts in a row, about five seconds, that fail because this machine has no more to give
+CLEAR_REFUSALS = 4  # in a row by a peer that has proven nothing, until they are believed: a third of a second
+MAX_LANES = 4096  # of one server, unless more have been asked for: what it says must not cost memory without end
+REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
+MAX_DIALLERS = 128  # threads of one farm beyond the first of each server
+ANOTHER_SERVER = (
+    "another server has answered than the one that opened this session: a load balancer stands in between, or a "
+    "name for several machines; give each server an address of its own, or farm://NAME:PORT?all"
+)
+
+_lane_ids = itertools.count(1)
+_Answer = TypeVar("_Answer", bound=NamedTuple)
+
+
+class Settings:
+    """What all links of one farm share."""
+
+    def __init__(
+        self,
+        find_key: Callable[[Address], Key],
+        allow_version_mismatch: bool = False,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        resume_seconds: float = 0.0,
+        max_memory_per_worker: int | None = None,
+    ) -> None:
+        self.find_key = find_key
+        self.allow_version_mismatch = allow_version_mismatch
+        self.heartbeat = heartbeat
+        self.resume_seconds = resume_seconds
+        self.max_memory_per_worker = max_memory_per_worker  # bytes
+        self.more_diallers = threading.BoundedSemaphore(MAX_DIALLERS)
+        self.proven = False  # whether any server has proven that it holds our key
+
+
+def at(address: Address) -> Callable[[bool], Address]:
+    """For `ServerLink`: where a server is that nobody here starts."""
+    return lambda lost: address
+
+
+class SessionListener(Protocol):
+    """Who wants to know of sessions. Every method is called in the link's thread."""
+
+    def control_up(self, link: ServerLink, connection: Connection, session: str, lanes: int) -> None:
+        """The server has opened a session, in which there will be that many lanes."""
+
+    def control_resumed(self, link: ServerLink, connection: Connection, session: str) -> None:
+        """The session has a control connection again."""
+
+    def session_gone(self, link: ServerLink, session: str, why: str) -> None:
+        """The session cannot be resumed."""
+
+    def refused(self, link: ServerLink, error: Exception) -> None:
+        """The server does not want us, or cannot be started, and time will not mend that; it is asked again."""
+
+
+class LaneListener(Protocol):
+    """Who wants to know of lanes. Every method is called in the link's thread."""
+
+    def lane_up(
+        self, link: ServerLink, connection: Connection, session: str, slot: int, lane: int, pid: int
+    ) -> None:
+        """The server has started a worker for us."""
+
+    def lane_resumed(self, link: ServerLink, connection: Connection, session: str, lane: int) -> None:
+        """The lane's worker lives, and has been given this connection."""
+
+    def worker_gone(self, link: ServerLink, session: str, lane: int) -> None:
+        """The lane's worker is gone, so that there is nothing to resume."""
+
+
+class ServerLink:
+    """The way to one server.
+
+    Args:
+        address: As it was given; None for a server that is still to be started.
+        locate: Gives the server's address, or starts the server: asked before each new session, and told whether
+            the last one was lost. May raise OSError.
+        quota: The most lanes to open; None for as many as the server has slots.
+        settings: See there.
+        sessions: Told of what concerns the session.
+        lanes: Told of what concerns its lanes.
+
+    Attributes:
+        prospects: How many workers are certain to come of it before it has answered: all of an embedded one's.
+
+    Thread safety: all methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        address: Address | None,
+        locate: Callable[[bool], Address],
+        quota: int | None,
+        settings: Settings,
+        sessions: SessionListener,
+        lanes: LaneListener,
+    ) -> None:
+        self._embedded = address is None
+        self._locate = locate
+        self._quota = quota
+        self._settings = settings
+        self._sessions = sessions
+        self._lanes = lanes
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._plan = Dialling()
+        self._threads: set[threading.Thread] = set()
+        self._sockets: dict[int, list[Socket]] = {}  # that are being dialled, by thread
+        self._peer: Any = None  # where the session's first connection was answered
+        self._closed = False
+        self._lost = False  # the last session
+        self._silent_since: float | None = None
+        self._next_report = 0.0
+        self._refusals = 0  # in a row, by a peer that has not proven to be a server of ours
+        self._random = random.Random()  # its own: the program's global state is not ours to advance
+        self.prospects = quota or 0 if address is None else 0
+        self.address = address
+        self.resumable = False
+        self.last_error = ""
+
+    def __str__(self) -> str:
+        return str(self.address) if self.address else "a server not yet started"
+
+    @property
+    def session(self) -> str:
+        """The session that there is; empty if there is none."""
+        return self._plan.session
+
+    @property
+    def up(self) -> bool:
+        """Whether there is a session, and a way to the server."""
+        return bool(self._plan.session) and not self._plan.cut
+
+    def start(self) -> None:
+        """Begin to dial."""
+        with self._lock:
+            self._dial_more()
+
+    def close(self) -> None:
+        """Stop dialling, at once."""
+        with self._lock:
+            self._closed = True
+            self._plan.close()
+            for sock in itertools.chain(*self._sockets.values()):
+                hang_up(sock)
+            self._changed.notify_all()
+
+    def join(self, seconds: float) -> None:
+        """After `close`: wait until nothing of it runs any more, so long at most."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def control_lost(self, session: str) -> None:
+        """This session is over."""
+        with self._lock:
+            if session == self.session:
+                self._lost = not self._plan.is_leaving()
+                self._plan.session_over()
+                self._dial_more(hurry=True)
+
+    def control_cut(self, session: str) -> None:
+        """The control connection of this session is broken, and is to be resumed."""
+        with self._lock:
+            if session == self.session:
+                self._plan.control_cut()
+                self._dial_more(hurry=True)
+
+    def lane_cut(self, session: str, lane: int, slot: int) -> None:
+        """A lane's connection is broken, and is to be resumed."""
+        with self._lock:
+            if session == self.session:
+                self._dial_more(hurry=self._plan.lane_cut(lane, slot))
+
+    def lane_gone(self, session: str, lane: int, slot: int, *, failed: bool) -> None:
+        """A lane has ended; with ``failed`` before it did anything, so that another may do no better."""
+        with self._lock:
+            if session == self.session:
+                self._plan.lane_gone(lane, slot, failed=failed)
+                self._dial_more()
+
+    def leave(self, session: str) -> None:
+        """Dial no more lanes in this session, which will be over when those that there are have ended."""
+        with self._lock:
+            if session == self.session:
+                self._plan.leave()
+
+    # -- the dialling threads ----------------------------------------------------------------------------
+
+    def _dial_more(self, *, hurry: bool = False) -> None:
+        """Start threads for what is to be dialled now, and with ``hurry`` end all pauses; the lock is held."""
+        if hurry:
+            self._changed.notify_all()
+        while not self._closed:
+            spare = bool(self._threads)
+            if spare and not self._settings.more_diallers.acquire(blocking=False):
+                return  # who dials already will come to it
+            found = self._plan.next()
+            if found is None or not self._start_dialling(found, spare=spare):
+                if spare:
+                    self._settings.more_diallers.release()
+                return
+
+    def _start_dialling(self, found: tuple[Attempt, float], *, spare: bool) -> bool:
+        thread = threading.Thread(target=self._dial, args=(*found, spare), name="farm-dialler", daemon=True)
+        self._threads.add(thread)  # now, as the next one looks there
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._threads.discard(thread)
+            self._plan.drop(found[0])
+            if not self._threads:  # the program is ending, and nothing can be dialled any more
+                self._sessions.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
+            return False
+        return True
+
+    def _dial(self, attempt: Attempt, pause: float, spare: bool) -> None:
+        """Dial for one connection after the other, until nobody else is needed."""
+        while True:
+            self._pause(pause)
+            self._persist(attempt)
+            with self._lock:
+                self._plan.drop(attempt)
+                found = self._plan.next()
+                if found is None:
+                    self._threads.discard(threading.current_thread())
+                    break
+            attempt, pause = found
+        if spare:
+            self._settings.more_diallers.release()
+
+    def _persist(self, attempt: Attempt) -> None:
+        """Try until it has succeeded, or is not wanted any more."""
+        while self._is_wanted(attempt):
+            try:
+                self._make(attempt)
+            except Exception as error:
+                final = not isinstance(error, (OSError, EOFError, RemoteProtocolError))
+                verdict = self._note_failure(attempt, error, final=final)
+                if self._is_hopeless(attempt, error):
+                    error = BrokenFarmError(f"the embedded farm has no worker: {error}")
+                    final = True
+                if final and not self._closed:
+                    self._sessions.refused(self, error)
+                if verdict.over:
+                    self._sessions.session_gone(self, attempt.session, verdict.over)
+                    return
+                self._pause(verdict.pause)
+            else:
+                with self._lock:
+                    self._silent_since = None
+                return
+
+    def _is_wanted(self, attempt: Attempt) -> bool:
+        with self._lock:
+            return self._plan.is_wanted(attempt)
+
+    def _note_failure(self, attempt: Attempt, error: Exception, *, final: bool) -> Verdict:
+        unknown = isinstance(error, RefusedError) and error.code == "session"
+        refused = isinstance(error, ConnectionRefusedError) and not isinstance(error, RefusedError)
+        now = time.monotonic()
+        with self._lock:
+            if self._closed:
+                return Verdict(0.0)
+            verdict = self._plan.failed(attempt, now, refused=refused, unknown=unknown, final=final)
+            if unknown and attempt.kind in (Kind.LANE, Kind.RESUME_LANE) and not self._plan.cut:
+                self.last_error = ANOTHER_SERVER
+            else:
+                self.last_error = explained(error, self.address)
+            if self._silent_since is None:
+                self._silent_since = self._next_report = now
+            silent = now - self._silent_since
+            not_yet = isinstance(error, RefusedError) and silent < NOT_YET_SECONDS
+            if now < self._next_report or not_yet or verdict.over or final:
+                return verdict
+            self._next_report = now + REPORT_EVERY
+        # It is often all that a user sees of a program that waits, so it says who speaks.
+        logger.warning(
+            "farm_executor: still dialling server=%s seconds=%.0f error=%s", self, silent, self.last_error
+        )
+        return verdict
+
+    def _is_hopeless(self, attempt: Attempt, error: Exception) -> bool:
+        """Whether this machine has had no process or file to give for long, so that the farm could do nothing."""
+        with self._lock:
+            if not self._embedded or self._plan.has_lanes or self._plan.failures(attempt) < MAX_SHORTAGES:
+                return False
+        if isinstance(error, RefusedError):
+            return error.code == "fork"
+        return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+    def _pause(self, longest: float) -> None:
+        if longest:
+            with self._lock:
+                if not self._closed:
+                    self._changed.wait(longest * self._random.uniform(0.5, 1.0))
+
+    def _make(self, attempt: Attempt) -> None:
+        """Open the connection that is wanted, and hand it on."""
+        if attempt.kind is Kind.OPEN:
+            self._open_session()
+        elif attempt.kind is Kind.RESUME:
+            self._resume_session(attempt)
+        elif attempt.kind is Kind.LANE:
+            self._open_lane(attempt)
+        else:
+            self._resume_lane(attempt)
+
+    def _open_session(self) -> None:
+        self.address, self._lost = self._locate(self._lost), False
+        limit = self._settings.max_memory_per_worker
+        connection, hello = self._connect(
+            ControlHello(
+                versions=local_versions(),
+                allow_version_mismatch=self._settings.allow_version_mismatch,
+                client=f"pid {os.getpid()}",
+                heartbeat=min(self._settings.heartbeat, MAX_SECONDS),
+                resume_seconds=min(self._settings.resume_seconds, MAX_SECONDS),
+                max_memory=None if limit is None else min(limit, MAX_COUNT),
+            ),
+            Welcome,
+        )
+        session, slots = hello.session, hello.slots
+        mismatches = local_versions().mismatches(hello.versions)
+        if {"python", "protocol"} & mismatches.keys():  # else the server would have refused
+            text = f"server {self}: its versions differ from the client's: {describe_mismatches(mismatches)}"
+            warnings.warn(text + "; calls may fail or crash their workers", RuntimeWarning, stacklevel=1)
+        elif mismatches:
+            logger.info("versions differ server=%s mismatches=%s", self, describe_mismatches(mismatches))
+        lanes = min(slots, MAX_LANES if self._quota is None else self._quota)
+        if lanes < slots and self._quota is None:
+            logger.warning("server offers too many workers server=%s slots=%d used=%d", self, slots, lanes)
+        with self._lock:
+            if self._closed:
+                connection.close()
+                return
+            self._plan.opened(session, lanes)
+            self.resumable = hello.resume_seconds > 0
+            self._peer = connection.peer
+        logger.info("session opened server=%s lanes=%d", self, lanes)
+        self._sessions.control_up(self, connection, session, lanes)
+        with self._lock:
+            self._dial_more()
+
+    def _open_lane(self, attempt: Attempt) -> None:
+        lane = next(_lane_ids)
+        hello = LaneHello(attempt.session, lane, attempt.slot)
+        connection, answer = self._connect(hello, WorkerHello, via=self._peer)
+        with self._lock:
+            if not self._plan.is_wanted(attempt):
+                connection.close()
+                return
+            self._plan.lane_up(attempt.slot)
+        self._lanes.lane_up(self, connection, attempt.session, attempt.slot, lane, answer.pid)
+
+    def _resume_session(self, attempt: Attempt) -> None:
+        hello = ControlHello(local_versions(), resume=attempt.session)
+        connection, _ = self._connect(hello, Welcome, self._patience(attempt), via=self._peer)
+        with self._lock:
+            if not self._plan.is_wanted(attempt):
+                connection.close()
+                return
+            self._plan.resumed()
+        logger.info("session resumed server=%s", self)
+        self._sessions.control_resumed(self, connection, attempt.session)
+        with self._lock:
+            self._dial_more()
+
+    def _resume_lane(self, attempt: Attempt) -> None:
+        hello = LaneHello(attempt.session, attempt.lane, resume=True)
+        try:
+            connection, _ = self._connect(hello, WorkerHello, self._patience(attempt), via=self._peer)
+        except RefusedError as error:
+            if error.code != "worker":
+                raise
+            with self._lock:
+                self._plan.lane_resumed(attempt.lane)
+            self._lanes.worker_gone(self, attempt.session, attempt.lane)
+            return
+        with self._lock:
+            if not self._plan.is_wanted(attempt):
+                connection.close()
+                return
+            self._plan.lane_resumed(attempt.lane)
+        self._lanes.lane_resumed(self, connection, attempt.session, attempt.lane)
+
+    def _patience(self, attempt: Attempt) -> float:
+        """Seconds for an attempt to resume."""
+        with self._lock:
+            failures = self._plan.failures(attempt)
+        return min(FIRST_RESUME_SECONDS * (1 + failures / 2), CONNECT_SECONDS)
+
+    def _connect(
+        self, hello: ClientHello, kind: type[_Answer], timeout: float = CONNECT_SECONDS, via: Any = None
+    ) -> tuple[Connection, _Answer]:
+        """Dial, and read the server's answer as a message of that kind."""
+        assert self.address is not None
+        key = self._settings.find_key(self.address)
+        answers: list[bool] = []
+        try:
+            connection, answer = connect(
+                *(self.address, key, to_json(hello), timeout, self._note_dialling),
+                answered=lambda: answers.append(True),
+                heartbeat=self._settings.heartbeat,
+                via=via,
+            )
+        except (AuthenticationError, VersionMismatchError) as error:
+            error.args = (f"server {self.address}: {error.args[0]}", *error.args[1:])
+            if not answers or isinstance(error, AuthenticationError):
+                self._refusals += 1
+                if self._settings.proven or self._refusals < CLEAR_REFUSALS:
+                    raise RefusedError("clear", str(error)) from None
+            raise
+        else:
+            self._settings.proven, self._refusals = True, 0
+            with contextlib.ExitStack() as undo:
+                undo.callback(connection.close)
+                message = from_json(kind, answer)
+                undo.pop_all()
+            return connection, message
+        finally:
+            with self._lock:
+                self._sockets.pop(threading.get_ident(), None)
+
+    def _note_dialling(self, sock: Socket) -> None:
+        with self._lock:
+            self._sockets.setdefault(threading.get_ident(), []).append(sock)
+            if self._closed:
+                raise ConnectionAbortedError("the farm is closing")

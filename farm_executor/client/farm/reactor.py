@@ -1,0 +1,419 @@
+"""Who waits for the sockets: the farm's own thread, or a caller that has to wait anyway.
+
+This module owns the I/O thread, the selector, timers, the inbox, and the rules by which a caller *leads*. It must
+not know what is said over the sockets, nor what a future is.
+
+To hand an answer from the I/O thread to the thread that waits for it costs a call a third of its time. So the
+waiting thread takes the I/O thread's place for as long as it waits: it *leads*. The I/O thread stands by.
+
+* The sockets are in one selector. The I/O thread does not wait on that, but on its descriptor, which is readable
+  while any of the sockets is. Whoever leads disarms that second wait meanwhile.
+* ``_turn`` is held by whoever handles events: by a leader as long as it leads, by the I/O thread while it is awake.
+  So handlers, timers and what was posted never run at the same time.
+* One leads, and only if nobody else waits: several would spend more on handing the lead over than it saves. Nor
+  does anybody for some time after two have waited at once, as threads that call in turns would hand it to and fro.
+* A leader handles sockets, and nothing else. At the first sign of anything else, which rings the waker, it stops
+  leading and waits as anybody does. What it leaves is still in the selector, and so wakes the I/O thread.
+* A leader that is interrupted must not leave a handler half-way: see `interrupt`.
+* A signal handler, or a destructor, may run on top of a leader and want to wait itself. If the leader is asleep, it
+  stops leading first, for good; if it is in the midst of a handler, nobody can help, and `may_wait` says so.
+
+Where selectors have no descriptor, nobody leads: on Windows, and where gevent or its like has replaced them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import selectors
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Protocol
+
+from farm_executor.client.farm.interrupt import HeldBack
+from farm_executor.client.farm.locks import OwnedLock
+from farm_executor.wire.transport import Connection, Waker
+
+__all__ = ["Reactor"]
+
+LONGEST_SLEEP = 86_400.0  # seconds; selectors take no number of milliseconds that does not fit 32 bits
+CROWDED = 0.002  # seconds after two threads have waited at once
+GIVE_WAY = 0.005  # seconds between the I/O thread's looks at whether a caller still does its work, or sleeps
+
+_Handler = Callable[[int], None]  # gets the selector's event mask
+
+
+class Reactor:
+    """See the module.
+
+    Args:
+        finished: Asked after each turn, in the I/O thread, whether all is over.
+        failed: Called in the I/O thread with what a handler raised, which is a bug; then all is over.
+        ended: The last call, in the I/O thread, or in the thread that could not start it.
+        may_lead: Whether callers may lead.
+
+    Attributes:
+        may_lead: Whether a caller may begin to lead now.
+
+    Thread safety: `post`, `lead`, `waiting`, `glance`, `join`, `is_own_thread` and `may_wait` may be called from
+    any thread, the others from handlers.
+    """
+
+    def __init__(
+        self,
+        finished: Callable[[], bool],
+        failed: Callable[[BaseException], None],
+        ended: Callable[[], None],
+        *,
+        may_lead: bool,
+    ) -> None:
+        self._finished = finished
+        self._failed = failed
+        self._ended = ended
+        self._selector = selectors.DefaultSelector()
+        self._waker = Waker()
+        self._selector.register(self._waker, selectors.EVENT_READ, lambda events: self._waker.drain())
+        self._standby = _standby(self._selector) if may_lead else None
+        self.may_lead = self._standby is not None
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_ids = itertools.count()
+        self._turn = OwnedLock()
+        self._leading: HeldBack | None = None  # by which leader, if anybody leads
+        self._asleep = False  # whether that leader is where it may be told to stop leading
+        self._sleepers: set[HeldBack] = set()  # who have been told so, and may still be asleep
+        # The threads that wait and do not lead, and what tells that they have what they wait for: such a thread
+        # runs later than this one goes on, and if it still counted, it could not lead the next time either.
+        self._waiting: dict[int, Callable[[], bool]] = {}
+        self._crowded_until = 0.0  # on the monotonic clock
+        self._last_glance = 0.0
+        self._flood_ends = 0.0  # unless there is another glance before
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="farm-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the I/O thread.
+
+        Raises:
+            RuntimeError: No thread can be started, as from Python 3.12 on when the main thread has ended.
+        """
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close()
+            raise
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller is the I/O thread."""
+        return threading.get_ident() == self._thread.ident
+
+    def may_wait(self) -> bool:
+        """Whether the caller may wait for something that comes over the sockets.
+
+        The I/O thread may not, nor may what has interrupted its own thread in the midst of a handler. A leader that
+        was interrupted in its sleep stops leading, so that others hear the farm meanwhile.
+        """
+        if self.is_own_thread():
+            return False
+        if not self._turn.is_mine():
+            return True
+        if not self._asleep or self._standby is None:
+            return False
+        with HeldBack() as interrupt:
+            self._sleepers.add(self._leading or interrupt)
+            self._stop_leading(self._standby)
+            self.post(self._wake_sleepers)
+        return True
+
+    def _wake_sleepers(self) -> None:
+        """Have them notice that they lead no more, once whatever has interrupted them returns.
+
+        Their system call then goes on to sleep, although what they wait for may have come. Each time it is either
+        they who see the waker or we, so it takes more than one attempt.
+        """
+        if self._sleepers:
+            self._waker.wake()
+            self.after(GIVE_WAY, self._wake_sleepers)
+
+    def _stop_leading(self, standby: _Standby) -> None:
+        self._leading, self._asleep = None, False
+        if not self._closed:
+            standby.arm()
+        self._turn.release()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end; say whether it has come. From the I/O thread itself it is not waited for."""
+        if not self.is_own_thread():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Have the I/O thread call something. Takes no lock."""
+        with HeldBack():  # what is in the inbox with nobody woken might wait for ever
+            self._inbox.append(action)
+            self._waker.wake()
+        if self._closed:
+            self._run_inbox()
+
+    # -- for handlers --------------------------------------------------------------------------------------
+
+    def register(self, connection: Connection, handler: _Handler) -> None:
+        """Call the handler when the connection can be read, and once if something has been read from it already."""
+        self._selector.register(connection, selectors.EVENT_READ, handler)
+        if connection.pending:
+            self.post(partial(handler, selectors.EVENT_READ))
+
+    def want_to_write(self, connection: Connection, wanted: bool) -> None:
+        """Call the handler also when the connection can be written, or no longer."""
+        key = self._selector.get_key(connection)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+        if key.events != events:
+            self._selector.modify(connection, events, key.data)
+
+    def unregister(self, connection: Connection) -> None:
+        """Do not look at the connection any more."""
+        self._selector.unregister(connection)
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call something later, in the I/O thread."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_ids), action))
+        if not self.is_own_thread():
+            self._waker.wake()  # it may be sleeping for longer
+
+    # -- the I/O thread ------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        try:
+            while not self._finished() or self._inbox:
+                self._wait()
+                self._run_inbox()
+                while self._timers and self._timers[0][0] <= time.monotonic():
+                    heapq.heappop(self._timers)[2]()
+        except BaseException as error:  # the last resort: nobody may wait for a thread that has died
+            self._failed(error)
+        finally:
+            self._close()
+            self._turn.release()
+
+    def _wait(self) -> None:
+        """Handle what the sockets have to say, once they or a timer have something."""
+        timeout = self._until_timer()
+        if self._standby is not None and not self._somebody_waits():
+            self._turn.release()
+            ours = False
+            try:
+                self._standby.wait(timeout)
+                self._give_way()
+                while not (ours := self._turn.acquire(False)):  # somebody leads
+                    timeout = self._until_timer()
+                    if timeout == 0.0:  # and must let us
+                        self._waker.wake()
+                        break
+                    self._standby.wait(timeout)
+            finally:
+                if not ours:
+                    self._turn.acquire()
+            timeout = 0.0
+        for key, events in self._selector.select(timeout):
+            key.data(events)
+
+    def _give_way(self) -> None:
+        """Leave the sockets to a caller that glances at them again and again."""
+        while time.monotonic() < self._flood_ends and not self._inbox and self._until_timer() != 0.0:
+            time.sleep(GIVE_WAY)
+
+    def _until_timer(self) -> float | None:
+        return min(max(self._timers[0][0] - time.monotonic(), 0.0), LONGEST_SLEEP) if self._timers else None
+
+    def _run_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _close(self) -> None:
+        self._ended()
+        self._closed = True
+        self._run_inbox()  # closes connections that were made in the last moment
+        self._selector.close()
+        if self._standby is not None:
+            self._standby.close()
+        self._waker.close()
+
+    # -- a leading caller ----------------------------------------------------------------------------------
+
+    def _somebody_waits(self) -> bool:
+        if time.monotonic() < self._crowded_until:
+            return True
+        return bool(self._waiting) and not all(done() for done in list(self._waiting.values()))
+
+    def waiting(self, done: Callable[[], bool]) -> AbstractContextManager[None]:
+        """While this thread waits for something without leading."""
+        if self._waiting:
+            self._crowded_until = time.monotonic() + CROWDED
+        return _Waiting(self._waiting, done)
+
+    def lead(self, done: Callable[[], bool], timeout: float | None) -> float | None:
+        """Handle events in this thread until it is done, or the time is over, or something else is to be handled.
+
+        For a thread that `may_wait`.
+
+        Returns:
+            What is left of the timeout, in seconds.
+        """
+        standby = self._standby
+        if not self.may_lead or standby is None or self._leading is not None or self._somebody_waits():
+            return timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with HeldBack() as interrupt:
+            if self._turn.acquire(False):
+                try:
+                    self._leading = interrupt
+                    if not self._closed:
+                        standby.disarm()
+                        self._handle_until(done, deadline, interrupt)
+                finally:
+                    self._sleepers.discard(interrupt)
+                    if self._leading is interrupt:
+                        self._stop_leading(standby)
+        return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+    def glance(self) -> None:
+        """Handle in this thread what has come, without waiting for anything.
+
+        A caller that glances again and again within milliseconds keeps the I/O thread from running anyway, and is
+        left to do its work; but not what only that thread may do, for which it needs the turn.
+        """
+        if self.may_lead and not self._inbox and self._until_timer() != 0.0 and not self._turn.is_mine():
+            with HeldBack():
+                if self._turn.acquire(False):
+                    try:
+                        if not self._closed:
+                            now = time.monotonic()
+                            self._flood_ends = now + GIVE_WAY if now - self._last_glance < GIVE_WAY else 0.0
+                            self._last_glance = now
+                            self._handle(self._selector.select(0))
+                    finally:
+                        self._turn.release()
+
+    def _handle_until(self, done: Callable[[], bool], deadline: float | None, interrupt: HeldBack) -> None:
+        timeout = None
+        while not done():
+            if deadline is not None:
+                timeout = deadline - time.monotonic()
+                if timeout <= 0.0:
+                    return
+            interrupt.passing = self._asleep = True
+            events = self._selector.select(None if timeout is None else min(timeout, LONGEST_SLEEP))
+            self._asleep = interrupt.passing = False
+            if self._leading is not interrupt:  # a signal handler has waited meanwhile: others have the sockets now
+                return
+            if not self._handle(events):
+                return
+
+    def _handle(self, events: list[tuple[selectors.SelectorKey, int]]) -> bool:
+        """Call the handlers in a caller's thread, unless the I/O thread is wanted; say whether that was so."""
+        for key, mask in events:
+            if key.fileobj is self._waker:  # which stays readable
+                return False
+            try:
+                key.data(mask)
+            except BaseException as error:  # a bug, or another signal's handler raised in the midst of it
+                self.post(partial(_raise, error))
+                raise
+        return True
+
+    # -- fork ----------------------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's selectors, and change nothing in them."""
+        self._waker.close()
+        self._selector.close()
+        if self._standby is not None:
+            self._standby.close()
+
+
+class _Waiting(AbstractContextManager[None]):  # a generator's would take three times as long
+    __slots__ = ("_done", "_waiting")
+
+    def __init__(self, waiting: dict[int, Callable[[], bool]], done: Callable[[], bool]) -> None:
+        self._waiting = waiting
+        self._done = done
+
+    def __enter__(self) -> None:
+        self._waiting[threading.get_ident()] = self._done
+
+    def __exit__(self, *error: object) -> None:
+        self._waiting.pop(threading.get_ident(), None)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+class _Standby(Protocol):
+    """Waits until a selector has something, except while it is disarmed."""
+
+    def wait(self, timeout: float | None) -> None: ...
+    def arm(self) -> None: ...
+    def disarm(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def _standby(selector: selectors.BaseSelector) -> _Standby | None:
+    if sys.platform == "linux":
+        if hasattr(selectors, "EpollSelector") and isinstance(selector, selectors.EpollSelector):
+            return _EpollStandby(selector.fileno())
+    elif sys.platform != "win32":
+        if hasattr(selectors, "KqueueSelector") and isinstance(selector, selectors.KqueueSelector):
+            return _KqueueStandby(selector.fileno())
+    return None
+
+
+if sys.platform == "linux":
+
+    class _EpollStandby:
+        def __init__(self, descriptor: int) -> None:
+            self._descriptor = descriptor
+            self._epoll = select.epoll()
+            self._epoll.register(descriptor, select.EPOLLIN)
+
+        def wait(self, timeout: float | None) -> None:
+            self._epoll.poll(timeout)
+
+        def arm(self) -> None:
+            self._epoll.modify(self._descriptor, select.EPOLLIN)
+
+        def disarm(self) -> None:
+            self._epoll.modify(self._descriptor, 0)
+
+        def close(self) -> None:
+            self._epoll.close()
+
+elif sys.platform != "win32":
+
+    class _KqueueStandby:
+        def __init__(self, descriptor: int) -> None:
+            self._descriptor = descriptor
+            self._kqueue = select.kqueue()
+            self._change(select.KQ_EV_ADD)
+
+        def _change(self, action: int) -> None:
+            self._kqueue.control([select.kevent(self._descriptor, select.KQ_FILTER_READ, action)], 0)
+
+        def wait(self, timeout: float | None) -> None:
+            self._kqueue.control(None, 1, timeout)
+
+        def arm(self) -> None:
+            self._change(select.KQ_EV_ENABLE)
+
+        def disarm(self) -> None:
+            self._change(select.KQ_EV_DISABLE)
+
+        def close(self) -> None:
+            self._kqueue.close()

@@ -1,0 +1,1 @@
+"""Connections: addresses, sockets, keys, encryption, and the frames on them."""

@@ -1,0 +1,65 @@
+"""Make a key file with which both sides of a farm speak TLS.
+
+This module owns what is in a certificate of ours. It must not know where key files are looked for, nor what is done
+with them. It alone needs the package ``cryptography``: to use such a file, Python's own `ssl` is enough.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+
+from farm_executor.errors import AuthenticationError
+from farm_executor.wire.security import pem_of_secret
+
+__all__ = ["make_key_file_content"]
+
+# RFC 5280, 4.1.2.5: "no well-defined expiration date". The certificate is trusted while it is in the key file:
+# a date would stop a farm one day, and a wrong clock any day.
+_BEGIN = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+_END = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.timezone.utc)
+
+
+def make_key_file_content(secret: bytes | None = None) -> bytes:
+    """A fresh self-signed certificate, its private key (P-256) and a secret, each a PEM block.
+
+    Args:
+        secret: None for a fresh one of 32 bytes.
+
+    Raises:
+        AuthenticationError: The package ``cryptography`` is not installed.
+    """
+    try:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+    except ImportError:
+        raise AuthenticationError(
+            "to make such a key needs the package cryptography (the extra tls): python -m pip install "
+            "cryptography. "
+            "It may be made on another machine, and copied; to use it needs nothing more"
+        ) from None
+    private_key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "farm_executor")])
+    both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private_key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_BEGIN)
+        .not_valid_after(_END)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(both), critical=False)
+        .sign(private_key, hashes.SHA256())
+    )
+    blocks = [
+        certificate.public_bytes(serialization.Encoding.PEM),
+        private_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+        pem_of_secret(secret or os.urandom(32)),
+    ]
+    return b"".join(blocks).rstrip()

@@ -1,0 +1,399 @@
+"""The keys: where they are found, how they are made.
+
+This module owns key files. It must not know connections; the proof of a key is `core.handshake`'s, encryption is
+`tls`'s. A key never appears in a message, a log or a repr.
+
+A key file holds a secret, as plain text; or, made by ``farm-executor keygen``, a certificate, its private key and a
+secret, each in a PEM block: then what travels over TCP is encrypted.
+
+A server always has a key. It is looked for in this order: the ``key`` given, the ``key_file`` given, the file
+beside a unix socket (``PATH.key``), the file that the environment variable ``FARM_EXECUTOR_KEY_FILE`` names, the
+key of the server in whose worker we are, and the user's own file, ``~/.config/farm_executor/key``. That last one
+is made on first use, so that client and server of one user on one machine find each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from farm_executor.core.secret import MIN_KEY_SIZE, Secret, weakness
+from farm_executor.errors import AuthenticationError
+from farm_executor.wire.address import Address
+from farm_executor.wire.trusted import read_trusted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from farm_executor.wire.tls import Tls
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "KEY_FILE_VARIABLE",
+    "Key",
+    "KeyFinder",
+    "PathLike",
+    "automatic_secret",
+    "client_key",
+    "is_readable_key",
+    "is_worker",
+    "new_key",
+    "pem_of_secret",
+    "read_key",
+    "replace_key",
+    "server_keys",
+    "set_ambient_key",
+    "write_key",
+]
+
+KEY_FILE_VARIABLE = "FARM_EXECUTOR_KEY_FILE"
+PathLike = str | os.PathLike[str]
+
+
+class Key:
+    """What admits to a server, and how the way there is encrypted.
+
+    Attributes:
+        secret: Both sides prove that they hold it.
+        tls: What the certificates are; None for no encryption.
+        origin: Where it was found, for a person to whom it is told that it is the wrong one.
+    """
+
+    __slots__ = ("origin", "secret", "tls")
+
+    def __init__(self, secret: bytes, tls: Tls | None = None, origin: str = "the one given as key=") -> None:
+        self.secret = Secret(secret)
+        self.tls = tls
+        self.origin = origin
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the secrets are the same."""
+        return isinstance(other, Key) and self.secret == other.secret
+
+    def __hash__(self) -> int:
+        """As `==` has it."""
+        return hash(self.secret)
+
+    def __repr__(self) -> str:
+        """Tell nothing."""
+        return f"<Key {'with' if self.tls else 'without'} certificate>"
+
+
+_ambient: Key | None = None
+
+
+def set_ambient_key(key: Key) -> None:
+    """In a worker: what runs here may be a client of the server that started it, and of others with its key."""
+    global _ambient
+    _ambient = key
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker."""
+    return _ambient is not None
+
+
+def new_key() -> Secret:
+    """A fresh key: 32 random bytes, written as 64 hexadecimal digits."""
+    return Secret(os.urandom(32).hex().encode())
+
+
+def default_key_file() -> Path:
+    """The user's own key file."""
+    from pathlib import Path  # late: an embedded farm does not come here
+
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return Path(base) / "farm_executor" / "key"
+
+
+def client_key(
+    key: bytes | None,
+    key_file: PathLike | None,
+    address: Address,
+    ssl_context: Any = None,
+    *,
+    variable: str | None = None,
+    make: bool = True,
+) -> Key:
+    """The key with which to address a server, see above.
+
+    Args:
+        key: The secret, if it is given.
+        key_file: The file that holds the key, if it is named.
+        address: The server.
+        ssl_context: The user's own for connections over TCP, instead of what the key file has.
+        variable: What the environment variable named, if it did.
+        make: Whether the user's own key may be made.
+
+    Raises:
+        AuthenticationError: There is none and none can be made, or its file may be read by others; the message
+            says what to do.
+    """
+    found = _client_key(key, key_file, address, variable, make)
+    if ssl_context is None:
+        return found
+    from farm_executor.wire.tls import own_context
+
+    return Key(found.secret, own_context(ssl_context), found.origin)
+
+
+class KeyFinder:
+    """Finds a client's key for each connection that it makes, since key files are changed while clients work.
+
+    A key that was found is kept: if its file cannot be read at another time, because it is being replaced, or
+    there are too many open files, the kept one serves.
+
+    Args:
+        key: As for `client_key`, but in an object that does not show it.
+        key_file: As for `client_key`.
+        ssl_context: As for `client_key`.
+
+    Thread safety: may be called from any thread.
+    """
+
+    def __init__(self, key: Key | None, key_file: PathLike | None, ssl_context: Any = None) -> None:
+        self._key = key
+        self._key_file = key_file
+        if key is None and key_file is None and os.environ.get(KEY_FILE_VARIABLE):
+            self._variable: str | None = os.path.abspath(os.environ[KEY_FILE_VARIABLE])
+        else:
+            self._variable = None
+        self._ssl_context = ssl_context
+        self._kept: dict[Address, Key] = {}
+
+    def __call__(self, address: Address) -> Key:
+        """The key with which to address a server.
+
+        Raises:
+            AuthenticationError: See `client_key`.
+            OSError: There are too many open files for now.
+        """
+        kept = self._kept.get(address)
+        secret = None if self._key is None else self._key.secret
+        try:
+            found = client_key(
+                secret, self._key_file, address, self._ssl_context, variable=self._variable, make=kept is None
+            )
+        except (AuthenticationError, OSError):
+            if kept is None:
+                raise
+            return kept
+        self._kept[address] = found
+        return found
+
+
+def _client_key(
+    key: bytes | None, key_file: PathLike | None, address: Address, variable: str | None, make: bool
+) -> Key:
+    ours = bool(address.ssh) or (key is None and key_file is None)  # one started over ssh has its own
+    if address.path and ours and os.path.exists(address.path + ".key"):
+        return read_key(address.path + ".key")
+    given = _given_key(key, key_file, variable)
+    if given is not None:
+        return given
+    if _ambient is not None:
+        return _ambient
+    path = default_key_file()
+    if path.exists():
+        return read_key(path)
+    if address.is_local and make:
+        return _make_default(path)
+    raise AuthenticationError(
+        f"no key for server {address}: copy the server's key file to {path} on this machine, "
+        f"name it with key_file= or --key-file, or in the environment variable {KEY_FILE_VARIABLE}"
+    )
+
+
+def server_keys(
+    key: bytes | None = None,
+    key_file: PathLike | Iterable[PathLike] | None = None,
+    certificate: PathLike | None = None,
+    private_key: PathLike | None = None,
+    client_ca: PathLike | None = None,
+    *,
+    make: bool = True,
+) -> list[Key]:
+    """The keys each of which a server shall accept: those given, or else the user's own, made if need be.
+
+    Args:
+        key: The secret, if it is given.
+        key_file: The file that holds the key, or several, if they are named.
+        certificate: The user's own for connections over TCP, instead of what key files have, see `tls`.
+        private_key: See there.
+        client_ca: See there.
+        make: Whether the user's own may be made. If not, and it is missing, one that admits nobody stands for it.
+
+    Raises:
+        AuthenticationError: A file is missing although named, cannot be made, may be read by others, or does not
+            hold what it should.
+    """
+    files = [key_file] if key_file is None or isinstance(key_file, (str, os.PathLike)) else list(key_file)
+    if not files:
+        raise AuthenticationError("no key file is named: give one at least, or None for the user's own")
+    keys = [_server_key(key, file, make) for file in files]
+    if certificate is None:
+        if private_key is not None or client_ca is not None:
+            raise AuthenticationError("a private key, or who signs clients' certificates, needs a certificate")
+        return keys
+    from farm_executor.wire.tls import expiry, own_certificate
+
+    if make and (ended := expiry(certificate)):  # once, when they are made
+        logger.warning("certificate expired file=%s since=%s: clients will not trust it", certificate, ended)
+    tls = own_certificate(certificate, private_key, client_ca)
+    return [Key(each.secret, tls, each.origin) for each in keys]
+
+
+def _server_key(key: bytes | None, key_file: PathLike | None, make: bool) -> Key:
+    given = _given_key(key, key_file)
+    if given is not None:
+        return given
+    path = default_key_file()
+    if not path.exists() and not make:
+        return Key(os.urandom(MIN_KEY_SIZE))
+    return read_key(path) if path.exists() else _make_default(path)
+
+
+def _given_key(key: bytes | None, key_file: PathLike | None, variable: str | None = None) -> Key | None:
+    if key is not None:
+        if not isinstance(key, (bytes, bytearray)) or len(key) < MIN_KEY_SIZE:
+            raise AuthenticationError(f"a key is a bytes object of at least {MIN_KEY_SIZE} bytes")
+        if why := weakness(key):
+            raise AuthenticationError(f"a key {why}; let the computer make it: farm-executor keygen")
+        return Key(Secret(key))
+    path = key_file if key_file is not None else variable or os.environ.get(KEY_FILE_VARIABLE)
+    return read_key(path) if path else None
+
+
+def read_key(path: PathLike) -> Key:
+    """The key in a file. A plain one is the file's content without surrounding white space.
+
+    Raises:
+        AuthenticationError: The file cannot be read, holds no key, may be read by others than its owner, or is
+            another user's; see `trusted`.
+        OSError: There are too many open files for now.
+    """
+    try:
+        data = read_trusted(path, "the key file", secret=True).strip()
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # it passes
+        raise AuthenticationError(f"cannot read the key file {path}: {error.strerror}") from None
+    secret, tls = data, None
+    if b"-----BEGIN " in data:
+        secret = _secret_in(data, path)
+        from farm_executor.wire.tls import pinned  # late: without TLS nobody needs it
+
+        tls = pinned(data, path)
+    if len(secret) < MIN_KEY_SIZE:
+        raise AuthenticationError(
+            f"the key file {path} holds {len(secret)} bytes; a key has at least {MIN_KEY_SIZE}"
+        )
+    if why := weakness(secret):
+        raise AuthenticationError(f"the key in {path} {why}; let the computer make it: farm-executor keygen")
+    return Key(secret, tls, f"that of the key file {os.path.abspath(path)}")
+
+
+def is_readable_key(path: PathLike) -> bool:
+    """Whether there is a key in that file, for us."""
+    try:
+        read_key(path)
+    except (AuthenticationError, OSError):
+        return False
+    return True
+
+
+def _secret_in(data: bytes, path: PathLike) -> bytes:
+    import base64  # late, as for all who have no such file
+    import re
+
+    pattern = rb"-----BEGIN FARM EXECUTOR SECRET-----\s*(.*?)\s*-----END FARM EXECUTOR SECRET-----"
+    found = re.search(pattern, data, re.DOTALL)
+    if found is None:
+        raise AuthenticationError(
+            f"the key file {path} holds no block FARM EXECUTOR SECRET: make one with farm-executor keygen"
+        )
+    try:
+        return base64.b64decode(b"".join(found[1].split()), validate=True)
+    except ValueError as error:
+        raise AuthenticationError(f"the key file {path} is damaged: its secret is not base64: {error}") from None
+
+
+def pem_of_secret(secret: bytes) -> bytes:
+    """The secret's block in a key file."""
+    import base64
+
+    text = base64.b64encode(secret)
+    return b"-----BEGIN FARM EXECUTOR SECRET-----\n" + text + b"\n-----END FARM EXECUTOR SECRET-----\n"
+
+
+def write_key(path: PathLike, key: bytes) -> None:
+    """Write a key file that only the user may read; an existing file is left alone.
+
+    Args:
+        path: Where.
+        key: Its content.
+
+    Raises:
+        FileExistsError: The file exists.
+        OSError: It cannot be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(key + b"\n")
+
+
+def automatic_secret(path: PathLike) -> bytes | None:
+    """The secret in a key file that was made by itself, which has nothing else; None if it is another, or none."""
+    try:
+        key = read_key(path)
+    except AuthenticationError:
+        return None
+    digits = len(key.secret) == len(new_key()) and not key.secret.strip(b"0123456789abcdef")
+    return key.secret if digits and key.tls is None else None
+
+
+def replace_key(path: PathLike, key: bytes) -> None:
+    """Put another content in the place of a key file in one step, so that nobody reads half of it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    draft = f"{os.fspath(path)}.{os.getpid()}.new"
+    write_key(draft, key)
+    try:
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def _make_default(path: Path) -> Key:
+    """Make the user's key file; if another process was faster, take its key.
+
+    Written under another name and then linked, so that nobody ever reads half a key.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        import tempfile  # late: needed once in a user's life
+        from pathlib import Path
+
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            draft = Path(folder) / "key"
+            write_key(draft, new_key())
+            with contextlib.suppress(FileExistsError):
+                if sys.platform == "win32":
+                    draft.rename(path)
+                else:
+                    os.link(draft, path)
+    except OSError as error:
+        raise AuthenticationError(
+            f"cannot make the key file {path}: {error.strerror}; make one elsewhere and name it with key_file= "
+            f"or --key-file, or in the environment variable {KEY_FILE_VARIABLE}"
+        ) from None
+    return read_key(path)
