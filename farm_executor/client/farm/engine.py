@@ -70,6 +70,7 @@ from farm_executor.core.frames import (
     payload_of,
     payload_size,
 )
+from farm_executor.core.lifecycle import LaneEvent, LaneState
 from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied
 from farm_executor.core.scheduler import Assign, Cancel, Decision, Kill, Lose, Recall, Scheduler, Task
@@ -86,6 +87,7 @@ __all__ = ["Engine", "EngineOptions"]
 
 logger = logging.getLogger(__name__)
 
+OPEN = LaneState.OPEN  # compared with for each frame; before Python 3.12 a member is slow to look up
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
 REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
@@ -567,7 +569,7 @@ class Engine:
                 continue
             else:
                 lane = self._lanes[decision.lane][2]
-                lane.retired = True
+                lane.change(LaneEvent.RETIRE)
                 self._reactor.post(partial(self._end_lane, lane))
                 continue
             if not sent:
@@ -636,10 +638,11 @@ class Engine:
 
         def adopt() -> None:
             entry = self._lanes.get(lane)
-            if self._closed or entry is None or not entry[2].ended:
+            if self._closed or entry is None or entry[2].state is not LaneState.CUT:
                 connection.close()
                 return
             connection.socket.setblocking(False)
+            entry[2].change(LaneEvent.CONNECT)
             with self._deciding:
                 entry[2].resume(connection, self._scheduler.first_seq(lane))
             self._reactor.register(connection, partial(self._on_lane, entry[2]))
@@ -660,7 +663,7 @@ class Engine:
 
     def _watch(self, lane: Lane) -> None:
         """Have the selector report when a lane's socket takes more, while there is more."""
-        if lane.id in self._lanes and not lane.ended:
+        if lane.state.connected and lane.id in self._lanes:
             self._reactor.want_to_write(lane.connection, lane.connection.unsent)
 
     # -- what the servers tell: see `servers.Crew` -----------------------------------------------------------
@@ -701,20 +704,19 @@ class Engine:
     def on_stuck(self, lane: int) -> None:
         """See `servers.Crew`."""
         stuck = self._lanes[lane][2]
-        if stuck.resumable and stuck.ready:
+        if stuck.resumable and stuck.state.ready:
             self.cut_lane(stuck, "nothing of what is sent over it arrives")
         else:
             self.lose_lane(stuck)
 
     def cut_lane(self, lane: Lane, why: str) -> None:
         """The way to a worker is broken, and another is looked for, for a while."""
-        if self._is_gone(lane) or not lane.ready or lane.retired:
+        if lane.state not in (LaneState.OPEN, LaneState.RESUMING):
             return
         logger.info("connection lost server=%s pid=%d reason=%s", lane.server, lane.pid, why)
         link, session, _ = self._lanes[lane.id]
+        lane.change(LaneEvent.CUT)
         with self._deciding:
-            lane.ended, lane.resuming = True, False
-            lane.cuts += 1
             self._reactor.unregister(lane.connection)
             lane.connection.close()
             self._scheduler.lane_cut(lane.id)
@@ -723,7 +725,7 @@ class Engine:
         link.lane_cut(session, lane.id, lane.slot)
 
     def _give_up_lane(self, lane: Lane, cuts: int) -> None:
-        if lane.ended and lane.cuts == cuts:
+        if lane.state is LaneState.CUT and lane.cuts == cuts:
             self.lose_lane(lane)
 
     def on_death(self, death: WorkerDied) -> None:
@@ -732,7 +734,7 @@ class Engine:
             return
         lane = self._lanes[death.lane][2]
         lane.death = death
-        if lane.ended:
+        if not lane.state.connected:
             self.lose_lane(lane)
         else:
             self._await_end(lane, -1)
@@ -766,31 +768,33 @@ class Engine:
             self.lose_lane(lane)
 
     def _is_gone(self, lane: Lane) -> bool:
-        return lane.ended or lane.id not in self._lanes
+        return not lane.state.connected or lane.id not in self._lanes
 
     def _on_lane_end(self, lane: Lane, why: str) -> None:
-        if lane.resumable and lane.ready and not lane.retired and lane.death is None:
-            self.cut_lane(lane, why)
-            return
-        lane.ended = True
-        self._reactor.unregister(lane.connection)
-        if lane.death is not None or lane.retired:
+        if lane.state is LaneState.RETIRED:
             self.lose_lane(lane)
-        else:  # the supervisor knows why, and will say so at once if it can
-            self._reactor.after(REPORT_SECONDS, lambda: self.lose_lane(lane))
+        elif lane.resumable and lane.state is not LaneState.STARTING and lane.death is None:
+            self.cut_lane(lane, why)
+        else:
+            lane.change(LaneEvent.END)
+            self._reactor.unregister(lane.connection)
+            if lane.death is not None:
+                self.lose_lane(lane)
+            else:  # the supervisor knows why, and will say so at once if it can
+                self._reactor.after(REPORT_SECONDS, lambda: self.lose_lane(lane))
 
     def _on_frame(self, lane: Lane, frame: Frame) -> None:
-        serving = lane.ready and not lane.retired and not lane.resuming
-        if frame.type is FrameType.RESULTS and serving:
+        state = lane.state
+        if frame.type is FrameType.RESULTS and state is OPEN:
             self._on_results(lane, frame)
-        elif frame.type is FrameType.RECALLED and serving:
+        elif frame.type is FrameType.RECALLED and state is OPEN:
             with self._deciding:
                 self._perform(self._scheduler.recalled(lane.id, frame.seq, frame.count))
             self._on_renumbering(lane)
-        elif frame.type is FrameType.READY and not lane.ready:
+        elif frame.type is FrameType.READY and state is LaneState.STARTING:
             self._on_ready(lane, frame)
-        elif frame.type is FrameType.RESUMED and lane.resuming:
-            lane.resuming = False
+        elif frame.type is FrameType.RESUMED and state is LaneState.RESUMING:
+            lane.change(LaneEvent.RESUME)
             with self._deciding:
                 self._perform(self._scheduler.resumed(lane.id, frame.seq, frame.count))
             self._on_renumbering(lane)
@@ -811,7 +815,8 @@ class Engine:
             error = load_failure(payload_of(frame), Origin(lane.server, lane.pid), OwnObjects)
             self._break(lambda: caused(BrokenFarmError(initializer_failed(lane, remote_traceback(error))), error))
             return
-        lane.ready = self._had_lane = True
+        lane.change(LaneEvent.READY)
+        self._had_lane = True
         self._stillborn = 0
         link = self._lanes[lane.id][0]
         late = [one for one in list(self._persistent) if one.has_been_made(link, lane.slot)]
@@ -862,7 +867,7 @@ class Engine:
                 self._forget_later()
                 return
             self._functions.forget_large()
-            lanes = [lane for _, _, lane in self._lanes.values() if lane.kept.large and not lane.ended]
+            lanes = [lane for _, _, lane in self._lanes.values() if lane.kept.large and lane.state.connected]
             full = [lane for lane in lanes if not lane.send_forget_large()]
         for lane in full:
             self._watch(lane)
@@ -919,10 +924,12 @@ class Engine:
         if lane.id in self._lanes:
             self.lose_lane(lane)
 
-    def lose_lane(self, lane: Lane) -> None:
+    def lose_lane(self, lane: Lane, *, given_up: bool = False) -> None:
         """See `servers.Crew`: move its tasks, settle those that may not run again, ask for another worker."""
         if self._lanes.get(lane.id) is None:
             return
+        before = lane.state
+        lane.change(LaneEvent.LOSE)
         death = lane.death
         begun = death.begun if death else None
         with self._deciding:
@@ -930,13 +937,12 @@ class Engine:
             del self._lanes_by_link[link][lane.id]
             if not self._lanes_by_link[link]:
                 del self._lanes_by_link[link]
-            if not lane.ended:
-                lane.ended = True
+            if before.connected:
                 lane.send_bye()
                 self._reactor.unregister(lane.connection)
             lane.connection.close()
             had = self._scheduler.calls_on(lane.id)
-            killed = death.killed if death else -1 if lane.given_up else None
+            killed = death.killed if death else -1 if given_up else None
             victim = self._scheduler.task_at(lane.id, killed)
             if killed is not None and (victim is None or not self._kills.meant(lane.id, victim)):
                 killed = -1  # it has ended, or has come back by a recall and another has its number
@@ -944,7 +950,7 @@ class Engine:
             had -= sum(decision.task.calls for decision in decisions if isinstance(decision, Cancel))
             losses = self._perform(decisions)
         self._cancels.answered(lane.id)
-        if not lane.retired:
+        if before is not LaneState.RETIRED:
             failures = [(loss.task, self._why_lost(lane, loss)) for loss in losses]
             origin = Origin(lane.server, lane.pid)
             goes_on = [self._settler.goes_on(task, error, origin) for task, error in failures]
@@ -961,9 +967,10 @@ class Engine:
             for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
                 self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
         self._kills.lane_lost(lane.id, next((loss.task for loss in losses if loss.killed), None))
-        if death is not None and not lane.ready and death.code != CUT_EXIT_CODE:
+        failed = before in (LaneState.STARTING, LaneState.STILLBORN)
+        if death is not None and failed and death.code != CUT_EXIT_CODE:
             self._on_stillborn(death)
-        self.servers.lane_lost(link, session, lane)
+        self.servers.lane_lost(link, session, lane, failed=failed)
 
     def _why_lost(self, lane: Lane, loss: Lose) -> Exception:
         if not loss.killed:
@@ -975,7 +982,7 @@ class Engine:
     def _on_stillborn(self, death: WorkerDied) -> None:
         """A worker has died before it was ready; if that is all they ever do, waiting does not help."""
         self._stillborn += 1
-        if self._stillborn >= MAX_STILLBORN and not any(lane.ready for _, _, lane in self._lanes.values()):
+        if self._stillborn >= MAX_STILLBORN and not any(lane.state.ready for _, _, lane in self._lanes.values()):
             text = f"{self._stillborn} workers in a row died in their initializer or before"
             text += f"; the last {last_word(death)}"
             self._break(lambda: BrokenFarmError(text))
@@ -998,8 +1005,8 @@ class Engine:
             self._scheduler = Scheduler(start=_start)
             lanes = [entry[2] for entry in self._lanes.values()]
             for lane in lanes:
-                if not lane.ended:
-                    lane.ended = True
+                if lane.state.connected and lane.state is not LaneState.RETIRED:  # which is about to be lost
+                    lane.change(LaneEvent.END)
                     self._reactor.unregister(lane.connection)
         for task in tasks:
             self._settler.refuse(task, error())

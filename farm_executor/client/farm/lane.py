@@ -6,6 +6,7 @@ task, nor settle futures.
 
 from __future__ import annotations
 
+import logging
 import time
 
 from farm_executor.client.farm.functions import Function, Kept
@@ -21,12 +22,15 @@ from farm_executor.core.frames import (
     fit_together,
     payload_size,
 )
+from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import WorkerDied
 from farm_executor.core.scheduler import Task
 from farm_executor.data import payload
 from farm_executor.wire.transport import Connection
 
 __all__ = ["Lane", "arguments_of", "size_of"]
+
+logger = logging.getLogger(__name__)
 
 ACKNOWLEDGE_BYTES = 64 * 1024  # of outcomes that a worker keeps until it hears that they have come
 
@@ -55,12 +59,8 @@ class Lane:
         resumable: Whether the worker goes on if the connection breaks.
 
     Attributes:
-        ready: Whether the initializer has succeeded, so that the scheduler knows the lane.
-        retired: Whether it ends because it has run all its tasks.
-        given_up: Whether it ends because nobody wants its server any more.
+        state: Changed by `change` alone, in handlers of the reactor's.
         death: The supervisor's report, once it has come.
-        ended: Whether the connection has reached its end.
-        resuming: Whether it is another one, over which the worker has not yet said what it expects.
         cuts: How often the connection has broken.
         tasks_done: How many tasks it has answered.
         calls_done: How many calls.
@@ -75,11 +75,8 @@ class Lane:
         self.server = server
         self.slot = slot
         self.pid = pid
-        self.ready = False
-        self.retired = self.given_up = False
-        self.ended = False
+        self.state = LaneState.STARTING
         self.resumable = resumable
-        self.resuming = False
         self.cuts = 0
         self.death: WorkerDied | None = None
         self.tasks_done = self.calls_done = 0
@@ -87,6 +84,22 @@ class Lane:
         self._sent: float | None = None  # when the oldest task was sent, if the lane was idle then
         self.kept = Kept()
         self._acknowledged = 0  # of the bytes received over the connection
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.id} to {self.server} slot {self.slot}, pid {self.pid}: {self.state.value}>"
+
+    def change(self, event: LaneEvent) -> None:
+        """Something has befallen the lane: be in the state that follows.
+
+        Not with the engine's lock held: it may log, and so run a handler of the user's.
+
+        Raises:
+            RuntimeError: See `core.lifecycle.after`.
+        """
+        before, self.state = self.state, after(LANE, self.state, event)
+        self.cuts += event is LaneEvent.CUT
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("lane %d %s -> %s", self.id, before.value, self.state.value)
 
     def send_init(self, call: Payload) -> bool:
         """Send the initializer; as the others here, say whether the socket took it all."""
@@ -144,7 +157,6 @@ class Lane:
     def resume(self, connection: Connection, lacking: int) -> bool:
         """Go on over another connection; the outcome of that number, and those behind it, have not come."""
         self.connection = connection
-        self.ended, self.resuming = False, True
         self.kept.clear()
         self._acknowledged = 0
         self._sent = None

@@ -70,8 +70,8 @@ class Crew(LaneListener, Protocol):
     def sending(self) -> AbstractContextManager[None]:
         """To be held while something is sent on a lane."""
 
-    def lose_lane(self, lane: Lane) -> None:
-        """It is no more."""
+    def lose_lane(self, lane: Lane, *, given_up: bool = False) -> None:
+        """It is no more; ``given_up`` because nobody wants its server any more."""
 
     def on_stuck(self, lane: int) -> None:
         """Nothing moves on it."""
@@ -194,8 +194,7 @@ class Servers:
             self._leave(link, link.session)
             return
         for lane in self._crew.lanes_of(link, link.session):
-            lane.given_up = True
-            self._crew.lose_lane(lane)
+            self._crew.lose_lane(lane, given_up=True)
         self._part(link, link.session)
 
     def _found(self, name: Address, addresses: list[Address]) -> None:
@@ -267,7 +266,7 @@ class Servers:
 
     def _doubt_lanes(self, link: ServerLink, session: str, connection: Connection) -> None:
         """The server had to be dialled again: ask whether what is sent over its lanes arrives."""
-        lanes = [lane for lane in self._crew.lanes_of(link, session) if lane.ready and not lane.ended]
+        lanes = [lane for lane in self._crew.lanes_of(link, session) if lane.state.ready and lane.state.connected]
         with self._crew.sending():
             for lane in lanes:
                 lane.probe()
@@ -293,7 +292,7 @@ class Servers:
                 self._liveness.heard(link)
                 if frame.type is FrameType.PONG:
                     lanes = self._crew.lanes_of(link, session)
-                    watched = {lane.id: lane.connection for lane in lanes if not lane.ended}
+                    watched = {lane.id: lane.connection for lane in lanes if lane.state.connected}
                     self._liveness.answered(decode(Pong, frame), watched)
                 elif frame.type is FrameType.WORKER_DIED:
                     self._crew.on_death(decode(WorkerDied, frame))
@@ -332,7 +331,9 @@ class Servers:
     def _moved(self, link: ServerLink) -> int:
         """For `Liveness`."""
         lanes = self._crew.lanes_of(link, link.session)
-        return sum(lane.connection.bytes_received + lane.connection.bytes_sent for lane in lanes if not lane.ended)
+        return sum(
+            lane.connection.bytes_received + lane.connection.bytes_sent for lane in lanes if lane.state.connected
+        )
 
     def _on_silence(self, link: ServerLink) -> None:
         """For `Liveness`."""
@@ -389,7 +390,7 @@ class Servers:
         self._parting.add(link)
         link.leave(session)
         for lane in self._crew.lanes_of(link, session):
-            if lane.ready:
+            if lane.state.ready:
                 self._crew.drain_lane(lane)
             else:
                 self._crew.lose_lane(lane)
@@ -400,10 +401,13 @@ class Servers:
         """Whether its session is to end, so that no lane is wanted any more."""
         return link in self._parting
 
-    def lane_lost(self, link: ServerLink, session: str, lane: Lane) -> None:
-        """A lane is no more: another one is dialled, or, if it was the last of a session that is to end, none."""
+    def lane_lost(self, link: ServerLink, session: str, lane: Lane, *, failed: bool) -> None:
+        """A lane is no more: another one is dialled, or, if it was the last of a session that is to end, none.
+
+        With ``failed`` it was never ready.
+        """
         self._liveness.forget_lane(lane.id)
-        link.lane_gone(session, lane.id, lane.slot, failed=not lane.ready)
+        link.lane_gone(session, lane.id, lane.slot, failed=failed)
         if link in self._parting and not self._crew.lanes_of(link, session):
             self._part(link, session)
 
