@@ -1,10 +1,10 @@
-"""Several items of one `map` as one task, for a worker to run and to answer as it would one by one.
+"""Run several items of one `map` as a single task, with an outcome for each item.
 
-This module owns what a worker does with a block, and how it answers. It must not know how blocks are made up, nor
-what becomes of the items that it leaves: that is `client.map`'s.
+This module owns what a worker does with a block, and the form of its answer. It must not know how blocks are
+assembled, nor what happens to the items that are handed back: `client.map` decides both.
 
-A block is a bet that its items are short. It must cost nothing when the bet is lost, so a worker stops when a block
-has taken its time, and leaves the rest.
+A block is a bet that its items are short. Losing the bet must cost nothing, so a worker stops once a block has used
+up its time, and hands back the rest.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from farm_executor.data.failure import dump_failure, dump_unsendable, explain_un
 
 __all__ = ["BLOCK_SECONDS", "PLAIN", "BlockOutcome", "portable", "run_block"]
 
-BLOCK_SECONDS = 0.01  # after which no more items of a block are begun
+BLOCK_SECONDS = 0.01  # once a block has taken this long, no further item of it is started
 
 PLAIN: set[type] = {type(None), bool, int, float, complex, str, bytes}
-"""What may share a pickle: it cannot change, nor fail to be rebuilt."""
+"""Types whose values may share a pickle: they are immutable and always unpickle."""
 
 
 def portable(data: Payload) -> Payload:
-    """The payload as part of another one, in which large parts stay out of band."""
+    """Wrap a payload for use inside another one. Large parts stay out of band."""
     return [pickle.PickleBuffer(part) if len(part) >= BULK_THRESHOLD else bytes(part) for part in data]  # type: ignore[misc]
 
 
 class BlockOutcome(NamedTuple):
-    """What came of the first items of a block.
+    """The outcomes of the first items of a block.
 
     Attributes:
-        count: How many have a value; what is left was not begun, except for one that failed.
-        together: Whether the values are one pickle, a list; else each is one. Those that may fail to be rebuilt
-            travel alone, so that they cost no other.
+        count: The number of items that returned a value. The item after them failed if ``failure`` is set; all
+            others were not started.
+        together: Whether the values share one pickle, a list; otherwise there is one pickle for each. Values that
+            may fail to unpickle travel alone, so that one failure does not affect the others.
         pickles: The pickled values.
-        failure: What the next one raised, as `dump_failure` gave it, if it failed.
+        failure: The exception of the item that failed, as returned by `dump_failure`, or None.
     """
 
     count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses
@@ -49,12 +50,12 @@ class BlockOutcome(NamedTuple):
 
 
 def run_block(fn: Callable[..., Any], items: Sequence[Any], pickled: bool) -> BlockOutcome:
-    """Call the function for each of the items, until one fails or the block has taken its time.
+    """Call the function with each item until one fails or the block has used up its time.
 
     Args:
         fn: The function.
-        items: For each call the arguments, or with ``pickled`` the payload of them.
-        pickled: Whether each call's arguments are rebuilt for it alone, because it might change them.
+        items: The arguments of each call, or their payload if ``pickled``.
+        pickled: Whether the arguments are unpickled separately for each call, because a call might change them.
     """
     values: list[Any] = []
     failure: Payload | None = None
@@ -62,12 +63,12 @@ def run_block(fn: Callable[..., Any], items: Sequence[Any], pickled: bool) -> Bl
     for item in items:
         try:
             args = payload.loads(item) if pickled else item
-        except BaseException as error:  # unpickling runs code of the user's, which may raise anything
+        except BaseException as error:  # unpickling runs the user's code, which may raise anything
             failure = dump_failure(error, explain_unreadable(error))
             break
         try:
             values.append(fn(*args))
-        except BaseException as error:  # all of it belongs to the item, as what a task raises does to its future
+        except BaseException as error:  # any exception is the item's outcome, as it would be a task's
             failure = dump_failure(error, skip_frames=1)
             BaseException.with_traceback(error, None)
             break
@@ -83,7 +84,7 @@ def _outcome(values: list[Any], failure: Payload | None) -> BlockOutcome:
     for value in values:
         try:
             pickles.append(portable(payload.dumps(value)))
-        except BaseException as error:  # pickling runs code of the user's
+        except BaseException as error:  # pickling runs the user's code
             failure = dump_unsendable(error, value)
             break
     return BlockOutcome(len(pickles), False, pickles, failure)

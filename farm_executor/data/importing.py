@@ -1,11 +1,11 @@
-"""Which modules a fresh process would not find by their names.
+"""Find the modules that another process could not import by name.
 
-A module may exist in `sys.modules` alone: made by `types.ModuleType`, or loaded from a file that is not on the
-path, by importlib's recipe for plugins. Its name leads nowhere elsewhere. This module owns that question. It must
-not know what follows from the answer.
+A module may exist only in `sys.modules`: created with `types.ModuleType`, or loaded from a file outside the path
+with importlib's recipe for plugins. Another process cannot import it. This module owns that question. It must not
+know how the answer is used.
 
-When in doubt, a name is taken to be good: extension modules, lazy loaders and import hooks do strange things, and
-travelling by name is what they are used to.
+When in doubt, a module counts as importable: extension modules, lazy loaders and import hooks do strange things,
+and are used to travelling by name.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _here_only: frozenset[str] = frozenset()
 
 
 def exist_here_only() -> frozenset[str]:
-    """The names of all such modules; ``__main__``, which everybody knows to be another one, is not among them.
+    """Return the names of all such modules, without ``__main__``, which differs in every process anyway.
 
-    Each is looked for when it is new. Called again, this costs a fraction of a microsecond.
+    Each module is checked once, when it is new. Calling this again costs a fraction of a microsecond.
     """
     global _last, _here_only
     modules = sys.modules
@@ -47,7 +47,7 @@ def exist_here_only() -> frozenset[str]:
 
 
 def _leads_to(name: str, here_only: set[str]) -> bool:
-    """Whether to import the name elsewhere may be expected to give this process's module."""
+    """Return whether importing the name in another process can be expected to find the same module."""
     module = sys.modules.get(name)
     if name == "__mp_main__":  # the program, in a child that multiprocessing has spawned
         return False
@@ -57,10 +57,10 @@ def _leads_to(name: str, here_only: set[str]) -> bool:
         # By `object`, as a lazy module would load itself for any attribute that it is asked for.
         attributes = object.__getattribute__(module, "__dict__")
         if attributes.get("__name__") != name or getattr(attributes.get("__spec__"), "name", name) != name:
-            return True  # one more name of a module
+            return True  # an alias of another module
         origin = _origin(attributes)
         if origin in ("built-in", "frozen") or origin.endswith(tuple(EXTENSION_SUFFIXES)):
-            return True  # which could not be sent anyway
+            return True  # it could not be sent anyway
         parent, _, last = name.rpartition(".")
         if parent in here_only:
             return False
@@ -68,18 +68,18 @@ def _leads_to(name: str, here_only: set[str]) -> bool:
         if path is None or (origin and _is_in(path, last, origin)):
             return True
         return _finds(name, path, parent, origin)
-    except Exception:  # finders and modules may be of any make
+    except Exception:  # finders and modules may be anything, and raise anything
         return True
 
 
 def _origin(attributes: dict[str, Any]) -> str:
-    """The file that a module comes from; empty if from none."""
+    """Return the file of a module, or an empty string if it has none."""
     origin = attributes.get("__file__") or getattr(attributes.get("__spec__"), "origin", None)
     return origin if isinstance(origin, str) else ""
 
 
 def _path(parent: str) -> Sequence[str] | None:
-    """Where modules of this package are looked for; None if it has them by itself, as ``os`` has ``os.path``."""
+    """Return the search path of a package; None if it provides its modules itself, as ``os`` does ``os.path``."""
     if not parent:
         return sys.path
     path = getattr(sys.modules.get(parent), "__path__", None)
@@ -87,7 +87,7 @@ def _path(parent: str) -> Sequence[str] | None:
 
 
 def _is_in(path: Sequence[str], last: str, origin: str) -> bool:
-    """Whether the file is where it would be looked for: most are, and that is fast to tell."""
+    """Return whether the file is where a search would find it: most are, and checking this is fast."""
     folder, file = os.path.split(origin)
     stem = file.partition(".")[0]
     if stem == "__init__":
@@ -96,13 +96,13 @@ def _is_in(path: Sequence[str], last: str, origin: str) -> bool:
 
 
 def _finds(name: str, path: Sequence[str], parent: str, origin: str) -> bool:
-    """Ask the finders, as `importlib.util.find_spec` does not where the module is there already."""
+    """Ask the finders. `importlib.util.find_spec` does not ask them for a module that is already imported."""
     for finder in sys.meta_path:
         spec: ModuleSpec | None = finder.find_spec(name, path if parent else None)
         if spec is not None:
             both = origin and spec.has_location and spec.origin and os.path.exists(origin)
             return not both or os.path.realpath(str(spec.origin)) == os.path.realpath(origin)
     if parent and not origin:
-        return True  # a package may make some of its modules when it is imported
-    # An entry that is relative to the current directory may have led to it, and the program has gone elsewhere.
+        return True  # a package may create some of its modules when it is imported
+    # A relative entry of the path may have led to the module before the program changed its directory.
     return any(not os.path.isabs(entry) for entry in path) and os.path.dirname(origin) in sys.path_importer_cache

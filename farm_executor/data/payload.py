@@ -1,24 +1,25 @@
-"""Values to bytes and buffers, and back.
+"""Turn values into bytes and buffers, and back.
 
-This module owns the choice between pickle and cloudpickle and what travels out of band. It must not know what
-the values mean to the farm, nor how bytes travel. What classes and functions that travel by value become at the
-other end is `byvalue`'s; exceptions are `failure`'s.
+This module owns the choice between pickle and cloudpickle, and of what travels out of band. It must not know what
+the values mean to the farm, nor how bytes travel. `byvalue` handles functions and classes that travel by value,
+`failure` exceptions.
 
-A payload is a list: the pickle, then the buffers that it refers to (protocol 5, PEP 574). pickle comes first
+A payload is a list: the pickle, then the buffers that it refers to (protocol 5, PEP 574). pickle is tried first
 because it is ten times faster. cloudpickle takes over when
 
 * pickle raises: lambdas, closures, local classes;
-* the pickle names ``__main__``, or a module that exists in this process only: pickle would refer to the function
-  or class by name, which leads elsewhere in a worker, or nowhere. A string that merely says so costs time, nothing
-  else;
-* the pickle may hold what should have been refused, as cloudpickle's pickler does here, see `refused`;
+* the pickle names ``__main__``, or a module that exists only in this process: pickle refers to functions and
+  classes by name, and in a worker that name leads elsewhere or nowhere. A string that happens to contain the name
+  costs time, nothing else;
+* the pickle may hold an object that should have been refused (see `refused`), which the pickler based on
+  cloudpickle does;
 * the user registered a module with ``cloudpickle.register_pickle_by_value``.
 
-A payload that cloudpickle wrote ends in one byte ``V`` behind the pickle's last opcode, which pickle ignores:
-so the reader knows without a search that it may hold functions and classes by value.
+A payload that cloudpickle wrote has one byte ``V`` after the pickle's last opcode, which pickle ignores. It tells
+the reader that the payload may hold functions and classes by value.
 
-Plain values, numbers and short strings, need none of that. Those of several tasks may share one pickle, as nobody
-can change them, nor would mind if two of them are one object.
+Plain values (numbers and short strings) need none of that. Those of several tasks may share one pickle: they are
+immutable, and it does not matter if two of them become one object.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ __all__ = [
 ]
 
 PROTOCOL = 5
-MAPPED_SIZE = 1024 * 1024  # from which memory is taken from the system, which gives it page by page
+MAPPED_SIZE = 1024 * 1024  # bytes; from this size on, memory comes from the system, page by page as it is touched
 _BY_VALUE = b"V"
-_MAIN = b"\x8c\x08__main__"  # as a pickle names it: a short string, its length, and the name
+_MAIN = b"\x8c\x08__main__"  # as spelled in a pickle: the opcode of a short string, its length, and the name
 _SMALL = {type(None), bool, float, complex}
 _TEXTS = {str, bytes}
 _SHORT = 1024  # characters or bytes
@@ -63,12 +64,12 @@ _BUILTIN = {int} | _SMALL | _TEXTS
 
 
 def is_plain(value: Any) -> bool:
-    """Whether the value may share a pickle with others."""
+    """Return whether the value may share a pickle with others."""
     return all_plain((value,))
 
 
 def all_plain(values: Iterable[Any]) -> bool:
-    """Whether each `is_plain`."""
+    """Return whether every value is plain."""
     for value in values:
         kind = type(value)
         if kind is int:
@@ -80,15 +81,15 @@ def all_plain(values: Iterable[Any]) -> bool:
 
 
 def dumps_together(values: list[Any]) -> bytes:
-    """Pickle several plain values, or tuples of such."""
+    """Pickle several plain values, or tuples of plain values."""
     return pickle.dumps(values, PROTOCOL)
 
 
 def loads_together(data: Buffer, count: int) -> list[Any]:
-    """Rebuild what `dumps_together` was given.
+    """Unpickle the values given to `dumps_together`.
 
     Raises:
-        RemoteProtocolError: It is not so many values.
+        RemoteProtocolError: The data is not ``count`` plain values.
     """
     try:
         values = _PlainUnpickler(io.BytesIO(data)).load()
@@ -100,7 +101,7 @@ def loads_together(data: Buffer, count: int) -> list[Any]:
 
 
 def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
-    """Pickle what a function is to be called with; see `dumps`."""
+    """Pickle the arguments of a call; see `dumps`."""
     if not kwargs and _BUILTIN.issuperset(map(type, args)):
         return (pickle.dumps((args, kwargs), PROTOCOL),)
     return dumps((args, kwargs))
@@ -110,22 +111,23 @@ def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
     """Pickle a value.
 
     Args:
-        value: Anything that pickle or cloudpickle can take.
-        out_of_band: Whether buffers of 64 KiB and more stay where they are, as parts of their own, instead of
-            being copied into the pickle. They are then read when the payload is sent, not before.
+        value: Any value that pickle or cloudpickle accepts.
+        out_of_band: Whether buffers of 64 KiB and more become separate parts of the payload instead of being copied
+            into the pickle. Such a buffer is read when the payload is sent, not before.
 
     Raises:
-        Exception: Whatever the value's own reduction raises; pickle's errors are PicklingError, TypeError,
-            AttributeError, RecursionError.
+        Exception: Any exception that the value's own reduction raises. pickle itself raises PicklingError,
+            TypeError, AttributeError or RecursionError.
     """
     if type(value) in _BUILTIN:
-        return (pickle.dumps(value, PROTOCOL),)  # in a third of the time
+        return (pickle.dumps(value, PROTOCOL),)  # takes a third of the time
     buffers: list[pickle.PickleBuffer] = []
     try:
-        # The callback answers None for each buffer, which puts it out of band: right for large ones alone.
+        # `append` returns None, so every buffer goes out of band, which is right only for large ones. Hence the
+        # second round if there are any.
         data = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
         parts: Payload = _dump(pickle.Pickler, value, out_of_band) if buffers else (data,)
-    except Exception:  # whatever it was, cloudpickle gets its chance and raises the better error
+    except Exception:  # for whatever reason: cloudpickle may succeed, and raises the better error if not
         pass
     else:
         if not (_names_others(parts[0]) or registered_by_value() or may_hold_silent(parts[0])):
@@ -141,7 +143,7 @@ def _dump_by_value(value: Any, out_of_band: bool) -> Payload:
     except Exception:
         if not hints.added:
             raise
-    # Something that was sent along may be too large, or nobody's to send.
+    # One of the values that were sent along may be too large, or may refuse to be pickled.
     left_out = {id(added) for added in hints.added if not _can_be_added(added)}
     for others in (Hints(enabled=True, left_out=left_out), Hints()):
         try:
@@ -167,11 +169,11 @@ def _dump_with(hints: Hints, value: Any, out_of_band: bool) -> Payload:
     return _dump(functools.partial(kind, hints=hints), value, out_of_band, _Bounded(hints))
 
 
-MAX_ADDED = 1024 * 1024  # bytes of a pickle that holds whatever may be looked up
+MAX_ADDED = 1024 * 1024  # bytes of a pickle that carries names which might be looked up
 
 
 class _Bounded(io.BytesIO):
-    """A file that does not take all: who knows what the added functions bring along."""
+    """A file of bounded size, because nobody knows how much the added functions refer to."""
 
     def __init__(self, hints: Hints) -> None:
         super().__init__()
@@ -184,7 +186,7 @@ class _Bounded(io.BytesIO):
 
 
 def _names_others(pickled: Any) -> bool:
-    """Whether the pickle may name what a worker has another module for, or none."""
+    """Return whether the pickle may name a module that is missing or different in a worker."""
     return _MAIN in pickled or any(name.encode() in pickled for name in exist_here_only())
 
 
@@ -194,7 +196,7 @@ def _dump(
     buffers: list[Buffer] = []
 
     def keep_large(buffer: pickle.PickleBuffer) -> bool:
-        """Keep a large buffer out of band; a true answer puts it into the pickle (PEP 574)."""
+        """Keep a large buffer out of band. Returning True puts a buffer into the pickle (PEP 574)."""
         try:
             raw = buffer.raw()
         except BufferError:  # not contiguous
@@ -210,26 +212,26 @@ def _dump(
 
 
 def registered_by_value() -> bool:
-    """Whether the user has had modules travel by value, so that no name is sure to stay one."""
-    # The set itself, because its public copy costs more than the pickling of a small call.
+    """Return whether the user has registered modules with cloudpickle to travel by value."""
+    # Use the set itself: making the public copy takes longer than pickling a small call.
     cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
     return cloudpickle is not None and bool(cloudpickle._PICKLE_BY_VALUE_MODULES)
 
 
 def by_value(payload: Payload) -> bool:
-    """Whether the payload may hold functions and classes by value."""
+    """Return whether the payload may hold functions and classes by value."""
     return payload[0][-1] == _BY_VALUE[0]
 
 
 def loads(payload: Payload, resolver: Callable[[], Resolver] | None = None) -> Any:
-    """Rebuild a value. Only ever called on bytes from a peer that has proven the key.
+    """Unpickle a value. Only call this on bytes from a peer that has proven the key.
 
     Args:
-        payload: As `dumps` gave it.
-        resolver: Gives what is used for a by-value payload, see `Resolver`.
+        payload: A payload as returned by `dumps`.
+        resolver: Returns the `Resolver` to use if the payload may hold functions and classes by value.
 
     Raises:
-        Exception: Whatever the rebuilding raises, such as ModuleNotFoundError for a module that is not here.
+        Exception: Any exception that unpickling raises, such as ModuleNotFoundError.
     """
     data = payload[0]
     if resolver is None or data[-1] != _BY_VALUE[0]:
@@ -255,15 +257,15 @@ class _ResolvingUnpickler(pickle.Unpickler):
 
 
 def allocate(size: int) -> Buffer:
-    """Writable memory for a received segment.
+    """Return writable memory for a received segment.
 
-    It takes memory as it is filled, so that what is only promised costs nothing. numpy's is not filled with zeros
-    first, which at 64 MiB and more would halve the speed of receiving.
+    The system provides its pages as they are filled, so a size that a peer merely announces costs nothing. numpy
+    does not fill it with zeros first, which at 64 MiB and more would halve the speed of receiving.
     """
     numpy: Any = sys.modules.get("numpy")
     try:
         memory: memoryview = numpy.empty(size, numpy.uint8).data
-    except AttributeError:  # there is none, or another thread is just importing it
+    except AttributeError:  # numpy is not imported, or another thread is just importing it
         if size < MAPPED_SIZE:
             return bytearray(size)
         import mmap  # late: programs without large data never need it

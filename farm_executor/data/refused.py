@@ -1,10 +1,10 @@
-"""What belongs to one process and is never sent, and what to use in its place.
+"""Objects that belong to one process and are never sent, and what to use instead.
 
-This module owns the list. It must not know how values are pickled: that is `byvalue`'s and `payload`'s.
+This module owns the list. It must not know how values are pickled: `byvalue` and `payload` do that.
 
-Most of these refuse to be pickled by themselves, but do not say what to do. `multiprocessing.connection.Connection`
-and its like do not even refuse: to pickle they are a number, which stands for some other descriptor in another
-process. `multiprocessing` passes them on by a pickler of its own, and only to children of its own.
+Most of these types refuse to be pickled, but do not say what to do instead. `multiprocessing.connection.Connection`
+and its relatives do not even refuse: they pickle as a number, which refers to some other descriptor in another
+process. `multiprocessing` passes them on with its own pickler, and only to its own children.
 """
 
 from __future__ import annotations
@@ -52,16 +52,17 @@ _INSTEAD = {
     ("multiprocessing.synchronize", "SemLock"): _PROXY,
     ("socket", "socket"): "connect in the task",
 }
-_BY_INHERITANCE = ("heap", "queues", "sharedctypes", "synchronize")  # which say so by a RuntimeError themselves
+_BY_INHERITANCE = ("heap", "queues", "sharedctypes", "synchronize")  # their own refusal is a RuntimeError
 _REDUCTIONS = {"__reduce__", "__reduce_ex__", "__getstate__"}
 
-# Modules whose objects pickle takes, and how a pickle names each: a short string, its length, and the name.
+# Modules whose objects pickle accepts, and how a pickle spells each name: the opcode of a short string, its length,
+# and the name.
 _CONNECTIONS, _SHARER = "multiprocessing.connection", "multiprocessing.resource_sharer"
 _SILENT = {name: b"\x8c" + bytes([len(name)]) + name.encode() for name in (_CONNECTIONS, _SHARER)}
 
 
 def may_hold_silent(pickled: Any) -> bool:
-    """Whether a pickle may hold what pickle should have refused; most programs load no module that has such."""
+    """Return whether a pickle may hold an object that pickle should have refused. Most programs never load one."""
     modules = sys.modules
     return (_CONNECTIONS in modules and _SILENT[_CONNECTIONS] in pickled) or (
         _SHARER in modules and _SILENT[_SHARER] in pickled
@@ -69,14 +70,14 @@ def may_hold_silent(pickled: Any) -> bool:
 
 
 class Refusals(dict[type, Callable[[Any], Any]]):
-    """The last map of a pickler's dispatch table: for each class on the list a reducer that says what to do."""
+    """A fallback for a pickler's dispatch table: reducers that refuse, and say what to use instead."""
 
     def __missing__(self, cls: type) -> Callable[[Any], Any]:
         for base in cls.__mro__:
             instead = _INSTEAD.get((base.__module__, base.__qualname__))
             if instead is not None:
                 return _refusal(base, instead)
-            if not _REDUCTIONS.isdisjoint(vars(base)):  # it knows how to travel
+            if not _REDUCTIONS.isdisjoint(vars(base)):  # it defines its own reduction
                 break
         raise KeyError(cls)
 

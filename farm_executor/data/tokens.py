@@ -1,13 +1,12 @@
-"""What stands for one and the same object in several processes.
+"""Tokens that identify one object across processes.
 
-A copy that comes back is recognized by the token that the original was sent with. This module owns these tokens,
-and the homes of functions: which dict, of this process or another, is the globals of a function. It must not know
-pickles.
+When a copy comes back, its token leads to the original. This module owns these tokens, and the homes of functions:
+the identity of the dict, here or in another process, that is a function's globals. It must not know pickles.
 
-Nothing is kept alive by its token, but for the few objects of which Python has no weak references.
+A token does not keep its object alive, except for the few types that have no weak references.
 
-Thread safety: everything may be called from any thread and in signal handlers, as no step is more than one
-operation of a dict.
+Thread safety: everything may be called from any thread and from signal handlers, because each step is a single
+operation on a dict.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ __all__ = ["OBJECTS", "Tokens", "home_of", "module_at", "named_home", "settle"]
 
 
 class Tokens:
-    """Objects of this process, and the tokens that they have here and elsewhere."""
+    """The tokens of this process's objects."""
 
     def __init__(self) -> None:
         self._tokens: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._objects: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._sent: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._strong: dict[Any, str] = {}  # such as context variables, which are few and stay anyway
+        self._strong: dict[Any, str] = {}  # e.g. context variables, which are few and live on anyway
 
     def known(self, value: Any) -> str | None:
-        """The token that the object has, if any."""
+        """Return the token of the object, or None."""
         try:
             return self._tokens.get(value)
-        except TypeError:  # there are no weak references to it
+        except TypeError:  # it does not support weak references
             return self._strong.get(value)
 
     def of(self, value: Any) -> str:
-        """The token of the object, which it gets now if it has none."""
+        """Return the token of the object, creating one if necessary."""
         token = self.known(value)
         return self.enter(_new(), value) if token is None else token
 
     def enter(self, token: str, value: Any) -> str:
-        """Let the object have this token; returns the one that it has, which may be an older one."""
+        """Give the object this token unless it already has one. Return the token that it has."""
         try:
             token = self._tokens.setdefault(value, token)
             self._objects[token] = value
@@ -52,21 +51,21 @@ class Tokens:
         return token
 
     def find(self, token: str) -> Any:
-        """The object of this token, or None. Of several copies of one original, it is the last."""
+        """Return the object with this token, or None. Of several copies of one original, the last wins."""
         found = self._objects.get(token)
         if found is None and self._strong:
             return next((value for value, known in list(self._strong.items()) if known == token), None)
         return found
 
     def sent(self, value: Any, *, named: bool) -> str | None:
-        """The token to send the object with, if a name leads to it or it has come with one."""
+        """Return the token to send with the object, if it can be found by name or arrived with a token."""
         token = self.of(value) if named else self.known(value)
         if token is not None and value not in self._strong:
             self._sent.add(value)
         return token
 
     def original(self, token: str | None) -> Any:
-        """The object that was sent from here with this token, or None: what only came from elsewhere may be old."""
+        """Return the object sent from here with this token, or None. A copy from elsewhere may be outdated."""
         found = self.find(token) if token is not None else None
         return found if found is not None and (found in self._sent or found in self._strong) else None
 
@@ -78,7 +77,7 @@ OBJECTS = Tokens()
 
 
 class _Home:
-    """The name of a dict, kept alive by the functions and the module whose globals it is."""
+    """The identity of a dict. The functions and the module that have it as globals keep this alive."""
 
     __slots__ = ("__weakref__", "token")
 
@@ -86,23 +85,23 @@ class _Home:
         self.token = token
 
 
-# There are no weak references to a dict. But as long as one of its holders lives, so does the dict, and no other
-# can have its id.
+# A dict does not support weak references. But it lives as long as any of its holders, and so long no other dict can
+# have its id.
 _by_holder: weakref.WeakKeyDictionary[Any, _Home] = weakref.WeakKeyDictionary()
 _by_id: weakref.WeakValueDictionary[int, _Home] = weakref.WeakValueDictionary()
 _modules: weakref.WeakValueDictionary[str, types.ModuleType] = weakref.WeakValueDictionary()
 
 
 def named_home(name: str) -> str:
-    """What stands for the namespace of the module that has this name in `sys.modules`."""
+    """Return the home that stands for the namespace of this module in `sys.modules`."""
     return "=" + name
 
 
 def home_of(holder: types.FunctionType | types.ModuleType) -> str:
-    """What stands for the namespace of a function or module, the same for all that share it.
+    """Return the home of a function or module: equal for all that share one namespace.
 
-    That of a module in `sys.modules` is known by its name. Any other has a token, for as long as one of the
-    functions lives that were in it when it was first asked for, or that were asked for since.
+    A module in `sys.modules` is identified by its name. Any other namespace has a token. It lasts as long as any
+    function lives that was in the namespace at the first call, or that was passed in since.
     """
     known = _by_holder.get(holder)
     if known is not None:
@@ -124,15 +123,15 @@ def home_of(holder: types.FunctionType | types.ModuleType) -> str:
 
 
 def settle(home: str, module: types.ModuleType) -> None:
-    """Say that a namespace of another process is this module's here."""
+    """Declare that a home of another process is this module's namespace here."""
     _by_holder[module] = _by_id[id(vars(module))] = _Home(home)
     _modules[home] = module
 
 
 def module_at(home: str) -> types.ModuleType | None:
-    """The module with this namespace here, if any."""
+    """Return the module with this home here, or None."""
     return sys.modules.get(home[1:]) if home[:1] == "=" else _modules.get(home)
 
 
 def _new() -> str:
-    return os.urandom(9).hex()  # not counted: a forked child would count on from where its parent was
+    return os.urandom(9).hex()  # not a counter: a forked child would continue its parent's
