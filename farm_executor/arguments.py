@@ -210,6 +210,23 @@ def _paths(name: str, value: Any) -> Any:
     return [_path(name, one) for one in value]
 
 
+def _ship(name: str, value: Any) -> tuple[str, ...]:
+    """Which modules are sent: nothing for "off"; paths become absolute, as the program may change its directory."""
+    one = isinstance(value, (str, os.PathLike))
+    if (not one and not isinstance(value, Iterable)) or isinstance(value, bytes):
+        raise TypeError(f'{name} must be "auto", "off", or names and paths of modules, not {_shown(value)}')
+    if isinstance(value, str) and value == "off":
+        return ()
+    found = []
+    for each in [value] if one else value:
+        if not isinstance(each, (str, os.PathLike)) or not isinstance(os.fspath(each), str):
+            raise TypeError(f'{name} must be "auto", "off", or names and paths of modules, not {_shown(value)}')
+        text = os.fspath(each)
+        is_path = not isinstance(each, str) or os.sep in text or (text != "auto" and os.path.exists(text))
+        found.append(os.path.abspath(text) if is_path else text)
+    return tuple(found)
+
+
 def _key_file(name: str, value: Any) -> Any:
     """A file that holds a key now. It is read again for each connection, as keys are changed."""
     from farm_executor.errors import AuthenticationError
@@ -284,6 +301,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "max_pending_bytes": _optional(_integer(1)),
         "when_full": _choice("wait", "raise"),
         "caller_leads": _flag,
+        "ship": _ship,
     },
     "FarmExecutor.submit": {"fn": anything},
     "FarmExecutor.map": {

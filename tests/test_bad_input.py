@@ -423,7 +423,7 @@ def test_a_module_that_the_worker_lacks_is_a_task_execution_error_that_names_mod
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     module = importlib.import_module("module_of_the_client")
     try:
-        with FarmExecutor(serving.address, key=KEY) as farm:
+        with FarmExecutor(serving.address, key=KEY, ship="off") as farm:
             for future in (farm.submit(module.call), farm.submit(identity, module.Own())):
                 with pytest.raises(TaskExecutionError) as caught:
                     future.result(DEADLINE)

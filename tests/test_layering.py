@@ -27,7 +27,7 @@ STEPS = [
 ]
 # And within the larger packages: a module imports from lower floors, or from its own floor where there is no cycle.
 FLOORS = {
-    "data": [("importing", "refused", "tokens"), ("byvalue",), ("failure", "payload"), ("blocks",)],
+    "data": [("importing", "modules", "refused", "tokens"), ("byvalue",), ("failure", "payload"), ("blocks",)],
     "wire": [
         ("address", "layered", "race", "trusted", "versions"),
         ("sealed", "tls"),

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         max_pending_bytes: int | None
         when_full: Literal["wait", "raise"]
         caller_leads: bool
+        ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 __all__ = ["FarmExecutor", "OptionsView"]
@@ -546,6 +547,12 @@ class FarmExecutor(_Front):
             `FarmFullError`. A callback of a future never waits there.
         caller_leads: Whether a thread that waits for a result may do the farm's own thread's work meanwhile, which
             makes a call faster by a third. Nothing else depends on it.
+        ship: Which modules servers may have that they lack, or have otherwise: "auto" for the program's own, which
+            are those that are neither installed nor Python's; "off" for none; or names of top-level modules and
+            paths of files, packages and folders on ``sys.path``, to which "auto" may be added. What is named is
+            sent whole, up to 256 MiB a module; of others code, and data files of at most 1 MiB each. Each module is
+            sent when a task first imports it, and stays what it was then for as long as the executor lives. An
+            embedded farm has the program's files anyway.
 
     Raises:
         AddressError: An address has none of the accepted forms, or there is none.
@@ -614,6 +621,7 @@ class FarmExecutor(_Front):
         max_pending_bytes: int | None = None,
         when_full: Literal["wait", "raise"] = "wait",
         caller_leads: bool = True,
+        ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = "auto",
     ) -> None:
         first: Any = addresses
         if isinstance(first, Number):
@@ -639,6 +647,7 @@ class FarmExecutor(_Front):
             self._max_pending_bytes,
             self._when_full,
             self._caller_leads,
+            self._ship,
         ) = checked(
             "FarmExecutor",
             addresses=addresses,
@@ -659,7 +668,12 @@ class FarmExecutor(_Front):
             max_pending_bytes=max_pending_bytes,
             when_full=when_full,
             caller_leads=caller_leads,
+            ship=ship,
         )
+        if any(each != "auto" for each in self._ship):
+            from farm_executor.client.farm.chosen_modules import resolve  # late: few programs name any
+
+            resolve(each for each in self._ship if each != "auto")
         if self._key is not None:
             from farm_executor.wire.security import Key  # late: few programs give one
 
@@ -721,6 +735,7 @@ class FarmExecutor(_Front):
             "max_pending_bytes": self._max_pending_bytes,
             "when_full": self._when_full,
             "caller_leads": self._caller_leads,
+            "ship": "auto" if self._ship else "off",  # what has a name here has come there by then
         }
         return (_unpickle, (addresses, arguments))
 
@@ -809,6 +824,7 @@ class FarmExecutor(_Front):
                     self._heartbeat,
                     self._resume_timeout,
                     self._max_memory_per_worker,
+                    ships=bool(self._ship),
                 ),
                 end_servers=partial(_end_all, self._remote, embedded),
                 initializer=payload.dumps(call, out_of_band=False),
@@ -816,6 +832,7 @@ class FarmExecutor(_Front):
                 connect_timeout=self._connect_timeout,
                 caller_leads=self._caller_leads,
                 budget=None if limit is None else Budget(limit, may_wait=self._when_full == "wait"),
+                ship=self._ship,
             )
         )
 

@@ -77,6 +77,7 @@ MAX_BODY = 4 * 1024 * 1024
 MAX_HELLO = 64 * 1024
 MAX_SEGMENTS = 65_536
 MAX_SEGMENT = 1 << 46  # 64 TiB: what no machine has is garbage, not a payload
+MAX_MODULES = 320 * 1024 * 1024  # bytes of modules in one frame
 MAX_COUNT = 65_535
 MAX_RECALLS = 1 << 16  # what counts them begins anew there
 BULK_THRESHOLD = 64 * 1024
@@ -105,11 +106,14 @@ class FrameType(enum.IntEnum):
     RECALL = 20
     ACK = 21
     RESUME = 22
+    MODULES = 23
+    MODULE = 24
     # a lane, worker to client
     READY = 32
     RESULTS = 33
     RECALLED = 34
     RESUMED = 35
+    WANTED = 36
     # the control connection and admin connections
     WORKER_DIED = 48
     DRAINING = 49
@@ -551,7 +555,7 @@ class _Bulk:
         if not 1 <= n <= MAX_SEGMENTS or len(body) < 4 + 8 * n:
             raise RemoteProtocolError(f"{head.type.name} frame with a table of {n} segments in {len(body)} bytes")
         sizes: tuple[int, ...] = struct.unpack_from(f"<{n}Q", body, 4)
-        if sum(sizes) > MAX_SEGMENT:
+        if sum(sizes) > (MAX_MODULES if head.type in (FrameType.MODULES, FrameType.MODULE) else MAX_SEGMENT):
             raise RemoteProtocolError(f"{head.type.name} frame promises {sum(sizes)} bytes")
         return sizes
 

@@ -57,6 +57,7 @@ class ControlHello(NamedTuple):
         heartbeat: Seconds between its signs of life.
         resume_seconds: For which the session shall outlive its control connection.
         max_memory: Bytes that a worker may hold; None for any number.
+        modules: Whether workers may ask for modules of the program's own.
     """
 
     versions: Versions
@@ -66,6 +67,7 @@ class ControlHello(NamedTuple):
     resume_seconds: float = 0.0
     max_memory: int | None = None
     resume: str | None = None
+    modules: bool = False
 
 
 class LaneHello(NamedTuple):
@@ -87,13 +89,18 @@ ClientHello: TypeAlias = ControlHello | LaneHello | AdminHello
 
 
 class Welcome(NamedTuple):
-    """The server's answer to `ControlHello`."""
+    """The server's answer to `ControlHello`.
+
+    Attributes:
+        modules: Whether its workers will ask for modules.
+    """
 
     session: str
     slots: int
     name: str
     versions: Versions
     resume_seconds: float
+    modules: bool = False
 
 
 class WorkerHello(NamedTuple):
@@ -300,6 +307,7 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
             "resume_seconds": _seconds,
             "max_memory": _MEMORY,
             "resume": _LABEL,
+            "modules": _flag,
         },
     ),
     LaneHello: (FrameType.HELLO, {"session": _LABEL, "lane": _COUNT, "slot": _SLOT, "resume": _flag}),
@@ -312,6 +320,7 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
             "name": _LABEL,
             "versions": _VERSIONS,
             "resume_seconds": _seconds,
+            "modules": _flag,
         },
     ),
     WorkerHello: (FrameType.HELLO, {"pid": _PID}),

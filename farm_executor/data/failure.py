@@ -18,6 +18,7 @@ import copyreg
 import functools
 import itertools
 import pickle
+import re
 import sys
 import traceback
 import types
@@ -100,10 +101,10 @@ def _type_name(value: BaseException) -> str:
 # -- on the worker -----------------------------------------------------------------------------------
 
 
-def dump_unsendable(error: BaseException, value: Any) -> list[Any]:
+def dump_unsendable(error: BaseException, value: Any, *, named: Callable[[str], str] | None = None) -> list[Any]:
     """Encode why a result could not be pickled: it is raised as it is, as by ProcessPoolExecutor, and explained."""
     text = f"the task's result, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
-    return dump_failure(error, text, skip_frames=1, as_cause=True)
+    return dump_failure(error, text, skip_frames=1, as_cause=True, named=named)
 
 
 def explain_unreadable(error: BaseException) -> str:
@@ -118,7 +119,12 @@ def explain_unreadable(error: BaseException) -> str:
 
 
 def dump_failure(
-    error: BaseException, message: str = "", *, skip_frames: int = 0, as_cause: bool = False
+    error: BaseException,
+    message: str = "",
+    *,
+    skip_frames: int = 0,
+    as_cause: bool = False,
+    named: Callable[[str], str] | None = None,
 ) -> list[Any]:
     """Encode an exception as it was caught.
 
@@ -127,6 +133,7 @@ def dump_failure(
         message: Says what the farm could not do with the task. If given, the client raises a
             `TaskExecutionError` of this text with ``error`` as its cause; if not, ``error`` is the task's own.
         skip_frames: So many frames of the traceback are the catcher's own, and left out if others follow.
+        named: What the client calls a file that is called so here.
         as_cause: Whether it is the other way round: the client raises ``error``, and the message explains it.
 
     Returns:
@@ -143,8 +150,16 @@ def dump_failure(
             if id(other) not in index and len(excs) < MAX_NODES:
                 index[id(other)] = len(excs)
                 excs.append(other)
-    nodes = [_encode(exc, index)._asdict() for exc in excs]
-    return [pickle.dumps((message, as_cause, _format(error), nodes), payload.PROTOCOL)]
+    nodes = [_encode(exc, index) for exc in excs]
+    text = _format(error)
+    if named is not None:
+        nodes = [node._replace(frames=[(named(frame[0]), *frame[1:]) for frame in node.frames]) for node in nodes]
+        text = _FILE.sub(lambda match: f'{match[1]}{named(match[2])}"', text)
+    told = [node._asdict() for node in nodes]
+    return [pickle.dumps((message, as_cause, text, told), payload.PROTOCOL)]
+
+
+_FILE = re.compile(r'^(\s*File ")([^"\n]+)"', re.MULTILINE)
 
 
 def _format(error: BaseException) -> str:

@@ -52,8 +52,10 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE
+from farm_executor.core.shipment import decode_offer
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
+from farm_executor.server.asking import Questions, is_called_within
 from farm_executor.server.keeping import kept
 from farm_executor.wire.transport import AnySocket, Channel, Connection, Socket, Waker
 
@@ -120,6 +122,9 @@ class WorkerLane:
         resumable: Whether to go on when the connection breaks.
         secure: Seals or encrypts a connection that the supervisor has passed on, as the number and the secret say
             that came with it.
+
+    Attributes:
+        on_offer: Told which modules the client has, with the kind of each.
     """
 
     def __init__(
@@ -150,6 +155,8 @@ class WorkerLane:
         self._mute = False  # nothing may be sent, as the connection is broken or not yet resumed; by _send
         self._last_flush = 0.0
 
+        self._questions = Questions()
+        self.on_offer: Callable[[dict[str, str]], None] | None = None
         self._tasks: deque[SentTask | Frame] = deque()
         self._run = 0  # counts what the main thread has begun
         self._running = False  # the main thread's: whether what it has begun has not ended
@@ -247,6 +254,41 @@ class WorkerLane:
         """Close the socket."""
         self._connection.close()
 
+    # -- any thread ------------------------------------------------------------------------------------
+
+    def ask(self, name: str, own: str) -> Payload | None:
+        """Ask the client for a module, while a task or the initializer runs; see `shipment.encode_question`.
+
+        Returns:
+            Its files; None if the worker's own is to be taken.
+
+        Raises:
+            ModuleNotFoundError: The client has none, or cannot be asked.
+        """
+        if is_called_within():  # by a destructor, or a signal's handler: we would wait for ourselves
+            raise ModuleNotFoundError(
+                f"No module named {name!r}: the client cannot be asked for it in a destructor; import it before",
+                name=name,
+            )
+        question = self._questions.new(name, own)
+        self._flush()  # what has come to an end need not wait for this
+        with self._send:  # so that it is asked once over each connection
+            self._questions.add(question)
+            if not self._mute:
+                self._send_all(question.encoded)
+        is_main = threading.current_thread() is threading.main_thread()
+        while not question.answered.is_set():
+            if is_main and self._io.acquire(blocking=False):
+                try:
+                    while not (question.answered.is_set() or self._ended):
+                        if self._connection.fileno() in self._await(self._poll, None):
+                            self._receive()
+                finally:
+                    self._io.release()
+            else:  # whoever reads finds the answer
+                question.answered.wait(TICK if is_main else None)
+        return question.result()
+
     # -- either thread ---------------------------------------------------------------------------------
 
     def _flush(self, *, loose: bool = False) -> None:
@@ -298,6 +340,7 @@ class WorkerLane:
     def _end(self) -> None:
         """The client has gone for good; ``_io`` is held."""
         self._ended = True
+        self._questions.give_up()
         if self._running:
             os._exit(0)  # the task that runs has nobody to run for
         self._tasks.clear()
@@ -352,6 +395,8 @@ class WorkerLane:
             self._mute = False
             self._free_numbers()
             self._send_all(encode_frame(FrameType.RESUMED, seq=self._expected, count=self._recalls))
+            for question in self._questions.open():
+                self._send_all(question.encoded)
         self._flush()
 
     def _acknowledge(self, number: int) -> None:
@@ -401,6 +446,10 @@ class WorkerLane:
         elif frame.type is FrameType.ACK:
             with self._send:
                 self._acknowledge(frame.seq)
+        elif frame.type is FrameType.MODULE and self.on_offer is not None:
+            self._questions.answer(frame)
+        elif frame.type is FrameType.MODULES and self.on_offer is not None:
+            self.on_offer(decode_offer(b"".join(payload_of(frame))))
         elif frame.type is FrameType.INIT:
             self._tasks.append(frame)
         elif frame.type is FrameType.RESUME:

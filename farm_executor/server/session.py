@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from farm_executor.core.messages import WorkerDied
+    from farm_executor.server.depot import Room
     from farm_executor.server.process import Worker
     from farm_executor.wire.transport import Connection
 
@@ -28,6 +29,7 @@ class Session:
         distant: Whether there is a network in between, which may swallow all.
         max_memory: Bytes that each worker may hold; None for any number.
         workers: By pid.
+        modules: Where modules of the client's are put; None if it sends none.
         reports: By lane, of workers that have died, as long as the client may not have got them.
     """
 
@@ -51,6 +53,7 @@ class Session:
         self.max_memory = max_memory
         self.workers: dict[int, Worker] = {}
         self.reports: dict[int, WorkerDied] = {}
+        self.modules: Room | None = None
         self.ended = False
 
     @property

@@ -49,6 +49,7 @@ from farm_executor.core.messages import (
 )
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.childhood import Parent, end_process, serve_tracker
+from farm_executor.server.depot import Depot
 from farm_executor.server.door import Door
 from farm_executor.server.guest import Guest
 from farm_executor.server.lane import PROGRESS
@@ -146,6 +147,8 @@ class Supervisor:
             gone=self._on_worker_gone,
             let_go=self._close_all,
         )
+        # An embedded server's workers have the program's own files, and its path.
+        self._depot = None if embedded and not tunnelled else Depot(self._close_all)
         self._terminations = 0
         self._hung_up = False
         self._draining = False
@@ -189,6 +192,8 @@ class Supervisor:
                     return worker
             self._on_time(time.monotonic())
         self._workers.pass_on()
+        if self._depot is not None:
+            self._depot.close()
         logger.info("ended address=%s", self._address)
         self._close_all()
         return None
@@ -336,6 +341,8 @@ class Supervisor:
             max_memory=hello.max_memory,
             distant=bool(resume_seconds) or self._tunnelled,
         )
+        if hello.modules and self._depot is not None:
+            session.modules = self._depot.open(session.id)
         self._welcome(guest, session)
         self._sessions[session.id] = session
         logger.info("session opened client=%s", session.client)
@@ -353,7 +360,8 @@ class Supervisor:
 
     def _welcome(self, guest: Guest, session: Session) -> None:
         """Make this connection the session's control connection."""
-        self._reply(guest, Welcome(session.id, self._slots, self._name, self._versions, session.resume_seconds))
+        welcome = Welcome(session.id, self._slots, self._name, self._versions, session.resume_seconds)
+        self._reply(guest, welcome._replace(modules=session.modules is not None))
         self._door.release(guest)
         tune(guest.raw, session.heartbeat)
         session.connection = Connection(guest.socket, MAX_HELLO, no_segment)
@@ -425,6 +433,7 @@ class Supervisor:
         self._workers.close(but)
 
     def _on_worker_gone(self, session: Session) -> None:
+        self._clear(session)
         if self._draining and not session.ended and not session.workers:
             self._part_with(session)  # no new lane can reach us any more
 
@@ -513,6 +522,13 @@ class Supervisor:
         self._drop_control(session)
         for worker in session.workers.values():
             self._workers.end(worker, grace)
+        self._clear(session)
+
+    def _clear(self, session: Session) -> None:
+        """What has been put here for it goes with its last worker."""
+        if self._depot is not None and session.modules is not None and session.ended and not session.workers:
+            self._depot.remove(session.modules)
+            session.modules = None
 
     def _part_with(self, session: Session) -> None:
         """End a session of our own accord. Its client is told, or it would look for us for a while."""

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor.core.frames import Frame, Payload, payload_of
@@ -22,7 +22,9 @@ from farm_executor.data import payload
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.childhood import WorkerMain
+from farm_executor.server.depot import Room
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
+from farm_executor.server.modules import ModuleFinder
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
@@ -49,6 +51,7 @@ class WorkerStart(NamedTuple):
         channel: The line to the supervisor.
         interruptible: Whether SIGINT interrupts the call that runs: not if an embedded farm's client ignores it.
         resumable: Whether the worker shall go on when its lane's connection breaks.
+        modules: Where modules of the client's are put; None if it sends none.
         module_path: Folders in which tasks find modules first. The supervisor itself does not look there: it must
             not import user code.
     """
@@ -62,6 +65,7 @@ class WorkerStart(NamedTuple):
     interruptible: bool
     resumable: bool
     module_path: Sequence[str]
+    modules: Room | None = None
 
 
 def run_worker(start: WorkerStart) -> None:
@@ -82,7 +86,12 @@ def run_worker(start: WorkerStart) -> None:
         return
     sys.path[:0] = [folder for folder in start.module_path if folder not in sys.path]
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
-    runner = _Runner()
+    finder = None
+    if start.modules is not None:
+        finder = ModuleFinder(start.modules, lane.ask)
+        lane.on_offer = finder.set_names
+        finder.install()
+    runner = _Runner(None if finder is None else finder.named_by_client)
     signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)
     lane.start_helper()
     pid = os.getpid()
@@ -99,7 +108,7 @@ def run_worker(start: WorkerStart) -> None:
         try:
             outcome, error = runner.run(task)
         except KeyboardInterrupt as interrupt:  # it came in the short time between the task and us
-            outcome, error = _failed(interrupt)
+            outcome, error = runner.failed(interrupt)
         if os.getpid() != pid:
             os._exit(0)  # a child that the task has forked comes back from it, but the lane is its parent's
         lane.settle(outcome, error, began, once=task.once)
@@ -110,7 +119,8 @@ def run_worker(start: WorkerStart) -> None:
 class _Runner:
     """Runs calls, and turns whatever comes of them into a payload."""
 
-    def __init__(self) -> None:
+    def __init__(self, named_by_client: Callable[[str], str] | None) -> None:
+        self._named_by_client = named_by_client
         self._namespaces = SharedNamespaces()
         sys.modules["__main__"].__class__ = WorkerMain
         self._in_call = False
@@ -134,7 +144,7 @@ class _Runner:
                 if isinstance(initializer(*arguments), types.CoroutineType):
                     raise TypeError("async functions are not run: call asyncio.run() in a plain initializer")
         except BaseException as error:  # an initializer that exits has failed, too
-            return dump_failure(error, skip_frames=1)
+            return dump_failure(error, skip_frames=1, named=self._named_by_client)
         return None
 
     def run(self, task: SentTask) -> tuple[Any, bool | None]:
@@ -146,14 +156,14 @@ class _Runner:
             else:
                 args, kwargs = payload.loads(task.arguments, self._namespaces.resolver)
         except BaseException as error:  # unpickling runs code of the user's, which may raise anything
-            return _failed(error, explain_unreadable(error))
+            return self.failed(error, explain_unreadable(error))
         try:
             self._in_call = True
             value = function(*args, **kwargs)
             self._in_call = False
         except BaseException as error:  # all of it belongs to the future, as in ProcessPoolExecutor
             self._in_call = False
-            return _failed(error, skip_frames=1)
+            return self.failed(error, skip_frames=1)
         finally:
             del args, kwargs
             _flush_output()
@@ -162,7 +172,12 @@ class _Runner:
         try:
             return payload.dumps(value), False
         except BaseException as error:  # pickling runs code of the user's, too
-            return _as_failure(error, dump_unsendable(error, value))
+            return _as_failure(error, dump_unsendable(error, value, named=self._named_by_client))
+
+    def failed(self, error: BaseException, message: str = "", *, skip_frames: int = 0) -> tuple[Payload, bool]:
+        """The outcome of a task that has raised this."""
+        data = dump_failure(error, message, skip_frames=skip_frames, named=self._named_by_client)
+        return _as_failure(error, data)
 
     def _load_function(self, function: SentFunction) -> Any:
         if function.data is None or function.generation == self._namespaces.generation:
@@ -173,10 +188,6 @@ class _Runner:
             if not payload.by_value(function.data):  # nothing that comes can change it
                 function.data = None
         return loaded
-
-
-def _failed(error: BaseException, message: str = "", *, skip_frames: int = 0) -> tuple[Payload, bool]:
-    return _as_failure(error, dump_failure(error, message, skip_frames=skip_frames))
 
 
 def _as_failure(error: BaseException, failure: Payload) -> tuple[Payload, bool]:

@@ -256,6 +256,7 @@ class Workers:
             interruptible=self._interruptible,
             resumable=session.resume_seconds > 0,
             module_path=self._module_path,
+            modules=session.modules,
         )
 
     def reap(self) -> None:

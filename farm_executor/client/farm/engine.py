@@ -27,7 +27,7 @@ import logging
 import os
 import selectors
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
@@ -47,6 +47,7 @@ from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.servers import Servers, Sources
 from farm_executor.client.farm.settling import Settler
+from farm_executor.client.farm.shipping import Shipping
 from farm_executor.client.farm.wording import (
     caused,
     copy_of,
@@ -103,6 +104,7 @@ class EngineOptions(NamedTuple):
     Attributes:
         end_servers: Called when all is over: ends the servers that were started for this farm alone.
         initializer: The pickled call that every worker runs first.
+        ship: Which modules workers may have; see `ChosenModules`.
     """
 
     sources: Sources
@@ -113,6 +115,7 @@ class EngineOptions(NamedTuple):
     connect_timeout: float | None
     caller_leads: bool
     budget: Budget | None
+    ship: Sequence[str] = ()
 
 
 class Engine:
@@ -148,6 +151,7 @@ class Engine:
         self._settler = Settler(self._reactor, self._budget)
         self._kills = Kills(self._reactor, self._send_kill, self._aim)
         self._cancels = Cancels(self._reactor, self._ask_back)
+        self._shipping = Shipping(options.ship, self._reactor, self)
         self._timed = False  # whether any task had a timeout
         self._will_forget = False  # whether somebody will look whether large functions are still used
         self.servers = Servers(options.sources, options.settings, self._reactor, self)
@@ -555,6 +559,8 @@ class Engine:
         for decision in decisions:
             if isinstance(decision, Assign):
                 lane = self._lanes[decision.lane][2]
+                if lane.offered is not None:
+                    self._shipping.offer(lane)
                 sent = lane.send_tasks(decision.seq, decision.tasks)
                 if self._timed:
                     self._watch_time(lane.id)
@@ -607,6 +613,7 @@ class Engine:
             self._stop_taking()
         self._refuse_incoming()
         self._answer_no_more()
+        self._shipping.close()
         self._lanes.clear()
         self._lanes_by_link.clear()
         self._options.end_servers()
@@ -623,10 +630,16 @@ class Engine:
                 connection.close()
                 return
             connection.socket.setblocking(False)
-            new = Lane(lane, connection, str(link), slot, pid, resumable=link.resumable)
+            new = Lane(
+                *(lane, connection, str(link), slot, pid),
+                resumable=link.resumable,
+                wants_modules=link.wants_modules,
+            )
             with self._deciding:
                 self._lanes[lane] = (link, session, new)
                 self._lanes_by_link.setdefault(link, {})[lane] = new
+                if new.offered is not None:
+                    self._shipping.offer(new)
                 new.send_init(self._options.initializer)
             self._reactor.register(connection, partial(self._on_lane, new))
             self._watch(new)
@@ -649,6 +662,14 @@ class Engine:
             self._watch(entry[2])
 
         self._reactor.post(adopt)
+
+    def send_module(self, lane: Lane, cuts: int, number: int, files: Payload | None, reason: str) -> None:
+        """See `shipping.Answering`."""
+        if self._is_gone(lane) or lane.cuts != cuts:
+            return  # if the worker lives, it asks again over its next connection
+        with self._deciding:
+            lane.send_module(number, files, reason)
+        self._watch(lane)
 
     def worker_gone(self, link: ServerLink, session: str, lane: int) -> None:
         """See `server.LaneListener`."""
@@ -791,6 +812,8 @@ class Engine:
             with self._deciding:
                 self._perform(self._scheduler.recalled(lane.id, frame.seq, frame.count))
             self._on_renumbering(lane)
+        elif frame.type is FrameType.WANTED and lane.offered is not None:
+            self._shipping.answer(lane, frame)
         elif frame.type is FrameType.READY and state is LaneState.STARTING:
             self._on_ready(lane, frame)
         elif frame.type is FrameType.RESUMED and state is LaneState.RESUMING:

@@ -12,6 +12,7 @@ import time
 from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.client.farm.future import FarmFuture
 from farm_executor.core.frames import (
+    ERROR,
     Buffer,
     FrameType,
     Payload,
@@ -57,6 +58,7 @@ class Lane:
         slot: The worker's place on its server.
         pid: The worker's process there.
         resumable: Whether the worker goes on if the connection breaks.
+        wants_modules: Whether the worker may ask for modules.
 
     Attributes:
         state: Changed by `change` alone, in handlers of the reactor's.
@@ -65,10 +67,19 @@ class Lane:
         tasks_done: How many tasks it has answered.
         calls_done: How many calls.
         kept: Which functions the worker has, by number.
+        offered: Which version of what there is of modules it has been told; None if it does not ask for any.
     """
 
     def __init__(
-        self, id: int, connection: Connection, server: str, slot: int, pid: int, *, resumable: bool = False
+        self,
+        id: int,
+        connection: Connection,
+        server: str,
+        slot: int,
+        pid: int,
+        *,
+        resumable: bool = False,
+        wants_modules: bool = False,
     ) -> None:
         self.id = id
         self.connection = connection
@@ -83,6 +94,7 @@ class Lane:
         self.busy_seconds = 0.0
         self._sent: float | None = None  # when the oldest task was sent, if the lane was idle then
         self.kept = Kept()
+        self.offered: int | None = 0 if wants_modules else None
         self._acknowledged = 0  # of the bytes received over the connection
 
     def __repr__(self) -> str:
@@ -104,6 +116,17 @@ class Lane:
     def send_init(self, call: Payload) -> bool:
         """Send the initializer; as the others here, say whether the socket took it all."""
         return self.connection.send(encode_payload(FrameType.INIT, call))
+
+    def send_offer(self, names: bytes) -> bool:
+        """Say which modules the worker may ask for."""
+        return self.connection.send(encode_payload(FrameType.MODULES, (names,)))
+
+    def send_module(self, number: int, files: Payload | None, reason: str) -> bool:
+        """Answer a question for a module: with its files, or with why there are none, or with neither."""
+        if files is not None:
+            return self.connection.send(encode_payload(FrameType.MODULE, files, seq=number))
+        flags = ERROR if reason else 0
+        return self.connection.send(encode_frame(FrameType.MODULE, flags=flags, seq=number, body=reason.encode()))
 
     def send_tasks(self, seq: int, tasks: list[Task]) -> bool:
         """Send tasks, and before them the functions that the worker does not have."""

@@ -81,12 +81,14 @@ class Settings:
         heartbeat: float = HEARTBEAT_SECONDS,
         resume_seconds: float = 0.0,
         max_memory_per_worker: int | None = None,
+        ships: bool = False,
     ) -> None:
         self.find_key = find_key
         self.allow_version_mismatch = allow_version_mismatch
         self.heartbeat = heartbeat
         self.resume_seconds = resume_seconds
         self.max_memory_per_worker = max_memory_per_worker  # bytes
+        self.ships = ships  # whether workers may ask for the program's modules
         self.more_diallers = threading.BoundedSemaphore(MAX_DIALLERS)
         self.proven = False  # whether any server has proven that it holds our key
 
@@ -174,7 +176,7 @@ class ServerLink:
         self._random = random.Random()  # its own: the program's global state is not ours to advance
         self.prospects = quota or 0 if address is None else 0
         self.address = address
-        self.resumable = False
+        self.resumable = self.wants_modules = False
         self.last_error = ""
 
     def __str__(self) -> str:
@@ -378,6 +380,7 @@ class ServerLink:
                 heartbeat=min(self._settings.heartbeat, MAX_SECONDS),
                 resume_seconds=min(self._settings.resume_seconds, MAX_SECONDS),
                 max_memory=None if limit is None else min(limit, MAX_COUNT),
+                modules=self._settings.ships,
             ),
             Welcome,
         )
@@ -397,6 +400,7 @@ class ServerLink:
                 return
             self._plan.opened(session, lanes)
             self.resumable = hello.resume_seconds > 0
+            self.wants_modules = hello.modules and self._settings.ships
             self._peer = connection.peer
         logger.info("session opened server=%s lanes=%d", self, lanes)
         self._sessions.control_up(self, connection, session, lanes)

@@ -1,0 +1,214 @@
+"""Which of the modules that there are in this program are its own.
+
+A module is the program's own if it lies neither in the standard library nor where packages are installed: beside
+the script, in the current directory, on ``PYTHONPATH``, in an editable install. This module owns that question, and
+where each of them is. It must not know servers, nor read what the modules hold.
+
+It asks what the import system asks, entry by entry of ``sys.path``, and believes what has been imported already
+more than that: a program may change its path, and its directory, at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+import sysconfig
+from importlib.machinery import EXTENSION_SUFFIXES
+from typing import Any
+
+from farm_executor.core.shipment import MODULE, NAMESPACE, PACKAGE, is_top_level
+from farm_executor.data.modules import Place, is_code, is_package
+
+__all__ = ["NEVER", "OwnModules", "is_installed", "names_in"]
+
+NEVER = frozenset({"farm_executor", "cloudpickle", "tblib", "__main__", "__mp_main__"}) | sys.stdlib_module_names
+"""Names that are never offered: a file called json.py, beside a script, is not what servers mean by json."""
+_RANK = {PACKAGE: 2, MODULE: 1, NAMESPACE: 0}  # which of several of one name in one folder is imported
+
+
+class OwnModules:
+    """What there was at the last look, so that the next one costs only what is new.
+
+    Thread safety: none.
+    """
+
+    def __init__(self) -> None:
+        self._stamps: dict[str, int] = {}  # of the folders on the path, when they were read
+        self._listed: dict[str, dict[str, Place]] = {}
+        self._loaded: dict[str, tuple[Any, Place | None]] = {}
+
+    def find(self) -> dict[str, Place]:
+        """All of them, by name."""
+        found: dict[str, Place] = {}
+        taken: set[str] = set()
+        entries = _path()
+        last = max((at for at, entry in enumerate(entries) if not is_installed(entry)), default=-1)
+        for entry in entries[: last + 1]:
+            listed = self._names_in(entry)
+            if is_installed(entry):  # its modules are imported before those of a later entry
+                taken.update(name for name, place in listed.items() if place.kind != NAMESPACE)
+                continue
+            for name, place in listed.items():
+                if name not in taken:
+                    found[name] = _first_of(found.get(name), place)
+        found.update(_editable())
+        self._correct(found)
+        return {name: place for name, place in found.items() if name not in NEVER and is_top_level(name)}
+
+    def have_folders_changed(self) -> bool:
+        """Whether a module may have come, or gone, since the last look."""
+        return any(_stamp(folder) != stamp for folder, stamp in self._stamps.items() if not is_installed(folder))
+
+    def _names_in(self, folder: str) -> dict[str, Place]:
+        stamp = _stamp(folder)
+        if self._stamps.get(folder) != stamp or folder not in self._listed:
+            self._stamps[folder], self._listed[folder] = stamp, names_in(folder)
+        return self._listed[folder]
+
+    def _correct(self, found: dict[str, Place]) -> None:
+        """Whatever is on the path, a module that is loaded is the one that the program means."""
+        for name, module in list(sys.modules.items()):
+            if "." in name or name in NEVER:
+                continue
+            known = self._loaded.get(name)
+            if known is None or known[0] is not module:
+                known = self._loaded[name] = (module, _of_loaded(module))
+            place = known[1]
+            if place is None:
+                found.pop(name, None)
+            elif place.paths:
+                found[name] = place
+
+
+def _first_of(old: Place | None, new: Place) -> Place:
+    """What an import finds that sees the one before the other."""
+    if old is None or (old.kind == NAMESPACE and new.kind != NAMESPACE):
+        return new
+    if old.kind == new.kind == NAMESPACE:
+        return Place(NAMESPACE, tuple(dict.fromkeys(old.paths + new.paths)))
+    return old
+
+
+def _path() -> list[str]:
+    entries = []
+    for entry in sys.path:
+        if isinstance(entry, str):
+            try:
+                entries.append(os.path.abspath(entry or os.getcwd()))
+            except OSError:  # the current directory has been removed
+                continue
+    return list(dict.fromkeys(entries))
+
+
+def _installed() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    found = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    found += [*getattr(site, "getsitepackages", list)(), getattr(site, "getusersitepackages", str)()]
+    real = [os.path.realpath(each) for each in found if each]
+    return tuple(dict.fromkeys([*(os.path.abspath(each) for each in found if each), *real]))
+
+
+_INSTALLED = _installed()
+# Where programs lie that packages bring along. It is the first entry of the path of `jupyter`, say, and has modules
+# that are nobody's.
+_SCRIPTS = os.path.abspath(sysconfig.get_paths()["scripts"])
+
+
+def is_installed(path: str) -> bool:
+    """Whether what lies there was installed, or came with Python."""
+    parts = path.replace("\\", "/").split("/")
+    return (
+        "site-packages" in parts
+        or "dist-packages" in parts
+        or path == _SCRIPTS
+        or path.endswith(".zip")
+        or any(path == each or path.startswith(each + os.sep) for each in _INSTALLED)
+    )
+
+
+def _stamp(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def names_in(folder: str) -> dict[str, Place]:
+    """The top-level modules in a folder on ``sys.path``, as the import system would find them."""
+    found: dict[str, Place] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name, _, suffix = entry.name.partition(".")
+                kind = _kind(entry, suffix) if name.isidentifier() and name != "__pycache__" else None
+                if kind is not None and (name not in found or _RANK[found[name].kind] < _RANK[kind]):
+                    found[name] = Place(kind, (entry.path,))
+    except OSError:
+        return {}
+    return found
+
+
+def _kind(entry: os.DirEntry[str], suffix: str) -> str | None:
+    if suffix:
+        return MODULE if suffix == "py" or f".{suffix}" in EXTENSION_SUFFIXES else None
+    try:
+        if not entry.is_dir():
+            return None
+    except OSError:
+        return None
+    if is_package(entry.path):
+        return PACKAGE
+    # Any folder is a namespace package to Python. One without code of its own is more likely to hold data.
+    return NAMESPACE if _has_code(entry.path) else None
+
+
+def _has_code(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(is_code(entry.name) for entry in entries)
+    except OSError:
+        return False
+
+
+def _of_loaded(module: Any) -> Place | None:
+    """Where a loaded module is; None if it is not the program's own; without paths if that cannot be said."""
+    try:
+        attributes = object.__getattribute__(module, "__dict__")  # a lazy one would load itself if asked otherwise
+    except AttributeError:
+        return Place(MODULE, ())
+    spec = attributes.get("__spec__")
+    file = getattr(spec, "origin", None) or attributes.get("__file__")
+    if isinstance(file, str) and os.path.isfile(file):
+        file = os.path.abspath(file)
+        if is_installed(file):
+            return None
+        is_init = os.path.basename(file).startswith("__init__.")
+        return Place(PACKAGE, (os.path.dirname(file),)) if is_init else Place(MODULE, (file,))
+    try:
+        paths = tuple(os.path.abspath(path) for path in attributes.get("__path__", ()))
+    except Exception:  # what a program puts there may be of any make
+        return Place(MODULE, ())
+    if paths:
+        own = tuple(path for path in paths if not is_installed(path) and os.path.isdir(path))
+        return Place(NAMESPACE, own) if own else None
+    return Place(MODULE, ()) if file is None and spec is None else None
+
+
+def _editable() -> dict[str, Place]:
+    """What the finders of setuptools' editable installs map, whether it is loaded or not."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        mapping = getattr(module, "MAPPING", None) if name.startswith("__editable__") else None
+        for top, path in mapping.items() if isinstance(mapping, dict) else ():
+            if "." in top:
+                continue
+            if is_package(path):
+                found[top] = Place(PACKAGE, (path,))
+            elif os.path.isfile(path):
+                found[top] = Place(MODULE, (path,))
+            elif os.path.isfile(f"{path}.py"):
+                found[top] = Place(MODULE, (f"{path}.py",))
+            elif os.path.isdir(path):
+                found[top] = Place(NAMESPACE, (path,))
+    return found

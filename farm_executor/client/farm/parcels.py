@@ -1,0 +1,207 @@
+"""What is sent of the program's own modules.
+
+This module owns the choice of the files that travel, the bytes that they had when they were first asked for, and
+the thread in which they are read. It must not know lanes, nor which modules there are.
+
+What has been sent once is sent the same way to every worker that asks later, also if the files have changed: the
+tasks of one executor run one version of the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from farm_executor.core import shipment
+from farm_executor.core.frames import Payload
+from farm_executor.core.shipment import MAX_FILES, MAX_MODULE, MAX_TOGETHER, NAMESPACE, Contents, encode_contents
+from farm_executor.data.modules import Place, files_of, is_code, is_extension
+
+__all__ = ["Parcels", "UnsentError"]
+
+logger = logging.getLogger(__name__)
+
+MAX_DATA_FILE = 1024 * 1024  # of a package; code is sent whatever its size
+MAX_SIZE = 32 * 1024 * 1024  # of a module that nobody has named: more than that is a data set, or a mistake
+MAX_ALONG = 4 * 1024 * 1024  # of a module, to be sent before anybody has asked for it
+MAX_WATCHED = 1000  # files
+LEVEL = 3  # of compression, as fast as a network takes it
+
+Answer = Callable[[Payload | None, str], None]
+"""Gets the payload to send; or None and why there is none; or neither, if the asker is to take its own."""
+
+
+class UnsentError(Exception):
+    """A module that is the program's own cannot be sent."""
+
+
+class _Parcel(NamedTuple):
+    contents: Contents
+    data: bytes
+    has_extensions: bool
+    digest: str
+
+
+class Parcels:
+    """See the module.
+
+    Args:
+        whole: Names of modules that are sent with all they have, whatever its size.
+
+    Thread safety: `look` may be called from any thread, the others by one at a time.
+    """
+
+    def __init__(self, whole: frozenset[str] = frozenset()) -> None:
+        self._whole = whole
+        self._made: dict[str, _Parcel] = {}
+        self._watched: dict[str, tuple[str, int]] = {}  # files: of which module, and of what time
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def ask(self, name: str, own: str, places: Mapping[str, Place], answer: Answer) -> None:
+        """Have a question answered, in a thread of ours.
+
+        Args:
+            name: Of one of the modules in ``places``.
+            own: See `shipment.encode_question`.
+            places: Where the modules are that may be sent.
+            answer: Called with the answer.
+        """
+        self._jobs.put(lambda: answer(*self._answer(name, own, places)))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="farm-parcels", daemon=True)
+            self._thread.start()
+
+    def look(self) -> None:
+        """See whether files have changed that have been sent, and warn of it, in a thread of ours."""
+        if self._watched:
+            self._jobs.put(self._look)
+
+    def close(self) -> None:
+        """Answer no more."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+
+    # -- the thread --------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                logger.exception("a module could not be sent")
+
+    def _answer(self, name: str, own: str, places: Mapping[str, Place]) -> tuple[Payload | None, str]:
+        try:
+            first = self._parcel(name, places[name])
+        except (UnsentError, OSError) as error:
+            return None, str(error)
+        # Code that is there already stays where its data lies, and what has been compiled there is right for there.
+        if own and (own == first.digest or first.has_extensions):
+            return None, ""
+        parcels = {name: first}
+        for other in _referred_to(name, places):
+            if len(parcels) == MAX_TOGETHER:
+                break
+            with contextlib.suppress(UnsentError, OSError):  # if it is ever asked for, that is the answer
+                parcel = self._parcel(other, places[other])
+                if not parcel.has_extensions and sum(size for _, size in parcel.contents.files) <= MAX_ALONG:
+                    parcels[other] = parcel
+        head = encode_contents(parcel.contents for parcel in parcels.values())
+        return [head, *(parcel.data for parcel in parcels.values())], ""
+
+    def _parcel(self, name: str, place: Place) -> _Parcel:
+        if name not in self._made:
+            self._made[name] = self._make(name, place)
+        return self._made[name]
+
+    def _make(self, name: str, place: Place) -> _Parcel:
+        whole = name in self._whole
+        limit = MAX_MODULE if whole else MAX_SIZE
+        files: list[tuple[str, int]] = []
+        parts: list[bytes] = []
+        left_out: list[str] = []
+        total = 0
+        for relative, path in files_of(name, place):
+            size = os.stat(path).st_size
+            if size > MAX_DATA_FILE and not whole and not is_code(path):
+                left_out.append(f"{relative} ({size >> 20} MiB)")
+                continue
+            if total + size > limit or len(files) == MAX_FILES:
+                advice = "" if whole else f', or send it whatever its size, by ship=["auto", {name!r}]'
+                raise UnsentError(
+                    f"it is the program's own, from {place.paths[0]}, and more than {limit >> 20} MiB or "
+                    f"{MAX_FILES} files are not sent: install it on the server{advice}"
+                )
+            try:
+                with open(path, "rb") as file:
+                    self._watch(name, path)
+                    data = file.read()
+            except OSError as error:
+                if is_code(path):
+                    raise UnsentError(f"it is the program's own, and cannot be read: {error}") from None
+                left_out.append(f"{relative} ({error.strerror})")
+                continue
+            total += len(data)
+            files.append((relative, len(data)))
+            parts.append(data)
+        if left_out:
+            shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+            logger.warning(
+                "module=%s is sent without files=%s: data of more than %d MiB is not sent along, see ship=",
+                *(name, shown, MAX_DATA_FILE >> 20),
+            )
+        if place.kind == NAMESPACE and not files:
+            raise UnsentError(f"there is no code in {', '.join(place.paths)}")
+        contents = Contents(name, place.kind, os.path.dirname(place.paths[0]), files, left_out)
+        code = [(relative, data) for (relative, _), data in zip(files, parts, strict=True) if is_code(relative)]
+        has_extensions = any(is_extension(relative) for relative, _ in files)
+        return _Parcel(contents, zlib.compress(b"".join(parts), LEVEL), has_extensions, shipment.digest(code))
+
+    def _watch(self, name: str, path: str) -> None:
+        if len(self._watched) < MAX_WATCHED and is_code(path):
+            self._watched[path] = name, os.stat(path).st_mtime_ns
+
+    def _look(self) -> None:
+        changed: dict[str, str] = {}
+        for path, (name, when) in self._watched.items():
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_mtime_ns != when:
+                    changed.setdefault(name, path)
+        for name, path in changed.items():
+            logger.warning(
+                "module=%s has changed since it was sent, file=%s: the workers of this executor keep what they "
+                "have; a new executor sends it again",
+                *(name, path),
+            )
+        # Once is enough.
+        self._watched = {path: seen for path, seen in self._watched.items() if seen[0] not in changed}
+
+
+def _referred_to(name: str, places: Mapping[str, Place]) -> list[str]:
+    """Which others of these the loaded modules of that name refer to, directly or by way of others."""
+    by_top: dict[str, list[Any]] = {}
+    for loaded, module in list(sys.modules.items()):
+        top = loaded.partition(".")[0]
+        if top in places:
+            by_top.setdefault(top, []).append(module)
+    found = [name]
+    for top in found:  # which grows meanwhile
+        for module in by_top.get(top, ()):
+            for value in list(getattr(module, "__dict__", {}).values()):
+                try:
+                    origin = value.__name__ if type(value) is type(sys) else value.__module__
+                except Exception:  # values may be of any make
+                    continue
+                other = origin.partition(".")[0] if type(origin) is str else ""
+                if other in places and other not in found:
+                    found.append(other)
+    return found[1:]

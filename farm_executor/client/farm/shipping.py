@@ -1,0 +1,122 @@
+"""The program's own modules on their way to workers.
+
+This module owns what each worker has been offered, and that it gets nothing else. It must not know what the
+modules hold (`parcels`), nor how a task travels.
+
+A worker is told the names of what there is before it is told anything that may import it, and again when there is
+more. It asks for what it lacks, once for each server and session. Names that nobody offers cost nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from farm_executor.client.farm.lane import Lane
+from farm_executor.client.farm.reactor import Reactor
+from farm_executor.core.frames import Frame, Payload
+from farm_executor.core.shipment import decode_question, encode_offer
+from farm_executor.errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from farm_executor.client.farm.chosen_modules import ChosenModules
+    from farm_executor.client.farm.parcels import Parcels
+
+__all__ = ["Shipping"]
+
+LOOK_SECONDS = 1.0  # between looks at whether there are other files
+MAX_QUESTIONS = 1000  # of one worker, that have not been answered: it has a question for each thread
+
+
+class Answering(Protocol):
+    """The engine, as far as it concerns this module."""
+
+    def send_module(self, lane: Lane, cuts: int, number: int, files: Payload | None, reason: str) -> None:
+        """Answer a worker's question, over the connection by which it has come."""
+
+
+class Shipping:
+    """See the module.
+
+    Args:
+        ship: What may be sent; see `FarmExecutor`.
+        reactor: The farm's.
+        engine: Answers.
+
+    Thread safety: `offer` is called with the engine's lock held, the others in the reactor's handlers.
+    """
+
+    def __init__(self, ship: Sequence[str], reactor: Reactor, engine: Answering) -> None:
+        self._ship = ship
+        self._reactor = reactor
+        self._engine = engine
+        self._modules: ChosenModules | None = None
+        self._parcels: Parcels | None = None
+        self._version = 0
+        self._offer = b""
+        self._count = -1  # of the modules that were loaded at the last look
+        self._look_at = 0.0
+        self._questions: dict[int, int] = {}  # how many are open, by lane
+
+    def offer(self, lane: Lane) -> None:
+        """Tell a worker what there is, unless it knows."""
+        if len(sys.modules) != self._count or time.monotonic() >= self._look_at:
+            self._look()
+        if lane.offered != self._version:
+            lane.offered = self._version
+            lane.send_offer(self._offer)
+
+    def _look(self) -> None:
+        if self._modules is None:  # late: a farm without servers never comes here
+            from farm_executor.client.farm.chosen_modules import ChosenModules
+            from farm_executor.client.farm.parcels import Parcels
+
+            self._modules = ChosenModules(self._ship)
+            self._parcels = Parcels(self._modules.whole)
+        assert self._parcels is not None
+        now = time.monotonic()
+        count = len(sys.modules)
+        changed = count != self._count
+        if now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            changed = changed or self._modules.have_folders_changed()
+            self._parcels.look()
+        self._count = count
+        if changed and self._modules.look():
+            self._version += 1
+            self._offer = encode_offer({name: place.kind for name, place in self._modules.places.items()})
+
+    def answer(self, lane: Lane, frame: Frame) -> None:
+        """A worker asks for a module.
+
+        Raises:
+            RemoteProtocolError: Not for one, or for more than a worker can need.
+        """
+        name, own = decode_question(frame.body)
+        reply = partial(self._reply, lane, lane.cuts, frame.seq)
+        if self._modules is None or self._parcels is None or name not in self._modules.places:
+            reply(None, "the program does not offer it")
+            return
+        self._questions[lane.id] = self._questions.get(lane.id, 0) + 1
+        if self._questions[lane.id] > MAX_QUESTIONS:
+            raise RemoteProtocolError(f"more than {MAX_QUESTIONS} questions for modules at a time")
+        self._parcels.ask(name, own, self._modules.places, reply)
+
+    def _reply(self, lane: Lane, cuts: int, number: int, files: Payload | None, reason: str) -> None:
+        """In any thread."""
+        self._reactor.post(lambda: self._send(lane, cuts, number, files, reason))
+
+    def _send(self, lane: Lane, cuts: int, number: int, files: Payload | None, reason: str) -> None:
+        if lane.id in self._questions:
+            self._questions[lane.id] -= 1
+            if self._questions[lane.id] <= 0:
+                del self._questions[lane.id]
+        self._engine.send_module(lane, cuts, number, files, reason)
+
+    def close(self) -> None:
+        """Answer no more."""
+        if self._parcels is not None:
+            self._parcels.close()

@@ -1,0 +1,173 @@
+"""What travels when a worker wants a module of the program's own: the offer, the question, the contents.
+
+This module owns the layout and the limits of these three, and by what code is known to be the same at both ends.
+It must not know where modules are found, nor where they are put.
+
+The client offers names of top-level modules. A worker asks for one of them by that name, and says what it has
+itself. The answer lists the files of one or more modules by their paths below an entry of ``sys.path``; their bytes
+travel beside the list, compressed, one segment a module. No path is ever taken from a worker, and none from a
+client that leads out of the module's own place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from farm_executor.core.frames import Buffer
+from farm_executor.errors import RemoteProtocolError
+
+__all__ = [
+    "MAX_FILES",
+    "MAX_MODULE",
+    "MAX_OFFER",
+    "MODULE",
+    "NAMESPACE",
+    "NO_DIGEST",
+    "PACKAGE",
+    "Contents",
+    "decode_contents",
+    "decode_offer",
+    "decode_question",
+    "digest",
+    "encode_contents",
+    "encode_offer",
+    "encode_question",
+    "is_top_level",
+]
+
+MODULE, PACKAGE, NAMESPACE = "m", "p", "n"
+_KINDS = {MODULE, PACKAGE, NAMESPACE}
+MAX_OFFER = 10_000  # names: a folder with more than that is a data set, not a program
+MAX_NAME = 255  # bytes, as of a file's name
+MAX_FILES = 20_000  # of one module
+MAX_MODULE = 256 * 1024 * 1024  # bytes of one module's files
+MAX_TOGETHER = 100  # modules in one answer
+MAX_PATH = 1024  # characters
+NO_DIGEST = "?"  # in place of a digest: there is such a module, and its code cannot be compared
+MAX_DIGEST = 64
+
+
+class Contents(NamedTuple):
+    """What is told of a module that is sent.
+
+    Attributes:
+        name: Its name.
+        kind: `MODULE`, `PACKAGE` or `NAMESPACE`.
+        where: The folder on the client in which it is, for people to read.
+        files: Their paths below that folder, and their sizes, in the order in which their bytes follow each other.
+        left_out: Files that are too large to be sent along, for people to read.
+    """
+
+    name: str
+    kind: str
+    where: str
+    files: list[tuple[str, int]]
+    left_out: list[str]
+
+
+def is_top_level(name: Any) -> bool:
+    """Whether that may be the name of a top-level module."""
+    return type(name) is str and name.isidentifier() and len(name.encode()) <= MAX_NAME
+
+
+def encode_offer(names: Mapping[str, str]) -> bytes:
+    """The names of the modules that there are, with the kind of each."""
+    return json.dumps(names).encode()
+
+
+def decode_offer(data: Buffer) -> dict[str, str]:
+    """See `encode_offer`.
+
+    Raises:
+        RemoteProtocolError: It is not such an offer.
+    """
+    names = _json("offer of modules", data)
+    if type(names) is not dict or len(names) > MAX_OFFER:
+        raise RemoteProtocolError(f"malformed offer of modules: not an object of at most {MAX_OFFER} names")
+    for name, kind in names.items():
+        if not is_top_level(name) or kind not in _KINDS:
+            raise RemoteProtocolError(f"malformed offer of modules: {name[:MAX_NAME]!r}")
+    return names
+
+
+def encode_question(name: str, own: str) -> bytes:
+    """Ask for a module; ``own`` is the digest of the asker's own of that name, empty if there is none."""
+    return f"{name}\0{own}".encode()
+
+
+def decode_question(body: Buffer) -> tuple[str, str]:
+    """See `encode_question`.
+
+    Raises:
+        RemoteProtocolError: It does not ask for a top-level module.
+    """
+    try:
+        name, own = bytes(body[: MAX_NAME + MAX_DIGEST + 2]).decode().split("\0")
+    except ValueError:
+        raise RemoteProtocolError(f"malformed question of {len(body)} bytes for a module") from None
+    if not is_top_level(name) or len(own) > MAX_DIGEST:
+        raise RemoteProtocolError(f"malformed question for a module: {name!r} is not the name of one")
+    return name, own
+
+
+def encode_contents(modules: Iterable[Contents]) -> bytes:
+    """What is told of the modules of an answer."""
+    return json.dumps([module._asdict() for module in modules]).encode()
+
+
+def decode_contents(data: Buffer) -> list[Contents]:
+    """See `encode_contents`.
+
+    Raises:
+        RemoteProtocolError: It is not that, or some of it is too large, or lies outside its module's place.
+    """
+    modules = _json("list of modules", data)
+    if type(modules) is not list or not 1 <= len(modules) <= MAX_TOGETHER:
+        raise RemoteProtocolError("malformed list of modules")
+    return [_contents(module) for module in modules]
+
+
+def _contents(data: Any) -> Contents:
+    try:
+        contents = Contents(**data)
+        fits = is_top_level(contents.name) and contents.kind in _KINDS and type(contents.where) is str
+        files = [(path, size) for path, size in contents.files]
+        fits = fits and all(_is_within(contents, path) and type(size) is int and size >= 0 for path, size in files)
+        left_out = [str(each) for each in contents.left_out]
+        total = sum(size for _, size in files)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise RemoteProtocolError("malformed list of a module's files")
+    if len(files) > MAX_FILES or total > MAX_MODULE:
+        raise RemoteProtocolError(f"module {contents.name} has {len(files)} files of {total} bytes")
+    return contents._replace(files=files, left_out=left_out)
+
+
+def _is_within(module: Contents, path: Any) -> bool:
+    """Whether that path leads to a file of that module, and to no hidden one."""
+    if type(path) is not str or len(path) > MAX_PATH or "\0" in path or "\\" in path:
+        return False
+    top, *rest = path.split("/")
+    if any(not part or part.startswith(".") for part in (top, *rest)):
+        return False
+    return top == module.name if rest else top.partition(".")[0] == module.name
+
+
+def _json(what: str, data: Buffer) -> Any:
+    try:
+        return json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        raise RemoteProtocolError(f"malformed {what}: not JSON") from None
+
+
+def digest(files: Iterable[tuple[str, Buffer]]) -> str:
+    """By what code is known again: paths, as in `Contents`, with what they hold; the order does not matter."""
+    total = hashlib.blake2b(digest_size=16)
+    for path, data in sorted(files, key=lambda file: file[0]):
+        total.update(f"{path}\0{len(data)}\0".encode())
+        total.update(data)
+    return total.hexdigest()

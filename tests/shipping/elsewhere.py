@@ -1,0 +1,102 @@
+"""Programs with modules of their own, and a server on which their files do not exist."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.serving import Serving
+
+ROOT = str(Path(__file__).parents[2])
+HIDE = 'mount -t tmpfs none "$0" && exec "$@"'
+
+
+def _can_hide() -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        command = ["unshare", "--mount", "sh", "-c", HIDE, "/mnt", "true"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+CAN_HIDE = _can_hide()
+
+
+class Elsewhere(Serving):
+    """A server that sees nothing of a folder; where the system does not allow that, it does not look there.
+
+    Args:
+        folder: The folder.
+        workers: How many.
+        arguments: Further ones of the command line.
+        before: See `Serving`.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, workers: int = 1, before: str = "") -> None:
+        within = ["unshare", "--mount", "sh", "-c", HIDE, str(folder)] if CAN_HIDE else []
+        super().__init__(*arguments, workers=workers, within=within, before=f"import os; os.chdir('/')\n{before}")
+
+
+class Program:
+    """A program's folder, and how it is run.
+
+    Args:
+        folder: An empty one.
+        server: Where its tasks go.
+    """
+
+    def __init__(self, folder: Path, server: Serving) -> None:
+        self.folder = folder
+        self.server = server
+
+    def write(self, files: dict[str, str]) -> None:
+        """Make files of these names."""
+        for name, text in files.items():
+            self.file(name, text)
+
+    def file(self, name: str, text: str) -> Path:
+        """Make one file."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    def run(
+        self,
+        *arguments: str,
+        python: str = sys.executable,
+        cwd: Path | None = None,
+        stdin: str | None = None,
+        path: Sequence[str] = (),
+        fails: bool = False,
+    ) -> str:
+        """Run Python with these arguments; return what it printed, with ``fails`` to standard error."""
+        process = subprocess.run(
+            [python, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=cwd or self.folder,
+            check=False,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([*path, ROOT]),
+                "FARM_ADDRESS": self.server.address,
+                "FARM_EXECUTOR_KEY_FILE": str(self.server.key_file),
+            },
+        )
+        assert (process.returncode != 0) == fails, process.stdout + process.stderr
+        return process.stderr if fails else process.stdout.strip()
+
+    def script(self, text: str, *arguments: str, name: str = "script.py") -> str:
+        """Run a script in the program's folder; return what it printed."""
+        self.file(name, BEGIN + textwrap.dedent(text))
+        return self.run(name, *arguments)
+
+
+BEGIN = "import os\nfrom farm_executor import FarmExecutor\nfarm = FarmExecutor(os.environ['FARM_ADDRESS'])\n"
