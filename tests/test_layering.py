@@ -27,6 +27,17 @@ STEPS = [
 ]
 # And within the larger packages: a module imports from lower floors, or from its own floor where there is no cycle.
 FLOORS = {
+    "client.farm": [
+        ("budget", "discovery", "functions", "interrupt", "liveness", "locks", "options", "own_modules"),
+        ("future", "reactor"),
+        ("cancels", "chosen_modules", "dispatch", "kills", "lane", "parcels"),
+        ("session", "shipping", "wording"),
+        ("crew", "link", "settling"),
+        ("servers",),
+        ("broadcasts", "statistics"),
+        ("outcomes", "stopping"),
+        ("engine",),
+    ],
     "data": [("importing", "modules", "refused", "tokens"), ("byvalue",), ("failure", "payload"), ("blocks",)],
     "wire": [
         ("address", "layered", "race", "trusted", "versions"),

@@ -83,12 +83,13 @@ class Dialling:
     Attributes:
         session: The one that there is; empty if there is none.
         cut: Whether its control connection is broken.
+        closed: Whether nothing is wanted any more.
     """
 
     def __init__(self) -> None:
         self.session = ""
         self.cut = False
-        self._closed = False
+        self.closed = False
         self._over = False  # the session is, and who listens has yet to say so
         self._leaving = False  # no more lanes are wanted
         self._slots = 0
@@ -112,7 +113,7 @@ class Dialling:
         return attempt, _pause(attempt, failures)
 
     def _first(self) -> Attempt | None:
-        if self._closed or self._over:
+        if self.closed or self._over:
             return None
         if not self.session:
             return self._unless_under_way(Attempt(Kind.OPEN))
@@ -129,7 +130,7 @@ class Dialling:
 
     def is_wanted(self, attempt: Attempt) -> bool:
         """Whether its success would still be of use."""
-        if self._closed or self._over or attempt.session != self.session:
+        if self.closed or self._over or attempt.session != self.session:
             return False
         if attempt.kind is Kind.RESUME:
             return self.cut
@@ -250,7 +251,7 @@ class Dialling:
 
     def close(self) -> None:
         """Nothing is wanted any more."""
-        self._closed = True
+        self.closed = True
         self.session = ""
 
     def _hurry(self) -> None:

@@ -140,7 +140,10 @@ LANE: Final[Mapping[LaneState, Mapping[LaneEvent, LaneState]]] = {
         LaneEvent.LOSE: LaneState.GONE
     },  # however its connection ends: it is lost, and nothing with it
     LaneState.STILLBORN: {LaneEvent.LOSE: LaneState.GONE},
-    LaneState.ENDED: {LaneEvent.LOSE: LaneState.GONE},
+    LaneState.ENDED: {
+        LaneEvent.RETIRE: LaneState.ENDED,  # by a scheduler that does not know of the end yet
+        LaneEvent.LOSE: LaneState.GONE,
+    },
     LaneState.GONE: {},
 }
 

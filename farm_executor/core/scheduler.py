@@ -56,6 +56,7 @@ class Task:
         timeout: Seconds that it may run; the driver's to see to.
         losses: How many workers died while they ran it.
         started: Whether it has ever left the queue.
+        lane: The last that it was sent to; -1 if it was sent to none. It need not be there any more.
         begun: Whether it may have begun, on a worker that is gone: nobody can take that back.
         unwanted: Asked when it comes back: whether it is cancelled, and so is not queued again. None if not.
     """
@@ -67,6 +68,7 @@ class Task:
         "category",
         "goes_on",
         "id",
+        "lane",
         "losses",
         "max_attempts",
         "priority",
@@ -95,6 +97,7 @@ class Task:
         self.goes_on = False
         self.timeout: float | None = None
         self.losses = 0
+        self.lane = -1
         self.started = self.begun = False
         self.unwanted: Callable[[], bool] | None = None
 
@@ -231,14 +234,6 @@ class Scheduler:
         """Whether a task submitted now would be sent at once. Another thread may ask without the lock."""
         return bool(self._idle)
 
-    def outstanding_on(self, lane: int) -> int:
-        """How many tasks the lane has been sent and not answered; 0 for a lane that is not known."""
-        return len(self._lanes[lane].outstanding) if lane in self._lanes else 0
-
-    def calls_on(self, lane: int) -> int:
-        """How many calls those stand for."""
-        return sum(task.calls for task in self._lanes[lane].outstanding) if lane in self._lanes else 0
-
     def running_on(self, lane: int) -> Task | None:
         """The oldest task that the lane has not answered: it runs it, or has just ended it or is about to begin."""
         outstanding = self._lanes[lane].outstanding if lane in self._lanes else ()
@@ -248,8 +243,9 @@ class Scheduler:
         """The task that the lane has under that number, if it has."""
         if seq is None or lane not in self._lanes:
             return None
-        index = seq - self._lanes[lane].first_seq
-        return self._lanes[lane].outstanding[index] if 0 <= index < self.outstanding_on(lane) else None
+        found = self._lanes[lane]
+        index = seq - found.first_seq
+        return found.outstanding[index] if 0 <= index < len(found.outstanding) else None
 
     def first_seq(self, lane: int) -> int:
         """That task's number, or that of the next."""
@@ -261,6 +257,14 @@ class Scheduler:
             yield from lane.outstanding
         for queue in [*self._queues.values(), *self._reserved.values()]:
             yield from queue.values()
+
+    def waiting(self) -> list[Task]:
+        """Every task that no lane has."""
+        return [task for queue in (*self._queues.values(), *self._reserved.values()) for task in queue.values()]
+
+    def tasks_on(self, lane: int) -> list[Task]:
+        """Those that the lane has not answered, the oldest first."""
+        return list(self._lanes[lane].outstanding) if lane in self._lanes else []
 
     def kill(self, meant: Callable[[Task], bool], lane_id: int | None = None) -> list[Kill]:
         """What to ask of whom, so that every running task that is meant, there, is killed. Changes nothing."""
@@ -336,8 +340,9 @@ class Scheduler:
         """
         if task.begun:
             return None, []
-        lane = next((lane for lane in self._lanes.values() if task in lane.outstanding), None)
-        if lane is None:
+        # Not all lanes are searched, which may be thousands: the task knows where it was sent last.
+        lane = self._lanes.get(task.lane)
+        if lane is None or task not in lane.outstanding:
             back = self._is_queued(task) and unwanted() and self.drop(task)
             return None, [Cancel(task)] if back else []
         if lane.outstanding[0] is task:
@@ -588,6 +593,8 @@ class Scheduler:
     def _assign(self, lane: _Lane, tasks: list[Task], *, seated: bool = False) -> Assign:
         # Counted as taken in the same step in which it is decided: no other event can promise this room again.
         seq = lane.next_seq
+        for task in tasks:
+            task.lane = lane.id
         lane.outstanding.extend(tasks)
         lane.next_seq += len(tasks)
         if seated:

@@ -101,8 +101,8 @@ def test_all_of_them_can_be_cancelled_and_the_worker_is_asked_once(book):
     with FarmExecutor(1) as farm:
         with behind_a_gate(farm, book) as (_, _, behind):
             assert [future.cancel() for future in behind] == [True] * COUNT
-            ((_, _, lane),) = farm._engine._lanes.values()
-            assert farm._engine._scheduler._lanes[lane.id].recalls == 1
+            (lane,) = farm._engine._lanes.values()
+            assert farm._engine._dispatch.scheduler._lanes[lane.id].recalls == 1
         assert signed(book) == []
         assert farm.submit(pow, 2, 3).result(DEADLINE) == 8
         assert farm.statistics().cancelled == COUNT
@@ -170,7 +170,7 @@ def test_what_is_asked_for_back_when_its_worker_is_lost(book, how, monkeypatch):
     monkeypatch.setattr(cancelling, "AT_MOST", DEADLINE)
     with behind_a_proxy() as (proxy, farm):
         with behind_a_gate(farm, book) as (gate, held, behind):
-            ((_, _, lane),) = farm._engine._lanes.values()
+            (lane,) = farm._engine._lanes.values()
             proxy.stall(numbers=[LANE])
             asking = threading.Thread(target=behind[5].cancel)
             asking.start()
@@ -179,7 +179,7 @@ def test_what_is_asked_for_back_when_its_worker_is_lost(book, how, monkeypatch):
                 os.kill(lane.pid, signal.SIGKILL)
                 proxy.flow()
             else:
-                farm._engine._reactor.post(lambda: farm._engine.lose_lane(lane))
+                farm._engine._reactor.post(lambda: farm._engine._crew.lose_lane(lane))
             asking.join(DEADLINE)
             assert behind[5].cancelled() == (how == "it is killed")
             gate.open()
@@ -190,9 +190,9 @@ def test_what_is_asked_for_back_when_its_worker_is_lost(book, how, monkeypatch):
 
 def test_what_may_have_begun_is_not_cancelled_when_it_waits_to_be_sent_again(book):
     with behind_a_proxy() as (proxy, farm), behind_a_gate(farm, book) as (gate, held, behind):
-        ((_, _, lane),) = farm._engine._lanes.values()
+        (lane,) = farm._engine._lanes.values()
         proxy.stall()
-        farm._engine._reactor.post(lambda: farm._engine.lose_lane(lane))
+        farm._engine._reactor.post(lambda: farm._engine._crew.lose_lane(lane))
         wait_until(lambda: farm.statistics().queued == COUNT + 1, "all of it waits")
         assert [future.cancel() for future in (held, *behind)] == [False] * (COUNT + 1)
         gate.open()
@@ -229,7 +229,7 @@ def test_what_was_said_not_to_be_cancelled_is_not_later(book):
 def test_who_holds_the_farm_s_lock_does_not_wait(book):
     """A destructor that the garbage collector runs may cancel a future, wherever it has found the time."""
     with FarmExecutor(1) as farm, behind_a_gate(farm, book) as (_, _, behind):
-        with farm._engine._deciding:
+        with farm._engine._dispatch.deciding:
             began = time.monotonic()
             assert not behind[0].cancel()
             assert time.monotonic() - began < SECONDS

@@ -269,8 +269,8 @@ def test_a_recalled_tasks_number_on_another_task_kills_nobody_else(no_leaks):
         innocent = farm.submit(pass_gate, gate.address)
         gate.wait_for_arrivals()
         engine = farm._engine
-        ((lane, task),) = [(i, engine._scheduler.running_on(i)) for i in engine._lanes]
-        seq = engine._scheduler.first_seq(lane)
+        ((lane, task),) = [(i, engine._dispatch.scheduler.running_on(i)) for i in engine._lanes]
+        seq = engine._dispatch.scheduler.first_seq(lane)
         recalls_ago = (1 << 16) - 1
         stale = Kill(lane, seq, recalls_ago, [(seq, seq)], [Task(0, None)])
         assert engine._kills.ask([stale]) == 0
@@ -285,8 +285,8 @@ def test_a_task_is_found_though_numbers_have_changed_since_its_kill_was_ordered(
         victim = farm.submit(pass_gate, gate.address)
         gate.wait_for_arrivals()
         engine = farm._engine
-        ((lane, task),) = [(i, engine._scheduler.running_on(i)) for i in engine._lanes]
-        seq = engine._scheduler.first_seq(lane)
+        ((lane, task),) = [(i, engine._dispatch.scheduler.running_on(i)) for i in engine._lanes]
+        seq = engine._dispatch.scheduler.first_seq(lane)
         assert engine._kills.ask([Kill(lane, seq + 5, 9, [(seq + 5, seq + 5)], [task])]) == 1
         with pytest.raises(TaskKilledError):
             victim.result(DEADLINE)

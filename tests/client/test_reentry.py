@@ -122,7 +122,7 @@ def _flood(farm):
     """So many that it glances at the sockets."""
     futures = [farm.submit(abs, -number) for number in range(3)]
     for _ in range(140):
-        next(farm._engine._ids)
+        next(farm._engine._dispatch.ids)
     futures += [farm.submit(abs, -number) for number in range(3, 6)]
     assert [future.result() for future in futures] == list(range(6))
 

@@ -19,7 +19,7 @@ from server.processes import DEADLINE, alive, wait_until
 from server.serving import KEY, Serving
 
 from farm_executor import FarmExecutor, TaskTimeoutError, WorkerLostError, start_server
-from farm_executor.client.farm import engine
+from farm_executor.client.farm import crew
 from farm_executor.client.farm import link as dialling
 from farm_executor.wire.address import Address
 
@@ -209,13 +209,13 @@ def test_connections_may_break_again_and_again_under_load(book, options, seconds
 
 
 def test_a_connection_may_break_in_the_moment_in_which_its_worker_has_run_all_it_may(monkeypatch):
-    end_lane = engine.Engine._end_lane
+    end_lane = crew.Crew.end_lane
 
     def cut_and_end(self, lane):
         self.cut_lane(lane, "the test says so")
         end_lane(self, lane)
 
-    monkeypatch.setattr(engine.Engine, "_end_lane", cut_and_end)
+    monkeypatch.setattr(crew.Crew, "end_lane", cut_and_end)
     with proxied(max_tasks_per_child=1) as (_, farm):
         assert list(farm.map(identity, range(5))) == list(range(5))
 
@@ -442,7 +442,7 @@ def test_a_lane_that_is_stuck_before_its_worker_is_ready_is_replaced(gate):
 
 
 def test_a_worker_that_dies_behind_a_stuck_lane_is_replaced(gate, book, monkeypatch):
-    monkeypatch.setattr(engine, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(crew, "REPORT_SECONDS", 0.1)
     with proxied(workers=1) as (proxy, farm):
         (pid,) = farm.broadcast(tasks.pid_after, 0)
         (future,) = held(farm, gate, book, 1)

@@ -417,7 +417,7 @@ class Farm:
             assert task.started == (task.id in self.asked and self.fate.get(task.id) != "refused")
         idle = [worker for worker in self.workers.values() if worker.idle]
         for worker in self.workers.values():
-            assert self.scheduler.outstanding_on(worker.id) == len(worker.outstanding)
+            assert len(self.scheduler.tasks_on(worker.id)) == len(worker.outstanding)
             assert self.scheduler.running_on(worker.id) is (
                 worker.outstanding[0][1] if worker.outstanding else None
             )
@@ -1006,7 +1006,7 @@ def test_a_task_has_three_attempts_unless_it_says_otherwise() -> None:
 def test_an_unknown_lane_that_is_lost_changes_nothing(farm: Farm) -> None:
     farm.submit()
     assert farm.scheduler.lane_lost(77, None) == []
-    assert farm.scheduler.outstanding_on(77) == 0
+    assert farm.scheduler.tasks_on(77) == []
     farm.check()
 
 

@@ -26,8 +26,8 @@ from typing import Any
 from unittest import mock
 
 from farm_executor import FarmExecutor
-from farm_executor.client.farm import engine as engine_module
 from farm_executor.client.farm import link as server_module
+from farm_executor.client.farm import outcomes as outcomes_module
 from farm_executor.client.farm.link import ServerLink
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.reactor import Reactor
@@ -471,7 +471,7 @@ class _Client:
             ),  # it would unpickle, as it has to
             (Settler, "succeed", lambda settler, *answers: self._answer(*answers)),
             (payload, "loads_together", _unpickle_nothing),
-            (engine_module, "load_failure", lambda *args: RuntimeError("it failed there")),
+            (outcomes_module, "load_failure", lambda *args: RuntimeError("it failed there")),
         ]
         for owner, name, stand_in in stand_ins:
             self._patches.enter_context(mock.patch.object(owner, name, stand_in))

@@ -211,8 +211,8 @@ def test_reconnect(addresses, no_leaks):
     farm = FarmExecutor(addresses, key=KEY)
     with Kernel(farm, owned=True):
         assert call(operator.add, 3, 4) == 7
-        for connection in list(farm._engine.servers._controls.values()):
-            connection.socket.shutdown(socket.SHUT_RDWR)
+        for session in farm._engine.servers.sessions():
+            session.control.socket.shutdown(socket.SHUT_RDWR)
         assert call(operator.add, 3, 4) == 7
 
 

@@ -46,8 +46,14 @@ def test_a_server_s_refusal_is_one_printable_line():
 def test_a_server_s_offer_of_workers_is_bounded_and_said(caplog):
     offer = Welcome("s", 10**7, "", local_versions(), 0.0)
     told = []
-    sessions = SimpleNamespace(control_up=lambda link, connection, session, lanes: told.append(lanes))
-    link = ServerLink(Address("h", 1), at(Address("h", 1)), None, Settings(lambda address: None), sessions, None)
+    session = SimpleNamespace(id="s", connected=lambda connection, first: None)
+
+    def open_session(link, id, slots, **more):
+        told.append(slots)
+        return session
+
+    listener = SimpleNamespace(open_session=open_session)
+    link = ServerLink(Address("h", 1), at(Address("h", 1)), None, Settings(lambda address: None), listener)
     link._connect = lambda hello, kind: (SimpleNamespace(peer=None), offer)
     link._dial_more = lambda: None
     link._open_session()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any, Protocol
 
 from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.client.farm.future import FarmFuture
@@ -24,12 +25,12 @@ from farm_executor.core.frames import (
     payload_size,
 )
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
-from farm_executor.core.messages import WorkerDied
+from farm_executor.core.messages import KillOrder, WorkerDied
 from farm_executor.core.scheduler import Task
 from farm_executor.data import payload
 from farm_executor.wire.transport import Connection
 
-__all__ = ["Lane", "arguments_of", "size_of"]
+__all__ = ["Home", "Lane", "arguments_of", "size_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +43,32 @@ def arguments_of(call: FarmFuture) -> Payload:
     return arguments
 
 
-def size_of(call: FarmFuture) -> int:
+def size_of(call: FarmFuture | None) -> int:
     """How many bytes that is; of a plain call about as many."""
-    if call._plain is None:
-        return payload_size(call._arguments)
-    return sum([len(value) if isinstance(value, (str, bytes)) else 8 for value in call._plain])
+    if call is None:
+        return 0
+    plain, arguments = call._plain, call._arguments
+    if plain is not None:
+        return sum([len(value) if isinstance(value, (str, bytes)) else 8 for value in plain])
+    return 0 if arguments is None else payload_size(arguments)  # it may be settled just now
+
+
+class Home(Protocol):
+    """The session that a lane belongs to, as far as the lane's crew has to do with it."""
+
+    lanes: dict[int, Lane]
+
+    def seat(self, slot: int) -> tuple[Any, int]:
+        """The place of that slot, as the scheduler knows it."""
+
+    def send(self, order: KillOrder) -> bool:
+        """Tell the server whom to kill; say whether there is a way to it."""
+
+    def lane_cut(self, lane: Lane) -> None:
+        """The lane's connection is broken, and another is to be dialled."""
+
+    def lane_lost(self, lane: Lane, *, failed: bool) -> None:
+        """The lane is no more; with ``failed`` it was never ready."""
 
 
 class Lane:
@@ -55,6 +77,7 @@ class Lane:
     Args:
         id: Unique in this farm and for ever: a later connection to the same slot is another lane.
         connection: Non-blocking, after the hellos; it may be another one later.
+        session: Where it belongs.
         slot: The worker's place on its server.
         pid: The worker's process there.
         resumable: Whether the worker goes on if the connection breaks.
@@ -74,7 +97,7 @@ class Lane:
         self,
         id: int,
         connection: Connection,
-        server: str,
+        session: Home,
         slot: int,
         pid: int,
         *,
@@ -83,7 +106,8 @@ class Lane:
     ) -> None:
         self.id = id
         self.connection = connection
-        self.server = server
+        self.session = session
+        self.server = str(session)
         self.slot = slot
         self.pid = pid
         self.state = LaneState.STARTING

@@ -28,6 +28,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from farm_executor.client.farm.session import Session
 from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict
 from farm_executor.core.handshake import describe_mismatches
 from farm_executor.core.messages import (
@@ -48,7 +49,7 @@ from farm_executor.wire.security import Key
 from farm_executor.wire.transport import HEARTBEAT_SECONDS, Connection, RefusedError, Socket, connect, hang_up
 from farm_executor.wire.versions import local_versions
 
-__all__ = ["LaneListener", "ServerLink", "SessionListener", "Settings", "at"]
+__all__ = ["Listener", "ServerLink", "Settings", "at"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,35 +99,23 @@ def at(address: Address) -> Callable[[bool], Address]:
     return lambda lost: address
 
 
-class SessionListener(Protocol):
-    """Who wants to know of sessions. Every method is called in the link's thread."""
+class Listener(Protocol):
+    """Who has the servers. Every method is called in the link's threads."""
 
-    def control_up(self, link: ServerLink, connection: Connection, session: str, lanes: int) -> None:
-        """The server has opened a session, in which there will be that many lanes."""
-
-    def control_resumed(self, link: ServerLink, connection: Connection, session: str) -> None:
-        """The session has a control connection again."""
-
-    def session_gone(self, link: ServerLink, session: str, why: str) -> None:
-        """The session cannot be resumed."""
+    def open_session(
+        self, link: ServerLink, id: str, slots: int, *, resumable: bool, wants_modules: bool, peer: Any
+    ) -> Session:
+        """The server has opened a session: what comes of it is told to the object returned."""
 
     def refused(self, link: ServerLink, error: Exception) -> None:
         """The server does not want us, or cannot be started, and time will not mend that; it is asked again."""
 
 
-class LaneListener(Protocol):
-    """Who wants to know of lanes. Every method is called in the link's thread."""
+class _Silence:
+    """How long nothing has come of dialling, and when that is logged again; the link's lock guards it."""
 
-    def lane_up(
-        self, link: ServerLink, connection: Connection, session: str, slot: int, lane: int, pid: int
-    ) -> None:
-        """The server has started a worker for us."""
-
-    def lane_resumed(self, link: ServerLink, connection: Connection, session: str, lane: int) -> None:
-        """The lane's worker lives, and has been given this connection."""
-
-    def worker_gone(self, link: ServerLink, session: str, lane: int) -> None:
-        """The lane's worker is gone, so that there is nothing to resume."""
+    since: float | None = None
+    next_report = 0.0
 
 
 class ServerLink:
@@ -138,11 +127,13 @@ class ServerLink:
             the last one was lost. May raise OSError.
         quota: The most lanes to open; None for as many as the server has slots.
         settings: See there.
-        sessions: Told of what concerns the session.
-        lanes: Told of what concerns its lanes.
+        listener: Told of sessions and refusals.
 
     Attributes:
+        session: The session that there is.
+        address: Where the server is, as far as that is known.
         prospects: How many workers are certain to come of it before it has answered: all of an embedded one's.
+        last_error: Why the last attempt has failed; empty if none did.
 
     Thread safety: all methods may be called from any thread.
     """
@@ -153,39 +144,29 @@ class ServerLink:
         locate: Callable[[bool], Address],
         quota: int | None,
         settings: Settings,
-        sessions: SessionListener,
-        lanes: LaneListener,
+        listener: Listener,
     ) -> None:
         self._embedded = address is None
         self._locate = locate
         self._quota = quota
         self._settings = settings
-        self._sessions = sessions
-        self._lanes = lanes
+        self._listener = listener
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._plan = Dialling()
         self._threads: set[threading.Thread] = set()
         self._sockets: dict[int, list[Socket]] = {}  # that are being dialled, by thread
-        self._peer: Any = None  # where the session's first connection was answered
-        self._closed = False
         self._lost = False  # the last session
-        self._silent_since: float | None = None
-        self._next_report = 0.0
+        self._silence = _Silence()
         self._refusals = 0  # in a row, by a peer that has not proven to be a server of ours
         self._random = random.Random()  # its own: the program's global state is not ours to advance
         self.prospects = quota or 0 if address is None else 0
         self.address = address
-        self.resumable = self.wants_modules = False
+        self.session: Session | None = None
         self.last_error = ""
 
     def __str__(self) -> str:
         return str(self.address) if self.address else "a server not yet started"
-
-    @property
-    def session(self) -> str:
-        """The session that there is; empty if there is none."""
-        return self._plan.session
 
     @property
     def up(self) -> bool:
@@ -200,7 +181,6 @@ class ServerLink:
     def close(self) -> None:
         """Stop dialling, at once."""
         with self._lock:
-            self._closed = True
             self._plan.close()
             for sock in itertools.chain(*self._sockets.values()):
                 hang_up(sock)
@@ -214,38 +194,39 @@ class ServerLink:
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
-    def control_lost(self, session: str) -> None:
+    def control_lost(self, session: Session) -> None:
         """This session is over."""
         with self._lock:
-            if session == self.session:
+            if session is self.session:
                 self._lost = not self._plan.is_leaving()
+                self.session = None
                 self._plan.session_over()
                 self._dial_more(hurry=True)
 
-    def control_cut(self, session: str) -> None:
+    def control_cut(self, session: Session) -> None:
         """The control connection of this session is broken, and is to be resumed."""
         with self._lock:
-            if session == self.session:
+            if session is self.session:
                 self._plan.control_cut()
                 self._dial_more(hurry=True)
 
-    def lane_cut(self, session: str, lane: int, slot: int) -> None:
+    def lane_cut(self, session: Session, lane: int, slot: int) -> None:
         """A lane's connection is broken, and is to be resumed."""
         with self._lock:
-            if session == self.session:
+            if session is self.session:
                 self._dial_more(hurry=self._plan.lane_cut(lane, slot))
 
-    def lane_gone(self, session: str, lane: int, slot: int, *, failed: bool) -> None:
+    def lane_gone(self, session: Session, lane: int, slot: int, *, failed: bool) -> None:
         """A lane has ended; with ``failed`` before it did anything, so that another may do no better."""
         with self._lock:
-            if session == self.session:
+            if session is self.session:
                 self._plan.lane_gone(lane, slot, failed=failed)
                 self._dial_more()
 
-    def leave(self, session: str) -> None:
+    def leave(self, session: Session) -> None:
         """Dial no more lanes in this session, which will be over when those that there are have ended."""
         with self._lock:
-            if session == self.session:
+            if session is self.session:
                 self._plan.leave()
 
     # -- the dialling threads ----------------------------------------------------------------------------
@@ -254,7 +235,7 @@ class ServerLink:
         """Start threads for what is to be dialled now, and with ``hurry`` end all pauses; the lock is held."""
         if hurry:
             self._changed.notify_all()
-        while not self._closed:
+        while not self._plan.closed:
             spare = bool(self._threads)
             if spare and not self._settings.more_diallers.acquire(blocking=False):
                 return  # who dials already will come to it
@@ -273,7 +254,7 @@ class ServerLink:
             self._threads.discard(thread)
             self._plan.drop(found[0])
             if not self._threads:  # the program is ending, and nothing can be dialled any more
-                self._sessions.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
+                self._listener.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
             return False
         return True
 
@@ -303,15 +284,17 @@ class ServerLink:
                 if self._is_hopeless(attempt, error):
                     error = BrokenFarmError(f"the embedded farm has no worker: {error}")
                     final = True
-                if final and not self._closed:
-                    self._sessions.refused(self, error)
+                if final and not self._plan.closed:
+                    self._listener.refused(self, error)
                 if verdict.over:
-                    self._sessions.session_gone(self, attempt.session, verdict.over)
+                    session = self.session
+                    if session is not None and session.id == attempt.session:
+                        session.gone(verdict.over)
                     return
                 self._pause(verdict.pause)
             else:
                 with self._lock:
-                    self._silent_since = None
+                    self._silence.since = None
                 return
 
     def _is_wanted(self, attempt: Attempt) -> bool:
@@ -323,20 +306,21 @@ class ServerLink:
         refused = isinstance(error, ConnectionRefusedError) and not isinstance(error, RefusedError)
         now = time.monotonic()
         with self._lock:
-            if self._closed:
+            if self._plan.closed:
                 return Verdict(0.0)
             verdict = self._plan.failed(attempt, now, refused=refused, unknown=unknown, final=final)
             if unknown and attempt.kind in (Kind.LANE, Kind.RESUME_LANE) and not self._plan.cut:
                 self.last_error = ANOTHER_SERVER
             else:
                 self.last_error = explained(error, self.address)
-            if self._silent_since is None:
-                self._silent_since = self._next_report = now
-            silent = now - self._silent_since
+            silence = self._silence
+            if silence.since is None:
+                silence.since = silence.next_report = now
+            silent = now - silence.since
             not_yet = isinstance(error, RefusedError) and silent < NOT_YET_SECONDS
-            if now < self._next_report or not_yet or verdict.over or final:
+            if now < silence.next_report or not_yet or verdict.over or final:
                 return verdict
-            self._next_report = now + REPORT_EVERY
+            silence.next_report = now + REPORT_EVERY
         # It is often all that a user sees of a program that waits, so it says who speaks.
         logger.warning(
             "farm_executor: still dialling server=%s seconds=%.0f error=%s", self, silent, self.last_error
@@ -355,7 +339,7 @@ class ServerLink:
     def _pause(self, longest: float) -> None:
         if longest:
             with self._lock:
-                if not self._closed:
+                if not self._plan.closed:
                     self._changed.wait(longest * self._random.uniform(0.5, 1.0))
 
     def _make(self, attempt: Attempt) -> None:
@@ -384,7 +368,7 @@ class ServerLink:
             ),
             Welcome,
         )
-        session, slots = hello.session, hello.slots
+        slots = hello.slots
         mismatches = local_versions().mismatches(hello.versions)
         if {"python", "protocol"} & mismatches.keys():  # else the server would have refused
             text = f"server {self}: its versions differ from the client's: {describe_mismatches(mismatches)}"
@@ -394,60 +378,73 @@ class ServerLink:
         lanes = min(slots, MAX_LANES if self._quota is None else self._quota)
         if lanes < slots and self._quota is None:
             logger.warning("server offers too many workers server=%s slots=%d used=%d", self, slots, lanes)
+        resumable = hello.resume_seconds > 0
+        wants_modules = hello.modules and self._settings.ships
+        session = self._listener.open_session(
+            self, hello.session, lanes, resumable=resumable, wants_modules=wants_modules, peer=connection.peer
+        )
         with self._lock:
-            if self._closed:
+            if self._plan.closed:
                 connection.close()
                 return
-            self._plan.opened(session, lanes)
-            self.resumable = hello.resume_seconds > 0
-            self.wants_modules = hello.modules and self._settings.ships
-            self._peer = connection.peer
+            self._plan.opened(session.id, lanes)
+            self.session = session
         logger.info("session opened server=%s lanes=%d", self, lanes)
-        self._sessions.control_up(self, connection, session, lanes)
+        session.connected(connection, first=True)
         with self._lock:
             self._dial_more()
 
     def _open_lane(self, attempt: Attempt) -> None:
         lane = next(_lane_ids)
         hello = LaneHello(attempt.session, lane, attempt.slot)
-        connection, answer = self._connect(hello, WorkerHello, via=self._peer)
+        connection, answer = self._connect(hello, WorkerHello, via=self._peer())
         with self._lock:
-            if not self._plan.is_wanted(attempt):
+            session = self.session
+            if session is None or not self._plan.is_wanted(attempt):
                 connection.close()
                 return
             self._plan.lane_up(attempt.slot)
-        self._lanes.lane_up(self, connection, attempt.session, attempt.slot, lane, answer.pid)
+        session.lane_up(connection, attempt.slot, lane, answer.pid)
 
     def _resume_session(self, attempt: Attempt) -> None:
         hello = ControlHello(local_versions(), resume=attempt.session)
-        connection, _ = self._connect(hello, Welcome, self._patience(attempt), via=self._peer)
+        connection, _ = self._connect(hello, Welcome, self._patience(attempt), via=self._peer())
         with self._lock:
-            if not self._plan.is_wanted(attempt):
+            session = self.session
+            if session is None or not self._plan.is_wanted(attempt):
                 connection.close()
                 return
             self._plan.resumed()
         logger.info("session resumed server=%s", self)
-        self._sessions.control_resumed(self, connection, attempt.session)
+        session.connected(connection, first=False)
         with self._lock:
             self._dial_more()
 
     def _resume_lane(self, attempt: Attempt) -> None:
         hello = LaneHello(attempt.session, attempt.lane, resume=True)
         try:
-            connection, _ = self._connect(hello, WorkerHello, self._patience(attempt), via=self._peer)
+            connection, _ = self._connect(hello, WorkerHello, self._patience(attempt), via=self._peer())
         except RefusedError as error:
             if error.code != "worker":
                 raise
             with self._lock:
+                session = self.session
                 self._plan.lane_resumed(attempt.lane)
-            self._lanes.worker_gone(self, attempt.session, attempt.lane)
+            if session is not None:
+                session.worker_gone(attempt.lane)
             return
         with self._lock:
-            if not self._plan.is_wanted(attempt):
+            session = self.session
+            if session is None or not self._plan.is_wanted(attempt):
                 connection.close()
                 return
             self._plan.lane_resumed(attempt.lane)
-        self._lanes.lane_resumed(self, connection, attempt.session, attempt.lane)
+        session.lane_resumed(connection, attempt.lane)
+
+    def _peer(self) -> Any:
+        """Where the session's first connection was answered."""
+        session = self.session
+        return None if session is None else session.peer
 
     def _patience(self, attempt: Attempt) -> float:
         """Seconds for an attempt to resume."""
@@ -490,5 +487,5 @@ class ServerLink:
     def _note_dialling(self, sock: Socket) -> None:
         with self._lock:
             self._sockets.setdefault(threading.get_ident(), []).append(sock)
-            if self._closed:
+            if self._plan.closed:
                 raise ConnectionAbortedError("the farm is closing")

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from farm_executor.client.farm.dispatch import Way
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.core.frames import Frame, Payload
@@ -27,15 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Shipping"]
 
+SendModule = Callable[[Lane, int, int, Payload | None, str], None]
+
 LOOK_SECONDS = 1.0  # between looks at whether there are other files
 MAX_QUESTIONS = 1000  # of one worker, that have not been answered: it has a question for each thread
-
-
-class Answering(Protocol):
-    """The engine, as far as it concerns this module."""
-
-    def send_module(self, lane: Lane, cuts: int, number: int, files: Payload | None, reason: str) -> None:
-        """Answer a worker's question, over the connection by which it has come."""
 
 
 class Shipping:
@@ -44,15 +40,16 @@ class Shipping:
     Args:
         ship: What may be sent; see `FarmExecutor`.
         reactor: The farm's.
-        engine: Answers.
+        send_module: Answers a worker's question, over the connection by which it has come: is given the lane, how
+            often that had been cut, the question's number, and the files or why there are none.
 
     Thread safety: `offer` is called with the engine's lock held, the others in the reactor's handlers.
     """
 
-    def __init__(self, ship: Sequence[str], reactor: Reactor, engine: Answering) -> None:
+    def __init__(self, ship: Sequence[str], reactor: Reactor, send_module: SendModule) -> None:
         self._ship = ship
         self._reactor = reactor
-        self._engine = engine
+        self._send_module = send_module
         self._modules: ChosenModules | None = None
         self._parcels: Parcels | None = None
         self._version = 0
@@ -61,7 +58,7 @@ class Shipping:
         self._look_at = 0.0
         self._questions: dict[int, int] = {}  # how many are open, by lane
 
-    def offer(self, lane: Lane) -> None:
+    def offer(self, lane: Way) -> None:
         """Tell a worker what there is, unless it knows."""
         if len(sys.modules) != self._count or time.monotonic() >= self._look_at:
             self._look()
@@ -114,7 +111,7 @@ class Shipping:
             self._questions[lane.id] -= 1
             if self._questions[lane.id] <= 0:
                 del self._questions[lane.id]
-        self._engine.send_module(lane, cuts, number, files, reason)
+        self._send_module(lane, cuts, number, files, reason)
 
     def close(self) -> None:
         """Answer no more."""
