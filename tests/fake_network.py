@@ -201,6 +201,7 @@ class Network:
 
     def __init__(self, slots: int = 2, servers: int = 1) -> None:
         self.slots = slots
+        self.servers = servers
         self.workers: dict[int, Worker] = {}
         self.control: Connection | None = None
         self.sessions = 0
@@ -240,7 +241,7 @@ class Network:
             versions = local_versions()._asdict()
             answer = {"session": self.known, "slots": self.slots, "name": "", "versions": versions}
             return connection, {**answer, "resume_seconds": 10}
-        if hello["session"] != self.known:
+        if hello["session"] != self.known and self.servers == 1:
             raise RefusedError("session", "unknown")
         if hello.get("resume"):
             worker = self.workers.get(hello["lane"])
@@ -252,6 +253,17 @@ class Network:
             worker = Worker(self, hello["lane"], hello["slot"], connection)
             self.workers[worker.lane] = worker
         return connection, {"pid": 1}
+
+    def connect_all(self) -> None:
+        """Every server answers, and all its workers are ready. With several servers nothing else may be played."""
+        for link in self.engine.servers:
+            while (found := link._plan.next()) is not None:
+                link._make(found[0])
+                link._plan.drop(found[0])
+        self.work()
+        for worker in self.workers.values():
+            worker.deliver()
+        self.read()
 
     # -- what a test plays -----------------------------------------------------------------------------------
 

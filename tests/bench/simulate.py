@@ -1,7 +1,17 @@
-"""The scheduler alone, without sockets: what a task costs with few lanes and with many."""
+"""Without sockets: what a task costs the scheduler with few lanes and with many, and a large farm its client."""
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
+sys.path.append(str(Path(__file__).parents[1]))
+from fake_network import READ, Network
+
+from farm_executor.core.messages import Pong, encode
 from farm_executor.core.scheduler import Assign, Scheduler, Task
 
 
@@ -27,3 +37,77 @@ def cost_per_task(lanes: int, tasks: int) -> float:
     elapsed = time.process_time() - started
     assert not scheduler.unsettled
     return elapsed / tasks
+
+
+def farm_costs(servers: int = 1_000, slots: int = 10, tasks: int = 20_000) -> dict[str, float]:
+    """What a large farm costs its client, with the real engine and no network.
+
+    Returns:
+        The seconds of the I/O thread for one heartbeat with all its answers; the longest that `statistics` holds
+        the engine's lock; and those of asking for one task back that has been sent.
+    """
+    network = Network(slots=slots, servers=servers)
+    try:
+        network.connect_all()
+        engine, dispatch = network.engine, network.engine._dispatch
+        for _ in range(tasks):
+            network.submit()
+        lanes = {}
+        for lane in engine._lanes.values():
+            lanes.setdefault(lane.session, []).append((lane.id, lane.connection.bytes_sent, 0))
+        answers = {session: encode(Pong(those)) for session, those in lanes.items()}
+        beats = []
+        for _ in range(5):
+            timers, network.reactor.timers[:] = list(network.reactor.timers), []
+            controls = [(session.control, answers[session]) for session in lanes]
+            started = time.process_time()
+            for _, action in timers:
+                action()
+            elapsed = time.process_time() - started
+            for control, answer in controls:
+                control.say(answer)
+            handlers = [network.reactor.handlers[control] for control, _ in controls]
+            started = time.process_time()
+            for handler in handlers:
+                handler(READ)
+            beats.append(elapsed + time.process_time() - started)
+        longest = []
+        for _ in range(5):  # the garbage collector may strike in any of them
+            holds: list[float] = []
+            with _timed(dispatch.looking, holds):
+                engine.statistics()
+            longest.append(max(holds))
+        task = next(task for lane in engine._lanes for task in dispatch.scheduler.tasks_on(lane))
+        started = time.process_time()
+        for _ in range(1000):
+            dispatch.scheduler.take_back(task, lambda: False)
+        return {
+            "heartbeat": min(beats),
+            "statistics": min(longest),
+            "cancel": (time.process_time() - started) / 1000,
+        }
+    finally:
+        network.close()
+
+
+@contextmanager
+def _timed(lock: Any, holds: list[float]) -> Iterator[None]:
+    """Note for how long each hold of the lock lasts."""
+    kind = type(lock)
+    enter, leave, began = kind.__enter__, kind.__exit__, [0.0]
+
+    def entered(self: Any) -> None:
+        enter(self)
+        began[0] = time.thread_time()
+
+    def left(self: Any, *error: object) -> None:
+        holds.append(time.thread_time() - began[0])
+        leave(self, *error)
+
+    with mock.patch.object(kind, "__enter__", entered), mock.patch.object(kind, "__exit__", left):
+        yield
+
+
+if __name__ == "__main__":
+    for name, seconds in farm_costs().items():
+        print(f"{name}: {seconds * 1e3:.3f} ms")

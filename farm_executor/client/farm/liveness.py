@@ -134,9 +134,15 @@ class _Flows:
         self.connection = connection
         self._there = Flow(patience)
         self._back = Flow(patience)
+        self._before: tuple[int, int, int, int] | None = None
 
     def beat(self, received: int, sent: int) -> bool:
         """The worker has received and sent so many bytes: whether nothing moves in one of the directions."""
-        there = self._there.beat(self.connection.bytes_sent, received)
-        back = self._back.beat(sent, self.connection.bytes_received)
+        now = self.connection.bytes_sent, received, sent, self.connection.bytes_received
+        # An idle lane, of which there may be ten thousand: all had arrived a beat ago, and nothing was sent since.
+        if now == self._before and now[0] == now[1] and now[2] == now[3]:
+            return False
+        self._before = now
+        there = self._there.beat(now[0], received)
+        back = self._back.beat(sent, now[3])
         return there or back
