@@ -41,9 +41,9 @@ FLOORS = {
     "data": [("importing", "modules", "refused", "tokens"), ("byvalue",), ("failure", "payload"), ("blocks",)],
     "wire": [
         ("address", "layered", "race", "trusted", "versions"),
-        ("sealed", "tls"),
+        ("keygen", "sealed", "tls"),
         ("security",),
-        ("transport", "keygen"),
+        ("transport",),
         ("advice",),
     ],
 }

@@ -6,11 +6,11 @@ with them. It alone needs the package ``cryptography``: to use such a file, Pyth
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import os
 
 from farm_executor.errors import AuthenticationError
-from farm_executor.wire.security import pem_of_secret
 
 __all__ = ["make_key_file_content"]
 
@@ -60,6 +60,12 @@ def make_key_file_content(secret: bytes | None = None) -> bytes:
         private_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
-        pem_of_secret(secret or os.urandom(32)),
+        _pem_of_secret(secret or os.urandom(32)),
     ]
     return b"".join(blocks).rstrip()
+
+
+def _pem_of_secret(secret: bytes) -> bytes:
+    """The secret's block in a key file."""
+    text = base64.b64encode(secret)
+    return b"-----BEGIN FARM EXECUTOR SECRET-----\n" + text + b"\n-----END FARM EXECUTOR SECRET-----\n"

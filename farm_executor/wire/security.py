@@ -9,7 +9,8 @@ secret, each in a PEM block: then what travels over TCP is encrypted.
 A server always has a key. It is looked for in this order: the ``key`` given, the ``key_file`` given, the file
 beside a unix socket (``PATH.key``), the file that the environment variable ``FARM_EXECUTOR_KEY_FILE`` names, the
 key of the server in whose worker we are, and the user's own file, ``~/.config/farm_executor/key``. That last one
-is made on first use, so that client and server of one user on one machine find each other.
+is made on first use, so that client and server of one user on one machine find each other. It is a file as `keygen`
+makes it if the package ``cryptography`` is installed, and a plain secret otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ __all__ = [
     "is_readable_key",
     "is_worker",
     "new_key",
-    "pem_of_secret",
     "read_key",
     "replace_key",
     "server_keys",
@@ -324,14 +324,6 @@ def _secret_in(data: bytes, path: PathLike) -> bytes:
         raise AuthenticationError(f"the key file {path} is damaged: its secret is not base64: {error}") from None
 
 
-def pem_of_secret(secret: bytes) -> bytes:
-    """The secret's block in a key file."""
-    import base64
-
-    text = base64.b64encode(secret)
-    return b"-----BEGIN FARM EXECUTOR SECRET-----\n" + text + b"\n-----END FARM EXECUTOR SECRET-----\n"
-
-
 def write_key(path: PathLike, key: bytes) -> None:
     """Write a key file that only the user may read; an existing file is left alone.
 
@@ -376,16 +368,23 @@ def replace_key(path: PathLike, key: bytes) -> None:
 def _make_default(path: Path) -> Key:
     """Make the user's key file; if another process was faster, take its key.
 
-    Written under another name and then linked, so that nobody ever reads half a key.
+    It has a certificate where one can be made, so that connections over TCP are encrypted. It is written under
+    another name and then linked, so that nobody ever reads half a key.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        import tempfile  # late: needed once in a user's life
+        import tempfile  # late, as the rest: needed once in a user's life
         from pathlib import Path
 
+        from farm_executor.wire.keygen import make_key_file_content
+
+        try:
+            content = make_key_file_content()
+        except AuthenticationError:  # without the package cryptography; connections are sealed then, not encrypted
+            content = new_key()
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             draft = Path(folder) / "key"
-            write_key(draft, new_key())
+            write_key(draft, content)
             with contextlib.suppress(FileExistsError):
                 if sys.platform == "win32":
                     draft.rename(path)

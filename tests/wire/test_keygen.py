@@ -51,8 +51,24 @@ def test_a_file_that_exists_is_not_written_over(tmp_path, capsys):
     assert (tmp_path / "key").read_text() == "precious"
 
 
-def test_the_user_s_own_key_that_was_made_by_itself_gets_a_certificate_and_keeps_its_secret(capsys):
-    (plain,) = server_keys()
+def test_the_user_s_own_key_is_made_with_a_certificate_so_that_tcp_is_encrypted_by_default():
+    (key,) = server_keys()
+    assert key.tls is not None
+    assert key == read_key(default_key_file())
+
+
+def test_without_cryptography_the_user_s_own_key_is_a_plain_secret(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    (key,) = server_keys()
+    assert key.tls is None
+    assert len(key.secret) == 64
+    assert server_keys() == [key]
+
+
+def test_the_user_s_own_key_that_was_made_by_itself_gets_a_certificate_and_keeps_its_secret(capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cryptography", None)
+        (plain,) = server_keys()
     assert plain.tls is None
     assert cli.main(["keygen"]) == 0
     assert "upgraded" in capsys.readouterr().out

@@ -246,7 +246,7 @@ def test_processes_that_make_it_at_once_get_the_same_key():
         from farm_executor.wire.security import server_keys
         print(flush=True)
         sys.stdin.readline()
-        print(server_keys()[0].secret.decode())
+        print(server_keys()[0].secret.hex())
         """
     command = [sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())]
     with ExitStack() as stack:
@@ -261,7 +261,7 @@ def test_processes_that_make_it_at_once_get_the_same_key():
         for maker in makers:
             maker.stdin.write("\n")
             maker.stdin.flush()
-        keys = {maker.communicate(timeout=DEADLINE)[0].strip().encode() for maker in makers}
+        keys = {bytes.fromhex(maker.communicate(timeout=DEADLINE)[0]) for maker in makers}
     assert keys == {read_key(default_key_file()).secret}
     assert os.listdir(default_key_file().parent) == ["key"]
 
