@@ -32,6 +32,8 @@ from farm_executor.wire.security import (
     KEY_FILE_VARIABLE,
     automatic_secret,
     default_key_file,
+    is_readable_key,
+    read_key,
     replace_key,
     server_keys,
     write_key,
@@ -320,6 +322,9 @@ def _keygen(options: argparse.Namespace) -> int:
             f"upgraded {path}: its secret is the same, and there is a certificate now. Copy it, mode 600, to every "
             "server and client of the farm, and start its servers again"
         )
+        return YES
+    if not options.file and is_readable_key(path) and read_key(path).tls:
+        print(f"{path} has a certificate already: copy it, mode 600, to every server and client of the farm")
         return YES
     content = make_key_file_content()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -76,8 +76,13 @@ def test_the_user_s_own_key_that_was_made_by_itself_gets_a_certificate_and_keeps
     assert key.secret == plain.secret
     assert key.tls is not None
     assert os.listdir(default_key_file().parent) == ["key"]
+
+
+def test_keygen_leaves_an_automatic_key_that_has_a_certificate_and_succeeds(capsys):
+    server_keys()
     before = default_key_file().read_bytes()
-    assert cli.main(["keygen"]) == 2, "what has a certificate is not written over"
+    assert cli.main(["keygen"]) == 0
+    assert "has a certificate already: copy it" in capsys.readouterr().out
     assert default_key_file().read_bytes() == before
 
 
