@@ -430,7 +430,8 @@ def test_a_module_that_the_worker_lacks_is_a_task_execution_error_that_names_mod
                 text = str(caught.value)
                 assert "No module named 'module_of_the_client'" in text
                 assert f"server {serving.address}" in text
-                assert "register_pickle_by_value" in text, "it says what to do"
+                assert f"it is this program's own, from {tmp_path}" in text
+                assert "see ship= of FarmExecutor" in text, "it says what to do"
                 assert caught.value.server == serving.address
                 assert isinstance(caught.value.__cause__, ModuleNotFoundError) or caught.value.remote_traceback
             assert farm.submit(abs, -1).result(DEADLINE) == 1

@@ -31,7 +31,7 @@ FLOORS = {
         ("budget", "discovery", "functions", "interrupt", "liveness", "locks", "options", "own_modules"),
         ("future", "reactor"),
         ("cancels", "chosen_modules", "dispatch", "kills", "lane", "parcels"),
-        ("session", "shipping", "wording"),
+        ("missing", "session", "shipping", "wording"),
         ("crew", "link", "settling"),
         ("servers",),
         ("broadcasts", "statistics"),

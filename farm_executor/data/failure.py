@@ -108,14 +108,8 @@ def dump_unsendable(error: BaseException, value: Any, *, named: Callable[[str], 
 
 
 def explain_unreadable(error: BaseException) -> str:
-    """Say on the worker that a call could not be read, and what to do."""
-    message = f"the task's function or arguments could not be read on the worker: {describe(error)}"
-    if type(error) is ModuleNotFoundError:
-        message += (
-            f"; install the module {error.name} on the server, or send it along with "
-            "cloudpickle.register_pickle_by_value(module)"
-        )
-    return message
+    """Say on the worker that a call could not be read."""
+    return f"the task's function or arguments could not be read on the worker: {describe(error)}"
 
 
 def dump_failure(

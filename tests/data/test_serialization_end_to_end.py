@@ -366,7 +366,7 @@ def test_a_module_that_the_worker_lacks_is_named_and_what_to_do(farm, monkeypatc
 
         assert type(error) is TaskExecutionError
         assert "No module named 'only_the_client_has_it'" in str(error)
-        assert "install the module only_the_client_has_it on the server" in str(error)
+        assert "it is this program's own" in str(error)
         assert error.server in str(error)
         assert type(error.__cause__) is ModuleNotFoundError
     del sys.modules["only_the_client_has_it"]

@@ -23,6 +23,7 @@ from farm_executor.core.scheduler import Task
 from farm_executor.data import payload
 from farm_executor.data.byvalue import OwnObjects
 from farm_executor.data.failure import Origin, load_failure
+from farm_executor.errors import TaskExecutionError
 
 __all__ = ["Settler"]
 
@@ -55,7 +56,12 @@ class Settler:
         for task, (outcome, is_error) in answered:
             if is_error:
                 origin = Origin(server, pid, task.losses + 1)
-                self._fail(task, load_failure(outcome, origin, OwnObjects), origin, tell)
+                error = load_failure(outcome, origin, OwnObjects)
+                if type(error) in (ModuleNotFoundError, TaskExecutionError):
+                    from farm_executor.client.farm.missing import explain_missing  # late: few programs need it
+
+                    error = explain_missing(error)
+                self._fail(task, error, origin, tell)
                 continue
             try:
                 value = payload.loads(outcome, OwnObjects)

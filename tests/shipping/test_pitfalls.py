@@ -1,0 +1,268 @@
+"""Imports at awkward moments, in awkward places."""
+
+import pytest
+from shipping.elsewhere import Elsewhere, Program
+
+LAZY = {f"mod{number}.py": f"value = {number}" for number in range(12)}
+
+
+def test_many_threads_import_many_modules_and_one(program):
+    program.write({**LAZY, "one.py": "import two\nvalue = 1", "two.py": "import one\nvalue = 2"})
+    code = """
+        def task():
+            import importlib, threading
+            found = []
+            def load(name):
+                found.append(importlib.import_module(name).value)
+            names = [f"mod{number}" for number in range(12)] + ["one", "two"] * 4
+            threads = [threading.Thread(target=load, args=(name,)) for name in names]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            return sorted(found)
+        print(farm.submit(task).result(60) == sorted([*range(12), *[1, 2] * 4]))
+    """
+    assert program.script(code) == "True"
+
+
+def test_a_thread_that_outlives_its_task_may_import(program):
+    program.write(LAZY)
+    code = """
+        def begin():
+            import builtins, threading
+            builtins.go, builtins.done = threading.Event(), threading.Event()
+            def later():
+                builtins.go.wait()
+                import mod7
+                builtins.found = mod7.value
+                builtins.done.set()
+            threading.Thread(target=later).start()
+        def end():
+            import builtins
+            builtins.go.set()
+            builtins.done.wait(30)
+            return builtins.found
+        farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1)
+        farm.submit(begin).result()
+        print(farm.submit(end).result())
+    """
+    assert program.script(code) == "7"
+
+
+def test_an_import_in_the_initializer(program):
+    program.write({"setup_it.py": "import builtins\ndef begin(): builtins.began = 'begun'"})
+    code = """
+        import setup_it
+        farm = FarmExecutor(os.environ["FARM_ADDRESS"], initializer=setup_it.begin)
+        def task():
+            import builtins
+            return builtins.began
+        print(farm.submit(task).result())
+    """
+    assert program.script(code) == "begun"
+
+
+def test_a_child_that_a_task_forks_cannot_ask(program):
+    program.write(LAZY)
+    code = """
+        def task():
+            import mod1, multiprocessing
+            def child(pipe):
+                import mod1  # which is there
+                try:
+                    import mod2
+                except ModuleNotFoundError as error:
+                    pipe.send(str(error))
+            mine, theirs = multiprocessing.Pipe()
+            process = multiprocessing.get_context("fork").Process(target=child, args=(theirs,))
+            process.start()
+            text = mine.recv()
+            process.join()
+            import mod2
+            return text, mod2.value
+        print(farm.submit(task).result(60))
+    """
+    assert program.script(code) == (
+        "(\"No module named 'mod2': a process that a task has forked cannot ask the client for it; "
+        'import it in the task, before", 2)'
+    )
+
+
+def test_a_destructor_amid_the_workers_own_work_cannot_ask(program):
+    program.write(LAZY)
+    code = """
+        def task():
+            import builtins, gc, sys
+            import farm_executor.server.lane as lane
+            builtins.said = []
+            class Late:
+                def __del__(self):
+                    try:
+                        import mod3
+                    except ModuleNotFoundError as error:
+                        builtins.said.append(str(error))
+            real = lane.encode_results
+            def encode(*arguments, **others):
+                lane.encode_results = real
+                Late()
+                return real(*arguments, **others)
+            lane.encode_results = encode
+            return object
+        def said():
+            import builtins
+            return builtins.said
+        farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1)
+        farm.submit(task).result(60)
+        print(*farm.submit(said).result(60))
+    """
+    assert program.script(code) == (
+        "No module named 'mod3': the client cannot be asked for it in a destructor; import it before"
+    )
+
+
+def test_to_look_for_a_module_asks_nobody(program):
+    program.write({"offered.py": "raise SystemExit"})
+    code = """
+        def task():
+            import farm_executor.server.asking as asking, importlib.util
+            asked = []
+            real = asking.encode_question
+            asking.encode_question = lambda *question: asked.append(question) or real(*question)
+            found = importlib.util.find_spec("offered") is not None
+            for name in ("nobody_has_this", "pyarrow_or_so", "winreg"):
+                try:
+                    __import__(name)
+                except ModuleNotFoundError as error:
+                    assert str(error) == f"No module named {name!r}"
+            return found, asked
+        print(farm.submit(task).result(60))
+    """
+    assert program.script(code) == "(True, [])"
+
+
+def test_an_executor_in_a_task_sends_on_what_its_worker_was_sent(program):
+    program.write({"helpers.py": "def f(): return 'from afar'"})
+    code = """
+        import helpers
+        def task(farm):
+            with farm:
+                return farm.submit(helpers.f).result(60)
+        print(farm.submit(task, farm).result(60))
+    """
+    assert program.script(code) == "from afar"
+
+
+@pytest.mark.parametrize("end", ["kill", "timeout"])
+def test_a_task_that_ends_while_it_asks_is_asked_for_again_by_the_next(program, end):
+    program.write({"helpers.py": "value = 1"})
+    code = f"""
+        import threading
+        from farm_executor.client.farm.parcels import Parcels
+        asked, go = threading.Event(), threading.Event()
+        real = Parcels._answer
+        def slow(self, *question):
+            asked.set()
+            go.wait(60)
+            return real(self, *question)
+        Parcels._answer = slow
+        def task():
+            import helpers
+            return helpers.value
+        farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1)
+        future = farm.with_options(timeout={0.5 if end == "timeout" else None}).submit(task)
+        asked.wait(60)
+        if {end!r} == "kill":
+            farm.kill(future)
+        print(type(future.exception(60)).__name__)
+        go.set()
+        print(farm.submit(task).result(60))
+    """
+    assert program.script(code).split() == ["TaskTimeoutError" if end == "timeout" else "TaskKilledError", "1"]
+
+
+def test_a_connection_that_breaks_while_asked(program):
+    program.write({"helpers.py": "value = 1"})
+    code = """
+        import threading
+        from farm_executor.client.farm.parcels import Parcels
+        from farm_executor.wire.transport import hang_up
+        questions = []
+        real = Parcels._answer
+        def cut(self, *question):
+            questions.append(question[0])
+            if len(questions) == 1:
+                for lane in list(farm._engine._lanes.values()):
+                    hang_up(lane.connection.socket)
+            return real(self, *question)
+        Parcels._answer = cut
+        def task():
+            import helpers
+            return helpers.value
+        farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1, max_attempts=1)
+        print(farm.submit(abs, -1).result(60))
+        print(farm.submit(task).result(60), questions, farm.statistics().resubmitted)
+    """
+    assert program.script(code).splitlines() == ["1", "1 ['helpers', 'helpers'] 0"]
+
+
+def test_a_worker_gets_nothing_but_what_was_offered(program):
+    program.write({"helpers.py": "value = 1"})
+    names = ["os", "pandas", "script", "helpers_", "farm_executor", "__main__", "etc"]
+    code = f"""
+        def task(names):
+            import farm_executor.server.modules as modules, sys
+            finder = next(one for one in sys.meta_path if isinstance(one, modules.ModuleFinder))
+            found = []
+            for name in names:
+                try:
+                    found.append(bool(finder._ask(name, "")))
+                except ModuleNotFoundError as error:
+                    found.append(str(error).partition(": ")[2])
+            return found
+        print(farm.submit(task, {names}).result(60))
+    """
+    refusal = "the program does not offer it"
+    assert program.script(code) == str([True if name == "script" else refusal for name in names])
+
+
+def test_no_place_on_the_server(tmp_path, monkeypatch):
+    folder = tmp_path / "program"
+    folder.mkdir()
+    refuse = "import tempfile\ndef no(): raise OSError(30, 'Read-only file system')\ntempfile.gettempdir = no"
+    with Elsewhere(folder, before=refuse) as server:
+        program = Program(folder, server)
+        program.write({"helpers.py": "def f(): pass"})
+        printed = program.script("import helpers; print(farm.submit(helpers.f).exception())")
+    assert "No module named 'helpers': the server has no place for it" in printed
+    assert "Read-only file system" in printed
+
+
+def test_a_full_disk_on_the_server(tmp_path):
+    folder = tmp_path / "program"
+    folder.mkdir()
+    with Elsewhere(folder, before="import resource, server.tasks") as server:
+        program = Program(folder, server)
+        program.write({"helpers.py": "def f(): return 'fits'\n" + "# much\n" * 10_000})
+        code = """
+            import helpers
+            def limit(size):
+                import resource, signal
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            farm.submit(limit, 1000).result()
+            print(farm.submit(helpers.f).exception())
+            farm.submit(limit, -1).result()
+            print(farm.submit(helpers.f).result())
+        """
+        printed = program.script(code)
+    assert "No module named 'helpers': it cannot be put into " in printed
+    assert "File too large" in printed
+    assert printed.endswith("fits")
+
+
+def test_a_module_too_large_is_named_with_the_limit_and_a_way_out(program):
+    program.write({"pkg/__init__.py": "def f(): pass"})
+    for number in range(33):
+        (program.folder / "pkg" / f"data{number}").write_bytes(bytes(1 << 20))
+    printed = program.script("import pkg; print(farm.submit(pkg.f).exception())")
+    assert f"it is the program's own, from {program.folder}/pkg, and more than 32 MiB" in printed
+    assert "ship=[\"auto\", 'pkg']" in printed
