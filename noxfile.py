@@ -139,6 +139,12 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-n", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
 
 
+@nox.session(default=False)  # until every limit is kept
+def house(session: nox.Session) -> None:
+    """Measure how easy the package is to read: sizes, comments, private accesses; what passes a limit is named."""
+    session.run("python", "tests/house.py")
+
+
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure the executor beside ProcessPoolExecutor, in one run."""
