@@ -17,8 +17,9 @@ from farm_executor.client import launching
 
 if TYPE_CHECKING:
     from farm_executor.admin import end_server, ping, status
-    from farm_executor.client.executor import FarmExecutor, OptionsView
+    from farm_executor.client.executor import FarmExecutor
     from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
+    from farm_executor.client.front import OptionsView
     from farm_executor.errors import (
         AddressError,
         AuthenticationError,
@@ -80,7 +81,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "FarmExecutor": "client.executor",
-    "OptionsView": "client.executor",
+    "OptionsView": "client.front",
     "FarmStatistics": "client.farm.statistics",
     "ServerStatistics": "client.farm.statistics",
     "WorkerStatistics": "client.farm.statistics",

@@ -219,7 +219,7 @@ class Network:
         )
         self.addresses = [Address(f"127.0.{number // 250}.{number % 250 + 1}", 1) for number in range(servers)]
         self.farm = FarmExecutor(self.addresses, key=KEY, resume_timeout=RESUME, max_attempts=100)
-        self.engine = self.farm._make_engine()
+        self.engine = self.farm._backing.make_engine()
         self.reactor: Any = self.engine._reactor
         self.engine.start()
 

@@ -137,7 +137,12 @@ def test_numpys_integers_are_integers(value):
     """And become plain ones, which can be sent."""
     farm = FarmExecutor(value, max_attempts=value, max_tasks_per_child=value, max_pending_bytes=value)
     view = farm.with_options(priority=value, max_attempts=value)
-    kept = (farm._max_workers, farm._max_tasks_per_child, view._options.priority, view._options.max_attempts)
+    kept = (
+        farm._max_workers,
+        farm._backing.settings.max_tasks_per_child,
+        view._options.priority,
+        view._options.max_attempts,
+    )
     assert kept == (3, 3, 3, 3)
     assert {type(number) for number in kept} == {int}
 
@@ -218,9 +223,12 @@ def test_a_key_is_never_shown():
 def test_the_order_is_that_of_process_pool_executor():
     context = multiprocessing.get_context()
     farm = FarmExecutor(2, context, print, ("hello",))
-    assert (farm._max_workers, farm._initializer, farm._initargs) == (2, print, ("hello",))
+    assert farm._max_workers == 2
+    assert farm._backing.settings[2:4] == (print, ("hello",))
     farm = FarmExecutor("host:1", context, print, ("hello",), max_workers=4)
-    assert (str(farm._addresses[0]), farm._max_workers, farm._initializer) == ("host:1", 4, print)
+    assert farm._max_workers == 4
+    (address,), _, initializer, *_ = farm._backing.settings
+    assert (str(address), initializer) == ("host:1", print)
     with pytest.raises(TypeError, match="max_workers= is given by its name"):
         FarmExecutor("host:1", 4)
 
@@ -231,7 +239,7 @@ def test_a_key_file_need_not_be_where_an_executor_is_sent(tmp_path):
     path.chmod(0o600)
     data = pickle.dumps(FarmExecutor("host:1", key_file=path))
     path.unlink()
-    assert pickle.loads(data)._key_file == path
+    assert pickle.loads(data)._backing.settings.key_file == path
 
 
 def test_a_time_that_is_over_is_accepted_as_in_the_standard_library(no_leaks):

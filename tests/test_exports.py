@@ -7,7 +7,8 @@ import sys
 
 import farm_executor
 from farm_executor import FarmExecutor, errors
-from farm_executor.client import executor
+from farm_executor.arguments import ROWS
+from farm_executor.client import settings
 
 
 def test_every_public_name_exists_once():
@@ -21,15 +22,25 @@ def test_every_error_is_public():
 
 def test_what_checkers_know_of_the_executors_settings_is_its_signature():
     """The overloads of the constructor give them as one dictionary, which no checker compares with it."""
-    tree = ast.parse(inspect.getsource(executor))
-    (settings,) = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "_Settings"]
+    classes = {
+        node.name: node
+        for node in ast.walk(ast.parse(inspect.getsource(settings)))
+        if isinstance(node, ast.ClassDef)
+    }
     known = {
-        item.target.id: ast.unparse(item.annotation) for item in settings.body if isinstance(item, ast.AnnAssign)
+        item.target.id: ast.unparse(item.annotation)
+        for item in classes["KeywordSettings"].body
+        if isinstance(item, ast.AnnAssign)
     }
     parameters = inspect.signature(FarmExecutor.__init__).parameters.values()
 
     by_name_alone = {p.name: ast.unparse(ast.parse(p.annotation)) for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert known == by_name_alone
+
+
+def test_the_executors_settings_are_its_arguments():
+    given = list(inspect.signature(FarmExecutor.__init__).parameters)[1:]
+    assert given == list(settings.FarmSettings._fields) == list(ROWS["FarmExecutor"])
 
 
 def imported_by(program, *names):

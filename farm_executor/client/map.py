@@ -24,8 +24,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
+from farm_executor.client.backing import Backing
 from farm_executor.client.farm.engine import Engine
 from farm_executor.client.farm.functions import Function
 from farm_executor.client.farm.future import FarmFuture
@@ -50,15 +51,8 @@ _SIZED = {str, bytes}
 Call = tuple[Any, ...]
 
 
-class _Farm(Protocol):
-    @property
-    def _max_workers(self) -> int: ...
-
-    def _start_engine(self) -> Engine: ...
-
-
 def map_calls(
-    farm: _Farm,
+    backing: Backing,
     options: TaskOptions,
     fn: Callable[..., Any],
     iterables: tuple[Iterable[Any], ...],
@@ -69,11 +63,11 @@ def map_calls(
     """Submit what may be submitted now; return the iterator that submits the rest. See `FarmExecutor.map`."""
     deadline = None if timeout is None else time.monotonic() + timeout
     items: Iterator[Call] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
-    engine = farm._start_engine()
+    engine = backing.start_engine()
     one_by_one = options.max_attempts == 1 or options.timeout is not None or engine.counts_tasks
     if chunksize == 1 and buffersize is None and not one_by_one:
         mapping = _Mapping(engine, options, fn)
-        mapping.submit_all(items, farm._max_workers)
+        mapping.submit_all(items, backing.max_workers)
         return mapping.results(deadline)
     if chunksize > 1:
         calls: Iterator[Call] = ((chunk,) for chunk in _chunks(items, chunksize))
@@ -85,7 +79,7 @@ def map_calls(
         engine.submit(function, call, {}, options) for call in itertools.islice(calls, buffersize)
     )
     # What follows must not keep the executor alive: when it is collected, no more is submitted.
-    more = None if buffersize is None else (calls, function, options, weakref.ref(farm))
+    more = None if buffersize is None else (calls, function, options, weakref.ref(backing))
     results = _results(futures, deadline, more)
     return itertools.chain.from_iterable(results) if chunksize > 1 else results
 
@@ -104,10 +98,10 @@ def _results(futures: deque[FarmFuture], deadline: float | None, more: Any) -> I
     try:
         while futures:
             if more is not None:
-                calls, function, options, farm = more
-                owner = farm()
+                calls, function, options, backing = more
+                owner = backing()
                 if owner is not None and (call := next(calls, None)) is not None:
-                    futures.append(owner._start_engine().submit(function, call, {}, options))
+                    futures.append(owner.start_engine().submit(function, call, {}, options))
                 del owner
             yield _take(futures.popleft(), deadline)
     finally:

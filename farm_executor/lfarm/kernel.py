@@ -19,7 +19,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
-from farm_executor.client.executor import FarmExecutor, OptionsView
+from farm_executor.client.executor import FarmExecutor
+from farm_executor.client.front import Front
 from farm_executor.errors import KernelCreationError, NoKernelError
 from farm_executor.lfarm.checks import check_bool, check_category, check_instance, check_seconds
 from farm_executor.lfarm.submission import Options, Submission, ToAny, ToFarm
@@ -102,7 +103,7 @@ class Kernel:
         self.ended: bool = False
         self._owned = owned
         self._to_farm: ToFarm | None = None
-        if isinstance(executor, (FarmExecutor, OptionsView)):
+        if isinstance(executor, Front):
             self._to_farm = ToFarm(executor, self._label)
         self._submission: Submission = self._to_farm or ToAny(executor)
         self._lock = threading.Lock()

@@ -11,10 +11,10 @@ from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from farm_executor.client.executor import FarmExecutor, OptionsView
 from farm_executor.client.farm.functions import Function
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.wording import culprit
+from farm_executor.client.front import Front, OptionsView, backing_of, options_of
 from farm_executor.data import payload
 from farm_executor.lfarm.tasks import Task, call_pickled, run_task, sendable, travelling_by_value
 
@@ -91,15 +91,15 @@ class ToFarm:
         label: Gives what the farm shall know as a task's category.
     """
 
-    def __init__(self, executor: FarmExecutor | OptionsView, label: Callable[[Hashable], Hashable]) -> None:
-        self.farm = executor._farm if isinstance(executor, OptionsView) else executor
-        self._executor = executor
+    def __init__(self, executor: Front, label: Callable[[Hashable], Hashable]) -> None:
+        self.farm = executor
+        self._backing = backing_of(executor)
         self._label = label
         self._options: dict[Options, TaskOptions] = {}
 
     def submit(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Future[Any]:
         """See `Submission`. A call that cannot be pickled is a future that says so, as the farm's own."""
-        engine = self.farm._engine or self.farm._start_engine()
+        engine = self._backing.engine or self._backing.start_engine()
         sent: Callable[..., Any] | Function
         if type(task) is FunctionType:
             sent = task
@@ -117,7 +117,7 @@ class ToFarm:
     ) -> Callable[[], Future[Any]]:
         """See `Submission`. It is pickled now."""
         function = sendable(task)
-        engine = self.farm._start_engine()
+        engine = self._backing.start_engine()
         try:
             sent = _prepared(engine, partial(call_pickled, function))
             data = bytes(payload.dumps((args, kwargs), out_of_band=False)[0])
@@ -128,13 +128,13 @@ class ToFarm:
 
     def lead_until(self, done: Callable[[], bool]) -> None:
         """See `Submission`."""
-        if self.farm._engine is not None:
-            self.farm._engine.lead_until(done)
+        if self._backing.engine is not None:
+            self._backing.engine.lead_until(done)
 
     def nudge(self) -> None:
         """See `Submission`."""
-        if self.farm._engine is not None:
-            self.farm._engine.nudge()
+        if self._backing.engine is not None:
+            self._backing.engine.nudge()
 
     def broadcast(
         self, task: Call, args: tuple[Any, ...], options: Options, *, persistent: bool, timeout: float | None
@@ -142,18 +142,18 @@ class ToFarm:
         """Run a task on every worker; see `FarmExecutor.broadcast`."""
         sent: Any = sendable(task)
         if isinstance(task, Task):
-            sent = _prepared(self.farm._start_engine(), task.function)
-        return self.farm._broadcast(self._make_options(options), sent, args, persistent, timeout)
+            sent = _prepared(self._backing.start_engine(), task.function)
+        return self.view(options).broadcast(sent, *args, persistent=persistent, timeout=timeout)
 
     def view(self, options: Options) -> OptionsView:
         """The farm's executor for tasks with these options."""
         category, priority = options
-        return self._executor.with_options(category=self._label(category), priority=priority)
+        return self.farm.with_options(category=self._label(category), priority=priority)
 
     def _make_options(self, options: Options) -> TaskOptions:
         if len(self._options) >= MAX_OPTIONS:  # as when each job is a category of its own
             self._options.clear()
-        made = self._options[options] = self.view(options)._options
+        made = self._options[options] = options_of(self.view(options))
         return made
 
 

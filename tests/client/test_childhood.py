@@ -50,7 +50,9 @@ def test_a_worker_is_a_numbered_child_with_a_parent(one):
         "children": [],
     }
     assert parent[0] == "MainProcess"
-    assert parent[1] == (os.getpid() if one._addresses is None else one.submit(os.getppid).result(timeout=DEADLINE))
+    assert parent[1] == (
+        os.getpid() if one._backing.supply.given is None else one.submit(os.getppid).result(timeout=DEADLINE)
+    )
     assert parent[2], "the parent lives"
 
 
@@ -140,14 +142,15 @@ def test_what_tasks_left_for_the_end_is_done_when_the_farm_is_shut_down(one, tmp
     path = tmp_path / "book"
     one.submit(tasks.leave_things_for_the_end, str(path)).result(timeout=DEADLINE)
     one.shutdown()
-    if one._addresses is None:
+    if one._backing.supply.given is None:
         assert noted(path) == ENDS
     wait_until(lambda: noted(path) == ENDS, "all is done")
 
 
 def test_what_tasks_left_for_the_end_is_done_when_a_worker_is_replaced(one, tmp_path):
     path = tmp_path / "book"
-    with FarmExecutor(one._addresses or 1, max_tasks_per_child=1, key=one._key and one._key.secret) as farm:
+    given = one._backing.settings
+    with FarmExecutor(given.addresses or 1, max_tasks_per_child=1, key=given.key and given.key.secret) as farm:
         pid = farm.submit(tasks.leave_things_for_the_end, str(path)).result(timeout=DEADLINE)
         wait_until(lambda: noted(path) == ENDS, "all is done")
         assert farm.submit(os.getpid).result(timeout=DEADLINE) != pid

@@ -329,7 +329,7 @@ def test_an_interrupt_at_any_line_of_a_look_at_the_farm_leaves_it_working(no_lea
             assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
             line, struck = 0, True
             while struck:
-                files = ("engine.py", "executor.py", "broadcast.py", "interrupt.py")
+                files = ("engine.py", "front.py", "backing.py", "broadcasts.py", "statistics.py", "interrupt.py")
                 struck = strike_at_line(line, lambda: look(farm), files)
                 line += 1
                 assert farm.submit(pow, 2, 2).result(DEADLINE) == 4

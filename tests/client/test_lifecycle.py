@@ -385,12 +385,12 @@ def test_a_client_that_ends_while_it_dials_says_nothing(script):
         with FarmExecutor(1) as farm:
             farm.submit(abs, -1).result()
             sock = socket.socket(socket.AF_UNIX)
-            sock.connect(farm._embedded.locate().path)
+            sock.connect(farm._backing.supply.embedded.locate().path)
             sock.sendall(b"FARM")
             sock.close()
             farm.broadcast(abs, -1)
             still_dialling = socket.socket(socket.AF_UNIX)
-            still_dialling.connect(farm._embedded.locate().path)
+            still_dialling.connect(farm._backing.supply.embedded.locate().path)
     """)
 
     assert (code, out, err) == (0, "", "")

@@ -208,7 +208,7 @@ def test_a_handler_waits_until_the_first_submit_has_started_the_farm(no_leaks):
                 struck = strike_at_line(
                     line,
                     lambda farm=farm: futures.append(farm.submit(abs, -3)),
-                    ("executor.py", "local.py", "interrupt.py"),
+                    ("front.py", "backing.py", "supply.py", "local.py", "interrupt.py"),
                     signal.SIGUSR1,
                 )
                 assert [future.result(DEADLINE) for future in futures] == [3] * (1 + struck)

@@ -476,7 +476,7 @@ class _Client:
         for owner, name, stand_in in stand_ins:
             self._patches.enter_context(mock.patch.object(owner, name, stand_in))
         farm = FarmExecutor(["127.0.0.1:1"], key=KEY, caller_leads=False, resume_timeout=10.0)
-        self.engine = farm._make_engine()
+        self.engine = farm._backing.make_engine()
         self.engine.start()
         self.work()
         self._answered = 0

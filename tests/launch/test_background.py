@@ -137,10 +137,10 @@ ENDINGS = {
 def test_a_program_whose_servers_are_gone_for_good_ends_and_says_what_is_lost(script, ending):
     code, out, err = script.run(f"""
         import os, signal, time
-        import farm_executor.client.executor
+        import farm_executor.client.lifetime
         from farm_executor import FarmExecutor, start_server
 
-        farm_executor.client.executor.EXIT_SECONDS = 0.5
+        farm_executor.client.lifetime.EXIT_SECONDS = 0.5
         server = start_server("127.0.0.1", 0, background=True, workers=1)
         farm = FarmExecutor(server.address, resume_timeout=0.2)
         farm.submit(abs, -1).result()

@@ -374,7 +374,7 @@ def test_a_relative_key_file_stays_the_one_that_was_given(tmp_path, monkeypatch,
         monkeypatch.setenv(KEY_FILE_VARIABLE, "lab.key")
         finder = KeyFinder(None, None)
     else:
-        finder = KeyFinder(None, FarmExecutor("127.0.0.1:1", key_file="lab.key")._key_file)
+        finder = KeyFinder(None, FarmExecutor("127.0.0.1:1", key_file="lab.key")._backing.settings.key_file)
     monkeypatch.chdir("/")
     assert finder(NEAR) == key_of("k")
 
@@ -425,10 +425,10 @@ def test_in_a_worker_its_server_s_key_serves_for_a_file_that_is_not_there(tmp_pa
     path = key_file(tmp_path / "key", "k")
     data = pickle.dumps(FarmExecutor("127.0.0.1:1", key_file=path))
     there = pickle.loads(data)
-    assert KeyFinder(there._key, there._key_file)(NEAR) == key_of("k")
+    assert KeyFinder(None, there._backing.settings.key_file)(NEAR) == key_of("k")
     path.unlink()
     there = pickle.loads(data)
-    assert KeyFinder(there._key, there._key_file)(NEAR) == key_of("w")
+    assert KeyFinder(None, there._backing.settings.key_file)(NEAR) == key_of("w")
 
 
 @linux
@@ -470,12 +470,13 @@ def test_a_key_is_not_seen_by_who_prints_variables():
     """As reporters of exceptions do, those of every frame."""
     secret = b"a key that nobody should see"
     with FarmExecutor("127.0.0.1:1", key=secret) as farm:
-        assert vars(farm)["_key"].secret == secret
+        assert farm._backing.settings.key.secret == secret
         shown = (
             repr(vars(farm))
+            + repr(vars(farm._backing))
             + repr(client_key(secret, None, NEAR).secret)
-            + str(farm._key.secret)
-            + f"{farm._key.secret}"
+            + str(farm._backing.settings.key.secret)
+            + f"{farm._backing.settings.key.secret}"
         )
     assert "nobody should see" not in shown
     assert "<a secret>" in shown

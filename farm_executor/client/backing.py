@@ -1,0 +1,214 @@
+"""The farm behind an executor and all its views: one engine, one list of servers, one end.
+
+This module owns when the engine is started, by which settings, and who may change which one it is. It must not know
+what users call: that is `front`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import weakref
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from farm_executor.client import lifetime
+from farm_executor.client.farm.interrupt import AllHeldBack
+from farm_executor.client.farm.locks import OwnedLock
+from farm_executor.client.supply import Supply
+from farm_executor.wire.address import Address
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from farm_executor.client.farm.engine import Engine
+    from farm_executor.client.farm.statistics import FarmStatistics
+    from farm_executor.client.settings import FarmSettings
+    from farm_executor.wire.security import Key, KeyFinder
+
+__all__ = ["Backing"]
+
+
+class Backing:
+    """The farm behind an executor. When its last executor or view is collected, the farm is shut down.
+
+    It is pickled as a client of the same servers, with workers of its own.
+
+    Args:
+        settings: The executor's.
+
+    Attributes:
+        settings: The same.
+        supply: The servers. Change it only within `alone`.
+        engine: None until it is started.
+        shut_down: Whether it has been shut down.
+
+    Thread safety: any thread may call any method.
+    """
+
+    def __init__(self, settings: FarmSettings) -> None:
+        self.settings = settings
+        self.supply = Supply(settings)
+        self._begin()
+        lifetime.in_forked_child(self._begin_in_child)
+
+    def _begin(self) -> None:
+        self._lock = OwnedLock()  # see `alone`
+        self.engine: Engine | None = None
+        self.shut_down = False
+
+    def _begin_in_child(self) -> None:
+        self.supply.abandon()
+        self._begin()
+
+    @property
+    def max_workers(self) -> int:
+        """How many tasks run at once at most."""
+        return self.supply.most_workers(self.engine.workers if self.engine else 0)
+
+    def statistics(self) -> FarmStatistics:
+        """A snapshot of the farm."""
+        engine = self.engine
+        if engine is None:
+            from farm_executor.client.farm.statistics import FarmStatistics
+
+            return FarmStatistics(state="shut down" if self.shut_down else "new")
+        return engine.statistics()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads, and signal handlers, from changing which engine and servers there are.
+
+        Raises:
+            RuntimeError: A destructor asks for this, in a thread that has it already.
+        """
+        if self._lock.is_mine():  # a destructor, which nobody can hold back
+            raise RuntimeError(
+                "a destructor must not use an executor that its own thread is about to start or change"
+            )
+        with AllHeldBack():
+            self._lock.acquire()
+            try:
+                yield
+            finally:
+                self._lock.release()
+
+    def start_engine(self) -> Engine:
+        """Return the engine, started if it is not yet.
+
+        Raises:
+            RuntimeError: The executor has been shut down, or the interpreter is.
+        """
+        engine = self.engine
+        if engine is not None:
+            return engine  # it knows by itself whether it has been shut down
+        with self.alone():
+            if self.shut_down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if lifetime.interpreter_ends():
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+            if self.engine is None:
+                _check_not_importing()
+                engine = self.make_engine()
+                engine.start()
+                self.engine = engine
+                lifetime.track(engine)
+                # The engine does not know us, so that we can be collected while it still works.
+                weakref.finalize(self, engine.shutdown).atexit = False
+            return self.engine
+
+    def make_engine(self) -> Engine:
+        """Make an engine by the settings. Called within `alone`."""
+        settings, supply = self.settings, self.supply
+        if supply.given is None:
+            with contextlib.suppress(Exception):  # the engine is told again when it asks for the address
+                supply.embedded_server().locate()  # it starts while the engine is imported, which takes as long
+        from farm_executor.client.farm.budget import Budget
+        from farm_executor.client.farm.engine import Engine, EngineOptions
+        from farm_executor.client.farm.link import Settings
+        from farm_executor.data import payload
+        from farm_executor.wire.security import KeyFinder
+
+        call = None if settings.initializer is None else (settings.initializer, settings.initargs)
+        limit = settings.max_pending_bytes
+        finder = KeyFinder(settings.key, settings.key_file, settings.ssl_context)
+        return Engine(
+            EngineOptions(
+                sources=supply.sources(),
+                settings=Settings(
+                    partial(_find_key, finder, supply),
+                    settings.allow_version_mismatch,
+                    settings.heartbeat,
+                    settings.resume_timeout,
+                    settings.max_memory_per_worker,
+                    ships=bool(settings.ship),
+                ),
+                end_servers=supply.end,
+                initializer=payload.dumps(call, out_of_band=False),
+                max_tasks_per_child=settings.max_tasks_per_child,
+                connect_timeout=settings.connect_timeout,
+                caller_leads=settings.caller_leads,
+                budget=None if limit is None else Budget(limit, may_wait=settings.when_full == "wait"),
+                ship=settings.ship,
+            )
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = self.settings
+        if settings.ssl_context is not None:
+            raise TypeError(
+                "an executor with an ssl_context cannot be pickled, because a context cannot: "
+                "make the executor anew where you need it, with a context made there"
+            )
+        if self.supply.given is None:
+            with self.alone():
+                self.supply.embedded_server()
+        addresses = self.supply.addresses()
+        # The key does not travel, as a pickle may lie anywhere. Modules that have names here are there by then.
+        ship = settings.ship and ("auto",)
+        return (_unpickle, (settings._replace(addresses=addresses, mp_context=None, key=None, ship=ship),))
+
+
+def _unpickle(settings: FarmSettings) -> Backing:
+    from farm_executor.wire.security import is_readable_key, is_worker
+
+    # The file need not be there on this machine, unless it is used; and in a worker the server's own key serves.
+    if settings.key_file and is_worker() and not is_readable_key(settings.key_file):
+        settings = settings._replace(key_file=None)
+    return Backing(settings)
+
+
+def _find_key(finder: KeyFinder, supply: Supply, address: Address) -> Key:
+    from farm_executor.wire.security import Key
+
+    embedded = supply.embedded
+    if embedded is not None and (own := embedded.key_for(address)) is not None:
+        return Key(own)
+    return finder(address)
+
+
+def _check_not_importing() -> None:
+    """In a worker, start no farm for a module that it imports: that farm's workers would import it, too.
+
+    Raises:
+        RuntimeError: A module is being imported for a task to be read.
+    """
+    from farm_executor.wire.security import is_worker
+
+    if not is_worker():
+        return
+    from farm_executor.data import payload
+
+    frame: FrameType | None = sys._getframe()
+    module = None
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            module = module or frame.f_globals.get("__name__")
+        elif module and frame.f_code is payload.loads.__code__:
+            raise RuntimeError(
+                f"module {module} uses a farm while it is imported. Workers import it, too, to find the functions "
+                "that they are sent, and each would start workers of its own, without end. Use the farm in a "
+                "function, or under `if __name__ == '__main__':`"
+            )
+        frame = frame.f_back

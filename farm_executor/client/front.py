@@ -1,0 +1,475 @@
+"""The methods of executors and their views: the contract of `concurrent.futures.Executor`, and more.
+
+This module owns their names, defaults, checks, errors and promises. It must not know sockets or frames; the engine
+does the work, and is imported when there is some.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+from farm_executor.arguments import checked
+from farm_executor.client.backing import Backing
+from farm_executor.client.farm.future import FarmFuture
+from farm_executor.client.farm.options import TaskOptions
+from farm_executor.client.lifetime import end_interrupted
+from farm_executor.client.supply import when_gone
+from farm_executor.errors import AddressError
+from farm_executor.wire.address import AddressLike
+
+if TYPE_CHECKING:
+    # Checkers bring these along; Python has them from 3.11 on.
+    from typing_extensions import TypeVarTuple, Unpack
+
+    from farm_executor.client.farm.engine import Engine
+    from farm_executor.client.farm.statistics import FarmStatistics
+
+    T1 = TypeVar("T1")
+    T2 = TypeVar("T2")
+    T3 = TypeVar("T3")
+    Ts = TypeVarTuple("Ts")
+
+__all__ = ["Front", "OptionsView", "backing_of", "options_of", "running_and_waiting"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Front(Executor):
+    """What users call, of an executor and of its views alike.
+
+    Args:
+        backing: The farm behind it.
+        options: Those of its tasks.
+    """
+
+    def __init__(self, backing: Backing, options: TaskOptions) -> None:
+        self._backing = backing
+        self._options = options
+
+    @property
+    def _engine(self) -> Engine | None:
+        return self._backing.engine
+
+    # -- the standard library's contract -----------------------------------------------------------------
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Schedule ``fn(*args, **kwargs)``; every argument is the function's.
+
+        Returns:
+            Its future. It raises the task's own exception, with remote frames in the traceback and a
+            `TaskExecutionError` at the end of its ``__cause__`` chain. Where the call cannot be pickled, the
+            future holds that error already. Large buffers (64 KiB and more, such as numpy arrays) are read when
+            they are sent: do not change them before the future is done.
+
+        Raises:
+            RuntimeError: The executor has been shut down, or the interpreter is.
+            BrokenFarmError: The farm is broken, as by a failing initializer; or the error that broke it:
+                `AuthenticationError`, `VersionMismatchError`, `TimeoutError`.
+            FarmFullError: ``max_pending_bytes`` are held, and ``when_full="raise"``.
+        """
+        engine = self._backing.engine or self._backing.start_engine()
+        return engine.submit(fn, args, kwargs, self._options)
+
+    # From the first three a checker learns what a lambda takes; the last takes all that typeshed's `map` does.
+    @overload
+    def map(
+        self,
+        fn: Callable[[T1], T],
+        it1: Iterable[T1],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[T1, T2], T],
+        it1: Iterable[T1],
+        it2: Iterable[T2],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[T1, T2, T3], T],
+        it1: Iterable[T1],
+        it2: Iterable[T2],
+        it3: Iterable[T3],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """As `concurrent.futures.Executor.map` in Python 3.14, on every Python.
+
+        Args:
+            fn: Called with one item of each iterable, until the shortest ends.
+            iterables: Read at once; with ``buffersize`` only as far ahead as that.
+            timeout: Seconds from this call until a result must be there, else `TimeoutError`.
+            chunksize: How many items make one task, which fails as a whole. With 1, each item fails, and is tried
+                again, by itself; short ones still travel together.
+            buffersize: The most tasks whose results have not been taken. Then iterables may be endless.
+
+        Raises:
+            ValueError: ``chunksize`` or ``buffersize`` is less than 1.
+            TypeError: ``buffersize`` is no integer.
+        """
+        timeout, chunksize, buffersize = checked(
+            "FarmExecutor.map", timeout=timeout, chunksize=chunksize, buffersize=buffersize
+        )
+        from farm_executor.client.map import map_calls
+
+        return map_calls(self._backing, self._options, fn, iterables, timeout, chunksize, buffersize)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
+        """As `concurrent.futures.Executor.shutdown`: no more tasks; those submitted are finished.
+
+        Args:
+            wait: Whether to return only when all is over: every future settled, every worker told to go, the
+                embedded farm ended.
+            cancel_futures: Whether to cancel what has not been sent to a worker.
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            TimeoutError: All is not over in time. It goes on; `kill_workers` ends it.
+        """
+        backing = self._backing
+        wait, cancel_futures, timeout = checked(
+            "FarmExecutor.shutdown", wait=wait, cancel_futures=cancel_futures, timeout=timeout
+        )
+        with backing.alone():
+            backing.shut_down = True
+            engine = backing.engine
+        if engine is None:
+            backing.supply.end_embedded()  # which was started by pickling, for others to use
+            return
+        engine.shutdown(cancel_futures=cancel_futures)
+        if wait and not engine.join(timeout) and timeout is not None:
+            running, waiting = running_and_waiting(engine.statistics())
+            raise TimeoutError(
+                f"after {timeout:g} s {running} tasks run and {waiting} wait; kill_workers() would end them"
+            )
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc_value: Any, traceback: Any) -> None:
+        """Shut down and wait.
+
+        After Ctrl-C queued tasks are cancelled, and running ones have two seconds to end; then their workers are
+        ended, here and on servers.
+        """
+        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
+        try:
+            self.shutdown(wait=not interrupted, cancel_futures=interrupted)
+        finally:  # also when Ctrl-C comes once more
+            engine = self._engine
+            if interrupted and engine is not None:
+                end_interrupted([engine])
+
+    # -- beyond it ---------------------------------------------------------------------------------------
+
+    def with_options(
+        self,
+        *,
+        priority: int | str | None = None,
+        category: Hashable = None,
+        max_attempts: int | None = None,
+        timeout: float | None = None,
+    ) -> OptionsView:
+        """An executor over this same farm whose tasks have other options; what is not given stays as it is here.
+
+        Args:
+            priority: "low", "default", "high", or an int, where a larger one goes first and "default" is 0.
+            category: A label.
+            max_attempts: How often a task may be begun; 1 for at most once.
+            timeout: Seconds that a task may run, in whatever code; the way of its arguments to the worker counts.
+                Then its worker is killed and replaced, and its future raises `TaskTimeoutError`; it is not tried
+                again. With `map` it is the time of each item, or of each chunk with a ``chunksize`` beyond 1.
+
+        Raises:
+            TypeError, ValueError: An argument is not what it must be; the message names it.
+        """
+        level, category, max_attempts, timeout = checked(
+            "FarmExecutor.with_options",
+            priority=priority,
+            category=category,
+            max_attempts=max_attempts,
+            timeout=timeout,
+        )
+        mine = self._options
+        return OptionsView(
+            self._backing,
+            TaskOptions(
+                priority=mine.priority if level is None else level,
+                category=mine.category if category is None else category,
+                max_attempts=mine.max_attempts if max_attempts is None else max_attempts,
+                timeout=mine.timeout if timeout is None else timeout,
+            ),
+        )
+
+    def add_server(self, address: AddressLike) -> None:
+        """Let one more server work for this farm, with all its slots, from when it answers.
+
+        Args:
+            address: As in the constructor. One that the farm has already changes nothing.
+
+        Raises:
+            AddressError: It has none of the accepted forms.
+            RuntimeError, BrokenFarmError: See `submit`.
+        """
+        (added,) = checked("FarmExecutor.add_server", address=address)
+        if added.every:
+            raise AddressError(f"{added} stands for servers that come and go: give it to the constructor")
+        backing = self._backing
+        with backing.alone():
+            if backing.shut_down:
+                raise RuntimeError("cannot add a server after shutdown")
+            if backing.supply.add(added) and backing.engine is not None:
+                backing.engine.servers.add(added, backing.supply.way_to(added))
+
+    def remove_server(self, address: AddressLike, *, drain: bool = True, timeout: float | None = None) -> None:
+        """Let a server work for this farm no more, and wait until it does not.
+
+        What waits for it, and what its workers have not begun, goes to others; if there are none, it waits for one
+        to be added. The calls of a broadcast that it has yet to make fail with `WorkerLostError`.
+
+        Args:
+            address: As it was given.
+            drain: Whether its workers may end what they run. If not, that is tried again elsewhere, free of charge;
+                a task with ``max_attempts=1`` fails with `WorkerLostError`.
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            ValueError: The farm has no such server.
+            AddressError: The address has none of the accepted forms, or stands for servers that come and go.
+            TimeoutError: It still works on something. It goes on to drain; with ``drain=False`` it can be hurried.
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
+        """
+        removed, drain, timeout = checked(
+            "FarmExecutor.remove_server", address=address, drain=drain, timeout=timeout
+        )
+        if removed.every:
+            raise AddressError(f"{removed} stands for servers that come and go: remove one by its own address")
+        backing = self._backing
+        with backing.alone():
+            engine = backing.engine
+            if engine is not None:
+                engine.check_may_wait()
+            known = backing.supply.remove(removed)
+            gone = None if engine is None else engine.servers.remove(removed, drain=drain)
+        if gone is None and not known:
+            raise ValueError(f"the farm has no server {removed}")
+        if gone is None:
+            return  # it was never to be dialled, or not yet
+        ours = backing.supply.started_at(removed)
+        for server in ours:
+            when_gone(server, gone)
+        try:
+            gone.result(timeout)
+        except FutureTimeoutError:
+            raise TimeoutError(f"server {removed} still works after {timeout:g} s") from None
+        for server in ours:
+            server.end()
+
+    def connect(self, timeout: float | None = None) -> None:
+        """Start now, not with the first task, and wait until every server has answered.
+
+        Args:
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            TimeoutError: Not all have answered in time; those that have not are named. They are still dialled.
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback, and the error that
+                broke the farm.
+        """
+        (timeout,) = checked("FarmExecutor.connect", timeout=timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        engine = self._backing.start_engine()
+        from farm_executor.client.farm.wording import copy_of
+
+        engine.check_may_wait()
+
+        def await_all(answers: Iterable[Future[Any]]) -> None:
+            for answer in answers:
+                try:
+                    error = answer.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+                except FutureTimeoutError:  # until Python 3.11 not the builtin one
+                    return
+                if isinstance(error, Exception):
+                    raise copy_of(error)
+
+        await_all(list(engine.servers.named.values()))  # then the servers behind the names are known, too
+        await_all(list(engine.servers.answered.values()))
+        missing = engine.servers.unanswered()
+        if missing:
+            names = "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in missing)
+            raise TimeoutError(f"not every server has answered within {timeout} s: {names}")
+
+    def broadcast(
+        self,
+        fn: Callable[[Unpack[Ts]], T],
+        /,
+        *args: Unpack[Ts],
+        persistent: bool = False,
+        timeout: float | None = 60.0,
+    ) -> list[T]:
+        """Call ``fn(*args)`` once on every worker, and wait for all of them.
+
+        A worker makes the call when it has ended what it runs, before anything that is queued.
+
+        Args:
+            fn: The function; `functools.partial` gives it arguments by name.
+            args: Its arguments.
+            persistent: Whether workers that are started later make the call, too, before their first task. If one
+                fails to, the farm breaks, as it does when an ``initializer`` fails.
+            timeout: Seconds for all of it, None for ever: a server that is away is waited for, too.
+
+        Returns:
+            What each call has returned, server by server as they were given, and in each slot by slot.
+
+        Raises:
+            BroadcastError: Some have failed, or not answered in time. Its ``outcomes`` has one for each worker.
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
+            Exception: The call cannot be pickled.
+        """
+        persistent, timeout = checked("FarmExecutor.broadcast", persistent=persistent, timeout=timeout)
+        from farm_executor.client.farm.broadcasts import gather
+
+        engine = self._backing.start_engine()
+        broadcast = engine.broadcast(fn, args, self._options, persistent=persistent)
+        try:
+            return gather(broadcast, timeout)
+        except BaseException:
+            engine.forget(broadcast)
+            broadcast.cancel()
+            raise
+
+    def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
+        """Kill the tasks of one category that run now. Their futures raise `TaskKilledError`.
+
+        A task's whole process is killed, whatever it is in the midst of, and replaced. Tasks that have not begun,
+        those of other categories and those of other executors are left alone.
+
+        Args:
+            category: As given to `with_options`.
+            dry_run: Whether only to count them.
+
+        Returns:
+            How many were killed. In a future's callback, which must not wait, how many are about to be.
+
+        Raises:
+            ValueError: The category is None, which is that of tasks without one.
+        """
+        category, dry_run = checked("FarmExecutor.kill_tasks", category=category, dry_run=dry_run)
+        engine = self._engine
+        return 0 if engine is None else engine.kill(category, dry_run=dry_run)
+
+    def kill(self, future: Future[Any]) -> bool:
+        """End one task: cancel it if it waits, and kill it if it runs, whatever it is in the midst of.
+
+        A killed task's future raises `TaskKilledError`, and its worker is replaced.
+
+        Args:
+            future: One of this executor's.
+
+        Returns:
+            Whether it was cancelled or killed, or, where nothing is heard of the worker that has been sent it, is
+            to be when its turn comes; a short task may be over before. False if it has ended, or if the future is
+            not this executor's.
+        """
+        (future,) = checked("FarmExecutor.kill", future=future)
+        engine = self._engine
+        if engine is None or not isinstance(future, FarmFuture) or future._owner is not engine:
+            return False
+        return future.cancel() or engine.kill_one(future)
+
+    def cancel_all(self) -> None:
+        """End every task of the farm, whichever view submitted it; the farm goes on with what is submitted next.
+
+        What waits, and what a worker has been sent and not begun, is cancelled. What runs is killed, whatever it is
+        in the midst of, and its worker replaced: its future raises `TaskKilledError`. When this returns, nothing
+        submitted before runs any more, unless a server cannot be reached; in a callback or a signal handler that
+        must not wait, soon after. Initializers and persistent broadcasts of workers that start are left alone.
+        """
+        engine = self._engine
+        if engine is not None:
+            engine.cancel_all()
+
+    def terminate_workers(self) -> None:
+        """As `kill_workers`; a worker that would catch SIGTERM is not asked."""
+        self.kill_workers()
+
+    def kill_workers(self) -> None:
+        """Kill all workers of this executor, and shut it down, as ProcessPoolExecutor does from Python 3.14 on.
+
+        What has not been sent to a worker is cancelled; the futures of all else raise `BrokenFarmError`.
+        """
+        self.shutdown(wait=False, cancel_futures=True)
+        engine = self._engine
+        if engine is not None:
+            engine.abort("its workers were killed")
+
+    def statistics(self) -> FarmStatistics:
+        """A snapshot of the farm."""
+        return self._backing.statistics()
+
+    @property
+    def _max_workers(self) -> int:
+        """How many tasks run at once at most; other libraries read it to choose chunk sizes."""
+        return self._backing.max_workers
+
+    @property
+    def _broken(self) -> bool:
+        """Whether the farm has failed as a whole; other libraries read it to know when to make a new one."""
+        engine = self._engine
+        return engine is not None and engine.broken
+
+
+class OptionsView(Front):
+    """A farm's executor with options for its tasks; made by `FarmExecutor.with_options`.
+
+    It is the same farm: whatever does not concern single tasks concerns all of it, as `shutdown` does.
+    """
+
+
+def backing_of(executor: Front) -> Backing:
+    """The farm behind an executor or view, for what is built on top of it."""
+    return executor._backing
+
+
+def options_of(executor: Front) -> TaskOptions:
+    """The options of the tasks that are submitted to an executor or view."""
+    return executor._options
+
+
+def running_and_waiting(numbers: FarmStatistics) -> tuple[int, int]:
+    """How many tasks run, as people count them, one for each worker; what has been sent ahead waits, too."""
+    running = sum(worker.outstanding > 0 for server in numbers.servers for worker in server.workers)
+    return running, numbers.running + numbers.queued - running

@@ -1,0 +1,84 @@
+"""The settings of an executor: what its constructor was given, once it has been checked.
+
+This module owns their list. What each of them accepts is in `arguments`, what they mean in the docstring of
+`FarmExecutor`. It must not know what is done with them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from farm_executor.arguments import checked
+from farm_executor.wire.address import Address
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict  # checkers bring it along; Python has it from 3.11 on
+
+    from farm_executor.wire.security import Key
+
+    class KeywordSettings(TypedDict, total=False):
+        """The settings that the constructor takes by name alone, for its overloads."""
+
+        max_workers: int | None
+        max_tasks_per_child: int | None
+        max_memory_per_worker: int | None
+        key: bytes | None
+        key_file: str | os.PathLike[str] | None
+        ssl_context: Any
+        connect_timeout: float | None
+        heartbeat: float
+        resume_timeout: float
+        max_attempts: int
+        allow_version_mismatch: bool
+        max_pending_bytes: int | None
+        when_full: Literal["wait", "raise"]
+        caller_leads: bool
+        ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+__all__ = ["FarmSettings"]
+
+
+class FarmSettings(NamedTuple):
+    """The constructor's arguments in its order, as plain values. It can be pickled if ``ssl_context`` is None."""
+
+    addresses: list[Address] | None
+    mp_context: Any
+    initializer: Callable[..., Any] | None
+    initargs: tuple[Any, ...]
+    max_workers: int | None
+    max_tasks_per_child: int | None
+    max_memory_per_worker: int | None
+    key: Key | None
+    key_file: str | os.PathLike[str] | None
+    ssl_context: Any
+    connect_timeout: float | None
+    heartbeat: float
+    resume_timeout: float
+    max_attempts: int
+    allow_version_mismatch: bool
+    max_pending_bytes: int | None
+    when_full: Literal["wait", "raise"]
+    caller_leads: bool
+    ship: tuple[str, ...]
+
+    @classmethod
+    def checked(cls, **given: Any) -> FarmSettings:
+        """Check all arguments of the constructor.
+
+        Raises:
+            TypeError, ValueError, AddressError: See `FarmExecutor`.
+        """
+        settings = cls(*checked("FarmExecutor", **given))
+        if any(each != "auto" for each in settings.ship):
+            from farm_executor.client.farm.chosen_modules import resolve  # late: few programs name any
+
+            resolve(each for each in settings.ship if each != "auto")
+        secret: Any = settings.key  # still bytes
+        if secret is None:
+            return settings
+        from farm_executor.wire.security import Key  # late: few programs give one
+
+        return settings._replace(key=Key(secret))  # whose repr shows nothing

@@ -1,0 +1,162 @@
+"""The servers of one executor: those it was given, those added later, and those started for it.
+
+This module owns the list, and what becomes of it at the end and in a forked child. How a server is started is
+`launching`'s affair, and how one is dialled the engine's, which gets the list as `Sources`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING
+
+from farm_executor.client import launching, lifetime
+from farm_executor.wire.address import Address
+
+if TYPE_CHECKING:
+    from farm_executor.client.farm.servers import Sources
+    from farm_executor.client.launching import EmbeddedServer, RemoteServer
+    from farm_executor.client.settings import FarmSettings
+
+__all__ = ["Supply"]
+
+
+class Supply:
+    """The servers of one executor.
+
+    Args:
+        settings: The executor's.
+
+    Attributes:
+        added: The addresses that were added later.
+        embedded: The embedded server, if it has been made.
+
+    Thread safety: none; callers take turns.
+    """
+
+    def __init__(self, settings: FarmSettings) -> None:
+        self.given = None if settings.addresses is None else list(settings.addresses)
+        self.added: list[Address] = []
+        self.embedded: EmbeddedServer | None = None
+        self._max_workers = settings.max_workers
+        self._remote: list[tuple[Address, RemoteServer]] = []
+        lifetime.at_program_end(self.end_embedded)
+
+    def addresses(self) -> list[Address]:
+        """Every address: those given or, started if need be, the embedded server's; then those added."""
+        base = [self.embedded_server().locate()] if self.given is None else self.given
+        return [*base, *self.added]
+
+    def describe(self) -> str:
+        """The addresses, for people."""
+        return ", ".join(map(str, [*(["embedded"] if self.given is None else self.given), *self.added]))
+
+    def most_workers(self, known: int) -> int:
+        """How many workers there are at most.
+
+        Args:
+            known: How many those servers have that have answered; 0 if none has.
+        """
+        if self._max_workers is not None:
+            return min(self._max_workers, known or self._max_workers)
+        cpus = _cpu_count()
+        if self.given is None:
+            return cpus
+        return known or cpus * len([*self.given, *self.added])
+
+    def sources(self) -> Sources:
+        """Where to dial, for an engine."""
+        from farm_executor.client.farm.servers import Sources
+
+        fixed = [address for address in self.given or () if not address.every]
+        names = [address for address in self.given or () if address.every]
+        quotas = _quotas(self._max_workers, len(fixed))
+        addresses: list[Address | None] = [*fixed[: len(quotas)], *self.added]
+        locations = [self.way_to(address) for address in addresses if address is not None]
+        quotas += [None] * len(self.added)
+        if self.given is None:
+            addresses.insert(0, None)
+            locations.insert(0, self.embedded_server().locate)
+            quotas.insert(0, self.most_workers(0))
+        return Sources(addresses, locations, quotas, names)
+
+    def way_to(self, address: Address) -> Callable[[bool], Address]:
+        """Return what gives the address to dial, having started the server if it is to be started."""
+        from farm_executor.client.farm.link import at
+
+        if not address.ssh:
+            return at(address)
+        server = launching.over_ssh(address)
+        self._remote.append((address, server))
+        return server.locate
+
+    def embedded_server(self) -> EmbeddedServer:
+        """The embedded server; it is made at the first call, and started when it is first located."""
+        if self.embedded is None:
+            self.embedded = launching.embedded(self.most_workers(0))
+        return self.embedded
+
+    def add(self, address: Address) -> bool:
+        """Note a server that was added. Returns whether it is new."""
+        if address in [*(self.given or ()), *self.added]:
+            return False
+        self.added.append(address)
+        return True
+
+    def remove(self, address: Address) -> bool:
+        """Forget a server. Returns whether it was known."""
+        known = [addresses for addresses in (self.given or [], self.added) if address in addresses]
+        for addresses in known:
+            addresses.remove(address)
+        return bool(known)
+
+    def started_at(self, address: Address) -> list[RemoteServer]:
+        """The servers that were started for this address."""
+        return [server for target, server in self._remote if target == address]
+
+    def end(self) -> None:
+        """End all servers that were started."""
+        for _, server in self._remote:
+            server.let_go()  # all of them at once, before any is waited for
+        for _, server in self._remote:
+            server.end()
+        self.end_embedded()
+
+    def end_embedded(self) -> None:
+        """End the embedded server, if it has been made."""
+        if self.embedded is not None:
+            self.embedded.end()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the servers, which are the parent's."""
+        if self.embedded is not None:
+            self.embedded.abandon()
+            self.embedded = None
+        for _, server in self._remote:
+            server.abandon()
+        self._remote = []
+
+
+def when_gone(server: RemoteServer, gone: Future[None]) -> None:
+    """Have a server end, without waiting for that, once nothing uses it any more."""
+    gone.add_done_callback(partial(_let_go, server))
+
+
+def _let_go(server: RemoteServer, gone: Future[None]) -> None:
+    server.let_go()
+
+
+def _cpu_count() -> int:
+    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)  # as ProcessPoolExecutor does
+    return count() or 1
+
+
+def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
+    """Divide evenly; servers beyond ``max_workers`` are left out."""
+    if max_workers is None:
+        return [None] * servers
+    if not servers:
+        return []
+    return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]
