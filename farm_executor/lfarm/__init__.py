@@ -36,22 +36,12 @@ from farm_executor.lfarm.channel import (
     try_receive_result,
 )
 from farm_executor.lfarm.cognate import (
-    pcount,
-    pcount_if,
-    pevery,
-    pfind,
-    pfind_if,
     plet,
     pmap,
     pmap_into,
     pmap_reduce,
-    pnotany,
-    pnotevery,
     preduce,
     preduce_partial,
-    premove,
-    premove_if,
-    psome,
     psort,
 )
 from farm_executor.lfarm.kernel import (
@@ -81,6 +71,18 @@ from farm_executor.lfarm.promise import (
     future,
     promise,
     speculate,
+)
+from farm_executor.lfarm.seeking import (
+    pcount,
+    pcount_if,
+    pevery,
+    pfind,
+    pfind_if,
+    pnotany,
+    pnotevery,
+    premove,
+    premove_if,
+    psome,
 )
 from farm_executor.lfarm.servers import (
     end_local_servers,

@@ -1,9 +1,9 @@
-"""Parallel counterparts of what Python does with sequences: map, reduce, any, all, filter, sorted and their like.
+"""Parallel counterparts of what Python does with sequences: map, reduce, sorted and their like.
 
 This module owns what a part of a sequence computes, on a worker, and how the answer is made of the parts' answers.
-It must not know how parts are made and run: that is `parts`'s.
+It must not know how parts are made and run: `parts` does that. Cognates that look for elements are in `seeking`.
 
-What holds for all of them: only a part's own elements travel with it. ``parts`` is how many parts to make, by
+What holds for all cognates: only a part's own elements travel with it. ``parts`` is how many parts to make, by
 default the kernel's number of workers. Sequences are anything that can be iterated over; what can be sliced (lists,
 tuples, ranges, strings, arrays) is, the rest is first made a list of. The answer is the one that the serial
 counterpart gives. The first part that fails, in time, decides: its error is raised, and the parts that have not
@@ -12,60 +12,34 @@ begun are cancelled, as they are once the answer is known.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, MutableSequence
 from functools import partial, reduce
-from itertools import chain, compress
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from farm_executor.lfarm.checks import check_bool, check_callable, checked_index
-from farm_executor.lfarm.parts import bounds, columns, divide, first_found, run_all, sliceable
-from farm_executor.lfarm.tasks import sendable
+from farm_executor.lfarm.parts import bounds, columns, divide, interval, run_all, sliceable
+from farm_executor.lfarm.tasks import TaskLike, sendable
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparison, SupportsRichComparisonT
-    from typing_extensions import TypedDict, Unpack
+    from typing_extensions import Unpack
 
-    class _OfPart(TypedDict, total=False):
-        start: int
-        end: int | None
-        parts: int | None
+    from farm_executor.lfarm.parts import OfSearch
 
-    class _OfSearch(_OfPart, total=False):
-        from_end: bool
-
-    class _OfReduction(_OfSearch, total=False):
+    class _OfReduction(OfSearch, total=False):
         recurse: bool
-
-    class _OfCount(_OfPart, total=False):
-        key: TaskLike | None
-
-    class _OfFind(_OfSearch, total=False):
-        key: TaskLike | None
 
 
 __all__ = [
-    "pcount",
-    "pcount_if",
-    "pevery",
-    "pfind",
-    "pfind_if",
     "plet",
     "pmap",
     "pmap_into",
     "pmap_reduce",
-    "pnotany",
-    "pnotevery",
     "preduce",
     "preduce_partial",
-    "premove",
-    "premove_if",
-    "psome",
     "psort",
 ]
-
-TaskLike = Callable[..., Any] | str
-"""What can be submitted: a function, a task, or the name of a function on the servers."""
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -268,7 +242,7 @@ def preduce(
     call, key_call = sendable(task), _sendable_key(key)
     check_bool("from_end", from_end)
     check_bool("recurse", recurse)
-    elements = _interval(sequence, start, end)
+    elements = interval(sequence, start, end)
     if not len(elements):
         bounds(0, parts)  # it checks them
         return run_all(call, [()])[0] if initial_value is _NOTHING else initial_value
@@ -285,7 +259,7 @@ def preduce_partial(
     *,
     initial_value: T = ...,
     key: None = None,
-    **options: Unpack[_OfSearch],
+    **options: Unpack[OfSearch],
 ) -> list[T]: ...
 @overload
 def preduce_partial(
@@ -294,7 +268,7 @@ def preduce_partial(
     *,
     initial_value: K = ...,
     key: Callable[[T], K],
-    **options: Unpack[_OfSearch],
+    **options: Unpack[OfSearch],
 ) -> list[K]: ...
 @overload
 def preduce_partial(
@@ -303,7 +277,7 @@ def preduce_partial(
     *,
     initial_value: Any = ...,
     key: str,
-    **options: Unpack[_OfSearch],
+    **options: Unpack[OfSearch],
 ) -> list[Any]: ...
 def preduce_partial(
     task: TaskLike,
@@ -334,7 +308,7 @@ def preduce_partial(
     """
     call, key_call = sendable(task), _sendable_key(key)
     check_bool("from_end", from_end)
-    elements = _interval(sequence, start, end)
+    elements = interval(sequence, start, end)
     if not len(elements):
         raise ValueError("preduce_partial needs at least one element")
     return _reduced(call, key_call, elements, initial_value, from_end, parts)
@@ -398,218 +372,6 @@ def pmap_reduce(
         parts=parts,
         recurse=recurse,
     )
-
-
-# -- asking ------------------------------------------------------------------------------------------
-
-
-def pevery(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> bool:
-    """As ``all(map(task, *sequences))``.
-
-    Args:
-        task: Called with one element of each sequence, until the shortest ends. A part ends at its first false
-            value.
-        sequences: At least one.
-        parts: How many tasks to make of them.
-
-    Raises:
-        TaskExecutionError: The task failed before the answer was known.
-        TypeError, ValueError, InvalidTaskError, NoKernelError: As `pmap`.
-    """
-    return _first(_find_false, task, sequences, parts) is None
-
-
-@overload
-def psome(task: Callable[..., T], *sequences: Iterable[Any], parts: int | None = None) -> T | None: ...
-@overload
-def psome(task: str, *sequences: Iterable[Any], parts: int | None = None) -> Any: ...
-def psome(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> Any:
-    """The first true value that ``map(task, *sequences)`` yields; None if there is none.
-
-    Args:
-        task: Called with one element of each sequence, until the shortest ends. A part ends at its first true
-            value.
-        sequences: At least one.
-        parts: How many tasks to make of them.
-
-    Raises:
-        TaskExecutionError: The task failed before the answer was known.
-        TypeError, ValueError, InvalidTaskError, NoKernelError: As `pmap`.
-    """
-    found = _first(_find_true, task, sequences, parts)
-    return None if found is None else found[1]
-
-
-def pnotany(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> bool:
-    """As ``not any(map(task, *sequences))``; see `psome`."""
-    return _first(_find_true, task, sequences, parts) is None
-
-
-def pnotevery(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> bool:
-    """As ``not all(map(task, *sequences))``; see `pevery`."""
-    return _first(_find_false, task, sequences, parts) is not None
-
-
-# -- searching ---------------------------------------------------------------------------------------
-
-
-@overload
-def pfind_if(
-    predicate: Callable[[T], object] | str,
-    sequence: Iterable[T],
-    *,
-    key: None = None,
-    **options: Unpack[_OfSearch],
-) -> T | None: ...
-@overload
-def pfind_if(
-    predicate: Callable[[K], object] | str,
-    sequence: Iterable[T],
-    *,
-    key: Callable[[T], K],
-    **options: Unpack[_OfSearch],
-) -> T | None: ...
-@overload
-def pfind_if(predicate: TaskLike, sequence: Iterable[T], *, key: str, **options: Unpack[_OfSearch]) -> T | None: ...
-def pfind_if(
-    predicate: TaskLike,
-    sequence: Iterable[Any],
-    *,
-    key: TaskLike | None = None,
-    start: int = 0,
-    end: int | None = None,
-    from_end: bool = False,
-    parts: int | None = None,
-) -> Any:
-    """The first element for which the predicate is true; None if there is none.
-
-    Args:
-        predicate: Called with elements; a part ends at the first that it finds.
-        sequence: The elements. What is returned is one of them, not a copy.
-        key: Called with each element to get what the predicate is given.
-        start: The first element's index.
-        end: The index behind the last element; None for the end.
-        from_end: Whether to find the last element instead.
-        parts: How many tasks to make of them.
-
-    Raises:
-        TaskExecutionError: The predicate or the key failed before the answer was known.
-        TypeError, ValueError, InvalidTaskError, NoKernelError: As `preduce`.
-    """
-    check_bool("from_end", from_end)
-    elements = _interval(sequence, start, end)
-    if from_end:
-        elements = elements[::-1]
-    found = _first(_find_true, _with_key(predicate, key), [elements], parts)
-    return None if found is None else elements[found[0]]
-
-
-def pfind(item: object, sequence: Iterable[T], **options: Unpack[_OfFind]) -> T | None:
-    """The first element that equals the item; None if there is none. The options are those of `pfind_if`."""
-    return pfind_if(partial(operator.eq, item), sequence, **options)  # type: ignore[arg-type]  # any key
-
-
-@overload
-def pcount_if(
-    predicate: Callable[[T], object] | str,
-    sequence: Iterable[T],
-    *,
-    key: None = None,
-    **options: Unpack[_OfPart],
-) -> int: ...
-@overload
-def pcount_if(
-    predicate: Callable[[K], object] | str,
-    sequence: Iterable[T],
-    *,
-    key: Callable[[T], K],
-    **options: Unpack[_OfPart],
-) -> int: ...
-@overload
-def pcount_if(predicate: TaskLike, sequence: Iterable[T], *, key: str, **options: Unpack[_OfPart]) -> int: ...
-def pcount_if(
-    predicate: TaskLike,
-    sequence: Iterable[Any],
-    *,
-    key: TaskLike | None = None,
-    start: int = 0,
-    end: int | None = None,
-    parts: int | None = None,
-) -> int:
-    """For how many elements the predicate is true.
-
-    Args:
-        predicate: Called with each element.
-        sequence: The elements.
-        key: Called with each element to get what the predicate is given.
-        start: The first element's index.
-        end: The index behind the last element; None for the end.
-        parts: How many tasks to make of them.
-
-    Raises:
-        TaskExecutionError, TypeError, ValueError, InvalidTaskError, NoKernelError: As `preduce`.
-    """
-    call = _with_key(predicate, key)
-    elements = _interval(sequence, start, end)
-    return sum(run_all(partial(_count_part, call), divide([elements], bounds(len(elements), parts))))
-
-
-def pcount(item: object, sequence: Iterable[Any], **options: Unpack[_OfCount]) -> int:
-    """How many elements equal the item. The options are those of `pcount_if`."""
-    return pcount_if(partial(operator.eq, item), sequence, **options)  # type: ignore[arg-type]  # any key
-
-
-@overload
-def premove_if(
-    predicate: Callable[[T], object] | str,
-    sequence: Iterable[T],
-    *,
-    key: None = None,
-    **options: Unpack[_OfPart],
-) -> list[T]: ...
-@overload
-def premove_if(
-    predicate: Callable[[K], object] | str,
-    sequence: Iterable[T],
-    *,
-    key: Callable[[T], K],
-    **options: Unpack[_OfPart],
-) -> list[T]: ...
-@overload
-def premove_if(predicate: TaskLike, sequence: Iterable[T], *, key: str, **options: Unpack[_OfPart]) -> list[T]: ...
-def premove_if(
-    predicate: TaskLike,
-    sequence: Iterable[Any],
-    *,
-    key: TaskLike | None = None,
-    start: int = 0,
-    end: int | None = None,
-    parts: int | None = None,
-) -> list[Any]:
-    """A list of the elements but those for which the predicate is true.
-
-    Args:
-        predicate: Called with each element.
-        sequence: The elements. Those in the list are the same, no copies.
-        key: Called with each element to get what the predicate is given.
-        start: The index of the first element that may be removed; those before it stay.
-        end: The index behind the last one that may be; None for the end.
-        parts: How many tasks to make of them.
-
-    Raises:
-        TaskExecutionError, TypeError, ValueError, InvalidTaskError, NoKernelError: As `preduce`.
-    """
-    call = _with_key(predicate, key)
-    whole = sliceable(sequence)
-    elements = _interval(whole, start, end)
-    kept = run_all(partial(_keep_part, call), divide([elements], bounds(len(elements), parts)))
-    behind = start + len(elements)
-    return [*whole[:start], *compress(elements, chain.from_iterable(kept)), *whole[behind:]]
-
-
-def premove(item: object, sequence: Iterable[T], **options: Unpack[_OfCount]) -> list[T]:
-    """A list of the elements but those that equal the item. The options are those of `premove_if`."""
-    return premove_if(partial(operator.eq, item), sequence, **options)  # type: ignore[arg-type]  # any key
 
 
 # -- sorting -----------------------------------------------------------------------------------------
@@ -692,22 +454,6 @@ def _reduce_part(
     return reduce(task, values, *initial)
 
 
-def _find_true(task: Callable[..., Any], *columns: Any) -> tuple[int, Any] | None:
-    return next(((index, value) for index, value in enumerate(map(task, *columns)) if value), None)
-
-
-def _find_false(task: Callable[..., Any], *columns: Any) -> tuple[int, Any] | None:
-    return next(((index, value) for index, value in enumerate(map(task, *columns)) if not value), None)
-
-
-def _count_part(task: Callable[[Any], Any], elements: Any) -> int:
-    return sum(1 for value in map(task, elements) if value)
-
-
-def _keep_part(task: Callable[[Any], Any], elements: Any) -> bytes:
-    return bytes(not value for value in map(task, elements))
-
-
 def _sort_part(
     key: Callable[[Any], Any] | None, reverse: bool, elements: Any
 ) -> tuple[list[int], list[Any] | None]:
@@ -715,10 +461,6 @@ def _sort_part(
     keys = elements if key is None else list(map(key, elements))
     order = sorted(range(len(keys)), key=keys.__getitem__, reverse=reverse)
     return order, None if key is None else keys
-
-
-def _of_key(task: Callable[[Any], Any], key: Callable[[Any], Any], value: Any) -> Any:
-    return task(key(value))
 
 
 # -- what several of them need -----------------------------------------------------------------------
@@ -730,21 +472,6 @@ def _checked_size(size: int | None) -> int | None:
 
 def _sendable_key(key: TaskLike | None) -> Callable[..., Any] | None:
     return None if key is None else sendable(key, "key")
-
-
-def _with_key(task: TaskLike, key: TaskLike | None) -> Callable[..., Any]:
-    return sendable(task) if key is None else partial(_of_key, sendable(task), sendable(key, "key"))
-
-
-def _interval(sequence: Iterable[Any], start: int, end: int | None) -> Any:
-    """The elements from ``start`` to before ``end``."""
-    elements = sliceable(sequence)
-    count = len(elements)
-    start = checked_index("start", start, 0)
-    end = count if end is None else checked_index("end", end, 0)
-    if not start <= end <= count:
-        raise ValueError(f"there is no interval from {start} to {end} in a sequence of {count}")
-    return elements[start:end]
 
 
 def _mapped(function: Callable[..., Any], columns: list[Any], count: int, parts: int | None) -> list[Any]:
@@ -764,19 +491,3 @@ def _reduced(
         at = -1 if from_end else 0
         calls[at] = calls[at][0], (initial_value,)
     return run_all(partial(_reduce_part, task, key, from_end), calls)
-
-
-def _first(
-    find: Callable[..., Any], task: TaskLike, sequences: Iterable[Iterable[Any]], parts: int | None
-) -> tuple[int, Any] | None:
-    """The first value that a search finds, with its index in the sequences."""
-    call = sendable(task)
-    if not sequences:
-        raise TypeError("at least one sequence is needed")
-    all_columns, count = columns(sequences, None)
-    cuts = bounds(count, parts)
-    found = first_found(partial(find, call), divide(all_columns, cuts))
-    if found is None:
-        return None
-    part, (index, value) = found
-    return cuts[part] + index, value

@@ -13,12 +13,24 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import islice, pairwise
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farm_executor.lfarm.checks import checked_index
 from farm_executor.lfarm.kernel import Kernel, check_kernel
 
-__all__ = ["bounds", "columns", "divide", "first_found", "run_all", "sliceable"]
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict
+
+    class OfPart(TypedDict, total=False):
+        start: int
+        end: int | None
+        parts: int | None
+
+    class OfSearch(OfPart, total=False):
+        from_end: bool
+
+
+__all__ = ["bounds", "columns", "divide", "first_found", "interval", "run_all", "sliceable"]
 
 
 # -- cutting -----------------------------------------------------------------------------------------
@@ -36,6 +48,17 @@ def sliceable(sequence: Iterable[Any]) -> Any:
     except TypeError:
         raise TypeError(f"a sequence must be iterable, and {type(sequence).__qualname__} is not") from None
     return list(elements)
+
+
+def interval(sequence: Iterable[Any], start: int, end: int | None) -> Any:
+    """The elements from ``start`` to before ``end``."""
+    elements = sliceable(sequence)
+    count = len(elements)
+    start = checked_index("start", start, 0)
+    end = count if end is None else checked_index("end", end, 0)
+    if not start <= end <= count:
+        raise ValueError(f"there is no interval from {start} to {end} in a sequence of {count}")
+    return elements[start:end]
 
 
 def columns(sequences: Iterable[Iterable[Any]], size: int | None) -> tuple[list[Any], int]:

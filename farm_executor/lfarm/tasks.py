@@ -29,6 +29,7 @@ from farm_executor.lfarm.checks import check_bool
 
 __all__ = [
     "Task",
+    "TaskLike",
     "call_named",
     "call_pickled",
     "deftask",
@@ -37,6 +38,9 @@ __all__ = [
     "translated",
     "travelling_by_value",
 ]
+
+TaskLike = Callable[..., Any] | str
+"""What can be submitted: a function, a task, or the name of a function on the servers."""
 
 P = ParamSpec("P")
 P2 = ParamSpec("P2")
