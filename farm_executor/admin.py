@@ -14,8 +14,8 @@ from farm_executor.arguments import checked
 from farm_executor.core.messages import AdminHello, Status, from_json, to_json
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.address import Address, parse_address
+from farm_executor.wire.dialling import connect
 from farm_executor.wire.security import client_key
-from farm_executor.wire.transport import connect
 
 __all__ = ["ask", "ask_until_answered", "end_server", "ping", "status"]
 

@@ -38,7 +38,7 @@ from farm_executor.wire.security import (
     server_keys,
     write_key,
 )
-from farm_executor.wire.transport import bound_address, listen_everywhere, resolve
+from farm_executor.wire.sockets import bound_address, listen_everywhere, resolve
 
 __all__ = ["main"]
 

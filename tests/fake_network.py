@@ -27,7 +27,7 @@ from farm_executor.core.frames import (
 from farm_executor.core.messages import Pong, WorkerDied, encode
 from farm_executor.data import payload
 from farm_executor.wire.address import Address
-from farm_executor.wire.transport import RefusedError
+from farm_executor.wire.dialling import RefusedError
 from farm_executor.wire.versions import local_versions
 
 READ = 1

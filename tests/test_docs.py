@@ -64,8 +64,8 @@ from farm_executor.core.seal import CLIENT, SERVER, Seal
 from farm_executor.data.payload import dumps, loads
 from farm_executor.launch.ssh import SSH_VARIABLE
 from farm_executor.wire.address import parse_address
+from farm_executor.wire.dialling import connect
 from farm_executor.wire.security import client_key
-from farm_executor.wire.transport import connect
 from farm_executor.wire.versions import local_versions
 
 ROOT = Path(__file__).parent.parent

@@ -49,10 +49,11 @@ FLOORS = {
     ],
     "data": [("importing", "modules", "refused", "tokens"), ("byvalue",), ("failure", "payload"), ("blocks",)],
     "wire": [
-        ("address", "layered", "race", "trusted", "versions"),
+        ("address", "layered", "race", "trusted", "versions", "waker"),
         ("keygen", "sealed", "tls"),
-        ("security",),
-        ("transport",),
+        ("security", "sockets"),
+        ("connection",),
+        ("dialling",),
         ("advice",),
     ],
 }
@@ -145,12 +146,15 @@ def test_only_what_opens_connections_imports_socket_and_ssl():
         for library in ("socket", "ssl")
     }
 
-    between = {f"farm_executor.wire.{name}" for name in ("layered", "race", "sealed", "tls")}
-    assert importers == {"socket": {"farm_executor.wire.transport", *between}, "ssl": {"farm_executor.wire.tls"}}
+    wire = {
+        f"farm_executor.wire.{name}"
+        for name in ("dialling", "layered", "race", "sealed", "sockets", "tls", "waker")
+    }
+    assert importers == {"socket": {"farm_executor.server.channel", *wire}, "ssl": {"farm_executor.wire.tls"}}
 
 
 def test_a_program_that_does_not_encrypt_does_not_import_what_does():
-    code = "import farm_executor.wire.transport, farm_executor.client.farm.engine, sys; print('ssl' in sys.modules)"
+    code = "import farm_executor.wire.dialling, farm_executor.client.farm.engine, sys; print('ssl' in sys.modules)"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
 

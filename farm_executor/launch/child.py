@@ -17,7 +17,7 @@ from farm_executor.server.childhood import Parent
 from farm_executor.server.output import open_missing_streams
 from farm_executor.server.supervisor import serve
 from farm_executor.wire.security import server_keys
-from farm_executor.wire.transport import Socket
+from farm_executor.wire.sockets import Socket
 
 __all__ = ["run"]
 

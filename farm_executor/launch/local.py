@@ -34,7 +34,7 @@ from farm_executor.launch.path import PACKAGE_ROOT, import_path
 from farm_executor.launch.place import SOCKET, private_directory
 from farm_executor.wire.address import Address, parse_address
 from farm_executor.wire.security import Key, PathLike, new_key, server_keys, write_key
-from farm_executor.wire.transport import Socket, bound_address, listen, listen_everywhere
+from farm_executor.wire.sockets import Socket, bound_address, listen, listen_everywhere
 
 __all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "is_encrypted", "start_server"]
 

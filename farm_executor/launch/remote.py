@@ -16,7 +16,7 @@ from farm_executor.launch.local import default_slots
 from farm_executor.server.supervisor import serve
 from farm_executor.wire.address import Address
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import listen
+from farm_executor.wire.sockets import listen
 
 __all__ = ["run_remote"]
 

@@ -18,7 +18,7 @@ from farm_executor.server.guest import Guest
 from farm_executor.server.log import Ration
 from farm_executor.server.worker import WorkerStart
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import Socket, tune
+from farm_executor.wire.sockets import Socket, tune
 
 __all__ = ["Door"]
 

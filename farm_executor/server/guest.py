@@ -17,9 +17,11 @@ from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameReader, Frame
 from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, decode_hello
 from farm_executor.core.messages import ClientHello, LaneHello, read_client_hello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
+from farm_executor.wire.connection import no_segment
+from farm_executor.wire.dialling import HELLO_RECORDS, begin_tls, handshake_within
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import HELLO_RECORDS, AnySocket, Socket, begin_tls, handshake_within, no_segment
+from farm_executor.wire.sockets import AnySocket, Socket
 
 __all__ = ["Guest"]
 

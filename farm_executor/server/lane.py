@@ -56,8 +56,11 @@ from farm_executor.core.shipment import decode_offer
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Questions, is_called_within
+from farm_executor.server.channel import Channel
 from farm_executor.server.keeping import kept
-from farm_executor.wire.transport import AnySocket, Channel, Connection, Socket, Waker
+from farm_executor.wire.connection import Connection
+from farm_executor.wire.sockets import AnySocket, Socket
+from farm_executor.wire.waker import Waker
 
 if TYPE_CHECKING:
     import mmap

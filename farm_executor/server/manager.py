@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from farm_executor.wire.transport import send_datagram
+from farm_executor.wire.sockets import send_datagram
 
 __all__ = ["ServiceManager"]
 

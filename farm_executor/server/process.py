@@ -9,8 +9,9 @@ import time
 from typing import TYPE_CHECKING
 
 from farm_executor.core.messages import KillOrder
+from farm_executor.server.channel import Channel
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS
-from farm_executor.wire.transport import Channel, Socket, hang_up
+from farm_executor.wire.sockets import Socket, hang_up
 
 if TYPE_CHECKING:
     import mmap

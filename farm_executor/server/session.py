@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from farm_executor.core.messages import WorkerDied
     from farm_executor.server.depot import Room
     from farm_executor.server.process import Worker
-    from farm_executor.wire.transport import Connection
+    from farm_executor.wire.connection import Connection
 
 __all__ = ["Session"]
 

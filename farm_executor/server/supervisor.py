@@ -57,18 +57,11 @@ from farm_executor.server.log import DroppingHandler
 from farm_executor.server.session import Session
 from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.server.workers import Workers
+from farm_executor.wire.connection import Connection, no_segment
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import (
-    Connection,
-    Socket,
-    Waker,
-    hang_up,
-    is_tcp,
-    no_segment,
-    tune,
-    unread,
-)
+from farm_executor.wire.sockets import Socket, hang_up, is_tcp, tune, unread
 from farm_executor.wire.versions import local_versions
+from farm_executor.wire.waker import Waker
 
 __all__ = ["Supervisor", "serve"]
 

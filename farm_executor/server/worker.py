@@ -21,14 +21,16 @@ from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.data import payload
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
+from farm_executor.server.channel import Channel
 from farm_executor.server.childhood import WorkerMain
 from farm_executor.server.depot import Room
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.modules import ModuleFinder
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
+from farm_executor.wire.dialling import HELLO_RECORDS, secure_server_side
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import HELLO_RECORDS, AnySocket, Channel, Socket, secure_server_side
+from farm_executor.wire.sockets import AnySocket, Socket
 
 if TYPE_CHECKING:
     import mmap

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello, encode
+from farm_executor.server.channel import Channel
 from farm_executor.server.childhood import Parent, become_child, let_leader_set_sid
 from farm_executor.server.descriptors import DescriptorLimit
 from farm_executor.server.guest import Guest
@@ -34,7 +35,7 @@ from farm_executor.server.stderr import StderrPipe
 from farm_executor.server.tether import die_with
 from farm_executor.server.worker import WorkerStart
 from farm_executor.wire.security import Key, set_ambient_key
-from farm_executor.wire.transport import Channel, Socket, hang_up
+from farm_executor.wire.sockets import Socket, hang_up
 
 if TYPE_CHECKING:
     import resource

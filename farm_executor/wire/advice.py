@@ -9,7 +9,8 @@ import errno
 
 from farm_executor.errors import FarmError, RemoteProtocolError
 from farm_executor.wire.address import Address
-from farm_executor.wire.transport import RefusedError, UnknownHostError
+from farm_executor.wire.dialling import RefusedError
+from farm_executor.wire.sockets import UnknownHostError
 
 __all__ = ["explained"]
 

@@ -10,7 +10,7 @@ import pytest
 from interrupts import strike_at_line
 
 from farm_executor.client.farm.reactor import Reactor
-from farm_executor.wire.transport import Connection
+from farm_executor.wire.connection import Connection
 
 DEADLINE = 20.0
 LEADS = sys.platform != "win32"

@@ -66,10 +66,11 @@ from farm_executor.errors import AuthenticationError, RemoteProtocolError, Versi
 from farm_executor.server import lane as lane_module
 from farm_executor.server import supervisor as supervisor_module
 from farm_executor.server import workers as workers_module
+from farm_executor.server.channel import Channel
 from farm_executor.server.lane import NOT_BEGUN, PROGRESS, SentTask, WorkerLane
 from farm_executor.server.supervisor import Supervisor
+from farm_executor.wire.connection import Connection
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import Channel, Connection
 from farm_executor.wire.versions import local_versions
 
 __all__ = ["SEEDS", "TARGETS", "no_unpickling"]

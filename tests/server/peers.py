@@ -28,9 +28,10 @@ from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security, 
 from farm_executor.data import payload
 from farm_executor.data.failure import Origin, load_failure
 from farm_executor.wire.address import parse_address
+from farm_executor.wire.connection import Connection
+from farm_executor.wire.dialling import connect
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import Connection, connect
 from farm_executor.wire.versions import local_versions
 
 

@@ -19,8 +19,8 @@ from farm_executor.core.frames import FrameType, encode_frame
 from farm_executor.core.handshake import encode_hello
 from farm_executor.launch.local import PrivateServer
 from farm_executor.server import supervisor
+from farm_executor.wire.dialling import RefusedError
 from farm_executor.wire.security import read_key
-from farm_executor.wire.transport import RefusedError
 from farm_executor.wire.versions import local_versions
 
 pytestmark = [

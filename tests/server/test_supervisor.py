@@ -31,9 +31,9 @@ from farm_executor.core.handshake import ClientHandshake, Security, decode_hello
 from farm_executor.errors import AuthenticationError, VersionMismatchError
 from farm_executor.server import door
 from farm_executor.wire.address import parse_address
+from farm_executor.wire.dialling import connect
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import connect
 from farm_executor.wire.versions import local_versions
 
 pytestmark = [

@@ -35,11 +35,11 @@ from farm_executor.cli import main
 from farm_executor.core.frames import FrameType
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security
 from farm_executor.wire.address import parse_address
+from farm_executor.wire.dialling import connect
 from farm_executor.wire.keygen import make_key_file_content
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import KEY_FILE_VARIABLE, Key, default_key_file, read_key, write_key
 from farm_executor.wire.tls import TlsSocket, own_context
-from farm_executor.wire.transport import connect
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a farm's servers need fork"),
@@ -436,10 +436,10 @@ def test_a_lane_whose_client_stops_before_tls_ends_its_worker_in_time(key, key_f
 
 @pytest.mark.parametrize(("security", "role"), [(Security.TLS_LANE, "admin"), (Security.TLS, "lane")])
 def test_tls_begins_where_the_role_says_and_nowhere_else(serving, key, security, role, monkeypatch):
-    from farm_executor.wire import transport
+    from farm_executor.wire import dialling
 
     wrong = type("Wrong", (), {"LANE": "admin" if role == "admin" else "no such role"})
-    monkeypatch.setattr(transport, "Role", wrong)
+    monkeypatch.setattr(dialling, "Role", wrong)
     with pytest.raises((OSError, EOFError)):
         connect(parse_address(serving.address), key, {"role": role, "command": "ping"}, DEADLINE)
     serving.wait_for_line("dismissed .*TLS begins at another place for this role")

@@ -11,7 +11,7 @@ from farm_executor import status
 from farm_executor.client.farm.link import MAX_LANES, ServerLink, Settings, at
 from farm_executor.core.messages import MAX_MESSAGE, Welcome
 from farm_executor.wire.address import Address
-from farm_executor.wire.transport import _refusal
+from farm_executor.wire.dialling import _refusal
 from farm_executor.wire.versions import local_versions
 
 

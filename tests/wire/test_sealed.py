@@ -18,8 +18,8 @@ from strategies import frames, joined
 from farm_executor.core.frames import FrameType, encode_frame, encode_payload
 from farm_executor.core.seal import CLIENT, MAX_RECORD, RECORD_HEAD, Seal
 from farm_executor.wire import sealed
+from farm_executor.wire.connection import Connection
 from farm_executor.wire.sealed import SealedSocket
-from farm_executor.wire.transport import Connection
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

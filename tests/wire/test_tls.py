@@ -19,10 +19,11 @@ from strategies import frames, joined
 from farm_executor import AuthenticationError, RemoteProtocolError
 from farm_executor.core.frames import FrameType, encode_frame
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security
+from farm_executor.wire.connection import Connection
+from farm_executor.wire.dialling import _secure_client_side, secure_server_side
 from farm_executor.wire.keygen import make_key_file_content
 from farm_executor.wire.security import Key, read_key, server_keys, write_key
 from farm_executor.wire.tls import PIECE, TlsSocket, explained, own_certificate, own_context, pinned
-from farm_executor.wire.transport import Connection, _secure_client_side, secure_server_side
 
 SECRET = b"of the dialogue in the clear ..."
 

@@ -31,18 +31,12 @@ from farm_executor.core.frames import (
 )
 from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, encode_hello
 from farm_executor.wire.address import Address, parse_address
+from farm_executor.wire.connection import Connection
+from farm_executor.wire.dialling import connect
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import (
-    Connection,
-    Waker,
-    bound_address,
-    connect,
-    hang_up,
-    listen,
-    listen_everywhere,
-    tune,
-)
+from farm_executor.wire.sockets import bound_address, hang_up, listen, listen_everywhere, tune
+from farm_executor.wire.waker import Waker
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

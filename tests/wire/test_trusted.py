@@ -13,9 +13,9 @@ import pytest
 from farm_executor import AuthenticationError, FarmExecutor
 from farm_executor.wire import trusted
 from farm_executor.wire.address import parse_address
+from farm_executor.wire.dialling import connect
 from farm_executor.wire.security import Key, client_key, read_key
 from farm_executor.wire.tls import own_certificate
-from farm_executor.wire.transport import connect
 from farm_executor.wire.trusted import check_socket, read_trusted
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="file owners")

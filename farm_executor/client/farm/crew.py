@@ -41,7 +41,7 @@ from farm_executor.core.messages import WorkerDied
 from farm_executor.core.scheduler import Cancel, Lose, Task
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
-from farm_executor.wire.transport import Connection
+from farm_executor.wire.connection import Connection
 
 __all__ = ["Crew", "CrewListener"]
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from farm_executor.wire.address import Address
-from farm_executor.wire.transport import resolve
+from farm_executor.wire.sockets import resolve
 
 __all__ = ["Discovery"]
 

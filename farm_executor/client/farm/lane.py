@@ -28,7 +28,7 @@ from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import KillOrder, WorkerDied
 from farm_executor.core.scheduler import Task
 from farm_executor.data import payload
-from farm_executor.wire.transport import Connection
+from farm_executor.wire.connection import Connection
 
 __all__ = ["Home", "Lane", "arguments_of", "size_of"]
 

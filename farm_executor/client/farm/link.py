@@ -45,8 +45,10 @@ from farm_executor.core.messages import (
 from farm_executor.errors import AuthenticationError, BrokenFarmError, RemoteProtocolError, VersionMismatchError
 from farm_executor.wire.address import Address
 from farm_executor.wire.advice import explained
+from farm_executor.wire.connection import Connection
+from farm_executor.wire.dialling import RefusedError, connect
 from farm_executor.wire.security import Key
-from farm_executor.wire.transport import HEARTBEAT_SECONDS, Connection, RefusedError, Socket, connect, hang_up
+from farm_executor.wire.sockets import HEARTBEAT_SECONDS, Socket, hang_up
 from farm_executor.wire.versions import local_versions
 
 __all__ = ["Listener", "ServerLink", "Settings", "at"]

@@ -38,7 +38,8 @@ from typing import Protocol
 
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.locks import OwnedLock
-from farm_executor.wire.transport import Connection, Waker
+from farm_executor.wire.connection import Connection
+from farm_executor.wire.waker import Waker
 
 __all__ = ["Reactor"]
 

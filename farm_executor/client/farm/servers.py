@@ -23,7 +23,7 @@ from farm_executor.client.farm.session import Around, Session, SessionCrew
 from farm_executor.core.lifecycle import SessionState
 from farm_executor.errors import WorkerLostError
 from farm_executor.wire.address import Address
-from farm_executor.wire.transport import Connection
+from farm_executor.wire.connection import Connection
 
 __all__ = ["Servers", "Sources"]
 

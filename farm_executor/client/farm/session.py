@@ -27,7 +27,7 @@ from farm_executor.core.lifecycle import SESSION, SessionEvent, SessionState, af
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import Draining, KillOrder, Pong, Spared, WorkerDied, decode, encode
 from farm_executor.errors import RemoteProtocolError
-from farm_executor.wire.transport import Connection
+from farm_executor.wire.connection import Connection
 
 __all__ = ["Around", "Server", "Session", "SessionCrew"]
 

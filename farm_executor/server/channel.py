@@ -1,0 +1,76 @@
+"""A supervisor's line to one of its workers: sockets pass over it as descriptors.
+
+It must not know what the sockets are for; the note and the secret are `workers`' and the lane's to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+
+from farm_executor.wire.sockets import Socket
+
+__all__ = ["Channel"]
+
+_SECRET = 32
+_END = bytes([0, 255]) + bytes(_SECRET)  # every word is as long: they may arrive together
+
+
+class Channel:
+    """One end of a supervisor's line to one of its workers: a lane's new socket comes over it, or the worker's end.
+
+    It has reached its end when the supervisor is gone.
+    """
+
+    def __init__(self, sock: Socket) -> None:
+        self._socket = sock
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Both ends."""
+        mine, theirs = socket.socketpair()
+        mine.setblocking(False)
+        return cls(mine), cls(theirs)
+
+    def fileno(self) -> int:
+        """For `select.poll`."""
+        return self._socket.fileno()
+
+    def pass_on(self, sock: Socket, note: int, secret: bytes) -> None:
+        """Give the other end a socket, and a byte and 32 more or none that say something about it; ours stays open.
+
+        Raises:
+            OSError: It is gone, or deaf.
+        """
+        socket.send_fds(self._socket, [bytes([note, len(secret)]) + secret.ljust(_SECRET, b"\0")], [sock.fileno()])
+
+    def say_end(self) -> None:
+        """Tell the other end to end."""
+        with contextlib.suppress(OSError):
+            self._socket.send(_END)
+
+    def receive(self) -> tuple[Socket, int, bytes] | None:
+        """What was said: a socket and what came with it; or None, to end.
+
+        Raises:
+            EOFError: The other end is gone.
+            OSError: A socket came, and this process has as many files open as it may.
+        """
+        try:
+            word, descriptors, _, _ = socket.recv_fds(self._socket, len(_END), 1)
+        except OSError as error:
+            raise EOFError(str(error)) from None
+        if not word:
+            raise EOFError("the supervisor is gone")
+        if word == _END:
+            return None
+        if not descriptors:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        os.set_inheritable(descriptors[0], False)
+        return Socket(fileno=descriptors[0]), word[0], word[2 : 2 + word[1]]
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()

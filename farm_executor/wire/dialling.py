@@ -1,0 +1,271 @@
+"""Dial a server: connect, prove the key to each other, exchange hellos. TLS begins here at either end.
+
+It must not know what the hellos say, nor decide when to dial; what encryption is, is `tls`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from farm_executor.core.frames import MAX_HELLO, FrameType
+from farm_executor.core.handshake import (
+    NONCE_SIZE,
+    ClientHandshake,
+    Role,
+    Security,
+    ServerHandshake,
+    binding_within,
+    decode_hello,
+    encode_hello,
+)
+from farm_executor.core.messages import Refused, from_json
+from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
+from farm_executor.wire.address import Address
+from farm_executor.wire.connection import Connection, no_segment
+from farm_executor.wire.race import Candidate, candidates, race
+from farm_executor.wire.sealed import SealedSocket
+from farm_executor.wire.security import Key
+from farm_executor.wire.sockets import HEARTBEAT_SECONDS, AnySocket, Socket, tune
+from farm_executor.wire.trusted import check_socket
+
+if TYPE_CHECKING:
+    from farm_executor.wire.tls import TlsSocket
+
+__all__ = [
+    "HELLO_RECORDS",
+    "RefusedError",
+    "begin_tls",
+    "connect",
+    "handshake_within",
+    "secure_server_side",
+]
+
+HELLO_RECORDS = 1  # in each direction of a lane; those of its worker come after them
+
+
+class RefusedError(ConnectionRefusedError):
+    """The server itself has refused, for a reason that may pass.
+
+    Attributes:
+        code: Which; see the protocol.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def connect(
+    address: Address,
+    key: Key,
+    hello: dict[str, Any],
+    timeout: float,
+    dialling: Callable[[Socket], None] = lambda sock: None,
+    *,
+    answered: Callable[[], None] = lambda: None,
+    heartbeat: float = HEARTBEAT_SECONDS,
+    via: Candidate | None = None,
+) -> tuple[Connection, dict[str, Any]]:
+    """Dial a server, prove the key to each other and exchange hellos.
+
+    Args:
+        address: The server.
+        key: The one shared with it. Over TCP, what follows is encrypted if it has certificates, or else sealed.
+        hello: What to say; the server's answer decides what the connection is good for.
+        timeout: Seconds for all of it.
+        dialling: See `_dial`.
+        answered: Called when the server has, whether with a hello or a refusal. What is raised before may be the
+            word of anybody who is able to change what travels.
+        heartbeat: See `tune`.
+        via: The one of the host's addresses to dial; None for the first that answers.
+
+    Returns:
+        The connection, blocking, and the server's hello.
+
+    Raises:
+        RefusedError: The server refused for a passing reason.
+        OSError: No connection, or no answer in time.
+        EOFError: The server ended the connection.
+        AuthenticationError: The keys differ, a certificate is not trusted, or only one of the two speaks TLS.
+        VersionMismatchError: The server refused our versions.
+        RemoteProtocolError: It is no farm server.
+    """
+    deadline = time.monotonic() + timeout
+    encrypted = not address.path and key.tls is not None and key.tls.client is not None
+    lane = hello.get("role") == Role.LANE
+    if encrypted:
+        security = Security.TLS_LANE if lane else Security.TLS
+    else:
+        security = Security.PLAIN if address.path else Security.SEALED
+    raw = _dial(address, deadline, dialling, heartbeat, via)
+    sock: AnySocket = raw
+    try:
+        handshake = ClientHandshake(key.secret, os.urandom(NONCE_SIZE), security)
+        try:
+            _prove(sock, handshake, deadline)
+        except AuthenticationError as error:
+            if not str(error).startswith("the server refused the key"):
+                raise
+            raise AuthenticationError(
+                f"{error} than {key.origin}. Copy the key file from the server's machine, mode 600, and name it "
+                "with key_file= or --key-file"
+            ) from None
+        if security is Security.TLS:
+            sock = _secure_client_side(raw, key, handshake.secret, address.host, deadline)
+        elif security is not Security.PLAIN:
+            sock = SealedSocket(raw, handshake.secret, server_side=False)
+        connection = Connection(sock, MAX_HELLO, no_segment)
+        connection.send_all(encode_hello(hello))
+        frame = connection.receive_frame(deadline)
+        answered()
+        if frame.type is FrameType.REFUSED:
+            raise _refusal(decode_hello(frame))
+        if frame.type is not FrameType.HELLO:
+            raise RemoteProtocolError(f"{frame.type.name} frame instead of a hello")
+        if lane and isinstance(sock, SealedSocket) and not sock.is_after(HELLO_RECORDS):
+            raise RemoteProtocolError("more or less than one record for the hello")
+        if security is Security.TLS_LANE:
+            sock = _secure_client_side(raw, key, handshake.secret, address.host, deadline)
+        if lane:  # from now on there may be much, and large things
+            connection = Connection(sock)
+        sock.settimeout(None)
+        connection.count_anew()
+        connection.peer = None if address.path else (raw.family, raw.getpeername())
+        return connection, decode_hello(frame)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _dial(
+    address: Address,
+    deadline: float,
+    dialling: Callable[[Socket], None],
+    heartbeat: float,
+    via: Candidate | None,
+) -> Socket:
+    """Connect a blocking socket.
+
+    Args:
+        address: Where to.
+        deadline: On the monotonic clock.
+        dialling: Told each socket before it is connected, so that another thread can shut it down.
+        heartbeat: See `tune`.
+        via: The one of the host's addresses to use; None for the first that answers.
+
+    Raises:
+        OSError: Nobody listens there, or nobody answered in time.
+        AuthenticationError: Another user has made the unix socket.
+    """
+    if not address.path:
+        sock = race([via] if via else candidates(address.host, address.port), deadline, dialling)
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        tune(sock, heartbeat)
+        return sock
+    check_socket(address.path)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        dialling(sock)
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        sock.connect(address.path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _prove(sock: AnySocket, handshake: ClientHandshake | ServerHandshake, deadline: float) -> None:
+    """Hold one half of the dialogue of `core.handshake` over a blocking socket.
+
+    That the other end is gone is left for reading to tell, because what it has said before may tell why.
+    """
+    if isinstance(handshake, ClientHandshake):
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(handshake.start())
+    while not handshake.done:
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        try:
+            data = sock.recv(handshake.wanted)
+        except BlockingIOError:  # less than a record of TLS
+            continue
+        if not data:
+            raise EOFError("the other end hung up during the handshake")
+        answer = handshake.receive_data(data)
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(answer)
+        if isinstance(handshake, ServerHandshake) and handshake.refused:
+            raise AuthenticationError(handshake.refused)
+
+
+def _secure_client_side(sock: Socket, key: Key, secret: bytes, host: str, deadline: float) -> TlsSocket:
+    from farm_executor.wire.tls import TlsSocket, explained
+
+    assert key.tls is not None
+    assert key.tls.client is not None
+    secured = TlsSocket(sock, key.tls.client, server_side=False, host=host)
+    secured.do_handshake(deadline)
+    binding = binding_within(secret, secured.binding())
+    try:
+        _prove(secured, ClientHandshake(key.secret, os.urandom(NONCE_SIZE), Security.WITHIN_TLS, binding), deadline)
+    except OSError as error:  # only now is a client told that its certificate is not trusted
+        raise explained(error) from None
+    secured.count_anew()
+    return secured
+
+
+def _refusal(data: dict[str, Any]) -> Exception:
+    refused = from_json(Refused, data)
+    if refused.code == "version":
+        return VersionMismatchError(refused.message, refused.mismatches or {})
+    return RefusedError(refused.code, refused.message)
+
+
+def secure_server_side(sock: Socket, key: Key, secret: bytes, deadline: float) -> TlsSocket:
+    """Begin TLS on a blocking socket whose other end has proven the key in the clear, and does so once more within.
+
+    Args:
+        sock: The connection.
+        key: The key that the client has named, with a certificate for servers.
+        secret: What the dialogue in the clear has given both ends.
+        deadline: For all of it, on the monotonic clock.
+
+    Returns:
+        The connection, blocking and without a timeout, in place of the socket.
+
+    Raises:
+        AuthenticationError: A certificate is not trusted, here or there, or the client has not proven the key.
+        EOFError: The client hung up.
+        RemoteProtocolError: It does not speak TLS 1.3, or not this protocol within.
+        OSError: The connection is lost, or the time is over.
+    """
+    from farm_executor.wire.tls import explained
+
+    secured = begin_tls(sock, key)
+    secured.do_handshake(deadline)
+    try:
+        _prove(secured, handshake_within(key, secret, secured), deadline)
+    except OSError as error:
+        raise explained(error) from None
+    secured.settimeout(None)
+    secured.count_anew()
+    return secured
+
+
+def begin_tls(sock: Socket, key: Key) -> TlsSocket:
+    """The connection as its server sees it, with TLS, of which nothing has been said yet."""
+    from farm_executor.wire.tls import TlsSocket
+
+    assert key.tls is not None
+    assert key.tls.server is not None
+    return TlsSocket(sock, key.tls.server, server_side=True)
+
+
+def handshake_within(key: Key, secret: bytes, secured: TlsSocket) -> ServerHandshake:
+    """The server's half of the dialogue within TLS; ``secret`` is that of the one before."""
+    binding = binding_within(secret, secured.binding())
+    return ServerHandshake({key.secret: {Security.WITHIN_TLS}}, os.urandom(NONCE_SIZE), binding)
