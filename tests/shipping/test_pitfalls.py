@@ -184,7 +184,7 @@ def test_a_connection_that_breaks_while_asked(program):
     code = """
         import threading
         from farm_executor.client.farm.parcels import Parcels
-        from farm_executor.wire.transport import hang_up
+        from farm_executor.wire.sockets import hang_up
         questions = []
         real = Parcels._answer
         def cut(self, *question):
