@@ -70,6 +70,15 @@ class Guest:
             accepted.setdefault(key.secret, set()).update(_securities(key, local))
         self._handshake = ServerHandshake(accepted, os.urandom(NONCE_SIZE))
 
+    def __repr__(self) -> str:
+        if self._shaking:
+            state = "within TLS's handshake"
+        elif not self._handshake.done:
+            state = "proving the key" if self.has_spoken else "silent"
+        else:
+            state = f"{self._security.name}, hello awaited"
+        return f"<Guest {self.name}: {state}>"  # never its secret: this may be logged
+
     def receive(self) -> ClientHello | None:
         """Read what has come and answer it.
 

@@ -52,6 +52,17 @@ class Worker:
         self.held: int | None = None  # bytes, because of which we have killed it
         self.looked_at = NOT_BEGUN  # what it had begun when we looked at its memory
 
+    def __repr__(self) -> str:
+        if self.killed is not None or self.held is not None:
+            state = "killed"
+        elif self.stopped:
+            state = "stopped"
+        elif self.progress.closed:  # reaped: there is nothing left to read it from
+            state = "gone"
+        else:
+            state = "busy" if self.is_busy else "idle"
+        return f"<Worker pid {self.pid}, slot {self.slot}, lane {self.lane}: {state}>"
+
     @property
     def last_begun(self) -> int:
         """The number of the last task that it has begun."""

@@ -56,6 +56,11 @@ class Session:
         self.modules: Room | None = None
         self.ended = False
 
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "cut" if self.connection is None else "connected"
+        # Not the id: who knows it may resume the session.
+        return f"<Session of {self.client}: {state}, {len(self.workers)} workers>"
+
     @property
     def deadline(self) -> float:
         """When to give up on the client, or on its connection."""

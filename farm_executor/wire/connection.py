@@ -51,6 +51,13 @@ class Connection:
         self._unsent: deque[memoryview] = deque()
         self.peer: Candidate | None = None
 
+    def __repr__(self) -> str:
+        # Only what is known without asking the system: a connection is shown while it fails, and in other threads.
+        fate = f"fd {self.fileno()}" if self.fileno() >= 0 else "closed"
+        kind = "" if self._layer is None else f" {type(self._layer).__name__}"
+        moved = f"{self.bytes_sent} bytes out, {self.bytes_received} in, {self.backlog} unsent"
+        return f"<Connection{kind} {fate}: {moved}>"
+
     def fileno(self) -> int:
         """For selectors; -1 when closed."""
         return self.socket.fileno()
