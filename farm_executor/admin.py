@@ -1,4 +1,4 @@
-"""Ask a server how it is, or to end: what lfarm-admin is to lfarm.
+"""Ping servers, ask for their status, and shut them down: what lfarm-admin is to lfarm.
 
 This module owns the questions; it must not know executors. All need the server's key, found as everywhere (see
 `farm_executor.wire.security`), and raise `AuthenticationError` if it is not the right one.
@@ -54,7 +54,7 @@ def ask_until_answered(
     key_file: str | os.PathLike[str] | None = None,
     ssl_context: Any = None,
 ) -> dict[str, Any]:
-    """Put one question to a server, again and again until it answers.
+    """Put one question to a server, repeatedly until it answers.
 
     Args:
         address: The server.
@@ -126,7 +126,7 @@ def status(
     key_file: str | os.PathLike[str] | None = None,
     ssl_context: Any = None,
 ) -> dict[str, Any]:
-    """What a server says of itself: its name, pid, age, slots, versions, and its clients with their workers.
+    """The status of a server: its name, pid, age, slots, versions, and its clients with their workers.
 
     Raises:
         AddressError: There is no such address.

@@ -86,8 +86,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     """The parser, and the commands that it knows."""
     parser = argparse.ArgumentParser(
         prog="farm-executor",
-        description="Run servers of a farm, look after them, and see one at work.",
-        epilog="`farm-executor COMMAND --help` tells more of each.",
+        description="Run and manage the servers of a farm, and see one at work.",
+        epilog="`farm-executor COMMAND --help` describes each.",
     )
     parser.add_argument("--version", action="version", version=f"farm-executor {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -107,24 +107,24 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         metavar="DIR",
         action="append",
         default=[],
-        help="where tasks also find modules; may be given several times",
+        help="also look for tasks' modules there; may be given several times",
     )
     text = "Start servers on other machines over ssh; they run until this command ends."
     launch = _command(commands, "launch", _launch, text, epilog=_LAUNCH)
     launch.add_argument("address", nargs="+", help="ssh://[USER@]HOST[:PORT][?workers=N&python=PATH]")
     launch.add_argument(
-        "--workers", type=int, help="how many workers each client may have, where the address says nothing"
+        "--workers", type=int, help="how many workers each client may have, unless the address says otherwise"
     )
     keygen = commands.add_parser("keygen", **_texts("Make a key file for TLS.", _KEYGEN))
     keygen.set_defaults(run=_keygen, verbose=0)
-    keygen.add_argument("file", nargs="?", help="which is to be made (default: the user's own key file)")
+    keygen.add_argument("file", nargs="?", help="the file to make (default: the user's own key file)")
     for name, run, text in (
         ("ping", _ping, "Ask whether servers answer: exit code 0 if all do, 1 if not."),
         ("status", _status, "Show the clients of servers, and their workers."),
         ("end", _end, "End servers: they take no new clients; those connected are served to their end."),
     ):
         command = _command(commands, name, run, text, epilog=f"{_EXAMPLES[name]}\n\n{_KEYS}")
-        several = f"HOST:PORT, also several (default: {DEFAULT_ADDRESS})"
+        several = f"one or more of HOST:PORT (default: {DEFAULT_ADDRESS})"
         command.add_argument("address", nargs="*", default=[DEFAULT_ADDRESS], help=several)
         command.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
         command.add_argument("--json", action="store_true", help="print a line of JSON for each server")
@@ -139,7 +139,7 @@ def _command(
     parser: argparse.ArgumentParser = commands.add_parser(name, **_texts(text, epilog))
     parser.set_defaults(run=run)
     if name == "serve":
-        several = "a file that holds a key; give it several times, and each admits"
+        several = "a file that holds a key; may be given several times, and each key admits"
         parser.add_argument("--key-file", metavar="FILE", action="append", help=several)
     else:
         parser.add_argument("--key-file", metavar="FILE", help="the file that holds the key")
@@ -188,7 +188,7 @@ ended. Once more: end at once. SIGHUP, as when the terminal is closed, does the 
 
 Tasks can import what is installed for this Python, and the modules in the current folder and in those of --path.
 
-Whoever holds the key can run any code as the user who started the server. Where others than this machine can
+Anyone who holds the key can run any code as the user who started the server. Where other machines can
 connect, it needs encryption: a key file for TLS, or a certificate of your own. Or let it listen on a loopback
 address and let clients come through an ssh tunnel; or use --insecure in a network that you trust.
 
@@ -199,7 +199,7 @@ _KEYGEN = f"""\
 It holds a certificate, its private key and a secret, for servers and clients alike. Copy it, mode 600, to every
 machine of the farm, as ~/.config/farm_executor/key or to another place: then name it with --key-file or key_file=,
 or in the environment variable {KEY_FILE_VARIABLE}. A file that exists is not written over.
-Whoever holds it can run any code as the users who started the servers.
+Anyone who holds it can run any code as the users who started the servers.
 To make one needs the package cryptography: python -m pip install cryptography.
 
     farm-executor keygen lab.key"""
@@ -207,8 +207,8 @@ To make one needs the package cryptography: python -m pip install cryptography.
 
 _LAUNCH = f"""\
 For each server it prints this machine's end of a tunnel, an address for FarmExecutor on this machine, and for this
-user alone. Nothing is listening on the network, there or here. SIGTERM or Ctrl-C: all end at once. If one fails, it
-is said why, all end, and the exit code is 1 or 2.
+user alone. Nothing listens on the network, there or here. SIGTERM or Ctrl-C: all stop at once. If one fails, the
+reason is printed, all servers are stopped, and the exit code is 1 or 2.
 
 ssh must get there without asking for anything. {SSH_VARIABLE} holds the command to use instead of ssh, such as
 "ssh -F FILE". farm_executor must be installed there, for python3 or for the Python that the address names.
@@ -378,7 +378,7 @@ def _end(options: argparse.Namespace) -> int:
         admin.ask(address, "end", options.timeout, key_file=options.key_file)
         return {"address": str(address), "ended": True}
 
-    return _ask_each(options, end, lambda address, answer: f"{address} ends", {})
+    return _ask_each(options, end, lambda address, answer: f"{address}: shutting down", {})
 
 
 def _ask_each(

@@ -32,7 +32,7 @@ CONNECT_TIMEOUT = 30.0
 
 
 class UnparsableError(Exception):
-    """A file is no Python source that this Python can parse; the cause is what the parser raised."""
+    """A file is not Python source that this Python can parse; the cause is what the parser raised."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serial = f"analyse all files, every {SAMPLE_STRIDE}th (sample, the default) or none again without the farm, "
     serial += "for the speed-up and to compare the results"
     add("--serial", choices=("all", "sample", "none"), default="sample", help=serial)
-    add("--top", type=positive, default=15, metavar="N", help="show so many modules (default: 15)")
+    add("--top", type=positive, default=15, metavar="N", help="show this many modules (default: 15)")
     add("--tracebacks", action="store_true", help="show in full why files could not be parsed")
     add("--json", action="store_true", help="print one JSON object instead of tables")
 

@@ -1,4 +1,4 @@
-"""Every exception that farm_executor raises of itself.
+"""The exceptions of farm_executor.
 
 ::
 
@@ -21,7 +21,7 @@
     ├── FarmFullError                           it holds as many bytes of calls as it may
     └── BrokenFarmError (also BrokenExecutor)   the farm itself failed: every future settles with it
 
-A lost connection is no exception: it is logged and dialled again.
+A lost connection is not an exception: it is logged and redialled.
 This module imports nothing of the package.
 """
 
@@ -81,15 +81,15 @@ class VersionMismatchError(FarmError):
 
 
 class ProtocolError(FarmError):
-    """The rules of the wire were broken."""
+    """The wire protocol was violated."""
 
 
 class LocalProtocolError(ProtocolError):
-    """This side was about to send what the protocol forbids: a bug of ours."""
+    """This side was about to send something that the protocol forbids: a bug of ours."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent what the protocol forbids; its connection ends."""
+    """The peer sent something that the protocol forbids; its connection is closed."""
 
 
 class TaskError(FarmError):
@@ -149,7 +149,7 @@ class TaskTimeoutError(TaskError, TimeoutError):
 
 
 class InvalidTaskError(TaskError, TypeError):
-    """What was submitted cannot be called, here or on a worker."""
+    """The submitted task is not callable, here or on a worker."""
 
 
 class WorkerLostError(TaskError, BrokenExecutor):
@@ -192,7 +192,7 @@ class WorkerLostError(TaskError, BrokenExecutor):
 
 
 class BroadcastOutcome(NamedTuple):
-    """What came of a broadcast on one worker.
+    """The outcome of a broadcast on one worker.
 
     Attributes:
         server: The server's address.
@@ -211,7 +211,7 @@ class BroadcastError(FarmError):
     """A call on every worker failed on some of them. The first failure is its cause.
 
     Attributes:
-        outcomes: What came of it on each worker, those where it succeeded included.
+        outcomes: The outcome on each worker, successes included.
     """
 
     def __init__(self, message: str, outcomes: list[BroadcastOutcome] | None = None) -> None:

@@ -193,7 +193,7 @@ def test_end_ends_the_server(as_json):
         if as_json:
             assert json.loads(out) == {"address": server.address, "ended": True}
         else:
-            assert out == f"{server.address} ends\n"
+            assert out == f"{server.address}: shutting down\n"
         assert server.wait() == 0
 
 
