@@ -55,8 +55,6 @@ from farm_executor.lfarm.kernel import (
     make_kernel,
     set_kernel,
     task_categories_running,
-    task_category,
-    task_priority,
     use_kernel,
 )
 from farm_executor.lfarm.log import log_level, log_stream
@@ -93,6 +91,7 @@ from farm_executor.lfarm.servers import (
     start_remote_servers,
     start_server,
 )
+from farm_executor.lfarm.task_options import task_category, task_priority
 from farm_executor.lfarm.tasks import Task, deftask
 
 __all__ = [

@@ -1,6 +1,10 @@
 """Checks of arguments, by name: what a function is given that makes no sense is refused where it is given.
 
-This module knows the words of these errors, and nothing else.
+This module knows the words of these errors, and nothing else. It is not part of the table in `arguments`, for that
+turns what it is given into plain values, as the standard library's executors would (0 and 1 into bools, numpy's
+numbers into seconds). lfarm is stricter: its functions take other functions' arguments beside their own, as Lisp's
+do, and a value of another type is more likely to be one of those in the wrong place. The options of a
+`FarmExecutor` that pass through `make_kernel` are checked by `arguments` alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kernel: the executor on which tasks run, and which one is current.
 
-This module owns kernels, their beginning and end, and the current kernel, category and priority, which belong to
-the context (`contextvars`). It must not know channels, promises or cognates, which all submit by `Kernel.submit`.
+This module owns kernels, their beginning and end, and the current kernel, which belongs to the context
+(`contextvars`). It must not know channels, promises or cognates, which all submit by `Kernel.submit`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from farm_executor.client.executor import FarmExecutor
 from farm_executor.client.front import Front
 from farm_executor.errors import KernelCreationError, NoKernelError
 from farm_executor.lfarm.checks import check_bool, check_category, check_instance, check_seconds
-from farm_executor.lfarm.submission import Options, Submission, ToAny, ToFarm
+from farm_executor.lfarm.submission import Submission, ToAny, ToFarm
+from farm_executor.lfarm.task_options import current_options
 from farm_executor.lfarm.tasks import translated
 from farm_executor.wire.address import AddressLike, parse_addresses
 
@@ -46,15 +47,11 @@ __all__ = [
     "make_kernel",
     "set_kernel",
     "task_categories_running",
-    "task_category",
-    "task_priority",
     "use_kernel",
 ]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-PRIORITIES = ("default", "low")
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ class Kernel:
         """As `submit`, for whoever tells of its futures at the kernel's end: see `EndsWithKernel`."""
         if self.ended:
             raise RuntimeError(self._ended_text())
-        return self._submission.submit(task, args, kwargs, _options.get())
+        return self._submission.submit(task, args, kwargs, current_options.get())
 
     def lead_until(self, done: Callable[[], bool]) -> None:
         """For a thread that is going to wait until that is so: see `Submission`."""
@@ -188,7 +185,7 @@ class Kernel:
         """
         if self.ended:
             raise RuntimeError(self._ended_text())
-        return self._submission.prepare(task, args, kwargs, _options.get())
+        return self._submission.prepare(task, args, kwargs, current_options.get())
 
     def translated(self, error: BaseException) -> BaseException:
         """An error of one of this kernel's futures, in lfarm's way; see `tasks.translated`."""
@@ -226,7 +223,7 @@ class Kernel:
         if self.ended:
             raise RuntimeError(self._ended_text())
         farm = self._needed_farm("broadcasting")
-        return farm.broadcast(task, args, _options.get(), persistent=persistent, timeout=timeout)
+        return farm.broadcast(task, args, current_options.get(), persistent=persistent, timeout=timeout)
 
     def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
         """See `kill_tasks`."""
@@ -484,48 +481,7 @@ def kernel_name() -> str:
     return check_kernel().name
 
 
-# -- categories, priorities, and all workers ---------------------------------------------------------
-
-_options: ContextVar[Options] = ContextVar("_options", default=("default", "default"))
-
-
-@contextlib.contextmanager
-def task_category(category: Hashable) -> Iterator[None]:
-    """Tasks submitted in this context, while this lasts, are of that category; of "default" otherwise.
-
-    A category belongs to the kernel: `kill_tasks` kills no other kernel's.
-
-    Raises:
-        ValueError: It is None.
-        TypeError: It is not hashable.
-    """
-    check_category(category)
-    with _with_options((category, _options.get()[1])):
-        yield
-
-
-@contextlib.contextmanager
-def task_priority(priority: Literal["default", "low"]) -> Iterator[None]:
-    """Tasks submitted in this context, while this lasts, are of that priority.
-
-    Tasks of low priority run when no others are queued. An executor that is no farm knows no priorities.
-
-    Raises:
-        ValueError: It is neither "default" nor "low".
-    """
-    if priority not in PRIORITIES:
-        raise ValueError(f"the priority of a task must be 'default' or 'low', not {priority!r}")
-    with _with_options((_options.get()[0], priority)):
-        yield
-
-
-@contextlib.contextmanager
-def _with_options(options: Options) -> Iterator[None]:
-    token = _options.set(options)
-    try:
-        yield
-    finally:
-        _options.reset(token)
+# -- all of the current kernel's workers -------------------------------------------------------------
 
 
 def kill_tasks(category: Hashable, dry_run: bool = False) -> int:

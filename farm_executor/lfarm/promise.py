@@ -22,7 +22,8 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 from farm_executor.client.farm.future import FarmFuture
 from farm_executor.lfarm.checks import check_callable, check_seconds
-from farm_executor.lfarm.kernel import check_kernel, task_priority
+from farm_executor.lfarm.kernel import check_kernel
+from farm_executor.lfarm.task_options import task_priority
 from farm_executor.lfarm.tasks import translated
 
 __all__ = ["Chain", "Promise", "chain", "delay", "force", "fulfill", "fulfilledp", "future", "promise", "speculate"]

@@ -142,7 +142,7 @@ def test_h8_speculate_runs_on_the_kernel_at_low_priority(kernel, gate, monkeypat
     submit = kernel.submit
 
     def spy(*args, **kwargs):
-        used.append(lfarm.kernel._options.get())
+        used.append(lfarm.task_options.current_options.get())
         return submit(*args, **kwargs)
 
     monkeypatch.setattr(kernel, "submit", spy)
