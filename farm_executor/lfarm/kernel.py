@@ -323,6 +323,7 @@ class KernelOptions(TypedDict, total=False):
     max_pending_bytes: int | None
     when_full: Literal["wait", "raise"]
     caller_leads: bool
+    ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 def make_kernel(
