@@ -47,7 +47,12 @@ FLOORS = {
         ("outcomes", "stopping"),
         ("engine",),
     ],
-    "data": [("importing", "modules", "refused", "tokens"), ("byvalue",), ("failure", "payload"), ("blocks",)],
+    "data": [
+        ("hints", "importing", "modules", "refused", "tokens"),
+        ("byvalue",),
+        ("failure", "payload"),
+        ("blocks",),
+    ],
     "wire": [
         ("address", "layered", "race", "trusted", "versions", "waker"),
         ("keygen", "sealed", "tls"),

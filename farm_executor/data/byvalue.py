@@ -28,33 +28,29 @@ import functools
 import importlib
 import operator
 import pickle
-import re
 import sys
 import threading
 import types
 import typing
 import weakref
 from collections import ChainMap
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+from farm_executor.data.hints import Hints, annotated_names, looked_up_names, names_in, names_in_annotations
 from farm_executor.data.importing import exist_here_only
 from farm_executor.data.refused import Refusals
 from farm_executor.data.tokens import OBJECTS, home_of, module_at
 
 __all__ = [
-    "Hints",
     "OwnObjects",
     "Resolver",
-    "annotated_names",
     "class_by_tracker",
     "complete_class",
     "held_by",
     "imported",
     "is_importable",
     "is_made_afresh",
-    "looked_up_names",
-    "names_in",
     "pickler",
 ]
 
@@ -140,7 +136,7 @@ def pickler() -> type[pickle.Pickler]:
                     namespace = vars(sys.modules[cls.__module__])
                     self._hints.add(cls.__qualname__.partition(".")[0], namespace, names)
                     for annotation in (state[0].get(key) for key in ("__annotations__", "__annotations_cache__")):
-                        for name in _names_in_annotations(annotation):
+                        for name in names_in_annotations(annotation):
                             self._hints.add(name, namespace, names)
                 if not all(map(_holds_nothing, state[0].values())):
                     state = _Imported(state)
@@ -177,94 +173,6 @@ def _complete_globals(function: types.FunctionType, sent: dict[str, Any]) -> Non
         sent.update({name: vars(main)[name] for name in mentioned if name in vars(main)})
 
 
-class Hints:
-    """Says what is sent along because it may be looked up by its name: functions, classes and other types.
-
-    Nobody can know all of that beforehand, and what is sent in vain may not even be possible to send. So each hint
-    can be left out.
-
-    Attributes:
-        enabled: Whether anything is to be sent along.
-        added: What is.
-        bounded: Whether the whole is to stay small: what a task may look up may be anything.
-    """
-
-    __slots__ = ("_left_out", "added", "bounded", "enabled")
-
-    def __init__(self, *, enabled: bool = False, left_out: Container[int] = ()) -> None:
-        self.enabled = enabled
-        self.added: list[Any] = []
-        self.bounded = False
-        self._left_out = left_out  # by their ids
-
-    def add(self, name: str, namespace: dict[str, Any], sent: dict[str, Any], *, bounded: bool = False) -> None:
-        """Send along what has the name in a namespace."""
-        value = namespace.get(name)
-        if name in sent or value is None or id(value) in self._left_out:
-            return
-        kind = type(value)
-        if issubclass(kind, (type, types.FunctionType, types.ModuleType)) or kind.__module__ in _OF_TYPES:
-            sent[name] = value
-            self.added.append(value)
-            self.bounded = self.bounded or bounded
-
-
-_OF_TYPES = {"typing", "types", "typing_extensions"}
-_LOOKING_UP = {"globals", "eval", "exec", "pickle", "Unpickler", "shelve", "modules"}
-
-
-def annotated_names(function: types.FunctionType) -> Iterator[str]:
-    """Names in the function's annotations that it need not mention otherwise."""
-    try:
-        annotations = function.__annotations__
-    except (NameError, AttributeError):  # see `_annotations`
-        return
-    if annotations:
-        yield from _names_in_annotations(annotations)
-
-
-def looked_up_names(function: types.FunctionType) -> Iterator[str]:
-    """Names of what the function's module defines, if the function may look for any of them."""
-    if _looks_up(function.__code__):
-        name = function.__globals__.get("__name__")
-        for key, value in list(function.__globals__.items()):
-            if isinstance(value, (type, types.FunctionType)) and value.__module__ == name:
-                yield key
-
-
-def _looks_up(code: types.CodeType) -> bool:
-    """Whether it may look for names in a namespace: ``globals()[name]``, `pickle.loads` and the like."""
-    if _LOOKING_UP.isdisjoint(names_in(code)):
-        return False
-    names = {*names_in(code)}
-    return names & _LOOKING_UP != {"modules"} or "__name__" in names or _mentions_main(code)
-
-
-def _mentions_main(code: types.CodeType) -> bool:
-    return any(
-        _mentions_main(constant) if isinstance(constant, types.CodeType) else constant == "__main__"
-        for constant in code.co_consts
-    )
-
-
-def _names_in_annotations(annotation: Any) -> Iterator[str]:
-    """Names in what annotations are, or contain, as text."""
-    if isinstance(annotation, str):
-        yield from _WORD.findall(annotation)
-    elif isinstance(annotation, typing.ForwardRef):
-        yield from _WORD.findall(annotation.__forward_arg__)
-    elif isinstance(annotation, dict):
-        for value in annotation.values():
-            if type(value) is not type:
-                yield from _names_in_annotations(value)
-    else:
-        for value in getattr(annotation, "__args__", None) or ():
-            yield from _names_in_annotations(value)
-
-
-_WORD = re.compile(r"[^\W\d]\w*")
-
-
 def held_by(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
     """What is sent along with a function, part by part: a word for it, the part itself, and how it is sent."""
     for name in dict.fromkeys(names_in(function.__code__)):
@@ -284,14 +192,6 @@ def _closed_over(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # nothing yet
             yield name, cell.cell_contents
-
-
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """Names that the code, or a function within it, may look up, as globals or attributes."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from names_in(constant)
 
 
 def _complete_class(cls: Any, arguments: Any, state: Any) -> None:

@@ -32,7 +32,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from farm_executor.core.frames import BULK_THRESHOLD, MAX_SEGMENTS, Buffer, Payload
-from farm_executor.data.byvalue import Hints, Resolver, imported, pickler
+from farm_executor.data.byvalue import Resolver, imported, pickler
+from farm_executor.data.hints import Hints
 from farm_executor.data.importing import exist_here_only
 from farm_executor.data.refused import may_hold_silent
 from farm_executor.errors import RemoteProtocolError

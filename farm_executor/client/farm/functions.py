@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 from farm_executor.core.frames import Payload
 from farm_executor.data import payload
-from farm_executor.data.byvalue import annotated_names, is_importable, is_made_afresh, looked_up_names, names_in
+from farm_executor.data.byvalue import is_importable, is_made_afresh
+from farm_executor.data.hints import annotated_names, looked_up_names, names_in
 from farm_executor.data.importing import exist_here_only
 
 __all__ = ["Function", "FunctionTable", "Kept"]
