@@ -31,133 +31,21 @@ Thread safety: none; the caller holds one lock around every call and the deeds t
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple
 
 from farm_executor.core.frames import MAX_RECALLS
+from farm_executor.core.queues import Queues
+from farm_executor.core.task import Assign, Cancel, Decision, Kill, Lose, Recall, Retire, Task
 from farm_executor.core.window import Window
 from farm_executor.errors import RemoteProtocolError
 
-__all__ = ["Assign", "Cancel", "Decision", "Kill", "Lose", "Recall", "Retire", "Scheduler", "Task"]
-
-
-class Task:
-    """One call on its way.
-
-    Attributes:
-        id: Unique within its scheduler; ascending in the order of submission.
-        call: Whatever the driver needs to send it; opaque here.
-        seat: The place whose lane alone may run it; None for any lane.
-        calls: For how many calls of the user's it stands.
-        goes_on: Whether these have been submitted before, as part of another task.
-        timeout: Seconds that it may run; the driver's to see to.
-        losses: How many workers died while they ran it.
-        started: Whether it has ever left the queue.
-        lane: The last that it was sent to; -1 if it was sent to none. It need not be there any more.
-        begun: Whether it may have begun, on a worker that is gone: nobody can take that back.
-        unwanted: Asked when it comes back: whether it is cancelled, and so is not queued again. None if not.
-    """
-
-    __slots__ = (
-        "begun",
-        "call",
-        "calls",
-        "category",
-        "goes_on",
-        "id",
-        "lane",
-        "losses",
-        "max_attempts",
-        "priority",
-        "seat",
-        "started",
-        "timeout",
-        "unwanted",
-    )
-
-    def __init__(
-        self,
-        id: int,
-        call: Any,
-        priority: float = 0,
-        category: Hashable = None,
-        max_attempts: int = 3,
-        seat: Hashable = None,
-    ) -> None:
-        self.id = id
-        self.call = call
-        self.priority = priority
-        self.category = category
-        self.max_attempts = max_attempts
-        self.seat = seat
-        self.calls = 1
-        self.goes_on = False
-        self.timeout: float | None = None
-        self.losses = 0
-        self.lane = -1
-        self.started = self.begun = False
-        self.unwanted: Callable[[], bool] | None = None
-
-
-class Assign(NamedTuple):
-    """Send these tasks, numbered from ``seq`` on, to the lane."""
-
-    lane: int
-    seq: int
-    tasks: list[Task]
-
-
-class Recall(NamedTuple):
-    """Ask the lane for up to ``count`` of the tasks that it has not begun."""
-
-    lane: int
-    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses
-
-
-class Retire(NamedTuple):
-    """The lane has run all the tasks that it was allowed, or is drained: end it. The scheduler has forgotten it."""
-
-    lane: int
-
-
-class Lose(NamedTuple):
-    """Settle the task as lost, its worker having died, or as ``killed``: it must not be sent again."""
-
-    task: Task
-    killed: bool = False
-
-
-class Cancel(NamedTuple):
-    """The task has come back and is cancelled: it was agreed to that, see `Task.unwanted`."""
-
-    task: Task
-
-
-class Kill(NamedTuple):
-    """Kill the lane's worker if the task that it runs is one of those numbered in ``ranges``, both ends included.
-
-    It runs no task before ``first``, which is the oldest that has not been answered.
-    """
-
-    lane: int
-    first: int
-    recalls: int  # of the lane until now: later, numbers may be those of other tasks
-    ranges: list[tuple[int, int]]
-    tasks: list[Task]  # which these are now: numbers of tasks that are recalled are given again
-
-    @property
-    def at_first(self) -> bool:
-        """Whether the oldest, which it most likely runs, is one of them."""
-        return self.ranges[0][0] == self.first
+__all__ = ["Scheduler"]
 
 
 MAX_RANGES = 1000  # of one kill: what is so far behind does not run, and an order has a limited size
 MAX_RECEIPTS = 3  # deaths of workers that had begun nothing, which a task is held responsible for at most
-
-Decision = Assign | Recall | Retire | Lose | Cancel
 
 
 class _Lane:
@@ -200,6 +88,15 @@ class _Lane:
         """Whether another lane could run any of its tasks but the first."""
         return not self.bound or any(task.seat is None for task in islice(self.outstanding, 1, None))
 
+    def room(self, queued: int, lanes: int) -> int:
+        """Return how many of the queued tasks to send now, if there are that many lanes."""
+        size, had = self.window.size, len(self.outstanding)
+        if self.recalling or self.draining or self.held or had > size // 2:
+            return 0
+        share = -(-queued // lanes)  # so that a short queue feeds every lane
+        room = min(size - had, share)
+        return room if self.budget is None else min(room, self.budget)
+
 
 class Scheduler:
     """The queues and the lanes of one farm.
@@ -211,23 +108,29 @@ class Scheduler:
 
     def __init__(self, start: Callable[[list[Task]], list[bool]] = lambda tasks: [True] * len(tasks)) -> None:
         self._start = start
-        self._queues: dict[float, OrderedDict[int, Task]] = {}
-        self._priorities: list[float] = []  # negated, so that the first is the highest
+        self._queues = Queues()
         self._lanes: dict[int, _Lane] = {}
         # Indexes of the lanes, kept by _index: dicts serve as ordered sets.
         self._idle: dict[int, _Lane] = {}
         self._loaded: dict[int, _Lane] = {}
         self._seated: dict[Hashable, _Lane] = {}
-        self._reserved: dict[Hashable, OrderedDict[int, Task]] = {}  # by seat: tasks that no lane has
         self._returned: list[Task] = []  # unwanted ones that have come back, until that has been decided
-        self.queued = 0  # for any lane
-        self.reserved = 0
         self.outstanding = 0
 
     @property
+    def queued(self) -> int:
+        """The number of queued tasks that any lane may run."""
+        return self._queues.queued
+
+    @property
+    def reserved(self) -> int:
+        """The number of tasks that wait for the lane of their seat."""
+        return self._queues.reserved
+
+    @property
     def unsettled(self) -> int:
-        """How many tasks are queued, reserved for a seat, or outstanding."""
-        return self.queued + self.reserved + self.outstanding
+        """The number of tasks that are queued, reserved for a seat, or outstanding."""
+        return self._queues.queued + self._queues.reserved + self.outstanding
 
     @property
     def has_idle_lane(self) -> bool:
@@ -255,12 +158,11 @@ class Scheduler:
         """Every unsettled task: what lanes have, then what is queued."""
         for lane in self._lanes.values():
             yield from lane.outstanding
-        for queue in [*self._queues.values(), *self._reserved.values()]:
-            yield from queue.values()
+        yield from self._queues
 
     def waiting(self) -> list[Task]:
         """Every task that no lane has."""
-        return [task for queue in (*self._queues.values(), *self._reserved.values()) for task in queue.values()]
+        return list(self._queues)
 
     def tasks_on(self, lane: int) -> list[Task]:
         """Those that the lane has not answered, the oldest first."""
@@ -292,10 +194,10 @@ class Scheduler:
         decisions: list[Decision] = []
         for task in tasks:
             if task.seat is not None:
-                self._enqueue(task)
+                self._queues.append(task)
                 decisions += self._seat(task.seat)
-            elif not self._idle or self.queued:
-                self._enqueue(task)
+            elif not self._idle or self._queues.queued:
+                self._queues.append(task)
             elif task.started or self._start([task])[0]:
                 task.started = True
                 decisions.append(self._assign(self._idle.popitem()[1], [task]))
@@ -308,16 +210,7 @@ class Scheduler:
 
     def withdraw(self, task: Task) -> bool:
         """Forget the task if it is queued and has never been started; say whether that was so."""
-        queue = self._queue_of(task)
-        if task.started or queue is None or queue.pop(task.id, None) is None:
-            return False
-        if task.seat is not None:
-            self.reserved -= 1
-            return True
-        self.queued -= 1
-        if not queue:
-            self._drop_queue(task.priority)
-        return True
+        return not task.started and self._queues.remove(task)
 
     def drop(self, task: Task) -> bool:
         """Forget the task if it is queued, even if it has been started before; say whether that was so."""
@@ -343,7 +236,7 @@ class Scheduler:
         # Not all lanes are searched, which may be thousands: the task knows where it was sent last.
         lane = self._lanes.get(task.lane)
         if lane is None or task not in lane.outstanding:
-            back = self._is_queued(task) and unwanted() and self.drop(task)
+            back = task in self._queues and unwanted() and self.drop(task)
             return None, [Cancel(task)] if back else []
         if lane.outstanding[0] is task:
             return None, []
@@ -356,8 +249,7 @@ class Scheduler:
 
     def withdraw_all(self, *, but: int = 0) -> list[Task]:
         """Forget every queued task that has never been started, but the first so many; return these."""
-        queues = [*(self._queues[-priority] for priority in self._priorities), *self._reserved.values()]
-        fresh = [task for queue in queues for task in queue.values() if not task.started]
+        fresh = [task for task in self._queues if not task.started]
         return [task for task in fresh[but:] if self.withdraw(task)]
 
     def lane_up(self, lane_id: int, budget: int | None = None, seat: Hashable = None) -> list[Decision]:
@@ -376,9 +268,7 @@ class Scheduler:
 
     def seat_gone(self, seat: Hashable) -> list[Task]:
         """There will be no lane in that seat any more: forget the tasks that wait for one, and return them."""
-        tasks = list(self._reserved.pop(seat, {}).values())
-        self.reserved -= len(tasks)
-        return tasks
+        return self._queues.pop_reserved(seat)
 
     def finished(
         self, lane_id: int, seq: int, count: int, busy_us: float, round_trip_us: float | None = None
@@ -526,59 +416,27 @@ class Scheduler:
             task.started = answer
         return tasks if all(answers) else [task for task in tasks if task.started]
 
-    def _enqueue(self, task: Task) -> None:
-        if task.seat is not None:
-            self._reserved.setdefault(task.seat, OrderedDict())[task.id] = task
-            self.reserved += 1
-            return
-        queue = self._queues.get(task.priority)
-        if queue is None:
-            queue = self._queues[task.priority] = OrderedDict()
-            insort(self._priorities, -task.priority)
-        queue[task.id] = task
-        self.queued += 1
-
     def _cancels(self) -> list[Decision]:
         returned, self._returned = self._returned, []
         return [Cancel(task) for task in returned]
-
-    def _queue_of(self, task: Task) -> OrderedDict[int, Task] | None:
-        return self._queues.get(task.priority) if task.seat is None else self._reserved.get(task.seat)
-
-    def _is_queued(self, task: Task) -> bool:
-        queue = self._queue_of(task)
-        return queue is not None and task.id in queue
 
     def _requeue(self, task: Task) -> None:
         if task.unwanted is not None and not task.begun and task.unwanted():
             self._returned.insert(0, task)
             return
-        self._enqueue(task)
-        queue = self._queue_of(task)
-        assert queue is not None
-        queue.move_to_end(task.id, last=False)
-
-    def _drop_queue(self, priority: float) -> None:
-        del self._queues[priority]
-        self._priorities.remove(-priority)
+        self._queues.prepend(task)
 
     def _take(self, count: int) -> list[Task]:
         """Up to that many tasks from the front of the queues, without those whose start is refused."""
         taken: list[Task] = []
-        while self.queued and len(taken) < count:
-            priority = -self._priorities[0]
-            queue = self._queues[priority]
-            first = [queue.popitem(last=False)[1] for _ in range(min(count - len(taken), len(queue)))]
-            self.queued -= len(first)
-            if not queue:
-                self._drop_queue(priority)
-            taken += self._begin(first)
+        while self._queues.queued and len(taken) < count:
+            taken += self._begin(self._queues.pop(count - len(taken)))
         return taken
 
     def _seat(self, seat: Hashable) -> list[Decision]:
         """Send the seat's lane what is reserved for it."""
         lane = self._seated.get(seat)
-        if lane is None or lane.recalling or not self._reserved.get(seat):
+        if lane is None or lane.recalling or not self._queues.has_reserved(seat):
             return []
         tasks = self._begin(self.seat_gone(seat))
         return [self._assign(lane, tasks, seated=True)] if tasks else []
@@ -608,7 +466,8 @@ class Scheduler:
     def _refill(self, lane: _Lane) -> list[Decision]:
         """Give the lane what it has room for, or see to it that nobody idles; note anew what it is good for."""
         decisions: list[Decision] = []
-        tasks = self._take(self._room(lane)) if self.queued else None
+        queued = self._queues.queued
+        tasks = self._take(lane.room(queued, len(self._lanes))) if queued else None
         if tasks:
             decisions.append(self._assign(lane, tasks))
         else:
@@ -620,26 +479,17 @@ class Scheduler:
             decisions += self._recall()
         return decisions
 
-    def _room(self, lane: _Lane) -> int:
-        """How many more tasks the lane shall have now."""
-        size, had = lane.window.size, len(lane.outstanding)
-        if lane.recalling or lane.draining or lane.held or had > size // 2:
-            return 0
-        share = -(-self.queued // len(self._lanes))  # so that a short queue feeds every lane
-        room = min(size - had, share)
-        return room if lane.budget is None else min(room, lane.budget)
-
     def _dispatch(self) -> list[Decision]:
         """Put queued tasks on idle lanes, after tasks have come back to the queue."""
         decisions: list[Decision] = []
-        while self.queued and self._idle:
+        while self._queues.queued and self._idle:
             tasks = self._take(1)
             if tasks:
                 decisions.append(self._assign(self._idle.popitem()[1], tasks))
         return decisions + self._recall()
 
     def _recall(self) -> list[Decision]:
-        if self.queued or not self._idle or not self._loaded:
+        if self._queues.queued or not self._idle or not self._loaded:
             return []
         lane = next(iter(self._loaded.values()))
         lane.recalling, lane.may_recall = True, False

@@ -12,7 +12,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 from fake_network import READ, Network
 
 from farm_executor.core.messages import Pong, encode
-from farm_executor.core.scheduler import Assign, Scheduler, Task
+from farm_executor.core.scheduler import Scheduler
+from farm_executor.core.task import Assign, Task
 
 
 def cost_per_task(lanes: int, tasks: int) -> float:

@@ -21,7 +21,7 @@ from farm_executor.client.farm import cancels as cancelling
 from farm_executor.client.farm.cancels import SECONDS, Cancels
 from farm_executor.client.farm.future import FarmFuture
 from farm_executor.core import window
-from farm_executor.core.scheduler import Task
+from farm_executor.core.task import Task
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),

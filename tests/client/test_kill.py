@@ -14,7 +14,7 @@ from contract.tasks import pass_gate
 
 from farm_executor import BrokenFarmError, FarmExecutor, TaskKilledError, TaskTimeoutError, start_server
 from farm_executor.client.farm.kills import Kills
-from farm_executor.core.scheduler import Kill, Task
+from farm_executor.core.task import Kill, Task
 
 DEADLINE = 30.0
 

@@ -22,7 +22,7 @@ from farm_executor.core.frames import (
     decode_tasks_together,
     payload_of,
 )
-from farm_executor.core.scheduler import Task
+from farm_executor.core.task import Task
 from farm_executor.data import payload
 
 

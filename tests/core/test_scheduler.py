@@ -22,18 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from strategies import when
 
 from farm_executor.core import scheduler as scheduler_module
-from farm_executor.core.scheduler import (
-    MAX_RECEIPTS,
-    Assign,
-    Cancel,
-    Decision,
-    Kill,
-    Lose,
-    Recall,
-    Retire,
-    Scheduler,
-    Task,
-)
+from farm_executor.core.scheduler import MAX_RECEIPTS, Scheduler
+from farm_executor.core.task import Assign, Cancel, Decision, Kill, Lose, Recall, Retire, Task
 from farm_executor.core.window import HORIZON_US, Window
 from farm_executor.errors import RemoteProtocolError
 

@@ -27,7 +27,7 @@ from farm_executor.client.farm.link import ServerLink
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.servers import Servers
 from farm_executor.core.frames import Payload, payload_size
-from farm_executor.core.scheduler import Task
+from farm_executor.core.task import Task
 from farm_executor.data.failure import Origin
 from farm_executor.errors import BroadcastError, BroadcastOutcome
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from farm_executor.client.farm.reactor import Reactor
-from farm_executor.core.scheduler import Task
+from farm_executor.core.task import Task
 
 __all__ = ["Cancels", "Request"]
 

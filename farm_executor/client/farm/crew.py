@@ -38,7 +38,7 @@ from farm_executor.core.frames import (
 from farm_executor.core.lifecycle import LaneEvent, LaneState
 from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.messages import WorkerDied
-from farm_executor.core.scheduler import Cancel, Lose, Task
+from farm_executor.core.task import Cancel, Lose, Task
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.connection import Connection

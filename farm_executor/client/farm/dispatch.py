@@ -26,7 +26,8 @@ from typing import NamedTuple, Protocol
 from farm_executor.client.farm.future import MUST_NOT_WAIT, start_all
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.locks import OwnedLock
-from farm_executor.core.scheduler import Assign, Cancel, Decision, Kill, Lose, Recall, Retire, Scheduler, Task
+from farm_executor.core.scheduler import Scheduler
+from farm_executor.core.task import Assign, Cancel, Decision, Kill, Lose, Recall, Retire, Task
 
 __all__ = ["Afterwards", "Dispatch", "Unsent", "Way"]
 

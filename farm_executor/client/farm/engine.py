@@ -48,7 +48,7 @@ from farm_executor.client.farm.wording import (
 )
 from farm_executor.core.frames import Payload, payload_size
 from farm_executor.core.messages import KillOrder
-from farm_executor.core.scheduler import Cancel, Retire, Task
+from farm_executor.core.task import Cancel, Retire, Task
 from farm_executor.data import payload
 from farm_executor.data.failure import Origin
 from farm_executor.errors import BrokenFarmError, WorkerLostError

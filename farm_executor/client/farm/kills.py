@@ -23,7 +23,7 @@ from functools import partial
 
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.core.messages import KillOrder
-from farm_executor.core.scheduler import Kill, Task
+from farm_executor.core.task import Kill, Task
 
 __all__ = ["Kills"]
 

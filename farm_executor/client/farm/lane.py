@@ -26,7 +26,7 @@ from farm_executor.core.frames import (
 )
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import KillOrder, WorkerDied
-from farm_executor.core.scheduler import Task
+from farm_executor.core.task import Task
 from farm_executor.data import payload
 from farm_executor.wire.connection import Connection
 

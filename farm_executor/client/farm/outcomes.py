@@ -26,7 +26,7 @@ from farm_executor.client.farm.wording import (
 )
 from farm_executor.core.frames import Payload
 from farm_executor.core.lifecycle import LaneState
-from farm_executor.core.scheduler import Lose, Task
+from farm_executor.core.task import Lose, Task
 from farm_executor.data.byvalue import OwnObjects
 from farm_executor.data.failure import Origin, load_failure, remote_traceback
 from farm_executor.errors import BrokenFarmError

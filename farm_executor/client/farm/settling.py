@@ -19,7 +19,7 @@ from farm_executor.client.farm.future import FarmFuture, settle_plainly
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.wording import unreadable_value
 from farm_executor.core.frames import Payload, payload_size
-from farm_executor.core.scheduler import Task
+from farm_executor.core.task import Task
 from farm_executor.data import payload
 from farm_executor.data.byvalue import OwnObjects
 from farm_executor.data.failure import Origin, load_failure

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the public API shows these classes to programs that have no
     from farm_executor.client.farm.dispatch import Dispatch
     from farm_executor.client.farm.lane import Lane
     from farm_executor.client.farm.servers import Servers
-    from farm_executor.core.scheduler import Task
+    from farm_executor.core.task import Task
 
 __all__ = ["FarmStatistics", "ServerStatistics", "WorkerStatistics", "snapshot"]
 

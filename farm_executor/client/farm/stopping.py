@@ -17,7 +17,7 @@ from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.settling import Settler
-from farm_executor.core.scheduler import Kill, Task
+from farm_executor.core.task import Kill, Task
 from farm_executor.errors import TaskKilledError
 
 __all__ = ["Stopping"]

@@ -14,7 +14,7 @@ from typing import Any
 from farm_executor.client.farm.functions import Function
 from farm_executor.client.farm.lane import Lane
 from farm_executor.core.messages import WorkerDied
-from farm_executor.core.scheduler import Task
+from farm_executor.core.task import Task
 from farm_executor.data import payload
 from farm_executor.data.byvalue import held_by
 from farm_executor.data.failure import Origin, describe
