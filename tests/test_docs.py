@@ -513,6 +513,7 @@ def test_every_field_of_a_hello_and_of_a_status_is_documented():
         "heartbeat": 5.0,
         "resume_seconds": 0.0,
         "max_memory": 2**30,
+        "modules": True,
     }
     with start_server("127.0.0.1", 0, background=True, workers=1) as server:
         address = parse_address(server.address)

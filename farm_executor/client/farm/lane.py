@@ -135,7 +135,7 @@ class Lane:
         before, self.state = self.state, after(LANE, self.state, event)
         self.cuts += event is LaneEvent.CUT
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("lane %d %s -> %s", self.id, before.value, self.state.value)
+            logger.debug("lane changed lane=%d was=%s now=%s", self.id, before.value, self.state.value)
 
     def send_init(self, call: Payload) -> bool:
         """Send the initializer; as the others here, say whether the socket took it all."""

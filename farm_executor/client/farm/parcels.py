@@ -156,7 +156,7 @@ class Parcels:
         if left_out:
             shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
             logger.warning(
-                "module=%s is sent without files=%s: data of more than %d MiB is not sent along, see ship=",
+                "module sent in part module=%s files=%s: data of more than %d MiB is not sent along, see ship=",
                 *(name, shown, MAX_DATA_FILE >> 20),
             )
         if place.kind == NAMESPACE and not files:
@@ -178,7 +178,7 @@ class Parcels:
                     changed.setdefault(name, path)
         for name, path in changed.items():
             logger.warning(
-                "module=%s has changed since it was sent, file=%s: the workers of this executor keep what they "
+                "module changed since it was sent module=%s file=%s: the workers of this executor keep what they "
                 "have; a new executor sends it again",
                 *(name, path),
             )

@@ -176,7 +176,7 @@ class Session:
 
     def _change(self, event: SessionEvent) -> None:
         before, self.state = self.state, after(SESSION, self.state, event)
-        logger.debug("session %s server=%s %s -> %s", self.id, self, before.value, self.state.value)
+        logger.debug("session changed server=%s was=%s now=%s", self, before.value, self.state.value)
 
     # -- what the threads that dial tell -------------------------------------------------------------------
 
