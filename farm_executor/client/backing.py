@@ -48,15 +48,15 @@ class Backing:
     """
 
     def __init__(self, settings: FarmSettings) -> None:
-        self.settings = settings
-        self.supply = Supply(settings)
+        self.settings: FarmSettings = settings
+        self.supply: Supply = Supply(settings)
         self._begin()
         lifetime.in_forked_child(self._begin_in_child)
 
     def _begin(self) -> None:
-        self._lock = OwnedLock()  # see `alone`
+        self._lock: OwnedLock = OwnedLock()  # see `alone`
         self.engine: Engine | None = None
-        self.shut_down = False
+        self.shut_down: bool = False
 
     def _begin_in_child(self) -> None:
         self.supply.abandon()

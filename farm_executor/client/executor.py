@@ -5,6 +5,7 @@ The methods are `front`'s, and the farm behind them is `backing`'s.
 
 from __future__ import annotations
 
+import copyreg
 import os
 from collections.abc import Callable, Iterable
 from numbers import Number
@@ -179,7 +180,7 @@ class FarmExecutor(Front):
             caller_leads=caller_leads,
             ship=ship,
         )
-        super().__init__(Backing(settings), TaskOptions(max_attempts=settings.max_attempts))
+        self._stand_before(Backing(settings), TaskOptions(max_attempts=settings.max_attempts))
 
     def __repr__(self) -> str:
         """Tell the state in one line."""
@@ -197,10 +198,8 @@ class FarmExecutor(Front):
         place of a ``key_file`` that cannot be read there. Servers over ssh are started anew, from where it is
         unpickled.
         """
-        return (_unpickle, (self._backing,))
+        return (copyreg.__newobj__, (FarmExecutor,), self._backing)  # type: ignore[attr-defined]
 
-
-def _unpickle(backing: Backing) -> FarmExecutor:
-    farm = FarmExecutor.__new__(FarmExecutor)
-    Front.__init__(farm, backing, TaskOptions(max_attempts=backing.settings.max_attempts))
-    return farm
+    def __setstate__(self, backing: Any) -> None:
+        """Become the executor of another process, as `__reduce__` has described it."""
+        self._stand_before(backing, TaskOptions(max_attempts=backing.settings.max_attempts))

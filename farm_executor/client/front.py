@@ -40,14 +40,13 @@ T = TypeVar("T")
 
 
 class Front(Executor):
-    """What users call, of an executor and of its views alike.
+    """The methods that an executor and its views have in common."""
 
-    Args:
-        backing: The farm behind it.
-        options: Those of its tasks.
-    """
+    _backing: Backing
+    _options: TaskOptions
 
-    def __init__(self, backing: Backing, options: TaskOptions) -> None:
+    def _stand_before(self, backing: Backing, options: TaskOptions) -> None:
+        """Set the farm behind this, and the options of its tasks."""
         self._backing = backing
         self._options = options
 
@@ -224,15 +223,15 @@ class Front(Executor):
             timeout=timeout,
         )
         mine = self._options
-        return OptionsView(
-            self._backing,
-            TaskOptions(
-                priority=mine.priority if level is None else level,
-                category=mine.category if category is None else category,
-                max_attempts=mine.max_attempts if max_attempts is None else max_attempts,
-                timeout=mine.timeout if timeout is None else timeout,
-            ),
+        options = TaskOptions(
+            priority=mine.priority if level is None else level,
+            category=mine.category if category is None else category,
+            max_attempts=mine.max_attempts if max_attempts is None else max_attempts,
+            timeout=mine.timeout if timeout is None else timeout,
         )
+        view = OptionsView()
+        view._stand_before(self._backing, options)
+        return view
 
     def add_server(self, address: AddressLike) -> None:
         """Let one more server work for this farm, with all its slots, from when it answers.

@@ -37,7 +37,7 @@ class Supply:
     """
 
     def __init__(self, settings: FarmSettings) -> None:
-        self.given = None if settings.addresses is None else list(settings.addresses)
+        self.given: list[Address] | None = None if settings.addresses is None else list(settings.addresses)
         self.added: list[Address] = []
         self.embedded: EmbeddedServer | None = None
         self._max_workers = settings.max_workers
