@@ -84,7 +84,8 @@ def run_worker(start: WorkerStart) -> None:
     try:
         socket = secure(start.socket, start.secured, start.secret)
     except (AuthenticationError, RemoteProtocolError, EOFError, OSError) as why:
-        print(f"farm_executor: worker {os.getpid()} ends: {why}", file=sys.stderr, flush=True)  # noqa: T201
+        if not isinstance(why, (EOFError, ConnectionError)):  # a client that has gone, as at its end, is no news
+            print(f"farm_executor: worker {os.getpid()} ends: {why}", file=sys.stderr, flush=True)  # noqa: T201
         return
     sys.path[:0] = [folder for folder in start.module_path if folder not in sys.path]
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)

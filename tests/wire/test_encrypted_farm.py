@@ -434,6 +434,20 @@ def test_a_lane_whose_client_stops_before_tls_ends_its_worker_in_time(key, key_f
         server.wait_for_line("worker [0-9]+ ends: ")
 
 
+def test_a_lane_whose_client_is_gone_before_tls_ends_its_worker_without_a_word(key, key_file):
+    """As at the end of a program whose servers write to the same terminal."""
+    with Serving(key=key_file.read_bytes()) as server:
+        with SessionPeer(server.address, key=key) as session:
+            with dial(server.address) as gone:
+                from farm_executor.core.handshake import encode_hello
+
+                sealed = SealedSocket(gone, prove(gone, key, Security.TLS_LANE), server_side=False)
+                hello = {"role": "lane", "session": session.id, "slot": 0, "lane": 1}
+                sealed.sendall(b"".join(encode_hello(hello)))
+            assert session.wait_for_death()["lane"] == 1
+        assert not server.lines("worker [0-9]+ ends")
+
+
 @pytest.mark.parametrize(("security", "role"), [(Security.TLS_LANE, "admin"), (Security.TLS, "lane")])
 def test_tls_begins_where_the_role_says_and_nowhere_else(serving, key, security, role, monkeypatch):
     from farm_executor.wire import dialling
