@@ -1,1 +1,1 @@
-"""Decisions without effects: no sockets, threads, clocks, files, pickles or logging in here."""
+"""Decisions without side effects: no sockets, threads, clocks, files, pickles or logging in here."""

@@ -1,4 +1,4 @@
-"""The tasks that no lane has: queues by priority for any lane, and what is reserved for a seat's.
+"""The tasks that are on no lane: one queue per priority for any lane, and one per seat for that seat's lane.
 
 This module owns their order. It must not know lanes, nor why a task comes or goes.
 """
@@ -15,7 +15,7 @@ __all__ = ["Queues"]
 
 
 class Queues:
-    """The tasks that no lane has. Each operation costs the same however many there are.
+    """The tasks that are on no lane. Each operation costs the same however many tasks there are.
 
     Attributes:
         queued: The number of tasks for any lane.
@@ -26,6 +26,8 @@ class Queues:
 
     def __init__(self) -> None:
         # Ordered dicts by id, because a task in the middle may be cancelled, and a deque would have to be searched.
+        # A plain dict cannot put a task in front, and finding its first item again and again is slow: it skips the
+        # place of every item removed before it.
         self._by_priority: dict[float, OrderedDict[int, Task]] = {}
         self._by_seat: dict[Hashable, OrderedDict[int, Task]] = {}
         self._priorities: list[float] = []  # negated, so that the first is the highest
@@ -37,12 +39,12 @@ class Queues:
         return queue is not None and task.id in queue
 
     def __iter__(self) -> Iterator[Task]:
-        """Every task, those for any lane first, by priority."""
+        """Iterate over every task: those for any lane by priority, then those with a seat."""
         for queue in [*(self._by_priority[-priority] for priority in self._priorities), *self._by_seat.values()]:
             yield from queue.values()
 
     def append(self, task: Task) -> None:
-        """Put a task behind all others of its priority or seat."""
+        """Add a task behind all others of its priority or seat."""
         if task.seat is not None:
             self._by_seat.setdefault(task.seat, OrderedDict())[task.id] = task
             self.reserved += 1
@@ -55,14 +57,14 @@ class Queues:
         self.queued += 1
 
     def prepend(self, task: Task) -> None:
-        """Put a task before all others of its priority or seat."""
+        """Add a task before all others of its priority or seat."""
         self.append(task)
         queue = self._queue_of(task)
         assert queue is not None
         queue.move_to_end(task.id, last=False)
 
     def remove(self, task: Task) -> bool:
-        """Take a task out, if it is here. Returns whether it was."""
+        """Remove a task if it is here; return whether it was."""
         queue = self._queue_of(task)
         if queue is None or queue.pop(task.id, None) is None:
             return False
@@ -75,7 +77,7 @@ class Queues:
         return True
 
     def pop(self, count: int) -> list[Task]:
-        """Take up to that many tasks of the highest priority that there is."""
+        """Remove and return up to ``count`` tasks, all of the highest priority that is queued."""
         priority = -self._priorities[0]
         queue = self._by_priority[priority]
         first = [queue.popitem(last=False)[1] for _ in range(min(count, len(queue)))]
@@ -85,11 +87,11 @@ class Queues:
         return first
 
     def has_reserved(self, seat: Hashable) -> bool:
-        """Whether any task is reserved for that seat."""
+        """Return whether any task is reserved for that seat."""
         return bool(self._by_seat.get(seat))
 
     def pop_reserved(self, seat: Hashable) -> list[Task]:
-        """Take all tasks that are reserved for that seat."""
+        """Remove and return all tasks that are reserved for that seat."""
         tasks = list(self._by_seat.pop(seat, {}).values())
         self.reserved -= len(tasks)
         return tasks
@@ -98,5 +100,6 @@ class Queues:
         return self._by_priority.get(task.priority) if task.seat is None else self._by_seat.get(task.seat)
 
     def _drop(self, priority: float) -> None:
+        # Empty queues go, because `pop` relies on the first priority having a task.
         del self._by_priority[priority]
         self._priorities.remove(-priority)

@@ -1,6 +1,6 @@
-"""A call on its way, as the scheduler sees it, and what the scheduler can decide about it.
+"""The scheduler's view of a call, and the decisions that it can make about one.
 
-This module owns the words between the scheduler and its driver. It must not know how decisions are made.
+This module owns the vocabulary between the scheduler and its driver. It must not know how decisions are made.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ __all__ = ["Assign", "Cancel", "Decision", "Kill", "Lose", "Recall", "Retire", "
 
 
 class Task:
-    """One call on its way.
+    """One call that is queued or has been sent.
 
     Attributes:
         id: Unique within its scheduler; ascending in the order of submission.
         call: Whatever the driver needs to send it; opaque here.
-        seat: The place whose lane alone may run it; None for any lane.
-        calls: For how many calls of the user's it stands.
+        seat: The seat whose lane alone may run it; None for any lane.
+        calls: How many of the user's calls it stands for.
         goes_on: Whether these have been submitted before, as part of another task.
-        timeout: Seconds that it may run; the driver's to see to.
-        losses: How many workers died while they ran it.
+        timeout: How many seconds it may run; enforced by the driver.
+        losses: How many worker deaths have been charged to it.
         started: Whether it has ever left the queue.
-        lane: The last that it was sent to; -1 if it was sent to none. It need not be there any more.
-        begun: Whether it may have begun, on a worker that is gone: nobody can take that back.
-        unwanted: Asked when it comes back: whether it is cancelled, and so is not queued again. None if not.
+        lane: The lane that it was last sent to, -1 for none. It may have left that lane since.
+        begun: Whether it may have begun on a worker that is gone, which cannot be undone.
+        unwanted: Called when the task comes back from a lane; returns whether it is cancelled, in which case it is
+            not queued again. None if nobody has asked to cancel it.
     """
 
     __slots__ = (
@@ -78,27 +79,27 @@ class Assign(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """Ask the lane for up to ``count`` of the tasks that it has not begun."""
+    """Ask the lane to give back up to ``count`` of the tasks that it has not begun."""
 
     lane: int
     count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses
 
 
 class Retire(NamedTuple):
-    """The lane has run all the tasks that it was allowed, or is drained: end it. The scheduler has forgotten it."""
+    """End the lane: it has used up its budget of tasks, or is drained. The scheduler has forgotten it."""
 
     lane: int
 
 
 class Lose(NamedTuple):
-    """Settle the task as lost, its worker having died, or as ``killed``: it must not be sent again."""
+    """Settle the task as lost because its worker died, or as ``killed``: it must not be sent again."""
 
     task: Task
     killed: bool = False
 
 
 class Cancel(NamedTuple):
-    """The task has come back and is cancelled: it was agreed to that, see `Task.unwanted`."""
+    """Settle the task as cancelled: it has come back, and `Task.unwanted` has returned true."""
 
     task: Task
 
@@ -106,18 +107,18 @@ class Cancel(NamedTuple):
 class Kill(NamedTuple):
     """Kill the lane's worker if the task that it runs is one of those numbered in ``ranges``, both ends included.
 
-    It runs no task before ``first``, which is the oldest that has not been answered.
+    It runs no task before ``first``, the oldest that has not been answered.
     """
 
     lane: int
     first: int
-    recalls: int  # of the lane until now: later, numbers may be those of other tasks
+    recalls: int  # how many the lane has had so far: after another, these numbers may belong to other tasks
     ranges: list[tuple[int, int]]
-    tasks: list[Task]  # which these are now: numbers of tasks that are recalled are given again
+    tasks: list[Task]  # those that have these numbers now, because the numbers of recalled tasks are reused
 
     @property
     def at_first(self) -> bool:
-        """Whether the oldest, which it most likely runs, is one of them."""
+        """Whether the oldest unanswered task, which is most likely running, is one of them."""
         return self.ranges[0][0] == self.first
 
 

@@ -1,7 +1,7 @@
 """How much work to queue on one lane.
 
-This module owns the estimates of how long a task lasts and how long the way to the worker and back is, and the
-window that follows from them. It must not know what a task is, and it has no clock: durations are passed in.
+This module owns the estimates of a task's duration and of the round trip to the worker, and the window that follows
+from them. It must not know what a task is, and it has no clock: durations are passed in.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ __all__ = ["GROWTH", "HORIZON_US", "MAX_WINDOW", "Window"]
 HORIZON_US = 2_000.0
 """A lane is given about this many microseconds of work ahead, or two round trips if that is more.
 
-Two, because a lane is refilled when half of its window is free: what it has then must last for one.
+Two, because a lane is refilled when half of its window is free: the other half must last for one round trip.
 """
 
-LONGEST_ROUND_TRIP_US = 1_000_000.0  # what is longer was no round trip but a program that did something else
+LONGEST_ROUND_TRIP_US = 1_000_000.0  # anything longer was not a round trip but a program busy with something else
 
 GROWTH = 4
 MAX_WINDOW = 4096
@@ -23,10 +23,13 @@ MAX_WINDOW = 4096
 class Window:
     """The most tasks that may be outstanding on a lane, learnt from how long the last ones took.
 
-    It starts at one, at most quadruples with each report, and follows the slower of the newest and the average
-    duration: a wrong guess upwards makes a task wait behind another, a wrong guess downwards costs microseconds.
-    A task that lasts longer than the horizon gets nothing queued behind it. Of the last two round trips the shorter
-    one counts, for the same reason.
+    It starts at one, at most quadruples with each report, and follows the longer of the newest and the average
+    duration: a window that is too large makes a task wait behind another, one that is too small costs microseconds.
+    Nothing is queued behind a task that lasts longer than the horizon. Of the last two round trips the shorter one
+    counts, for the same reason.
+
+    Attributes:
+        size: The number of tasks, from 1 to `MAX_WINDOW`.
     """
 
     __slots__ = ("_average_us", "_horizon_us", "_round_trip_us", "size")
@@ -43,12 +46,15 @@ class Window:
         Args:
             tasks: How many there were.
             busy_us: How many microseconds the worker was busy with them.
-            round_trip_us: How many the first of them took beyond that, if the lane was idle when it was sent.
+            round_trip_us: How many microseconds the first of them took beyond that, if the lane was idle when it
+                was sent.
         """
         if round_trip_us is not None:
+            # The two are measured by different clocks, so the difference may be below zero.
             newest = min(max(round_trip_us, 0.0), LONGEST_ROUND_TRIP_US)
             self._horizon_us = max(HORIZON_US, 2 * min(newest, self._round_trip_us))
             self._round_trip_us = newest
+        # At least a microsecond, because of the frames that share one report only the first holds the busy time.
         newest = max(busy_us / tasks, 1.0)
         self._average_us = (self._average_us + newest) / 2 if self._average_us else newest
         estimate = max(newest, self._average_us)
