@@ -1,8 +1,8 @@
-"""The lives of sessions and lanes, each as a table of states and events.
+"""The life cycles of sessions and lanes, each as a table of states and events.
 
-This module owns which states there are and what each event makes of them. It must not know what causes an event,
-nor what is to be done about it. An event that the table lacks is a bug of the caller's, and raises: what a peer
-says, and what has been overtaken, is sorted out before it is called an event.
+This module owns the states and the transitions between them. It must not know what causes an event, nor what to do
+about it. An event that the table lacks is a bug in the caller, and raises: bad messages from a peer, and events
+that others have overtaken, are filtered out before they get here.
 
 A session as the client sees it::
 
@@ -31,51 +31,51 @@ __all__ = ["LANE", "SESSION", "LaneEvent", "LaneState", "SessionEvent", "Session
 
 
 class SessionState(enum.Enum):
-    """A client's stay on one server, seen from the client."""
+    """The state of a client's session on one server, as the client sees it."""
 
-    OPENING = "opening"  # the server has agreed; the farm's own thread has yet to take the connection up
+    OPENING = "opening"  # the server has agreed; the farm's own thread has yet to take up the connection
     UP = "up"
-    CUT = "cut"  # the control connection is broken, and another is dialled for
-    LEAVING = "leaving"  # it ends with the lanes that there are; no other lane is wanted
-    LEAVING_CUT = "leaving, cut"  # the same, and there is no way to the server
+    CUT = "cut"  # the control connection is broken, and another is being dialled
+    LEAVING = "leaving"  # ends when its present lanes do; no other lane is wanted
+    LEAVING_CUT = "leaving, cut"  # the same, without a connection to the server
     OVER = "over"
 
 
 class SessionEvent(enum.Enum):
-    """What befalls a session."""
+    """An event in the life of a session."""
 
-    CONNECT = "connect"  # there is a control connection, the first or another
+    CONNECT = "connect"  # a control connection is there, the first or another
     CUT = "cut"
     LEAVE = "leave"
     END = "end"
 
 
 class LaneState(enum.Enum):
-    """A lane, seen from the client."""
+    """The state of a lane, as the client sees it."""
 
-    STARTING = "starting"  # its worker runs the initializer
+    STARTING = "starting"  # its worker is running the initializer
     OPEN = "open"  # the only state in which it is given tasks and answers them
-    CUT = "cut"  # its connection is broken, and another is dialled for
-    RESUMING = "resuming"  # there is another, over which the worker has yet to say what it expects
-    RETIRED = "retired"  # it has run all that it may, and is about to be ended
-    STILLBORN = "stillborn"  # its connection has ended before it was ready; the supervisor may say why
-    ENDED = "ended"  # the same, later, where nothing can be resumed
+    CUT = "cut"  # its connection is broken, and another is being dialled
+    RESUMING = "resuming"  # connected again, but the worker has yet to say which task it expects next
+    RETIRED = "retired"  # it has run all the tasks that it may, and is about to be ended
+    STILLBORN = "stillborn"  # its connection ended before it was ready; the supervisor may yet say why
+    ENDED = "ended"  # its connection ended after it was ready, and cannot be resumed
     GONE = "gone"
 
-    # Plain attributes, not properties: they are read for each lane at each heartbeat.
+    # Plain attributes rather than properties, because they are read for each lane at each heartbeat.
     connected: bool
     ready: bool
 
 
 class LaneEvent(enum.Enum):
-    """What befalls a lane."""
+    """An event in the life of a lane."""
 
     READY = "ready"  # the initializer has succeeded
     CUT = "cut"
-    CONNECT = "connect"  # it is given another connection
-    RESUME = "resume"  # the worker has said what it expects
+    CONNECT = "connect"  # it has been given another connection
+    RESUME = "resume"  # the worker has said which task it expects next
     RETIRE = "retire"
-    END = "end"  # of its connection, for good
+    END = "end"  # its connection has ended for good
     LOSE = "lose"
 
 
@@ -89,7 +89,7 @@ for _state in LaneState:
 SESSION: Final[Mapping[SessionState, Mapping[SessionEvent, SessionState]]] = {
     SessionState.OPENING: {
         SessionEvent.CONNECT: SessionState.UP,
-        SessionEvent.LEAVE: SessionState.LEAVING_CUT,  # removed before its connection was taken up
+        SessionEvent.LEAVE: SessionState.LEAVING_CUT,  # the server is removed before its connection is taken up
         SessionEvent.END: SessionState.OVER,
     },
     SessionState.UP: {
@@ -102,8 +102,8 @@ SESSION: Final[Mapping[SessionState, Mapping[SessionEvent, SessionState]]] = {
         SessionEvent.LEAVE: SessionState.LEAVING_CUT,
         SessionEvent.END: SessionState.OVER,
     },
-    SessionState.LEAVING: {  # no CUT: what is to end anyway is not worth another connection, and so is over
-        SessionEvent.LEAVE: SessionState.LEAVING,  # the server drains, and is removed, too
+    SessionState.LEAVING: {  # no CUT: a session that is ending anyway is not worth another connection, and is over
+        SessionEvent.LEAVE: SessionState.LEAVING,  # the server is draining, and is removed as well
         SessionEvent.END: SessionState.OVER,
     },
     SessionState.LEAVING_CUT: {
@@ -115,7 +115,7 @@ SESSION: Final[Mapping[SessionState, Mapping[SessionEvent, SessionState]]] = {
 }
 
 LANE: Final[Mapping[LaneState, Mapping[LaneEvent, LaneState]]] = {
-    LaneState.STARTING: {  # no CUT: before it is ready there is nothing to resume
+    LaneState.STARTING: {  # no CUT: a lane that is not ready has nothing to resume
         LaneEvent.READY: LaneState.OPEN,
         LaneEvent.END: LaneState.STILLBORN,
         LaneEvent.LOSE: LaneState.GONE,
@@ -126,7 +126,7 @@ LANE: Final[Mapping[LaneState, Mapping[LaneEvent, LaneState]]] = {
         LaneEvent.END: LaneState.ENDED,
         LaneEvent.LOSE: LaneState.GONE,
     },
-    LaneState.CUT: {  # no RETIRE: the scheduler retires none whose tail it does not know
+    LaneState.CUT: {  # no RETIRE: the scheduler does not retire a lane while it is unknown which tasks it has
         LaneEvent.CONNECT: LaneState.RESUMING,
         LaneEvent.LOSE: LaneState.GONE,
     },
@@ -138,10 +138,10 @@ LANE: Final[Mapping[LaneState, Mapping[LaneEvent, LaneState]]] = {
     },
     LaneState.RETIRED: {
         LaneEvent.LOSE: LaneState.GONE
-    },  # however its connection ends: it is lost, and nothing with it
+    },  # no matter how its connection ends: it is lost, and no task with it
     LaneState.STILLBORN: {LaneEvent.LOSE: LaneState.GONE},
     LaneState.ENDED: {
-        LaneEvent.RETIRE: LaneState.ENDED,  # by a scheduler that does not know of the end yet
+        LaneEvent.RETIRE: LaneState.ENDED,  # the scheduler decided this before it knew of the end
         LaneEvent.LOSE: LaneState.GONE,
     },
     LaneState.GONE: {},
@@ -152,7 +152,7 @@ _Event = TypeVar("_Event", bound=enum.Enum)
 
 
 def after(table: Mapping[_State, Mapping[_Event, _State]], state: _State, event: _Event) -> _State:
-    """The state that follows.
+    """Return the state that follows ``state`` upon ``event``.
 
     Raises:
         RuntimeError: The table has no such event in this state, which is a bug.

@@ -1,8 +1,8 @@
-"""Whether a peer is still there, and whether what is sent arrives.
+"""Decide whether a peer is still alive, and whether the bytes that are sent arrive.
 
 This module owns the two judgements; it must not know clocks or sockets. Both count *beats*, which a driver gives
-at equal intervals, and not seconds: a process that was stopped for an hour, such as by Ctrl-Z, has missed one beat,
-and not an hour of its peer's words.
+at equal intervals, rather than seconds: a process that was stopped for an hour, such as by Ctrl-Z, has missed one
+beat, not an hour of its peer's signs of life.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 __all__ = ["CUT_EXIT_CODE", "MAX_MISSED", "Flow", "Pulse"]
 
 MAX_MISSED = 3
-"""Beats in a row without a sign, after which something is taken for lost."""
+"""Beats in a row without a sign of life, after which a peer or a connection is taken for lost."""
 
 
 CUT_EXIT_CODE = 75
-"""That of a worker whose connection has broken before it was ready: there is nothing to resume."""
+"""The exit code of a worker whose connection broke before it was ready: there is nothing to resume."""
 
 
 class Pulse:
-    """A peer that should be heard between any two beats."""
+    """A peer that should be heard from between any two beats."""
 
     __slots__ = ("_heard", "_missed")
 
@@ -27,24 +27,25 @@ class Pulse:
         self._missed = 0
 
     def heard(self) -> None:
-        """It has said something."""
+        """Take note that the peer has said something."""
         self._heard = True
 
     def beat(self) -> bool:
-        """The time of one beat is over: whether the peer has been silent for too many."""
+        """End one beat; return whether the peer has been silent for too many of them."""
         self._missed = 0 if self._heard else self._missed + 1
         self._heard = False
         return self._missed >= MAX_MISSED
 
 
 class Flow:
-    """Bytes on their way in one direction of a connection.
+    """Bytes in flight in one direction of a connection.
 
-    What one end has handed over must have arrived at the other a beat later, or at least more must have arrived
+    The bytes that one end has sent must have arrived at the other a beat later, or at least more must have arrived
     than before: a slow network is not a broken one.
 
     Args:
-        patience: Beats in a row without a movement, until the first movement; `MAX_MISSED` from then on.
+        patience: How many beats in a row may pass without progress until everything sent has arrived once;
+            `MAX_MISSED` from then on.
     """
 
     __slots__ = ("_arrived", "_due", "_missed", "_patience")
@@ -56,12 +57,13 @@ class Flow:
         self._missed = 0
 
     def beat(self, sent: int, arrived: int) -> bool:
-        """The time of one beat is over: whether nothing has moved for too many.
+        """End one beat; return whether there has been no progress for too many of them.
 
         Args:
-            sent: The bytes handed over at one end so far.
-            arrived: The bytes that have come to the other, known at most a beat later.
+            sent: The number of bytes handed over at one end so far.
+            arrived: The number of bytes that have arrived at the other end, as known now, at most a beat late.
         """
+        # Measured against what had been sent by the last beat: newer bytes may rightly be on their way still.
         stands = arrived < self._due and arrived <= self._arrived
         if arrived >= self._due > 0:
             self._patience = MAX_MISSED

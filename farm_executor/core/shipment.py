@@ -1,12 +1,12 @@
-"""What travels when a worker wants a module of the program's own: the offer, the question, the contents.
+"""Messages by which a worker gets one of the program's own modules: the offer, the question and the contents.
 
-This module owns the layout and the limits of these three, and by what code is known to be the same at both ends.
-It must not know where modules are found, nor where they are put.
+This module owns the layout and the limits of these three, and the digest by which both ends recognize the same
+code. It must not know where modules are found, nor where they are put.
 
-The client offers names of top-level modules. A worker asks for one of them by that name, and says what it has
-itself. The answer lists the files of one or more modules by their paths below an entry of ``sys.path``; their bytes
-travel beside the list, compressed, one segment a module. No path is ever taken from a worker, and none from a
-client that leads out of the module's own place.
+The client offers the names of top-level modules. A worker asks for one of them by name, and says which code it has
+under that name itself. The answer lists the files of one or more modules by their paths below an entry of
+``sys.path``; their bytes travel beside the list, compressed, one segment per module. No path is ever accepted from
+a worker, and none from a client that leads out of the module's own place.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ __all__ = [
 MODULE, PACKAGE, NAMESPACE = "m", "p", "n"
 _KINDS = {MODULE, PACKAGE, NAMESPACE}
 MAX_OFFER = 10_000  # names: a folder with more than that is a data set, not a program
-MAX_NAME = 255  # bytes, as of a file's name
-MAX_FILES = 20_000  # of one module
-MAX_MODULE = 256 * 1024 * 1024  # bytes of one module's files
+MAX_NAME = 255  # bytes, the usual limit of a file's name
+MAX_FILES = 20_000  # per module
+MAX_MODULE = 256 * 1024 * 1024  # bytes in one module's files
 MAX_TOGETHER = 100  # modules in one answer
 MAX_PATH = 1024  # characters
-NO_DIGEST = "?"  # in place of a digest: there is such a module, and its code cannot be compared
+NO_DIGEST = "?"  # in place of a digest: the worker has such a module, but its code cannot be compared
 MAX_DIGEST = 64
 
 
 class Contents(NamedTuple):
-    """What is told of a module that is sent.
+    """The description of a module that is sent.
 
     Attributes:
         name: Its name.
         kind: `MODULE`, `PACKAGE` or `NAMESPACE`.
-        where: The folder on the client in which it is, for people to read.
-        files: Their paths below that folder, and their sizes, in the order in which their bytes follow each other.
+        where: The folder on the client that contains it, for people to read.
+        files: The paths of its files below that folder and their sizes, in the order in which their bytes are sent.
         left_out: Files that are too large to be sent along, for people to read.
     """
 
@@ -69,20 +69,20 @@ class Contents(NamedTuple):
 
 
 def is_top_level(name: Any) -> bool:
-    """Whether that may be the name of a top-level module."""
+    """Return whether ``name`` may be the name of a top-level module."""
     return type(name) is str and name.isidentifier() and len(name.encode()) <= MAX_NAME
 
 
 def encode_offer(names: Mapping[str, str]) -> bytes:
-    """The names of the modules that there are, with the kind of each."""
+    """Encode an offer: the names of the available modules, with the kind of each."""
     return json.dumps(names).encode()
 
 
 def decode_offer(data: Buffer) -> dict[str, str]:
-    """See `encode_offer`.
+    """Decode an offer made by `encode_offer`.
 
     Raises:
-        RemoteProtocolError: It is not such an offer.
+        RemoteProtocolError: The data are not such an offer.
     """
     names = _json("offer of modules", data)
     if type(names) is not dict or len(names) > MAX_OFFER:
@@ -94,17 +94,24 @@ def decode_offer(data: Buffer) -> dict[str, str]:
 
 
 def encode_question(name: str, own: str) -> bytes:
-    """Ask for a module; ``own`` is the digest of the asker's own of that name, empty if there is none."""
+    """Encode a request for a module.
+
+    Args:
+        name: The module's name.
+        own: The digest of the asker's own module of that name; `NO_DIGEST` if it cannot be compared, empty if there
+            is none.
+    """
     return f"{name}\0{own}".encode()
 
 
 def decode_question(body: Buffer) -> tuple[str, str]:
-    """See `encode_question`.
+    """Decode a request made by `encode_question` into the module's name and the digest.
 
     Raises:
         RemoteProtocolError: It does not ask for a top-level module.
     """
     try:
+        # No more is decoded than a valid request can have; a longer one is refused below.
         name, own = bytes(body[: MAX_NAME + MAX_DIGEST + 2]).decode().split("\0")
     except ValueError:
         raise RemoteProtocolError(f"malformed question of {len(body)} bytes for a module") from None
@@ -114,15 +121,15 @@ def decode_question(body: Buffer) -> tuple[str, str]:
 
 
 def encode_contents(modules: Iterable[Contents]) -> bytes:
-    """What is told of the modules of an answer."""
+    """Encode the descriptions of an answer's modules."""
     return json.dumps([module._asdict() for module in modules]).encode()
 
 
 def decode_contents(data: Buffer) -> list[Contents]:
-    """See `encode_contents`.
+    """Decode the descriptions made by `encode_contents`.
 
     Raises:
-        RemoteProtocolError: It is not that, or some of it is too large, or lies outside its module's place.
+        RemoteProtocolError: The data are not such a list, or a module is too large or has a file outside its place.
     """
     modules = _json("list of modules", data)
     if type(modules) is not list or not 1 <= len(modules) <= MAX_TOGETHER:
@@ -148,7 +155,9 @@ def _contents(data: Any) -> Contents:
 
 
 def _is_within(module: Contents, path: Any) -> bool:
-    """Whether that path leads to a file of that module, and to no hidden one."""
+    """Return whether ``path`` leads to a file of that module, and not to a hidden one."""
+    # A backslash separates folders on Windows. A part that is empty or begins with a dot covers absolute paths and
+    # ``..`` as well.
     if type(path) is not str or len(path) > MAX_PATH or "\0" in path or "\\" in path:
         return False
     top, *rest = path.split("/")
@@ -165,8 +174,9 @@ def _json(what: str, data: Buffer) -> Any:
 
 
 def digest(files: Iterable[tuple[str, Buffer]]) -> str:
-    """By what code is known again: paths, as in `Contents`, with what they hold; the order does not matter."""
+    """Return a digest that identifies code: paths, as in `Contents`, and what the files hold, in any order."""
     total = hashlib.blake2b(digest_size=16)
+    # With each length, so that bytes cannot move from one file to the next without a change of the digest.
     for path, data in sorted(files, key=lambda file: file[0]):
         total.update(f"{path}\0{len(data)}\0".encode())
         total.update(data)

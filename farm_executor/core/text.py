@@ -1,8 +1,8 @@
-"""A peer's words, made fit for a log, a terminal and an exception.
+"""Clean up a peer's text for a log, a terminal or an exception.
 
-This module owns what of a text is passed on: printable characters, in one line, and not too many. It must not know
-what the text is about. Whoever reads a peer's text does it by these functions, so that no escape sequence, forged
-line of a log or lone surrogate gets any further, and no more of it is kept than somebody would read.
+This module owns which part of a text is passed on: printable characters, on one line, and not too many. It must not
+know what the text is about. All text from peers is read through these functions, so that escape sequences, forged
+log lines and lone surrogates get no further, and no more of it is kept than somebody would read.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ MAX_STDERR = 2048  # characters of what a worker wrote to standard error, in a r
 
 
 def one_line(text: str, limit: int) -> str:
-    """The first ``limit`` characters, a space for any white space, and ``?`` for all else that is not printable."""
+    """Return the first ``limit`` characters, with other white space as spaces and unprintable ones as ``?``."""
+    # Cut first: the cost must not depend on how much a peer has sent.
     text = text[:limit]
     return text if text.isprintable() else "".join([_shown(character) for character in text])
 
 
 def some_lines(text: str, lines: int, limit: int) -> str:
-    """The same of the last lines of a text, which stay lines, with their tabs."""
+    """Return the last ``lines`` lines of the last ``limit`` characters, each as by `one_line` but with its tabs."""
     kept = text[-limit:].split("\n")[-lines:]
     return "\n".join("\t".join(one_line(part, limit) for part in line.split("\t")) for line in kept)
 
