@@ -1,4 +1,4 @@
-"""Bytes to frames and back: the layout of everything that travels after the handshake.
+"""Convert bytes to frames and back: the layout of everything that travels after the handshake.
 
 This module owns the header, the frame types, the layout of the bodies and every size limit. It must not know
 what a payload means, nor where bytes come from or go to.
@@ -9,15 +9,15 @@ A frame is a header of 16 bytes, little endian, a body, and, if the frame is fla
     0       4     length of the body in bytes, at most 4 MiB (``MAX_BODY``)
     4       1     type: one of ``FrameType``
     5       1     flags: BULK = 1, ERROR = 2, ONCE = 4, TOGETHER = 8
-    6       2     count: how many items the body holds, where the type has items
+    6       2     count: the number of items in the body, where the type has items
     8       8     seq: number of the first item, where the type has numbers
     16      ...   body
     ...     ...   segments, one after the other, of the sizes that the body's table lists (BULK only)
 
-Small payloads travel in batches, many to a body; plain values, such as numbers and short strings, in one pickle.
-A payload with a part of 64 KiB or more (``BULK_THRESHOLD``) travels alone in a ``BULK`` frame: its parts are
-segments, received straight into memory of their own, so that a large array is never copied on its way. Every size
-is checked before any memory is taken for it.
+Small payloads travel in batches, many to a body; plain values, such as numbers and short strings, share one pickle
+(``TOGETHER``). A payload whose pickle has 64 KiB or more (``BULK_THRESHOLD``), or that has buffers, travels alone
+in a ``BULK`` frame: its parts are segments, received straight into memory of their own, so that a large array is
+never copied on its way. Every size is checked before any memory is taken for it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ __all__ = [
 
 Buffer = bytes | bytearray | memoryview
 Payload = Sequence[Buffer]
-"""An opaque value: its pickle, then the buffers that the pickle refers to, in order."""
+"""An opaque value: its pickle, followed by the buffers that the pickle refers to, in order."""
 
 _HEADER = struct.Struct("<IBBHQ")
 _U32 = struct.Struct("<I")
@@ -76,12 +76,12 @@ HEADER_SIZE = _HEADER.size
 MAX_BODY = 4 * 1024 * 1024
 MAX_HELLO = 64 * 1024
 MAX_SEGMENTS = 65_536
-MAX_SEGMENT = 1 << 46  # 64 TiB: what no machine has is garbage, not a payload
+MAX_SEGMENT = 1 << 46  # 64 TiB, more memory than any machine has: such a size is garbage
 MAX_MODULES = 320 * 1024 * 1024  # bytes of modules in one frame
 MAX_COUNT = 65_535
-MAX_RECALLS = 1 << 16  # what counts them begins anew there
+MAX_RECALLS = 1 << 16  # counters of recalls wrap around here, to fit a header's count
 BULK_THRESHOLD = 64 * 1024
-MAX_BATCH_BYTES = 1024 * 1024  # a batch beyond this gains nothing and keeps the lane from answering
+MAX_BATCH_BYTES = 1024 * 1024  # a larger batch gains nothing, and keeps the lane from answering
 
 BULK = 1
 ERROR = 2
@@ -91,7 +91,7 @@ _FLAGS = BULK | ERROR | ONCE | TOGETHER
 
 
 class FrameType(enum.IntEnum):
-    """What a frame says; ``docs/reference/protocol.md`` has the table of who sends which, and when."""
+    """The type of a frame; ``docs/reference/protocol.md`` has the table of who sends which, and when."""
 
     HELLO = 1
     REFUSED = 2
@@ -125,7 +125,7 @@ _TYPES = {int(kind): kind for kind in FrameType}
 
 
 class Frame(NamedTuple):  # a tuple because it is made for every call
-    """One frame as it was received."""
+    """One received frame."""
 
     type: FrameType
     flags: int = 0
@@ -150,14 +150,14 @@ class Result(NamedTuple):
 
 
 def payload_size(payload: Payload) -> int:
-    """The bytes that the payload's parts hold together."""
+    """Return the total number of bytes in the payload's parts."""
     if len(payload) == 1:
         return len(payload[0])
     return sum(memoryview(part).nbytes for part in payload)
 
 
 def is_bulk(payload: Payload) -> bool:
-    """Whether the payload must travel alone, its parts as segments."""
+    """Return whether the payload must travel alone, with its parts as segments."""
     return len(payload) > 1 or len(payload[0]) >= BULK_THRESHOLD
 
 
@@ -173,11 +173,12 @@ def encode_frame(
     """Encode one frame as a list of buffers to be sent in order.
 
     Raises:
-        LocalProtocolError: The frame would break a limit, so that any peer would refuse it.
+        LocalProtocolError: The frame exceeds a limit, so any peer would refuse it.
     """
     if len(body) > MAX_BODY or not 0 <= count <= MAX_COUNT or len(segments) > MAX_SEGMENTS:
         raise LocalProtocolError(f"{kind.name} frame too large: body of {len(body)} bytes, count {count}")
     header = _HEADER.pack(len(body), kind, flags, count, seq)
+    # To copy a short body is cheaper than to send one more buffer.
     if len(body) <= BULK_THRESHOLD:
         return [header + body, *segments]
     return [header, body, *segments]
@@ -198,7 +199,7 @@ def encode_payload(
 
 
 def payload_of(frame: Frame, prefix: int = 0) -> Payload:
-    """The one payload of a frame made by `encode_payload` with a prefix of that many bytes."""
+    """Return the one payload of a frame that `encode_payload` has made with a prefix of ``prefix`` bytes."""
     if frame.flags & BULK:
         return frame.segments
     return (memoryview(frame.body)[prefix:],)
@@ -217,15 +218,15 @@ def _prefix_of(frame: Frame, size: int) -> bytes:
 
 
 def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]], *, once: bool = False) -> list[Buffer]:
-    """Encode tasks numbered from ``seq`` on, in order, as as few frames as the limits allow.
+    """Encode tasks numbered from ``seq`` on, in order, in as few frames as the limits allow.
 
-    A batch body is, for its n tasks, n function numbers (u32), n sizes (u32), and the n pickles.
+    The body of a batch of n tasks is n function numbers (u32), n sizes (u32), and the n pickles.
     A bulk body is the segment table followed by the function number (u32).
 
     Args:
-        seq: The first one's number.
-        tasks: Each a `TaskItem`, or a plain tuple like it.
-        once: Whether any of them must not be sent again when it has begun: then no outcome may wait for others.
+        seq: The number of the first task.
+        tasks: The tasks, each a `TaskItem` or an equivalent plain tuple.
+        once: Whether any of them must not be sent again once it has begun. No outcome may wait for others then.
     """
     out: list[Buffer] = []
     flags = ONCE if once else 0
@@ -234,7 +235,9 @@ def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]], *, once: bool =
     size = 0
     for function, payload in tasks:
         data = payload[0]
+        # Like is_bulk, but inline: this is done for every call.
         bulk = len(payload) > 1 or len(data) >= BULK_THRESHOLD
+        # Tasks are numbered by their place in the stream, so a bulk one must not overtake the batch before it.
         if numbers and (bulk or size > MAX_BATCH_BYTES or len(numbers) == MAX_COUNT):
             out += _encode_batch(seq, numbers, bodies, flags)
             seq += len(numbers)
@@ -253,7 +256,7 @@ def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]], *, once: bool =
 
 def _encode_batch(seq: int, numbers: list[int], bodies: list[Buffer], flags: int) -> list[Buffer]:
     n = len(numbers)
-    if n == 1:  # a call whose result is awaited: the general way would take twice as long
+    if n == 1:  # a call whose result is awaited: the general code below would take twice as long
         (data,) = bodies
         table = _TWO_U32.pack(numbers[0], len(data))
         return [_HEADER.pack(8 + len(data), FrameType.TASKS, flags, 1, seq) + table + data]
@@ -262,10 +265,10 @@ def _encode_batch(seq: int, numbers: list[int], bodies: list[Buffer], flags: int
 
 
 def decode_tasks(frame: Frame) -> list[tuple[int, Payload]]:
-    """The tasks of a TASKS frame, each a function number and its arguments; the first has the frame's ``seq``.
+    """Decode a TASKS frame into a function number and arguments per task; the first has the frame's ``seq``.
 
     Raises:
-        RemoteProtocolError: The table does not fit the body.
+        RemoteProtocolError: The table does not match the body.
     """
     if frame.flags & BULK:
         (function,) = _U32.unpack(_prefix_of(frame, 4))
@@ -273,7 +276,7 @@ def decode_tasks(frame: Frame) -> list[tuple[int, Payload]]:
     n, body = frame.count, frame.body
     if not n or len(body) < 8 * n:
         raise RemoteProtocolError(f"TASKS frame of {n} tasks in {len(body)} bytes")
-    if n == 1:  # as above
+    if n == 1:  # the common case, for the same reason; if the size is wrong, the code below raises
         function, size = _TWO_U32.unpack_from(body)
         if len(body) == 8 + size:
             return [(function, (body[8:],))]
@@ -282,12 +285,12 @@ def decode_tasks(frame: Frame) -> list[tuple[int, Payload]]:
 
 
 def fit_together(count: int, pickle: bytes) -> bool:
-    """Whether one frame has room for so many items in one pickle."""
+    """Return whether one frame has room for ``count`` items in one pickle."""
     return count <= MAX_COUNT and len(pickle) <= MAX_BATCH_BYTES
 
 
 def encode_tasks_together(seq: int, functions: Sequence[int], pickle: bytes, *, once: bool = False) -> list[Buffer]:
-    """Encode tasks whose arguments are in one pickle, which `fit_together`; see `encode_tasks`.
+    """Encode tasks whose arguments share one pickle and `fit_together`; see `encode_tasks`.
 
     The body is n function numbers (u32) and the pickle.
     """
@@ -297,7 +300,7 @@ def encode_tasks_together(seq: int, functions: Sequence[int], pickle: bytes, *, 
 
 
 def decode_tasks_together(frame: Frame) -> tuple[tuple[int, ...], Buffer]:
-    """The function numbers and the pickle of a TASKS frame that is flagged ``TOGETHER``.
+    """Decode a TASKS frame that is flagged ``TOGETHER`` into its function numbers and the pickle.
 
     Raises:
         RemoteProtocolError: The body is too short.
@@ -323,13 +326,13 @@ _ERROR_BIT = 1 << 31
 def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: int) -> list[Buffer]:
     """Encode the outcomes of the tasks numbered from ``seq`` on, and how long the worker was busy with them.
 
-    A batch body is the busy time (u32, microseconds), n sizes (u32, the top bit set for an error) and the n
+    The body of a batch is the busy time (u32, microseconds), n sizes (u32, the top bit set for an error) and the n
     pickles. A bulk body is the segment table followed by the busy time.
 
     Args:
-        seq: The number of the first one's task.
-        results: Each a `Result`, or a plain tuple like it.
-        busy_us: Microseconds.
+        seq: The number of the first outcome's task.
+        results: The outcomes, each a `Result` or an equivalent plain tuple.
+        busy_us: How long the worker was busy with all of them, in microseconds.
     """
     out: list[Buffer] = []
     sizes: list[int] = []
@@ -341,6 +344,7 @@ def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: i
         if sizes and (bulk or size > MAX_BATCH_BYTES or len(sizes) == MAX_COUNT):
             out += _encode_result_batch(seq, sizes, bodies, busy_us)
             seq += len(sizes)
+            # The time is that of all outcomes together, so only the first frame may report it.
             sizes, bodies, size, busy_us = [], [], 0, 0
         if bulk:
             flags = ERROR if error else 0
@@ -368,12 +372,12 @@ def _encode_result_batch(seq: int, sizes: list[int], bodies: list[Buffer], busy_
 
 
 def decode_results(frame: Frame) -> tuple[int, list[tuple[Payload, bool]]]:
-    """The busy time in microseconds, and the outcomes of a RESULTS frame; the first has the frame's ``seq``.
+    """Decode a RESULTS frame into the busy time in microseconds and the outcomes.
 
-    Each outcome is a payload and whether it is an error.
+    Each outcome is a payload and whether it is an error; the first has the frame's ``seq``.
 
     Raises:
-        RemoteProtocolError: The table does not fit the body.
+        RemoteProtocolError: The table does not match the body.
     """
     if frame.flags & BULK:
         (busy,) = _U32.unpack(_prefix_of(frame, 4))
@@ -391,7 +395,7 @@ def decode_results(frame: Frame) -> tuple[int, list[tuple[Payload, bool]]]:
 
 
 def encode_results_together(seq: int, count: int, pickle: bytes, busy_us: int) -> list[Buffer]:
-    """Encode so many results that are in one pickle, which `fit_together`; see `encode_results`.
+    """Encode ``count`` results that share one pickle and `fit_together`; see `encode_results`.
 
     The body is the busy time (u32) and the pickle.
     """
@@ -400,7 +404,7 @@ def encode_results_together(seq: int, count: int, pickle: bytes, busy_us: int) -
 
 
 def decode_results_together(frame: Frame) -> tuple[int, Buffer]:
-    """The busy time in microseconds, and the pickle, of a RESULTS frame that is flagged ``TOGETHER``.
+    """Decode a RESULTS frame that is flagged ``TOGETHER`` into the busy time in microseconds and the pickle.
 
     Raises:
         RemoteProtocolError: The body is too short.
@@ -412,7 +416,7 @@ def decode_results_together(frame: Frame) -> tuple[int, Buffer]:
 
 
 def decode_number(frame: Frame) -> int:
-    """The u32 that makes up the whole body of a small frame, such as FORGET's function number.
+    """Decode the u32 that is the whole body of a small frame, such as FORGET's function number.
 
     Raises:
         RemoteProtocolError: The body has another length.
@@ -427,39 +431,39 @@ def decode_number(frame: Frame) -> int:
 
 
 class FrameReader:
-    """Turns a stream of bytes, in whatever pieces it comes, into frames.
+    """A parser that turns a stream of bytes, in whatever pieces it arrives, into frames.
 
-    Call `receive_data` with what was read. After each call `destination` is either ``None`` or memory that the
-    next bytes of the stream belong into: read straight into it and report with `received_into`. Using it is
-    optional, `receive_data` copies there too; it saves the copy of bulk data.
+    Call `receive_data` with the bytes that were read. After each call `destination` is either ``None`` or the
+    memory that the next bytes of the stream belong in: read straight into it and report that with `received_into`.
+    Using it is optional, as `receive_data` copies into it too; it saves the copy of bulk data.
 
     After an error the reader is unusable: the connection must end.
 
     Args:
         max_body: The longest body accepted; `MAX_HELLO` in hellos and on control connections, `MAX_BODY` on lanes.
-        allocate: Gives writable memory of that many bytes for a segment.
+        allocate: Returns writable memory of the given number of bytes for a segment.
     """
 
     def __init__(self, max_body: int = MAX_BODY, allocate: Callable[[int], Buffer] = bytearray) -> None:
         self.max_body = max_body
         self._allocate = allocate
         self._pending = bytearray()
-        self._needed = HEADER_SIZE  # no frame can be whole before this many bytes are pending
+        self._needed = HEADER_SIZE  # no frame can be complete before this many bytes are pending
         self._bulk: _Bulk | None = None
 
     @property
     def destination(self) -> memoryview | None:
-        """Where the next bytes of the stream belong, while a segment is being received."""
+        """The memory for the next bytes of the stream while a segment is being received; None otherwise."""
         return self._bulk.remaining() if self._bulk else None
 
     @property
     def wanted(self) -> int:
-        """How many bytes at least belong to the frame that has begun, or to the next; not in a segment."""
+        """The number of bytes that are certainly part of the current or next frame; not valid in a segment."""
         return self._needed - len(self._pending)
 
     @property
     def mid_frame(self) -> bool:
-        """Whether the stream has begun a frame and not ended it: an end here is a truncation."""
+        """Whether the stream is within a frame, so that it would be truncated if it ended here."""
         return bool(self._pending) or self._bulk is not None
 
     def received_into(self, count: int) -> list[Frame]:
@@ -486,6 +490,7 @@ class FrameReader:
                 frames += self._advance_bulk(count)
             elif self._pending:
                 self._pending += view
+                # Parsed only when it can succeed: a body that trickles in would be copied again for every piece.
                 if len(self._pending) < self._needed:
                     break
                 whole = memoryview(bytes(self._pending))
@@ -505,7 +510,7 @@ class FrameReader:
         return [frame]
 
     def _parse(self, view: memoryview, frames: list[Frame]) -> memoryview:
-        """Take whole frames off the view; keep a partial one; return what belongs to a segment."""
+        """Parse complete frames and keep a partial one; return the rest of the view, which belongs to a segment."""
         start, end = 0, len(view)
         self._needed = HEADER_SIZE
         while end - start >= HEADER_SIZE:
@@ -513,6 +518,7 @@ class FrameReader:
             frame_type = _TYPES.get(kind)
             if frame_type is None or flags & ~_FLAGS:
                 raise RemoteProtocolError(f"no such frame: type {kind}, flags {flags}")
+            # Before anything is kept for the body: a peer must not make us buffer more than the limit.
             if length > self.max_body:
                 raise RemoteProtocolError(
                     f"{frame_type.name} frame of {length} bytes; the limit is {self.max_body}"
@@ -554,6 +560,7 @@ class _Bulk:
         n = _U32.unpack_from(body)[0] if len(body) >= 4 else 0
         if not 1 <= n <= MAX_SEGMENTS or len(body) < 4 + 8 * n:
             raise RemoteProtocolError(f"{head.type.name} frame with a table of {n} segments in {len(body)} bytes")
+        # The sum is limited, not each size: many segments could promise more together than any one of them may.
         sizes: tuple[int, ...] = struct.unpack_from(f"<{n}Q", body, 4)
         if sum(sizes) > (MAX_MODULES if head.type in (FrameType.MODULES, FrameType.MODULE) else MAX_SEGMENT):
             raise RemoteProtocolError(f"{head.type.name} frame promises {sum(sizes)} bytes")
@@ -561,6 +568,7 @@ class _Bulk:
 
     def _next(self) -> None:
         """Begin the next segment that has bytes to come."""
+        # One is allocated only when the one before it is full, so a table alone does not take memory for all.
         while len(self._done) < len(self._sizes):
             size = self._sizes[len(self._done)]
             if size:

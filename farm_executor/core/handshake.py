@@ -1,12 +1,13 @@
-"""Who is there: the first bytes of every connection, for both roles, and the hello that follows.
+"""The handshake: the first bytes of every connection, for both roles, and the hello that follows.
 
 This module owns the preambles, the proof of the key and the meaning of a hello. It must not know sockets,
-clocks or random numbers: nonces are passed in, the caller sets the deadline.
+clocks or random numbers: nonces are passed in, and the caller sets the deadline.
 
-The dialogue, every field of a fixed size, nothing unpickled and no memory taken for a peer without the key::
+In the dialogue every field has a fixed size, nothing is unpickled, and no memory is taken for a peer without the
+key::
 
     1. client -> server   preamble, 48 bytes
-    2. server -> client   preamble, 48 bytes; it ends here if the version or the security is not to be had
+    2. server -> client   preamble, 48 bytes; the dialogue ends here without a common version and security
     3. client -> server   HMAC-SHA256(key, "farm client" + both preambles), 32 bytes
     4. server -> client   1, HMAC-SHA256(key, "farm server" + both preambles), 33 bytes; or 0 and 32 zero bytes:
                           wrong key, and the connection ends
@@ -25,14 +26,14 @@ A preamble is::
 Both preambles are covered by both proofs, so nobody in between can lower the version or the security.
 Then each side sends one HELLO frame (`frames`): a JSON object of at most 64 KiB.
 
-Who relays these four messages has a connection on which both ends believe to be talking to each other, as they do.
-So what follows must be of no use to him: the two ends have a *secret* then, made of the key and both preambles,
-with which all that follows is sealed (`seal`); or TLS is bound to it.
+An attacker who relays these four messages ends up in between two peers that rightly believe to be talking to each
+other. The connection must be of no use to the attacker from then on, so the two ends derive a *secret* from the key
+and both preambles: everything that follows is sealed with it (`seal`), or TLS is bound to it.
 
-Where the two speak TLS, they hold this dialogue twice: first in the clear, so that a stranger costs no more than
-without, then within TLS, where each proof also covers the secret of the first dialogue and what is TLS's own of
-this connection. So the two dialogues and TLS between them have the same two ends, whoever has a certificate that
-the client trusts, or even the server's own private key.
+With TLS, the dialogue is held twice: first in the clear, so that a stranger costs no more than without TLS, then
+within TLS, where each proof also covers the secret of the first dialogue and a value that belongs to this TLS
+connection alone. So both dialogues, and TLS between them, have the same two ends, even if an attacker has a
+certificate that the client trusts, or the server's own private key.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ __all__ = [
 MAGIC = b"FARM"
 PROTOCOL_VERSION = 3
 NONCE_SIZE = 32
-MAX_VERSION = 100  # characters of one
-MIN_MEMORY_LIMIT = 1024 * 1024  # bytes for a worker: whoever says less means another unit
+MAX_VERSION = 100  # characters in one version
+MIN_MEMORY_LIMIT = 1024 * 1024  # bytes for a worker: a lower limit was meant in another unit
 
 _KEY_ID_SIZE = 8
 _PREAMBLE = struct.Struct(f"<4sBBB{_KEY_ID_SIZE}sB{NONCE_SIZE}s")
@@ -79,28 +80,28 @@ _PROOF_SIZE = 32
 
 
 class Security(enum.IntEnum):
-    """What protects what follows a handshake."""
+    """How a connection is protected after the handshake."""
 
     PLAIN = 0
-    """The system: over a unix socket, which nobody else can use."""
+    """By the operating system: a unix socket, which nobody else can use."""
     TLS = 1
     """TLS begins right after the proofs."""
     TLS_LANE = 2
-    """The hellos are sealed, then TLS begins: the server must know what a lane is for before it starts the worker
-    that is to speak TLS."""
+    """The hellos are sealed, then TLS begins: the server must know the purpose of a lane before it starts the
+    worker that speaks TLS on it."""
     WITHIN_TLS = 3
-    """This handshake itself is spoken within TLS."""
+    """This handshake itself takes place within TLS."""
     SEALED = 4
     """Everything is sealed."""
 
 
 def key_id(key: bytes) -> bytes:
-    """Eight bytes by which a server that has several keys knows which one is meant; they do not tell the key."""
+    """Return eight bytes that tell a server with several keys which one is meant, without revealing the key."""
     return hmac.new(key, b"farm key id", hashlib.sha256).digest()[:_KEY_ID_SIZE]
 
 
 class Role(str, enum.Enum):
-    """What a connection is for; said in the client's hello."""
+    """The purpose of a connection, as stated in the client's hello."""
 
     CONTROL = "control"
     LANE = "lane"
@@ -108,10 +109,10 @@ class Role(str, enum.Enum):
 
 
 class Versions(NamedTuple):
-    """What must agree, or at least be known, between the two ends.
+    """The versions that must agree between the two ends, or at least be known to both.
 
-    A differing Python (implementation or minor version) forbids working together, because pickles of functions
-    hold bytecode; a differing cloudpickle or tblib is reported along with it.
+    Two ends with different Pythons (implementation or minor version) cannot work together, because pickles of
+    functions hold bytecode; a different cloudpickle or tblib is reported as well.
     """
 
     python: str
@@ -121,13 +122,13 @@ class Versions(NamedTuple):
     protocol: int = PROTOCOL_VERSION
 
     def mismatches(self, other: Versions) -> dict[str, tuple[str, str]]:
-        """For each differing name this side's and the other's version."""
+        """Return this side's and the other's version for each name in which they differ."""
         mine, theirs = self._asdict(), other._asdict()
         return {name: (str(mine[name]), str(theirs[name])) for name in mine if mine[name] != theirs[name]}
 
     @classmethod
     def from_json(cls, data: Any) -> Versions:
-        """Read what was made of `_asdict`.
+        """Read an object that was made by `_asdict`.
 
         Raises:
             RemoteProtocolError: It is not of this form.
@@ -152,21 +153,24 @@ _VERSION_FIELDS = {"python": str, "cloudpickle": str, "tblib": str, "farm_execut
 
 
 def describe_mismatches(mismatches: dict[str, tuple[str, str]]) -> str:
-    """For people: what `Versions.mismatches` found on the client."""
+    """Describe for people the client's `Versions.mismatches`."""
     return ", ".join(f"{name} (client {mine}, server {theirs})" for name, (mine, theirs) in mismatches.items())
 
 
 class ClientHandshake:
     """The client's half of the dialogue.
 
-    Send what `start` returns, then feed what comes to `receive_data` and send what it returns, until `done`.
-    The server says nothing between its proof and its hello, so bytes beyond are an error.
+    Send what `start` returns, then feed received bytes to `receive_data` and send what it returns, until `done`.
+    The server sends nothing between its proof and its hello, so bytes beyond an expected message are an error.
 
     Args:
         key: The shared secret, at least 16 bytes.
         nonce: 32 fresh random bytes.
-        security: What is to follow.
-        binding: Within TLS what else both ends must have in common: see `binding_within`.
+        security: How the connection is to be protected afterwards.
+        binding: Within TLS, what else both ends must have in common: see `binding_within`.
+
+    Attributes:
+        done: Whether the server has proven that it holds the key.
     """
 
     def __init__(self, key: bytes, nonce: bytes, security: Security = Security.PLAIN, binding: bytes = b"") -> None:
@@ -180,25 +184,26 @@ class ClientHandshake:
         self.done = False
 
     def start(self) -> bytes:
-        """The client's preamble."""
+        """Return the client's preamble."""
         return self._mine
 
     @property
     def wanted(self) -> int:
-        """How many bytes are to be read next, at most."""
+        """The number of bytes to read next, at most."""
         return (_PREAMBLE.size if not self._theirs else 1 + _PROOF_SIZE) - len(self._received)
 
     def receive_data(self, data: Buffer) -> bytes:
         """Take bytes from the server; return what to send.
 
         Raises:
-            RemoteProtocolError: The other end is no farm server.
-            VersionMismatchError: The two speak no version of the protocol in common.
+            RemoteProtocolError: The other end is not a farm server.
+            VersionMismatchError: The two have no version of the protocol in common.
             AuthenticationError: The server refused our key, or did not prove that it holds it; or one of the two
                 speaks TLS and the other does not.
         """
         self._received += bytes(data)
         if not self._theirs:
+            # Checked from the first bytes on: a server of another kind may never send as many as a preamble has.
             if not MAGIC.startswith(self._received[:4]):
                 raise RemoteProtocolError("the other end is no farm_executor server")
             if len(self._received) < _PREAMBLE.size:
@@ -221,7 +226,7 @@ class ClientHandshake:
 
     @property
     def secret(self) -> Secret:
-        """32 bytes that, when the dialogue is done, both ends have and nobody else, of this connection alone."""
+        """32 bytes for this connection alone, which only its two ends have once the dialogue is done."""
         return Secret(self._proof(b"secret"))
 
     def _proof(self, role: bytes) -> bytes:
@@ -237,6 +242,8 @@ class ClientHandshake:
             )
         if security == self._security:
             return
+        # The preamble is not proven yet, so anybody may have written it. It only decides how to fail: to go on with
+        # the security that it demands would let somebody in between choose a lower one.
         if security not in _SECURITIES:
             raise RemoteProtocolError(f"the server demands security {security}, which this client does not speak")
         if self._security in _WITH_TLS and security not in _WITH_TLS:
@@ -258,18 +265,20 @@ class ClientHandshake:
 class ServerHandshake:
     """The server's half of the dialogue.
 
-    Feed what comes to `receive_data` and send what it returns, until `done` or `refused`; in the second case the
-    connection ends after sending.
+    Feed received bytes to `receive_data` and send what it returns, until `done` or `refused`; in the second case
+    close the connection after sending.
 
     Args:
-        keys: The shared secrets, each at least 16 bytes, with the securities under which it admits. The first of
-            them stands for one that is not there: its securities are what a stranger is told.
+        keys: The shared secrets, each at least 16 bytes, with the securities under which it admits clients. The
+            first one's securities are also what a client with an unknown key is told.
         nonce: 32 fresh random bytes.
         binding: See `ClientHandshake`.
 
     Attributes:
-        key: The secret that the client names; None if there is no such one, or it has named none yet.
-        security: What the client wants to follow.
+        key: The secret that the client has named; None if it is unknown, or the client has not named one yet.
+        security: How the client wants the connection to be protected afterwards.
+        done: Whether the client has proven that it holds the key.
+        refused: Why the client is refused; empty if it is not.
     """
 
     def __init__(self, keys: Mapping[bytes, Collection[Security]], nonce: bytes, binding: bytes = b"") -> None:
@@ -288,14 +297,14 @@ class ServerHandshake:
 
     @property
     def wanted(self) -> int:
-        """How many bytes are to be read next, at most."""
+        """The number of bytes to read next, at most."""
         return (_PREAMBLE.size if not self._theirs else _PROOF_SIZE) - len(self._received)
 
     def receive_data(self, data: Buffer) -> bytes:
         """Take bytes from the client; return what to send.
 
         Raises:
-            RemoteProtocolError: The peer does not speak this protocol. Nothing is to be answered.
+            RemoteProtocolError: The peer does not speak this protocol. Send no answer.
         """
         if self.refused:
             raise RemoteProtocolError("the client goes on although it was refused")
@@ -311,6 +320,7 @@ class ServerHandshake:
             return b""
         if len(self._received) > _PROOF_SIZE:
             raise RemoteProtocolError("the client spoke out of turn")
+        # An unknown key is refused here rather than after the preamble: the answer is the same as to a wrong proof.
         if self.key is None or not hmac.compare_digest(self._received, self._proof(self.key, b"client")):
             self.refused = "wrong key"
             return bytes(1 + _PROOF_SIZE)
@@ -338,6 +348,7 @@ class ServerHandshake:
         if not spoken:
             self.refused = f"it speaks protocols {lowest} to {highest}, this server {PROTOCOL_VERSION}"
         elif security not in accepted:
+            # Refused in the preamble, before any proof: the client has to be told which security to use instead.
             if security in _WITH_TLS:
                 self.refused = "it wants TLS"
             else:
@@ -355,29 +366,30 @@ def _check(key: bytes, nonce: bytes) -> None:
 
 
 def _proof(key: bytes, role: bytes, client: bytes, server: bytes, binding: bytes) -> bytes:
+    # The role keeps a proof from being reflected to the end that made it, and the secret from being either proof.
     return hmac.new(key, b"farm " + role + client + server + binding, hashlib.sha256).digest()
 
 
 def binding_within(secret: bytes, of_tls: bytes) -> bytes:
-    """What a dialogue within TLS binds.
+    """Return the binding for a dialogue within TLS.
 
     Args:
-        secret: Of the dialogue in the clear, over the same connection.
-        of_tls: What both ends have of that TLS connection, and of no other.
+        secret: The secret of the dialogue in the clear, over the same connection.
+        of_tls: A value that both ends have for that TLS connection, and for no other.
     """
     return hashlib.sha256(secret + of_tls).digest()
 
 
 def encode_hello(data: dict[str, Any], kind: FrameType = FrameType.HELLO, seq: int = 0) -> list[Buffer]:
-    """A HELLO frame, or one of the other types that carry JSON, with this object."""
+    """Encode an object as a HELLO frame, or as one of the other types that carry JSON."""
     return encode_frame(kind, seq=seq, body=json.dumps(data).encode())
 
 
 def decode_hello(frame: Frame) -> dict[str, Any]:
-    """The object of a frame that carries JSON; what it should hold is in `messages`.
+    """Decode the object of a frame that carries JSON; `messages` says what it should hold.
 
     Raises:
-        RemoteProtocolError: The body is no JSON object.
+        RemoteProtocolError: The body is not a JSON object.
     """
     try:
         data = json.loads(bytes(frame.body))

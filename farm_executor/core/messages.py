@@ -1,11 +1,11 @@
-"""What the two ends say to each other in JSON: hellos and refusals, reports, orders, questions and answers.
+"""The messages that the two ends exchange in JSON: hellos and refusals, reports, orders, questions and answers.
 
-This module owns the table of these messages: which fields each has, of which types and in which ranges. It must not
-know who says them, when, or what follows. Both ends write with `to_json` and read with `from_json`, so a value
-that is not what the table says is an error of the connection that it came by, and of nothing else.
+This module owns the table of these messages: the fields of each, their types and ranges. It must not know who sends
+them, when, or what follows. Both ends write with `to_json` and read with `from_json`, so a value that violates the
+table is an error of the connection that it came by, and of nothing else.
 
 A field with a default may be missing; a field that the table does not have is ignored. Texts for people are cut and
-filtered as `text` does it. The table is that of ``docs/reference/protocol.md``.
+filtered by `text`. The table is that of ``docs/reference/protocol.md``.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ __all__ = [
 MAX_COUNT = 2**63 - 1  # of bytes, tasks, lanes and orders
 MAX_PID = 2**31 - 1
 MAX_SECONDS = 1e10
-MAX_LABEL = 100  # characters of a name, or of what is only compared
-MAX_MESSAGE = 1000  # characters of a sentence
+MAX_LABEL = 100  # characters in a name, or in a text that is only compared
+MAX_MESSAGE = 1000  # characters in a sentence
 
 
 class ControlHello(NamedTuple):
-    """A client opens a session, or comes back to the one named by ``resume``.
+    """A client's request to open a session, or to resume the one named by ``resume``.
 
     Attributes:
-        client: What to call it.
+        client: The client's name, for people.
         heartbeat: Seconds between its signs of life.
-        resume_seconds: For which the session shall outlive its control connection.
-        max_memory: Bytes that a worker may hold; None for any number.
-        modules: Whether workers may ask for modules of the program's own.
+        resume_seconds: For how many seconds the session is to outlive its control connection.
+        max_memory: How many bytes a worker may hold; None for any number.
+        modules: Whether workers may ask for the program's own modules.
     """
 
     versions: Versions
@@ -71,7 +71,7 @@ class ControlHello(NamedTuple):
 
 
 class LaneHello(NamedTuple):
-    """A client wants a worker in a slot, or another connection to the one that a lane has."""
+    """A client's request for a worker in a slot, or for another connection to the worker of a lane."""
 
     session: str
     lane: int
@@ -80,7 +80,7 @@ class LaneHello(NamedTuple):
 
 
 class AdminHello(NamedTuple):
-    """An administrator's question."""
+    """An administrator's request."""
 
     command: str
 
@@ -110,10 +110,10 @@ class WorkerHello(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The server's answer where it is no: a code, and why, for people.
+    """The server's refusal: a code, and the reason for people.
 
     Attributes:
-        mismatches: For each name of which the versions differ the client's and the server's.
+        mismatches: The client's and the server's version for each name in which they differ.
     """
 
     code: str
@@ -122,7 +122,7 @@ class Refused(NamedTuple):
 
 
 class WorkerStatus(NamedTuple):
-    """What a server says of a worker."""
+    """A server's report on a worker."""
 
     slot: int
     pid: int
@@ -130,14 +130,14 @@ class WorkerStatus(NamedTuple):
 
 
 class ClientStatus(NamedTuple):
-    """What a server says of a client."""
+    """A server's report on a client."""
 
     client: str
     workers: list[WorkerStatus]
 
 
 class Status(NamedTuple):
-    """What a server says of itself."""
+    """A server's report on itself."""
 
     address: str
     name: str
@@ -151,11 +151,11 @@ class Status(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The server's answer to a question that wants no more."""
+    """The server's answer to a request that asks for no data."""
 
 
 class Pong(NamedTuple):
-    """The server's answer to a PING: for each lane the bytes that have come and gone."""
+    """The server's answer to a PING: each lane's number, and the bytes that it has received and sent."""
 
     lanes: list[tuple[int, int, int]]
 
@@ -166,14 +166,14 @@ class WorkerDied(NamedTuple):
     Attributes:
         code: The exit code; a negative one is the signal that killed it.
         begun: The number of the last task that it began, -1 for none.
-        killed: The number of the task because of which it was killed, if somebody asked for that.
+        killed: The number of the task because of which it was killed on request; None if it was not.
         frozen: For how many seconds it had stood still, if it was killed for that.
         held: How many bytes of memory it held, if it was killed for that.
-        limit: How many it was allowed to, then.
-        oom: Whether the system has killed processes for want of memory while it lived; None if nobody can say, or
-            if it did not die as such a process does.
-        peak: The most bytes that it had in memory; None from a server that does not say.
-        stderr: The last lines that it wrote to standard error, as far as the server sees these.
+        limit: How many bytes it was allowed to hold, if it was killed for holding more.
+        oom: Whether the system killed processes for lack of memory while the worker lived; None if that is unknown,
+            or if the worker did not die the way such a process does.
+        peak: The most bytes that it had in memory; None if the server does not say.
+        stderr: The last lines that it wrote to standard error, if the server sees them.
     """
 
     lane: int
@@ -191,13 +191,13 @@ class WorkerDied(NamedTuple):
 
 
 class Draining(NamedTuple):
-    """The server was told to end; with ``leave`` its clients should leave, too."""
+    """The server's notice that it was told to end; with ``leave`` its clients should leave as well."""
 
     leave: bool
 
 
 class KillOrder(NamedTuple):
-    """Kill the lane's worker if it runs one of these tasks; it runs none before ``first``."""
+    """The client's order to kill the lane's worker if it runs one of these tasks; it runs none before ``first``."""
 
     order: int
     lane: int
@@ -207,14 +207,16 @@ class KillOrder(NamedTuple):
 
 
 class Spared(NamedTuple):
-    """The server's answer to a `KillOrder` that has killed nobody."""
+    """The server's answer to a `KillOrder` that has not killed a worker."""
 
     order: int
     lane: int
     recalls: int
 
 
-# -- checks: each gives the value to be used, or raises a ValueError that says what it should have been ------------
+# -- checks: each returns the value to use, or raises a ValueError that says what it should have been ------------
+#
+# Types are compared by ``type(value) is``, not isinstance, by which JSON's true and false would pass as integers.
 
 Check: TypeAlias = Callable[[Any], Any]
 
@@ -256,7 +258,7 @@ def _stderr(value: Any) -> str:
 
 
 def _rows(*checks: Check) -> Check:
-    """Arrays in an array, each with one value for each of the checks."""
+    """Return a check for an array of arrays, each with one value per given check."""
 
     def check(value: Any) -> list[tuple[Any, ...]]:
         if type(value) is not list or not all(type(row) is list and len(row) == len(checks) for row in value):
@@ -267,7 +269,10 @@ def _rows(*checks: Check) -> Check:
 
 
 def _counts(width: int) -> Check:
-    """The same with as many counts each, checked in one go: a farm reads thousands of rows at each heartbeat."""
+    """Return a check for an array of arrays of ``width`` counts each.
+
+    It does not call a check per value as `_rows` does: a farm reads thousands of rows at each heartbeat.
+    """
 
     def check(value: Any) -> list[tuple[int, ...]]:
         if type(value) is not list or not all(type(row) is list and len(row) == width for row in value):
@@ -393,7 +398,7 @@ _Message = TypeVar("_Message", bound=NamedTuple)
 
 
 def to_json(message: NamedTuple) -> dict[str, Any]:
-    """The object that says this; what is as it is by default is left out."""
+    """Return the message as a JSON object, without the fields that have their default values."""
     kind = type(message)
     defaults = kind._field_defaults
     data: dict[str, Any] = {"role": ROLES[kind].value} if kind in ROLES else {}
@@ -435,7 +440,7 @@ def from_json(kind: type[_Message], data: Any) -> _Message:
 
 
 def _described(value: Any) -> str:
-    """A peer's value for people; of what may be deep or huge its type only."""
+    """Describe a peer's value for people; of a value that may be deep or huge only the type."""
     if value is None or type(value) in (bool, float):
         return repr(value)
     if type(value) is int and abs(value) <= MAX_COUNT:
@@ -444,10 +449,10 @@ def _described(value: Any) -> str:
 
 
 def read_client_hello(data: dict[str, Any]) -> ClientHello:
-    """What a client comes for.
+    """Read a client's hello as a message of the kind that its role says.
 
     Raises:
-        RemoteProtocolError: It does not say, or a field is missing, or not what the table says.
+        RemoteProtocolError: There is no such role, or a field is missing, or not what the table says.
     """
     role = data.get("role")
     for kind in ROLES:
@@ -458,16 +463,16 @@ def read_client_hello(data: dict[str, Any]) -> ClientHello:
 
 
 def encode(message: NamedTuple, seq: int = 0) -> list[Buffer]:
-    """The frame that says this."""
+    """Encode the message as a frame."""
     kind = TABLE[type(message)][0]
     assert kind is not None
     return encode_hello(to_json(message), kind, seq)
 
 
 def decode(kind: type[_Message], frame: Frame) -> _Message:
-    """The message of that kind which a frame holds.
+    """Decode a frame as a message of that kind.
 
     Raises:
-        RemoteProtocolError: It holds none, see `from_json`.
+        RemoteProtocolError: The frame does not hold one, see `from_json`.
     """
     return from_json(kind, decode_hello(frame))
