@@ -133,6 +133,7 @@ class Dialling:
 
     def is_wanted(self, attempt: Attempt) -> bool:
         """Return whether the attempt's success would still be of use."""
+        # The session differs for an attempt of an earlier one, and for one to open a session when there is one.
         if self.closed or self._over or attempt.session != self.session:
             return False
         if attempt.kind is Kind.RESUME:
@@ -271,5 +272,6 @@ class Dialling:
 def _pause(attempt: Attempt, failures: int) -> float:
     if not failures:
         return 0.0
+    # The exponent is limited as well: a server may be dialled for weeks, and 1 << 1024 does not fit a float.
     longest = RESUME_PAUSE if attempt.kind in (Kind.RESUME, Kind.RESUME_LANE) else LONGEST_PAUSE
     return min(FIRST_PAUSE * float(1 << min(failures - 1, 10)), longest)

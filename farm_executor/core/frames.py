@@ -193,6 +193,7 @@ def encode_payload(
     """Encode a frame of one payload, whose body begins with ``prefix``."""
     if not is_bulk(payload):
         return encode_frame(kind, flags=flags, count=1, seq=seq, body=prefix + bytes(payload[0]))
+    # Not len(), which counts the items of a buffer rather than its bytes.
     sizes = [memoryview(part).nbytes for part in payload]
     table = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
     return encode_frame(kind, flags=flags | BULK, count=1, seq=seq, body=table + prefix, segments=payload)
@@ -312,6 +313,7 @@ def decode_tasks_together(frame: Frame) -> tuple[tuple[int, ...], Buffer]:
 
 
 def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Payload]:
+    # Bytes that no item claims are an error as well: then the table and the body are not of one frame.
     if start + sum(sizes) != len(body):
         raise RemoteProtocolError(f"a table of {sum(sizes)} bytes over a body of {len(body)}")
     ends = list(accumulate(sizes, initial=start))
@@ -320,6 +322,7 @@ def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Payload]:
 
 # -- results ----------------------------------------------------------------------------------------
 
+# Never part of a size: a payload in a batch is shorter than BULK_THRESHOLD.
 _ERROR_BIT = 1 << 31
 
 
@@ -362,6 +365,7 @@ def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: i
 
 
 def _encode_result_batch(seq: int, sizes: list[int], bodies: list[Buffer], busy_us: int) -> list[Buffer]:
+    # More than 71 minutes do not fit a u32. The exact time makes no difference by then.
     busy_us = min(busy_us, 0xFFFFFFFF)
     n = len(sizes)
     if n == 1:
@@ -527,12 +531,14 @@ class FrameReader:
                 self._needed = HEADER_SIZE + length
                 break
             start += HEADER_SIZE
+            # A copy, because the caller reads the next bytes of the stream into the same memory.
             body = bytes(view[start : start + length])
             start += length
             if flags & BULK:
                 self._bulk = _Bulk(Frame(frame_type, flags, count, seq, body), self._allocate)
                 if not self._bulk.complete:
                     return view[start:]
+                # All segments are empty, so no more bytes would come to complete it.
                 frames.append(self._bulk.frame())
                 self._bulk = None
             else:
@@ -572,6 +578,7 @@ class _Bulk:
         while len(self._done) < len(self._sizes):
             size = self._sizes[len(self._done)]
             if size:
+                # The peer has promised more than there is memory for: only its connection must end for that.
                 try:
                     self._current = memoryview(self._allocate(size)).cast("B")
                 except MemoryError:

@@ -137,10 +137,12 @@ class Versions(NamedTuple):
             raise RemoteProtocolError("a hello without versions")
         fields: dict[str, Any] = {name: data.get(name) for name in _VERSION_FIELDS}
         for name, value in fields.items():
+            # Not isinstance, by which JSON's true would pass as a protocol.
             if type(value) is not _VERSION_FIELDS[name]:
                 raise RemoteProtocolError(
                     f"malformed versions in a hello: the one of {name} is a {type(value).__name__}"
                 )
+        # A preamble has one byte for it.
         if not 0 <= fields["protocol"] <= 255:
             raise RemoteProtocolError("malformed versions in a hello: the protocol is not from 0 to 255")
         texts = {name: one_line(value, MAX_VERSION) for name, value in fields.items() if name != "protocol"}
@@ -234,6 +236,7 @@ class ClientHandshake:
 
     def _check_preamble(self) -> None:
         _, chosen, highest, security, *_ = _PREAMBLE.unpack(self._theirs)
+        # The version comes first, because it decides what the number of a security means.
         if chosen != PROTOCOL_VERSION:
             raise VersionMismatchError(
                 f"the client speaks protocol {PROTOCOL_VERSION}, the server up to {highest}: "
@@ -323,6 +326,7 @@ class ServerHandshake:
         # An unknown key is refused here rather than after the preamble: the answer is the same as to a wrong proof.
         if self.key is None or not hmac.compare_digest(self._received, self._proof(self.key, b"client")):
             self.refused = "wrong key"
+            # As long as the other answer, so that the client knows how many bytes to read.
             return bytes(1 + _PROOF_SIZE)
         self.done = True
         return b"\1" + self._proof(self.key, b"server")
@@ -338,6 +342,7 @@ class ServerHandshake:
 
     def _answer_preamble(self) -> bytes:
         _, lowest, highest, security, named, zero, _ = _PREAMBLE.unpack(self._theirs)
+        # An honest client cannot have said more yet: its proof covers the nonce that it is about to get.
         if len(self._received) or zero or security not in _SECURITIES or lowest > highest:
             raise RemoteProtocolError("malformed preamble")
         self.key = next((key for key in self._keys if key_id(key) == named), None)

@@ -314,6 +314,7 @@ _VERSIONS = Versions.from_json
 
 # -- the table ---------------------------------------------------------------------------------------------------
 
+# For each message the type of its frame (None if it is only a part of other messages), and its fields' checks.
 TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
     ControlHello: (
         FrameType.HELLO,

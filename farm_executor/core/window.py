@@ -1,4 +1,4 @@
-"""How much work to queue on one lane.
+"""Decide how much work to queue on one lane.
 
 This module owns the estimates of a task's duration and of the round trip to the worker, and the window that follows
 from them. It must not know what a task is, and it has no clock: durations are passed in.
