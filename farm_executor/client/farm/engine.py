@@ -1,17 +1,17 @@
-"""The engine: one farm's client half, put together, and what its callers may ask of it.
+"""The engine: the client half of one farm, assembled from its parts, and the calls it offers.
 
-This module owns what becomes of tasks: their futures are made, settled, cancelled and killed here, and the farm
+This module owns the fate of tasks: their futures are created, settled, cancelled and killed here, and the farm
 breaks and ends here. It must not decide which task goes where (`core.scheduler`), when that may be decided
-(`dispatch`), what is said on lanes (`crew`), who waits for the sockets (`reactor`), which servers there are
-(`servers`), nor what the public contract is (`executor`).
+(`dispatch`), what is said on lanes (`crew`), which thread waits for the sockets (`reactor`), which servers there
+are (`servers`), nor what the public contract is (`executor`).
 
     submit ──► Engine.submit ──► Dispatch ──► Scheduler ──► Lane.send_tasks         in the caller's thread
     Future ◄── Settler       ◄── Engine   ◄── Dispatch  ◄── Crew ◄── connection     in a handler of the reactor's
 
-Whatever users may call in a destructor, a callback or a signal handler asks `may_wait` before it waits for the
-farm, and takes the dispatch's lock by its `look`.
+Every method that users may call from a destructor, a callback or a signal handler checks `may_wait` before it
+waits for the farm, and takes the dispatch's lock through `look`.
 
-Should the engine itself fail, every future settles with `BrokenFarmError`: nothing ever hangs.
+If the engine itself fails, every future settles with `BrokenFarmError`: nothing ever hangs.
 """
 
 from __future__ import annotations
@@ -61,18 +61,19 @@ __all__ = ["Engine", "EngineOptions"]
 logger = logging.getLogger(__name__)
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
-GLANCE_EVERY = 128  # submits: who floods the farm keeps its own thread from running, and so does its work
-IDLE_SECONDS = 1.0  # after which, or twice that, what is kept of large functions is forgotten
-MAX_ROUNDS = 3  # of killing what runs, in case some of it has come to run elsewhere meanwhile
+# In submits. A thread that floods the farm with submits starves the I/O thread, so it does some of its work.
+GLANCE_EVERY = 128
+IDLE_SECONDS = 1.0  # the copies kept of large functions are dropped after one to two times this long
+MAX_ROUNDS = 3  # of killing running tasks, in case some have started to run elsewhere in the meantime
 
 
 class EngineOptions(NamedTuple):
-    """What the executor was constructed with, as far as it concerns the engine.
+    """The executor's constructor arguments that concern the engine.
 
     Attributes:
-        end_servers: Called when all is over: ends the servers that were started for this farm alone.
+        end_servers: Called once everything is over: ends the servers that were started for this farm alone.
         initializer: The pickled call that every worker runs first.
-        ship: Which modules workers may have; see `ChosenModules`.
+        ship: The modules that workers may have; see `ChosenModules`.
     """
 
     sources: Sources
@@ -87,10 +88,10 @@ class EngineOptions(NamedTuple):
 
 
 class Engine:
-    """One farm's client side, from the first submit to the end.
+    """The client side of one farm, from the first submit to the end.
 
     Attributes:
-        servers: The farm's.
+        servers: The farm's servers.
 
     Thread safety: the methods for callers, and those of `future.Owner`, may be called from any thread.
     """
@@ -104,6 +105,8 @@ class Engine:
         self._lanes: dict[int, Lane] = {}
         self._reactor = reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         self._settler = settler = Settler(reactor, self._budget)
+        # The parts refer to each other in a circle. The lambdas look up those that do not exist yet when they are
+        # called, which is not before the reactor has been started.
         self._kills = kills = Kills(reactor, self._send_kill, lambda lane, meant: self._dispatch.aim(lane, meant))
         self._cancels = Cancels(reactor, lambda request: self._stopping.ask_back(request))
         self._shipping = shipping = Shipping(options.ship, reactor, lambda *answer: self._crew.send_module(*answer))
@@ -143,8 +146,9 @@ class Engine:
         """Start the I/O thread and begin to dial.
 
         Raises:
-            RuntimeError: No thread can be started, as from Python 3.12 on when the main thread has ended.
+            RuntimeError: No thread can be started, such as on Python 3.12 and later once the main thread has ended.
         """
+        # Before the I/O thread starts: from then on timers may be set in handlers only.
         if self._options.connect_timeout is not None:
             self._reactor.after(self._options.connect_timeout, self._give_up_connecting)
         self._reactor.start()
@@ -153,16 +157,16 @@ class Engine:
     # -- for callers -------------------------------------------------------------------------------------
 
     def prepare(self, fn: Callable[..., Any]) -> Function:
-        """Pickle a function, as it is now, for many calls.
+        """Pickle a function in its current state, for many calls.
 
         Raises:
-            Exception: It cannot be pickled.
+            Exception: The function cannot be pickled.
         """
         return self._functions.find(fn)
 
     @property
     def counts_tasks(self) -> bool:
-        """Whether workers are replaced after so many tasks."""
+        """Whether workers are replaced after a fixed number of tasks."""
         return self._options.max_tasks_per_child is not None
 
     def submit(
@@ -179,42 +183,49 @@ class Engine:
         """Send a call, or queue it.
 
         Args:
-            fn: The function, or what `prepare` made of it.
-            args: Its arguments.
-            kwargs: Its arguments by name.
-            options: The task's.
-            goes_on: This is the rest of a task that was taken before, so that a shutdown is no obstacle.
-            calls: For how many calls of the user's it stands.
+            fn: The function, or the result of `prepare` for it.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            options: The options of the task.
+            goes_on: Whether this is the rest of a task accepted earlier, which a shutdown does not stop.
+            calls: The number of user calls that the task stands for.
             before_settling: See `FarmFuture`.
 
         Returns:
-            Its future. If the call cannot be pickled, the future holds that error already.
+            The future of the call. If the call cannot be pickled, the future already holds that error.
 
         Raises:
             RuntimeError: The farm has been shut down.
-            BrokenFarmError: It is broken; or whatever else broke it, such as AuthenticationError.
+            BrokenFarmError: The farm is broken. If another error broke it, such as AuthenticationError, that one
+                is raised.
             FarmFullError: See `Budget`.
         """
+        # Checked without the lock, as a submit never waits for that. A shutdown that comes after this check is
+        # noticed at the end, by `dispatch.closed`.
         if self._shutdown and not goes_on:
             raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
         future: FarmFuture = FarmFuture()
         try:
             future._function = fn if isinstance(fn, Function) else self._functions.find(fn)
             if self._budget is None and not kwargs and payload.all_plain(args):
-                future._plain = args  # nobody can change them
+                # Plain arguments are immutable, so they can be pickled as late as when they are sent, and then
+                # together with those of other tasks.
+                future._plain = args
             else:
                 future._arguments = payload.dumps_call(args, kwargs)
-        except BaseException as problem:  # whatever a user's reduction raises is its future's, and no other's
+        except BaseException as problem:  # an error raised by a user's __reduce__ belongs to this future alone
             error = explain_pickling(problem, fn, args, kwargs)
             future._release()
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        if goes_on and self._stopping.cancelling:  # what would go on has been cancelled with all that was queued
+        # The rest of a task is submitted while that task settles. If everything queued is being cancelled
+        # meanwhile, the rest is in no queue yet and would escape.
+        if goes_on and self._stopping.cancelling:
             future._release()
             future.cancel()
             future.set_running_or_notify_cancel()
-            if goes_on:  # and so had been counted as submitted
+            if goes_on:  # these calls were counted as submitted with the original task
                 self._settler.counts["cancelled"] += calls
             return future
         dispatch = self._dispatch
@@ -228,22 +239,29 @@ class Engine:
         if before_settling is not None:
             future._before_settling = before_settling
             task.calls, task.goes_on = calls, goes_on
+        # The future must be complete by now: as soon as its task is in `incoming`, any thread may send it.
         if self._budget is None:
             dispatch.incoming.append(task)
         else:
-            # Who would make room must not wait for it; what goes on has been waited for.
+            # A thread that has to make room by its own work must not wait for room. The rest of an earlier task
+            # does not wait either: the original submit did.
             now = goes_on or not self.may_wait()
             self._append_within(self._budget, task, payload_size(future._arguments), now=now)
+        # Only after the append: a lane that becomes idle after this check finds the task in `incoming`.
         if dispatch.scheduler.has_idle_lane:
             dispatch.admit()
         if not task.id % GLANCE_EVERY and not dispatch.is_mine():
             self._reactor.glance()
-        if dispatch.closed:  # since we looked
+        # The farm may have closed after the check at the top. Nobody admits the task then, so refuse it here, or
+        # its future would never settle.
+        if dispatch.closed:
             self._refuse_incoming()
         return future
 
     def _append_within(self, budget: Budget, task: Task, size: int, *, now: bool) -> None:
         while True:
+            # An interrupt between taking the bytes and appending the task would leak the bytes. Waiting is outside,
+            # so that Ctrl-C can end it.
             with HeldBack():
                 if budget.take(size, now=now):
                     self._dispatch.incoming.append(task)
@@ -251,7 +269,8 @@ class Engine:
             budget.wait(size)
 
     def _refuse_incoming(self) -> None:
-        """Settle what was submitted just when all was over."""
+        """Settle the tasks that were submitted just as the farm closed."""
+        # Several threads may do this at once: each task is popped by exactly one of them.
         while True:
             try:
                 task = self._dispatch.incoming.popleft()
@@ -260,15 +279,15 @@ class Engine:
             self._refuse(task)
 
     def _refuse(self, task: Task) -> None:
-        """Settle a task that has come too late."""
+        """Settle a task that came too late."""
         self._settler.refuse(task, self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
 
     def may_wait(self) -> bool:
-        """Whether this thread may wait for the farm: not in a callback, nor amid the farm's work."""
+        """Return whether this thread may wait for the farm: not in a callback, nor amid the farm's own work."""
         return not self._dispatch.is_mine() and self._reactor.may_wait()
 
     def check_may_wait(self) -> None:
-        """Raise what speaks against waiting for all servers or workers."""
+        """Raise if the caller must not block until all servers or workers have answered."""
         if self._shutdown:
             raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
         if not self.may_wait():
@@ -277,14 +296,14 @@ class Engine:
     def broadcast(
         self, fn: Callable[..., Any] | Function, args: tuple[Any, ...], options: TaskOptions, *, persistent: bool
     ) -> Broadcast:
-        """Send a call to every worker of every server, also of those that have yet to answer.
+        """Send a call to every worker of every server, including servers that have not answered yet.
 
         Args:
-            fn: The function, or what `prepare` made of it.
+            fn: The function, or the result of `prepare` for it.
             args: Its arguments.
-            options: The calls'.
-            persistent: Whether workers that come later make it, too, before any other task. If one fails to, the
-                farm breaks, as when its initializer fails.
+            options: The options of the calls.
+            persistent: Whether workers that come later also make the call, before any other task. If the call fails
+                on one of them, the farm breaks, as it does when an initializer fails.
 
         Raises:
             RuntimeError: The farm has been shut down, or this is a callback, which must not wait for workers.
@@ -296,19 +315,19 @@ class Engine:
         return self._broadcasts.make(function, arguments, options, self.servers, persistent=persistent)
 
     def forget(self, broadcast: Broadcast) -> None:
-        """Workers that come later need not make the call."""
+        """Stop making this call on workers that come later."""
         self._broadcasts.forget(broadcast)
 
     def kill(self, category: Hashable, *, dry_run: bool = False) -> int:
-        """Kill the tasks of that category that run, and say how many there were; see `Kills.ask`."""
+        """Kill the running tasks of a category and return how many there were; see `Kills.ask`."""
         return self._stopping.kill(category, dry_run=dry_run)
 
     def kill_one(self, future: FarmFuture) -> bool:
-        """Kill a future's task, now if it runs, and when its turn comes if a worker has it already."""
+        """Kill a future's task: at once if it runs, or when its turn comes if a worker already has it."""
         return self._stopping.kill_one(future)
 
     def cancel_all(self) -> None:
-        """Cancel every task that has not begun, and kill those that run; see `FarmExecutor.cancel_all`."""
+        """Cancel every task that has not begun, and kill the running ones; see `FarmExecutor.cancel_all`."""
         self._stopping.cancel_all()
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
@@ -320,12 +339,15 @@ class Engine:
         return self._reactor.lead(future.done, timeout)
 
     def lead_until(self, done: Callable[[], bool]) -> None:
-        """Do the farm's own work in this thread until that is so, if this thread may; it may be so or not then."""
+        """Do the farm's own work in this thread, if it may, until ``done`` returns True.
+
+        This may return early, so the caller has to check the condition again.
+        """
         if self.may_wait():
             self._reactor.lead(done, None)
 
     def nudge(self) -> None:
-        """Have who leads look once more whether he still needs to."""
+        """Make the leading thread check once more whether it still needs to lead."""
         self._reactor.post(_nothing)
 
     def waiting(self, future: FarmFuture) -> AbstractContextManager[None]:
@@ -342,23 +364,23 @@ class Engine:
             self._cancels.take_back(task, cancel)
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks; end when those taken have settled.
+        """Accept no more tasks, and end once those accepted have settled.
 
-        As cancelling a future does, this takes no lock: a destructor may call it, wherever the garbage collector
-        has found the time.
+        Like cancelling a future, this takes no lock: a destructor may call it at whatever point the garbage
+        collector happens to run.
         """
         self._shutdown = True
-        self._reactor.may_lead = False  # its own thread is to see when all is over
+        self._reactor.may_lead = False  # only the I/O thread checks whether everything is over
         if not self._dispatch.closed:
             self._reactor.post(self._cancel_queued if cancel_futures else _nothing)
 
     def abort(self, reason: str) -> None:
-        """Give up: unsettled futures settle with `BrokenFarmError`, and the workers end at once."""
+        """Give up: settle all unsettled futures with `BrokenFarmError`, and end the workers at once."""
         if not self._dispatch.closed:
             self._reactor.post(lambda: self._break(lambda: BrokenFarmError(reason)))
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the end after `shutdown`, where that is allowed, see `may_wait`; say whether it has come."""
+        """Wait for the end after `shutdown`, if `may_wait` allows it; return whether the end has come."""
         return self._reactor.join(timeout if self.may_wait() else 0.0)
 
     @property
@@ -368,11 +390,11 @@ class Engine:
 
     @property
     def workers(self) -> int:
-        """How many lanes the servers seen so far give us."""
+        """The number of lanes that the servers seen so far give this farm."""
         return sum(list(self.servers.counts.values()))
 
     def statistics(self) -> FarmStatistics:
-        """A snapshot."""
+        """Take a snapshot of the farm's figures."""
         from farm_executor.client.farm.statistics import snapshot  # late: most programs never ask
 
         state = "broken" if self._error else "shut down" if self._shutdown else "open"
@@ -382,29 +404,35 @@ class Engine:
     # -- for the reactor -----------------------------------------------------------------------------------
 
     def _follow_up(self, after: list[Afterwards]) -> None:
-        """Do what is to be done about decisions; what callers' threads have brought about, with the lock held."""
+        """Do what follows from decisions. For decisions made in callers' threads, the lock is held."""
+        # With the lock held, nothing may be done here that runs users' code or takes the lock again, so it is
+        # posted. Losses are left to `Crew.lose_lane`, the only place they come from: it tells its listener.
         for deed in after:
             if isinstance(deed, Unsent):
                 self._reactor.post(partial(self._crew.watch_by_number, deed.lane))
             elif isinstance(deed, Cancel):
                 self._reactor.post(partial(self._settler.cancelled, deed.task))
-            elif isinstance(deed, Retire):  # only handlers bring that about
+            elif isinstance(deed, Retire):  # only handlers cause this, so the lock is not held
                 self._crew.retire_lane(deed.lane)
 
     def _cancel_queued(self) -> None:
-        """As long as no worker has come, what those who are about to would have begun is not cancelled."""
+        """Cancel the queued tasks, except for those that expected workers would already have begun.
+
+        The exception applies only as long as no worker has ever been ready.
+        """
         self._stopping.cancel_queued(but=0 if self._crew.had_lane else self.servers.prospects())
 
     def _finished(self) -> bool:
         if not self._shutdown:
             return False
         with self._dispatch.deciding:
+            # In the same hold of the lock: a task admitted between the check and the close would be forgotten.
             if not self._dispatch.scheduler.unsettled:
-                self._stop_taking()  # in the same moment
+                self._stop_taking()
         return self._dispatch.closed
 
     def _stop_taking(self) -> None:
-        """Admit no task any more; the lock is held."""
+        """Stop admitting tasks. The lock is held."""
         self._shutdown = self._dispatch.closed = True
         self._reactor.may_lead = False
         if self._budget is not None:
@@ -416,31 +444,35 @@ class Engine:
         self._break(lambda: caused(BrokenFarmError(reason), bug))
 
     def _close(self) -> None:
+        # Stop dialling first, so that no connection comes while the rest is torn down.
         self.servers.close(hurry=self._error is not None)
         self._crew.close()
         with self._dispatch.deciding:
             self._stop_taking()
+        # Only once the dispatch is closed: a submit that comes later sees that, and refuses its own task.
         self._refuse_incoming()
         self._answer_no_more()
         self._shipping.close()
         self._crew.forget()
+        # Last, so that embedded servers have been sent their goodbyes before they are ended.
         self._options.end_servers()
 
     # -- what servers tell ---------------------------------------------------------------------------------
 
     def _on_seats_gone(self, seats: list[Hashable], why: str) -> None:
-        """There are no such places any more."""
+        """Refuse the tasks that wait for seats which no longer exist."""
         with self._dispatch.deciding:
             stranded = [task for seat in seats for task in self._dispatch.scheduler.seat_gone(seat)]
+        # Without the lock: settling runs users' callbacks.
         for task in stranded:
             self._settler.refuse(task, WorkerLostError(why))
 
     def _on_refusal(self, error: Exception) -> None:
-        """No server wants us, and it is no use to try again."""
+        """Break the farm: every server refuses us, and trying again is pointless."""
         self._break(lambda: copy_of(error))
 
     def _send_kill(self, order: KillOrder) -> bool:
-        """For `Kills`."""
+        """Send a kill order on behalf of `Kills`; return whether it could be sent."""
         lane = self._lanes.get(order.lane)
         return lane is not None and lane.session.send(order)
 
@@ -454,7 +486,9 @@ class Engine:
             self._break(lambda: TimeoutError(text))
 
     def _break(self, error: Callable[[], BaseException]) -> None:
-        """Settle every future with an error of its own, and take no more."""
+        """Settle every future with an error of its own, and accept no more tasks."""
+        # Each future gets its own error object: raising one adds a traceback to it, which would grow with each
+        # thread that raised a shared one.
         with self._dispatch.deciding:
             if self._error is not None:
                 return
@@ -467,7 +501,7 @@ class Engine:
         self._answer_no_more()
 
     def _answer_no_more(self) -> None:
-        """Tell those who wait for servers or their word that there will be none."""
+        """Tell threads that wait for servers, or for their answers to kill orders, that there will be none."""
         error = self._error
         self.servers.answer_no_more(error if error is not None else lambda: RuntimeError(AFTER_SHUTDOWN))
         self._kills.end()
@@ -475,7 +509,9 @@ class Engine:
     # -- fork ----------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's connections, and of its futures with an error."""
+        """Let go of the parent's connections in a forked child, and settle the parent's futures with an error."""
+        # Only this process's descriptors are closed. The sockets are shared with the parent, whose connections a
+        # goodbye or a shutdown would end, too.
         for connection in (*self.servers.abandon(), *self._crew.connections()):
             if connection.fileno() >= 0:
                 os.close(connection.fileno())
@@ -488,4 +524,4 @@ class Engine:
 
 
 def _nothing() -> None:
-    """For the inbox: wake up and see whether all is over."""
+    """Do nothing; posted to wake the I/O thread, which then checks whether everything is over."""
