@@ -1,11 +1,11 @@
-"""The lanes of one farm, and what is said on them.
+"""The lanes of one farm, and the frames exchanged on them.
 
 This module owns the lanes: their connections and frames, their cuts, and how they end. It must not know futures,
 nor which task goes where: it tells the `dispatch` what has happened, and its listener what came of it.
 
-All of it runs in handlers of the reactor's, one at a time, so that a lane's state needs no lock. What callers'
-threads may do meanwhile is to send, with the dispatch's lock held; so that lock is taken where a connection is
-opened, given up or exchanged.
+Everything here runs in handlers of the reactor, one at a time, so a lane's state needs no lock. Callers' threads
+may send in the meantime, with the dispatch's lock held. So that lock is taken wherever a connection is opened,
+given up or exchanged.
 """
 
 from __future__ import annotations
@@ -47,59 +47,69 @@ __all__ = ["Crew", "CrewListener"]
 
 logger = logging.getLogger(__name__)
 
-OPEN = LaneState.OPEN  # compared with for each frame; before Python 3.12 a member is slow to look up
-REPORT_SECONDS = 5.0  # for the supervisor's word on a worker whose lane has ended
-MAX_STILLBORN = 3
-IDLE_SECONDS = 1.0  # after which, or twice that, what is kept of large functions is forgotten
+OPEN = LaneState.OPEN  # needed for each frame; before Python 3.12 the lookup of an enum member is slow
+REPORT_SECONDS = 5.0  # to wait for the supervisor's report on a worker whose lane has ended
+MAX_STILLBORN = 3  # workers in a row that died before they were ready, while none is ready
+IDLE_SECONDS = 1.0  # the copies kept of large functions are dropped after one to two times this long
 
 
 class CrewListener(Protocol):
-    """Who settles what lanes answer. Every method is called in a handler of the reactor's, without the lock."""
+    """The receiver of a crew's events, which settles the answers of lanes.
+
+    Every method is called in a handler of the reactor, without the lock unless noted.
+    """
 
     def on_ready(self, lane: Lane) -> list[Task]:
-        """A worker is ready: what it has to do before all else."""
+        """Note that a worker is ready; return the tasks that it has to run before all others."""
 
     def on_values(self, lane: Lane, tasks: list[Task], values: Sequence[Any]) -> None:
-        """Tasks have been answered with these values."""
+        """Settle tasks that were answered with these values."""
 
     def on_answers(self, lane: Lane, tasks: list[Task], answers: Sequence[tuple[Payload, bool]]) -> None:
-        """Tasks have been answered, each with a pickled value or, if so marked, a failure."""
+        """Settle tasks that were answered, each with a pickled value or, if the flag says so, a failure."""
 
     def on_renumbered(self, lane: Lane) -> None:
-        """Tasks have come back from the lane, so that its numbers may mean others."""
+        """Note that tasks have come back from the lane, so its numbers may now stand for other tasks."""
 
     def was_to_be_killed(self, lane: Lane, task: Task) -> bool:
-        """The lane's worker was killed while it ran that task: whether that was meant. With the lock held."""
+        """Return whether the lane's worker, killed while it ran this task, was meant to be. With the lock held."""
 
     def on_lost(self, lane: Lane, before: LaneState, had: int, losses: list[Lose]) -> None:
-        """A lane is gone that was in that state and had so many calls, of which these tasks must not run again."""
+        """Settle what a lost lane leaves behind.
+
+        Args:
+            lane: The lane.
+            before: Its state before the loss.
+            had: How many calls it had.
+            losses: The tasks among these that must not run again.
+        """
 
     def on_failed_initializer(self, lane: Lane, failure: Payload) -> None:
-        """A worker cannot be made ready."""
+        """Note that a worker's initializer has failed, so that it cannot become ready."""
 
     def on_stillborn(self, text: str) -> None:
-        """Workers die before they are ready, one after the other: waiting does not help."""
+        """Note that worker after worker dies before it is ready, so that waiting does not help."""
 
 
 class Crew:
-    """See the module.
+    """The lanes of one farm; see the module.
 
     Args:
-        lanes: By number, the very mapping that the dispatch sends by.
-        dispatch: Decides.
-        reactor: Reads and writes.
-        listener: See there.
+        lanes: The lanes by number: the same mapping that the dispatch uses for sending.
+        dispatch: Decides which task goes where.
+        reactor: Reports when sockets can be read or written.
+        listener: See `CrewListener`.
         follow_up: Does what `Dispatch.perform` returns, except for losses.
-        functions: Those that lanes may be sent.
-        shipping: Offers workers the program's modules.
+        functions: The functions that lanes may be sent.
+        shipping: Offers the program's modules to workers.
         initializer: The pickled call that every worker runs first.
-        max_tasks_per_child: How many tasks a worker may run; None for any number.
-        resume_seconds: How long a broken connection is dialled for.
+        max_tasks_per_child: The number of tasks that a worker may run; None for any number.
+        resume_seconds: How long to keep dialling for a broken connection, in seconds.
 
     Attributes:
         had_lane: Whether any worker has ever been ready.
 
-    Thread safety: none but that of the reactor's handlers.
+    Thread safety: none; everything is for the reactor's handlers, which run one at a time.
     """
 
     def __init__(
@@ -123,7 +133,7 @@ class Crew:
         self._follow_up = follow_up
         self._functions = functions
         self._shipping = shipping
-        self._will_forget = False  # whether somebody will look whether large functions are still used
+        self._will_forget = False  # whether a timer is set to check if large functions are still in use
         self._initializer = initializer
         self._max_tasks_per_child = max_tasks_per_child
         self._resume_seconds = resume_seconds
@@ -134,7 +144,7 @@ class Crew:
 
     def lane_up(self, session: Session, connection: Connection, slot: int, lane: int, pid: int) -> None:
         """See `session.SessionCrew`."""
-        # The thread that dialled has left word of this; meanwhile the session may have ended.
+        # The dialling thread posted this; the session, or the whole farm, may have ended since.
         if self._dispatch.closed or not session.wants_lanes:
             connection.close()
             return
@@ -146,20 +156,25 @@ class Crew:
         )
         with self._dispatch.deciding:
             self._lanes[lane] = session.lanes[lane] = new
+            # The initializer may already need the program's modules, so they are offered before it is sent.
             if new.offered is not None:
                 self._shipping.offer(new)
             new.send_init(self._initializer)
+        # The scheduler hears of the lane only when its worker is ready: until then it gets no tasks.
         self._reactor.register(connection, partial(self._on_lane, new))
         self.watch(new)
 
     def lane_resumed(self, connection: Connection, lane: int) -> None:
         """See `session.SessionCrew`."""
         found = self._lanes.get(lane)
+        # It may have been given up for lost while the dialling thread was busy.
         if self._dispatch.closed or found is None or found.state is not LaneState.CUT:
             connection.close()
             return
         connection.socket.setblocking(False)
         found.change(LaneEvent.CONNECT)
+        # The scheduler still takes the lane for cut off, so it sends no tasks before the worker has said which one
+        # it expects next (RESUMED). Numbers sent before that might repeat or skip some.
         with self._dispatch.deciding:
             found.resume(connection, self._dispatch.scheduler.first_seq(lane))
         self._reactor.register(connection, partial(self._on_lane, found))
@@ -175,6 +190,8 @@ class Crew:
 
     def worker_gone(self, lane: int) -> None:
         """See `session.SessionCrew`."""
+        # The supervisor's report, which comes over the control connection, says how the worker died and what it had
+        # begun. Without it every outstanding task counts as possibly begun, so give it time to arrive.
         if lane in self._lanes:
             self._reactor.after(REPORT_SECONDS, partial(self.lose_lane, self._lanes[lane]))
 
@@ -189,6 +206,7 @@ class Crew:
         with self._dispatch.deciding:
             scheduler = self._dispatch.scheduler
             self._dispatch.submitted += len(first)
+            # Before the scheduler knows the lane: its first batch then begins with these tasks.
             scheduler.prepend(*first)
             seat = lane.session.seat(lane.slot)
             after = self._dispatch.perform(scheduler.lane_up(lane.id, self._max_tasks_per_child, seat))
@@ -197,20 +215,21 @@ class Crew:
     # -- what they say -------------------------------------------------------------------------------------
 
     def watch(self, lane: Lane) -> None:
-        """Have the selector report when a lane's socket takes more, while there is more."""
+        """Have the selector report when a lane's socket takes more, as long as there is more to send."""
         if lane.state.connected and lane.id in self._lanes:
             self._reactor.want_to_write(lane.connection, lane.connection.unsent)
 
     def watch_by_number(self, lane: int) -> None:
-        """The same, of a lane that may be gone by now."""
+        """Do the same for a lane that may be gone by now."""
         found = self._lanes.get(lane)
         if found is not None:
             self.watch(found)
 
     def _on_lane(self, lane: Lane, events: int) -> None:
         if self._is_gone(lane):
-            return  # by an event of this same round
+            return  # an earlier event of the same round has ended it
         if events & selectors.EVENT_WRITE:
+            # Callers' threads send on this connection, too, so its buffer is flushed under the lock.
             with self._dispatch.deciding:
                 lane.connection.flush()
             self.watch(lane)
@@ -219,7 +238,7 @@ class Crew:
         try:
             for frame in lane.connection.receive():
                 if self._is_gone(lane):
-                    break  # by what the frame before it said
+                    break  # the frame before this one has ended it
                 self._on_frame(lane, frame)
         except EOFError as error:
             self._on_lane_end(lane, str(error))
@@ -231,6 +250,8 @@ class Crew:
         return not lane.state.connected
 
     def _on_lane_end(self, lane: Lane, why: str) -> None:
+        # A retired lane has nothing left to lose. One whose worker is known to be dead, or that was not yet ready,
+        # has nothing to resume.
         if lane.state is LaneState.RETIRED:
             self.lose_lane(lane)
         elif lane.resumable and lane.state is not LaneState.STARTING and lane.death is None:
@@ -240,7 +261,7 @@ class Crew:
             self._reactor.unregister(lane.connection)
             if lane.death is not None:
                 self.lose_lane(lane)
-            else:  # the supervisor knows why, and will say so at once if it can
+            else:  # the supervisor knows why, and reports it at once if it can
                 self._reactor.after(REPORT_SECONDS, partial(self.lose_lane, lane))
 
     def _on_frame(self, lane: Lane, frame: Frame) -> None:
@@ -279,9 +300,9 @@ class Crew:
         with dispatch.deciding:
             round_trip_us = lane.note_results(frame.count, busy_us)
             tasks, decisions = dispatch.scheduler.finished(lane.id, frame.seq, frame.count, busy_us, round_trip_us)
-            after = dispatch.perform(
-                decisions
-            )  # before any code of the user's, so that the worker goes on meanwhile
+            # New tasks are sent before any user code runs, such as callbacks, so that the worker goes on meanwhile.
+            after = dispatch.perform(decisions)
+            # After the tasks, so that these leave first: the worker may be waiting for them, and not for the ACK.
             unsent = not lane.acknowledge(frame.seq + frame.count, bulk=bool(frame.flags & BULK))
             if dispatch.timed:
                 dispatch.watch_time(lane.id)
@@ -297,7 +318,7 @@ class Crew:
             self._listener.on_answers(lane, tasks, answers)
 
     def _forget_later(self) -> None:
-        """Look after a while whether the farm is still idle."""
+        """Check after a while whether the farm is still idle."""
         if not self._will_forget:
             self._will_forget = True
             self._reactor.after(IDLE_SECONDS, partial(self._forget_large, self._dispatch.submitted))
@@ -306,8 +327,11 @@ class Crew:
         self._will_forget = False
         dispatch = self._dispatch
         with dispatch.deciding:
-            if dispatch.closed or dispatch.scheduler.unsettled:  # its results will come here
+            # Busy: the results of those tasks will set the timer again.
+            if dispatch.closed or dispatch.scheduler.unsettled:
                 return
+            # Idle now, but not all the time: a program that submits, waits and submits again would have to send its
+            # large functions each time.
             if dispatch.submitted != submitted:
                 self._forget_later()
                 return
@@ -326,7 +350,7 @@ class Crew:
     def drain_lane(self, lane: Lane) -> None:
         """See `session.SessionCrew`."""
         if lane.state is LaneState.RETIRED:
-            return  # the scheduler has forgotten it, and it is about to end: a server may say twice that it drains
+            return  # about to end, and the scheduler has forgotten it: a server may announce twice that it drains
         with self._dispatch.deciding:
             after = self._dispatch.perform(self._dispatch.scheduler.drain_lane(lane.id))
         self._follow_up(after)
@@ -340,13 +364,13 @@ class Crew:
             self.lose_lane(stuck)
 
     def cut_lane(self, lane: Lane, why: str) -> None:
-        """The way to a worker is broken, and another is looked for, for a while."""
+        """Give up a worker's broken connection, and have another one dialled for up to ``resume_seconds``."""
         if lane.state not in (LaneState.OPEN, LaneState.RESUMING):
             return
         logger.info("connection lost server=%s pid=%d reason=%s", lane.server, lane.pid, why)
         lane.change(LaneEvent.CUT)
         with self._dispatch.deciding:
-            # In one hold: a caller's thread that is given the lock next must find that the lane takes nothing.
+            # In one hold: a caller's thread that gets the lock next must already find that the lane takes nothing.
             self._reactor.unregister(lane.connection)
             lane.connection.close()
             self._dispatch.scheduler.lane_cut(lane.id)
@@ -354,6 +378,7 @@ class Crew:
         lane.session.lane_cut(lane)
 
     def _give_up_lane(self, lane: Lane, cuts: int) -> None:
+        # The count tells this cut from a later one, which has a timer of its own.
         if lane.state is LaneState.CUT and lane.cuts == cuts:
             self.lose_lane(lane)
 
@@ -363,13 +388,16 @@ class Crew:
         if lane is None:
             return
         lane.death = death
+        # The report comes over the control connection and may overtake the worker's last results, which are on
+        # their way over the lane's. Those count: losing the lane now would run their tasks again.
         if lane.state.connected:
             self._await_end(lane, -1)
         else:
             self.lose_lane(lane)
 
     def _await_end(self, lane: Lane, received: int) -> None:
-        """Its worker has died: what it had sent may still come, and then the end, unless nothing comes any more."""
+        """Wait for the last bytes of a dead worker and the end of its connection, as long as any bytes come."""
+        # The end need not come, such as when a process that a task has forked still has the socket open.
         if lane.connection.bytes_received == received:
             self.lose_lane(lane)
         elif lane.state.connected:
@@ -379,19 +407,19 @@ class Crew:
     # -- they go -------------------------------------------------------------------------------------------
 
     def retire_lane(self, number: int) -> None:
-        """A lane has run all the tasks it may: its worker ends when we hang up, and a fresh one is asked for."""
+        """Retire a lane that has run all the tasks it may: hang up, so that a fresh worker replaces its own."""
         lane = self._lanes.get(number)
         if lane is not None:
-            # Not hung up in this very turn: its connection may have more to say, and may be about to break.
+            # Do not hang up in this same turn: the handler that called this may still be reading the connection.
             lane.change(LaneEvent.RETIRE)
             self._reactor.post(partial(self.end_lane, lane))
 
     def end_lane(self, lane: Lane) -> None:
-        """Hang up, if that has not been done."""
+        """Hang up on a lane, if that has not been done."""
         self.lose_lane(lane)
 
     def lose_lane(self, lane: Lane, *, given_up: bool = False) -> None:
-        """Move its tasks, tell of those that may not run again, ask for another worker."""
+        """Move a lane's tasks elsewhere, report those that may not run again, and ask for another worker."""
         before = lane.state
         if before is LaneState.GONE:
             return
@@ -400,53 +428,59 @@ class Crew:
         begun = death.begun if death else None
         with self._dispatch.deciding:
             scheduler = self._dispatch.scheduler
+            # In one hold with `lane_lost`: the scheduler must not assign tasks to a lane that cannot be sent any.
             del self._lanes[lane.id], lane.session.lanes[lane.id]
             if before.connected:
                 lane.send_bye()
                 self._reactor.unregister(lane.connection)
             lane.connection.close()
+            # Before `lane_lost`, which empties the lane.
             had = sum(task.calls for task in scheduler.tasks_on(lane.id))
             killed = death.killed if death else -1 if given_up else None
             victim = scheduler.task_at(lane.id, killed)
+            # A kill order names a number. By now that task may have ended, or have come back by a recall so that
+            # another task has its number: then the worker was killed for none of the tasks it still had.
             if killed is not None and (victim is None or not self._listener.was_to_be_killed(lane, victim)):
-                killed = -1  # it has ended, or has come back by a recall and another has its number
+                killed = -1
             decisions = scheduler.lane_lost(lane.id, begun, killed)
+            # Cancelled tasks are neither resubmitted nor lost, so they are left out of these figures.
             had -= sum(decision.task.calls for decision in decisions if isinstance(decision, Cancel))
             after = self._dispatch.perform(decisions)
         self._follow_up(after)
         self._listener.on_lost(lane, before, had, [loss for loss in after if isinstance(loss, Lose)])
         failed = before in (LaneState.STARTING, LaneState.STILLBORN)
+        # A worker that ended only because its connection broke says nothing about the initializer.
         if death is not None and failed and death.code != CUT_EXIT_CODE:
             self._on_stillborn(death)
         lane.session.lane_lost(lane, failed=failed)
 
     def _on_stillborn(self, death: WorkerDied) -> None:
-        """A worker has died before it was ready; if that is all they ever do, waiting does not help."""
+        """Count a worker that died before it was ready; report it if too many have and none is ready."""
         self._stillborn += 1
         if self._stillborn >= MAX_STILLBORN and not any(lane.state.ready for lane in self._lanes.values()):
             text = f"{self._stillborn} workers in a row died in their initializer or before"
             self._listener.on_stillborn(f"{text}; the last {last_word(death)}")
 
     def stop_listening(self) -> None:
-        """The farm is broken: what lanes have to say does not matter any more."""
+        """Stop reading from lanes, as the farm is broken and their answers no longer matter."""
         for lane in self._lanes.values():
-            if lane.state.connected and lane.state is not LaneState.RETIRED:  # which is about to be lost
+            if lane.state.connected and lane.state is not LaneState.RETIRED:  # that one is about to be lost
                 lane.change(LaneEvent.END)
                 self._reactor.unregister(lane.connection)
 
     def close(self) -> None:
-        """The farm ends: hang up on all workers."""
+        """Hang up on all workers, as the farm ends."""
         for lane in self._lanes.values():
             lane.change(LaneEvent.LOSE)
             lane.send_bye()
             lane.connection.close()
 
     def forget(self) -> None:
-        """They have been hung up on."""
+        """Forget all lanes, after `close`."""
         for lane in self._lanes.values():
             lane.session.lanes.pop(lane.id, None)
         self._lanes.clear()
 
     def connections(self) -> list[Connection]:
-        """Those to the workers. Any thread may ask."""
+        """Return the connections to the workers. Any thread may call this."""
         return [lane.connection for lane in list(self._lanes.values())]

@@ -1,18 +1,18 @@
-"""Decisions and their deeds: the scheduler, its lock, and what has been submitted and not yet admitted.
+"""Decisions and how they are carried out: the scheduler, its lock, and tasks submitted but not yet admitted.
 
-This module owns the lock under which the scheduler decides and lanes are sent what it has decided. It must not know
-sockets, what comes over them, nor what a future is: a lane is what tasks can be sent to.
+This module owns the lock under which the scheduler decides and its decisions are sent to lanes. It must not know
+sockets, the data that arrives on them, nor what a future is: to this module, a lane is a place to send tasks to.
 
-One lock guards the scheduler, the ways to the lanes, and all sending. Deciding and sending happen in the same hold
-of it, so no event can come between a decision and its deed. All else that follows from a decision is returned by
-`Dispatch.perform`, and is to be done without the lock: futures are settled, and so users' callbacks run, without
-it.
+One lock guards the scheduler, the ways to the lanes, and all sending. Deciding and sending happen in a single hold
+of the lock, so no event can come between a decision and its execution. Everything else that follows from a decision
+is returned by `Dispatch.perform` and has to be done without the lock: futures are settled without it, so users'
+callbacks run without it.
 
-To submit never waits for the lock. A task is put down in ``incoming``; whoever takes the lock admits first what
-lies there, and whoever gives it back looks there once more if a worker idles. The submitting thread only tries the
-lock, and only if a worker idles: it gets it, and sends, or whoever has it will. So a destructor or a signal handler
-may submit, too, even if its own thread has been interrupted while it holds the lock. Whatever else users may call
-there asks `is_mine` before it takes the lock.
+A submit never waits for the lock. It appends the task to ``incoming``. A thread that takes the lock first admits
+the tasks found there, and a thread that releases it looks there once more if a worker is idle. The submitting
+thread only tries the lock, and only if a worker is idle: either it gets the lock and sends, or the thread that
+holds it will. So a destructor or a signal handler may submit as well, even if it has interrupted its own thread
+while that held the lock. Everything else that users may call from there checks `is_mine` before it takes the lock.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from farm_executor.core.task import Assign, Cancel, Decision, Kill, Lose, Recall
 
 __all__ = ["Afterwards", "Dispatch", "Unsent", "Way"]
 
-# Seconds to wait for the lock where it is only looked under. It is held for milliseconds, so longer than that means
-# for ever: the thread that has it waits for a lock of a future's, which this thread holds.
+# Seconds to wait for the lock in order to look only. It is held for milliseconds, so a longer wait means a
+# deadlock: the thread that holds it waits for the lock of a future, which this thread holds.
 LONGEST_LOOK = 5.0
 
 
 class Way(Protocol):
-    """The way to a worker.
+    """The way to a worker: the part of `Lane` that a dispatch uses.
 
     Attributes:
         offered: See `Lane`.
@@ -46,44 +46,45 @@ class Way(Protocol):
     offered: int | None
 
     def send_offer(self, offer: bytes) -> bool:
-        """Tell the worker which modules there are; say whether the socket took all of it."""
+        """Tell the worker which modules are available; return whether the socket took all of it."""
 
     def send_tasks(self, seq: int, tasks: list[Task]) -> bool:
-        """Send tasks, numbered from ``seq`` on; say the same."""
+        """Send tasks, numbered from ``seq`` on; return whether the socket took all of it."""
 
     def send_recall(self, count: int) -> bool:
-        """Ask for tasks back; say the same."""
+        """Ask for tasks back; return whether the socket took all of it."""
 
 
 class Unsent(NamedTuple):
-    """The lane's socket did not take all that it was sent."""
+    """The lane's socket did not take everything that was sent."""
 
     lane: int
 
 
 Afterwards = Lose | Cancel | Retire | Unsent
-"""What is to be done about a decision when the lock has been given back."""
+"""What remains to be done about a decision once the lock has been released."""
 
 
 class Dispatch:
-    """See the module.
+    """The scheduler and its lock; see the module.
 
     Args:
         ways: The lanes by number. Changed with the lock held.
-        watch: Told, with the lock held, which task is a lane's oldest now, once any task has had a timeout.
-        offer: Called, with the lock held, before tasks are sent to a worker that may lack modules.
-        follow_up: Does what `perform` has returned for tasks that were admitted. In any thread, with the lock held.
-        interrupted: Told that nobody knows any more what has been done, and why. The same.
+        watch: Called with the lock held, once any task has had a timeout: told which task is now the oldest on a
+            lane.
+        offer: Called with the lock held, before tasks are sent to a worker that may lack modules.
+        follow_up: Called in any thread with the lock held: does what `perform` returned for tasks just admitted.
+        interrupted: Called in any thread with the lock held: told why nobody knows any more what has been done.
 
     Attributes:
-        scheduler: With the lock held. `has_idle_lane` may be asked without.
+        scheduler: To be used with the lock held, except for `has_idle_lane`, which may be read without it.
         ids: The numbers of tasks to come. Any thread may take one.
-        incoming: Tasks submitted and not admitted yet. Any thread may append.
-        deciding: To be held in order to decide and perform; what has been submitted is admitted first.
-        looking: The same, for a thread that cannot be sure to get the lock; see `look`.
-        submitted: How many calls were admitted.
-        timed: Whether any task had a timeout.
-        closed: Whether no task is admitted any more.
+        incoming: Tasks submitted but not admitted yet. Any thread may append.
+        deciding: A context to hold in order to decide and perform; submitted tasks are admitted on entry.
+        looking: The same, for a thread that cannot be sure of getting the lock; see `look`.
+        submitted: The number of calls admitted.
+        timed: Whether any task has had a timeout.
+        closed: Whether tasks are no longer admitted.
 
     Thread safety: `is_mine`, `admit` and `look` may be called from any thread.
     """
@@ -113,47 +114,54 @@ class Dispatch:
         self.closed = False
 
     def admit(self) -> None:
-        """Send what has been submitted, unless somebody else is about to."""
+        """Send the tasks that have been submitted, unless another thread is about to."""
         with HeldBack():
-            # Who has the lock looks at `incoming` after giving it back. So whoever fails to get it here may go:
-            # the task was put there before, and will be seen. And who gets it gives it back before looking again.
+            # The thread that holds the lock looks at `incoming` after releasing it. So a thread that fails to get
+            # the lock here may leave: its task was appended before, and will be seen. For the same reason a thread
+            # that gets the lock must release it before it looks again.
             while self.incoming and not self.closed and not self.is_mine() and self._lock.acquire(False):
                 try:
                     self.take_incoming()
-                except BaseException:  # another signal's handler raised in the midst of it: what was done?
+                except BaseException:
+                    # `HeldBack` defers SIGINT alone. The handler of another signal has raised in here, so nobody
+                    # knows which tasks the scheduler has and which were sent: the farm cannot go on.
                     self._interrupted("a submit was interrupted half-way; make a new executor")
                     raise
                 finally:
                     self._lock.release()
 
     def take_incoming(self) -> None:
-        """Hand what has been submitted to the scheduler; the lock is held."""
+        """Hand the submitted tasks to the scheduler. The lock is held."""
         assert self.is_mine()
         while self.incoming and not self.closed:
-            # Only as many as there are now: others append meanwhile, and deques have no way to take all at once.
+            # Only as many as there are now: other threads append in the meantime, and a deque cannot be emptied
+            # in one step.
             tasks = [self.incoming.popleft() for _ in range(len(self.incoming))]
             self.submitted += sum([task.calls for task in tasks if not task.goes_on])
             self.submit(tasks)
 
     def submit(self, tasks: list[Task]) -> None:
-        """Hand the scheduler new tasks; the lock is held."""
+        """Hand new tasks to the scheduler. The lock is held."""
         after = self.perform(self.scheduler.submit(*tasks))
         if after:
             self._follow_up(after)
 
     def perform(self, decisions: list[Decision]) -> list[Afterwards]:
-        """Do what was decided, as far as that means sending; the lock is held.
+        """Carry out the part of the decisions that means sending. The lock is held.
 
         Returns:
-            What is to be done when it has been given back.
+            What remains to be done once the lock has been released.
         """
         after: list[Afterwards] = []
         for decision in decisions:
             if isinstance(decision, Assign):
                 lane = decision.lane
                 way = self._ways[lane]
+                # Before the tasks: their worker may need the modules in order to unpickle them.
                 if way.offered is not None:
                     self._offer(way)
+                # This never waits. Bytes that the socket does not take stay in the connection's buffer; only a
+                # handler may have the selector watch for room, so that is left for later.
                 if not way.send_tasks(decision.seq, decision.tasks):
                     after.append(Unsent(lane))
                 if self.timed:
@@ -166,23 +174,25 @@ class Dispatch:
         return after
 
     def watch_time(self, lane: int) -> None:
-        """The lane's oldest task may be another one; the lock is held."""
+        """Report the oldest task on a lane, which may have changed. The lock is held."""
         if self.timed:
             self._watch(lane, self.scheduler.running_on(lane))
 
     def aim(self, lane: int, meant: Callable[[Task], bool]) -> Kill | None:
-        """What to ask of a lane's supervisor, so that it kills one of these tasks if it runs."""
+        """Return the order for a lane's supervisor to kill a matching task if it runs; None if there is none."""
         with self.deciding:
             return next(iter(self.scheduler.kill(meant, lane)), None)
 
     @contextlib.contextmanager
     def look(self) -> Iterator[None]:
-        """Hold the lock in order to look and change nothing, also amid a decision of this very thread.
+        """Hold the lock in order to look without changing anything, even amid a decision of this same thread.
 
         Raises:
-            RuntimeError: It cannot be had. The thread that has it may wait for a lock of a future's, which this one
-                holds, as when a signal's handler has interrupted `concurrent.futures.wait`.
+            RuntimeError: The lock cannot be had. The thread that holds it may be waiting for the lock of a future,
+                which this thread holds, such as when a signal handler has interrupted `concurrent.futures.wait`.
         """
+        # The lock is not reentrant by design: its entry admits tasks, which must not happen in the middle of a
+        # decision. A thread that holds it already, in a signal handler or a destructor, only reads.
         if self.is_mine():
             yield
         else:
@@ -190,15 +200,16 @@ class Dispatch:
                 yield
 
     def forget_all(self) -> list[Task]:
-        """Give all tasks up and return them; the lock is held."""
+        """Forget all tasks and return them. The lock is held."""
         assert self.is_mine()
         tasks = list(self.scheduler.tasks())
+        # The new scheduler knows no lanes. Lanes that are lost later are unknown to it, and move no tasks.
         self.scheduler = Scheduler(start=_start)
         return tasks
 
 
 class _Deciding:
-    """The dispatch's lock, held in order to decide and perform; what has been submitted is admitted first."""
+    """The dispatch's lock, held in order to decide and perform; submitted tasks are admitted on entry."""
 
     def __init__(self, dispatch: Dispatch, lock: OwnedLock, timeout: float = -1) -> None:
         self._dispatch = dispatch
@@ -209,18 +220,19 @@ class _Deciding:
         assert not self._lock.is_mine(), "a decision within a decision"
         if not self._lock.acquire(True, self._timeout):
             raise RuntimeError(MUST_NOT_WAIT)
-        # Before anything else is decided: who cancels or counts all tasks means those submitted before, too.
+        # Before anything else is decided: cancelling or counting all tasks includes those submitted before.
         if self._dispatch.incoming:
             self._dispatch.take_incoming()
 
     def __exit__(self, *error: object) -> None:
         dispatch = self._dispatch
         self._lock.release()
-        # A submit that came while the lock was held has tried it in vain, and relies on this look.
+        # A submit that came while the lock was held failed to get it, and relies on this look. It comes after the
+        # release: before it, a submit could still append, fail to get the lock, and be missed.
         if dispatch.incoming and dispatch.scheduler.has_idle_lane:
             dispatch.admit()
 
 
 def _start(tasks: list[Task]) -> list[bool]:
-    """For the scheduler: which of the tasks' futures have not been cancelled."""
+    """Start the tasks' futures for the scheduler; return for each whether it had not been cancelled."""
     return start_all([task.call for task in tasks])
