@@ -1,16 +1,16 @@
-"""The client's end of one server: dial it, dial it again, keep as many lanes open as it is worth.
+"""The client's end of one server: dial it, redial it, and keep as many lanes open as it offers.
 
 This module owns the threads that dial, and whether an error is final. It must not know tasks, nor what to dial
-next, which `core.dialling` decides. A thread exists only while there is something to dial; what comes of it is told
-to the listeners, from that thread.
+next, which `core.dialling` decides. A thread exists only while there is something to dial; it reports the outcome
+to the listeners itself.
 
-A connection that fails is dialled again for ever. A server that refuses for a reason that no waiting mends, such as
-a wrong key or versions that do not fit, is told of. So is an embedded one if this machine is so short of processes
-or files, for a few seconds, that there is not a single worker. That the key is wrong cannot be proven, so anybody
-who listens at the address, or is in between, can say so: it must be said several times, and is not believed at all
-once a server of the farm has proven that the key is right.
+A connection that fails is dialled again for ever. If a server refuses for a reason that waiting does not mend, such
+as a wrong key or incompatible versions, the listener is told. The same happens with an embedded server if this
+machine is so short of processes or files, for a few seconds, that there is not a single worker. A claim that the
+key is wrong cannot be proven, so any peer that listens at the address, or sits in between, can make it: it must be
+made several times, and is not believed at all once a server of the farm has proven that the key is right.
 
-All connections of one session go to the address at which its first one was answered, even if the name of the host
+All connections of one session go to the address at which its first one was answered, even if the host's name
 stands for several: the others may be other machines.
 """
 
@@ -56,15 +56,17 @@ __all__ = ["Listener", "ServerLink", "Settings", "at"]
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0  # for one connection, until the server's hello
-FIRST_RESUME_SECONDS = 2.0  # the same, when a network that swallows all must not cost more; then longer
-NOT_YET_SECONDS = (
-    1.0  # for which a server may say "not now" without a word: it is normal while a worker is replaced
-)
-MAX_SHORTAGES = 8  # attempts in a row, about five seconds, that fail because this machine has no more to give
-CLEAR_REFUSALS = 4  # in a row by a peer that has proven nothing, until they are believed: a third of a second
-MAX_LANES = 4096  # of one server, unless more have been asked for: what it says must not cost memory without end
+# The same for the first attempt to resume. On a network that swallows everything, a longer one would use up most of
+# the time for resuming. Later attempts get longer, in case the network is merely slow.
+FIRST_RESUME_SECONDS = 2.0
+# How long a server may refuse with "not now" before this is logged: it is normal while a worker is being replaced.
+NOT_YET_SECONDS = 1.0
+MAX_SHORTAGES = 8  # failures in a row, about five seconds, because this machine has no processes or files left
+CLEAR_REFUSALS = 4  # in a row from a peer that has proven nothing, until they are believed: a third of a second
+# Per server, unless the user asked for more: the number that a server claims must not cost unlimited memory.
+MAX_LANES = 4096
 REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
-MAX_DIALLERS = 128  # threads of one farm beyond the first of each server
+MAX_DIALLERS = 128  # threads of one farm beyond the first one for each server
 ANOTHER_SERVER = (
     "another server has answered than the one that opened this session: a load balancer stands in between, or a "
     "name for several machines; give each server an address of its own, or farm://NAME:PORT?all"
@@ -75,7 +77,7 @@ _Answer = TypeVar("_Answer", bound=NamedTuple)
 
 
 class Settings:
-    """What all links of one farm share."""
+    """The settings that all links of one farm share."""
 
     def __init__(
         self,
@@ -93,28 +95,31 @@ class Settings:
         self.max_memory_per_worker = max_memory_per_worker  # bytes
         self.ships = ships  # whether workers may ask for the program's modules
         self.more_diallers = threading.BoundedSemaphore(MAX_DIALLERS)
-        self.proven = False  # whether any server has proven that it holds our key
+        self.proven = False  # whether any server has proven that it holds the farm's key
 
 
 def at(address: Address) -> Callable[[bool], Address]:
-    """For `ServerLink`: where a server is that nobody here starts."""
+    """Return a ``locate`` function for a server at a fixed address, which this program does not start."""
     return lambda lost: address
 
 
 class Listener(Protocol):
-    """Who has the servers. Every method is called in the link's threads."""
+    """The owner of the links. Every method is called in a link's threads."""
 
     def open_session(
         self, link: ServerLink, id: str, slots: int, *, resumable: bool, wants_modules: bool, peer: Any
     ) -> Session:
-        """The server has opened a session: what comes of it is told to the object returned."""
+        """Create the object for a session that the server has opened; it is told everything that follows."""
 
     def refused(self, link: ServerLink, error: Exception) -> None:
-        """The server does not want us, or cannot be started, and time will not mend that; it is asked again."""
+        """Note that the server refuses us or cannot be started, for a reason that time does not mend.
+
+        It is dialled again nevertheless.
+        """
 
 
 class _Silence:
-    """How long nothing has come of dialling, and when that is logged again; the link's lock guards it."""
+    """The time since dialling last succeeded, and when to log that again; guarded by the link's lock."""
 
     since: float | None = None
     next_report = 0.0
@@ -124,18 +129,19 @@ class ServerLink:
     """The way to one server.
 
     Args:
-        address: As it was given; None for a server that is still to be started.
-        locate: Gives the server's address, or starts the server: asked before each new session, and told whether
-            the last one was lost. May raise OSError.
+        address: The address as given; None for a server that is still to be started.
+        locate: Returns the server's address, starting the server if need be. Called before each new session with
+            whether the last one was lost. May raise OSError.
         quota: The most lanes to open; None for as many as the server has slots.
-        settings: See there.
+        settings: See `Settings`.
         listener: Told of sessions and refusals.
 
     Attributes:
-        session: The session that there is.
-        address: Where the server is, as far as that is known.
-        prospects: How many workers are certain to come of it before it has answered: all of an embedded one's.
-        last_error: Why the last attempt has failed; empty if none did.
+        session: The current session, if any.
+        address: The server's address, as far as it is known.
+        prospects: The number of workers that are certain to come before the server has answered: all of them for an
+            embedded one.
+        last_error: Why the last attempt failed; empty if none did.
 
     Thread safety: all methods may be called from any thread.
     """
@@ -157,11 +163,12 @@ class ServerLink:
         self._changed = threading.Condition(self._lock)
         self._plan = Dialling()
         self._threads: set[threading.Thread] = set()
-        self._sockets: dict[int, list[Socket]] = {}  # that are being dialled, by thread
-        self._lost = False  # the last session
+        self._sockets: dict[int, list[Socket]] = {}  # those being dialled, by thread
+        self._lost = False  # whether the last session was lost
         self._silence = _Silence()
-        self._refusals = 0  # in a row, by a peer that has not proven to be a server of ours
-        self._random = random.Random()  # its own: the program's global state is not ours to advance
+        self._refusals = 0  # in a row, from a peer that has not proven to hold our key
+        # A generator of its own: a program that has seeded the global one expects its numbers undisturbed.
+        self._random = random.Random()
         self.prospects = quota or 0 if address is None else 0
         self.address = address
         self.session: Session | None = None
@@ -172,7 +179,7 @@ class ServerLink:
 
     @property
     def up(self) -> bool:
-        """Whether there is a session, and a way to the server."""
+        """Whether there is a session whose control connection is not cut."""
         return bool(self._plan.session) and not self._plan.cut
 
     def start(self) -> None:
@@ -181,23 +188,28 @@ class ServerLink:
             self._dial_more()
 
     def close(self) -> None:
-        """Stop dialling, at once."""
+        """Stop dialling at once."""
         with self._lock:
             self._plan.close()
+            # Threads that connect or read wake up at once. The sockets are shut down here, not closed: the
+            # dialling thread still uses the descriptor, which must not come to mean another file meanwhile.
             for sock in itertools.chain(*self._sockets.values()):
                 hang_up(sock)
             self._changed.notify_all()
 
     def join(self, seconds: float) -> None:
-        """After `close`: wait until nothing of it runs any more, so long at most."""
+        """Wait, after `close`, until all dialling threads have ended, for at most this many seconds."""
         deadline = time.monotonic() + seconds
         with self._lock:
             threads = list(self._threads)
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
+    # A session of the past may still report events that were under way when it ended. So each of these methods
+    # compares it with the present one, with the lock held, under which sessions change.
+
     def control_lost(self, session: Session) -> None:
-        """This session is over."""
+        """Note that this session is over, and dial for the next one."""
         with self._lock:
             if session is self.session:
                 self._lost = not self._plan.is_leaving()
@@ -206,27 +218,27 @@ class ServerLink:
                 self._dial_more(hurry=True)
 
     def control_cut(self, session: Session) -> None:
-        """The control connection of this session is broken, and is to be resumed."""
+        """Dial for this session's control connection, which is broken and has to be resumed."""
         with self._lock:
             if session is self.session:
                 self._plan.control_cut()
                 self._dial_more(hurry=True)
 
     def lane_cut(self, session: Session, lane: int, slot: int) -> None:
-        """A lane's connection is broken, and is to be resumed."""
+        """Dial for a lane's connection, which is broken and has to be resumed."""
         with self._lock:
             if session is self.session:
                 self._dial_more(hurry=self._plan.lane_cut(lane, slot))
 
     def lane_gone(self, session: Session, lane: int, slot: int, *, failed: bool) -> None:
-        """A lane has ended; with ``failed`` before it did anything, so that another may do no better."""
+        """Note that a lane has ended; with ``failed``, before it did anything, so another may do no better."""
         with self._lock:
             if session is self.session:
                 self._plan.lane_gone(lane, slot, failed=failed)
                 self._dial_more()
 
     def leave(self, session: Session) -> None:
-        """Dial no more lanes in this session, which will be over when those that there are have ended."""
+        """Dial no more lanes in this session, which will be over once its present lanes have ended."""
         with self._lock:
             if session is self.session:
                 self._plan.leave()
@@ -234,13 +246,15 @@ class ServerLink:
     # -- the dialling threads ----------------------------------------------------------------------------
 
     def _dial_more(self, *, hurry: bool = False) -> None:
-        """Start threads for what is to be dialled now, and with ``hurry`` end all pauses; the lock is held."""
+        """Start threads for the connections to dial now, and with ``hurry`` end all pauses. The lock is held."""
         if hurry:
             self._changed.notify_all()
         while not self._plan.closed:
+            # A link's first thread needs no permit. So each server is dialled however many threads the others use,
+            # and a farm of many servers cannot starve one of them.
             spare = bool(self._threads)
             if spare and not self._settings.more_diallers.acquire(blocking=False):
-                return  # who dials already will come to it
+                return  # a thread that dials already will take this attempt next
             found = self._plan.next()
             if found is None or not self._start_dialling(found, spare=spare):
                 if spare:
@@ -249,22 +263,24 @@ class ServerLink:
 
     def _start_dialling(self, found: tuple[Attempt, float], *, spare: bool) -> bool:
         thread = threading.Thread(target=self._dial, args=(*found, spare), name="farm-dialler", daemon=True)
-        self._threads.add(thread)  # now, as the next one looks there
+        self._threads.add(thread)  # before it runs: `_dial_more` decides by this set whether the next one is spare
         try:
             thread.start()
         except RuntimeError as error:
             self._threads.discard(thread)
             self._plan.drop(found[0])
-            if not self._threads:  # the program is ending, and nothing can be dialled any more
+            # No thread is left to try again: the program is ending, and nothing can be dialled any more.
+            if not self._threads:
                 self._listener.refused(self, BrokenFarmError(f"a lost worker cannot be replaced: {error}"))
             return False
         return True
 
     def _dial(self, attempt: Attempt, pause: float, spare: bool) -> None:
-        """Dial for one connection after the other, until nobody else is needed."""
+        """Dial for one connection after another, until there is nothing left to dial."""
         while True:
             self._pause(pause)
             self._persist(attempt)
+            # In one hold: between finding nothing and leaving the set, `_dial_more` could count on this thread.
             with self._lock:
                 self._plan.drop(attempt)
                 found = self._plan.next()
@@ -276,11 +292,12 @@ class ServerLink:
             self._settings.more_diallers.release()
 
     def _persist(self, attempt: Attempt) -> None:
-        """Try until it has succeeded, or is not wanted any more."""
+        """Make an attempt again and again until it succeeds or is no longer wanted."""
         while self._is_wanted(attempt):
             try:
                 self._make(attempt)
             except Exception as error:
+                # Networks and servers recover by themselves; anything else, such as a wrong key, has to be mended.
                 final = not isinstance(error, (OSError, EOFError, RemoteProtocolError))
                 verdict = self._note_failure(attempt, error, final=final)
                 if self._is_hopeless(attempt, error):
@@ -289,6 +306,7 @@ class ServerLink:
                 if final and not self._plan.closed:
                     self._listener.refused(self, error)
                 if verdict.over:
+                    # By now there may be a later session, which this verdict is not about.
                     session = self.session
                     if session is not None and session.id == attempt.session:
                         session.gone(verdict.over)
@@ -304,6 +322,8 @@ class ServerLink:
             return self._plan.is_wanted(attempt)
 
     def _note_failure(self, attempt: Attempt, error: Exception, *, final: bool) -> Verdict:
+        # `RefusedError` is the server's own word, while a plain ConnectionRefusedError is the operating system's:
+        # no process listens there.
         unknown = isinstance(error, RefusedError) and error.code == "session"
         refused = isinstance(error, ConnectionRefusedError) and not isinstance(error, RefusedError)
         now = time.monotonic()
@@ -311,6 +331,7 @@ class ServerLink:
             if self._plan.closed:
                 return Verdict(0.0)
             verdict = self._plan.failed(attempt, now, refused=refused, unknown=unknown, final=final)
+            # The control connection is up, so the server that opened the session still knows it.
             if unknown and attempt.kind in (Kind.LANE, Kind.RESUME_LANE) and not self._plan.cut:
                 self.last_error = ANOTHER_SERVER
             else:
@@ -323,14 +344,15 @@ class ServerLink:
             if now < silence.next_report or not_yet or verdict.over or final:
                 return verdict
             silence.next_report = now + REPORT_EVERY
-        # It is often all that a user sees of a program that waits, so it says who speaks.
+        # Often the only thing that a user sees of a waiting program, so it names the package.
         logger.warning(
             "farm_executor: still dialling server=%s seconds=%.0f error=%s", self, silent, self.last_error
         )
         return verdict
 
     def _is_hopeless(self, attempt: Attempt, error: Exception) -> bool:
-        """Whether this machine has had no process or file to give for long, so that the farm could do nothing."""
+        """Return whether this machine has lacked processes or files for so long that waiting is hopeless."""
+        # With a single worker the farm makes progress, and the shortage may pass: then it is not hopeless.
         with self._lock:
             if not self._embedded or self._plan.has_lanes or self._plan.failures(attempt) < MAX_SHORTAGES:
                 return False
@@ -339,13 +361,14 @@ class ServerLink:
         return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
     def _pause(self, longest: float) -> None:
+        # A random part of it, so that the threads of many clients do not all come back to a server at once.
         if longest:
             with self._lock:
                 if not self._plan.closed:
                     self._changed.wait(longest * self._random.uniform(0.5, 1.0))
 
     def _make(self, attempt: Attempt) -> None:
-        """Open the connection that is wanted, and hand it on."""
+        """Open the wanted connection and hand it on."""
         if attempt.kind is Kind.OPEN:
             self._open_session()
         elif attempt.kind is Kind.RESUME:
@@ -372,7 +395,8 @@ class ServerLink:
         )
         slots = hello.slots
         mismatches = local_versions().mismatches(hello.versions)
-        if {"python", "protocol"} & mismatches.keys():  # else the server would have refused
+        # The server refuses these two unless `allow_version_mismatch` is set, so the user has accepted them.
+        if {"python", "protocol"} & mismatches.keys():
             text = f"server {self}: its versions differ from the client's: {describe_mismatches(mismatches)}"
             warnings.warn(text + "; calls may fail or crash their workers", RuntimeWarning, stacklevel=1)
         elif mismatches:
@@ -391,15 +415,19 @@ class ServerLink:
                 return
             self._plan.opened(session.id, lanes)
             self.session = session
+        # `connected` comes after `self.session` is set: a handler that finds this connection broken calls
+        # `control_cut`, which ignores every other session.
         logger.info("session opened server=%s lanes=%d", self, lanes)
         session.connected(connection, first=True)
         with self._lock:
             self._dial_more()
 
     def _open_lane(self, attempt: Attempt) -> None:
+        # A fresh number for each attempt: one that failed half-way may have left a worker behind under its number.
         lane = next(_lane_ids)
         hello = LaneHello(attempt.session, lane, attempt.slot)
         connection, answer = self._connect(hello, WorkerHello, via=self._peer())
+        # Dialling takes its time, without the lock. Meanwhile the session may have ended, so look again.
         with self._lock:
             session = self.session
             if session is None or not self._plan.is_wanted(attempt):
@@ -429,6 +457,8 @@ class ServerLink:
         except RefusedError as error:
             if error.code != "worker":
                 raise
+            # The server knows the session but not the worker, which has died. For the plan, this settles an attempt
+            # as a success does.
             with self._lock:
                 session = self.session
                 self._plan.lane_resumed(attempt.lane)
@@ -444,12 +474,12 @@ class ServerLink:
         session.lane_resumed(connection, attempt.lane)
 
     def _peer(self) -> Any:
-        """Where the session's first connection was answered."""
+        """Return the address at which the session's first connection was answered."""
         session = self.session
         return None if session is None else session.peer
 
     def _patience(self, attempt: Attempt) -> float:
-        """Seconds for an attempt to resume."""
+        """Return the seconds that an attempt to resume may take, longer after each failure."""
         with self._lock:
             failures = self._plan.failures(attempt)
         return min(FIRST_RESUME_SECONDS * (1 + failures / 2), CONNECT_SECONDS)
@@ -457,7 +487,7 @@ class ServerLink:
     def _connect(
         self, hello: ClientHello, kind: type[_Answer], timeout: float = CONNECT_SECONDS, via: Any = None
     ) -> tuple[Connection, _Answer]:
-        """Dial, and read the server's answer as a message of that kind."""
+        """Dial, and decode the server's answer as a message of that kind."""
         assert self.address is not None
         key = self._settings.find_key(self.address)
         answers: list[bool] = []
@@ -469,6 +499,8 @@ class ServerLink:
                 via=via,
             )
         except (AuthenticationError, VersionMismatchError) as error:
+            # Before the handshake proves the key, any peer can send a refusal. Such errors become one that is just
+            # tried again, until there have been enough of them; or always, once a server has proven the key.
             error.args = (f"server {self.address}: {error.args[0]}", *error.args[1:])
             if not answers or isinstance(error, AuthenticationError):
                 self._refusals += 1
@@ -477,6 +509,7 @@ class ServerLink:
             raise
         else:
             self._settings.proven, self._refusals = True, 0
+            # If the answer cannot be decoded, the connection must not stay open.
             with contextlib.ExitStack() as undo:
                 undo.callback(connection.close)
                 message = from_json(kind, answer)
@@ -487,6 +520,7 @@ class ServerLink:
                 self._sockets.pop(threading.get_ident(), None)
 
     def _note_dialling(self, sock: Socket) -> None:
+        # In one hold: either `close` finds the socket and hangs it up, or this finds that the farm is closing.
         with self._lock:
             self._sockets.setdefault(threading.get_ident(), []).append(sock)
             if self._plan.closed:

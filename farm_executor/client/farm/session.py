@@ -1,12 +1,13 @@
 """One session: this client's stay on one server.
 
-This module owns the control connection, from when a link has dialled one until the session is over, which lanes
-there are, and how the session ends. It must not know tasks, what is said on lanes (`crew`), how connections are
+This module owns the control connection, from the moment a link has dialled one until the session is over, the set
+of lanes, and how the session ends. It must not know tasks, what is said on lanes (`crew`), how connections are
 dialled (`link`), nor which other servers there are (`servers`).
 
-A session is over when its server knows it no more, breaks the protocol, or was not reached for too long; then its
-lanes are lost, and the server is dialled for a new one. Or it ends as it should, because the server was told to
-end, or is removed: then its lanes are drained, and it is over when they have gone. `core.lifecycle` has the states.
+A session is over when its server no longer knows it, breaks the protocol, or has not been reached for too long;
+then its lanes are lost, and the server is dialled for a new session. Or it ends in an orderly way, because the
+server was told to end or is being removed: then its lanes are drained, and it is over once they have gone.
+`core.lifecycle` has the states.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ __all__ = ["Around", "Server", "Session", "SessionCrew"]
 
 logger = logging.getLogger(__name__)
 
-PROBE_SECONDS = 1.0  # in which what was sent on a lane must have moved, when there is doubt
+PROBE_SECONDS = 1.0  # within which bytes sent on a doubtful lane must have moved
 
 
 class Server(Protocol):
-    """The server, as far as a session has to do with it: it is dialled.
+    """The server as a session sees it: something that is dialled.
 
     Thread safety: all methods may be called from any thread.
     """
@@ -45,55 +46,55 @@ class Server(Protocol):
     last_error: str
 
     def control_lost(self, session: Session) -> None:
-        """This session is over."""
+        """Note that this session is over, and dial for the next one."""
 
     def control_cut(self, session: Session) -> None:
-        """The control connection of this session is broken, and is to be resumed."""
+        """Dial for this session's control connection, which is broken and has to be resumed."""
 
     def lane_cut(self, session: Session, lane: int, slot: int) -> None:
-        """A lane's connection is broken, and is to be resumed."""
+        """Dial for a lane's connection, which is broken and has to be resumed."""
 
     def lane_gone(self, session: Session, lane: int, slot: int, *, failed: bool) -> None:
-        """A lane has ended; with ``failed`` before it did anything, so that another may do no better."""
+        """Note that a lane has ended; with ``failed``, before it did anything, so another may do no better."""
 
     def leave(self, session: Session) -> None:
-        """Dial no more lanes in this session, which will be over when those that there are have ended."""
+        """Dial no more lanes in this session, which will be over once its present lanes have ended."""
 
 
 class SessionCrew(Protocol):
-    """Who has the lanes. Every method is called in a handler of the reactor's."""
+    """The owner of the lanes. Every method is called in a handler of the reactor."""
 
     def lane_up(self, session: Session, connection: Connection, slot: int, lane: int, pid: int) -> None:
-        """The server has started a worker for us."""
+        """Take up a new lane: the server has started a worker for us."""
 
     def lane_resumed(self, connection: Connection, lane: int) -> None:
-        """The lane's worker lives, and has been given this connection."""
+        """Continue a lane over this connection, which its worker has been given."""
 
     def worker_gone(self, lane: int) -> None:
-        """The lane's worker is gone, so that there is nothing to resume."""
+        """Note that the lane's worker is gone, so that there is nothing to resume."""
 
     def sending(self) -> AbstractContextManager[None]:
-        """To be held while something is sent on a lane."""
+        """Return the context to hold while something is sent on a lane."""
 
     def drain_lane(self, lane: Lane) -> None:
-        """Let it end with what it has begun."""
+        """Let a lane finish the tasks it has begun, and then end."""
 
     def lose_lane(self, lane: Lane, *, given_up: bool = False) -> None:
-        """It is no more; ``given_up`` because nobody wants its server any more."""
+        """Give up a lane that is lost; with ``given_up``, because its server is no longer wanted."""
 
     def on_stuck(self, lane: int) -> None:
-        """Nothing moves on it."""
+        """Handle a lane on which nothing moves."""
 
     def on_death(self, death: WorkerDied) -> None:
-        """A supervisor's report of the end of a lane's worker."""
+        """Handle a supervisor's report that a lane's worker has ended."""
 
 
 class Around(NamedTuple):
-    """What all sessions of a farm share.
+    """The parts and settings that all sessions of a farm share.
 
     Attributes:
         heartbeat: Seconds between two signs of life.
-        resume_seconds: How long a broken connection is dialled for.
+        resume_seconds: How long to keep dialling for a broken connection, in seconds.
     """
 
     heartbeat: float
@@ -105,26 +106,26 @@ class Around(NamedTuple):
 
 
 class Session:
-    """See the module. Its identity is the object's: a server that opens a session again opens another.
+    """One session; see the module. Compared by identity: if a server opens a session again, that is another object.
 
     Args:
-        server: Where it is.
-        id: What the server calls it.
-        slots: How many lanes there will be.
-        around: See there.
-        up: Told when there is a control connection for the first time.
-        over: Told when it is over.
-        resumable: Whether the server waits for a connection that breaks.
-        wants_modules: Whether its workers may ask for modules.
-        peer: Where its first connection was answered: all others go there.
+        server: The server that the session is on.
+        id: The server's name for the session.
+        slots: The number of lanes there will be.
+        around: See `Around`.
+        up: Called when there is a control connection for the first time.
+        over: Called when the session is over.
+        resumable: Whether the server waits for a broken connection to be resumed.
+        wants_modules: Whether the session's workers may ask for modules.
+        peer: The address at which the first connection was answered: all others go there.
 
     Attributes:
-        state: Changed in handlers alone.
+        state: Changed in handlers only.
         control: The control connection, while there is one.
-        lanes: Those that have not been lost, by number. Changed by the crew, with the engine's lock held.
+        lanes: The lanes that have not been lost, by number. Changed by the crew, with the engine's lock held.
 
-    Thread safety: `connected`, `gone`, `lane_up`, `lane_resumed` and `worker_gone` are for the threads that dial,
-    and only leave word; the others are for handlers of the reactor's.
+    Thread safety: `connected`, `gone`, `lane_up`, `lane_resumed` and `worker_gone` are for the dialling threads,
+    and only post to the reactor; the other methods are for its handlers.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Session:
         self.state = SessionState.OPENING
         self.lanes: dict[int, Lane] = {}
         self.control: Connection | None = None
-        self._cuts = 0  # how often the control connection has broken: a timer of an earlier cut means nothing
+        self._cuts = 0  # how often the control connection has broken, so that timers of earlier cuts are ignored
 
     def __str__(self) -> str:
         return str(self.server)
@@ -162,30 +163,33 @@ class Session:
 
     @property
     def leaving(self) -> bool:
-        """Whether it ends with the lanes that there are."""
+        """Whether the session ends with its present lanes."""
         return self.state in (SessionState.LEAVING, SessionState.LEAVING_CUT)
 
     @property
     def wants_lanes(self) -> bool:
-        """Whether a lane that comes now is welcome."""
+        """Whether a new lane is still welcome."""
         return not self.leaving and self.state is not SessionState.OVER
 
     def seat(self, slot: int) -> tuple[Any, int]:
-        """The place of that slot, as the scheduler knows it; it outlives the session."""
+        """Return the scheduler's name for a slot, which outlives the session."""
         return self.server, slot
 
     def _change(self, event: SessionEvent) -> None:
         before, self.state = self.state, after(SESSION, self.state, event)
         logger.debug("session changed server=%s was=%s now=%s", self, before.value, self.state.value)
 
-    # -- what the threads that dial tell -------------------------------------------------------------------
+    # -- called by the dialling threads --------------------------------------------------------------------
+
+    # Nothing is decided in those threads. All of it is posted, so that handlers see one event after the other and a
+    # session's state needs no lock. A posted event may be overtaken by others: each handler checks the state again.
 
     def connected(self, connection: Connection, *, first: bool) -> None:
-        """There is a control connection, the first or one that resumes."""
+        """Hand over a control connection, either the first or one that resumes the session."""
         self._around.reactor.post(partial(self._adopt, connection, first))
 
     def gone(self, why: str) -> None:
-        """It cannot be resumed."""
+        """Report that the session cannot be resumed."""
         self._around.reactor.post(partial(self._lose, why))
 
     def lane_up(self, connection: Connection, slot: int, lane: int, pid: int) -> None:
@@ -203,7 +207,7 @@ class Session:
     # -- the control connection ----------------------------------------------------------------------------
 
     def _adopt(self, connection: Connection, first: bool) -> None:
-        # The thread that dialled has left word of this; meanwhile the session may have ended.
+        # The dialling thread posted this; the session may have ended since.
         if self.state is SessionState.OVER:
             connection.close()
             return
@@ -215,12 +219,15 @@ class Session:
         if first:
             self._up(self)
         else:
+            # Whatever broke the control connection may have broken the lanes without a sign, and orders sent just
+            # before the cut may not have arrived.
             self._doubt_lanes(connection)
             self._around.kills.order_again()
 
     def _doubt_lanes(self, connection: Connection) -> None:
-        """The server had to be dialled again: ask whether what is sent over its lanes arrives."""
+        """Probe the lanes of a server that had to be dialled again, to find those over which nothing arrives."""
         lanes = [lane for lane in self.lanes.values() if lane.state.ready and lane.state.connected]
+        # An idle lane shows no movement either way, so send a harmless frame that can be seen to arrive.
         with self._around.crew.sending():
             for lane in lanes:
                 lane.probe()
@@ -230,12 +237,14 @@ class Session:
             if self.control is connection:
                 self.ping(0)
 
-        ask()  # the answer tells how far what was sent has come by now, and the next one whether it moves
+        # Two answers are needed: the first says how many bytes have arrived so far, the second whether more have
+        # come since. A slow network is not a broken one.
+        ask()
         self._around.reactor.after(min(self._around.heartbeat, PROBE_SECONDS), ask)
 
     def _on_events(self, connection: Connection, events: int) -> None:
         if self.control is not connection:
-            return  # by an event of this same round
+            return  # an earlier event of the same round has dropped this connection
         if events & selectors.EVENT_WRITE:
             connection.flush()
             self._around.reactor.want_to_write(connection, connection.unsent)
@@ -254,6 +263,7 @@ class Session:
                     spared = decode(Spared, frame)
                     self._around.kills.spared(spared.lane, spared.order, spared.recalls)
                 elif frame.type is FrameType.BYE:
+                    # This drops the connection, so whatever follows in its buffer is ignored.
                     self._on_goodbye()
                     return
                 elif frame.type is FrameType.DRAINING:
@@ -268,7 +278,7 @@ class Session:
             self._lose(str(error))
 
     def send(self, order: KillOrder) -> bool:
-        """Tell the server whom to kill; say whether there is a way to it."""
+        """Send the server a kill order; return whether there is a connection to send it over."""
         connection = self.control
         if connection is None:
             return False
@@ -277,26 +287,29 @@ class Session:
         return True
 
     def ping(self, beat: int) -> None:
-        """Ask for a sign of life."""
+        """Ask the server for a sign of life."""
         connection = self.control
         assert connection is not None, "only what is connected is watched"
-        if not connection.unsent:  # else it does not listen, which the silence will tell
+        # With bytes still unsent the server is not reading, and another ping would only pile up behind them. Its
+        # silence shows in any case.
+        if not connection.unsent:
             connection.send(encode_frame(FrameType.PING, seq=beat))
             self._around.reactor.want_to_write(connection, connection.unsent)
 
     def moved(self) -> int:
-        """How many bytes have come and gone on the lanes so far, as far as this end knows."""
+        """Return how many bytes have been received and sent on the lanes so far, as far as this end knows."""
         connections = [lane.connection for lane in self.lanes.values() if lane.state.connected]
         return sum([connection.bytes_received + connection.bytes_sent for connection in connections])
 
     def on_silence(self) -> None:
-        """The server has not answered for too long."""
+        """Treat the connection as broken, as the server has not answered for too long."""
         self._on_end(f"nothing heard for {MAX_MISSED * self._around.heartbeat:g} s")
 
     # -- how it ends ---------------------------------------------------------------------------------------
 
     def _on_end(self, why: str) -> None:
-        """The way to the server is broken: look for another, for a while."""
+        """Give up the broken control connection, and have another one dialled for up to ``resume_seconds``."""
+        # Only a session that is up is worth resuming: one that is leaving ends anyway.
         if not self.resumable or self.state is not SessionState.UP:
             self._lose(why)
             return
@@ -319,30 +332,33 @@ class Session:
             connection.close()
 
     def _on_goodbye(self) -> None:
-        """The server ends the session of its own accord: it is no use to look for it."""
+        """Handle the server's goodbye: it ends the session itself, so there is nothing to resume."""
         if self.lanes:
             self._lose("the server has ended it")
         else:
             self._part()
 
     def _lose(self, why: str) -> None:
-        """It is over, and its lanes with it."""
+        """End the session because it is lost, and its lanes with it."""
         if self.state is SessionState.OVER:
             return
         logger.warning("session lost server=%s reason=%s", self, why)
         self._drop()
-        self._change(SessionEvent.END)  # first, so that the last lane to go does not end it once more
+        # Before the lanes go: otherwise the last one to go would end a leaving session a second time.
+        self._change(SessionEvent.END)
         for lane in list(self.lanes.values()):
             self._around.crew.lose_lane(lane)
         self._over(self)
 
     def leave(self) -> None:
-        """End it: what its lanes have begun is finished, the rest goes elsewhere."""
+        """End the session gracefully: tasks that its lanes have begun are finished, the rest goes elsewhere."""
         if self.state is SessionState.OVER:
             return
         self._change(SessionEvent.LEAVE)
+        # Before the lanes are drained, so that no lane is dialled in place of one that ends.
         self.server.leave(self)
         for lane in list(self.lanes.values()):
+            # A worker that is not ready has been sent no tasks, so there is nothing to wait for.
             if lane.state.ready:
                 self._around.crew.drain_lane(lane)
             else:
@@ -351,15 +367,15 @@ class Session:
             self._part()
 
     def give_up(self) -> None:
-        """End it at once: its tasks go elsewhere."""
+        """End the session at once: its tasks go elsewhere."""
         for lane in list(self.lanes.values()):
             self._around.crew.lose_lane(lane, given_up=True)
         self._part()
 
     def lane_lost(self, lane: Lane, *, failed: bool) -> None:
-        """A lane is no more: another one is dialled, or, if it was the last of a session that is to end, none.
+        """Replace a lost lane, or end the session if it was the last lane of one that is leaving.
 
-        With ``failed`` it was never ready.
+        With ``failed``, the lane was never ready.
         """
         self._around.liveness.forget_lane(lane.id)
         self.server.lane_gone(self, lane.id, lane.slot, failed=failed)
@@ -367,11 +383,12 @@ class Session:
             self._part()
 
     def lane_cut(self, lane: Lane) -> None:
-        """A lane's connection is broken, and another is to be dialled."""
+        """Have another connection dialled for a lane whose own is broken."""
         self.server.lane_cut(self, lane.id, lane.slot)
 
     def _part(self) -> None:
-        """It has ended as it should."""
+        """End the session in the orderly way, with a goodbye."""
+        # Losing the last lane of a leaving session comes here, too, so this may be the second call.
         if self.state is SessionState.OVER:
             return
         if self.control is not None:
@@ -382,7 +399,7 @@ class Session:
         self._over(self)
 
     def close(self, *, hurry: bool) -> None:
-        """The farm ends; with ``hurry`` workers need no time to end well."""
+        """End the session because the farm ends; with ``hurry``, its workers get no time to end gracefully."""
         if self.state is SessionState.OVER:
             return
         if self.control is not None:
