@@ -1,7 +1,7 @@
 """The client's end of one worker.
 
-This module owns what a lane has been sent: which functions it knows by number. It must not decide who gets which
-task, nor settle futures.
+This module owns the record of what a lane has been sent: which functions its worker knows by number. It must not
+decide which lane gets which task, nor settle futures.
 """
 
 from __future__ import annotations
@@ -34,63 +34,66 @@ __all__ = ["Home", "Lane", "arguments_of", "size_of"]
 
 logger = logging.getLogger(__name__)
 
-ACKNOWLEDGE_BYTES = 64 * 1024  # of outcomes that a worker keeps until it hears that they have come
+# A worker keeps its outcomes until it hears that they have arrived, in case the connection breaks and it has to
+# send them again. An acknowledgement for each one would cost more than keeping this many bytes.
+ACKNOWLEDGE_BYTES = 64 * 1024
 
 
 def arguments_of(call: FarmFuture) -> Payload:
-    """What the call is made with, pickled."""
+    """Return the pickled arguments of a call."""
     arguments: Payload = call._arguments if call._plain is None else payload.dumps_call(call._plain, {})
     return arguments
 
 
 def size_of(call: FarmFuture | None) -> int:
-    """How many bytes that is; of a plain call about as many."""
+    """Return the size of a call's pickled arguments in bytes; for a plain call, an estimate."""
     if call is None:
         return 0
+    # Read once: another thread may settle the call, and so clear both, at any moment.
     plain, arguments = call._plain, call._arguments
     if plain is not None:
         return sum([len(value) if isinstance(value, (str, bytes)) else 8 for value in plain])
-    return 0 if arguments is None else payload_size(arguments)  # it may be settled just now
+    return 0 if arguments is None else payload_size(arguments)
 
 
 class Home(Protocol):
-    """The session that a lane belongs to, as far as the lane's crew has to do with it."""
+    """The session that a lane belongs to, as the lane's crew sees it."""
 
     lanes: dict[int, Lane]
 
     def seat(self, slot: int) -> tuple[Any, int]:
-        """The place of that slot, as the scheduler knows it."""
+        """Return the scheduler's name for a slot."""
 
     def send(self, order: KillOrder) -> bool:
-        """Tell the server whom to kill; say whether there is a way to it."""
+        """Send the server a kill order; return whether there is a connection to send it over."""
 
     def lane_cut(self, lane: Lane) -> None:
-        """The lane's connection is broken, and another is to be dialled."""
+        """Have another connection dialled for a lane whose own is broken."""
 
     def lane_lost(self, lane: Lane, *, failed: bool) -> None:
-        """The lane is no more; with ``failed`` it was never ready."""
+        """Note that the lane is lost; with ``failed``, it was never ready."""
 
 
 class Lane:
     """One worker, seen from the client.
 
     Args:
-        id: Unique in this farm and for ever: a later connection to the same slot is another lane.
-        connection: Non-blocking, after the hellos; it may be another one later.
-        session: Where it belongs.
+        id: Unique in this farm and for ever: a later worker in the same slot is another lane.
+        connection: Non-blocking, after the hellos. Another one takes its place when the lane is resumed.
+        session: The session that the lane belongs to.
         slot: The worker's place on its server.
-        pid: The worker's process there.
+        pid: The worker's process ID there.
         resumable: Whether the worker goes on if the connection breaks.
         wants_modules: Whether the worker may ask for modules.
 
     Attributes:
-        state: Changed by `change` alone, in handlers of the reactor's.
-        death: The supervisor's report, once it has come.
+        state: Changed only by `change`, in handlers of the reactor.
+        death: The supervisor's report of the worker's death, once it has come.
         cuts: How often the connection has broken.
-        tasks_done: How many tasks it has answered.
-        calls_done: How many calls.
-        kept: Which functions the worker has, by number.
-        offered: Which version of what there is of modules it has been told; None if it does not ask for any.
+        tasks_done: The number of tasks answered.
+        calls_done: The number of calls answered.
+        kept: The functions that the worker has, by number.
+        offered: The version of the list of modules that the worker was last told; None if it never asks for any.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class Lane:
         self.death: WorkerDied | None = None
         self.tasks_done = self.calls_done = 0
         self.busy_seconds = 0.0
-        self._sent: float | None = None  # when the oldest task was sent, if the lane was idle then
+        self._sent: float | None = None  # when the oldest task was sent; None if the lane was not idle then
         self.kept = Kept()
         self.offered: int | None = 0 if wants_modules else None
         self._acknowledged = 0  # of the bytes received over the connection
@@ -125,9 +128,9 @@ class Lane:
         return f"<Lane {self.id} to {self.server} slot {self.slot}, pid {self.pid}: {self.state.value}>"
 
     def change(self, event: LaneEvent) -> None:
-        """Something has befallen the lane: be in the state that follows.
+        """Move to the state that follows from an event.
 
-        Not with the engine's lock held: it may log, and so run a handler of the user's.
+        Must not be called with the engine's lock held: this may log, and so run a logging handler of the user's.
 
         Raises:
             RuntimeError: See `core.lifecycle.after`.
@@ -138,22 +141,23 @@ class Lane:
             logger.debug("lane changed lane=%d was=%s now=%s", self.id, before.value, self.state.value)
 
     def send_init(self, call: Payload) -> bool:
-        """Send the initializer; as the others here, say whether the socket took it all."""
+        """Send the initializer; like the other methods here, return whether the socket took all of it."""
         return self.connection.send(encode_payload(FrameType.INIT, call))
 
     def send_offer(self, names: bytes) -> bool:
-        """Say which modules the worker may ask for."""
+        """Tell the worker which modules it may ask for."""
         return self.connection.send(encode_payload(FrameType.MODULES, (names,)))
 
     def send_module(self, number: int, files: Payload | None, reason: str) -> bool:
-        """Answer a question for a module: with its files, or with why there are none, or with neither."""
+        """Answer a request for a module: with its files, with the reason why there are none, or with neither."""
         if files is not None:
             return self.connection.send(encode_payload(FrameType.MODULE, files, seq=number))
         flags = ERROR if reason else 0
         return self.connection.send(encode_frame(FrameType.MODULE, flags=flags, seq=number, body=reason.encode()))
 
     def send_tasks(self, seq: int, tasks: list[Task]) -> bool:
-        """Send tasks, and before them the functions that the worker does not have."""
+        """Send tasks, preceded by any functions that the worker does not have."""
+        # Only a batch for an idle lane tells how long a round trip takes: others wait behind what is running.
         if seq == self.tasks_done:
             self._sent = time.perf_counter()
         buffers: list[Buffer] = []
@@ -169,28 +173,30 @@ class Lane:
         once = 1 in [task.max_attempts for task in tasks]
         calls = [task.call for task in tasks]
         plain = [call._plain for call in calls]
+        # Plain arguments of several tasks travel in a single pickle, which is cheaper at both ends than one each.
         pickle = payload.dumps_together(plain) if len(tasks) > 1 and None not in plain else b""
         if pickle and fit_together(len(tasks), pickle):
             buffers += encode_tasks_together(seq, numbers, pickle, once=once)
         else:
             buffers += encode_tasks(seq, list(zip(numbers, map(arguments_of, calls), strict=True)), once=once)
+        # After the tasks, which may still use the functions that are forgotten here.
         for number in self.kept.trim():
             buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
         return self.connection.send(buffers)
 
     def send_forget_large(self) -> bool:
-        """Have the worker keep nothing of large functions."""
+        """Make the worker drop its large functions."""
         buffers: list[Buffer] = []
         for number in self.kept.forget_large():
             buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
         return self.connection.send(buffers)
 
     def send_bye(self) -> None:
-        """Tell the worker that it is not needed any more, as far as that goes without waiting."""
+        """Tell the worker that it is no longer needed, as far as that is possible without waiting."""
         self.connection.send(encode_frame(FrameType.BYE))
 
     def acknowledge(self, number: int, *, bulk: bool) -> bool:
-        """Let the worker forget the outcomes before that number, if it is worth the while."""
+        """Let the worker forget the outcomes before a number, if enough has come to be worth a frame."""
         received = self.connection.bytes_received
         if not self.resumable or (not bulk and received - self._acknowledged < ACKNOWLEDGE_BYTES):
             return True
@@ -198,19 +204,21 @@ class Lane:
         return self.connection.send(encode_frame(FrameType.ACK, seq=number))
 
     def probe(self) -> bool:
-        """Send something that is of no consequence, so that it can be seen whether it arrives."""
+        """Send a frame without any effect, to see whether it arrives."""
         return self.connection.send(encode_frame(FrameType.ACK, seq=0))
 
     def resume(self, connection: Connection, lacking: int) -> bool:
-        """Go on over another connection; the outcome of that number, and those behind it, have not come."""
+        """Go on over another connection, and ask for the outcomes from number ``lacking`` on, which are missing."""
         self.connection = connection
+        # Functions sent just before the cut may not have arrived, so every function is sent again.
         self.kept.clear()
+        # The new connection counts its bytes from 0. A round trip that spans the cut tells nothing of the network.
         self._acknowledged = 0
         self._sent = None
         return connection.send(encode_frame(FrameType.RESUME, seq=lacking))
 
     def note_results(self, count: int, busy_us: int) -> float | None:
-        """Take note of answers; return the microseconds of a whole round trip, if these tell how long one is."""
+        """Count answers; return the time of a round trip in microseconds, or None if they do not tell."""
         self.tasks_done += count
         self.calls_done += count
         self.busy_seconds += busy_us / 1e6
@@ -218,7 +226,7 @@ class Lane:
         return None if sent is None else (time.perf_counter() - sent) * 1e6 - busy_us
 
     def note_calls(self, more: int) -> None:
-        """Those answers were to so many more calls than they are answers."""
+        """Count the calls by which answered tasks that stand for several calls outnumber the answers."""
         self.calls_done += more
 
     def _introduce(self, function: Function, buffers: list[Buffer]) -> None:

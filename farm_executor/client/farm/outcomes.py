@@ -1,6 +1,6 @@
-"""What lanes' answers, losses and decisions mean for tasks and their futures.
+"""Translates the answers and losses of lanes into outcomes of tasks and their futures.
 
-This module owns what follows when the dispatch's lock has been given back: results are settled, losses explained.
+This module owns what follows once the dispatch's lock has been released: results are settled, losses explained.
 It must not know frames and connections, nor decide which task may run again.
 """
 
@@ -37,18 +37,18 @@ logger = logging.getLogger(__name__)
 
 
 class Outcomes:
-    """See the module; for its methods `crew.CrewListener`.
+    """The listener of a crew; see the module, and `crew.CrewListener` for its methods.
 
     Args:
-        reactor: Does later what must not be done now.
+        reactor: Runs later what must not be done now.
         settler: Settles futures.
-        kills: Know what was to be killed.
-        cancels: Wait for what lanes give back.
-        broadcasts: Know what a worker that comes late has to do.
-        break_farm: Called with what makes an error for each future, when the farm cannot go on.
+        kills: Knows which tasks were to be killed.
+        cancels: Waits for tasks that lanes give back.
+        broadcasts: Knows the calls that a late worker has to make.
+        break_farm: Called when the farm cannot go on, with a function that makes an error for each future.
 
     Attributes:
-        resubmitted: How often a call was moved from a worker that was lost.
+        resubmitted: How often a call was moved away from a lost worker.
 
     Thread safety: that of `crew.CrewListener`.
     """
@@ -93,9 +93,12 @@ class Outcomes:
 
     def on_lost(self, lane: Lane, before: LaneState, had: int, losses: list[Lose]) -> None:
         """See `crew.CrewListener`."""
+        # Threads that wait for this lane to give a task back would wait in vain from now on.
         self._cancels.answered(lane.id)
+        # A retired lane had no tasks left, and its end is no loss to be logged.
         if before is not LaneState.RETIRED:
             self._settle_lost(lane, had, losses)
+        # Only after the losses are explained: this forgets whether the lane's oldest task had overrun its time.
         self._kills.lane_lost(lane.id, next((loss.task for loss in losses if loss.killed), None))
 
     def on_failed_initializer(self, lane: Lane, failure: Payload) -> None:
@@ -108,9 +111,9 @@ class Outcomes:
         self._break(lambda: BrokenFarmError(text))
 
     def on_late_failure(self, lane: Lane, error: BaseException) -> None:
-        """A worker has failed to make a persistent call, without which no other task may run there."""
+        """Break the farm: a worker failed to make a persistent call, without which no other task may run there."""
         text = f"a persistent broadcast failed on server {lane.server}, worker pid {lane.pid}"
-        # Not at once: this is said in the midst of settling that very call.
+        # Posted, because this is called while that same call is being settled.
         self._reactor.post(
             lambda: self._break(lambda: caused(BrokenFarmError(f"{text}: {type(error).__name__}: {error}"), error))
         )
@@ -118,6 +121,7 @@ class Outcomes:
     def _settle_lost(self, lane: Lane, had: int, losses: list[Lose]) -> None:
         failures = [(loss.task, self._why_lost(lane, loss)) for loss in losses]
         origin = Origin(lane.server, lane.pid)
+        # Asked before anything is counted: a task of several calls may go on as others, and then is not lost.
         goes_on = [self._settler.goes_on(task, error, origin) for task, error in failures]
         lost = sum(task.calls for (task, _), further in zip(failures, goes_on, strict=True) if not further)
         self.resubmitted += had - lost

@@ -1,8 +1,8 @@
-"""A farm's servers: which there are, and what is known of each.
+"""A farm's servers: the current set, and what is known of each.
 
 This module owns the servers that are added, found by a name, and removed, how many workers each gives, and which of
-them refuse us. It must not know tasks, nor what is said over connections: for that each has a `Session`, one after
-the other.
+them refuse us. It must not know tasks, nor what is said over connections: each server has a `Session` for that, one
+after another.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ __all__ = ["Servers", "Sources"]
 logger = logging.getLogger(__name__)
 
 REPORT_EVERY = 300.0  # seconds between two log lines about the same refusal
-LAST_SECONDS = 1.0  # for threads that dial or look up names, which nobody can interrupt in all they do
+LAST_SECONDS = 1.0  # to wait for threads that dial or look up names: a lookup, for one, cannot be interrupted
 
 
 class Sources(NamedTuple):
     """Where a farm's servers are.
 
     Attributes:
-        addresses: Of each server, as it was given; None for an embedded one, which has yet to get its own.
-        locations: For each server a function that gives its address, starting it if need be.
-        quotas: For each server the most lanes to open, None for all its slots.
-        names: Each stands for servers that come and go, with all their slots.
+        addresses: The address of each server as given; None for an embedded one, which does not have its own yet.
+        locations: For each server, a function that returns its address, starting it if need be.
+        quotas: For each server, the most lanes to open; None for all its slots.
+        names: Names that stand for servers which come and go, each with all its slots.
     """
 
     addresses: list[Address | None]
@@ -50,21 +50,21 @@ class Sources(NamedTuple):
 
 
 class Servers:
-    """See the module.
+    """The servers of one farm; see the module.
 
     Args:
-        sources: Where they are.
-        settings: What all links share.
-        reactor: Runs what is to be done in the farm's own thread.
-        crew: Has the lanes.
-        kills: Are told what supervisors answer to orders.
-        seats_gone: Told of places that there are no more, and why.
-        refused: Told why no server wants us, and that it is no use to try again.
+        sources: Where the servers are.
+        settings: The settings that all links share.
+        reactor: Runs events in the farm's own thread.
+        crew: Owns the lanes.
+        kills: Told how supervisors answer kill orders.
+        seats_gone: Called with the seats that no longer exist, and the reason.
+        refused: Called with the error when every server refuses us and trying again is pointless.
 
     Attributes:
-        answered: For each server a future of how many workers it gives us, known when it has answered first.
-        named: For each name a future of its servers' being known.
-        counts: How many workers each server gives us now.
+        answered: For each server, a future of the number of workers it gives us, set when it first answers.
+        named: For each name, a future that is set once the servers behind the name are known.
+        counts: The number of workers that each server gives us now.
 
     Thread safety: `start`, `add`, `remove`, `unanswered`, `in_reach`, `open_session`, `refused`, `sessions` and
     iteration may be called from any thread, the others from handlers.
@@ -91,7 +91,7 @@ class Servers:
         ]
         self._discoveries = {Discovery(name, partial(self._found, name)): name for name in sources.names}
         self._discovered: dict[Address, dict[Address, ServerLink]] = {name: {} for name in sources.names}
-        self._aside: dict[ServerLink, Exception] = {}  # that refuse us, and why
+        self._aside: dict[ServerLink, Exception] = {}  # the servers that refuse us, and why
         self._next_report: dict[ServerLink, float] = {}
         self._removed: dict[ServerLink, Future[None]] = {}
         self._around = Around(
@@ -109,10 +109,11 @@ class Servers:
         self.counts: dict[ServerLink, int] = {}
 
     def __iter__(self) -> Iterator[ServerLink]:
+        # A copy, as links are added and removed while other threads iterate.
         return iter(list(self._links))
 
     def sessions(self) -> list[Session]:
-        """Those that there are. Any thread may ask."""
+        """Return the current sessions. Any thread may call this."""
         return [session for link in self if (session := link.session) is not None]
 
     def start(self) -> None:
@@ -124,43 +125,47 @@ class Servers:
         return [*self._links, *self._discoveries]
 
     def unanswered(self) -> list[ServerLink | Discovery]:
-        """The servers, and the names of some, that have not answered yet."""
+        """Return the servers, and the names of servers, that have not answered yet."""
         names = [source for source, name in self._discoveries.items() if not self.named[name].done()]
         return [*names, *(link for link, answer in list(self.answered.items()) if not answer.done())]
 
     def in_reach(self) -> bool:
-        """Whether there is a way to one of them, or one has yet to be dialled for the first time."""
+        """Return whether any server is connected, or has yet to fail for the first time."""
         return any(link.up for link in self) or any(not source.last_error for source in self.unanswered())
 
     def prospects(self) -> int:
-        """How many workers are about to come: of servers that have answered, and of those that are sure to."""
+        """Return how many workers are expected: from servers that have answered, and from embedded ones."""
         return sum(self.counts.get(link, 0) if link.up else link.prospects for link in self)
 
     def describe(self) -> str:
-        """Each of them, and what came of dialling it, for people."""
+        """Return a text for people that names each server and the result of dialling it."""
         return "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in self._all())
 
-    # -- which there are -----------------------------------------------------------------------------------
+    # -- adding and removing -------------------------------------------------------------------------------
 
     def add(self, address: Address, locate: Callable[[bool], Address]) -> ServerLink:
         """Dial one more server, for all its slots."""
         link = ServerLink(address, locate, None, self._settings, self)
+        # Before the link starts: its first answer looks for this future.
         self.answered[link] = Future()
         self._links.append(link)
         link.start()
+        # Checked last. If `close` runs in another thread, either it finds the link in the list or this finds it
+        # closed; closing a link twice does no harm.
         if self._closed:
             link.close()
         return link
 
     def remove(self, address: Address, *, drain: bool) -> Future[None] | None:
-        """Send a server nothing more, and let go of it when its workers have ended what they have begun.
+        """Send a server no more tasks, and let go of it once its workers have finished what they have begun.
 
         Returns:
-            A future of the moment in which it is gone; None if there is no such server.
+            A future that is set when the server is gone; None if there is no such server.
         """
         link = next((link for link in self if str(link) == str(address)), None)
         if link is None:
             return None
+        # Set before the event is posted: `_on_session_over` decides by it whether to dial again.
         gone = self._removed.setdefault(link, Future())
         self._reactor.post(partial(self._remove, link, drain))
         return gone
@@ -177,7 +182,7 @@ class Servers:
             session.give_up()
 
     def _let_go(self, link: ServerLink) -> None:
-        """A server that is removed has no session any more."""
+        """Forget a server that is being removed and no longer has a session."""
         link.close()
         self._links.remove(link)
         self._aside.pop(link, None)
@@ -189,12 +194,13 @@ class Servers:
         self._removed.pop(link).set_result(None)
 
     def _found(self, name: Address, addresses: list[Address]) -> None:
-        """For `Discovery`: these are the machines that the name stands for."""
+        """Add and remove servers after `Discovery` has found the machines that a name stands for."""
         known = self._discovered[name]
         for address in addresses:
             if address not in known and not self._closed:
                 known[address] = self.add(address, at(address))
                 logger.info("server found name=%s server=%s", name, address)
+        # A server that is connected stays even if the name no longer lists it, because it evidently works.
         for address, link in list(known.items()):
             if address not in addresses and not link.up:
                 del known[address]
@@ -203,7 +209,7 @@ class Servers:
         if not self.named[name].done():
             self.named[name].set_result(None)
 
-    # -- what links tell, in their threads -----------------------------------------------------------------
+    # -- called by links, in their threads -----------------------------------------------------------------
 
     def open_session(
         self, link: ServerLink, id: str, slots: int, *, resumable: bool, wants_modules: bool, peer: Any
@@ -222,22 +228,24 @@ class Servers:
         self._reactor.post(partial(self._set_aside, link, error))
 
     def _set_aside(self, link: ServerLink, error: Exception) -> None:
-        """One server costs itself alone; if there is none that may ever work, the farm is broken."""
+        """Set a server aside that refuses us; report to the engine if no other may ever work."""
         if link not in self._links:
             return
         known = self._aside.setdefault(link, error)
+        # A name may bring a working server at any time, so a farm with names never breaks for this reason.
         if not self._discoveries and self._aside.keys() >= set(self._links):
             self._on_refusal(next(iter(self._aside.values())))
         elif known is error or time.monotonic() >= self._next_report[link]:
             self._next_report[link] = time.monotonic() + REPORT_EVERY
             logger.warning("farm_executor: server set aside server=%s error=%s", link, link.last_error)
 
-    # -- what sessions tell --------------------------------------------------------------------------------
+    # -- called by sessions --------------------------------------------------------------------------------
 
     def _on_session(self, link: ServerLink, session: Session) -> None:
-        """A server has opened a session, and so has answered."""
+        """Note that a server has opened a session, and so has answered."""
         self._aside.pop(link, None)
         before, self.counts[link] = self.counts.get(link, 0), session.slots
+        # Seats outlive sessions. Tasks bound to a seat that the server no longer offers would wait for ever.
         if before > session.slots:
             gone: list[Hashable] = [session.seat(slot) for slot in range(session.slots, before)]
             self._on_seats_gone(gone, f"server {link} has come back with {session.slots} workers only")
@@ -245,7 +253,7 @@ class Servers:
             self.answered[link].set_result(session.slots)
 
     def _on_session_over(self, link: ServerLink, session: Session) -> None:
-        """Unless the server is removed, another session may come at its address."""
+        """Dial for the next session, unless the server is being removed."""
         if link in self._removed:
             self._let_go(link)
         else:
@@ -254,23 +262,24 @@ class Servers:
     # -- the end -------------------------------------------------------------------------------------------
 
     def close(self, *, hurry: bool) -> None:
-        """Stop dialling, and end every session; with ``hurry`` workers need no time to end well."""
+        """Stop dialling, and end every session; with ``hurry``, workers get no time to end gracefully."""
         self._closed = True
         for source in self._all():
             source.close()
         for session in self.sessions():
             session.close(hurry=hurry)
+        # All are closed before any is waited for, so that they share the time.
         patience = time.monotonic() + LAST_SECONDS
         for source in self._all():
             source.join(max(patience - time.monotonic(), 0.0))
 
     def answer_no_more(self, error: Callable[[], BaseException]) -> None:
-        """Tell those who wait for servers that there will be none, each with an error of its own."""
+        """Tell the threads that wait for servers that there will be none, each with an error of its own."""
         awaited: list[Future[Any]] = [*self.answered.values(), *self._removed.values(), *self.named.values()]
         for answer in awaited:
             if not answer.done():
                 answer.set_exception(error())
 
     def abandon(self) -> list[Connection]:
-        """In a forked child: the parent's connections, to let go of."""
+        """Return the parent's control connections, for a forked child to let go of."""
         return [session.control for session in self.sessions() if session.control is not None]

@@ -1,7 +1,7 @@
-"""Tasks that are not to run, or not to their end: cancelled, asked for back, killed.
+"""Stops tasks before they run or while they run: cancels them, asks for them back, kills them.
 
-This module owns what of a task's cancelling and killing is decided where: in the queues at once, on a lane by
-asking for it back (`cancels`), in a worker by killing that (`kills`). It must not know frames and connections.
+This module owns the choice of how a task is stopped: in a queue at once, on a lane by asking for it back
+(`cancels`), in a worker by killing the worker (`kills`). It must not know frames and connections.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from farm_executor.errors import TaskKilledError
 
 __all__ = ["Stopping"]
 
-MAX_ROUNDS = 3  # of killing what runs, in case some of it has come to run elsewhere meanwhile
+MAX_ROUNDS = 3  # of killing running tasks, in case some have started to run elsewhere in the meantime
 
 
 class Stopping:
-    """See the module.
+    """Cancels and kills tasks; see the module.
 
     Args:
-        dispatch: Has the tasks.
-        reactor: Does later what must not be done now.
+        dispatch: Holds the tasks.
+        reactor: Runs later what must not be done now.
         settler: Settles futures.
-        kills: Order supervisors to kill.
-        broadcasts: Their late calls are spared.
+        kills: Orders supervisors to kill.
+        broadcasts: Its late calls are spared.
         follow_up: Does what `Dispatch.perform` returns.
 
     Attributes:
-        cancelling: How many have cancelled what goes on, and are not over.
+        cancelling: The number of operations in progress that also cancel the rest of tasks which would go on.
 
     Thread safety: `kill`, `kill_one` and `cancel_all` may be called from any thread, the others from handlers.
     """
@@ -60,7 +60,7 @@ class Stopping:
         self.cancelling = 0
 
     def kill(self, category: Hashable, *, dry_run: bool = False) -> int:
-        """Kill the tasks of that category that run, and say how many there were; see `Kills.ask`."""
+        """Kill the running tasks of a category and return how many there were; see `Kills.ask`."""
         with HeldBack(), self._dispatch.look():
             kills = self._dispatch.scheduler.kill(lambda task: task.category == category)
         return sum(kill.at_first for kill in kills) if dry_run else self._ask_to_kill(kills)
@@ -72,12 +72,13 @@ class Stopping:
         return self._kills.ask(kills, wait=self._may_wait()) if kills else 0
 
     def cancel_all(self) -> None:
-        """Cancel every task that has not begun, and kill those that run; see `FarmExecutor.cancel_all`."""
-        if self._dispatch.is_mine():  # amid a decision nothing else can be decided
+        """Cancel every task that has not begun, and kill the running ones; see `FarmExecutor.cancel_all`."""
+        if self._dispatch.is_mine():  # nothing else can be decided in the middle of a decision
             self._reactor.post(self.cancel_all)
             return
         self.cancelling += 1
         try:
+            # Decided once, before the first round: tasks submitted while the rounds go on are not meant.
             with HeldBack(), self._dispatch.deciding:
                 late = self._broadcasts.late()
                 meant = {task for task in self._dispatch.scheduler.tasks() if task.call not in late}
@@ -85,19 +86,24 @@ class Stopping:
                 with HeldBack(), self._dispatch.deciding:
                     ends = self._cancel_each(meant)
                     kills = self._dispatch.scheduler.kill(meant.__contains__)
+                # Posted, as it runs users' callbacks, which belong in the I/O thread.
                 self._reactor.post(partial(_call_all, ends))
                 if not kills:
                     break
+                # Killing takes a round trip, in which a meant task may have moved to another lane and begun there:
+                # hence the rounds.
                 self._ask_to_kill(kills)
         finally:
             self.cancelling -= 1
 
     def _cancel_each(self, meant: set[Task]) -> list[Callable[[], None]]:
-        """Forget those that no lane has, and have the others not come back from theirs; the lock is held.
+        """Forget the tasks that no lane has, and have the others not queued again. The lock is held.
 
         Returns:
-            What is to be done about those forgotten, in a handler.
+            The calls that settle the forgotten tasks, to be made in a handler.
         """
+        # Four cases, in order: never sent; on a lane now; sent and back, certainly not begun; sent and back, but
+        # possibly begun on a worker that is gone. The last cannot be called cancelled, so it counts as killed.
         ends: list[Callable[[], None]] = []
         for task in [task for task in self._dispatch.scheduler.tasks() if task in meant]:
             if self._dispatch.scheduler.withdraw(task):
@@ -112,19 +118,21 @@ class Stopping:
         return ends
 
     def kill_one(self, future: FarmFuture) -> bool:
-        """Kill a future's task, now if it runs, and when its turn comes if a worker has it already."""
+        """Kill a future's task: at once if it runs, or when its turn comes if a worker already has it."""
         task = future._task
         if task is None:
             return False  # it has just been settled
-        if self._dispatch.is_mine():  # amid a decision nothing else can be decided
+        if self._dispatch.is_mine():  # nothing else can be decided in the middle of a decision
             self._reactor.post(lambda: _ignore(self.kill_one(future)))
             return True
         with HeldBack(), self._dispatch.looking:
-            if self._dispatch.scheduler.drop(task):  # it had been sent, and has come back
+            if self._dispatch.scheduler.drop(task):  # it was sent before, and has come back
                 error = TaskKilledError("the task was killed while it waited to be sent again")
                 self._reactor.post(partial(self._settler.fail, task, error, "killed"))
                 return True
             kills = self._dispatch.scheduler.kill(lambda task: task.call is future, task.lane)
+            # Not the oldest on its lane, so not running yet. A timeout of 0 kills it when its turn comes, and
+            # spares the task that runs there now.
             if kills and not kills[0].at_first:
                 self._dispatch.timed = True
                 task.timeout = 0.0
@@ -132,13 +140,19 @@ class Stopping:
         return self._ask_to_kill(kills) > 0
 
     def withdraw(self, task: Task) -> None:
-        """A future has been cancelled."""
+        """Let go of the task of a future that has been cancelled."""
         with self._dispatch.deciding:
             was_queued = self._dispatch.scheduler.withdraw(task)
-        self._settler.cancel(task, told=not was_queued)  # else its future was told when its turn came
+        # If it is no longer queued, its turn has come: its future was told then, and must not be told twice.
+        self._settler.cancel(task, told=not was_queued)
 
     def ask_back(self, request: Request) -> tuple[int, bool] | None:
-        """For `Cancels`."""
+        """Ask for a task back on behalf of `Cancels`.
+
+        Returns:
+            The lane whose answer is to be awaited, and whether anything was sent to it just now; None if there is
+            no answer to wait for.
+        """
         with self._dispatch.deciding:
             lane, decisions = self._dispatch.scheduler.take_back(request.task, request.grant)
             after = self._dispatch.perform(decisions)
@@ -146,8 +160,8 @@ class Stopping:
         return None if lane is None else (lane, bool(decisions))
 
     def cancel_queued(self, *, but: int) -> None:
-        """Cancel what waits, but for the first so many, for good."""
-        self.cancelling += 1  # and so is what would go on
+        """Cancel the queued tasks except for the first ``but``, and from now on every task that would go on."""
+        self.cancelling += 1  # never decremented: the farm is shutting down
         with self._dispatch.deciding:
             queued = self._dispatch.scheduler.withdraw_all(but=but)
         for task in queued:
@@ -160,4 +174,4 @@ def _call_all(actions: list[Callable[[], None]]) -> None:
 
 
 def _ignore(result: object) -> None:
-    """For the inbox, which wants no results."""
+    """Discard a result, for the reactor's inbox, which takes functions that return None."""
