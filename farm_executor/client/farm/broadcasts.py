@@ -1,11 +1,11 @@
-"""One call on every worker: what has been sent where, and what came of all of it.
+"""Broadcasts: one call on every worker, and the outcomes of all of these calls.
 
 This module owns the calls of a broadcast, each a task with a seat, and their outcomes. It must not know frames, nor
-how futures are settled: those of a broadcast are settled as any other.
+how futures are settled: those of a broadcast are settled like any other.
 
-There is no barrier: each worker makes the call when it has ended what it runs, before all that is queued. A worker
-that dies of it, or before it, is followed by another, which makes the call, within ``max_attempts``. So two
-broadcasts at once cannot wait for each other.
+There is no barrier: each worker makes the call after the task it is running, and before everything that is queued.
+If a worker dies during the call or before it, the worker that follows makes the call, within ``max_attempts``. So
+two broadcasts at once cannot wait for each other.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Broadcast:
     """A call for every worker.
 
     Attributes:
-        calls: For each server a future of its workers' futures, in the order of their slots: it is known when the
-            server has answered.
-        late: For each place the call of the last worker there that came later, if it has to make it.
+        calls: For each server, a future of the list of its workers' futures in the order of their slots; set once
+            the server has answered.
+        late: For each seat, the call of the last worker that came there later and had to make it.
     """
 
     def __init__(
@@ -57,19 +57,21 @@ class Broadcast:
         self.late: dict[Hashable, FarmFuture] = {}
 
     def has_been_made(self, seat: tuple[Any, int]) -> bool:
-        """Whether the call is no longer on its way to this place, so that a new worker there must be told."""
+        """Return whether the call is no longer on its way to a seat, so that a new worker there must be told."""
+        # While the call is still outstanding for the seat, the scheduler itself sends it to the new worker.
         if seat in self.late:
             return self.late[seat].done()
         server, slot = seat
         calls = self.calls.get(server)
         if calls is None:
-            return True  # the server has come later
+            return True  # the server was added after the broadcast
         if not calls.done():
             return False
         return calls.exception() is not None or slot >= len(calls.result()) or calls.result()[slot].done()
 
     def cancel(self) -> None:
-        """Take back what no worker has got yet."""
+        """Cancel the calls that no worker has received yet."""
+        # Servers that have not answered are cancelled as a whole: `_cast` then makes no calls for them.
         for calls in self.calls.values():
             if not calls.cancel() and calls.done() and calls.exception() is None:
                 for call in calls.result():
@@ -81,10 +83,10 @@ class Broadcasts:
 
     Args:
         dispatch: Takes the tasks.
-        owner: That of the futures.
-        budget: What calls are counted in, if they are.
-        refuse: Settles a task that has come too late.
-        failed: Told of a worker that came later and failed to make a call.
+        owner: The owner of the futures.
+        budget: Counts the bytes of the calls; None if they are not counted.
+        refuse: Settles a task that came too late.
+        failed: Called with the lane of a worker that came later and failed to make a call, and the error.
 
     Thread safety: `make`, `forget` and `late` may be called from any thread.
     """
@@ -107,11 +109,12 @@ class Broadcasts:
     def make(
         self, function: Function, arguments: Payload, options: TaskOptions, servers: Servers, *, persistent: bool
     ) -> Broadcast:
-        """Send the call to every worker, also of servers that have yet to answer; see `Engine.broadcast`."""
+        """Send the call to every worker, including those of servers yet to answer; see `Engine.broadcast`."""
+        # A copy: servers that are added from now on have come later.
         answers = dict(servers.answered)
         broadcast = Broadcast(function, arguments, options, {server: Future() for server in answers})
-        # First: a worker that comes between this and the cast below is told by either, and `has_been_made` sees to
-        # it that it is not by both.
+        # Before the cast below: a worker that comes in between is told by one of the two, and `has_been_made`
+        # ensures that it is not told by both.
         if persistent:
             self._persistent.append(broadcast)
         for server, answered in answers.items():
@@ -119,21 +122,22 @@ class Broadcasts:
         return broadcast
 
     def forget(self, broadcast: Broadcast) -> None:
-        """Workers that come later need not make the call."""
+        """Stop making this call on workers that come later."""
         if broadcast in self._persistent:
             self._persistent.remove(broadcast)
 
     def late(self) -> set[FarmFuture]:
-        """The calls that workers make who have come later: nobody may cancel those."""
+        """Return the calls of workers that have come later, which must not be cancelled."""
         return {call for broadcast in list(self._persistent) for call in list(broadcast.late.values())}
 
     def late_calls(self, lane: Lane) -> list[Task]:
-        """What a worker has to call that has just become ready."""
+        """Create and return the calls that a worker, which has just become ready, has to make first."""
         seat = lane.session.seat(lane.slot)
         tasks = []
         for broadcast in list(self._persistent):
             if broadcast.has_been_made(seat):
-                # What is not the user's doing is not theirs to kill: so with no category and no timeout.
+                # The user did not submit these calls, and so must not kill them by accident: hence neither category
+                # nor timeout.
                 call = self._call(broadcast, TaskOptions(), seat)
                 call._before_settling = partial(self._on_late_call, lane)
                 broadcast.late[seat] = call
@@ -147,15 +151,17 @@ class Broadcasts:
     def _cast(
         self, broadcast: Broadcast, counts: dict[ServerLink, int], server: ServerLink, answered: Future[int]
     ) -> None:
-        """The server has answered, or never will."""
+        """Make the calls for a server that has answered, or settle for one that never will."""
         known = broadcast.calls[server]
+        # From here on the broadcast cannot cancel this server as a whole, only each call.
         if not known.set_running_or_notify_cancel():
-            return  # nobody waits for it any more
+            return  # cancelled before the server answered
         error = answered.exception()
         if error is not None:
             known.set_exception(error)
             return
         dispatch = self._dispatch
+        # One hold for all: the farm must not close between the check and the submit, or the calls would hang.
         with HeldBack(), dispatch.deciding:
             slots = range(counts[server])
             calls = [self._call(broadcast, broadcast.options, (server, slot)) for slot in slots]
@@ -163,6 +169,7 @@ class Broadcasts:
             if not too_late:
                 dispatch.submitted += len(calls)
                 dispatch.submit([call._task for call in calls])
+        # Without the lock, as this may run users' callbacks.
         for call in calls if too_late else ():
             self._refuse(call._task)
         known.set_result(list(calls))
@@ -177,17 +184,19 @@ class Broadcasts:
             self._dispatch.timed = True
             call._task.timeout = options.timeout
         call._owner = self._owner
+        # Counted without waiting for room: the lock may be held, or this may be a handler.
         if self._budget is not None:
             self._budget.take(payload_size(call._arguments), now=True)
         return call
 
 
 def gather(broadcast: Broadcast, timeout: float | None) -> list[Any]:
-    """Wait for all outcomes; return the values, server by server, and in these slot by slot.
+    """Wait for all outcomes; return the values by server, and within each server by slot.
 
     Raises:
-        BroadcastError: Not all of them are values. It holds every outcome.
+        BroadcastError: Some outcomes are not values. The error holds every outcome.
     """
+    # One deadline for all calls, not a timeout for each.
     deadline = None if timeout is None else time.monotonic() + timeout
     outcomes: list[BroadcastOutcome] = []
     for server, calls in broadcast.calls.items():
@@ -211,12 +220,12 @@ def gather(broadcast: Broadcast, timeout: float | None) -> list[Any]:
 
 
 def _problem(future: Future[Any], deadline: float | None, too_late: str) -> BaseException | None:
-    """Why the future has no value; None when it has one."""
+    """Return the reason why a future has no value, or None if it has one; wait until the deadline."""
     left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     try:
         return future.exception(left)
     except CancelledError:
         return RuntimeError("the farm was shut down before the call was made")
     except FutureTimeoutError:
-        future.cancel()  # if no worker has it yet, none shall
+        future.cancel()  # if no worker has it yet, none will make a call that nobody waits for
         return TimeoutError(too_late)

@@ -1,6 +1,6 @@
-"""What a farm tells about itself: immutable snapshots, and how one is taken.
+"""A farm's statistics: immutable snapshots, and the function that takes one.
 
-This module owns what is counted where. It must not change anything.
+This module owns the meaning of the figures and where each is counted. It must not change anything.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the public API shows these classes to programs that have no farm yet
+# The public API exports these classes, so programs that do not have a farm yet import this module, too. The imports
+# below would load the whole engine for them.
+if TYPE_CHECKING:
     from farm_executor.client.farm.budget import Budget
     from farm_executor.client.farm.dispatch import Dispatch
     from farm_executor.client.farm.lane import Lane
@@ -24,12 +26,12 @@ class WorkerStatistics:
     """One worker, since it was started.
 
     Attributes:
-        slot: Its place on its server, from 0.
-        pid: Its process there.
-        tasks_done: How many tasks it has answered.
-        busy_seconds: How long it ran them.
-        outstanding: How many it has been sent and not answered.
-        category: That of the task that it runs; None if it runs none, or one without a category.
+        slot: The worker's place on its server, from 0.
+        pid: Its process ID there.
+        tasks_done: The number of tasks it has answered.
+        busy_seconds: The time it spent running them, in seconds.
+        outstanding: The number of tasks sent to it and not answered yet.
+        category: The category of the task it is running; None if it runs none, or one without a category.
     """
 
     slot: int
@@ -45,11 +47,11 @@ class ServerStatistics:
     """One server.
 
     Attributes:
-        address: As it was given; an embedded farm's is a unix socket.
-        up: Whether there is a session with it now.
-        workers: This farm's workers there, those starting included.
-        slots: How many workers it gives this farm, as far as it has answered.
-        last_error: Why the last attempt to reach it failed; empty if none did.
+        address: The address as given; an embedded farm's is a unix socket.
+        up: Whether there is a session with the server now.
+        workers: This farm's workers there, including those that are starting.
+        slots: The number of workers that the server gives this farm; 0 until it has answered.
+        last_error: Why the last attempt to reach the server failed; empty if it did not.
     """
 
     address: str
@@ -63,21 +65,21 @@ class ServerStatistics:
 class FarmStatistics:
     """A farm at one moment.
 
-    Every figure counts calls: each item of a `map` is one, whatever travels together, and so is each chunk where
-    ``chunksize`` is more than 1.
+    Every figure counts calls. Each item of a `map` is one call, no matter how many travel together; with a
+    ``chunksize`` of more than 1, each chunk is one call.
 
     Attributes:
         state: "new" before the first submit, then "open", "shut down" or "broken".
-        servers: Each of its servers.
+        servers: The farm's servers.
         queued: Tasks that wait for a worker.
-        pending_bytes: What is held of the arguments of tasks that have not ended.
+        pending_bytes: Bytes held for the arguments of tasks that have not ended.
         waiting_submitters: Threads whose `submit` waits because of ``max_pending_bytes``.
-        running: Tasks sent to a worker and not answered.
-        submitted: All tasks so far; the following count those that ended.
+        running: Tasks sent to a worker and not answered yet.
+        submitted: All tasks so far; the following figures count those that have ended.
         succeeded: Tasks with a result.
         failed: Tasks with an exception of their own or of the farm's.
-        cancelled: Tasks cancelled before they ran, and what was left of a `map` when an item had failed.
-        resubmitted: How often a task was moved from a worker that was lost.
+        cancelled: Tasks cancelled before they ran, and the rest of a `map` after one of its items failed.
+        resubmitted: How often a task was moved away from a lost worker.
         lost: Tasks that ended with WorkerLostError.
         killed: Tasks that ended with TaskKilledError.
     """
@@ -98,14 +100,16 @@ class FarmStatistics:
 
 
 LANES_AT_ONCE = 200
-"""For so many lanes the engine's lock is held in one go, a tenth of a millisecond: farms that have no more see one
-moment, larger ones see their servers one after the other."""
+"""The number of lanes to read under one hold of the engine's lock, which takes a tenth of a millisecond.
+
+The snapshot of a farm with no more lanes than this shows a single moment; larger farms are read piece by piece.
+"""
 
 
 def snapshot(
     state: str, dispatch: Dispatch, servers: Servers, budget: Budget | None, counts: Mapping[str, int]
 ) -> FarmStatistics:
-    """Look at a farm. Everything that takes its time is done without the engine's lock."""
+    """Take a snapshot of a farm. Everything that takes long is done without the engine's lock."""
     from farm_executor.client.farm.interrupt import HeldBack
     from farm_executor.client.farm.lane import size_of  # late, see above
 
@@ -116,7 +120,9 @@ def snapshot(
     waiting: list[Task] = []
     sent: dict[int, list[Task]] = {}
     for first in range(0, max(len(every), 1), LANES_AT_ONCE):
-        with HeldBack(), dispatch.look():  # who is interrupted must not have the lock
+        # An interrupt must not come while the lock is held, hence `HeldBack`.
+        with HeldBack(), dispatch.look():
+            # The queue is read in the same hold as the first lanes, so a small farm shows a single moment.
             if not first:
                 waiting = dispatch.scheduler.waiting()
             for lane in every[first : first + LANES_AT_ONCE]:
