@@ -1,4 +1,4 @@
-"""The client's end of one server: dial it, redial it, and keep as many lanes open as it offers.
+"""The client's end of one server: dial it, redial it, and keep its lanes open.
 
 This module owns the threads that dial, and whether an error is final. It must not know tasks, nor what to dial
 next, which `core.dialling` decides. A thread exists only while there is something to dial; it reports the outcome
