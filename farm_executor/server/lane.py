@@ -1,21 +1,22 @@
 """The worker's end of its lane: tasks in, outcomes out.
 
-This module owns who reads the socket when, what of the tasks is still to be run, when outcomes are sent, and which
-of them might have to be sent again. It must not know what a task is, nor run one.
+This module owns which thread reads the socket and when, which tasks are still to be run, when outcomes are sent,
+and which of them might have to be sent again. It must not know what a task is, nor run one.
 
-The main thread reads by itself while it has nothing to run: handing each task over from another thread would cost
-a call a fifth of its time. While it runs tasks, the *helper* thread looks after the lane. It gives back what is
-recalled, sends outcomes that would otherwise wait behind a long task, and ends the process when the client is gone.
-It sleeps a few milliseconds between looks; when a task lasts longer than that, it takes the socket over until the
-main thread wants it back; when nothing has come for a second, it sleeps until something comes.
+The main thread reads the socket itself while it has nothing to run: handing each task over from another thread
+would cost a call a fifth of its time. While it runs tasks, the *helper* thread looks after the lane. It gives back
+recalled tasks, sends outcomes that would otherwise wait behind a long task, and ends the process when the client is
+gone. It sleeps a few milliseconds between looks. When a task lasts longer than that, it takes over the socket until
+the main thread wants it back. When nothing has come for a second, it sleeps until something does.
 
-A connection may break while both ends live. If the lane is *resumable*, the worker goes on with what it has, keeps
-the outcomes that its client has not acknowledged, and waits for another connection, which the supervisor passes on.
-There the client says which outcome it lacks, the worker which task it expects, and both send again from there.
+A connection may break while both ends live. If the lane is *resumable*, the worker goes on with the tasks that it
+has, keeps the outcomes that its client has not acknowledged, and waits for another connection, which the supervisor
+passes on. Over that one the client says which outcome it lacks, the worker says which task it expects, and both
+send again from there.
 
-Locks, in the order in which they may be taken: ``_io`` (who reads), ``_send`` (who sends). What both threads touch
-beyond that are deques, each operation of which is atomic, and flags. Where two flags could pass each other by, each
-thread sets its own first and then looks at the other's, so that at least one of them sees.
+Locks, in the order in which they may be taken: ``_io`` (held to read), ``_send`` (held to send). Everything else
+that both threads touch is either a deque, whose operations are atomic, or a flag. Where two flags could miss each
+other, each thread sets its own first and then looks at the other's, so that at least one thread notices.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ TICK = 0.005  # seconds between the helper's looks
 REST = 1.0  # seconds without a task after which the helper stops looking
 
 PROGRESS = struct.Struct("<qQQ?H")
-"""What a worker shares with its supervisor: the number of the last task begun, the bytes received over its present
-connection, those sent over it or about to be, whether there is something to run, the initializer included, and how
-often numbers of tasks have become free again, modulo 2^16."""
+"""The layout of the memory that a worker shares with its supervisor: the number of the last task begun, the bytes
+received over the present connection, the bytes sent over it or about to be, whether there is something to run
+(including the initializer), and how often task numbers have become free again, modulo 2^16."""
 _BEGUN, _BYTES = struct.Struct("<q"), struct.Struct("<Q")
 _RECALLS = struct.Struct("<H")
 _RECEIVED_AT, _SENT_AT, _BUSY_AT = _BEGUN.size, _BEGUN.size + _BYTES.size, _BEGUN.size + 2 * _BYTES.size
@@ -82,15 +83,15 @@ _RECALLS_AT = _BUSY_AT + 1
 NOT_BEGUN = -1
 
 _Outcome = tuple[Any, bool | None, float]
-"""A payload, whether it is a failure, and the seconds that it took; or a plain value, None, and the seconds."""
+"""A payload, whether it is a failure, and the seconds the task took; or a plain value, None, and the seconds."""
 
 
 class SentFunction:
-    """A function as it came, with room for what the runner makes of it.
+    """A function as it was received, with room for the object that the runner loads from it.
 
     Attributes:
-        data: Its pickle; None once that is not needed any more.
-        generation: Of the namespaces when it was loaded; -1 before.
+        data: Its pickle; None once that is no longer needed.
+        generation: The generation of the namespaces when it was loaded; -1 before that.
     """
 
     __slots__ = ("data", "generation", "loaded")
@@ -102,10 +103,10 @@ class SentFunction:
 
 
 class SentTask(NamedTuple):
-    """A task as it came.
+    """A task as it was received.
 
     Attributes:
-        arguments: A payload; of a plain call the positional arguments themselves.
+        arguments: A payload; for a plain call, the positional arguments themselves.
     """
 
     seq: int
@@ -116,18 +117,18 @@ class SentTask(NamedTuple):
 
 
 class WorkerLane:
-    """See the module.
+    """The worker's end of a lane; see the module.
 
     Args:
-        socket: The lane, authenticated, after the hellos, blocking.
-        progress: Shared with the supervisor, so that it outlives a crash; see `PROGRESS`.
+        socket: The lane: authenticated, past the hellos, and blocking.
+        progress: Memory shared with the supervisor, so that it outlives a crash; see `PROGRESS`.
         channel: The line to the supervisor.
         resumable: Whether to go on when the connection breaks.
-        secure: Seals or encrypts a connection that the supervisor has passed on, as the number and the secret say
-            that came with it.
+        secure: Seals or encrypts a connection that the supervisor has passed on, according to the number and the
+            secret that came with it.
 
     Attributes:
-        on_offer: Told which modules the client has, with the kind of each.
+        on_offer: Called with the names of the modules that the client has, and the kind of each.
     """
 
     def __init__(
@@ -147,26 +148,26 @@ class WorkerLane:
         self._io = threading.Lock()
         self._wanted = Waker()  # rings when the main thread wants to read and the helper may be asleep doing so
         self._functions: dict[int, SentFunction] = {}  # guarded by _io, like the reading itself
-        self._expected = 0  # the next task's number; by _io
-        self._recalls = 0  # how often numbers have become free again; by _io
+        self._expected = 0  # the next task's number; guarded by _io
+        self._recalls = 0  # how often numbers have become free again; guarded by _io
 
         self._send = threading.Lock()
-        self._outcomes: deque[_Outcome] = deque()  # that wait to be sent
-        self._sent = 0  # outcomes, by _send
-        self._unacknowledged: deque[_Outcome] = deque()  # the last of those; by _send
-        self._loose = False  # whether the next task might change an outcome that is kept, or waits; by _send
-        self._mute = False  # nothing may be sent, as the connection is broken or not yet resumed; by _send
+        self._outcomes: deque[_Outcome] = deque()  # waiting to be sent
+        self._sent = 0  # the number of outcomes sent; guarded by _send
+        self._unacknowledged: deque[_Outcome] = deque()  # the last of those; guarded by _send
+        self._loose = False  # whether the next task might change an outcome kept or waiting; guarded by _send
+        self._mute = False  # nothing may be sent: the connection is broken or not yet resumed; guarded by _send
         self._last_flush = 0.0
 
         self._questions = Questions()
         self.on_offer: Callable[[dict[str, str]], None] | None = None
         self._tasks: deque[SentTask | Frame] = deque()
-        self._run = 0  # counts what the main thread has begun
-        self._running = False  # the main thread's: whether what it has begun has not ended
-        self._busy = False  # the main thread's: whether it has, or is about to take, something to run
+        self._run = 0  # how many tasks and initializers the main thread has begun
+        self._running = False  # set by the main thread: something has begun and not ended
+        self._busy = False  # set by the main thread: it has something to run, or is about to take it
         self._ready = False  # the initializer has run
-        self._ended = False  # the reader's
-        self._resting = False  # the helper's
+        self._ended = False  # set by the thread that reads
+        self._resting = False  # set by the helper
         self._rest_over = threading.Event()
         self._last_task = 0.0
 
@@ -178,19 +179,22 @@ class WorkerLane:
         self._helper_poll.register(self._wanted.fileno(), select.POLLIN)
 
     def start_helper(self) -> None:
-        """Start the helper thread, which lives as long as the process."""
+        """Start the helper thread, which lives as long as the process does."""
         threading.Thread(target=self._help, name="farm-worker-helper", daemon=True).start()
 
     # -- the main thread -------------------------------------------------------------------------------
 
     def next(self) -> SentTask | Frame | None:
-        """Wait for the next task, or the INIT frame; None when the client is gone."""
+        """Wait for the next task, or the INIT frame; return None when the client is gone."""
         while True:
+            # Set before the queue is looked at, so that the helper does not go to rest on a task just taken.
             self._busy = True
             try:
+                # Tasks are taken here from the front and recalled from the back. Both operations are atomic, so a
+                # task is either run or given back, and never both.
                 task = self._tasks.popleft()
             except IndexError:
-                if self._outcomes:  # those behind them have been recalled
+                if self._outcomes:  # the tasks that they were held back for have been recalled
                     self._flush()
                 self._busy = False
                 self._progress[_BUSY_AT] = False
@@ -198,6 +202,8 @@ class WorkerLane:
                     return None
                 self._read()
                 continue
+            # _end sets _ended and then looks at _running; in this order a task cannot slip between the two and run
+            # for a client that is gone.
             self._running = True
             if self._ended:
                 return None
@@ -209,39 +215,40 @@ class WorkerLane:
 
     def _read(self) -> None:
         if not self._io.acquire(blocking=False):
+            # The helper may hold the lock while it sleeps in poll(), for as long as nothing comes.
             self._wanted.wake()
             self._io.acquire()
         try:
             if self._tasks or self._ended:  # the helper has read since we looked
                 return
             ready = self._await(self._poll, None)
-            self._last_flush = time.perf_counter()  # the outcomes of what has come may wait for one another
+            self._last_flush = time.perf_counter()  # outcomes of the tasks just received may wait for one another
             if self._connection.fileno() in ready:
                 self._receive()
         finally:
             self._io.release()
 
     def begin(self, seq: int) -> None:
-        """Note in shared memory that this task has begun."""
+        """Record in shared memory that this task has begun."""
         if self._loose:
             self._settle_loose()
         _BEGUN.pack_into(self._progress, 0, seq)
 
     def ready(self, failure: Payload | None) -> None:
-        """Say what came of the initializer."""
+        """Report how the initializer ended."""
         self._running = False
         flags = ERROR if failure else 0
         self._say(encode_payload(FrameType.READY, failure or [b""], flags=flags))
         self._ready = True
 
     def settle(self, outcome: Any, error: bool | None, began: float, *, once: bool) -> None:
-        """Take the outcome of the task just run, which began at that time of `time.perf_counter`.
+        """Take the outcome of the task just run, which began at that time by `time.perf_counter`.
 
-        It is a payload, and whether it is a failure; or a plain value, and None.
+        The outcome is a payload, and whether it is a failure; or a plain value, and None.
 
-        It is sent at once if no task follows, if the last sending was a while ago, if it is bulk, whose memory the
-        next task might change, or if the task must not run again, so that the next one's crash cannot cost it its
-        outcome. Else it waits for company, and the helper sees that it does not wait long.
+        It is sent at once if no task follows; if the last send was a while ago; if it is bulk, whose memory the
+        next task might change; or if the task must not run again, so that a crash of the next one cannot lose its
+        outcome. Otherwise it waits to be sent together with others; the helper ensures that it does not wait long.
         """
         now = time.perf_counter()
         self._running = False
@@ -260,26 +267,30 @@ class WorkerLane:
     # -- any thread ------------------------------------------------------------------------------------
 
     def ask(self, name: str, own: str) -> Payload | None:
-        """Ask the client for a module, while a task or the initializer runs; see `shipment.encode_question`.
+        """Ask the client for a module while a task or the initializer runs; see `shipment.encode_question`.
 
         Returns:
-            Its files; None if the worker's own is to be taken.
+            Its files; None if the worker's own module is to be used.
 
         Raises:
-            ModuleNotFoundError: The client has none, or cannot be asked.
+            ModuleNotFoundError: The client does not have it, or cannot be asked.
         """
-        if is_called_within():  # by a destructor, or a signal's handler: we would wait for ourselves
+        if is_called_within():  # by a destructor or a signal handler: we would wait for a lock that we hold
             raise ModuleNotFoundError(
                 f"No module named {name!r}: the client cannot be asked for it in a destructor; import it before",
                 name=name,
             )
         question = self._questions.new(name, own)
-        self._flush()  # what has come to an end need not wait for this
-        with self._send:  # so that it is asked once over each connection
+        self._flush()  # finished tasks need not wait for the answer
+        # Added and sent under one lock: else _resume, which asks all open questions, could ask this one in between,
+        # and it would go twice over one connection.
+        with self._send:
             self._questions.add(question)
             if not self._mute:
                 self._send_all(question.encoded)
         is_main = threading.current_thread() is threading.main_thread()
+        # The main thread reads for itself if it can: the helper would take a tick or two to notice. If the helper
+        # has the lock, it may let go of it before the answer comes, so the main thread tries again after a tick.
         while not question.answered.is_set():
             if is_main and self._io.acquire(blocking=False):
                 try:
@@ -288,7 +299,7 @@ class WorkerLane:
                             self._receive()
                 finally:
                     self._io.release()
-            else:  # whoever reads finds the answer
+            else:  # the thread that reads takes the answer, too
                 question.answered.wait(TICK if is_main else None)
         return question.result()
 
@@ -311,27 +322,28 @@ class WorkerLane:
 
     def _say(self, buffers: list[Any]) -> None:
         with self._send:
-            if not self._mute:  # else the client asks anew when it is back
+            if not self._mute:  # otherwise the client asks again once it is back
                 self._send_all(buffers)
 
     def _send_all(self, buffers: list[Any]) -> None:
-        """Send; ``_send`` is held."""
+        """Send the buffers; ``_send`` is held."""
+        # Counted beforehand, as sending may block: bytes that the client lacks must show even then.
         due = self._connection.bytes_sent + sum([memoryview(buffer).nbytes for buffer in buffers])
         _BYTES.pack_into(self._progress, _SENT_AT, due)
-        with contextlib.suppress(OSError):  # that the client is gone, reading will tell
+        with contextlib.suppress(OSError):  # if the client is gone, the next read says so
             self._connection.send_all(buffers)
-            if self._connection.layered:  # records have heads, too, and the client must miss the last one's
+            if self._connection.layered:  # records have headers, too: the client must notice if the last is missing
                 _BYTES.pack_into(self._progress, _SENT_AT, self._connection.bytes_sent)
 
     def _await(self, poll: select.poll, timeout: float | None) -> list[int]:
-        """The descriptors that can be read; ``_io`` is held. What the supervisor has to say is heeded here."""
+        """Return the descriptors that can be read, after handling what the supervisor says; ``_io`` is held."""
         ready = [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
         if self._channel.fileno() in ready:
             try:
                 passed_on = self._channel.receive()
             except EOFError:
-                os._exit(0)  # without the supervisor there is no living on
-            except OSError as error:  # nor without the client
+                os._exit(0)  # a worker does not outlive its supervisor
+            except OSError as error:  # nor its client
                 _die(f"its new connection cannot be taken: {error}")
             if passed_on is None:
                 self._end()
@@ -341,7 +353,7 @@ class WorkerLane:
         return ready
 
     def _end(self) -> None:
-        """The client has gone for good; ``_io`` is held."""
+        """Stop, as the client has gone for good; ``_io`` is held."""
         self._ended = True
         self._questions.give_up()
         if self._running:
@@ -356,62 +368,69 @@ class WorkerLane:
         if not self._resumable:
             self._end()
             return
+        # A connection at its end is always ready to read: left registered, it would turn poll() into a busy loop.
         for poll in (self._poll, self._helper_poll):
             poll.unregister(self._connection.fileno())
-        self._connection.hang_up()  # so that the main thread does not go on waiting to send
+        # The main thread may hold _send while it waits to send. This makes it fail, and only then is the lock free.
+        self._connection.hang_up()
         with self._send:
             self._mute = True
 
     def _change_connection(self, sock: Socket, secured: int, secret: bytes) -> None:
-        """Go on over another socket; what is to be sent waits until the client has said what it lacks."""
+        """Continue over another socket; send nothing until the client has said which outcome it lacks."""
         old = self._connection
         for poll in (self._poll, self._helper_poll):
             with contextlib.suppress(KeyError):  # the old one was found broken before
                 poll.unregister(old.fileno())
-        old.hang_up()
+        old.hang_up()  # before the lock, as in _on_cut
         with self._send:
             self._mute = True
+        # Not under _send: TLS may take seconds, and the main thread need not wait, as all that it sends is muted.
         sock.setblocking(True)
         try:
             connection = Connection(self._secure(sock, secured, secret))
         except (AuthenticationError, RemoteProtocolError, EOFError, OSError):
-            sock.close()  # the client dials anew
+            sock.close()  # the client dials again
             return
         with self._send:
             old.close()
             self._connection = connection
             for place in (_RECEIVED_AT, _SENT_AT):
                 _BYTES.pack_into(self._progress, place, 0)
-        self._functions.clear()  # those that were on their way may not have come
+        self._functions.clear()  # some may have been lost on the way, so the client starts over, too
         for poll in (self._poll, self._helper_poll):
             poll.register(sock.fileno(), select.POLLIN)
 
     def _resume(self, lacking: int) -> None:
-        """The client has all outcomes up to that number."""
+        """Send again from that number on: the client has all outcomes before it."""
         with self._send:
             if not self._mute or not self._sent - len(self._unacknowledged) <= lacking <= self._sent:
                 raise RemoteProtocolError(f"resumed at result {lacking}, when {self._sent} was the next")
             self._acknowledge(lacking)
+            # Outcomes are numbered in the order in which they are sent, so the old ones go before those that wait.
             self._outcomes.extendleft(reversed(self._unacknowledged))
             self._unacknowledged.clear()
             self._sent = lacking
             self._mute = False
+            # Tasks that were lost on the way are sent again, perhaps others under their numbers: kill orders that
+            # were given before must not hit those.
             self._free_numbers()
+            # RESUMED comes first: the client takes no outcomes before it.
             self._send_all(encode_frame(FrameType.RESUMED, seq=self._expected, count=self._recalls))
             for question in self._questions.open():
                 self._send_all(question.encoded)
         self._flush()
 
     def _acknowledge(self, number: int) -> None:
-        """The client has the outcomes before that one; ``_send`` is held."""
+        """Let go of the outcomes before that one, which the client has; ``_send`` is held."""
         while self._unacknowledged and self._sent - len(self._unacknowledged) < number:
             self._unacknowledged.popleft()
         self._loose = self._loose and bool(self._unacknowledged or self._outcomes)
 
     def _settle_loose(self) -> None:
-        """Copy what is still to be sent, perhaps once more, as the next task may write to its memory."""
+        """Copy outcomes that may still have to be sent, as the next task may write to their memory."""
         if self._io.acquire(blocking=False):
-            try:  # most likely the client has it
+            try:  # the acknowledgement has most likely come, which saves the copy
                 if self._connection.fileno() in self._await(self._poll, 0):
                     self._receive()
             finally:
@@ -424,7 +443,7 @@ class WorkerLane:
                         outcomes[place] = kept(data), error, seconds
 
     def _receive(self) -> None:
-        """Read what is there; ``_io`` is held."""
+        """Read and handle what has come; ``_io`` is held."""
         if self._ended:
             return
         try:
@@ -483,16 +502,20 @@ class WorkerLane:
         self._tasks.extend(tasks)
 
     def _free_numbers(self) -> None:
-        """Those from ``_expected`` on will be given again: who means a task by its number must know that."""
+        """Count that the numbers from ``_expected`` on will be used again.
+
+        Kill orders name tasks by number. With this count they also say which use of the number they mean.
+        """
         self._recalls = (self._recalls + 1) % MAX_RECALLS
         _RECALLS.pack_into(self._progress, _RECALLS_AT, self._recalls)
 
     def _give_back(self, count: int) -> None:
         given = 0
+        # From the back: the numbers that become free are then the highest, and those before them stay as they are.
         with contextlib.suppress(IndexError):  # the main thread has begun the rest
             while given < count:
                 last = self._tasks.pop()
-                if isinstance(last, Frame):  # INIT, which is no task and has no number
+                if isinstance(last, Frame):  # INIT, which is not a task and has no number
                     self._tasks.append(last)
                     break
                 given += 1
@@ -509,32 +532,37 @@ class WorkerLane:
             while True:
                 self._rest()
                 time.sleep(TICK)
+                # If nothing has begun since the last look, the main thread is within one long task.
                 run = self._run
                 if self._busy:
                     self._look_after(long=run == seen)
                 seen = run
-        except BaseException:  # a bug of ours: better a dead worker, which is replaced, than a deaf one
+        except BaseException:  # a bug of ours: a dead worker is replaced, a deaf one is not
             sys.excepthook(*sys.exc_info())
             os._exit(70)
 
     def _rest(self) -> None:
-        """Sleep for as long as nothing comes, if nothing has come for a while."""
+        """Sleep until something comes, if nothing has come for a while."""
         if self._busy or time.perf_counter() - self._last_task < REST:
             return
         self._rest_over.clear()
+        # The main thread sets _busy and then looks at _resting. Either it sees this flag and sets the event, or we
+        # see its flag and do not wait; the event is cleared first, so that it cannot be lost.
         self._resting = True
         if not self._busy:
             self._rest_over.wait()
         self._resting = False
 
     def _look_after(self, long: bool) -> None:
-        """Do for the main thread what it cannot; if its task is a long one, until it can."""
+        """Look after the lane: once, or during a long task until the main thread wants it back."""
         if not self._io.acquire(blocking=False):
-            return
+            return  # the main thread reads by itself
         try:
             while True:
                 if self._outcomes:
                     self._flush()
+                # While tasks wait, the main thread may leave an outcome to us at any moment, and wakes no one for
+                # it. With no task behind the present one it flushes by itself, and we may sleep on.
                 unattended = bool(self._tasks or self._outcomes) and not self._mute
                 ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
                 if self._connection.fileno() in ready:

@@ -1,8 +1,8 @@
-"""A server's workers: their birth, what they are watched for, and their death.
+"""A server's workers: how they start, are watched, and die.
 
-This module owns the processes, what becomes of what they write, and when one is killed: because a client asks for
-it, because it holds too much memory, stands still, or does not end when it should. It must not know why sessions
-begin and end, nor what travels on lanes.
+This module owns the worker processes, where their output goes, and when one is killed: because a client asks for
+it, or because the worker holds too much memory, stands still, or does not end when it should. It must not know why
+sessions begin and end, nor what travels on lanes.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ __all__ = ["Workers"]
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTORS_EACH = 3  # that a worker takes in the supervisor: its lane, the line to it, its standard error
-DESCRIPTORS_BESIDES = 20  # for the supervisor itself, and for those who knock
-LOOK_SECONDS = 0.2  # between looks at what workers with a limit hold, if they have run anything since
+DESCRIPTORS_EACH = 3  # taken by each worker in the supervisor: its lane, the line to it, its standard error
+DESCRIPTORS_BESIDES = 20  # for the supervisor itself, and for guests
+LOOK_SECONDS = 0.2  # between looks at the memory of workers with a limit, if they have run anything since
 UNSTICK_SECONDS = 0.1  # before the next attempt, when an output of ours takes no more
-THAW_SECONDS = 1.0  # for those who were stopped together to go on
+THAW_SECONDS = 1.0  # for processes that were stopped together to go on
 
 
 class Workers:
-    """See the module.
+    """The workers of a server; see the module.
 
     Args:
-        selector: The supervisor's, whose entries hold what is to be called.
-        keys: The server's; the first is that of what runs in the workers, as a client.
+        selector: The supervisor's selector, whose entries hold the callbacks.
+        keys: The server's keys; code that runs in the workers uses the first one when it is itself a client.
         embedded: See `Supervisor`.
         module_path: See `Supervisor`.
-        parent: What workers take for their parent process.
-        owner: A file descriptor at whose end that process has ended.
-        interruptible: Whether Ctrl-C in the terminal interrupts the tasks that run.
-        tell: Tells a session's client something.
-        gone: Told when a worker of that session has died, and its client has been told.
-        let_go: In a new process: closes what is the supervisor's, but for that socket.
+        parent: The process that workers take for their parent.
+        owner: A file descriptor that reaches its end when that process ends.
+        interruptible: Whether Ctrl-C in the terminal interrupts running tasks.
+        tell: Sends a message to a session's client.
+        gone: Called with the session when one of its workers has died and its client has been told.
+        let_go: Called in a new process: closes everything of the supervisor's except that socket.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class Workers:
         self._gone = gone
         self._let_go = let_go
         self._all: dict[int, tuple[Session, Worker]] = {}  # by pid
-        self._doomed: dict[int, float] = {}  # pids to be killed, with the time
+        self._doomed: dict[int, float] = {}  # by pid, the time at which it is killed
         self._stdout = None if embedded else StdoutPipe()  # an embedded server's workers write to the program's
         self._outputs: set[OutputPipe] = set()
-        self._stuck: set[OutputPipe] = set()  # that are not looked at
+        self._stuck: set[OutputPipe] = set()  # those that the selector does not watch for now
         self._unstick_at = 0.0
         self._oom_counter = OomCounter()
         self._descriptors = DescriptorLimit()
@@ -120,7 +120,7 @@ class Workers:
         return min(times, default=float("inf"))
 
     def on_time(self, now: float) -> None:
-        """Do what is due."""
+        """Do everything that is due."""
         for worker in [worker for _, worker in self._all.values() if 0 < worker.thaw_by <= now]:
             self._end_frozen(worker, now)
         for doomed in [pid for pid, when in self._doomed.items() if when <= now]:
@@ -129,7 +129,7 @@ class Workers:
                 os.kill(doomed, signal.SIGKILL)
         if self._stuck and self._unstick_at <= now:
             stuck, self._stuck = self._stuck, set()
-            for pipe in stuck:  # there may be nothing more to read of it, only to pass on
+            for pipe in stuck:  # it may have nothing more to read, but something to pass on
                 self._listen_to(pipe)
                 self._on_output(pipe)
         if self._next_look <= now:
@@ -139,21 +139,21 @@ class Workers:
     # -- birth and death -------------------------------------------------------------------------------
 
     def end(self, worker: Worker, grace: float) -> None:
-        """Let it see that its client is gone, and kill it if it does not care within that many seconds."""
+        """Let a worker see that its client is gone, and kill it if it has not ended within that many seconds."""
         worker.end()
         self._doomed[worker.pid] = min(self._doomed.get(worker.pid, float("inf")), time.monotonic() + grace)
 
     def hasten(self, grace: float) -> None:
-        """Have all be dead within that many seconds."""
+        """Kill every worker that has not ended within that many seconds."""
         for pid in self._all:
             self._doomed[pid] = min(self._doomed.get(pid, float("inf")), time.monotonic() + grace)
 
     def is_doomed(self, worker: Worker) -> bool:
-        """Whether it is to end."""
+        """Return whether the worker has been told to end."""
         return worker.pid in self._doomed
 
     def close(self, but: Socket | None) -> None:
-        """Close every descriptor, without a word to any peer, but that one."""
+        """Close every descriptor except that socket, without telling any peer."""
         for pipe in self._outputs:
             pipe.close()
         for _, worker in self._all.values():
@@ -163,19 +163,19 @@ class Workers:
 
     @property
     def room(self) -> int:
-        """How many workers there may be at a time, as far as descriptors go."""
+        """The number of workers that there can be at a time, as far as descriptors go."""
         return max(self._descriptors.limit - DESCRIPTORS_BESIDES, 0) // DESCRIPTORS_EACH
 
     def pass_on(self) -> None:
-        """Pass on what those that are dead have written."""
+        """Pass on what dead workers have written."""
         if self._stdout is not None:
             self._stdout.drain()
 
     def start(self, session: Session, guest: Guest, slot: int, lane: int) -> WorkerStart | None:
-        """Fork one, and answer the client.
+        """Fork a worker, and answer the client.
 
         Returns:
-            In the new process what it starts with; here None.
+            In the new process, what the worker starts with; in the supervisor, None.
 
         Raises:
             OSError: The system gives no process, or no descriptor.
@@ -189,14 +189,14 @@ class Workers:
             undo.callback(theirs.close)
             stderr = StderrPipe(whole=not self._embedded)
             undo.callback(stderr.abandon)
-            _flush_output()  # or the child would write it once more
+            _flush_output()  # otherwise the child would write it again
             pid = os.fork()
             undo.pop_all()
         if pid == 0:
             try:
                 channel.close()
                 return self._become_worker(session, guest, lane, progress, theirs, stderr, supervisor)
-            except BaseException:  # whatever happens, the child must not go on as a second supervisor
+            except BaseException:  # whatever happens, the child must never go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
         theirs.close()
@@ -221,8 +221,8 @@ class Workers:
         stderr: StderrPipe,
         supervisor: int,
     ) -> WorkerStart:
-        """In the child: let go of everything that is not the worker's."""
-        die_with(supervisor)
+        """Let go, in the child, of everything that is not the worker's."""
+        die_with(supervisor)  # first, so that no child is left behind if the supervisor dies meanwhile
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -231,19 +231,19 @@ class Workers:
         if not self._embedded:
             os.setpgid(0, 0)  # Ctrl-C at the server is the supervisor's alone
             let_leader_set_sid()
-        sentinel = os.dup(self._owner)
+        sentinel = os.dup(self._owner)  # before _let_go closes the original
         if self._stdout is not None:
-            self._outputs.discard(self._stdout)
+            self._outputs.discard(self._stdout)  # attach() closes it, and _let_go must not do so again
             self._stdout.attach()
         self._let_go(guest.raw)
         stderr.attach()
         null = os.open(os.devnull, os.O_RDONLY)
-        if null == 0:  # as it is when 0 was the owner's end, just closed
+        if null == 0:  # as happens when 0 was the owner's end, just closed
             os.set_inheritable(0, True)  # for the processes that tasks start
         else:
             os.dup2(null, 0)
             os.close(null)
-        self._descriptors.restore()  # now that those of the supervisor are closed, and low numbers are free
+        self._descriptors.restore()  # only now: the supervisor's are closed, and low numbers are free
         become_child(self._parent, lane, sentinel)
         set_ambient_key(self._keys[0])
         guest.raw.setblocking(True)
@@ -261,7 +261,7 @@ class Workers:
         )
 
     def reap(self) -> None:
-        """See whose state has changed."""
+        """Look which workers have died, stopped or been continued."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
@@ -269,7 +269,7 @@ class Workers:
                 return
             if not pid:
                 return
-            if pid not in self._all:
+            if pid not in self._all:  # such as the process that removes a session's modules
                 continue
             session, worker = self._all[pid]
             worker.stopped = os.WIFSTOPPED(status)
@@ -286,7 +286,7 @@ class Workers:
         session, worker = self._all.pop(pid)
         del session.workers[pid]
         doomed = self._doomed.pop(pid, None)
-        worker.stderr.drain()
+        worker.stderr.drain()  # before the report, which quotes the last lines
         if worker.stderr.stuck and worker.stderr not in self._stuck:
             self._set_aside(worker.stderr)
         why: dict[str, Any] = {}
@@ -296,6 +296,8 @@ class Workers:
             why = {"held": worker.held, "limit": session.max_memory}
         elif worker.frozen:
             why = {"frozen": MAX_MISSED * session.heartbeat}
+        # Only a SIGKILL that we have not sent can be the out-of-memory killer's. That the system has counted one since
+        # the worker started does not prove that it was this one, but nothing better can be known.
         elif code == -signal.SIGKILL and doomed is None and worker.oom_kills is not None:
             why = {"oom": (self._oom_counter.read() or 0) > worker.oom_kills}
         report = WorkerDied(
@@ -321,9 +323,9 @@ class Workers:
         self._selector.register(pipe, selectors.EVENT_READ, partial(self._on_output, pipe))
 
     def _on_output(self, pipe: OutputPipe) -> None:
-        """A worker, or whom it has started, has written there, or will no more."""
+        """Pass on what a worker, or a process that it has started, has written; or close the pipe at its end."""
         if pipe in self._stuck:
-            return  # by an event of this same round
+            return  # set aside by another event of this round
         if pipe.copy():
             self._selector.unregister(pipe)
             self._outputs.discard(pipe)
@@ -332,19 +334,19 @@ class Workers:
             self._set_aside(pipe)
 
     def _set_aside(self, pipe: OutputPipe) -> None:
-        """An output of ours takes no more: for a moment who writes has to wait, our clients have not."""
+        """Stop watching a pipe whose output takes no more: its writers wait for a moment, our clients do not."""
         self._selector.unregister(pipe)
         self._stuck.add(pipe)
         self._unstick_at = time.monotonic() + UNSTICK_SECONDS
 
     def _limited(self) -> Iterator[tuple[Session, Worker]]:
-        """The workers that may hold only so much memory."""
+        """Yield the workers that have a memory limit."""
         for session, worker in self._all.values():
             if session.max_memory is not None and not session.ended and worker.held is None:
                 yield session, worker
 
     def _look_at_memory(self) -> None:
-        """Kill those that hold more; nobody asks for the memory of those that have run nothing."""
+        """Kill the workers that exceed their limit; those that have run nothing since the last look are skipped."""
         suspects = [(session, worker) for session, worker in self._limited() if worker.has_run()]
         held = held_by(worker.pid for _, worker in suspects) if suspects else {}
         for session, worker in suspects:
@@ -361,24 +363,26 @@ class Workers:
     # -- by request ------------------------------------------------------------------------------------
 
     def kill(self, session: Session, kill: KillOrder) -> None:
-        """Stop the worker if it runs such a task; only when it stands still is it certain which one it runs."""
+        """Stop the worker if it runs a task that the order names, and let `_judge` decide once it stands still."""
         worker = next((worker for worker in session.workers.values() if worker.lane == kill.lane), None)
         if worker is None or worker.killed is not None or worker.held is not None:
-            return  # the client is told of its death
+            return  # the report of its death answers the client
         if worker.runs_one_of(kill) is None:
             self._spare(session, worker, kill)
             return
+        # While the worker runs, it may go on to its next task between our look and the kill, which would then hit
+        # the wrong task. So it is stopped first; reap() learns when it stands still.
         worker.condemned.append(kill)
-        if worker.stopped:  # by somebody else: it cannot stop once more
+        if worker.stopped:  # by someone else: it will not stop again, and so there will be no event
             self._judge(session, worker)
         else:
             os.kill(worker.pid, signal.SIGSTOP)
 
     def _judge(self, session: Session, worker: Worker) -> None:
-        """It stands still."""
+        """Kill the worker, which stands still, if it runs a task that an order names; otherwise continue it."""
         kills, worker.condemned = worker.condemned, []
         if not kills:
-            return  # somebody else's doing
+            return  # someone else has stopped it
         worker.killed = next((seq for kill in kills if (seq := worker.runs_one_of(kill)) is not None), None)
         if worker.killed is not None:
             logger.info("worker killed pid=%d slot=%d client=%s", worker.pid, worker.slot, session.client)
@@ -392,8 +396,11 @@ class Workers:
         self._tell(session, Spared(kill.order, worker.lane, worker.recalls))
 
     def _end_frozen(self, worker: Worker, now: float) -> None:
-        """It has stood still for long. If we have, too, as after Ctrl-Z in a terminal, it goes on in a moment."""
-        self.reap()
+        """Kill a worker that has stood still for too long, after a last chance to go on.
+
+        If we stood still as well, as after Ctrl-Z in a terminal, it goes on in a moment.
+        """
+        self.reap()  # it may have been continued by now
         if worker.stopped and not worker.frozen:
             worker.frozen, worker.thaw_by = True, now + THAW_SECONDS
         elif worker.stopped:
