@@ -1,17 +1,17 @@
 """The supervisor: a server's parent process.
 
-It lets in whom the key admits (`door`), starts a worker for each lane, and tells its client when one dies and of
-what (`workers`). One thread, one selector, no polling: it sleeps until something happens. It must not import user
-code, nor unpickle anything, nor read a task: a lane's socket belongs to the worker that is forked for it.
+It admits peers that prove a key (`door`), starts a worker for each lane, and tells the client when one dies and why
+(`workers`). One thread, one selector, no polling: it sleeps until something happens. It must not import user code,
+nor unpickle anything, nor read a task: a lane's socket belongs to the worker that is forked for it.
 
-Whoever connects is a *guest* (see `guest`) until he has proven a key and said what for: then the connection is a
-*session's* control connection, or a session's new lane, or an administrator's question, answered at once.
+A new connection is a *guest* (see `guest`) until it has proven a key and sent its hello. Then it becomes a
+*session's* control connection, a new lane of a session, or an administrator's question, which is answered at once.
 
-The supervisor keeps each lane's socket open beside the worker. When the worker is gone, it hangs up: so the client
-sees the lane end even if a process that a task started still holds it.
+The supervisor keeps its own descriptor of each lane's socket. When the worker is gone, the supervisor hangs up, so
+that the client sees the lane end even if a process started by a task still holds the socket.
 
-A connection may break while both ends live. Over TCP, then, a session without its control connection is kept for a
-while, for its client to come back; and a new connection for a lane is passed on to the worker that lives.
+A connection may break while both ends live. Over TCP, a session that has lost its control connection is therefore
+kept for a while, for its client to come back, and a new connection for a lane is passed on to the living worker.
 """
 
 from __future__ import annotations
@@ -68,32 +68,35 @@ __all__ = ["Supervisor", "serve"]
 logger = logging.getLogger(__name__)
 
 GRACE_CRASHED = 1.0  # seconds for the workers of a client that is gone
-GRACE_ENDED = 10.0  # seconds for the workers of a client that said goodbye, or has put others in their places
-MAX_RESUME_SECONDS = 3600.0  # for which a client may ask
-MIN_HEARTBEAT, MAX_HEARTBEAT = 0.05, 3600.0  # seconds; more often than that no client needs to be believed dead
-MAX_UNHEARD = 1000  # pieces of what a client has been told, that wait for it to read
-MAX_REPORTS = 1000  # on lanes, in one PONG
+GRACE_ENDED = 10.0  # seconds for the workers of a client that said goodbye, or that has replaced them
+MAX_RESUME_SECONDS = 3600.0  # the most that a client may ask for
+MIN_HEARTBEAT, MAX_HEARTBEAT = 0.05, 3600.0  # seconds; a shorter one would only give clients up too soon
+MAX_UNHEARD = 1000  # buffers that may wait for a client to read them
+MAX_REPORTS = 1000  # lanes reported in one PONG
 
 
 class Supervisor:
     """A server.
 
     Args:
-        listeners: Listening sockets; they are the supervisor's from now on.
-        address: What it listens at, for people to read.
-        keys: Each of which admits. The first is that of what runs in the workers, as a client.
-        slots: How many workers each session may have.
+        listeners: Listening sockets; the supervisor owns them from now on.
+        address: The address that it listens at, for people to read.
+        keys: The keys, each of which admits a peer. Code that runs in the workers uses the first one when it is
+            itself a client.
+        slots: The number of workers that each session may have.
         name: A label for people.
-        owner: A file descriptor at whose end the server ends at once: who started it holds the other end.
-        embedded: Whether it is one client's own, so that Ctrl-C in the client's terminal interrupts the tasks
-            that run. Otherwise Ctrl-C at the server, like SIGTERM, makes it take no new clients and ask those that
-            it has to leave, and a second one makes it end at once. SIGHUP does the former, however often it comes.
-        module_path: Folders in which tasks find modules first.
-        interruptible: Whether Ctrl-C does that in an embedded server: not if the client ignores it.
-        tunnelled: Whether a network lies behind its unix socket. A client that is silent is gone then, and if the
-            server is that client's own, it ends.
-        parent: What its workers take for their parent process; None for the supervisor.
-        requests: The descriptor to be read by a resource tracker, which is started here once there is something.
+        owner: A file descriptor whose end makes the server end at once: the process that started it holds the other
+            end.
+        embedded: Whether the server belongs to one client, so that Ctrl-C in the client's terminal interrupts the
+            running tasks. Otherwise Ctrl-C at the server, like SIGTERM, makes it take no new clients and ask those
+            that it has to leave, and a second one makes it end at once. SIGHUP does the former, however often it
+            comes.
+        module_path: Folders that tasks search first for modules.
+        interruptible: Whether Ctrl-C interrupts tasks in an embedded server: not if the client ignores it.
+        tunnelled: Whether there is a network behind its unix socket. A silent client is then taken for gone, and if
+            the server is that client's own, it ends.
+        parent: The process that its workers take for their parent; None for the supervisor.
+        requests: A descriptor for a resource tracker to read, which is started as soon as something can be read.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class Supervisor:
         self._slots = slots
         self._name = name
         self._life: int | None = None
-        if owner is None:  # it belongs to itself
+        if owner is None:  # nobody's: it holds both ends, and so the descriptor never reaches its end
             owner, self._life = os.pipe()
         self._owner = owner
         self._requests = requests
@@ -145,7 +148,7 @@ class Supervisor:
         self._terminations = 0
         self._hung_up = False
         self._draining = False
-        self._leaving = False  # and its clients have been asked to leave
+        self._leaving = False  # whether its clients have been asked to leave as well
         self._ending = False
         self._started = time.time()
         self._on_drain: Callable[[], None] = lambda: None
@@ -156,12 +159,12 @@ class Supervisor:
         """Serve until told to end.
 
         Args:
-            on_ready: Called once signals are heeded.
+            on_ready: Called once signals are handled.
             on_drain: Called once no new clients are taken.
 
         Returns:
-            None in the supervisor when all is over; in a worker's new process what it starts with: let the stack
-            unwind and then call `run_worker`.
+            In the supervisor, None once it has ended. In a worker's new process, what the worker starts with: let
+            the stack unwind and then call `run_worker`.
         """
         self._on_drain = on_drain
         self._watch_signals()
@@ -179,10 +182,12 @@ class Supervisor:
                 *(self._slots, self._workers.room),
             )
         while not self._finished():
+            # An earlier callback of a round may close what a later event of the same round is about. So callbacks
+            # check first whether their subject is still there.
             for key, _ in self._selector.select(self._next_deadline()):
                 worker: WorkerStart | None = key.data()
                 if worker is not None:
-                    return worker
+                    return worker  # we are the new process, with the supervisor's stack still above us
             self._on_time(time.monotonic())
         self._workers.pass_on()
         if self._depot is not None:
@@ -195,22 +200,23 @@ class Supervisor:
         return (self._ending or self._draining) and not self._sessions and not self._workers
 
     def _watch_signals(self) -> None:
-        # The handlers do nothing: the bytes that set_wakeup_fd writes make the loop look at what is to be done.
+        # Handlers run between any two steps of the loop, so they set a flag at most. The byte that set_wakeup_fd
+        # writes wakes the loop, which then does the work.
         signal.set_wakeup_fd(self._waker.signal_fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
         signal.signal(signal.SIGTERM, self._on_terminate)
-        # With a client at the terminal, Ctrl-C is the client's to decide about.
+        # With a client at the terminal, it is for the client to decide what Ctrl-C does.
         signal.signal(signal.SIGINT, signal.SIG_IGN if self._embedded else self._on_terminate)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
             signal.signal(signal.SIGHUP, self._on_hang_up)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whatever the process blocks that has started us
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the process that started us may have blocked some
 
     def _on_terminate(self, signum: int, frame: Any) -> None:
         self._terminations += 1
 
     def _on_hang_up(self, signum: int, frame: Any) -> None:
-        # With a client at the terminal its end is the client's affair, as Ctrl-C is. A shell and the system may
-        # both tell of one terminal's end, so a second time means nothing more.
+        # With a client at the terminal, the terminal's end is for the client to handle, as Ctrl-C is. A shell and
+        # the system may both report the same end, so a second signal means nothing more.
         self._hung_up = not self._embedded
 
     def _on_signal(self) -> None:
@@ -220,7 +226,7 @@ class Supervisor:
             self._drain(leave=True)
         if self._terminations > 1:
             self._end_at_once()
-            self._workers.hasten(GRACE_CRASHED)  # also those of sessions that ended before, with more grace
+            self._workers.hasten(GRACE_CRASHED)  # including those of sessions that ended earlier, with more grace
 
     def _on_owner(self) -> None:
         if not os.read(self._owner, 4096):
@@ -247,7 +253,7 @@ class Supervisor:
                 self._cut_session(session, f"nothing heard for {now - session.heard:.0f} s")
         self._workers.on_time(now)
 
-    # -- guests who are let in -------------------------------------------------------------------------
+    # -- guests that are let in ------------------------------------------------------------------------
 
     def _on_hello(self, guest: Guest, hello: ClientHello) -> WorkerStart | None:
         if isinstance(hello, LaneHello):
@@ -259,7 +265,7 @@ class Supervisor:
         return None
 
     def _reply(self, guest: Guest, answer: NamedTuple) -> None:
-        guest.socket.sendall(b"".join(encode(answer)))  # small, and the buffer is empty: it is taken whole
+        guest.socket.sendall(b"".join(encode(answer)))  # does not block: it is small, and the buffer is empty
 
     def _refuse(
         self, guest: Guest, code: str, message: str, mismatches: dict[str, tuple[str, str]] | None = None
@@ -324,7 +330,7 @@ class Supervisor:
             text = "its versions differ from the client's: " + describe_mismatches(mismatches)
             self._refuse(guest, "version", text, mismatches)
             return
-        # The end of a unix socket is the end of whoever held it.
+        # A unix socket ends only with the process that held it, so there is nothing to resume.
         resume_seconds = min(hello.resume_seconds, MAX_RESUME_SECONDS) if is_tcp(guest.raw) else 0.0
         session = Session(
             os.urandom(16).hex(),
@@ -345,9 +351,9 @@ class Supervisor:
         if session is None or not session.resume_seconds:
             self._refuse(guest, "session", "there is no such session on this server any more")
             return
-        self._drop_control(session)  # of which we may not have noticed yet that it is broken
+        self._drop_control(session)  # we may not have noticed yet that it is broken
         self._welcome(guest, session)
-        for report in session.reports.values():  # some may not have arrived
+        for report in session.reports.values():  # some may have been lost with the old connection
             self._tell(session, report)
         logger.info("session resumed client=%s", session.client)
 
@@ -374,33 +380,33 @@ class Supervisor:
             self._refuse(guest, "slot", f"this server has slots 0 to {self._slots - 1}, not {slot}")
             return None
         for worker in session.workers.values():
-            if worker.slot == slot:  # its client has given it up; it may have a thread that would never end
+            if worker.slot == slot:  # its client has given it up; it may have a thread that never ends
                 self._workers.end(worker, GRACE_ENDED)
-        if len(session.workers) >= 2 * self._slots:  # for a moment a slot has an old worker and its successor
+        if len(session.workers) >= 2 * self._slots:  # for a moment a slot has both an old worker and its successor
             self._refuse(guest, "slot", f"this session has {len(session.workers)} workers already")
             return None
         self._door.release(guest)
         tune(guest.raw, session.heartbeat)
         for old in [old for old in session.reports if session.reports[old].slot == slot]:
-            del session.reports[old]  # the client knows
+            del session.reports[old]  # the client has it, or it would not refill the slot
         try:
             return self._workers.start(session, guest, slot, lane)
         except OSError as error:
             logger.error("cannot start a worker error=%s", error)
-            with contextlib.suppress(OSError):  # it may have hung up, and is no guest any more to be dismissed
+            with contextlib.suppress(OSError):  # it may have hung up, and is no longer a guest to be dismissed
                 self._reply(guest, Refused("fork", f"cannot start a worker: {error}"))
             guest.socket.close()
             return None
 
     def _resume_lane(self, guest: Guest, session: Session, lane: int) -> None:
-        """Pass the connection on to the lane's worker, which lives."""
+        """Pass the connection on to the lane's worker, which is still alive."""
         worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
         if worker is None or self._workers.is_doomed(worker) or not session.resume_seconds:
             self._refuse(guest, "worker", "that lane's worker is gone")
             return
         self._door.release(guest)
         tune(guest.raw, session.heartbeat)
-        hang_up(worker.socket)
+        hang_up(worker.socket)  # the worker may be waiting to send over the old connection
         try:
             worker.channel.pass_on(guest.raw, guest.secured_later, guest.secret)
             guest.socket.sendall(b"".join(encode(WorkerHello(worker.pid))))
@@ -413,8 +419,10 @@ class Supervisor:
         logger.info("lane resumed pid=%d slot=%d client=%s", worker.pid, worker.slot, session.client)
 
     def _close_all(self, but: Socket | None = None) -> None:
-        """Close every descriptor of ours, without a word to any peer."""
-        self._selector.close()  # first: removing sockets from it one by one would reach into the parent's
+        """Close every descriptor of ours except that socket, without telling any peer."""
+        # First: after a fork, an epoll object is shared with the parent, and unregistering sockets here would take
+        # them out of the parent's as well.
+        self._selector.close()
         self._waker.close()
         for descriptor in (self._owner, self._life, self._requests):
             if descriptor is not None:
@@ -428,12 +436,12 @@ class Supervisor:
     def _on_worker_gone(self, session: Session) -> None:
         self._clear(session)
         if self._draining and not session.ended and not session.workers:
-            self._part_with(session)  # no new lane can reach us any more
+            self._part_with(session)  # the listeners are closed, so no new lane can come
 
     # -- sessions --------------------------------------------------------------------------------------
 
     def _tell(self, session: Session, message: NamedTuple, seq: int = 0) -> None:
-        """Say something to the client, if it is there."""
+        """Send a message to the client, if it is connected."""
         if session.connection is not None:
             session.connection.send(encode(message, seq))
             if session.connection.backlog > MAX_UNHEARD:
@@ -448,14 +456,14 @@ class Supervisor:
     def _on_control(self, session: Session) -> None:
         connection = session.connection
         if connection is None:
-            return  # by an event of this same round
+            return  # dropped by another event of this round
         try:
             if connection.unsent:
                 connection.flush()
                 self._watch_control(session, connection)
             for frame in connection.receive():
                 if session.connection is not connection:
-                    return  # it does not listen
+                    return  # cut by an answer that it did not read
                 session.heard = time.monotonic()
                 if frame.type is FrameType.PING:
                     self._answer_ping(session, connection, frame.seq)
@@ -471,18 +479,19 @@ class Supervisor:
         except RemoteProtocolError as error:
             logger.warning("session broken client=%s error=%s", session.client, error)
             self._end_session(session, GRACE_CRASHED)
-        except Exception:  # a fault of ours, which must not be everybody's
+        except Exception:  # a bug of ours must not take other sessions down
             logger.exception("session failed client=%s", session.client)
             if not session.ended:
                 self._end_session(session, GRACE_CRASHED)
 
     def _answer_ping(self, session: Session, connection: Connection, seq: int) -> None:
-        """Say how many bytes have come and gone on each lane, for the client to see whether they arrive.
+        """Report the bytes received and sent on each lane, so that the client can tell whether they arrive.
 
-        Of a lane on which something waits to be read nothing is said: it is the worker who keeps more from coming.
+        A lane with data waiting to be read is left out: it is the worker, not the network, that keeps more from
+        coming.
         """
         if connection.unsent:
-            return  # it does not listen
+            return  # the client does not read what it is sent already
         lanes = []
         for worker in list(session.workers.values())[:MAX_REPORTS]:
             if not unread(worker.socket):
@@ -491,10 +500,10 @@ class Supervisor:
         self._tell(session, Pong(lanes), seq)
 
     def _cut_session(self, session: Session, why: str) -> None:
-        """Its control connection is broken: keep it for a while, for the client to come back, if that may be."""
+        """Drop a broken control connection; keep the session for a while if its client can come back, or end it."""
         if not session.resume_seconds or self._draining:
             self._end_session(session, GRACE_CRASHED)
-            if self._tunnelled and self._embedded:  # its client is gone, or has started another
+            if self._tunnelled and self._embedded:  # its client is gone, or has started another server
                 self._end_at_once()
             return
         logger.info("session cut client=%s reason=%s", session.client, why)
@@ -508,7 +517,7 @@ class Supervisor:
             session.connection = None
 
     def _end_session(self, session: Session, grace: float) -> None:
-        """Let the session's workers see that their client is gone; kill those that do not care."""
+        """Let the session's workers see that their client is gone; kill those that outlast the grace period."""
         logger.info("session ended client=%s", session.client)
         session.ended = True
         del self._sessions[session.id]
@@ -518,13 +527,13 @@ class Supervisor:
         self._clear(session)
 
     def _clear(self, session: Session) -> None:
-        """What has been put here for it goes with its last worker."""
+        """Remove the session's modules, once it has ended and its last worker is gone."""
         if self._depot is not None and session.modules is not None and session.ended and not session.workers:
             self._depot.remove(session.modules)
             session.modules = None
 
     def _part_with(self, session: Session) -> None:
-        """End a session of our own accord. Its client is told, or it would look for us for a while."""
+        """End a session of our own accord, and tell its client, which would otherwise look for us for a while."""
         if session.connection is not None:
             session.connection.send(encode_frame(FrameType.BYE))
         self._end_session(session, GRACE_CRASHED)
@@ -532,12 +541,13 @@ class Supervisor:
     # -- the end ---------------------------------------------------------------------------------------
 
     def _drain(self, *, leave: bool) -> None:
-        """Take no new clients; end when those here are gone, who may be asked to ``leave`` when they can."""
+        """Take no new clients, ask the present ones to ``leave`` if so told, and end when they are gone."""
         first = not self._draining
         if first:
             logger.info("draining address=%s sessions=%d", self._address, len(self._sessions))
             self._draining = True
-            self._door.shut()  # before the clients are told: one who has been told finds nobody at our address
+            # Before the clients are told: one that has been told must not find us still at our address.
+            self._door.shut()
             self._on_drain()
         if first or (leave and not self._leaving):
             self._leaving = leave
@@ -546,7 +556,7 @@ class Supervisor:
         if first:
             for session in list(self._sessions.values()):
                 if not session.workers or session.connection is None:
-                    self._part_with(session)  # no lane can reach us any more
+                    self._part_with(session)  # it cannot get a worker, or come back, any more
 
     def _end_at_once(self) -> None:
         self._ending = True
@@ -557,7 +567,7 @@ class Supervisor:
 
 
 def _age(started: float, now: float) -> float:
-    """Seconds since then, as far as the machine's clock is right."""
+    """Return the seconds since then, as far as the machine's clock is right."""
     return round(max(now - started, 0.0), 3)
 
 
@@ -568,15 +578,15 @@ def serve(
     on_drain: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> None:
-    """Be a server until its end; see `Supervisor` for the settings. In a worker's process it does not return.
+    """Run a server until it ends; see `Supervisor` for the settings. In a worker's process it does not return.
 
     Args:
         listeners: Listening sockets.
         on_ready: Called when it serves: from then on SIGTERM drains it.
         on_drain: Called once it takes no new clients.
-        **settings: The supervisor's.
+        **settings: The settings of `Supervisor`.
     """
-    # Where nobody has configured logging, this is what writes warnings.
+    # Where logging is not configured, this handler writes the warnings.
     logging.lastResort = DroppingHandler(logging.WARNING)
     start = Supervisor(listeners, **settings).run(on_ready, on_drain)
     if start is not None:

@@ -296,8 +296,8 @@ class Workers:
             why = {"held": worker.held, "limit": session.max_memory}
         elif worker.frozen:
             why = {"frozen": MAX_MISSED * session.heartbeat}
-        # Only a SIGKILL that we have not sent can be the out-of-memory killer's. That the system has counted one since
-        # the worker started does not prove that it was this one, but nothing better can be known.
+        # Only a SIGKILL that we have not sent can be the out-of-memory killer's. That the system has counted one
+        # since the worker started does not prove that it was this one, but nothing better can be known.
         elif code == -signal.SIGKILL and doomed is None and worker.oom_kills is not None:
             why = {"oom": (self._oom_counter.read() or 0) > worker.oom_kills}
         report = WorkerDied(
