@@ -1,4 +1,4 @@
-"""How many descriptors a server may have: all that the system allows, while tasks find the limit as it was.
+"""The limit on a server's open descriptors: raised as far as the system allows, and restored for tasks.
 
 This module owns that limit. It must not know what the descriptors are.
 """
@@ -12,14 +12,14 @@ import sys
 __all__ = ["DescriptorLimit"]
 
 ENOUGH = 1 << 16
-OF_MACOS = 10240  # which may refuse more, whatever it says the hard limit is
+OF_MACOS = 10240  # macOS may refuse more, whatever hard limit it reports
 
 
 class DescriptorLimit:
-    """The soft limit, raised to the hard one as far as that can be of use.
+    """The soft limit, raised towards the hard limit as far as that is of use.
 
     Attributes:
-        limit: What it is now.
+        limit: The present soft limit.
     """
 
     def __init__(self) -> None:
@@ -34,6 +34,6 @@ class DescriptorLimit:
                     self.limit = wanted
 
     def restore(self) -> None:
-        """In a worker: as it was, because programs that tasks start may close or select up to it."""
+        """Restore the limit in a worker: programs that tasks start may close or select up to it."""
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (self._before, self._hard))

@@ -1,7 +1,7 @@
-"""Who may come in: the listening socket, and the guests who have not said yet what for.
+"""The listening sockets, and the guests: connections that have not yet sent their hello.
 
-This module owns how many strangers there may be, and for how long. It must not know what is done with a hello; the
-dialogue until then is `guest`'s.
+This module owns how many guests there may be, and for how long. It must not know what is done with a hello; the
+dialogue before it belongs to `guest`.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ __all__ = ["Door"]
 logger = logging.getLogger(__name__)
 
 ACCEPT_PAUSE = 0.2  # seconds before the next attempt, when the system gives no descriptor and no guest holds one
-GUEST_SECONDS = 10.0  # to prove the key and say hello
-MAX_GUESTS = 512  # beyond it who has made no progress for longest goes: a client needs a round trip or two
-MAX_GUESTS_OF_A_HOST = 256  # the same of those from there; hundreds of clients may share an address, as behind NAT
+GUEST_SECONDS = 10.0  # to prove the key and send the hello
+# Beyond these limits, the guest that has made no progress for longest goes: hardly ever a client, which needs only
+# a round trip or two. Hundreds of clients may share an address, as behind NAT.
+MAX_GUESTS = 512
+MAX_GUESTS_OF_A_HOST = 256
 
 
 class Door:
-    """See the module.
+    """The listening sockets and their guests; see the module.
 
     Args:
         listeners: Listening sockets.
-        keys: Each of which admits.
-        selector: The supervisor's, whose entries hold what is to be called.
-        admit: Called with a guest who has proven a key, and with his hello. It takes him over with `release`, or
-            refuses him; in a worker's new process it returns what that starts with.
-        quiet: Whether nobody need know who was not let in.
+        keys: The keys, each of which admits a guest.
+        selector: The supervisor's selector, whose entries hold the callbacks.
+        admit: Called with a guest that has proven a key, and with its hello. It takes the guest over with
+            `release`, or refuses it; in a worker's new process it returns what the worker starts with.
+        quiet: Whether nobody need know which guests were dismissed.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Door:
         self._quiet = quiet
         self._ration = Ration(logger)
         self._guests: dict[Guest, None] = {}  # in the order of their deadlines
-        self._deaf_until = 0.0  # the listeners are not looked at before that time; 0 if they are
+        self._deaf_until = 0.0  # the listeners are not watched before that time; 0 if they are watched
         for listener in listeners:
             listener.setblocking(False)
 
@@ -73,7 +75,7 @@ class Door:
         return min(times)
 
     def on_time(self, now: float) -> None:
-        """Do what is due."""
+        """Do everything that is due."""
         self._ration.on_time(now)
         if self._deaf_until and self._deaf_until <= now:
             self.open()
@@ -83,7 +85,7 @@ class Door:
             self.dismiss(guest, "it said nothing in time")
 
     def close(self, but: Socket | None) -> None:
-        """Close every descriptor, without a word to any peer, but that one."""
+        """Close every descriptor except that socket, without telling any peer."""
         for guest in self._guests:
             if guest.raw is not but:
                 guest.socket.close()
@@ -92,10 +94,10 @@ class Door:
 
     def _accept(self, listener: Socket) -> None:
         if not self._listeners:
-            return  # closed by an event of this same round
+            return  # closed by another event of this round
         try:
             sock, peer = listener.accept()
-        except OSError as error:  # gone again, or no descriptors left: others must still be served
+        except OSError as error:  # the peer has gone again, or no descriptor is left: others must still be served
             if not isinstance(error, (BlockingIOError, InterruptedError)):
                 self._ration.warn("accept failed error=%s", error)
                 if self._guests:
@@ -123,7 +125,7 @@ class Door:
         self.dismiss(min(self._guests, key=_progressed), "too many connections without a key")
 
     def open(self) -> None:
-        """Let guests in."""
+        """Start to accept guests, or start again after a pause."""
         self._deaf_until = 0.0
         for listener in self._listeners:
             self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
@@ -134,7 +136,7 @@ class Door:
                 self._selector.unregister(listener)
 
     def shut(self) -> None:
-        """Let nobody in any more."""
+        """Stop accepting guests for good."""
         self._listen_no_more()
         self._deaf_until = 0.0
         for listener in self._listeners:
@@ -142,29 +144,29 @@ class Door:
         self._listeners.clear()
 
     def dismiss_all(self, why: str) -> None:
-        """Let all go who are not in yet."""
+        """Dismiss every guest."""
         for guest in list(self._guests):
             self.dismiss(guest, why, harmless=True)
 
     def _on_guest(self, guest: Guest) -> WorkerStart | None:
         if guest not in self._guests:
-            return None  # dismissed by an event of this same round
+            return None  # dismissed by another event of this round
         try:
             hello = guest.receive()
             if hello is not None:
                 return self._admit(guest, hello)
         except (EOFError, AuthenticationError, RemoteProtocolError, OSError) as error:
             self.dismiss(guest, str(error), harmless=isinstance(error, (EOFError, ConnectionError)))
-        except Exception:  # a fault of ours, which must not be everybody's
+        except Exception:  # a bug of ours must not take the server down
             logger.exception("guest failed peer=%s", guest.name)
             self.dismiss(guest, "serving it has failed")
         return None
 
     def dismiss(self, guest: Guest, why: str, *, harmless: bool = False) -> None:
-        """Let somebody go who was not let in.
+        """Close the connection of a guest that was not admitted.
 
-        It is harmless, and not worth a warning, that a guest hangs up, as health checks do, and clients that end
-        while they dial; nor that the server ends while one is here.
+        It is harmless, and not worth a warning, if a guest hangs up, as health checks do, and clients that end
+        while they dial; or if the server ends while the guest is connected.
         """
         if harmless and not guest.has_spoken:
             logger.debug("dismissed peer=%s reason=%.200s", guest.name, why)
@@ -177,7 +179,7 @@ class Door:
         guest.socket.close()
 
     def release(self, guest: Guest) -> None:
-        """He is nobody's guest any more; what becomes of his connection is the caller's affair."""
+        """Give the guest's connection over to the caller, who decides what becomes of it."""
         self._guests.pop(guest, None)
         self._selector.unregister(guest.socket)
 

@@ -1,10 +1,11 @@
-"""Who has connected, until he has proven the key and said what for.
+"""A connection that has not yet authenticated or sent its hello.
 
-This module owns the server's half of a connection's beginning, on sockets that do not block: the dialogue of
-`core.handshake`, TLS and the same dialogue within it, the hello. It must not know what is done with a hello, nor
-when a guest has been here for too long.
+This module owns the server's half of a connection's beginning, on non-blocking sockets: the dialogue of
+`core.handshake`, TLS and the same dialogue within it, and the hello. It must not know what is done with a hello,
+nor when a guest has stayed for too long.
 
-What a guest may cost before he has proven the key: the few bytes of the dialogue, once. TLS begins only after it.
+Before it has proven the key, a guest costs no more than the few bytes of the dialogue, once. TLS begins only after
+that.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ __all__ = ["Guest"]
 
 
 class Guest:
-    """One connection.
+    """One connection that has not sent its hello.
 
     Args:
-        sock: It, accepted and not blocking.
-        host: Where it comes from, without the port.
-        name: The same for people to read, with the port.
-        keys: Each of which admits.
-        local: Whether nobody can read what travels there, so that it is never encrypted.
-        deadline: Until when it may stay, on the monotonic clock.
+        sock: The connection, accepted and non-blocking.
+        host: The peer's address, without the port.
+        name: The same with the port, for people to read.
+        keys: The keys, each of which admits the guest.
+        local: Whether nobody else can read the connection, so that it is never encrypted.
+        deadline: When the guest must have sent its hello, on the monotonic clock.
 
     Attributes:
         socket: The connection; another object once it is sealed or encrypted.
         raw: The connection as it was accepted.
-        secured_later: With which of the keys, counted from 1, TLS is to begin after the hellos; 0 if it has begun
-            before or is not to begin.
-        has_spoken: Whether a byte has come.
-        progressed: When the last message was complete, or else when it came, on the monotonic clock.
-        secret: What both ends, and they alone, have of this connection; empty where nothing needs it.
+        secured_later: The number of the key, counted from 1, with which TLS begins after the hellos; 0 if it has
+            begun before them or does not begin at all.
+        has_spoken: Whether any byte has been received.
+        progressed: When the last message was complete, or else when the guest connected, on the monotonic clock.
+        secret: A secret of this connection that only its two ends have; empty where nothing needs one.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Guest:
         self._key = keys[0]
         self._keys = keys
         self._local = local
-        self._shaking = False  # whether TLS has begun, and is not through
+        self._shaking = False  # whether TLS's own handshake is under way
         self._reader = FrameReader(MAX_HELLO, no_segment)
         accepted: dict[bytes, set[Security]] = {}
         for key in keys:
@@ -83,12 +84,12 @@ class Guest:
         """Read what has come and answer it.
 
         Returns:
-            The hello, once it is there.
+            The hello once it is complete; None before that.
 
         Raises:
             EOFError: The guest has hung up.
-            AuthenticationError: He is not admitted, and knows it.
-            RemoteProtocolError: He does not speak the protocol.
+            AuthenticationError: The guest is not admitted, and has been told.
+            RemoteProtocolError: The guest does not speak the protocol.
             OSError: The connection is lost.
         """
         try:
@@ -105,6 +106,7 @@ class Guest:
             self._shaking = False
             self._handshake = handshake_within(self._key, self.secret, self.socket)
             return
+        # Never more than the dialogue wants: the bytes behind it are for TLS, the sealed socket or the hello.
         data = self.socket.recv(self._handshake.wanted)
         if not data:
             raise EOFError("it hung up")
@@ -119,7 +121,7 @@ class Guest:
             self._admit()
 
     def _admit(self) -> None:
-        """He has proven a key in the clear."""
+        """Secure the connection of a guest that has proven a key in the clear."""
         self._security = security = self._handshake.security
         if security is Security.PLAIN:
             return
@@ -151,13 +153,14 @@ class Guest:
         if self._security is (Security.TLS if lane else Security.TLS_LANE):
             raise RemoteProtocolError("TLS begins at another place for this role")
         if lane and isinstance(self.socket, SealedSocket) and not self.socket.is_after(HELLO_RECORDS):
-            raise RemoteProtocolError("more or less than one record for the hello")  # its worker counts on that
+            # The worker makes a SealedSocket of its own, which starts to count records after the hellos'.
+            raise RemoteProtocolError("more or less than one record for the hello")
         return hello
 
 
 def _securities(key: Key, local: bool) -> set[Security]:
     if local:
-        return {Security.PLAIN, Security.SEALED}  # the other end may be one of TCP, with a tunnel in between
+        return {Security.PLAIN, Security.SEALED}  # the other end may use TCP, with a tunnel in between
     if key.tls is None or key.tls.server is None:
         return {Security.SEALED}
     return {Security.TLS, Security.TLS_LANE}

@@ -1,10 +1,10 @@
-"""What a worker keeps of an outcome that it has sent, in case it is to be sent once more.
+"""Sent outcomes, kept by a worker in case they have to be sent again.
 
-This module owns the judgement whether a later task might write to the memory of an outcome's buffers, and copies
-those. It must not know when that matters.
+This module owns the decision whether a later task could write to the memory of an outcome's buffers, and copies
+those that it could. It must not know when that matters.
 
-A copy costs as much as the sending. Most results are made for the purpose, such as arrays that a task returns and
-forgets: then the outcome alone holds them, and nobody can write there.
+A copy costs as much as sending does. Most results are made to be returned, such as an array that a task computes
+and forgets: then only the outcome holds them, and nobody else can write to them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ __all__ = ["kept"]
 
 
 def kept(data: Payload) -> Payload:
-    """The same payload, in memory that nobody else can write to."""
+    """Return the same payload, in memory that nobody else can write to."""
     return [bytes(part) if _is_shared(memoryview(part)) else part for part in data]
 
 
 def _is_shared(view: memoryview) -> bool:
-    """Whether others may write there."""
+    """Return whether anyone else could write to that memory."""
     if view.readonly:
         return False
+    # Another reference, weak ones included, or memory that belongs to yet another object: each is a way for a later
+    # task to get at it.
     if _references(view) > _OF_THE_VIEW_ALONE or not _owns_its_memory(view.obj):
         return True
     return weakref.getweakrefcount(view.obj) > 0
@@ -44,4 +46,4 @@ def _references(view: memoryview) -> int:
     return sys.getrefcount(view.obj)
 
 
-_OF_THE_VIEW_ALONE = _references(memoryview(bytearray(1)))  # which is not the same on every Python
+_OF_THE_VIEW_ALONE = _references(memoryview(bytearray(1)))  # measured, as Python versions differ in it

@@ -1,6 +1,6 @@
 """One worker's process, as the supervisor knows it.
 
-This module owns what can be said of a worker from outside. It must not act on it, but to tell the worker its end.
+This module owns what can be known of a worker from outside. It must not act on it, except to tell a worker to end.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ class Worker:
         self.channel = channel
         self.progress = progress
         self.stderr = stderr
-        self.oom_kills = oom_kills  # by the system, when it was started
+        self.oom_kills = oom_kills  # the system's count when this worker was started
         self.started = time.time()
-        self.stopped = False  # by whomever
-        self.thaw_by = 0.0  # if it stands still by then, it is killed; 0 for no such time
-        self.frozen = False  # it did by then, and has a last chance
-        self.condemned: list[KillOrder] = []  # it is about to stop, to see whether it is to be killed
-        self.killed: int | None = None  # the number of the task because of which
-        self.held: int | None = None  # bytes, because of which we have killed it
-        self.looked_at = NOT_BEGUN  # what it had begun when we looked at its memory
+        self.stopped = False  # whether it stands still, whatever has stopped it
+        self.thaw_by = 0.0  # if it still stands still by then, it is killed; 0 for no such time
+        self.frozen = False  # that time has passed once, and it has a last chance
+        self.condemned: list[KillOrder] = []  # orders to judge as soon as it has stopped
+        self.killed: int | None = None  # the number of the task because of which we have killed it
+        self.held: int | None = None  # the bytes because of which we have killed it
+        self.looked_at = NOT_BEGUN  # the last task begun when we last looked at its memory
 
     def __repr__(self) -> str:
         if self.killed is not None or self.held is not None:
             state = "killed"
         elif self.stopped:
             state = "stopped"
-        elif self.progress.closed:  # reaped: there is nothing left to read it from
+        elif self.progress.closed:  # reaped: there is nothing left to read
             state = "gone"
         else:
             state = "busy" if self.is_busy else "idle"
@@ -65,32 +65,32 @@ class Worker:
 
     @property
     def last_begun(self) -> int:
-        """The number of the last task that it has begun."""
+        """The number of the last task that the worker has begun."""
         return int(PROGRESS.unpack_from(self.progress)[0])
 
     @property
     def is_busy(self) -> bool:
-        """Whether it has something to run."""
+        """Whether the worker has something to run."""
         return bool(PROGRESS.unpack_from(self.progress)[3])
 
     @property
     def recalls(self) -> int:
-        """How often numbers of tasks have become free again there."""
+        """How often task numbers have become free again in the worker."""
         return int(PROGRESS.unpack_from(self.progress)[4])
 
     def end(self) -> None:
-        """Let it see that its client is gone."""
+        """Let the worker see that its client is gone."""
         hang_up(self.socket)
         self.channel.say_end()
 
     def has_run(self) -> bool:
-        """Whether it runs something, or has since this was asked before."""
+        """Return whether the worker runs something, or has run something since the last call."""
         before, self.looked_at = self.looked_at, self.last_begun
         return self.is_busy or before != self.looked_at
 
     def runs_one_of(self, order: KillOrder) -> int | None:
-        """The number of the task that it runs, if the order means that one, and numbers mean what they did."""
+        """Return the number of the running task if the order names it, and None otherwise."""
         if self.recalls != order.recalls:
-            return None
+            return None  # numbers have become free since: the order may mean another task
         current = max(order.first, self.last_begun)
         return current if any(begin <= current <= end for begin, end in order.ranges) else None

@@ -1,8 +1,8 @@
-"""The worker process: receive tasks from one client, run them, send what came of them.
+"""The worker process: receive tasks from one client, run them, and send their outcomes.
 
-This module owns the task loop: what a call is, and what comes of it. It must not know frames and sockets, which are
-`lane`'s, nor the supervisor's bookkeeping. Tasks run in the main thread, one after the other, in the order in which
-they came.
+This module owns the task loop: how a call is made, and how its outcome is formed. It must not know frames and
+sockets, which belong to `lane`, nor the supervisor's bookkeeping. Tasks run in the main thread, one after another,
+in the order in which they came.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerStart", "is_reusable", "run_worker"]
 
-SECURE_SECONDS = 10.0  # for the client to agree on TLS
+SECURE_SECONDS = 10.0  # for the TLS handshake with the client
 
 
 class WorkerStart(NamedTuple):
-    """What a worker gets from its supervisor.
+    """Everything that a worker gets from its supervisor.
 
     Attributes:
-        socket: The lane, authenticated, after the hellos.
-        keys: The server's; see `secured`.
-        secured: With which of the keys, counted from 1, the lane is to be encrypted before anything else is said; 0
-            for no encryption.
-        secret: With which it is sealed, or bound to the hellos; empty if neither is needed.
-        progress: Shared with the supervisor: how far the worker has come.
+        socket: The lane, authenticated and past the hellos.
+        keys: The server's keys; see `secured`.
+        secured: The number of the key, counted from 1, with which the lane is encrypted before anything else is
+            sent; 0 for no encryption.
+        secret: The secret with which the lane is sealed, or bound to the hellos; empty if neither is needed.
+        progress: Memory shared with the supervisor, which holds how far the worker has come.
         channel: The line to the supervisor.
-        interruptible: Whether SIGINT interrupts the call that runs: not if an embedded farm's client ignores it.
-        resumable: Whether the worker shall go on when its lane's connection breaks.
-        modules: Where modules of the client's are put; None if it sends none.
-        module_path: Folders in which tasks find modules first. The supervisor itself does not look there: it must
-            not import user code.
+        interruptible: Whether SIGINT interrupts the running call: not if an embedded farm's client ignores it.
+        resumable: Whether the worker goes on when its lane's connection breaks.
+        modules: The folder for the client's modules; None if the client sends none.
+        module_path: Folders that tasks search first for modules. The supervisor itself does not search them: it
+            must not import user code.
     """
 
     socket: Socket
@@ -71,7 +71,7 @@ class WorkerStart(NamedTuple):
 
 
 def run_worker(start: WorkerStart) -> None:
-    """Serve the client at the other end of the lane until it is gone; returns to let the process end."""
+    """Serve the client at the other end of the lane until it is gone; then return, for the process to end."""
 
     def secure(socket: Socket, number: int, secret: bytes) -> AnySocket:
         if number:
@@ -110,17 +110,17 @@ def run_worker(start: WorkerStart) -> None:
         lane.begin(task.seq)
         try:
             outcome, error = runner.run(task)
-        except KeyboardInterrupt as interrupt:  # it came in the short time between the task and us
+        except KeyboardInterrupt as interrupt:  # it came between the end of the call and here
             outcome, error = runner.failed(interrupt)
         if os.getpid() != pid:
-            os._exit(0)  # a child that the task has forked comes back from it, but the lane is its parent's
+            os._exit(0)  # a child that the task has forked has returned from it, but the lane is its parent's
         lane.settle(outcome, error, began, once=task.once)
-        # Nothing of this task is kept alive while waiting for the next (CPython issue 16284).
+        # Keep nothing of this task alive while waiting for the next (CPython issue 16284).
         del task, outcome
 
 
 class _Runner:
-    """Runs calls, and turns whatever comes of them into a payload."""
+    """Runs calls, and turns their outcomes into payloads."""
 
     def __init__(self, named_by_client: Callable[[str], str] | None) -> None:
         self._named_by_client = named_by_client
@@ -130,23 +130,24 @@ class _Runner:
         self._pid = os.getpid()
 
     def on_interrupt(self, signum: int, frame: Any) -> None:
-        """SIGINT: interrupts the call that runs; between calls there is nothing to interrupt.
+        """Handle SIGINT: interrupt the running call; between calls there is nothing to interrupt.
 
-        Ctrl-C in the terminal reaches embedded workers alone: those of servers are in groups of their own.
+        Ctrl-C in the terminal reaches only embedded workers: those of servers are in process groups of their own.
         """
-        if self._in_call or os.getpid() != self._pid:  # and always a child that a task has forked
+        if self._in_call or os.getpid() != self._pid:  # a child that a task has forked is always interrupted
+            # Once per call: a second Ctrl-C must not hit the code that reports the first.
             self._in_call = False
             raise KeyboardInterrupt
 
     def initialize(self, frame: Frame) -> Payload | None:
-        """Run the session's initializer; return its failure."""
+        """Run the session's initializer; return its failure, or None."""
         try:
             call = payload.loads(payload_of(frame), self._namespaces.resolver)
             if call is not None:
                 initializer, arguments = call
                 if isinstance(initializer(*arguments), types.CoroutineType):
                     raise TypeError("async functions are not run: call asyncio.run() in a plain initializer")
-        except BaseException as error:  # an initializer that exits has failed, too
+        except BaseException as error:  # an initializer that calls sys.exit() has failed, too
             return dump_failure(error, skip_frames=1, named=self._named_by_client)
         return None
 
@@ -158,13 +159,13 @@ class _Runner:
                 args, kwargs = task.arguments, {}
             else:
                 args, kwargs = payload.loads(task.arguments, self._namespaces.resolver)
-        except BaseException as error:  # unpickling runs code of the user's, which may raise anything
+        except BaseException as error:  # unpickling runs user code, which may raise anything
             return self.failed(error, explain_unreadable(error))
         try:
             self._in_call = True
             value = function(*args, **kwargs)
             self._in_call = False
-        except BaseException as error:  # all of it belongs to the future, as in ProcessPoolExecutor
+        except BaseException as error:  # whatever it is, the future gets it, as in ProcessPoolExecutor
             self._in_call = False
             return self.failed(error, skip_frames=1)
         finally:
@@ -174,11 +175,11 @@ class _Runner:
             return value, None
         try:
             return payload.dumps(value), False
-        except BaseException as error:  # pickling runs code of the user's, too
+        except BaseException as error:  # pickling runs user code, too
             return _as_failure(error, dump_unsendable(error, value, named=self._named_by_client))
 
     def failed(self, error: BaseException, message: str = "", *, skip_frames: int = 0) -> tuple[Payload, bool]:
-        """The outcome of a task that has raised this."""
+        """Return the outcome of a task that has raised this exception."""
         data = dump_failure(error, message, skip_frames=skip_frames, named=self._named_by_client)
         return _as_failure(error, data)
 
@@ -188,23 +189,23 @@ class _Runner:
         loaded = payload.loads(function.data, self._namespaces.resolver)
         if is_reusable(loaded):
             function.loaded, function.generation = loaded, self._namespaces.generation
-            if not payload.by_value(function.data):  # nothing that comes can change it
+            if not payload.by_value(function.data):  # nothing that the client sends later can change it
                 function.data = None
         return loaded
 
 
 def _as_failure(error: BaseException, failure: Payload) -> tuple[Payload, bool]:
-    # Its frames hold all that the task had, and one raised again would add to them. By BaseException, as its class
-    # may define anything.
+    # Its frames keep alive everything that the task had, and would grow if it were raised again. Called on
+    # BaseException, as the exception's own class may define with_traceback as anything.
     BaseException.with_traceback(error, None)
     return failure, True
 
 
 def is_reusable(function: Any) -> bool:
-    """Whether one call of it can leave nothing behind for the next but what lasts in a process anyway.
+    """Return whether a call can leave nothing behind for the next one except what lasts in a process anyway.
 
-    A module's function lasts, with its defaults and caches. But a bound method's object, a partial's arguments and
-    what a closure holds are a task's own, as its arguments are: each call gets them as they were sent.
+    A module's function lasts, with its defaults and caches. But the object of a bound method, the arguments of a
+    partial and the contents of a closure belong to one task, as its arguments do: each call gets them as sent.
     """
     return _is_reusable(function, set())
 
@@ -236,9 +237,10 @@ def _is_reusable(value: Any, seen: set[int]) -> bool:
 
 
 def _may_rebind(code: types.CodeType) -> bool:
-    """Whether it may assign to a variable that it closes over, and so leave that changed."""
+    """Return whether the code may assign to a variable that it closes over, and so leave it changed."""
     if not code.co_freevars:
         return False
+    # Every second byte is an opcode; the others are arguments, which may have any value.
     if any(instruction in _REBINDING for instruction in code.co_code[::2]):
         return True
     return any(_may_rebind(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
