@@ -1,11 +1,12 @@
-"""Where functions and classes that travelled by value live on a worker.
+"""The namespaces on a worker of functions and classes that travelled by value.
 
-Functions share a namespace here if they do at home: a global that an initializer sets is there for the tasks. Two
-namespaces stay two, even if both have the same ``__name__``. What the worker changed, in a global or in a class,
-stays, until the client's value changes: then the client's counts, as a task expects to see what was current when it
-was submitted.
+Functions share a namespace here if they do so at the client: a global that an initializer sets is there for the
+tasks. Two namespaces stay separate, even if both have the same ``__name__``. A change that the worker makes, to a
+global or to a class, lasts until the client's value changes. Then the client's value replaces it, as a task expects
+to see what was current when it was submitted.
 
-What can be found by a name at home is found by that name here, too: a task may pickle it, or look it up.
+Objects that can be found by name at the client can be found by that name here, too: a task may pickle them, or look
+them up.
 
 This module must not know lanes or tasks. See `byvalue` for how it steps in while a payload is read.
 """
@@ -35,14 +36,14 @@ from farm_executor.data.tokens import OBJECTS, home_of, named_home, settle
 
 __all__ = ["SharedNamespaces", "contents_of"]
 
-MAX_UNNAMED = 64  # namespaces that are no module's, of which the last ones used are kept
+MAX_UNNAMED = 64  # namespaces that do not belong to a module; the most recently used ones are kept
 
 Digests = dict[str, bytes | None]
-"""Of what came last from the client, by name; None where whatever comes next is to count as news."""
+"""Digests of the values that came last from the client, by name; None where any next value counts as news."""
 
 
 class _Parts(NamedTuple):
-    """What a function was made of: code compares all of itself, but for its file."""
+    """The parts that a function was made of. Code objects compare everything except their file names."""
 
     code: types.CodeType
     filename: str
@@ -50,16 +51,16 @@ class _Parts(NamedTuple):
 
 
 class SharedNamespaces:
-    """For each namespace of the client's one that is here, in which the worker's own changes last.
+    """The client's namespaces as they are on this worker, where the worker's own changes last.
 
     Attributes:
-        generation: Counts the changes that came from the client. A function that was read at an earlier count
-            may find values here that are not the ones it was sent with: read it again.
+        generation: The number of changes that came from the client. A function that was read at an earlier count
+            may find values here other than those it was sent with, and has to be read again.
     """
 
     def __init__(self) -> None:
         self.generation = 0
-        self._modules: dict[str, types.ModuleType] = {}  # by what stands for the namespace, see `home_of`
+        self._modules: dict[str, types.ModuleType] = {}  # by `home_of`, in order of their last use
         self._globals: dict[types.ModuleType, Digests] = {}
         self._taken: dict[types.ModuleType, dict[str, Any]] = {}
         self._attributes: weakref.WeakKeyDictionary[type, Digests] = weakref.WeakKeyDictionary()
@@ -67,34 +68,34 @@ class SharedNamespaces:
         sys.modules["__main__"] = self.named("__main__")  # for pickling within a task, and `import __main__`
 
     def resolver(self) -> Resolver:
-        """A resolver for one payload."""
+        """Return a resolver for one payload."""
         return _SharingResolver(self)
 
     def named(self, name: str) -> types.ModuleType:
-        """The module that holds the namespace which this name leads to at home."""
+        """Return the module that holds the namespace that the name leads to at the client."""
         return self.module(named_home(name), name)
 
     def module(self, home: str, name: str) -> types.ModuleType:
-        """The module that holds a namespace. It can be imported if nothing else here has its name."""
+        """Return the module that holds a namespace. It can be imported if nothing else here has its name."""
         module = self._modules.pop(home, None)
         if module is None:
             module = types.ModuleType(name)
-            if home[:1] != "=":  # it need not even have a __name__
+            if home[:1] != "=":  # not a module's: it need not even have a __name__
                 vars(module).clear()
             self._globals[module] = dict.fromkeys(vars(module))
             settle(home, module)
             if home == named_home(name) and name != "__main__" and not _can_be_imported(name):
                 sys.modules[name] = module
-        self._modules[home] = module  # as the last one used
+        self._modules[home] = module  # at the end, as the one used last
         return module
 
     def owner(self, function: types.FunctionType) -> types.ModuleType | None:
-        """The module whose namespace the function lives in, if it is one of those here."""
+        """Return the module whose namespace the function lives in, if it is one of those here."""
         module = self._modules.get(home_of(function))
         return module if module is not None and vars(module) is function.__globals__ else None
 
     def forget(self) -> None:
-        """Let go of the namespaces without a name that have not been used for long. Their functions keep theirs."""
+        """Let go of the unnamed namespaces used least recently. Functions that live in one keep it alive."""
         if len(self._modules) <= MAX_UNNAMED:
             return
         unnamed = [home for home in self._modules if home[:1] != "="]
@@ -104,23 +105,23 @@ class SharedNamespaces:
             self._taken.pop(module, None)
 
     def received_globals(self, module: types.ModuleType) -> Digests:
-        """What came last for a module."""
+        """Return the digests of what came last for a module."""
         return self._globals[module]
 
     def taken_globals(self, module: types.ModuleType) -> dict[str, Any]:
-        """The objects that came for a module when they were news, whatever the worker has put in their place."""
+        """Return the objects that came as news for a module, whatever the worker has put in their place since."""
         return self._taken.setdefault(module, {})
 
     def received_attributes(self, cls: type) -> Digests:
-        """What came last for a class; from then on it is known."""
+        """Return the digests of what came last for a class, which is known from then on."""
         return self._attributes.setdefault(cls, {})
 
     def knows(self, cls: type) -> bool:
-        """Whether the class came from the client."""
+        """Return whether the class came from the client."""
         return cls in self._attributes
 
     def is_news(self, function: types.FunctionType, code: types.CodeType, parts: dict[str, Any]) -> bool:
-        """Whether the parts of a function differ from those that came last."""
+        """Return whether the parts of a function differ from those that came last."""
         now = _Parts(code, code.co_filename, _digest(parts))
         before = self._parts.get(function)
         self._parts[function] = now
@@ -130,9 +131,10 @@ class SharedNamespaces:
         return True
 
     def news(self, received: Digests, values: dict[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the values that differ from what came last.
+        """Return the values that differ from those that came last.
 
-        What is ``present`` before it ever came from the client, the worker has put there by itself, and it stays.
+        A value that is ``present`` before the client ever sent one of that name was set by the worker itself, and
+        stays.
         """
         news = {}
         for name, value in values.items():
@@ -149,8 +151,8 @@ class SharedNamespaces:
 class _SharingResolver(Resolver):
     """Reads one payload into the shared namespaces.
 
-    What is new to the worker is put in place at once, as unpickling may already call it. The rest is compared when
-    all is read: until then, an object that refers to itself is incomplete.
+    Values that are new to the worker are put in place at once, as unpickling may already call them. The rest is
+    compared when everything has been read: until then, an object that refers to itself is incomplete.
     """
 
     def __init__(self, shared: SharedNamespaces) -> None:
@@ -165,7 +167,7 @@ class _SharingResolver(Resolver):
     def make_function(
         self, original: Callable[..., Any], code: Any, globals_: dict[str, Any], *others: Any
     ) -> types.FunctionType:
-        """Take the function that came before, or make it over the namespace that stands for its own."""
+        """Return the function that came before, or make it over the namespace that stands for its own."""
         *_, home, token, named = others
         name = globals_.get("__name__")
         namespace = vars(self._shared.module(home, name if isinstance(name, str) else ""))
@@ -184,14 +186,14 @@ class _SharingResolver(Resolver):
         return function
 
     def fill_function(self, original: Callable[..., Any], function: Any, state: Any) -> Any:
-        """Keep back the globals that are here already."""
+        """Fill a function, but hold back the globals that are here already."""
         attributes, slots = state
         module = self._shared.owner(function)
         if module is not None:
             values = slots["__globals__"]
             slots["__globals__"] = self._add_globals(module, values)
             mentioned = sys.modules["cloudpickle.cloudpickle"]._extract_code_globals(function.__code__)
-            for name in set(mentioned) - values.keys():  # the client has none of this name, which may change
+            for name in set(mentioned) - values.keys():  # the client has no such global now, but may get one
                 self._shared.received_globals(module).setdefault(name, None)
         if function in self._named:
             self._enter(slots["__module__"], slots["__qualname__"], function)
@@ -206,28 +208,28 @@ class _SharingResolver(Resolver):
     def make_object(
         self, original: Callable[..., Any], token: str | None, module: Any, name: Any, *others: Any
     ) -> Any:
-        """Make it, and let its name lead to it."""
+        """Make the object, and let its name lead to it."""
         made = original(token, module, name, *others)
         if name is not None:
             self._enter(module, name, made)
         return made
 
     def make_module(self, original: Callable[..., Any], name: str, home: str) -> types.ModuleType:
-        """Take the module whose namespace its functions share."""
+        """Return the module whose namespace its functions share."""
         return self._shared.module(home, name)
 
     def fill_module(self, original: Callable[..., Any], module: types.ModuleType, values: dict[str, Any]) -> None:
-        """As `fill_function`."""
+        """Fill a module, but hold back the globals that are here already, as `fill_function` does."""
         vars(module).update(self._add_globals(module, values))
 
     def _enter(self, module_name: str, name: str, value: Any) -> None:
-        """Let the name lead to the value, as it does at home; methods are found by way of their classes."""
+        """Let the name lead to the value, as it does at the client; methods are found through their classes."""
         if "." not in name:
             module = self._shared.named(module_name)
             vars(module).update(self._add_globals(module, {name: value}))
 
     def _add_globals(self, module: types.ModuleType, values: dict[str, Any]) -> dict[str, Any]:
-        """Those of the values that are new by name."""
+        """Note the values for `finish`, and return those whose names are new here."""
         self._globals.setdefault(module, {}).update(values)
         new = {name: value for name, value in values.items() if name not in vars(module)}
         self._shared.received_globals(module).update(dict.fromkeys(new))
@@ -236,10 +238,11 @@ class _SharingResolver(Resolver):
     def make_skeleton_class(
         self, original: Callable[..., Any], metaclass: Any, name: str, bases: Any, attributes: Any, *rest: Any
     ) -> Any:
-        """Take the class that came before, or make one.
+        """Return the class that came before, or make one.
 
-        What its bases and metaclass do when a class is made, such as to register it, they have done at the client.
-        If they came from there, what came of it does so, too, and they do it not again.
+        Hooks of its bases and metaclass, such as those that register each class, have already run at the client. If
+        those bases came from the client, the results of the hooks come along with them, so the hooks must not run
+        again.
         """
         known = class_by_tracker(rest[0])
         if known is not None:
@@ -262,12 +265,12 @@ class _SharingResolver(Resolver):
                 base.__init_subclass__ = hook
 
     def make_skeleton_enum(self, original: Callable[..., Any], *args: Any) -> Any:
-        """Take the class that came before: one more would have members of its own."""
+        """Return the enum that came before, or make one: a second one would have members of its own."""
         known = class_by_tracker(args[5])
         return original(*args) if known is None else known
 
     def class_setstate(self, original: Callable[..., Any], cls: Any, state: Any) -> Any:
-        """Fill a new class; keep back the attributes that one known has already."""
+        """Fill a new class; for a known one, hold back the attributes that it already has."""
         attributes, slots = state
         self._classes.append((original, cls, attributes, slots))
         known = self._shared.knows(cls)
@@ -281,9 +284,9 @@ class _SharingResolver(Resolver):
         return cls
 
     def finish(self) -> None:
-        """Bring along what is news."""
+        """Put everything in place that is news."""
         shared = self._shared
-        here: dict[int, Any] = {}  # for copies of what is no news, what they are copies of
+        here: dict[int, Any] = {}  # by the id of a copy that is not news, the object here that it is a copy of
         for module, values in self._globals.items():
             namespace = vars(module)
             news = shared.news(shared.received_globals(module), values, namespace)
@@ -309,18 +312,18 @@ class _SharingResolver(Resolver):
 
 
 def _can_be_imported(name: str) -> bool:
-    """Whether there may be another module of this name here, or in a package that is here."""
+    """Return whether there may be another module of this name here, or in a package that is here."""
     top = name.partition(".")[0]
     try:
         return top in sys.modules or importlib.util.find_spec(top) is not None
-    except Exception:  # finders may be of any make
+    except Exception:  # finders may be anyone's, and raise anything
         return True
 
 
 def _is_one(value: Any) -> bool:
-    """Whether it is a function of which there is one here, as there is of a class.
+    """Return whether it is a function of which only one exists here, as is so for a class.
 
-    Those that close over something are made each time: what they close over, others may, too.
+    Functions that close over something are made each time, as others may close over the same variables.
     """
     return type(value) is types.FunctionType and not value.__closure__ and OBJECTS.known(value) is not None
 
@@ -329,11 +332,11 @@ _NOT_PARTS = {"__globals__", "__closure__", "_cloudpickle_submodules"}
 
 
 def _do_nothing(cls: type, /, **options: Any) -> None:
-    """Stands for a class's hook for a while."""
+    """Do nothing, in place of a class's hook."""
 
 
 def _put_in_place(function: types.FunctionType, here: dict[int, Any]) -> None:
-    """Let a function hold what is here, not copies of it: a default may be meant to be a global's very object."""
+    """Let a function refer to the objects here, not to copies: a default may have to be the global itself."""
     if function.__defaults__:
         function.__defaults__ = tuple(here.get(id(value), value) for value in function.__defaults__)
     for held in (function.__kwdefaults__ or {}, function.__dict__):
@@ -348,7 +351,7 @@ _WITHOUT_IDENTITY = {type(None), bool, int, float, complex, str, bytes, tuple, f
 
 
 def contents_of(cell: types.CellType) -> Any:
-    """What the cell holds; None if nothing."""
+    """Return the contents of the cell; None if it is empty."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -359,7 +362,7 @@ def contents_of(cell: types.CellType) -> Any:
 
 
 class _DigestPickler(pickle.Pickler):
-    """Pickles what a value is, but not what is compared by itself: the globals of functions, and what `_is_one`."""
+    """Pickles a value, leaving out what is compared separately: the globals of functions, and what `_is_one`."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, type):
@@ -377,16 +380,16 @@ class _DigestPickler(pickle.Pickler):
 
 
 def _stand_in(*parts: Any) -> None:
-    """Stands in a digest for what made a class, a module or a function."""
+    """Stand in a digest for the callable that makes a class, a module or a function."""
 
 
 def _is_simple(value: Any) -> bool:
-    """Whether nothing in it needs to be looked at."""
+    """Return whether the value can be pickled without looking into it."""
     return is_plain(value) or (type(value) is tuple and all_plain(value)) or (type(value) is dict and not value)
 
 
 class _Hash:
-    """The file that a `_DigestPickler` writes to."""
+    """A file for a `_DigestPickler` to write to, which hashes the data."""
 
     def __init__(self) -> None:
         self.hash = hashlib.blake2b(digest_size=16)
@@ -397,9 +400,9 @@ class _Hash:
 
 
 def _digest(value: Any) -> bytes | None:
-    """A digest of the value's data, or None if it has none and must count as new."""
+    """Return a digest of the value's data; None if there can be none, so that the value counts as new."""
     if _is_simple(value) or (type(value) is dict and all(_is_simple(part) for part in value.values())):
-        return pickle.dumps(value, PROTOCOL)  # in a tenth of the time
+        return pickle.dumps(value, PROTOCOL)  # takes a tenth of the time
     if _is_one(value):
         return f"{home_of(value)} {OBJECTS.known(value)}".encode()
     target = _Hash()
@@ -415,6 +418,6 @@ def _digest(value: Any) -> bytes | None:
         digester = _DigestPickler(target, PROTOCOL, buffer_callback=keep)
         digester.dispatch_table = pickler().dispatch_table
         digester.dump(value)
-    except Exception:  # an object that came by a reduction of its own making
+    except Exception:  # an object whose own way to be reduced cannot be used here
         return None
     return target.hash.digest()
