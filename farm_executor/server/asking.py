@@ -21,7 +21,7 @@ class Question:
 
     Attributes:
         encoded: Its frame.
-        answered: Set when there is an answer, or there will be none.
+        answered: Set once there is an answer, or it is certain that there will not be one.
     """
 
     def __init__(self, number: int, name: str, own: str) -> None:
@@ -32,7 +32,7 @@ class Question:
         self.frame: Frame | None = None
 
     def result(self) -> Payload | None:
-        """What the client has said; see `WorkerLane.ask`."""
+        """Return the client's answer; see `WorkerLane.ask`."""
         if self.frame is None:
             reason = "the client is gone"
         elif self.frame.flags & ERROR:
@@ -43,7 +43,7 @@ class Question:
 
 
 class Questions:
-    """Those that are open.
+    """The open questions.
 
     Thread safety: each operation is atomic; `add` and `open` are called with the lane's lock for sending held.
     """
@@ -55,7 +55,7 @@ class Questions:
         self._pid = os.getpid()
 
     def new(self, name: str, own: str) -> Question:
-        """A question, not yet open.
+        """Return a question that is not yet open.
 
         Raises:
             ModuleNotFoundError: This is not the worker's own process.
@@ -69,24 +69,26 @@ class Questions:
         return Question(next(self._numbers), name, own)
 
     def add(self, question: Question) -> None:
-        """It is about to be asked."""
+        """Open a question that is about to be asked."""
+        # First added, then checked; give_up() sets the flag and then empties the table: whichever thread is
+        # second sees the other's step, so that no question stays open for ever.
         self._open[question.number] = question
         if self._over:
             self.give_up()
 
     def open(self) -> list[Question]:
-        """Those to be asked again over another connection."""
+        """Return the questions to be asked again over another connection."""
         return list(self._open.values())
 
     def answer(self, frame: Frame) -> None:
-        """The client has answered; perhaps a question that it has answered before."""
+        """Take an answer of the client's, perhaps to a question that it has answered before."""
         question = self._open.pop(frame.seq, None)
         if question is not None:
             question.frame = frame
             question.answered.set()
 
     def give_up(self) -> None:
-        """There will be no answers any more."""
+        """Close all questions without an answer, and those to come."""
         self._over = True
         while self._open:
             _, question = self._open.popitem()
@@ -94,7 +96,7 @@ class Questions:
 
 
 def is_called_within() -> bool:
-    """Whether the function that asks this has been called amid other work of its own source file."""
+    """Return whether the calling function was called while other code of its own source file was at work."""
     frame = sys._getframe(1)
     file = frame.f_code.co_filename
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]

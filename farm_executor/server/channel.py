@@ -1,6 +1,6 @@
-"""A supervisor's line to one of its workers: sockets pass over it as descriptors.
+"""A supervisor's line to one of its workers, over which sockets are passed as descriptors.
 
-It must not know what the sockets are for; the note and the secret are `workers`' and the lane's to read.
+It must not know what the sockets are for; the note and the secret are for the lane to interpret.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from farm_executor.wire.sockets import Socket
 __all__ = ["Channel"]
 
 _SECRET = 32
-_END = bytes([0, 255]) + bytes(_SECRET)  # every word is as long: they may arrive together
+_END = bytes([0, 255]) + bytes(_SECRET)  # all words have one length, as several may arrive together
 
 
 class Channel:
-    """One end of a supervisor's line to one of its workers: a lane's new socket comes over it, or the worker's end.
+    """One end of a supervisor's line to one of its workers, which carries a lane's new socket, or the word to end.
 
-    It has reached its end when the supervisor is gone.
+    At the worker it reaches its end when the supervisor is gone.
     """
 
     def __init__(self, sock: Socket) -> None:
@@ -29,20 +29,20 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Both ends."""
+        """Return both ends: the supervisor's, which does not block, and the worker's."""
         mine, theirs = socket.socketpair()
         mine.setblocking(False)
         return cls(mine), cls(theirs)
 
     def fileno(self) -> int:
-        """For `select.poll`."""
+        """Return the descriptor, for `select.poll`."""
         return self._socket.fileno()
 
     def pass_on(self, sock: Socket, note: int, secret: bytes) -> None:
-        """Give the other end a socket, and a byte and 32 more or none that say something about it; ours stays open.
+        """Send the other end a socket, with a byte and either 32 or no further bytes about it; ours stays open.
 
         Raises:
-            OSError: It is gone, or deaf.
+            OSError: The other end is gone, or does not read.
         """
         socket.send_fds(self._socket, [bytes([note, len(secret)]) + secret.ljust(_SECRET, b"\0")], [sock.fileno()])
 
@@ -52,11 +52,11 @@ class Channel:
             self._socket.send(_END)
 
     def receive(self) -> tuple[Socket, int, bytes] | None:
-        """What was said: a socket and what came with it; or None, to end.
+        """Return a socket and the note and secret that came with it, or None for the word to end.
 
         Raises:
             EOFError: The other end is gone.
-            OSError: A socket came, and this process has as many files open as it may.
+            OSError: A socket came, but this process has as many files open as it may.
         """
         try:
             word, descriptors, _, _ = socket.recv_fds(self._socket, len(_END), 1)
@@ -66,7 +66,7 @@ class Channel:
             raise EOFError("the supervisor is gone")
         if word == _END:
             return None
-        if not descriptors:
+        if not descriptors:  # the system drops a descriptor for which this process has no room
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         os.set_inheritable(descriptors[0], False)
         return Socket(fileno=descriptors[0]), word[0], word[2 : 2 + word[1]]

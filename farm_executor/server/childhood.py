@@ -1,8 +1,8 @@
-"""A worker as a process such as multiprocessing's own children, from its first step to its last.
+"""A worker made to look like one of multiprocessing's own children, from its first step to its last.
 
 Programs choose seeds and devices by `multiprocessing.current_process()`, ask `parent_process()` whether they run in
-a worker, start children of their own, share memory, and leave to `atexit` what is to be done in the end. This
-module owns that a worker answers and ends as they expect. It must not know lanes, tasks or sessions.
+a worker, start children of their own, share memory, and leave cleanup to `atexit`. This module owns what
+makes a worker answer and end as they expect. It must not know lanes, tasks or sessions.
 
 Importing multiprocessing for this would make every worker wait. Its modules are completed when a task imports them.
 """
@@ -26,15 +26,15 @@ NAME = "FarmWorker"
 
 
 class Parent(NamedTuple):
-    """The process that a worker is a child of, in the eyes of multiprocessing: the program, or else the supervisor.
+    """The process that multiprocessing takes for a worker's parent: the program, or else the supervisor.
 
     Attributes:
-        name: Its name there.
-        pid: Its process; 0 for the supervisor.
-        identity: Its own number, and its parents'.
+        name: Its name in multiprocessing.
+        pid: Its pid; 0 for the supervisor.
+        identity: Its own number, after those of its parents.
         authkey: The secret for managers, in hexadecimal digits; None if it has none yet.
         start_method: The start method that it has chosen, or None.
-        tracker: The descriptor that its resource tracker is written to; None for a tracker of each worker's own.
+        tracker: The descriptor for writing to its resource tracker; None if each worker has a tracker of its own.
     """
 
     name: str = "MainProcess"
@@ -49,12 +49,12 @@ class Parent(NamedTuple):
 
 
 def become_child(parent: Parent, number: int, sentinel: int) -> None:
-    """Be a child of that process from now on, wherever multiprocessing is asked.
+    """Make multiprocessing take this process for a child of that parent from now on.
 
     Args:
-        parent: The process.
-        number: Which of its children.
-        sentinel: A descriptor that can be read when the parent has ended.
+        parent: The parent process.
+        number: This process's number among its children.
+        sentinel: A descriptor that becomes readable when the parent has ended.
     """
     completions: dict[str, Callable[[Any], None]] = {
         "multiprocessing.process": partial(_complete_process, parent, number, sentinel)
@@ -66,17 +66,18 @@ def become_child(parent: Parent, number: int, sentinel: int) -> None:
     for name in [name for name in completions if name in sys.modules]:
         completions.pop(name)(sys.modules[name])
     sys.meta_path.insert(0, _Completer(completions))
-    with contextlib.suppress(AttributeError):  # a system whose threads have none
-        threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # else still the supervisor's
+    with contextlib.suppress(AttributeError):  # on a system whose threads have no native id
+        threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # otherwise still the supervisor's
 
 
 def let_leader_set_sid() -> None:
-    """Have `os.setsid` work in this process as in one of multiprocessing's, though it leads a process group."""
+    """Make `os.setsid` work as in multiprocessing's children, although this process leads a process group."""
     set_sid, leader, group = os.setsid, os.getpid(), os.getpgid(os.getppid())
 
     def setsid() -> None:
         if os.getpid() == leader:
-            with contextlib.suppress(OSError):  # it may lead a session by now, which the next line complains of
+            # The system refuses setsid() to the leader of a group, so the process goes back to its parent's first.
+            with contextlib.suppress(OSError):  # it may lead a session by now, and then set_sid() raises
                 os.setpgid(0, group)
         set_sid()
 
@@ -84,7 +85,7 @@ def let_leader_set_sid() -> None:
 
 
 def _complete_process(parent: Parent, number: int, sentinel: int, module: Any) -> None:
-    """Do what a child of multiprocessing does before it runs its target, see `BaseProcess._bootstrap`."""
+    """Do what a child of multiprocessing does before it runs its target; see `BaseProcess._bootstrap`."""
     if parent.authkey is not None:
         module.current_process().authkey = bytes.fromhex(parent.authkey)
     identity = (*parent.identity, number)
@@ -106,7 +107,7 @@ def _complete_tracker(descriptor: int, module: Any) -> None:
 
 
 class _Completer:
-    """A finder that finds nothing by itself: modules that the others find are completed once they are loaded."""
+    """A finder that finds nothing by itself, but completes modules that others find, once they are loaded."""
 
     def __init__(self, completions: dict[str, Callable[[Any], None]]) -> None:
         self._completions = completions
@@ -122,7 +123,7 @@ class _Completer:
 
 
 class _Loader:
-    """Loads a module as its own loader does, and completes it."""
+    """Loads a module through its own loader, and then completes it."""
 
     def __init__(self, loader: Any, completions: dict[str, Callable[[Any], None]]) -> None:
         self._loader = loader
@@ -138,11 +139,11 @@ class _Loader:
 
 
 class WorkerMain(types.ModuleType):
-    """The worker's ``__main__``, with which multiprocessing can start children on this machine.
+    """The worker's ``__main__``, from which multiprocessing can start children on this machine.
 
-    It holds what the functions that came from the program's own name: its file, which need not be here. Where
-    `spawn` and `forkserver` look for what to run in a child, the attributes of this module, a file is named only
-    if it is here; for a module that was run with ``-m``, by the module's name.
+    It has the ``__file__`` that the client's functions name, but that file need not exist on this machine. `spawn`
+    and `forkserver` look at the attributes of this module for what to run in a child, so the file is shown only if
+    it exists here. A program that was run with ``-m`` is found by its module's name instead.
     """
 
     def __getattribute__(self, name: str) -> Any:
@@ -155,7 +156,7 @@ class WorkerMain(types.ModuleType):
 
 
 def _spec_of(main: dict[str, Any]) -> Any:
-    """The spec of a program that was run with ``-m``, if its module can be found here."""
+    """Return the spec of a program that was run with ``-m``, if its module can be found here."""
     package, file = main.get("__package__"), main.get("__file__")
     if not package or not isinstance(file, str):
         return None
@@ -163,9 +164,9 @@ def _spec_of(main: dict[str, Any]) -> Any:
 
     name = f"{package}.{os.path.splitext(os.path.basename(file))[0]}"
     spec = None
-    with contextlib.suppress(Exception):  # its packages' own code may raise anything
+    with contextlib.suppress(Exception):  # finding it imports its packages, whose code may raise anything
         spec = find_spec(name)
-    # One of this name without a loader has children start without it, as they do for a package's __main__.
+    # With a spec of this name, children start without running a main module, as they do for a package's __main__.
     return spec if spec is not None else types.SimpleNamespace(name="__main__")
 
 
@@ -173,15 +174,15 @@ def _spec_of(main: dict[str, Any]) -> Any:
 
 
 def serve_tracker(requests: int) -> None:
-    """Start a resource tracker, multiprocessing's own, that reads there. It ends when nobody can write any more.
+    """Start multiprocessing's resource tracker on that descriptor; it ends when nothing can write to it any more.
 
-    The program may have used a tracker of its own before it had this one, and then tells that one what it does
-    with what it has in common with workers: so it warns of nothing that it finds gone.
+    The program may have started a tracker of its own before it had this one, and then reports to that one what it
+    does with resources shared with workers. So this tracker does not warn of resources that are already gone.
 
     Args:
-        requests: The descriptor, which is closed.
+        requests: The descriptor to read from, which is closed here.
     """
-    # As multiprocessing has it: what packs a program up together with Python knows these words.
+    # Spelled as in multiprocessing: tools that bundle a program with Python recognize these words.
     code = f"from multiprocessing.resource_tracker import main;main({requests})"
     flags = [] if getattr(sys, "frozen", False) else ["-I", "-W", "ignore"]
     os.set_inheritable(requests, True)
@@ -194,10 +195,10 @@ def serve_tracker(requests: int) -> None:
 
 
 def end_process() -> NoReturn:
-    """End as a child of multiprocessing does: wait for threads, run what `atexit` has been given, and exit.
+    """End as a child of multiprocessing does: wait for threads, run the `atexit` callbacks, and exit.
 
-    What multiprocessing itself does in the end, such as ending daemonic children and managers, is among that. It
-    takes as long as it takes; the supervisor knows for how long it may.
+    These callbacks include multiprocessing's own, which end daemonic children and managers. There is no time limit
+    here; the supervisor kills a worker that takes too long.
     """
     try:
         threading._shutdown()  # type: ignore[attr-defined]

@@ -1,11 +1,12 @@
-"""The folders in which modules of clients' are put.
+"""The folders for modules that clients send.
 
-This module owns where these folders are, and that none outlives its session, however that ends. It must not know
-what is in them.
+This module owns where these folders are, and ensures that none outlives its session, however that ends. It must not
+know what is in them.
 
-A server has one folder of its own, below the system's folder for temporary files, and each session one in it.
-Neither is there before a worker has something to put into it. A server that is killed leaves its folder behind: its
-name says which process it belongs to, so the next server of this user on this machine can tell, and removes it.
+A server has one folder of its own, in the system's folder for temporary files, and each session has one inside it.
+Neither exists before a worker has something to put into it. A server that is killed leaves its folder behind. The
+folder's name says which process it belongs to, so the next server of this user on this machine recognizes and
+removes it.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ class Room(NamedTuple):
     """A session's folder.
 
     Attributes:
-        folder: Its path; it need not be there yet.
-        problem: Why there can be none; empty if there can.
+        folder: Its path; the folder need not exist yet.
+        problem: Why there cannot be a folder; empty if there can.
     """
 
     folder: str
     problem: str = ""
 
     def make(self) -> None:
-        """Make it, unless it is there.
+        """Create the folder if it does not exist.
 
         Raises:
-            OSError: That cannot be done.
+            OSError: It cannot be created.
         """
         for folder in (os.path.dirname(self.folder), self.folder):
-            with contextlib.suppress(FileExistsError):  # its name is a secret: it is ours
+            with contextlib.suppress(FileExistsError):  # its name is secret, so it is ours
                 os.mkdir(folder, 0o700)
 
 
 class Depot:
-    """See the module.
+    """The folders of one server; see the module.
 
     Args:
-        let_go: In a new process: closes what is the server's.
+        let_go: Called in a new process: closes everything of the server's.
     """
 
     def __init__(self, let_go: Callable[[], None]) -> None:
@@ -58,7 +59,7 @@ class Depot:
         self._folder = ""
 
     def open(self, name: str) -> Room:
-        """The folder for a session of that name; never raises."""
+        """Return the folder for a session of that name; never raises."""
         import tempfile  # late: a server without such sessions does not need it
 
         try:
@@ -70,11 +71,11 @@ class Depot:
             logger.warning("modules of clients cannot be taken error=%s", error)
             return Room("", str(error))
         finally:
-            tempfile.tempdir = None  # a worker inherits what is loaded here, and its program may set TMPDIR
+            tempfile.tempdir = None  # workers inherit this module, and a task may set TMPDIR before it uses it
         return Room(os.path.join(self._folder, name))
 
     def remove(self, room: Room) -> None:
-        """The session is over. In a process of its own, as there may be thousands of files."""
+        """Remove a session's folder, in a process of its own, as there may be thousands of files."""
         if room.problem or not os.path.isdir(room.folder):
             return
         try:
@@ -84,7 +85,7 @@ class Depot:
             return
         if pid == 0:
             try:
-                signal.set_wakeup_fd(-1)  # else our signals would seem to be the server's
+                signal.set_wakeup_fd(-1)  # otherwise our signals would wake the server as if they were its own
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 self._let_go()
                 _remove(room.folder)
@@ -92,21 +93,21 @@ class Depot:
                 os._exit(0)
 
     def close(self) -> None:
-        """The server ends."""
+        """Remove the server's folder."""
         if self._folder and os.path.isdir(self._folder):
             _remove(self._folder)
 
 
 def _machine() -> str:
-    """What tells apart processes of one number whose folders for temporary files may be one and the same."""
+    """Return a name that tells apart processes with the same pid that may share a folder for temporary files."""
     space = ""
-    with contextlib.suppress(OSError):  # containers have numbers of their own; only Linux says so
+    with contextlib.suppress(OSError):  # containers have pids of their own; only Linux has this file
         space = str(os.stat("/proc/self/ns/pid").st_ino)
     return f"{os.uname().nodename}-{space}"
 
 
 def _sweep(parent: str) -> None:
-    """Remove what servers of this user, on this machine, have left that are no more."""
+    """Remove the folders left behind by servers of this user, on this machine, that no longer run."""
     start = f"{PREFIX}{_machine()}-"
     with os.scandir(parent) as entries:
         for entry in entries:

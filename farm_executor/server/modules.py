@@ -1,15 +1,15 @@
-"""Modules of the client's, put where the worker's imports find them.
+"""The client's modules, put where the worker's imports find them.
 
 This module owns a folder that the workers of one session share, and the finder that fills it. It must not know
 lanes and frames.
 
 The folder is the first on ``sys.path``. The client says beforehand which top-level modules it could send. When one
-of those is imported, its files are asked for, once for the whole session; from then on all is as if they had always
-been there: packages, relative imports, data files, ``inspect``, processes that a task spawns.
+of those is imported, its files are asked for, once for the whole session. From then on everything is as if they had
+always been there: packages, relative imports, data files, ``inspect``, processes that a task spawns.
 
-While a finder is asked, Python holds a lock that all imports of all threads need. So the finder answers by what it
-knows, and it is the loader, under the module's own lock, that asks the client. Names that the client has not
-mentioned cost nothing, and are nobody's business but the worker's.
+While a finder is asked, Python holds a lock that every import in every thread needs. So the finder answers from
+what it knows already, and the loader asks the client, under the module's own lock. Names that the client has not
+mentioned cost nothing, and never leave the worker.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = ["ModuleFinder"]
 
 
 class ModuleFinder:
-    """See the module; it is for ``sys.meta_path``.
+    """A finder for ``sys.meta_path``; see the module.
 
     Args:
-        room: Where modules are put.
-        ask: Asks the client, see `WorkerLane.ask`.
+        room: The folder for the modules.
+        ask: Asks the client; see `WorkerLane.ask`.
     """
 
     def __init__(self, room: Room, ask: Callable[[str, str], Payload | None]) -> None:
@@ -45,21 +45,22 @@ class ModuleFinder:
         self._folder = room.folder
         self._ask = ask
         self._names: dict[str, str] = {}
-        self._notes: dict[str, dict[str, Any]] = {}  # on what is there
+        self._notes: dict[str, dict[str, Any]] = {}  # about modules that have been asked for
 
     def install(self) -> None:
-        """Begin."""
+        """Enter the folder and this finder into Python's search."""
         if not self._room.problem:
             sys.path.insert(0, self._folder)
+        # Before the finder of the path, but behind those of built-in and frozen modules, which are never sent.
         place = next((at for at, finder in enumerate(sys.meta_path) if finder is PathFinder), len(sys.meta_path))
         sys.meta_path.insert(place, self)
 
     def set_names(self, names: dict[str, str]) -> None:
-        """The client could send these modules, each of that kind."""
+        """Note the modules that the client could send, with the kind of each."""
         self._names = names
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Of a top-level module that the client could send. Waits for nobody."""
+        """Return the spec of a top-level module that the client could send, without waiting for anyone."""
         kind = self._names.get(name)
         if kind is None:
             return None
@@ -71,26 +72,27 @@ class ModuleFinder:
         return spec
 
     def there(self, name: str) -> ModuleSpec | None:
-        """The spec of a module for which the client need not be asked any more."""
+        """Return the spec of a module for which the client need not be asked any more."""
         note = self._note_on(name)
         if note is not None and note["own"]:
             return PathFinder.find_spec(name, self._elsewhere())
-        # What has been put into a folder in the very moment in which it was read is not seen else.
+        # The path's cache goes by the folder's modification time, and so may miss files that were added at the very
+        # moment in which it read the folder.
         sys.path_importer_cache.pop(self._folder, None)
         return PathFinder.find_spec(name, [self._folder, *self._elsewhere()])
 
     def fetch(self, name: str) -> None:
-        """Have a module's files in the folder, or know that the worker's own are to be taken.
+        """Get a module's files into the folder, or learn that the worker's own are to be used.
 
         Raises:
-            ModuleNotFoundError: They cannot be had.
+            ModuleNotFoundError: The files cannot be had.
         """
         if self._room.problem:
             raise _not_found(name, f"the server has no place for it: {self._room.problem}")
         try:
             self._room.make()
             with self._locked(name):
-                if self._note_on(name) is None:
+                if self._note_on(name) is None:  # else another worker has fetched it while we waited for the lock
                     answer = self._ask(name, self._digest_of_own(name))
                     if answer is None:
                         self._write_note(name, {"own": True})
@@ -102,7 +104,7 @@ class ModuleFinder:
             raise _not_found(name, f"the client has sent it in a form that cannot be used: {error}") from None
 
     def named_by_client(self, path: str) -> str:
-        """What the client calls a file that is called so here."""
+        """Return the path at the client of a file that has this path here."""
         start = self._folder + os.sep
         if not path.startswith(start):
             return path
@@ -116,7 +118,7 @@ class ModuleFinder:
         return [entry for entry in sys.path if entry != self._folder]
 
     def _digest_of_own(self, name: str) -> str:
-        """See `shipment.encode_question`."""
+        """Return the digest of the worker's own module of that name; see `shipment.encode_question`."""
         spec = PathFinder.find_spec(name, self._elsewhere())
         if spec is None or not spec.has_location or spec.origin is None:
             return ""  # a folder that happens to be there is not a module to be preferred
@@ -125,7 +127,7 @@ class ModuleFinder:
     # -- the folder --------------------------------------------------------------------------------------
 
     def _note_on(self, name: str) -> dict[str, Any] | None:
-        """What is known of a module that has been asked for, by whichever worker."""
+        """Return what is known of a module that any worker of the session has asked for; None if none has."""
         if name not in self._notes:
             try:
                 with open(os.path.join(self._folder, f".{name}.json"), encoding="utf-8") as file:
@@ -135,6 +137,7 @@ class ModuleFinder:
         return self._notes[name]
 
     def _write_note(self, name: str, note: dict[str, Any]) -> None:
+        # Others read notes without the lock: a rename shows them the whole note or none.
         draft = os.path.join(self._folder, f".{name}.{os.getpid()}.draft")
         with open(draft, "w", encoding="utf-8") as file:
             json.dump(note, file)
@@ -142,7 +145,7 @@ class ModuleFinder:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Of all workers of the session one asks; the lock of one that dies is free."""
+        """Let only one of the session's workers ask for a module; the lock of a worker that dies becomes free."""
         import fcntl
 
         with open(os.path.join(self._folder, f".{name}.lock"), "w") as file:
@@ -161,8 +164,8 @@ class ModuleFinder:
             os.rmdir(draft)
 
     def _put(self, module: Contents, data: Any, draft: str) -> None:
-        """Write a module's files, and only when all are there let them be seen."""
-        size = sum(size for _, size in module.files)  # which has a limit
+        """Write a module's files, and make them visible only when all of them are there."""
+        size = sum(size for _, size in module.files)  # the decoder has limited it
         try:
             content = memoryview(zlib.decompressobj().decompress(data, size + 1))
         except zlib.error as error:
@@ -182,14 +185,15 @@ class ModuleFinder:
             start += size
         for top in dict.fromkeys(path.partition("/")[0] for path, _ in module.files):
             target = os.path.join(self._folder, top)
-            if not os.path.isdir(target):  # another worker may have had it along with another module
+            if not os.path.isdir(target):  # another worker may have got it along with another module
                 with contextlib.suppress(FileExistsError):
                     os.rename(os.path.join(draft, top), target)
+        # Last: the note tells every worker that the files are there.
         self._write_note(module.name, {"own": False, "where": module.where, "left_out": module.left_out})
 
 
 class _Loader:
-    """Fetches a module, and leaves the rest to the loader of what is there then."""
+    """Fetches a module, and leaves the rest to the loader of the files that are there then."""
 
     def __init__(self, finder: ModuleFinder) -> None:
         self._finder = finder
@@ -207,7 +211,7 @@ class _Loader:
         return None if real.loader is None else real.loader.create_module(real)
 
     def exec_module(self, module: Any) -> None:
-        """For a namespace package, which has no loader of its own."""
+        """Do nothing, for a namespace package, which has no loader of its own."""
 
 
 def _not_found(name: str, why: str) -> ModuleNotFoundError:
