@@ -1,11 +1,10 @@
-"""What a task has started: it dies with a worker that is killed.
+"""The processes that a task has started, which die with a worker that is killed.
 
-This module owns which processes belong to a worker: those that it has started, and those that they have, as far as
-they are in its process group. One that has left that, as a daemon does, means to live on. It must not know why a
-worker is killed.
+This module owns which processes belong to a worker: its descendants, as far as they are in its process group. One
+that has left the group, as a daemon does, is meant to live on. It must not know why a worker is killed.
 
-A group of its own would not do: an embedded farm's workers are in the program's, for Ctrl-C, and a resource tracker
-of multiprocessing's has to clean up after the dead.
+Killing the whole group would not do: an embedded farm's workers are in the program's group, for Ctrl-C, and
+multiprocessing's resource tracker has to clean up after the dead.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ class _Process(NamedTuple):
 
 
 def kill_family(pid: int) -> None:
-    """Kill a child of ours, and what belongs to it.
+    """Kill a child of ours, and the processes that belong to it.
 
-    From the top down each is stopped before we look for its children: so none starts others meanwhile, nor waits
-    for one that has ended, whose number could then be another process's.
+    From the top down, each is stopped before we look for its children. So it cannot start others meanwhile, nor
+    reap one that has ended, whose pid could then become another process's.
     """
     children = _children_by_proc if os.path.exists("/proc/self/task") else _children_by_ps()
     family = [pid]
@@ -75,7 +74,7 @@ def _content(path: str) -> str:
 
 
 def _children_by_ps() -> Callable[[int], Iterable[_Process]]:
-    """Of all processes there are now."""
+    """Return a function that looks up children among the processes that there are now."""
     import subprocess  # late: few servers come here, and a program waits for each to start
 
     command = ["ps", "-axo", "pid=,ppid=,pgid=,command="]

@@ -1,10 +1,10 @@
-"""What workers write, passed on to an output of the supervisor's that may take none of it.
+"""The output of workers, passed on to an output of the supervisor's that may take none of it.
 
-This module owns the pipe between workers and that output, and how long an output that takes nothing is waited for.
-It must not know what is written, nor wait for anything itself.
+This module owns the pipe between workers and that output, and how long it waits for an output that takes nothing.
+It must not know what is written, nor block the supervisor meanwhile.
 
-Whoever reads the supervisor's output may have gone, may have stopped to read, or may have been a disk that is full
-now. No task fails because of that, and none waits for more than a moment: what is not taken is dropped.
+The reader of the supervisor's output may be gone, may have stopped reading, or may be a disk that is full. No task
+fails because of that, and none waits for more than a moment: data that is not taken is dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TAKEN = getattr(select, "PIPE_BUF", 512)  # bytes that an output which is ready 
 
 
 def open_missing_streams() -> None:
-    """Where a standard stream is closed, no socket of ours may get its number, which C code writes to."""
+    """Open closed standard streams, so that no socket gets the number of one, to which C code may write."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -68,21 +68,21 @@ class OutputPipe:
         return bool(self._pending)
 
     def copy(self) -> bool:
-        """Pass on what has come; say whether that was the end."""
+        """Pass on what has come; return whether that was the end."""
         if not self._pending:
             self._read()
         self._write()
         return self._ended and not self._pending
 
     def drain(self) -> None:
-        """Take all that is there, its writer being dead; a process that it has left behind may yet write more."""
+        """Take all that a dead writer has left; a process that it left behind may still write more."""
         for _ in range(AT_THE_END // PIECE):
             if self._ended or not self._read():
                 break
         self._write()
 
     def close(self) -> None:
-        """Let go of it; what would be written then is lost."""
+        """Close the pipe; anything written after that is lost."""
         os.close(self._read_end)
 
     def _read(self) -> bytes:
@@ -114,25 +114,25 @@ class OutputPipe:
 
 
 def takes_more(descriptor: int) -> bool:
-    """Whether it takes `TAKEN` bytes without a wait."""
+    """Return whether the descriptor takes `TAKEN` bytes without blocking."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(0))
 
 
 class StdoutPipe(OutputPipe):
-    """That of all workers to the supervisor's standard output, in the order in which they write."""
+    """The pipe from all workers to the supervisor's standard output, in the order in which they write."""
 
     def __init__(self) -> None:
         super().__init__(1)
 
     def attach(self) -> None:
-        """In a worker: write to it."""
+        """Make it the worker's standard output."""
         os.dup2(self._write_end, 1)  # inheritable, for the processes that tasks start
         self.close()
 
     def drain(self) -> None:
-        """As the base; an output that is slow is given a moment, as this is the last word."""
+        """Take all that is left, and give a slow output a moment, as nothing comes after this."""
         deadline = time.monotonic() + PATIENCE
         super().drain()
         while self._pending and time.monotonic() < deadline:
@@ -142,6 +142,6 @@ class StdoutPipe(OutputPipe):
             self._write()
 
     def close(self) -> None:
-        """Let go of both ends."""
+        """Close both ends."""
         super().close()
         os.close(self._write_end)

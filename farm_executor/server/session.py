@@ -1,6 +1,6 @@
-"""One client's stay on a server: what the supervisor knows of it.
+"""One client's session on a server, as the supervisor knows it.
 
-This module owns how long a client is believed to be there. It must not know what it says.
+This module owns how long a client is believed to be alive. It must not know what the client says.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-SILENT_BEATS = 12  # heartbeats without one, after which a client's connection is taken for broken
+SILENT_BEATS = 12  # heartbeat intervals of silence after which a client's connection is taken for broken
 
 
 class Session:
-    """One client's stay.
+    """One client's session.
 
     Attributes:
         connection: Its control connection; None while it is broken.
-        resume_seconds: For which it is kept then.
-        heard: When the client last said something, on the monotonic clock.
-        distant: Whether there is a network in between, which may swallow all.
-        max_memory: Bytes that each worker may hold; None for any number.
-        workers: By pid.
-        modules: Where modules of the client's are put; None if it sends none.
-        reports: By lane, of workers that have died, as long as the client may not have got them.
+        resume_seconds: How long the session is kept then.
+        heard: When the client was last heard, on the monotonic clock.
+        distant: Whether there is a network in between, which may swallow everything.
+        max_memory: Bytes that each worker may hold; None for no limit.
+        workers: The session's workers, by pid.
+        modules: The folder for the client's modules; None if it sends none.
+        reports: The reports of workers that have died, by lane, for as long as the client may not have got them.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Session:
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "cut" if self.connection is None else "connected"
-        # Not the id: who knows it may resume the session.
+        # Not the id: anyone who knows it may resume the session.
         return f"<Session of {self.client}: {state}, {len(self.workers)} workers>"
 
     @property

@@ -1,6 +1,6 @@
-"""What ties a worker to its supervisor, so that it dies when that does, whatever it is in the midst of.
+"""The tie of a worker to its supervisor: the worker dies when the supervisor does, whatever it is doing.
 
-This module owns the system's own way to do so, which Linux has: it also ends a process that is stopped, or whose
+This module owns the system's own way to do so, which Linux has. It also ends a process that is stopped, or whose
 interpreter is held by C code, which could not notice by itself. It must not know what a worker does.
 """
 
@@ -33,5 +33,6 @@ def die_with(parent: int) -> None:
             ctypes.CDLL(None).prctl(
                 PR_SET_PDEATHSIG, number, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)
             )
+    # Checked after the request: a parent that died before it is not covered by it.
     if os.getppid() != parent:
         os._exit(0)
