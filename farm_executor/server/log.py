@@ -1,4 +1,4 @@
-"""How a server writes its log: it waits for nobody who reads it, and lets no stranger fill a disk with it.
+"""The server's log, which never waits for its reader, and with which no stranger can fill a disk.
 
 This module owns the handler that drops lines rather than wait, and the ration of lines that peers without a key may
 cause. It must not know what the lines say, nor which level is shown.
@@ -21,13 +21,13 @@ RATION_SECONDS = 1.0  # between two lines
 
 
 class DroppingHandler(logging.Handler):
-    """Write to standard error what it takes at once, and drop the rest.
+    """A handler that writes as much to standard error as it takes at once, and drops the rest.
 
-    Standard error may be a pipe that nobody reads, or a terminal that was stopped: a handler that waits for it
-    would stop the supervisor, and with it everybody's work. The next line that is taken is preceded by the number
-    of those that were dropped.
+    Standard error may be a pipe that nobody reads, or a stopped terminal. A handler that waited for it would stop
+    the supervisor, and with it every client's work. The next line that is taken is preceded by the number of lines
+    that were dropped.
 
-    Only the process that made it is in such a hurry. A worker, which is forked from it, writes as any program does.
+    Only the process that made the handler drops lines. Workers, forked from it, write as any program does.
     """
 
     def __init__(self, level: int = logging.NOTSET) -> None:
@@ -56,7 +56,7 @@ class DroppingHandler(logging.Handler):
             self._dropped += 1
 
     def _write(self, data: bytes) -> bool:
-        """Whether all of it was taken."""
+        """Write the data as far as it is taken; return whether all of it was."""
         if sys.__stderr__ is None:
             return False  # without a standard error, descriptor 2 may be anything
         if self._torn:
@@ -71,12 +71,12 @@ class DroppingHandler(logging.Handler):
 
 
 class Ration:
-    """Lines that anybody can cause: one a second at most, and with it how many others there would have been.
+    """A limit for lines that anyone can cause: one per second at most, with the number of those left out.
 
-    Of those that are kept back it is the last of the highest level.
+    Of the lines held back, the last one of the highest level is logged.
 
     Args:
-        logger: Which gets them.
+        logger: The logger that gets the lines.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -105,7 +105,7 @@ class Ration:
         self.on_time(time.monotonic())
 
     def on_time(self, now: float) -> None:
-        """Log the last of those that were kept back, with their number, if it is time."""
+        """Log the line chosen from those held back, with the number of the others, if it is time."""
         if not self._kept_back or now < self._silent_until:
             return
         level, message, fields = self._last

@@ -1,6 +1,6 @@
-"""Memory of workers: what they hold, what they held at most, and whether the system has killed for want of it.
+"""The memory of workers: how much they hold, their peak, and whether the system has killed for lack of it.
 
-This module owns where the system says so. It must not know workers, only process ids, nor kill anybody.
+This module owns where the system reports these. It must not know workers, only process ids, nor kill any process.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ STATM = "/proc/self/statm"
 
 
 def peak_of(usage: resource.struct_rusage) -> int:
-    """The most bytes that a process, or one that it has waited for, had resident at a time."""
+    """Return the most bytes that a process, or one that it has waited for, had resident at a time."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def held_by(pids: Iterable[int]) -> dict[int, int]:
-    """How many bytes would be given back if each process died.
+    """Return how many bytes the death of each process would free.
 
     On Linux that is resident memory that is neither a file's nor shared: what `multiprocessing.shared_memory` or
     a mapped file holds outlives the process. Pages that a worker still shares with its supervisor since it was
     forked are counted: some ten MiB. Elsewhere it is all resident memory, as `ps` has it.
 
     Returns:
-        For each process its bytes. Those that have ended are missing.
+        The bytes of each process. Those that have ended are missing.
     """
     if os.path.exists(STATM):
         return {pid: held for pid in pids if (held := _private_bytes(pid)) is not None}
@@ -62,11 +62,11 @@ def _resident_by_ps(pids: Iterable[int]) -> dict[int, int]:
 
 
 class OomCounter:
-    """How many processes Linux has killed for want of memory: in our control group, else on the whole machine.
+    """The count of processes that Linux has killed for lack of memory, in our control group or else on the machine.
 
     Args:
-        proc: Where the system's own files are.
-        cgroups: Where the control groups are.
+        proc: The folder of the system's own files.
+        cgroups: The folder of the control groups.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class OomCounter:
         self._paths = [*_paths_of_group(proc, cgroups), os.path.join(proc, "vmstat")]
 
     def read(self) -> int | None:
-        """How many by now; None if that cannot be known."""
+        """Return the present count; None if it cannot be known."""
         for path in self._paths:
             with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
                 for line in file:
@@ -85,7 +85,7 @@ class OomCounter:
 
 
 def _paths_of_group(proc: str | os.PathLike[str], cgroups: str | os.PathLike[str]) -> Iterator[str]:
-    """In a container the group's path may be the host's, and its files at the root of what is mounted."""
+    """Yield the paths that the group's files may have: in a container its path may be the host's."""
     try:
         with open(os.path.join(proc, "self", "cgroup")) as file:
             groups = file.read().splitlines()
@@ -100,4 +100,5 @@ def _paths_of_group(proc: str | os.PathLike[str], cgroups: str | os.PathLike[str
         else:
             continue
         yield os.path.join(root, path.lstrip("/"), name)
+        # Then the container's own files are at the root of the mounted tree.
         yield os.path.join(root, name)

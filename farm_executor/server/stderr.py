@@ -1,7 +1,7 @@
-"""What workers write to standard error: passed on to the supervisor's own, and the end of it kept as evidence.
+"""The standard error of workers: passed on to the supervisor's own, with its end kept as evidence.
 
-This module owns what of a worker's bytes is fit for a report. It must not know who reads that, nor how the bytes
-are passed on, which is `output`'s.
+This module owns which of a worker's bytes are fit for a report. It must not know who reads the report, nor how the
+bytes are passed on, which belongs to `output`.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class StderrPipe(OutputPipe):
         return last_words(self._kept)
 
     def begin(self) -> None:
-        """In the supervisor, once there is a worker: leave the other end to it."""
+        """Leave the other end to the worker; called in the supervisor once there is one."""
         os.close(self._write_end)
 
     def attach(self) -> None:
-        """In the worker: write to it."""
+        """Write to the pipe from now on; called in the worker."""
         os.close(self._read_end)
         target = self._write_end
         if self._whole:
@@ -62,7 +62,7 @@ class StderrPipe(OutputPipe):
             faulthandler.enable(target, all_threads=False)
 
     def abandon(self) -> None:
-        """In the supervisor, when there is no worker after all: close both ends."""
+        """Close both ends; called in the supervisor when there is no worker after all."""
         os.close(self._write_end)
         os.close(self._read_end)
 
@@ -73,14 +73,14 @@ class StderrPipe(OutputPipe):
 
 
 def last_words(data: bytes) -> str:
-    """The last lines, as a terminal would show them, without what could make one do anything else.
+    """Return the last lines as a terminal would show them, without anything that could control one.
 
     Args:
         data: Any bytes.
 
     Returns:
-        At most 20 lines and 2,048 characters, all printable but tabs and newlines. Of what Python says of a crash
-        it is the beginning, and a few lines before it.
+        At most 20 lines and 2,048 characters, all printable except tabs and newlines. If Python has reported a
+        crash, these are the beginning of its report and a few lines before it.
     """
     text = _ESCAPE_SEQUENCE.sub("", data.decode("utf-8", "replace"))
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]  # a progress bar's last state
