@@ -96,6 +96,8 @@ class OutputPipe:
 
     def _write(self) -> None:
         try:
+            # The output may be shared with other processes, so it stays blocking. A write of no more than this many
+            # bytes does not block once poll() has said that there is room.
             while self._pending and self._sink is not None and takes_more(self._sink):
                 self._pending = self._pending[os.write(self._sink, self._pending[:TAKEN]) :]
                 self._give_up_at = None
