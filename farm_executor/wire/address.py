@@ -1,4 +1,4 @@
-"""What users write for a server's address, and what it means.
+"""Parsing of server addresses as users write them.
 
 This module owns the accepted forms. It must not resolve names or open anything.
 """
@@ -14,9 +14,9 @@ from farm_executor.errors import AddressError
 __all__ = ["DEFAULT_PORT", "Address", "AddressLike", "Ssh", "parse_address", "parse_addresses"]
 
 DEFAULT_PORT = 11111
-"""The port of a server whose address names none."""
+"""The port used when an address does not give one."""
 
-_MAX_SHOWN = 200  # characters of what was given
+_MAX_SHOWN = 200  # characters of the given value in an error message
 _FORMS = (
     '"host:port", "[ipv6]:port", "unix:/path", "farm://name:port?all", or ("host", port), '
     f"with a port from 1 to 65535 ({DEFAULT_PORT} where a string names none), "
@@ -26,14 +26,14 @@ _SHELL = frozenset("'`\"$\\;&<>|(){}")  # ssh may hand names to a shell, for a P
 
 
 class Ssh(NamedTuple):
-    """Where a server is to be started over ssh, and how: ``ssh://[user@]host[:port][?workers=N&python=PATH]``.
+    """A server to start over ssh: ``ssh://[user@]host[:port][?workers=N&python=PATH]``.
 
     Attributes:
-        host: A host, or a name that ssh's configuration knows.
-        user: Who to be there; empty for what ssh's configuration says.
-        port: Of the ssh server; 0 for what ssh's configuration says.
-        workers: How many the server has for each client; 0 for one per CPU.
-        python: The interpreter there; empty for ``python3``.
+        host: A host name, or an alias from ssh's configuration.
+        user: The remote user; empty to leave it to ssh's configuration.
+        port: The port of the ssh server; 0 to leave it to ssh's configuration.
+        workers: The number of workers for each client; 0 for one per CPU.
+        python: The remote interpreter; empty for ``python3``.
     """
 
     host: str
@@ -56,10 +56,10 @@ class Ssh(NamedTuple):
 class Address(NamedTuple):
     """Where a server listens: ``host`` and ``port`` for TCP, or ``path`` for a unix socket.
 
-    With ``every`` it is one server on each machine that the host's name stands for, now and later.
+    With ``every``, it stands for one server on each machine that the host name resolves to, now and later.
 
-    With ``ssh`` it is one to be started over ssh; ``path`` is then this machine's end of the tunnel to it, empty
-    until there is one.
+    With ``ssh``, the server is to be started over ssh; ``path`` is then the local end of the tunnel to it, empty
+    until the tunnel exists.
     """
 
     host: str = ""
@@ -72,16 +72,16 @@ class Address(NamedTuple):
         if self.ssh:
             return str(self.ssh)
         if self.path:
-            if self.path.startswith("\0"):  # a socket without a file, which other programs show so, too
+            if self.path.startswith("\0"):  # an abstract socket; other programs show it the same way
                 return f"unix:@{self.path[1:]}"
             return f"unix:{self.path}"
-        bracketed = ":" in self.host or self.host == "unix"  # a host of that name would read as a path
+        bracketed = ":" in self.host or self.host == "unix"  # "unix:1" would read as a path
         text = f"[{self.host}]:{self.port}" if bracketed else f"{self.host}:{self.port}"
         return f"farm://{text}?all" if self.every else text
 
     @property
     def is_local(self) -> bool:
-        """Whether it can only be reached from this machine: a unix socket or a loopback address."""
+        """Whether only this machine can reach it: a unix socket or a loopback address."""
         if self.path or self.host == "localhost":
             return True
         import ipaddress  # late: an embedded farm has no host
@@ -96,15 +96,15 @@ AddressLike = str | tuple[str, int] | Address
 
 
 def parse_address(value: Any, *, any_port: bool = False, ssh: bool = False) -> Address:
-    """Read one address.
+    """Parse one address.
 
     Args:
         value: One of the accepted forms, or an `Address`.
-        any_port: Whether port 0 is accepted, which means a free one to a server.
-        ssh: Whether a server that is yet to be started over ssh is accepted.
+        any_port: Whether to accept port 0, by which a server means any free port.
+        ssh: Whether to accept a server that is yet to be started over ssh.
 
     Raises:
-        AddressError: It is none of the accepted forms; the message names it and them.
+        AddressError: The value has none of the accepted forms; the message shows it and lists them.
     """
     if isinstance(value, Address):
         return value
@@ -118,10 +118,10 @@ def parse_address(value: Any, *, any_port: bool = False, ssh: bool = False) -> A
 
 
 def parse_addresses(value: Any) -> list[Address]:
-    """Read what `FarmExecutor` takes: one address or an iterable of them, in order, each only once.
+    """Parse one address or an iterable of them, as `FarmExecutor` takes; keep the order and drop duplicates.
 
     Raises:
-        AddressError: It is neither, or there is none.
+        AddressError: The value is neither, or is empty.
     """
     if isinstance(value, (str, Address)) or (
         isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
@@ -163,7 +163,7 @@ def _tcp(value: Any, host: str, port: int, any_port: bool) -> Address:
     if not host.isprintable() or any(character in " []" for character in host):
         raise _error(value, "a host has no spaces, brackets or control characters")
     try:
-        host.encode("idna")  # as resolving it would, which must not be the first to complain
+        host.encode("idna")  # resolving would do this, too, and fail late with a bare UnicodeError
     except UnicodeError as error:
         raise _error(value, f"no name of a host: {error}") from None
     if not (0 if any_port else 1) <= port <= 65535:
@@ -196,7 +196,7 @@ def _unix(value: Any, path: str) -> Address:
     return Address(path=path)
 
 
-# Not by `urllib.parse.urlsplit`: it drops tabs and line ends without a word, and writes hosts in lower case.
+# `urllib.parse.urlsplit` will not do: it silently drops tabs and newlines, and lower-cases the host.
 def _ssh(value: str, text: str) -> Ssh:
     place, _, query = text.partition("?")
     user, at, where = place.rpartition("@")
@@ -239,7 +239,7 @@ _SSH_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 def _host_and_port(value: str, where: str, lowest: int) -> tuple[str, bool, int | None]:
-    """The host, whether it was in brackets, and the port, if one is named."""
+    """Return the host, whether it was in brackets, and the port, or None if there is none."""
     if where.startswith("["):
         host, closed, rest = where[1:].partition("]")
         if not closed or (rest and rest[0] != ":"):
@@ -255,7 +255,7 @@ def _host_and_port(value: str, where: str, lowest: int) -> tuple[str, bool, int 
         raise _error(value, "the port is missing behind the colon")
     if not (port.isascii() and port.isdigit()):
         raise _error(value, "the port is not a number")
-    # int would refuse thousands of digits with an error of its own
+    # Check the length first: int() raises an error of its own on thousands of digits.
     if len(port) > 5 or not lowest <= int(port) <= 65535:
         raise _error(value, "there is no such port")
     return host, where.startswith("["), int(port)
@@ -264,7 +264,7 @@ def _host_and_port(value: str, where: str, lowest: int) -> tuple[str, bool, int 
 def _check_ipv6(value: str, host: str) -> None:
     import ipaddress
 
-    number, percent, zone = host.partition("%")  # ipaddress takes anything for a zone
+    number, percent, zone = host.partition("%")  # ipaddress accepts any zone
     try:
         ipaddress.IPv6Address(number)
     except ValueError:
@@ -274,7 +274,7 @@ def _check_ipv6(value: str, host: str) -> None:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether nothing on the way takes it for more than a name."""
+    """Return whether neither ssh nor a shell could take the text for anything but a name."""
     if not name or name[0] == "-" or not name.isprintable():
         return False
     return not any(char in _SHELL or char.isspace() or char in "/[]%#" for char in name)
@@ -292,7 +292,7 @@ def _decoded(value: str, text: str) -> str:
 def _error(value: Any, why: str) -> AddressError:
     try:
         shown = repr(value)
-    except Exception:  # of objects of any kind
+    except Exception:  # the value may be any object, with any __repr__
         shown = f"an object of type {type(value).__qualname__}"
     if len(shown) > _MAX_SHOWN:
         shown = shown[:_MAX_SHOWN] + "..."

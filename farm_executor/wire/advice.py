@@ -1,6 +1,6 @@
-"""What an error of connecting means, and what to do next.
+"""Explanations of connection errors, with advice on what to do next.
 
-This module owns the advice for people. It must not connect, nor decide whether to try again.
+This module owns the advice given to users. It must not connect, nor decide whether to retry.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _NO_ROUTE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETD
 
 
 def explained(error: Exception, address: Address | None) -> str:
-    """The error as one line: its type, its text, and what to do about it where that can be told.
+    """Return the error as one line: its type, its text, and advice where there is any.
 
     Args:
-        error: Why a server could not be reached.
-        address: The server's; None if it has none yet.
+        error: The reason a server could not be reached.
+        address: The server's address; None if it does not have one yet.
     """
     advice = "" if address is None else _advice(error, address)
     text = str(error)
@@ -31,11 +31,11 @@ def explained(error: Exception, address: Address | None) -> str:
 
 def _advice(error: Exception, address: Address) -> str:
     if isinstance(error, RefusedError):
-        return ""  # the server itself has said why
+        return ""  # the server has given the reason itself
     if isinstance(error, RemoteProtocolError):
         return "what listens there is not a farm server, or one of another version"
     if isinstance(error, FarmError):
-        return ""  # says what to do
+        return ""  # its text already says what to do
     if isinstance(error, UnknownHostError):
         return f"no machine is known by the name {address.host}: check its spelling, or give its IP address"
     if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):

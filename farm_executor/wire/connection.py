@@ -1,6 +1,6 @@
-"""Frames over a connected socket, blocking or not, and how many bytes they took.
+"""Frames over a connected socket, blocking or not, with counts of the bytes they took.
 
-It must not know what the frames mean, nor how the socket came to be connected, sealed or encrypted.
+It must not know what the frames mean, nor how the socket was connected, sealed or encrypted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["Connection", "no_segment"]
 
 _CHUNK = 64 * 1024
 _HAS_SENDMSG = hasattr(Socket, "sendmsg")  # not on Windows
-_VECTOR = 64  # buffers in one sendmsg; the system's limit is 1024
-_BULK_READS = 32  # reads of one segment before other connections get their turn
+_VECTOR = 64  # buffers in one sendmsg; the system allows 1024
+_BULK_READS = 32  # reads of one segment before other connections get a turn
 
 
 class Connection:
@@ -34,9 +34,9 @@ class Connection:
         allocate: See `FrameReader`.
 
     Attributes:
-        peer: Where the other end was reached, if it was dialled over TCP.
+        peer: The address at which the other end was reached, if it was dialled over TCP.
 
-    Thread safety: one thread receives; sending is for one thread at a time, which may be another one.
+    Thread safety: one thread receives; one thread at a time sends, and it need not be the receiving one.
     """
 
     def __init__(
@@ -52,61 +52,62 @@ class Connection:
         self.peer: Candidate | None = None
 
     def __repr__(self) -> str:
-        # Only what is known without asking the system: a connection is shown while it fails, and in other threads.
+        # Make no system calls here: a connection is also shown while it is failing, and from other threads.
         fate = f"fd {self.fileno()}" if self.fileno() >= 0 else "closed"
         kind = "" if self._layer is None else f" {type(self._layer).__name__}"
         moved = f"{self.bytes_sent} bytes out, {self.bytes_received} in, {self.backlog} unsent"
         return f"<Connection{kind} {fate}: {moved}>"
 
     def fileno(self) -> int:
-        """For selectors; -1 when closed."""
+        """Return the file descriptor, for selectors; -1 when closed."""
         return self.socket.fileno()
 
     @property
     def layered(self) -> bool:
-        """Whether more bytes travel than are sent, because they are sealed or encrypted."""
+        """Whether the bytes are sealed or encrypted, so that more of them travel than are sent."""
         return self._layer is not None
 
     @property
     def bytes_received(self) -> int:
-        """All that has been read from the socket after the hellos, as it travelled, in whole records if it does."""
+        """Bytes on the wire received since the hellos; where there are records, only whole ones count."""
         return self._received if self._layer is None else self._layer.bytes_received
 
     @property
     def bytes_sent(self) -> int:
-        """All that the socket has taken after the hellos, as it travels."""
+        """Bytes on the wire that the socket has taken since the hellos."""
         return self._sent if self._layer is None else self._layer.bytes_sent
 
     def count_anew(self) -> None:
-        """Count bytes from here."""
+        """Restart both byte counts at zero."""
         self._received = self._sent = 0
         if self._layer is not None:
             self._layer.count_anew()
 
     @property
     def pending(self) -> bool:
-        """Whether there is something to receive of which no selector knows."""
+        """Whether there is data to receive that no selector knows of."""
         return self._layer is not None and self._layer.pending
 
     @property
     def unsent(self) -> bool:
-        """Whether buffers wait for the socket to take them."""
+        """Whether buffers are waiting for the socket to take them."""
         return bool(self._unsent)
 
     @property
     def backlog(self) -> int:
-        """How many there are."""
+        """The number of buffers waiting."""
         return len(self._unsent)
 
     def receive(self) -> list[Frame]:
-        """Read what is there; a blocking socket waits for at least one byte.
+        """Read the frames that have arrived; a blocking socket waits for at least one byte.
 
         Raises:
-            EOFError: The peer is gone, in whatever way.
-            TimeoutError: The socket has a timeout, and it is over.
+            EOFError: The peer is gone, for whatever reason.
+            TimeoutError: The socket has a timeout, and it has expired.
             RemoteProtocolError: See `FrameReader.receive_data`.
         """
         frames = self._receive()
+        # No selector reports what the layer has already decrypted: left there, it would wait for the next byte.
         while self._layer is not None and self._layer.pending:
             frames += self._receive()
         return frames
@@ -127,13 +128,13 @@ class Connection:
         return self.reader.receive_data(chunk[:count]) if count else []
 
     def _read(self, target: memoryview, receive: Callable[[memoryview], int]) -> int:
-        """Read into that memory; 0 means that nothing is there yet."""
+        """Read into the given memory; return 0 if nothing has arrived yet."""
         try:
             count = receive(target)
         except (BlockingIOError, InterruptedError):
             return 0
         except TimeoutError as error:
-            if error.errno is not None:  # not the socket's timeout: the system has given the connection up
+            if error.errno is not None:  # ETIMEDOUT, not the socket's timeout: the system gave up
                 raise EOFError(str(error)) from None
             raise TimeoutError("no answer in time") from None
         except OSError as error:
@@ -144,11 +145,11 @@ class Connection:
         return count
 
     def send(self, buffers: Sequence[Buffer]) -> bool:
-        """Send as much as the non-blocking socket takes, keep the rest for `flush`; say whether all is sent.
+        """Send what the non-blocking socket takes and keep the rest for `flush`; return whether all was sent.
 
         A lost connection is not reported here: the receiving side will see it.
         """
-        if not self._unsent and len(buffers) == 1:  # the most frequent case by far
+        if not self._unsent and len(buffers) == 1:  # by far the most frequent case
             try:
                 count = self.socket.send(buffers[0])
             except (BlockingIOError, InterruptedError):
@@ -166,7 +167,7 @@ class Connection:
         self._unsent.extend([memoryview(buffer).cast("B") for buffer in buffers if len(buffer)])
 
     def flush(self) -> bool:
-        """Go on sending; say whether all is sent."""
+        """Send what is left; return whether all was sent."""
         try:
             while self._unsent:
                 self._send_some()
@@ -180,7 +181,7 @@ class Connection:
         """Send over a blocking socket.
 
         Raises:
-            OSError: The connection is lost, or the socket's timeout is over.
+            OSError: The connection is lost, or the socket's timeout has expired.
         """
         if len(buffers) == 1 and not self._unsent:
             self.socket.sendall(buffers[0])
@@ -205,13 +206,15 @@ class Connection:
             self._unsent.popleft()
 
     def receive_frame(self, deadline: float) -> Frame:
-        """Wait for the next frame on a blocking socket, until a time of the monotonic clock, and read no further.
+        """Wait for the next frame on a blocking socket and read no further; the deadline is monotonic time.
 
         Raises:
             EOFError: The peer is gone.
-            TimeoutError: It said nothing in time.
-            RemoteProtocolError: It said nonsense.
+            TimeoutError: The peer sent nothing in time.
+            RemoteProtocolError: The peer violated the protocol.
         """
+        # TLS may begin, or another process take over the socket, right after this frame: a byte read too far
+        # would be lost to them.
         frames: list[Frame] = []
         while not frames:
             if self.reader.destination is not None:
@@ -221,15 +224,15 @@ class Connection:
         return frames[0]
 
     def hang_up(self) -> None:
-        """End the connection; its file descriptor stays valid."""
+        """End the connection, but keep its file descriptor valid."""
         hang_up(self.socket)
 
     def close(self) -> None:
-        """Close the socket; buffers not yet sent are dropped."""
+        """Close the socket and drop all unsent buffers."""
         self._unsent.clear()
         self.socket.close()
 
 
 def no_segment(size: int) -> Buffer:
-    """For `Connection`: where no bulk travels, no memory is taken for what is promised."""
+    """Refuse to allocate a segment: the `allocate` of connections that carry none."""
     raise RemoteProtocolError(f"a segment of {size} bytes where there is none to be")

@@ -1,6 +1,6 @@
 """Dial a server: connect, prove the key to each other, exchange hellos. TLS begins here at either end.
 
-It must not know what the hellos say, nor decide when to dial; what encryption is, is `tls`'s.
+It must not know what the hellos say, nor decide when to dial; encryption itself is in `tls`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ __all__ = [
     "secure_server_side",
 ]
 
-HELLO_RECORDS = 1  # in each direction of a lane; those of its worker come after them
+HELLO_RECORDS = 1  # in each direction of a lane; the worker's records follow
 
 
 class RefusedError(ConnectionRefusedError):
-    """The server itself has refused, for a reason that may pass.
+    """The server has refused the connection, for a reason that may pass.
 
     Attributes:
-        code: Which; see the protocol.
+        code: The reason; see the protocol.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -75,12 +75,12 @@ def connect(
 
     Args:
         address: The server.
-        key: The one shared with it. Over TCP, what follows is encrypted if it has certificates, or else sealed.
-        hello: What to say; the server's answer decides what the connection is good for.
-        timeout: Seconds for all of it.
+        key: The key shared with it. Over TCP, the rest is encrypted if the key has certificates, else sealed.
+        hello: The hello to send; the server's answer decides what the connection is good for.
+        timeout: Seconds for all steps together.
         dialling: See `_dial`.
-        answered: Called when the server has, whether with a hello or a refusal. What is raised before may be the
-            word of anybody who is able to change what travels.
+        answered: Called when the server has answered, whether with a hello or a refusal. An error raised before
+            that may have been forged by anybody who can tamper with the traffic.
         heartbeat: See `tune`.
         via: The one of the host's addresses to dial; None for the first that answers.
 
@@ -89,11 +89,11 @@ def connect(
 
     Raises:
         RefusedError: The server refused for a passing reason.
-        OSError: No connection, or no answer in time.
+        OSError: There was no connection, or no answer in time.
         EOFError: The server ended the connection.
         AuthenticationError: The keys differ, a certificate is not trusted, or only one of the two speaks TLS.
         VersionMismatchError: The server refused our versions.
-        RemoteProtocolError: It is no farm server.
+        RemoteProtocolError: The peer is not a farm server.
     """
     deadline = time.monotonic() + timeout
     encrypted = not address.path and key.tls is not None and key.tls.client is not None
@@ -129,9 +129,10 @@ def connect(
             raise RemoteProtocolError(f"{frame.type.name} frame instead of a hello")
         if lane and isinstance(sock, SealedSocket) and not sock.is_after(HELLO_RECORDS):
             raise RemoteProtocolError("more or less than one record for the hello")
+        # A lane's hello goes in a sealed record before TLS begins, which is then set up on the raw socket.
         if security is Security.TLS_LANE:
             sock = _secure_client_side(raw, key, handshake.secret, address.host, deadline)
-        if lane:  # from now on there may be much, and large things
+        if lane:  # from now on, large frames and segments are allowed
             connection = Connection(sock)
         sock.settimeout(None)
         connection.count_anew()
@@ -152,15 +153,15 @@ def _dial(
     """Connect a blocking socket.
 
     Args:
-        address: Where to.
-        deadline: On the monotonic clock.
-        dialling: Told each socket before it is connected, so that another thread can shut it down.
+        address: Where to connect.
+        deadline: Monotonic time.
+        dialling: Called with each socket before it is connected, so that another thread can shut it down.
         heartbeat: See `tune`.
         via: The one of the host's addresses to use; None for the first that answers.
 
     Raises:
-        OSError: Nobody listens there, or nobody answered in time.
-        AuthenticationError: Another user has made the unix socket.
+        OSError: Nothing listens there, or there was no answer in time.
+        AuthenticationError: The unix socket belongs to another user.
     """
     if not address.path:
         sock = race([via] if via else candidates(address.host, address.port), deadline, dialling)
@@ -180,9 +181,9 @@ def _dial(
 
 
 def _prove(sock: AnySocket, handshake: ClientHandshake | ServerHandshake, deadline: float) -> None:
-    """Hold one half of the dialogue of `core.handshake` over a blocking socket.
+    """Run one side of `core.handshake` over a blocking socket.
 
-    That the other end is gone is left for reading to tell, because what it has said before may tell why.
+    A failure to send is ignored: the peer may have said why it hung up, and only reading tells.
     """
     if isinstance(handshake, ClientHandshake):
         with contextlib.suppress(ConnectionError):
@@ -191,7 +192,7 @@ def _prove(sock: AnySocket, handshake: ClientHandshake | ServerHandshake, deadli
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
             data = sock.recv(handshake.wanted)
-        except BlockingIOError:  # less than a record of TLS
+        except BlockingIOError:  # less than a TLS record
             continue
         if not data:
             raise EOFError("the other end hung up during the handshake")
@@ -226,22 +227,22 @@ def _refusal(data: dict[str, Any]) -> Exception:
 
 
 def secure_server_side(sock: Socket, key: Key, secret: bytes, deadline: float) -> TlsSocket:
-    """Begin TLS on a blocking socket whose other end has proven the key in the clear, and does so once more within.
+    """Begin TLS on a blocking socket whose client has proven the key in the clear; verify a second proof within.
 
     Args:
         sock: The connection.
         key: The key that the client has named, with a certificate for servers.
-        secret: What the dialogue in the clear has given both ends.
-        deadline: For all of it, on the monotonic clock.
+        secret: The secret that both ends have from the handshake in the clear.
+        deadline: Monotonic time for all steps together.
 
     Returns:
         The connection, blocking and without a timeout, in place of the socket.
 
     Raises:
-        AuthenticationError: A certificate is not trusted, here or there, or the client has not proven the key.
+        AuthenticationError: Either end does not trust a certificate, or the client has not proven the key.
         EOFError: The client hung up.
-        RemoteProtocolError: It does not speak TLS 1.3, or not this protocol within.
-        OSError: The connection is lost, or the time is over.
+        RemoteProtocolError: The client does not speak TLS 1.3, or not this protocol within it.
+        OSError: The connection is lost, or the deadline has passed.
     """
     from farm_executor.wire.tls import explained
 
@@ -257,7 +258,7 @@ def secure_server_side(sock: Socket, key: Key, secret: bytes, deadline: float) -
 
 
 def begin_tls(sock: Socket, key: Key) -> TlsSocket:
-    """The connection as its server sees it, with TLS, of which nothing has been said yet."""
+    """Wrap a server's connection in TLS, before the TLS handshake."""
     from farm_executor.wire.tls import TlsSocket
 
     assert key.tls is not None
@@ -266,6 +267,6 @@ def begin_tls(sock: Socket, key: Key) -> TlsSocket:
 
 
 def handshake_within(key: Key, secret: bytes, secured: TlsSocket) -> ServerHandshake:
-    """The server's half of the dialogue within TLS; ``secret`` is that of the one before."""
+    """Return the server's side of the handshake within TLS; ``secret`` is from the handshake before TLS."""
     binding = binding_within(secret, secured.binding())
     return ServerHandshake({key.secret: {Security.WITHIN_TLS}}, os.urandom(NONCE_SIZE), binding)

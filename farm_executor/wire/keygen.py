@@ -1,7 +1,7 @@
-"""Make a key file with which both sides of a farm speak TLS.
+"""Make key files that let both sides of a farm speak TLS.
 
-This module owns what is in a certificate of ours. It must not know where key files are looked for, nor what is done
-with them. It alone needs the package ``cryptography``: to use such a file, Python's own `ssl` is enough.
+This module owns the content of our certificates. It must not know where key files are looked for, nor how they are
+used. Only this module needs the package ``cryptography``: to use such a file, Python's own `ssl` is enough.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from farm_executor.errors import AuthenticationError
 
 __all__ = ["make_key_file_content"]
 
-# RFC 5280, 4.1.2.5: "no well-defined expiration date". The certificate is trusted while it is in the key file:
-# a date would stop a farm one day, and a wrong clock any day.
+# RFC 5280, 4.1.2.5: "no well-defined expiration date". The certificate is trusted as long as it is in the key file:
+# an expiry date would stop the farm one day, and a wrong clock could stop it on any day.
 _BEGIN = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
 _END = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.timezone.utc)
 
 
 def make_key_file_content(secret: bytes | None = None) -> bytes:
-    """A fresh self-signed certificate, its private key (P-256) and a secret, each a PEM block.
+    """Return a new self-signed certificate, its private key (P-256) and a secret, each as a PEM block.
 
     Args:
-        secret: None for a fresh one of 32 bytes.
+        secret: The secret to use; None for a new one of 32 bytes.
 
     Raises:
         AuthenticationError: The package ``cryptography`` is not installed.
@@ -66,6 +66,6 @@ def make_key_file_content(secret: bytes | None = None) -> bytes:
 
 
 def _pem_of_secret(secret: bytes) -> bytes:
-    """The secret's block in a key file."""
+    """Return the secret as its block in a key file."""
     text = base64.b64encode(secret)
     return b"-----BEGIN FARM EXECUTOR SECRET-----\n" + text + b"\n-----END FARM EXECUTOR SECRET-----\n"

@@ -1,6 +1,6 @@
-"""A socket with something in between: what encryption and seals have in common.
+"""The common base of encrypted and sealed sockets.
 
-This module owns how bytes go in and out in pieces. It must not know what is done with them.
+This module owns how bytes go in and out in pieces. It must not know how they are sealed or encrypted.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ __all__ = ["LayeredSocket"]
 class LayeredSocket(abc.ABC):
     """A connected socket whose bytes travel in records.
 
-    As with a socket, an end of the connection is read as no bytes; it need not have been announced, for the frames
-    that travel tell by themselves whether they are whole. Otherwise than with a socket, each reading call looks at
-    the socket only once, so that it raises `BlockingIOError` also if that blocks and what came is less than a
-    record: who has waited until there is something to read is never kept waiting by who sends half of it.
+    As with a socket, reading returns no bytes at the end of the connection. The end need not be announced, since
+    the frames themselves tell whether they are complete. Unlike with a socket, each call reads from the socket
+    only once, so that even on a blocking socket it raises `BlockingIOError` if less than a record has arrived:
+    a peer that sends half a record cannot block a reader that has waited for a selector.
 
     Args:
-        sock: The connection, which is this object's from now on.
+        sock: The connection; this object takes ownership of it.
 
     Attributes:
-        bytes_received: What has been read from the socket since `count_anew`, as it travelled, in whole records. A
-            part of one does not count: nothing comes of it, so that it must not look as if all had arrived.
-        bytes_sent: What the socket has taken since then.
-        piece: How many bytes `send` takes at a time.
+        bytes_received: Bytes on the wire read from the socket since `count_anew`, in whole records. Part of a
+            record does not count: no data comes of it, so it must not look as if everything had arrived.
+        bytes_sent: Bytes on the wire that the socket has taken since then.
+        piece: The number of bytes that `send` takes at a time.
 
     Thread safety: one thread may receive while another sends.
     """
@@ -39,51 +39,51 @@ class LayeredSocket(abc.ABC):
         self.bytes_received = self.bytes_sent = 0
 
     def count_anew(self) -> None:
-        """Count bytes from here, where both ends know that all before has arrived."""
+        """Restart the byte counts, at a point where both ends know that everything before has arrived."""
         self.bytes_received = self.bytes_sent = 0
 
     @property
     @abc.abstractmethod
     def pending(self) -> bool:
-        """Whether there is something to receive of which no selector knows."""
+        """Whether there is data to receive that no selector knows of."""
 
     @abc.abstractmethod
     def recv_into(self, buffer: Any) -> int:
-        """Receive; see the class for what is not as with a socket.
+        """Receive into a buffer; see the class for the differences from a socket.
 
         Raises:
-            BlockingIOError: There is less than a record.
-            TimeoutError: The socket has a timeout, and it is over.
-            OSError: The connection is lost, or somebody has changed what travels there.
+            BlockingIOError: Less than a record has arrived.
+            TimeoutError: The socket has a timeout, and it has expired.
+            OSError: The connection is lost, or somebody has tampered with the traffic.
         """
 
     def fill(self, memory: memoryview) -> int:
-        """As `recv_into`, into memory that is nobody else's until it is full.
+        """Receive like `recv_into`, into memory that nobody else uses until it is full.
 
-        More of it may be written to than the bytes that count as received. After a `BlockingIOError` the next call
-        of all that receive must be this one again, with the same memory.
+        More of the memory may be overwritten than the bytes reported as received. After a `BlockingIOError`, the
+        next receiving call must be this one again, with the same memory.
         """
         return self.recv_into(memory)
 
     def recv(self, size: int) -> bytes:
-        """Receive that many bytes at most; see `recv_into`."""
+        """Receive at most that many bytes; see `recv_into`."""
         buffer = bytearray(size)
         return bytes(buffer[: self.recv_into(buffer)])
 
     @abc.abstractmethod
     def send(self, data: Any) -> int:
-        """Send as much as a piece; say how many bytes.
+        """Send at most one piece; return the number of bytes sent.
 
         If the socket does not take all of the piece, none of it counts as sent: the next call must begin with the
-        same bytes, and goes on where this one has stopped.
+        same bytes, and continues where this one stopped.
 
         Raises:
-            BlockingIOError: The socket does not block, and does not take more.
-            OSError: The connection is lost, or the socket has a timeout and it is over.
+            BlockingIOError: The socket is non-blocking and does not take more.
+            OSError: The connection is lost, or the socket has a timeout and it has expired.
         """
 
     def sendmsg(self, buffers: list[Any]) -> int:
-        """As `send`, with bytes from several buffers."""
+        """Send like `send`, from several buffers."""
         if len(buffers[0]) >= self.piece:
             return self.send(buffers[0])
         parts, room = [], self.piece
@@ -100,10 +100,10 @@ class LayeredSocket(abc.ABC):
         while rest:
             rest = rest[self.send(rest) :]
 
-    # -- the socket's own ------------------------------------------------------------------------------
+    # -- passed through to the socket ------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """For selectors, which know nothing of what is `pending`; -1 when closed."""
+        """Return the file descriptor, for selectors, which do not know what is `pending`; -1 when closed."""
         return self._sock.fileno()
 
     def setblocking(self, flag: bool) -> None:

@@ -1,9 +1,9 @@
 """Connect to the first of a host's addresses that answers.
 
-This module owns the order and the timing of the attempts, which are those of RFC 8305 ("Happy Eyeballs"): addresses
-of both families in turn, each a quarter of a second after the one before or when that has failed, and the first one
-that is connected wins. So an address that leads nowhere costs a moment, not the whole time. It must not know what
-is said over the connection.
+This module owns the order and the timing of the attempts, which follow RFC 8305 ("Happy Eyeballs"): addresses of
+both families alternate, each attempt starts a quarter of a second after the previous one or as soon as that fails,
+and the first connection wins. So a dead address costs a moment, not the whole timeout. It must not know what is
+said over the connection.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["Candidate", "candidates", "race"]
 ATTEMPT_SECONDS = 0.25  # "Connection Attempt Delay", RFC 8305, section 5
 
 Candidate: TypeAlias = "tuple[int, Any]"
-"""A family, and an address as its sockets take it."""
+"""An address family, and an address in the form that its sockets take."""
 
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}
 
 
 def candidates(host: str, port: int) -> list[Candidate]:
-    """The addresses of a host, the families in turn, beginning with the one that the system prefers.
+    """Return the addresses of a host, with alternating families, beginning with the one the system prefers.
 
     Raises:
-        OSError: There is no such name, or nobody can say.
+        OSError: The name does not exist, or cannot be resolved.
     """
     found = [(family, where) for family, *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     found = list(dict.fromkeys(found))
@@ -43,20 +43,20 @@ def candidates(host: str, port: int) -> list[Candidate]:
 def race(
     candidates: Sequence[Candidate], deadline: float, starting: Callable[[socket.socket], None]
 ) -> socket.socket:
-    """Connect to one of the candidates over TCP; the others are let go of.
+    """Connect to one of the candidates over TCP and abandon the others.
 
     Args:
-        candidates: At least one, in the order of preference.
-        deadline: On the monotonic clock.
-        starting: Told each socket before it is connected, so that another thread can shut it down. What it raises
-            ends the race.
+        candidates: At least one, in order of preference.
+        deadline: Monotonic time.
+        starting: Called with each socket before it is connected, so that another thread can shut it down. An
+            exception from it ends the race.
 
     Returns:
-        A connected socket, which does not block.
+        A connected, non-blocking socket.
 
     Raises:
-        TimeoutError: None has answered in time.
-        OSError: All have failed; the error is that of the last.
+        TimeoutError: No candidate answered in time.
+        OSError: All candidates failed; the error is that of the last one.
     """
     racing: list[socket.socket] = []
     try:
@@ -86,7 +86,7 @@ def _run(
                 sock = socket.socket(family, socket.SOCK_STREAM)
                 racing.append(sock)
                 sock.setblocking(False)
-            except OSError as error:  # the system has no such family, or no descriptors
+            except OSError as error:  # the system lacks this family, or is out of descriptors
                 failure = error
                 continue
             starting(sock)
