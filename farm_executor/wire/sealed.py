@@ -1,11 +1,11 @@
-"""Seals over a socket that somebody else has connected: what comes is what the other end has sent, or nothing.
+"""Sealed traffic over a connected socket: only what the other end has really sent is received.
 
-It must not open connections, nor know what is said over them; what a seal is, is `core.seal`'s.
+It must not open connections, nor know what is said over them; seals themselves are in `core.seal`.
 
-A small record is received as a whole into a buffer of this module's, checked there, and copied while it is still
-in the processor's cache. A large one of a segment is received into the segment's own memory, and hashed piece by
-piece as it comes; nobody is told that there is anything before its seal has been checked. So no byte that is not
-known to be the other end's ever reaches anybody.
+A small record is received as a whole into a buffer of this module, checked there, and copied while it is still in
+the processor's cache. A large record of a segment is received into the segment's own memory and hashed piece by
+piece as it arrives; it is not reported before its seal has been checked. So no unauthenticated byte ever reaches
+a caller.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from farm_executor.wire.layered import LayeredSocket
 
 __all__ = ["SealedSocket"]
 
-_FIRST_READ, _LARGEST_READ = 4096, RECORD_HEAD + MAX_RECORD  # bytes of buffer, twice as many when it is full
-_SMALL = 16 * 1024  # bytes that are copied rather than given a call of their own
+_FIRST_READ, _LARGEST_READ = 4096, RECORD_HEAD + MAX_RECORD  # bytes of buffer, doubled when it is full
+_SMALL = 16 * 1024  # bytes up to which copying is cheaper than another system call
 _HAS_RECVMSG = hasattr(socket, "recvmsg_into")  # not on Windows
-_FIRST_RECORD = 64 * 1024  # bytes: a record's limit where it is not known how fast the connection is
-_SEGMENT = 256 * 1024  # bytes from which on a buffer has records of its own, which may be larger
-_SHORT, _LONG = 0.02, 0.2  # seconds to send a record in, for the next one to be twice, or half, as large
+_FIRST_RECORD = 64 * 1024  # bytes: a record's limit until the connection's speed is known
+_SEGMENT = 256 * 1024  # bytes from which a buffer gets records of its own, which may be larger
+_SHORT, _LONG = 0.02, 0.2  # seconds: a record sent faster doubles the next one, a slower one halves it
 
 
 class SealedSocket(LayeredSocket):
@@ -34,9 +34,9 @@ class SealedSocket(LayeredSocket):
 
     Args:
         sock: The connection.
-        secret: What both ends have agreed on in the handshake over this very connection.
+        secret: The secret that both ends agreed on in the handshake over this very connection.
         server_side: Whether the other end has made the connection.
-        begun: How many records have travelled in each direction.
+        begun: The number of records that have already travelled in each direction.
     """
 
     piece = MAX_RECORD
@@ -47,19 +47,19 @@ class SealedSocket(LayeredSocket):
         self._receiver = Seal(secret, CLIENT if server_side else SERVER, begun)
         self._buffer = memoryview(bytearray(_FIRST_READ))
         self._full = False  # whether more could have come at once
-        self._begin = self._end = 0  # what has come and is not looked at yet
-        self._plain = self._buffer[:0]  # what has been found genuine, and is not asked for yet
-        # The memory that the record on its way goes into, see `fill`, and what is known of its seal.
+        self._begin = self._end = 0  # the bounds of what has arrived and is not checked yet
+        self._plain = self._buffer[:0]  # checked, and not asked for yet
+        # The memory that the record being received goes into, see `fill`, and the state of its seal.
         self._filling, self._filled = self._buffer[:0], 0
         self._head, self._hash = b"", self._receiver.begin(0)
         self._broken = ""  # why nothing more can be received
-        # What the socket has not taken yet, and where large records are made.
+        # The part that the socket has not taken yet, and the buffer in which large records are made.
         self._unsent = self._record = memoryview(b"")
-        self._accepted = 0  # how many bytes of the caller's are in it
-        self._limit, self._began = _FIRST_RECORD, 0.0  # a large one's size; when it was made
+        self._accepted = 0  # the number of the caller's bytes in it
+        self._limit, self._began = _FIRST_RECORD, 0.0  # a large record's size; when the last one was made
 
     def is_after(self, records: int) -> bool:
-        """Whether so many have come, and nothing behind them."""
+        """Return whether exactly that many records have arrived, and nothing after them."""
         return self._receiver.number == records and not self._plain and self._begin == self._end
 
     # -- receiving -------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ class SealedSocket(LayeredSocket):
         return bool(self._plain or self._whole() or self._broken)
 
     def _whole(self) -> int:
-        """How many bytes of data the next record has, if it is there; 0 if it is not."""
+        """Return the number of data bytes in the next record if it has arrived as a whole, else 0."""
         there = self._end - self._begin - RECORD_HEAD
         if there <= 0:
             return 0
@@ -83,7 +83,7 @@ class SealedSocket(LayeredSocket):
 
     def _give_up(self, why: str) -> None:
         self._broken = f"what has come was not sent by the other end: {why}"
-        self._end = self._begin  # and nothing comes after it
+        self._end = self._begin  # nothing after it is trusted
 
     def recv_into(self, buffer: Any) -> int:
         """See `LayeredSocket.recv_into`."""
@@ -111,7 +111,7 @@ class SealedSocket(LayeredSocket):
         raise BlockingIOError("less than a record has come")
 
     def fill(self, memory: memoryview) -> int:
-        """See `LayeredSocket.fill`: a large record that has room there is received there, not copied."""
+        """See `LayeredSocket.fill`: a large record that fits is received in place, not copied."""
         if not self._filling:
             if self._plain or self._broken or self._whole():
                 return self.recv_into(memory)
@@ -125,12 +125,12 @@ class SealedSocket(LayeredSocket):
                 return self._end_filling()
             if not _HAS_RECVMSG or self._sock.gettimeout():
                 raise BlockingIOError("less than a record has come")
-            came = self._receive_data(sockets.MSG_DONTWAIT)  # what has come while the last piece was hashed
+            came = self._receive_data(sockets.MSG_DONTWAIT)  # what arrived while the last piece was hashed
         return 0
 
     def _receive_data(self, flags: int) -> int:
         rest = self._filling[self._filled :]
-        if _HAS_RECVMSG:  # the next record's head comes along, so that it need not be looked for
+        if _HAS_RECVMSG:  # read the next record's head in the same call, which saves one
             count = self._sock.recvmsg_into([rest, self._buffer[:RECORD_HEAD]], 0, flags)[0]
         else:
             count = self._sock.recv_into(rest)
@@ -150,7 +150,7 @@ class SealedSocket(LayeredSocket):
         return length
 
     def _receive_head(self) -> int:
-        """Read no further than the next record's head: where its data belong is known only then."""
+        """Read no further than the next record's head: only that tells where its data belong."""
         self._make_room()
         count = self._sock.recv_into(self._buffer[self._end : RECORD_HEAD])
         if not count:
@@ -159,7 +159,7 @@ class SealedSocket(LayeredSocket):
         raise BlockingIOError("less than a record has come")
 
     def _begin_filling(self, memory: memoryview) -> bool:
-        """Have the rest of the next record received there, if that is worth the while and it has room."""
+        """Start to receive the rest of the next record in place if it is large enough and fits; return whether."""
         start = self._begin + RECORD_HEAD
         try:
             length = record_length(self._buffer, self._begin)
@@ -177,7 +177,7 @@ class SealedSocket(LayeredSocket):
         return True
 
     def _open(self) -> bool:
-        """Look at the next record, if it is there."""
+        """Check the next record if it has arrived; return whether there is data now."""
         length = self._whole()
         if not length:
             return False
@@ -192,7 +192,7 @@ class SealedSocket(LayeredSocket):
         return True
 
     def _make_room(self) -> None:
-        """Have the part of a record at the beginning of the buffer, and free bytes behind it."""
+        """Move the unchecked part of a record to the start of the buffer, with free bytes behind it."""
         kept = self._end - self._begin
         rest = self._buffer[self._begin : self._end]
         if self._full and len(self._buffer) < _LARGEST_READ:
@@ -205,10 +205,10 @@ class SealedSocket(LayeredSocket):
 
     def send(self, data: Any) -> int:
         """See `LayeredSocket.send`."""
-        if not self._unsent and type(data) is bytes and 0 < len(data) <= _SMALL:  # the most frequent case by far
+        if not self._unsent and type(data) is bytes and 0 < len(data) <= _SMALL:  # by far the most frequent case
             self._accepted = len(data)
             self._unsent = memoryview(self._sender.head(data) + data)
-            if self._record:  # up to a megabyte, which a farm of thousands of lanes must not keep for each
+            if self._record:  # up to a megabyte: too much to keep for each of thousands of lanes
                 self._record = memoryview(b"")
             return self._flush()
         return self.sendmsg([data])
@@ -228,12 +228,12 @@ class SealedSocket(LayeredSocket):
             took = time.monotonic() - self._began
             if took < _SHORT:
                 self._limit = min(2 * self._limit, MAX_RECORD)
-            elif took > _LONG:  # only whole ones count as received, so that a slow connection must have small ones
+            elif took > _LONG:  # only whole records count as progress, so a slow connection needs small ones
                 self._limit = max(self._limit // 2, _FIRST_RECORD)
         return self._accepted
 
     def _next_record(self, buffers: list[Any]) -> memoryview:
-        """As much as fits: a copy, for memory of the caller's may change while it is on its way."""
+        """Make a record of as much as fits. It is a copy: the caller's memory may change before it is sent."""
         size = self._limit if len(buffers[0]) >= _SEGMENT else _FIRST_RECORD
         parts: list[memoryview] = []
         length = 0
@@ -243,7 +243,7 @@ class SealedSocket(LayeredSocket):
         self._accepted, self._began = length, time.monotonic()
         if not length:
             return memoryview(b"")
-        if len(self._record) != RECORD_HEAD + length:  # it is kept while one record follows another of its size
+        if len(self._record) != RECORD_HEAD + length:  # reused while records of one size follow each other
             self._record = memoryview(bytearray(RECORD_HEAD + length))
         record, end = self._record, RECORD_HEAD
         for part in parts:

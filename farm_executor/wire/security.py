@@ -1,16 +1,16 @@
-"""The keys: where they are found, how they are made.
+"""Keys: where they are found and how they are made.
 
-This module owns key files. It must not know connections; the proof of a key is `core.handshake`'s, encryption is
-`tls`'s. A key never appears in a message, a log or a repr.
+This module owns key files. It must not know connections; proving a key is in `core.handshake`, encryption in `tls`.
+A key never appears in a message, a log or a repr.
 
-A key file holds a secret, as plain text; or, made by ``farm-executor keygen``, a certificate, its private key and a
-secret, each in a PEM block: then what travels over TCP is encrypted.
+A key file holds either a secret as plain text or, if ``farm-executor keygen`` made it, a certificate, its private
+key and a secret, each in a PEM block; traffic over TCP is then encrypted.
 
-A server always has a key. It is looked for in this order: the ``key`` given, the ``key_file`` given, the file
-beside a unix socket (``PATH.key``), the file that the environment variable ``FARM_EXECUTOR_KEY_FILE`` names, the
-key of the server in whose worker we are, and the user's own file, ``~/.config/farm_executor/key``. That last one
-is made on first use, so that client and server of one user on one machine find each other. It is a file as `keygen`
-makes it if the package ``cryptography`` is installed, and a plain secret otherwise.
+A server always has a key. It is looked for in this order: the ``key`` argument, the ``key_file`` argument, the file
+beside a unix socket (``PATH.key``), the file named by the environment variable ``FARM_EXECUTOR_KEY_FILE``, the key
+of the server whose worker this process is, and the user's own file, ``~/.config/farm_executor/key``. That file is
+made on first use, so that a client and a server of one user on one machine find each other. It is made like
+`keygen` makes it if the package ``cryptography`` is installed, and is a plain secret otherwise.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ PathLike = str | os.PathLike[str]
 
 
 class Key:
-    """What admits to a server, and how the way there is encrypted.
+    """The secret that admits to a server, with the certificates for encryption.
 
     Attributes:
-        secret: Both sides prove that they hold it.
-        tls: What the certificates are; None for no encryption.
-        origin: Where it was found, for a person to whom it is told that it is the wrong one.
+        secret: The secret that both sides prove they hold.
+        tls: The certificates; None for no encryption.
+        origin: Where the key was found, for error messages about a wrong key.
     """
 
     __slots__ = ("origin", "secret", "tls")
@@ -73,15 +73,15 @@ class Key:
         self.origin = origin
 
     def __eq__(self, other: object) -> bool:
-        """Whether the secrets are the same."""
+        """Return whether the secrets are the same."""
         return isinstance(other, Key) and self.secret == other.secret
 
     def __hash__(self) -> int:
-        """As `==` has it."""
+        """Return the hash of the secret, consistent with `==`."""
         return hash(self.secret)
 
     def __repr__(self) -> str:
-        """Tell nothing."""
+        """Show nothing of the secret."""
         return f"<Key {'with' if self.tls else 'without'} certificate>"
 
 
@@ -89,24 +89,24 @@ _ambient: Key | None = None
 
 
 def set_ambient_key(key: Key) -> None:
-    """In a worker: what runs here may be a client of the server that started it, and of others with its key."""
+    """Set the key of the server that started this worker, so that tasks can be its clients."""
     global _ambient
     _ambient = key
 
 
 def is_worker() -> bool:
-    """Whether this process is a worker."""
+    """Return whether this process is a worker."""
     return _ambient is not None
 
 
 def new_key() -> Secret:
-    """A fresh key: 32 random bytes, written as 64 hexadecimal digits."""
+    """Return a new key: 32 random bytes, written as 64 hexadecimal digits."""
     return Secret(os.urandom(32).hex().encode())
 
 
 def default_key_file() -> Path:
-    """The user's own key file."""
-    from pathlib import Path  # late: an embedded farm does not come here
+    """Return the path of the user's own key file."""
+    from pathlib import Path  # late: an embedded farm does not need it
 
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return Path(base) / "farm_executor" / "key"
@@ -121,19 +121,19 @@ def client_key(
     variable: str | None = None,
     make: bool = True,
 ) -> Key:
-    """The key with which to address a server, see above.
+    """Return the key for a server; see the module for where it is looked for.
 
     Args:
-        key: The secret, if it is given.
-        key_file: The file that holds the key, if it is named.
+        key: The secret, if it was given.
+        key_file: The file that holds the key, if it was given.
         address: The server.
-        ssl_context: The user's own for connections over TCP, instead of what the key file has.
-        variable: What the environment variable named, if it did.
+        ssl_context: The user's own context for connections over TCP, in place of the key file's certificate.
+        variable: The file that the environment variable named, if it was set.
         make: Whether the user's own key may be made.
 
     Raises:
-        AuthenticationError: There is none and none can be made, or its file may be read by others; the message
-            says what to do.
+        AuthenticationError: There is no key and none can be made, or others may read its file; the message says
+            what to do.
     """
     found = _client_key(key, key_file, address, variable, make)
     if ssl_context is None:
@@ -144,10 +144,10 @@ def client_key(
 
 
 class KeyFinder:
-    """Finds a client's key for each connection that it makes, since key files are changed while clients work.
+    """Finds a client's key for each connection it makes, since key files may change while clients run.
 
-    A key that was found is kept: if its file cannot be read at another time, because it is being replaced, or
-    there are too many open files, the kept one serves.
+    A key once found is kept: if its file cannot be read later, because it is being replaced or there are too many
+    open files, the kept one is used.
 
     Args:
         key: As for `client_key`, but in an object that does not show it.
@@ -168,11 +168,11 @@ class KeyFinder:
         self._kept: dict[Address, Key] = {}
 
     def __call__(self, address: Address) -> Key:
-        """The key with which to address a server.
+        """Return the key for a server.
 
         Raises:
             AuthenticationError: See `client_key`.
-            OSError: There are too many open files for now.
+            OSError: There are too many open files at the moment.
         """
         kept = self._kept.get(address)
         secret = None if self._key is None else self._key.secret
@@ -191,7 +191,7 @@ class KeyFinder:
 def _client_key(
     key: bytes | None, key_file: PathLike | None, address: Address, variable: str | None, make: bool
 ) -> Key:
-    ours = bool(address.ssh) or (key is None and key_file is None)  # one started over ssh has its own
+    ours = bool(address.ssh) or (key is None and key_file is None)  # a server started over ssh has a key of its own
     if address.path and ours and os.path.exists(address.path + ".key"):
         return read_key(address.path + ".key")
     given = _given_key(key, key_file, variable)
@@ -219,19 +219,20 @@ def server_keys(
     *,
     make: bool = True,
 ) -> list[Key]:
-    """The keys each of which a server shall accept: those given, or else the user's own, made if need be.
+    """Return the keys that a server accepts: those given, or else the user's own, made if need be.
 
     Args:
-        key: The secret, if it is given.
-        key_file: The file that holds the key, or several, if they are named.
-        certificate: The user's own for connections over TCP, instead of what key files have, see `tls`.
-        private_key: See there.
-        client_ca: See there.
-        make: Whether the user's own may be made. If not, and it is missing, one that admits nobody stands for it.
+        key: The secret, if it was given.
+        key_file: The file or files that hold the keys, if any were given.
+        certificate: The user's own for connections over TCP, in place of the key files' certificates; see `tls`.
+        private_key: See `tls`.
+        client_ca: See `tls`.
+        make: Whether the user's own key may be made. If not, and it is missing, a key that admits nobody is
+            returned in its place.
 
     Raises:
-        AuthenticationError: A file is missing although named, cannot be made, may be read by others, or does not
-            hold what it should.
+        AuthenticationError: A named file is missing, cannot be made, may be read by others, or does not hold what
+            it should.
     """
     files = [key_file] if key_file is None or isinstance(key_file, (str, os.PathLike)) else list(key_file)
     if not files:
@@ -243,7 +244,7 @@ def server_keys(
         return keys
     from farm_executor.wire.tls import expiry, own_certificate
 
-    if make and (ended := expiry(certificate)):  # once, when they are made
+    if make and (ended := expiry(certificate)):  # not also when only checked
         logger.warning("certificate expired file=%s since=%s: clients will not trust it", certificate, ended)
     tls = own_certificate(certificate, private_key, client_ca)
     return [Key(each.secret, tls, each.origin) for each in keys]
@@ -271,23 +272,23 @@ def _given_key(key: bytes | None, key_file: PathLike | None, variable: str | Non
 
 
 def read_key(path: PathLike) -> Key:
-    """The key in a file. A plain one is the file's content without surrounding white space.
+    """Read the key in a file; a plain secret is the file's content without surrounding white space.
 
     Raises:
-        AuthenticationError: The file cannot be read, holds no key, may be read by others than its owner, or is
-            another user's; see `trusted`.
-        OSError: There are too many open files for now.
+        AuthenticationError: The file cannot be read, does not hold a key, may be read by others than its owner, or
+            belongs to another user; see `trusted`.
+        OSError: There are too many open files at the moment.
     """
     try:
         data = read_trusted(path, "the key file", secret=True).strip()
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise  # it passes
+            raise  # a passing condition: worth another attempt
         raise AuthenticationError(f"cannot read the key file {path}: {error.strerror}") from None
     secret, tls = data, None
     if b"-----BEGIN " in data:
         secret = _secret_in(data, path)
-        from farm_executor.wire.tls import pinned  # late: without TLS nobody needs it
+        from farm_executor.wire.tls import pinned  # late: only TLS needs it
 
         tls = pinned(data, path)
     if len(secret) < MIN_KEY_SIZE:
@@ -300,7 +301,7 @@ def read_key(path: PathLike) -> Key:
 
 
 def is_readable_key(path: PathLike) -> bool:
-    """Whether there is a key in that file, for us."""
+    """Return whether the file holds a key that this process may read."""
     try:
         read_key(path)
     except (AuthenticationError, OSError):
@@ -309,7 +310,7 @@ def is_readable_key(path: PathLike) -> bool:
 
 
 def _secret_in(data: bytes, path: PathLike) -> bytes:
-    import base64  # late, as for all who have no such file
+    import base64  # late: only key files with a certificate need it
     import re
 
     pattern = rb"-----BEGIN FARM EXECUTOR SECRET-----\s*(.*?)\s*-----END FARM EXECUTOR SECRET-----"
@@ -325,15 +326,15 @@ def _secret_in(data: bytes, path: PathLike) -> bytes:
 
 
 def write_key(path: PathLike, key: bytes) -> None:
-    """Write a key file that only the user may read; an existing file is left alone.
+    """Write a key file that only the user may read; leave an existing file alone.
 
     Args:
-        path: Where.
+        path: The file to create.
         key: Its content.
 
     Raises:
         FileExistsError: The file exists.
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:
@@ -341,7 +342,7 @@ def write_key(path: PathLike, key: bytes) -> None:
 
 
 def automatic_secret(path: PathLike) -> bytes | None:
-    """The secret in a key file that was made by itself, which has nothing else; None if it is another, or none."""
+    """Return the secret of an automatically made key file without a certificate; None for any other file."""
     try:
         key = read_key(path)
     except AuthenticationError:
@@ -351,10 +352,10 @@ def automatic_secret(path: PathLike) -> bytes | None:
 
 
 def replace_key(path: PathLike, key: bytes) -> None:
-    """Put another content in the place of a key file in one step, so that nobody reads half of it.
+    """Replace the content of a key file atomically, so that nobody reads half of it.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     draft = f"{os.fspath(path)}.{os.getpid()}.new"
     write_key(draft, key)
@@ -366,21 +367,21 @@ def replace_key(path: PathLike, key: bytes) -> None:
 
 
 def _make_default(path: Path) -> Key:
-    """Make the user's key file; if another process was faster, take its key.
+    """Make the user's key file; if another process was faster, use its key.
 
-    It has a certificate where one can be made, so that connections over TCP are encrypted. It is written under
+    The file has a certificate if one can be made, so that connections over TCP are encrypted. It is written under
     another name and then linked, so that nobody ever reads half a key.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        import tempfile  # late, as the rest: needed once in a user's life
+        import tempfile  # late, like the rest: needed once per user
         from pathlib import Path
 
         from farm_executor.wire.keygen import make_key_file_content
 
         try:
             content = make_key_file_content()
-        except AuthenticationError:  # without the package cryptography; connections are sealed then, not encrypted
+        except AuthenticationError:  # no package cryptography: connections will be sealed, not encrypted
             content = new_key()
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             draft = Path(folder) / "key"

@@ -1,4 +1,4 @@
-"""Plain sockets: listening, names and their addresses, and the options that every connection has.
+"""Plain sockets: listening, name resolution, and the options that every connection has.
 
 It must not know of keys, frames or encryption, nor dial: see `dialling`.
 """
@@ -40,33 +40,33 @@ Socket = socket.socket
 AnySocket: TypeAlias = "Socket | SealedSocket | TlsSocket"
 UnknownHostError = socket.gaierror
 
-HEARTBEAT_SECONDS = 5.0  # between signs of life, unless a client wants others
+HEARTBEAT_SECONDS = 5.0  # between signs of life, unless a client asks for another interval
 
-# As many as may wait to be accepted: the workers of a whole farm may dial one server in the same instant, and Linux
-# drops what does not fit, which costs the one who dialled a second. The system lowers it to its own limit.
+# Connections that may wait to be accepted. All workers of a farm may dial one server in the same instant; Linux
+# drops those that do not fit, and each of them retries only after a second. The system lowers this to its own limit.
 _BACKLOG = 1024
 FREE_PORT_ATTEMPTS = 10  # a port that is free at one address may be in use at the next
 
 
 def listen(address: Address) -> Socket:
-    """Open a listening socket; if the host's name stands for several addresses, at the first of them.
+    """Open a listening socket, at the first address that the host name resolves to.
 
     Args:
-        address: Where; port 0 means a free one. A unix socket's file may be used by the user alone.
+        address: Where to listen; port 0 means any free one. A unix socket's file may only be used by this user.
 
     Raises:
-        OSError: The port is in use, the host is not of this machine, or the path cannot be made.
+        OSError: The port is in use, the host is not this machine, or the path cannot be made.
     """
     return _listen(address, None if address.path else _places(address)[0])
 
 
 def listen_everywhere(address: Address) -> list[Socket]:
-    """As `listen`, at each address that the host's name stands for, such as 127.0.0.1 and ::1 for localhost.
+    """Listen at each address that the host name resolves to, such as 127.0.0.1 and ::1 for localhost.
 
-    All have the same port. Addresses that this machine does not have at the moment, as without IPv6, are left out.
+    All get the same port. Addresses that this machine does not have at the moment, as without IPv6, are skipped.
 
     Raises:
-        OSError: There is no such address, or the port is in use at one.
+        OSError: There is no such address, or the port is in use at one of them.
     """
     if address.path:
         return [listen(address)]
@@ -102,17 +102,17 @@ def _listen_at(address: Address, places: list[Any]) -> list[Socket]:
 
 
 def _places(address: Address) -> list[Any]:
-    # localhost is both by RFC 6761, though /etc/hosts may know one alone, or another than clients' resolvers do.
+    # RFC 6761 makes localhost both, but /etc/hosts may list only one, and not the one that clients resolve it to.
     hosts = ("127.0.0.1", "::1") if address.host == "localhost" else (address.host,)
     found: list[Any] = []
     for host in hosts:
         with contextlib.suppress(socket.gaierror) if host != hosts[0] else contextlib.nullcontext():
             found += socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return list(dict.fromkeys(found))  # a name may have the same address twice in /etc/hosts
+    return list(dict.fromkeys(found))  # /etc/hosts may list the same address twice
 
 
 def _listen(address: Address, place: Any) -> Socket:
-    """Open a listening socket at one of the address's places, as `getaddrinfo` has them; at None for its path."""
+    """Open a listening socket at one result of `getaddrinfo`; at None for the address's path."""
     family, kind, protocol, _, where = place or (socket.AF_UNIX, socket.SOCK_STREAM, 0, "", address.path)
     sock = None
     try:
@@ -120,7 +120,7 @@ def _listen(address: Address, place: Any) -> Socket:
         if address.path:
             _bind_path(sock, where)
         else:
-            if sys.platform != "win32":  # there it would let two servers share a port
+            if sys.platform != "win32":  # on Windows, it would let two servers share a port
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(where)
         sock.listen(_BACKLOG)
@@ -132,11 +132,11 @@ def _listen(address: Address, place: Any) -> Socket:
 
 
 def _bind_path(sock: Socket, path: str) -> None:
-    """Bind, also over a file that a server left behind when it was killed, and let nobody else use it."""
+    """Bind, replacing the file that a killed server left behind, and let only this user connect."""
     try:
         sock.bind(path)
     except OSError as error:
-        # A file that is no socket refuses connections, too; it is not ours to remove.
+        # A file that is not a socket refuses connections, too, but is not ours to remove.
         if error.errno != errno.EADDRINUSE or not stat.S_ISSOCK(os.stat(path).st_mode):
             raise
         with socket.socket(socket.AF_UNIX) as probe:
@@ -144,15 +144,15 @@ def _bind_path(sock: Socket, path: str) -> None:
                 raise
         os.unlink(path)
         sock.bind(path)
-    if not path.startswith("\0"):  # as Linux has them without a file
+    if not path.startswith("\0"):  # an abstract socket (Linux) has no file
         os.chmod(path, 0o600)
 
 
 def send_datagram(path: str, data: bytes) -> None:
-    """Send it to a unix socket, if that takes it at once.
+    """Send a datagram to a unix socket, without waiting.
 
     Raises:
-        OSError: Nobody listens there, or it does not fit.
+        OSError: Nothing listens there, or the datagram does not fit.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
@@ -160,44 +160,45 @@ def send_datagram(path: str, data: bytes) -> None:
 
 
 def bound_address(sock: Socket, address: Address) -> Address:
-    """The address with the port that the system chose, if it was 0."""
+    """Return the address, with the port that the system chose if it was 0."""
     return address if address.path else Address(host=address.host, port=sock.getsockname()[1])
 
 
 def resolve(address: Address) -> list[Address]:
-    """One address for each machine that the host's name stands for, in a fixed order.
+    """Return one address for each machine that the host name resolves to, in a fixed order.
 
     Raises:
-        OSError: There is no such name, or nobody can say.
+        OSError: The name does not exist, or cannot be resolved.
     """
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    family = found[0][0]  # the system's choice: a machine may have an address of each kind
+    family = found[0][0]  # only one family: a machine may have an address in each
     return sorted({Address(str(where[0]), address.port) for kind, *_, where in found if kind == family}, key=str)
 
 
-_RTO_MAX_MS = 44  # TCP_RTO_MAX_MS, of Linux 6.15 and later; no Python has a name for it yet
+_RTO_MAX_MS = 44  # TCP_RTO_MAX_MS, in Linux 6.15 and later; Python does not name it yet
 _SLOWEST_RETRY_MS = 1000
 
 
 def is_tcp(sock: Socket) -> bool:
-    """Whether there is a network between the two ends, which may break while both live."""
+    """Return whether there is a network between the two ends, which may fail while both live."""
     return sock.family != getattr(socket, "AF_UNIX", None)
 
 
 def tune(sock: Socket, heartbeat: float = HEARTBEAT_SECONDS) -> None:
     """Set the options that every connection has.
 
-    Over TCP the system asks a silent peer after that many seconds, and again, and gives up with the third one. What
-    is on its way is sent again each second at least, so that a network that comes back is noticed at once.
+    Over TCP, the system probes a silent peer after ``heartbeat`` seconds and again after each further interval, and
+    gives up after the third probe. Unacknowledged data is retransmitted at least once per second, so that a network
+    that recovers is noticed at once.
 
     Args:
-        sock: Connected.
-        heartbeat: Seconds.
+        sock: A connected socket.
+        heartbeat: The interval in seconds.
     """
     if not is_tcp(sock):
         return
     seconds = max(1, round(heartbeat))
-    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # so called on macOS
+    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # its name on macOS
     options = [
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -208,19 +209,19 @@ def tune(sock: Socket, heartbeat: float = HEARTBEAT_SECONDS) -> None:
     ]
     for level, option, value in options:
         if option is not None:
-            with contextlib.suppress(OSError):  # an older system; or the peer is gone, which reading will tell
+            with contextlib.suppress(OSError):  # an older system, or the peer is gone, as reading will tell
                 sock.setsockopt(level, option, value)
 
 
 def hang_up(sock: AnySocket) -> None:
-    """End a connection for every process that has it open; its file descriptor here stays valid."""
+    """End a connection for every process that has it open, but keep its file descriptor here valid."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 
 
 def unread(sock: Socket) -> int:
-    """How many bytes have come that nobody has read, in whatever process."""
-    import fcntl  # only servers ask, which are on systems that have it
+    """Return the number of bytes that have arrived and that no process has read yet."""
+    import fcntl  # late: missing on Windows, where there are no servers
     import termios
 
     count = bytearray(4)

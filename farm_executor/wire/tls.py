@@ -1,13 +1,13 @@
-"""TLS over a socket that somebody else has connected: what is trusted, and the encryption itself.
+"""TLS over a connected socket: which certificates are trusted, and the encryption itself.
 
-The only module that imports `ssl`. It must not open connections, nor know what is said over them.
+This is the only module that imports `ssl`. It must not open connections, nor know what is said over them.
 
-TLS 1.3 and nothing older. Either both sides hold one key file, show each other the one certificate in it and trust
-no other; or the certificates and contexts are the user's own.
+Only TLS 1.3 is spoken. Either both sides hold the same key file, show each other the one certificate in it and
+trust no other; or the certificates and contexts are the user's own.
 
-A plain `ssl.SSLSocket` may not be read in one thread and written in another, which is what a worker and an engine
-do. So the encryption is an `ssl.SSLObject` between two buffers, with one lock around it, and the socket is read and
-written outside of that lock.
+A plain `ssl.SSLSocket` must not be read in one thread while another writes to it, as a worker and an engine do. So
+the encryption is an `ssl.SSLObject` between two buffers, with one lock around it, and the socket is read and
+written outside that lock.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from farm_executor.wire.trusted import read_trusted
 
 __all__ = ["Tls", "TlsSocket", "expiry", "explained", "own_certificate", "own_context", "pinned"]
 
-PIECE = 256 * 1024  # bytes encrypted at a time; a socket takes about as many at once
-_FIRST_READ, _LARGEST_READ = 32 * 1024, 256 * 1024  # a record has 16 KiB and a little
+PIECE = 256 * 1024  # bytes encrypted at a time; a socket takes about that many at once
+_FIRST_READ, _LARGEST_READ = 32 * 1024, 256 * 1024  # a record has slightly more than 16 KiB
 
-_RECORD_HEAD = 5  # bytes, of which the last two are the length of what follows
+_RECORD_HEAD = 5  # bytes; the last two are the length of what follows
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
 # Two dates in DER, each UTCTime or GeneralizedTime, in a sequence: only the second counts here.
 _DATE = rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)"
@@ -43,11 +43,11 @@ _VALIDITY = re.compile(rb"\x30[\x1e\x20\x22]" + _DATE + rb"(?:\x17\x0d(\d{12}Z)|
 
 @dataclass(frozen=True)
 class Tls:
-    """How one side of a farm encrypts.
+    """The TLS contexts of one side of a farm.
 
     Attributes:
-        client: For connections that it makes; None if it makes none.
-        server: For connections that it accepts; None if it accepts none.
+        client: The context for connections it makes; None if it makes none.
+        server: The context for connections it accepts; None if it accepts none.
     """
 
     client: SSLContext | None
@@ -55,19 +55,19 @@ class Tls:
 
 
 def pinned(content: bytes, path: str | os.PathLike[str]) -> Tls:
-    """Both sides show the certificate in a key file, prove its private key, and trust that certificate alone.
+    """Make contexts that show the certificate in a key file, prove its private key, and trust only it.
 
     Args:
-        content: What is in the file.
-        path: Its name, for errors.
+        content: The content of the file.
+        path: The name of the file, for errors.
 
     Raises:
-        AuthenticationError: There is no certificate with its private key in it, or the key is encrypted.
+        AuthenticationError: The file lacks a certificate or its private key, or the private key is encrypted.
     """
     certificate = _certificates_in(content, path)[0]
     client, server = _context(ssl.PROTOCOL_TLS_CLIENT), _context(ssl.PROTOCOL_TLS_SERVER)
     for context in (client, server):
-        context.check_hostname = False  # the certificate is known, whatever the machine is called
+        context.check_hostname = False  # the certificate itself is pinned, so the host name does not matter
         context.verify_mode = ssl.CERT_REQUIRED
         _load(context, path, content)
         context.load_verify_locations(cadata=certificate.decode())
@@ -79,15 +79,15 @@ def own_certificate(
     private_key: str | os.PathLike[str] | None,
     client_ca: str | os.PathLike[str] | None,
 ) -> Tls:
-    """A server with a certificate of the user's own.
+    """Make a server's context from the user's own certificate.
 
     Args:
-        certificate: A PEM file with the certificate, and those that lead from it to one that clients trust.
+        certificate: A PEM file with the certificate, and the chain from it to one that clients trust.
         private_key: A PEM file with its private key; None if that is in the first file.
-        client_ca: A PEM file with the certificates of who signs clients'; None: clients need none.
+        client_ca: A PEM file with the certificates that sign those of clients; None if clients need none.
 
     Raises:
-        AuthenticationError: A file cannot be read, does not hold what it should, or the key is encrypted.
+        AuthenticationError: A file cannot be read, does not hold what it should, or the private key is encrypted.
     """
     shown = _read(certificate, "the certificate")
     _certificates_in(shown, certificate)
@@ -107,10 +107,10 @@ def own_certificate(
 
 
 def own_context(context: Any) -> Tls:
-    """A client with a context of the user's own.
+    """Wrap the user's own context for a client.
 
     Raises:
-        TypeError: It is no `ssl.SSLContext`.
+        TypeError: The context is not an `ssl.SSLContext`.
     """
     if not isinstance(context, SSLContext):
         raise TypeError(f"ssl_context must be an ssl.SSLContext, not a {type(context).__name__}")
@@ -121,7 +121,7 @@ def _context(protocol: int) -> SSLContext:
     context = SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if protocol == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0  # nobody would come back with one
+        context.num_tickets = 0  # sessions are never resumed
     return context
 
 
@@ -140,7 +140,7 @@ def _certificates_in(content: bytes, path: str | os.PathLike[str]) -> list[bytes
 
 
 def expiry(path: str | os.PathLike[str]) -> str | None:
-    """The date at which the certificate in a file has expired, in UTC; None if it has not.
+    """Return the date on which the certificate in a file expired, in UTC; None if it has not expired.
 
     Raises:
         AuthenticationError: See `own_certificate`.
@@ -154,15 +154,16 @@ def expiry(path: str | os.PathLike[str]) -> str | None:
         form = "%y%m%d%H%M%SZ" if found[1] else "%Y%m%d%H%M%SZ"
         ended = dt.datetime.strptime(text, form).replace(tzinfo=dt.timezone.utc)
     except ValueError:
-        return None  # which loading it will tell
+        return None  # loading the certificate will report the error
     return None if ended > dt.datetime.now(dt.timezone.utc) else f"{ended:%Y-%m-%d}"
 
 
 @contextlib.contextmanager
 def _named(content: bytes, path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
-    """A name of what has been read, since OpenSSL takes names alone: a pipe with nothing else in it.
+    """Provide a file name for content already read, since OpenSSL only takes names: that of a pipe holding it.
 
-    Where pipes have no names, which is on Windows, it is the file's own.
+    Reading the file again by its own name could find another file there than the one that was checked. Where pipes
+    have no names, as on Windows, the name is the file's own.
     """
     if not os.path.exists("/dev/fd"):
         yield path
@@ -185,9 +186,9 @@ def _load(
     private_key: str | os.PathLike[str] | None = None,
     proving: bytes | None = None,
 ) -> None:
-    """Show this certificate, and prove this private key, which is in the same file or in one of its own."""
+    """Load the certificate to show and its private key, from the same file or from one of its own."""
 
-    def ask_nobody() -> str:  # else OpenSSL would ask at the terminal
+    def ask_nobody() -> str:  # without it, OpenSSL would prompt at the terminal
         raise AuthenticationError(f"the private key in {private_key or certificate} must not be encrypted")
 
     try:
@@ -208,11 +209,11 @@ def _why(error: OSError | ValueError) -> str:
 
 
 class TlsSocket(LayeredSocket):
-    """A connected socket whose bytes travel encrypted; `do_handshake` comes first.
+    """A connected socket whose bytes travel encrypted; call `do_handshake` first.
 
     Args:
-        sock: The connection, which is this object's from now on.
-        context: What is shown and trusted.
+        sock: The connection; this object takes ownership of it.
+        context: The certificates to show and to trust.
         server_side: Whether the other end has made the connection.
         host: The name that the server's certificate must have, where the context demands one.
 
@@ -226,14 +227,14 @@ class TlsSocket(LayeredSocket):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         name = host if context.check_hostname else None
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
-        self._lock = threading.Lock()  # for the four above
+        self._lock = threading.Lock()  # for the TLS object and its two buffers
         self._cipher = memoryview(bytearray(_FIRST_READ))
         self._plain = memoryview(b"")  # decrypted, and not asked for yet
-        self._ended = False  # whether the other end says no more
+        self._ended = False  # whether the other end has finished sending
         self._unsent = memoryview(b"")  # encrypted, and not taken by the socket yet
-        self._accepted = 0  # how many bytes of the caller's are in it
-        self._head = b""  # of the record that has begun to come, as far as it is there
-        self._missing = 0  # how many bytes of the rest of it are not
+        self._accepted = 0  # the number of the caller's bytes in it
+        self._head = b""  # the head of the record being received, as far as it has arrived
+        self._missing = 0  # the number of bytes of that record's body still to come
 
     # -- the handshake ---------------------------------------------------------------------------------
 
@@ -241,15 +242,15 @@ class TlsSocket(LayeredSocket):
         """Agree on keys, show and check certificates.
 
         Args:
-            deadline: On the monotonic clock, for a blocking socket; None for one that is not, to be called again
-                whenever there is something to read.
+            deadline: Monotonic time, for a blocking socket. None for a non-blocking one; call this again whenever
+                there is something to read.
 
         Raises:
-            BlockingIOError: The other end has yet to speak.
-            TimeoutError: It did not in time.
-            EOFError: It hung up.
-            AuthenticationError: A certificate is not trusted, here or there.
-            RemoteProtocolError: It does not speak TLS 1.3.
+            BlockingIOError: The other end has yet to answer.
+            TimeoutError: The other end did not answer in time.
+            EOFError: The other end hung up.
+            AuthenticationError: Either end does not trust a certificate.
+            RemoteProtocolError: The other end does not speak TLS 1.3.
             OSError: The connection is lost.
         """
         while True:
@@ -260,11 +261,11 @@ class TlsSocket(LayeredSocket):
                     done = self._shake()
                     said = self._outgoing.read()
             except ssl.SSLError as error:
-                with contextlib.suppress(OSError):  # the other end is to be told
+                with contextlib.suppress(OSError):  # send the alert to the other end
                     self._sock.sendall(self._outgoing.read())
                 raise explained(error) from None
             if said:
-                self._sock.sendall(said)  # small, and the buffer is empty: it is taken whole
+                self._sock.sendall(said)  # does not block: it is small, and the socket's buffer is empty
             if done:
                 return
             count = self._sock.recv_into(self._cipher)
@@ -278,18 +279,18 @@ class TlsSocket(LayeredSocket):
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             return False
-        self._plain = self._decrypt_rest()  # the other end may have gone on
+        self._plain = self._decrypt_rest()  # data may have come with the last handshake message
         return True
 
     def binding(self) -> bytes:
-        """What both ends have of this connection, after the handshake, and of no other.
+        """Return a value that, after the handshake, both ends share for this connection and for no other.
 
-        It is the client's Finished message: an HMAC, with a key from both ends' ephemeral keys, over all that was
-        said until then, certificates included. (Python offers the exporter of TLS 1.3 nowhere, and gives this
-        under the name that it had in TLS 1.2.)
+        It is the client's Finished message: an HMAC, with a key derived from both ends' ephemeral keys, over the
+        whole handshake up to there, certificates included. (Python does not offer the exporter of TLS 1.3, and
+        gives this under its name from TLS 1.2.)
 
         Raises:
-            RemoteProtocolError: The connection is not one of TLS 1.3, for which alone that is true.
+            RemoteProtocolError: The connection does not use TLS 1.3; with older versions this would not hold.
         """
         binding = self._tls.get_channel_binding("tls-unique") if self._tls.version() == "TLSv1.3" else None
         if not binding:
@@ -321,12 +322,12 @@ class TlsSocket(LayeredSocket):
         return bool(self._plain)
 
     def recv_into(self, buffer: Any) -> int:
-        """Receive; see the class for what is not as with a socket.
+        """Receive into a buffer; see the base class for the differences from a socket.
 
         Raises:
-            BlockingIOError: There is less than a record.
-            TimeoutError: The socket has a timeout, and it is over.
-            OSError: The connection is lost, or somebody has changed what travels there; see `explained`.
+            BlockingIOError: Less than a record has arrived.
+            TimeoutError: The socket has a timeout, and it has expired.
+            OSError: The connection is lost, or somebody has tampered with the traffic; see `explained`.
         """
         target = memoryview(buffer).cast("B")
         if self._ended and not self._plain:
@@ -353,9 +354,10 @@ class TlsSocket(LayeredSocket):
         return count
 
     def _decrypt(self, target: memoryview) -> int:
-        """Fill the target as far as there is something; say how far."""
+        """Fill the target as far as there is data; return the number of bytes."""
         count = 0
-        while count < len(target) and (self._incoming.pending or self._tls.pending()):  # an exception is expensive
+        # Look for pending data before each read, since the exception for "nothing there" is expensive.
+        while count < len(target) and (self._incoming.pending or self._tls.pending()):
             try:
                 got: Any = self._tls.read(len(target) - count, target[count:])
             except ssl.SSLWantReadError:
@@ -378,14 +380,14 @@ class TlsSocket(LayeredSocket):
     # -- sending ---------------------------------------------------------------------------------------
 
     def send(self, data: Any) -> int:
-        """Send as much as a piece; say how many bytes.
+        """Send at most one piece; return the number of bytes sent.
 
         If the socket does not take all of the piece, none of it counts as sent: the next call must begin with the
-        same bytes, and goes on where this one has stopped.
+        same bytes, and continues where this one stopped.
 
         Raises:
-            BlockingIOError: The socket does not block, and does not take more.
-            OSError: The connection is lost, or the socket has a timeout and it is over.
+            BlockingIOError: The socket is non-blocking and does not take more.
+            OSError: The connection is lost, or the socket has a timeout and it has expired.
         """
         if not self._unsent:
             piece = memoryview(data).cast("B")[:PIECE]
@@ -402,7 +404,7 @@ class TlsSocket(LayeredSocket):
 
 
 def explained(error: OSError) -> Exception:
-    """What OpenSSL says, as one of ours where a person has to do something about it; other errors as they are."""
+    """Translate an OpenSSL error into one of ours where the user has to act; return other errors unchanged."""
     if not isinstance(error, ssl.SSLError):
         return error
     reason = getattr(error, "reason", None) or ""
@@ -410,7 +412,7 @@ def explained(error: OSError) -> Exception:
         return AuthenticationError(f"the other end's certificate is not trusted: {error.verify_message}")
     if "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA")):
         return AuthenticationError(f"the other end does not trust our certificate: {_why(error)}")
-    if "CERTIFICATE" in reason:  # such as one that has not been shown at all
+    if "CERTIFICATE" in reason:  # for instance, none was shown at all
         return AuthenticationError(f"the other end has shown no certificate that is trusted: {_why(error)}")
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return EOFError("the other end hung up during the TLS handshake")

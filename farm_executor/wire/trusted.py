@@ -1,13 +1,13 @@
-"""Files and sockets that somebody else could have planted: what is looked at before one is used.
+"""Checks on files and sockets that somebody else could have planted.
 
-This module owns that look. It must not know what is in a file, nor open a connection.
+This module owns these checks. It must not know what is in a file, nor open a connection.
 
-Only this user's files and root's are trusted. A symbolic link is followed if it is itself one of theirs, as those
-of Kubernetes' secrets are root's; so nobody else can have a name stand for another file. A file is opened once,
-without following a link, and it is the open file that is looked at and then read: exchanging it in between is of no
-use.
+Only files of this user and of root are trusted. A symbolic link is followed if the link itself belongs to one of
+them, as the links in Kubernetes' secrets belong to root; so nobody else can redirect a name to another file. A file
+is opened once, without following a link, and it is the open file that is checked and then read: exchanging it in
+between has no effect.
 
-On Windows, which has neither these owners nor modes in Python, only the kind of a file is looked at.
+On Windows, where Python has neither these owners nor modes, only the type of a file is checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from farm_executor.errors import AuthenticationError
 
 __all__ = ["check_socket", "read_trusted"]
 
-_MAX_LINKS = 40  # as Linux has it
+_MAX_LINKS = 40  # as on Linux
 _MAX_SIZE = 64 * 1024  # bytes
 _HAS_OWNERS = hasattr(os, "geteuid")
 _LINK = {errno.ELOOP, getattr(errno, "EMLINK", errno.ELOOP), getattr(errno, "EFTYPE", errno.ELOOP)}
@@ -28,18 +28,18 @@ PathLike = str | os.PathLike[str]
 
 
 def read_trusted(path: PathLike, what: str, *, secret: bool) -> bytes:
-    """The content of a file, which has at most 64 KiB.
+    """Return the content of a file of at most 64 KiB.
 
     Args:
-        path: Its name.
-        what: What it is, for errors.
-        secret: Whether nobody else may read it. A file of root's may be readable for its group even then, as it is
-            root who says who is in that group; but not if we are root.
+        path: The name of the file.
+        what: What the file is, for errors.
+        secret: Whether nobody else may read it. Even then, a file of root may be readable for its group, since root
+            decides who is in that group; but not if this process runs as root.
 
     Raises:
-        OSError: It is not there, or cannot be read now.
-        AuthenticationError: It is not a regular file, or not this user's or root's; others may write or read it;
-            or it is larger.
+        OSError: The file does not exist, or cannot be read now.
+        AuthenticationError: The file is not regular, belongs neither to this user nor to root, may be written (or,
+            if secret, read) by others, or is too large.
     """
     descriptor = _open(path, what)
     try:
@@ -68,14 +68,14 @@ def _check(found: os.stat_result, what: str, path: PathLike, secret: bool) -> No
 
 
 def check_socket(path: str) -> None:
-    """See that a unix socket is one of this user's or root's, before anything is said there.
+    """Check that a unix socket belongs to this user or to root, before anything is sent to it.
 
     Raises:
-        OSError: There is none.
-        AuthenticationError: It is another user's, or a link of theirs leads there.
+        OSError: There is no such socket.
+        AuthenticationError: The socket, or a link that leads to it, belongs to another user.
     """
     if not _HAS_OWNERS or path.startswith("\0"):
-        return  # one without a file, which only a key protects
+        return  # an abstract socket does not have a file: only the key protects it
     for _ in range(_MAX_LINKS):
         found = os.lstat(path)
         _check_owner(found, "the socket", path)
@@ -86,7 +86,7 @@ def check_socket(path: str) -> None:
 
 
 def _open(path: PathLike, what: str) -> int:
-    # Without O_NONBLOCK a pipe would keep us waiting for somebody who writes to it.
+    # Without O_NONBLOCK, opening a named pipe would block until somebody opens it for writing.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     name = os.fspath(path)
     for _ in range(_MAX_LINKS):
@@ -98,7 +98,7 @@ def _open(path: PathLike, what: str) -> int:
         found = os.lstat(name)
         target = os.readlink(name)
         if (again := os.lstat(name)).st_ino != found.st_ino or again.st_ctime_ns != found.st_ctime_ns:
-            continue  # another one by now
+            continue  # it was exchanged between the two looks, so its target may not be its owner's
         _check_owner(found, "the link", name)
         name = os.path.join(os.path.dirname(name), target)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

@@ -1,6 +1,7 @@
-"""Which versions this process has of what both ends of a connection must agree on, or at least know.
+"""The versions in this process of everything that both ends of a connection must agree on, or at least know.
 
-This module knows where installed packages say theirs. It must not import them: they are large, and not yet needed.
+This module knows where installed packages record their versions. It must not import them: they are large, and not
+needed yet.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["local_versions"]
 
 @functools.cache
 def local_versions() -> Versions:
-    """The versions that matter for the pickles of this process."""
+    """Return the versions that matter for this process's pickles."""
     return Versions(
         python=f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}",
         cloudpickle=_version("cloudpickle"),
@@ -27,16 +28,16 @@ def local_versions() -> Versions:
 
 
 def _version(package: str) -> str:
-    """The version of an installed package, by the name of the directory that describes it.
+    """Return the version of an installed package, from the name of its ``.dist-info`` directory.
 
-    `importlib.metadata` looks there, too, but to import it takes as long as all else that a server does before it
-    serves. So it is left for packages that were installed in other ways.
+    `importlib.metadata` would look there, too, but importing it takes as long as everything else that a server does
+    before it serves. So it is used only for packages that were installed in other ways.
     """
     begin, end = f"{package}-", ".dist-info"
     for folder in sys.path:
         try:
             names = os.listdir(folder or os.curdir)
-        except (OSError, TypeError):  # it is no directory
+        except (OSError, TypeError):  # not a directory
             continue
         for name in names:
             if name.startswith(begin) and name.endswith(end):
