@@ -1,1 +1,1 @@
-"""Launchers: they start servers somewhere."""
+"""Launchers, which start servers on this machine or on others."""

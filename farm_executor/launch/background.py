@@ -1,8 +1,8 @@
-"""The servers that this program has started in the background: each lives until it is ended, or the program is.
+"""Servers that this program has started in the background. Each lives until it, or the program, is ended.
 
-This module owns the references that keep them, and their end with the program. It must not know what kinds of
-servers there are, nor when executors end, which need the servers until then: whoever puts the package together
-calls `end_all` after that.
+This module owns the references that keep them alive, and ends them with the program. It must not know what kinds of
+servers there are, nor when executors end. Since executors need the servers until then, the package's top level
+calls `end_all` after the executors have ended.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ __all__ = ["end_all", "forget", "keep"]
 
 
 class Kept(Protocol):
-    """Such a server."""
+    """A server in the background."""
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended already."""
+        """Whether the server has already ended."""
 
     def let_go(self) -> None:
-        """Have it end, without waiting for that."""
+        """Make the server end, without waiting for it."""
 
     def end(self) -> None:
-        """End it, wait for its end, and `forget` it."""
+        """End the server, wait for its end, and `forget` it."""
 
     def abandon(self) -> None:
-        """In a forked child: let go of it; it is the parent's."""
+        """Release the server in a forked child; it belongs to the parent."""
 
 
 _kept: set[Kept] = set()
 
 
 def keep(server: Kept) -> None:
-    """Let it live on, even if nobody refers to it."""
+    """Keep the server alive even if nothing else refers to it."""
     for other in list(_kept):
-        if other.ended:  # by its address, perhaps, so that nobody has come here
+        if other.ended:  # perhaps by its address or a signal, so that `forget` was never called
             other.end()
     _kept.add(server)
 
 
 def forget(server: Kept) -> None:
-    """It has ended, or is about to."""
+    """Drop the reference to a server that has ended or is about to."""
     _kept.discard(server)
 
 
 def end_all() -> None:
-    """End them all, at the same time, and wait for their ends."""
+    """End all servers at the same time, and wait for their ends."""
     servers = list(_kept)
     for server in servers:
         server.let_go()

@@ -1,7 +1,7 @@
-"""A server's own process, from the parent's first word to the end.
+"""A server's own process, from the parent's first line to its end.
 
 This module owns the child's side of `local`. It must not know how it was started, nor import what only the parent
-needs: until it serves, somebody waits for it.
+needs, because a client waits until the server is up.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["run"]
 
 
 def run(listeners: Sequence[int], parent: BinaryIO) -> None:
-    """Serve, as standard input says, which ends with the parent; then clean up.
+    """Serve as configured through standard input until it ends, as it does with the parent; then clean up.
 
     Args:
-        listeners: The sockets' descriptors. By the time that the parent speaks, they listen.
-        parent: Standard input, of which what has been read may be more than a line.
+        listeners: The sockets' descriptors. They listen by the time the parent's configuration arrives.
+        parent: Standard input as a buffered file, which may already have read ahead.
     """
     open_missing_streams()
     line = parent.readline()
@@ -48,7 +48,7 @@ def run(listeners: Sequence[int], parent: BinaryIO) -> None:
 
 
 def _remove(directory: str) -> None:
-    """Remove a directory of files, unless the parent has; `shutil` would take longer to import than all this."""
+    """Remove a directory of files unless the parent has; importing `shutil` would take longer than this."""
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
             os.unlink(os.path.join(directory, name))

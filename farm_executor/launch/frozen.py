@@ -1,8 +1,8 @@
-"""Programs that were frozen into an executable of their own, as PyInstaller makes them.
+"""Programs frozen into an executable of their own, as PyInstaller makes them.
 
 This module owns how such a program becomes a server. There is no interpreter that takes ``-c``: ``sys.executable``
-is the program. It is started once more with an argument that `freeze_support` knows. Without that call it would do
-its work a second time, and start itself again and again, which is why nothing is started then.
+is the program itself. It is started once more with an argument that `freeze_support` recognizes. Without that call,
+the child would run the whole program again and start further copies without end; so nothing is started then.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _supported = False
 
 
 def is_frozen() -> bool:
-    """Whether this program was."""
+    """Return whether this program is frozen."""
     return bool(getattr(sys, "frozen", False))
 
 
 def freeze_support() -> None:
-    """Let a frozen program start servers: call this first of all in its main module, before it does anything else.
+    """Let a frozen program start servers; call this in its main module before anything else.
 
-    In a process that was started as a server, it serves and ends the process. Elsewhere, and in a program that is
-    not frozen, it does nothing that can be seen.
+    In a process that was started as a server, this serves and then ends the process. Elsewhere, and in a program
+    that is not frozen, it has no visible effect.
     """
     global _supported
     if not is_frozen():
@@ -48,10 +48,10 @@ def freeze_support() -> None:
 
 
 def check_supported() -> None:
-    """See that a server can be started by this frozen program.
+    """Check that this frozen program can start a server.
 
     Raises:
-        BrokenFarmError: It has not called `freeze_support`.
+        BrokenFarmError: The program has not called `freeze_support`.
     """
     if not _supported:
         raise BrokenFarmError(

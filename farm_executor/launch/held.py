@@ -1,7 +1,7 @@
-"""A child process that lives for as long as we hold its standard input open.
+"""A child process that lives as long as we hold its standard input open.
 
-This module owns its end: by a word, by the end of this process, by the collection of the object. It must not know
-what the child does.
+This module owns the child's end: by a call, by the end of this process, or by garbage collection of the object. It
+must not know what the child does.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ END_SECONDS = 15.0  # more than the supervisor gives its workers
 
 
 class Held:
-    """Such a process, with a directory that is removed with it.
+    """A held child process, with a directory that is removed after its end.
 
     Args:
         process: The child; its standard input is an unbuffered pipe.
-        directory: What to remove after its end.
-        await_end: Waits for its end, so many seconds at most; may have it end sooner.
+        directory: The directory to remove after the child's end.
+        await_end: Waits for the child's end for at most that many seconds; may make it end sooner.
     """
 
     def __init__(
@@ -34,23 +34,23 @@ class Held:
     ) -> None:
         self.process = process
         self.directory = directory
-        # Not at exit: the executors' own ends come first, and if all else fails the pipe does.
+        # Do not finalize at exit: the executors must end first. If all else fails, the closed pipe ends the child.
         self._finalizer = weakref.finalize(self, _end, process, directory, await_end)
         self._finalizer.atexit = False
 
     def let_go(self) -> None:
-        """Have it end, without waiting for that."""
+        """Make the child end, without waiting for it."""
         _close(self.process)
 
     def end(self) -> None:
-        """End it, wait for its end, and remove the directory."""
-        # Not by calling the finalizer: at the interpreter's exit, where we may be, that does nothing any more.
+        """End the child, wait for its end, and remove the directory."""
+        # Do not call the finalizer itself: once the interpreter is exiting, calling it has no effect.
         if found := self._finalizer.detach():
             _, end, arguments, _ = found
             end(*arguments)
 
     def abandon(self) -> None:
-        """In a forked child: close our ends of its pipes, which the parent alone shall hold."""
+        """Close our ends of the pipes in a forked child, since only the parent must hold them."""
         self._finalizer.detach()
         _close(self.process)
         if self.process.stdout is not None:

@@ -1,8 +1,8 @@
-"""What the workers of an embedded farm have in common with the program, as children of multiprocessing do.
+"""State of multiprocessing that the workers of an embedded farm share with the program, as its own children would.
 
-This module owns what the program's side of multiprocessing tells and hands down; to a background server's workers
-that is the secret of its managers alone. It must not know how the server is started, nor what a worker makes of it,
-which is `server.childhood`'s. A program that has not imported multiprocessing does not come to import it for this.
+This module owns what the program's side of multiprocessing hands down; the workers of a background server only get
+the managers' authkey. It must not know how the server is started, nor what a worker does with the state, which is
+in `server.childhood`. It never imports multiprocessing into a program that has not done so itself.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ __all__ = ["Kinship", "authkey"]
 
 
 def authkey() -> str | None:
-    """The program's secret for multiprocessing's managers, so that their proxies work in tasks; None if unused."""
+    """Return the authkey of multiprocessing's managers, so that their proxies work in tasks; None if unused."""
     multiprocessing = sys.modules.get("multiprocessing.process")
     return None if multiprocessing is None else bytes(multiprocessing.current_process().authkey).hex()
 
 
 class Kinship:
-    """Collected when a server is about to be started.
+    """The state to hand down, collected when a server is about to be started.
 
-    Of resource trackers, which destroy what is left of shared memory when everybody is gone, all are to share one.
-    That is the program's own where the program may have one, as for a child that multiprocessing spawns. For a
-    program that has nothing to do with such things so far, the server is ready to start one for its workers; it
-    ends with the farm, or with the program if that has come to share memory.
+    The program and its workers must share one resource tracker, which destroys leftover shared memory when all of
+    its users are gone. It is the program's own where the program may have one, as for a child that multiprocessing
+    spawns. For a program that has not used any of this so far, the server stands ready to start a tracker for its
+    workers; that tracker ends with the farm, or with the program if it has come to share memory by then.
 
     Attributes:
-        words: For the server, as JSON takes them.
-        descriptors: For the server, under the same numbers.
+        words: Configuration for the server, ready for JSON.
+        descriptors: File descriptors for the server, to be inherited under the same numbers.
     """
 
     def __init__(self) -> None:
@@ -55,14 +55,14 @@ class Kinship:
         self.descriptors = [tracker] if requests is None else [requests, tracker]
 
     def started(self) -> None:
-        """The server has its descriptors: keep only the one that keeps its tracker alive."""
+        """Keep only the descriptor that keeps the tracker alive, now that the server has its own."""
         if self._ours:
             os.close(self._ours.pop(0))
 
     def end(self, *, farm_only: bool = True) -> None:
-        """The farm is over, or was never started; with ``farm_only`` the program goes on."""
+        """Release the tracker after the farm's end or failed start; with ``farm_only``, the program goes on."""
         if farm_only and len(self._ours) == 1 and "multiprocessing.resource_tracker" in sys.modules:
-            return  # what tasks have left may be in use here
+            return  # the program may still use shared memory that tasks have created
         for descriptor in self._ours:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -70,7 +70,7 @@ class Kinship:
 
 
 def _beyond_standard(descriptor: int) -> int:
-    """The descriptor, or another in its place: without standard streams it may have a number that a child needs."""
+    """Move a descriptor above 2: without standard streams, it may have a number that a child needs for them."""
     import fcntl  # late: not on Windows
 
     if descriptor > 2:
@@ -81,7 +81,7 @@ def _beyond_standard(descriptor: int) -> int:
 
 
 def _tracker() -> int | None:
-    """The descriptor of the program's tracker, which is started if the program may come to use it."""
+    """Return the descriptor of the program's tracker, started if need be; None if the program has no use for it."""
     module = sys.modules.get("multiprocessing.resource_tracker")
     if module is None:
         return None
@@ -89,7 +89,7 @@ def _tracker() -> int | None:
     try:
         descriptor = int(module.getfd())
         return descriptor if descriptor > 2 else None
-    except Exception:  # such as that another thread is importing it right now
+    except Exception:  # for instance, another thread is importing the module right now
         return None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # until Python 3.14 it leaves some unblocked
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # before Python 3.14, getfd unblocks signals

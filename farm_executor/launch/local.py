@@ -1,11 +1,11 @@
 """Start servers on this machine, each as a child process.
 
-This module owns the child's birth and death: its socket, its private directory, its pipe. It must not know what a
-server does, nor what the child does meanwhile, which is `child`'s.
+This module owns the child's start and end: its socket, its private directory, its pipe. It must not know what a
+server does, nor what the child does meanwhile, which is in `child`.
 
-The socket is opened here, before there is a child: so a port in use is the caller's `OSError`, a client may dial
-at once, and nobody waits for a readiness that could be missed. What the child needs to know, the key included,
-comes to it through its standard input, which stays open: when it ends, the parent is gone, and the server ends.
+The socket is opened here, before there is a child. So a port in use raises `OSError` in the caller, a client may
+dial at once, and no readiness message is needed that could be missed. The child's configuration, the key included,
+is sent through its standard input, which stays open: its end means that the parent is gone, and ends the server.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from farm_executor.wire.sockets import Socket, bound_address, listen, listen_eve
 __all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "is_encrypted", "start_server"]
 
 MAX_EARLY_DEATHS = 3
-CHILDHOOD_SECONDS = 5.0  # in which a death counts as one of them
+CHILDHOOD_SECONDS = 5.0  # a death within that time of the start counts as early
 END_SECONDS = 15.0  # more than the supervisor gives its workers
 
-# The child finds the package where this process has found it, also if another version is installed, and its
-# workers find the user's modules. While the package is imported, nothing of the user's is on the path, as a
-# file there may have the name of a module of Python's: neither the current directory, which `-c` puts there,
-# nor what stands before the standard library, as PYTHONPATH does. Ctrl-C is not for the child, until the
-# supervisor decides otherwise. It runs no code of the user's, so there is nothing to clean up at its end, for
-# which the parent waits.
+# The child finds the package where this process has found it, even if another version is installed, and its
+# workers find the user's modules. While the package is being imported, none of the user's directories are on the
+# path, since a file there may shadow a standard module: neither the current directory, which `-c` adds, nor the
+# entries before the standard library, as from PYTHONPATH. The child ignores Ctrl-C until the supervisor decides
+# otherwise. It runs none of the user's code, so it can skip Python's clean-up at its end, for which the parent
+# waits.
 _BOOT = """\
 import sys
 sys.path[:] = [entry for entry in sys.path if entry]
@@ -69,7 +69,7 @@ os._exit(0)
 
 
 def default_slots() -> int:
-    """As many workers as this process may use CPUs."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
@@ -78,16 +78,16 @@ def default_slots() -> int:
 def _start(
     listeners: Sequence[Socket], config: dict[str, Any], *, group: bool, share: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a child that serves the listeners and shares these descriptors; its standard input is left open.
+    """Start a child that serves the listeners and inherits these descriptors; leave its standard input open.
 
     Raises:
         BrokenFarmError: This program cannot start children.
-        OSError: The system does not let us.
+        OSError: The system refuses to start one.
     """
     import fcntl  # late: not on Windows
 
     command = _command()
-    # Where our standard streams are closed, our sockets may have their numbers, which are the child's own.
+    # If our standard streams are closed, our sockets may have their numbers, which the child needs for its own.
     passed: list[int] = []
     try:
         passed += (fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 3) for listener in listeners)
@@ -99,7 +99,7 @@ def _start(
             os.close(descriptor)
     config |= {"path": import_path(), "argv": [str(argument) for argument in getattr(sys, "argv", ())]}
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it has died already, which the first dialling will notice
+    with contextlib.suppress(BrokenPipeError):  # it has died already, as the first attempt to dial will notice
         for line in ([PACKAGE_ROOT, passed], config):
             process.stdin.write(json.dumps(line).encode() + b"\n")
         process.stdin.flush()
@@ -107,7 +107,7 @@ def _start(
 
 
 def _command() -> list[str]:
-    """What starts a child, which reads `_BOOT`'s line from its standard input."""
+    """Return the command that starts a child, which then reads `_BOOT`'s line from its standard input."""
     executable = _executable()
     if not executable:
         raise BrokenFarmError(
@@ -117,29 +117,29 @@ def _command() -> list[str]:
     if frozen.is_frozen():
         frozen.check_supported()
         return [executable, frozen.ARGUMENT]
-    # -W, -X, -O and the like, as multiprocessing does it
+    # -W, -X, -O and the like, as multiprocessing passes them on
     flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()
     return [executable, *flags, "-c", _BOOT]
 
 
 def _executable() -> str:
-    """The interpreter; `multiprocessing` may have been told another, as in a program that embeds Python."""
+    """Return the interpreter; `multiprocessing` may know another one, as in a program that embeds Python."""
     multiprocessing = sys.modules.get("multiprocessing.spawn")
     told = None if multiprocessing is None or frozen.is_frozen() else multiprocessing.get_executable()
     return os.fsdecode(told or sys.executable or "")
 
 
 def _heeds_ctrl_c() -> bool:
-    """Whether this program leaves SIGINT alone, or handles it: else its tasks are not interrupted either."""
+    """Return whether SIGINT reaches this program, by default or by a handler; if not, it spares its tasks, too."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     return signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and signal.SIGINT not in blocked
 
 
 class PrivateServer:
-    """An embedded farm's server: on a unix socket, in a directory that only the user may enter if there can be one.
+    """An embedded farm's server, on a unix socket in a private directory if one can be made.
 
     Args:
-        slots: How many workers it may have for each session.
+        slots: The number of workers it may have for each session.
 
     Thread safety: all methods may be called from any thread.
     """
@@ -152,7 +152,7 @@ class PrivateServer:
             )
         self._slots = slots
         self._key = new_key()
-        self._addresses: set[Address] = set()  # all that it has had
+        self._addresses: set[Address] = set()  # every address it has had
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[Any, PrivateServer] | None = None
@@ -163,14 +163,13 @@ class PrivateServer:
         self._ended = False
 
     def locate(self, lost: bool = False) -> Address:
-        """Where it is; it is started first, also anew if it has died.
+        """Return the server's address, after starting it if it is not running or has died.
 
         Args:
-            lost: It has not been heard for too long: it is killed, and started anew.
+            lost: Whether the server has been silent for too long; it is then killed and started again.
 
         Raises:
-            BrokenFarmError: It cannot be started, or dies right after its start, again and again; or it has been
-                ended.
+            BrokenFarmError: The server cannot be started, keeps dying right after its start, or has been ended.
         """
         with self._lock:
             if self._ended:
@@ -189,11 +188,11 @@ class PrivateServer:
             return self._address
 
     def key_for(self, address: Address) -> bytes | None:
-        """The key that admits to it; None if that is not an address of its."""
+        """Return the server's key; None if the address is not one of its own."""
         return self._key if address in self._addresses else None
 
     def _note_death(self) -> None:
-        """Give up on a server that never lives, rather than start it for ever."""
+        """Give up on a server that keeps dying early, rather than restart it forever."""
         if self._process is None:
             return
         young = time.monotonic() - self._started < CHILDHOOD_SECONDS
@@ -230,20 +229,20 @@ class PrivateServer:
             raise
         finally:
             listener.close()
-        # Not at exit: the executors' own ends come first, and if all else fails the pipe does.
+        # Do not finalize at exit: the executors must end first. If all else fails, the closed pipe ends the server.
         self._finalizer = weakref.finalize(self, _end, self._process, directory, kinship)
         self._finalizer.atexit = False
         self._kinship = kinship
         return address
 
     def end(self) -> None:
-        """End it for good, wait for its end, and remove its directory."""
+        """End the server for good, wait for its end, and remove its directory."""
         with self._lock:
             self._ended = True
             self._clean_up()
 
     def _clean_up(self) -> None:
-        # Not by calling the finalizer: at the interpreter's exit, where we may be, that does nothing any more.
+        # Do not call the finalizer itself: once the interpreter is exiting, calling it has no effect.
         if self._finalizer is not None and (found := self._finalizer.detach()):
             _, end, arguments, _ = found
             end(*arguments)
@@ -251,7 +250,7 @@ class PrivateServer:
         self._process = None
 
     def abandon(self) -> None:
-        """In a forked child: close our end of its pipe, which the parent alone shall hold."""
+        """Close our end of the pipe in a forked child, since only the parent must hold it."""
         if self._finalizer is not None:
             self._finalizer.detach()
         if self._process is not None:
@@ -261,17 +260,17 @@ class PrivateServer:
 
 
 def _private_socket(key: bytes) -> tuple[Address, Socket, str | None]:
-    """Listen on a socket that only the user may reach.
+    """Listen on a socket that only the user can reach.
 
-    It is in a directory of its own, with the key beside it for other processes of the user's that are given the
-    address. Where no file can be made, as on a full or read-only disk, Linux has sockets without: then the key
-    alone keeps others out.
+    It is in a directory of its own, with the key beside it for other processes of the user that are given the
+    address. Where no file can be made, as on a full or read-only disk, Linux has abstract sockets; then only the
+    key keeps others out.
 
     Returns:
-        The socket, and the directory, which is to be removed.
+        The address, the socket, and the directory to remove, if there is one.
 
     Raises:
-        OSError: None can be had.
+        OSError: No socket can be made.
     """
     directory = None
     try:
@@ -310,9 +309,9 @@ def _end(process: subprocess.Popen[bytes], directory: str | None, kinship: Kinsh
 
 
 def _await_end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end, where that can be had without looking every 50 ms, as `subprocess` does."""
+    """Wait for the process to end where the system can do so without polling every 50 ms, as `subprocess` does."""
     if hasattr(os, "pidfd_open") and hasattr(select, "poll") and process.returncode is None:
-        with contextlib.suppress(OSError):  # it has been waited for, or the system has none
+        with contextlib.suppress(OSError):  # it has been waited for, or the system lacks pidfds
             descriptor = os.pidfd_open(process.pid)
             try:
                 poll = select.poll()
@@ -330,14 +329,14 @@ def _forget(process: subprocess.Popen[bytes]) -> None:
 
 
 class Server:
-    """A server started by `start_server` in the background. It lives until it is ended, or this program is.
+    """A server started by `start_server` in the background. It lives until it, or this program, is ended.
 
-    The end of the program waits first for what executors have submitted, and then for the servers' ends. In a
-    forked child this stands for a server that has ended: it is the parent's.
+    At its end, the program waits first for the tasks that executors have submitted, and then for the servers to
+    end. In a forked child, this object looks like a server that has ended: the server belongs to the parent.
 
     Attributes:
-        address: Where it listens, "host:port"; if the port was 0, with the one that the system chose.
-        pid: Its supervisor's process.
+        address: The address at which it listens, "host:port"; if the port was 0, with the one the system chose.
+        pid: The process ID of its supervisor.
     """
 
     def __init__(self, address: Address, process: subprocess.Popen[bytes]) -> None:
@@ -350,16 +349,16 @@ class Server:
 
     @property
     def ended(self) -> bool:
-        """Whether its process has ended."""
+        """Whether the server's process has ended."""
         return self._process.poll() is not None
 
     def drain(self) -> None:
-        """Take no new clients, ask those here to take their work elsewhere, and end when what runs has ended."""
+        """Refuse new clients, ask present ones to take their work elsewhere, and end after the running tasks."""
         if not self.ended:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for its end, that many seconds at most; say whether it has come."""
+        """Wait for the server to end, for at most that many seconds; return whether it has ended."""
         (timeout,) = checked("Server.wait", timeout=timeout)
         try:
             self._process.wait(timeout)
@@ -368,18 +367,18 @@ class Server:
         return True
 
     def end(self) -> None:
-        """End it at once, clients or not, and wait for its end."""
+        """End the server at once, even if it has clients, and wait for its end."""
         kept.forget(self)
         _end(self._process, None)
 
     def let_go(self) -> None:
-        """As `end`, without waiting for its end."""
+        """End the server like `end`, without waiting for it."""
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
     def abandon(self) -> None:
-        """In a forked child: close our end of its pipe, which the parent alone shall hold."""
+        """Close our end of the pipe in a forked child, since only the parent must hold it."""
         _forget(self._process)
 
     def __enter__(self) -> Server:
@@ -392,15 +391,15 @@ class Server:
 
 
 def is_encrypted(keys: Sequence[Key]) -> bool:
-    """Whether no key admits without TLS."""
+    """Return whether every key requires TLS."""
     return all(key.tls is not None and key.tls.server is not None for key in keys)
 
 
 def check_exposure(address: Address, insecure: bool, keys: Sequence[Key]) -> None:
-    """Refuse to listen in the clear where others than this machine can connect, unless told to in so many words.
+    """Refuse to listen unencrypted where other machines can connect, unless that is explicitly allowed.
 
     Raises:
-        AddressError: The address is not local, one of the keys comes without TLS, and ``insecure`` is false.
+        AddressError: The address is not local, one of the keys is without TLS, and ``insecure`` is false.
     """
     if not address.is_local and not is_encrypted(keys) and not insecure:
         raise AddressError(
@@ -429,31 +428,31 @@ def start_server(
     """Start a server.
 
     Args:
-        host: Where to listen, at each address that it stands for; others than this machine's own addresses need
-            TLS, or ``insecure``.
+        host: The host on which to listen, at each address that it resolves to. Addresses that other machines can
+            reach need TLS, or ``insecure``.
         port: The port; 0 for a free one.
-        background: Whether to return at once; then the server lives until it is ended (by `Server.end`, by
-            `end_server`, by a signal) or this program is, whether the returned object is kept or not. If not,
+        background: Whether to return at once. The server then lives until it is ended (by `Server.end`, by
+            `end_server`, by a signal) or this program ends, whether the returned object is kept or not. If false,
             return when the server has ended.
         name: A label, shown by `status`.
-        workers: How many workers each client may have; None for one per CPU.
+        workers: The number of workers each client may have; None for one per CPU.
         key: The secret that admits clients. None: see `farm_executor.wire.security` for where it is found.
-        key_file: A file that holds it, and a certificate for TLS if ``farm-executor keygen`` made it. Of several
-            files each admits; the first is that of what runs in the workers.
+        key_file: A file that holds it, and a certificate for TLS if ``farm-executor keygen`` made it. If there are
+            several files, each key admits; code in the workers uses the first.
         certificate: A PEM file with a certificate of your own, for TLS. A context cannot be given, because the
             server is another process.
         private_key: A PEM file with its private key, not encrypted; None if that is in the same file.
-        client_ca: A PEM file with who signs the certificates that clients must have; None if they need none.
+        client_ca: A PEM file with the CAs that sign the certificates clients must have; None if they need none.
         insecure: Whether to listen unencrypted on an address that others can reach.
 
     Returns:
         The server, a child process.
 
     Raises:
-        AddressError: The host or port is none, or the address is exposed without TLS and ``insecure``.
+        AddressError: The host or port is invalid, or the address is exposed without TLS or ``insecure``.
         AuthenticationError: A file is missing, does not hold what it should, or may be read by others.
-        OSError: The port is in use, or the host is not this machine's. Also with ``background``.
-        TypeError, ValueError: An argument is not what it must be; the message names it.
+        OSError: The port is in use, or the host is not this machine. This is raised even with ``background``.
+        TypeError, ValueError: An argument is invalid; the message names it.
     """
     address = parse_address((host, port), any_port=True)
     background, name, workers, key, key_file, certificate, private_key, client_ca, insecure = checked(
@@ -477,7 +476,7 @@ def start_server(
     check_exposure(address, insecure, server_keys(key, **files, make=False))
     listeners = listen_everywhere(address)
     try:
-        server_keys(key, files["key_file"])  # made if need be, now that nothing is in its way; the child reads it
+        server_keys(key, files["key_file"])  # made if need be, now that listening has succeeded; the child reads it
         address = bound_address(listeners[0], address)
         config = {
             "address": str(address),
@@ -501,14 +500,14 @@ def start_server(
 
 
 def _absolute(path: PathLike | Iterable[PathLike] | None) -> Any:
-    """As JSON takes it."""
+    """Make paths absolute, in a form that JSON takes."""
     if path is None or isinstance(path, (str, os.PathLike)):
         return None if path is None else os.path.abspath(path)
     return [os.path.abspath(each) for each in path]
 
 
 def _wait_in_foreground(server: Server) -> None:
-    """Wait for the end; Ctrl-C drains, a second one ends at once (by leaving the with block of the caller)."""
+    """Wait for the end. Ctrl-C drains; a second Ctrl-C ends at once, by leaving the caller's with block."""
     try:
         server.wait()
     except KeyboardInterrupt:

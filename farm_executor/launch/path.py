@@ -1,7 +1,7 @@
-"""Where this process has imported its modules from, for another one to find them there.
+"""The places from which this process has imported its modules, for other processes to import from.
 
-This module owns what `sys.path` has meant. A relative entry, and the empty one of ``python -c`` and notebooks,
-stands for a directory that depends on the current one, which a program may have changed since.
+This module owns the past meaning of `sys.path`. A relative entry, like the empty one of ``python -c`` and
+notebooks, depends on the current directory, which a program may have changed since.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from types import ModuleType
 __all__ = ["PACKAGE_ROOT", "import_path"]
 
 PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-"""The entry of the path that leads to this package."""
+"""The `sys.path` entry under which this package is found."""
 
 
 def import_path() -> list[str]:
-    """`sys.path`, with what its relative entries have stood for.
+    """Return `sys.path` with its relative entries made absolute as of when they were first used.
 
-    The empty entry stays, behind the directories that were the current one when modules were imported from there.
+    The empty entry stays, after the directories from which modules were imported through it.
     """
     path = []
     for entry in [entry for entry in sys.path if isinstance(entry, str)]:
@@ -28,14 +28,14 @@ def import_path() -> list[str]:
             path += [*_former_directories(), entry]
         elif os.path.isabs(entry):
             path.append(entry)
-        else:  # its finder was made when it was first looked into
+        else:  # its finder, made at its first use, knows the directory
             found = getattr(sys.path_importer_cache.get(entry), "path", None)
             path.append(found if isinstance(found, str) else entry)
     return path
 
 
 def _former_directories() -> dict[str, None]:
-    """Where modules have come from that are not on the path: in that order."""
+    """Return the directories of imported top-level modules that are not on the path, in order of import."""
     found: dict[str, None] = {}
     for module in list(sys.modules.values()):
         spec = vars(module).get("__spec__") if isinstance(module, ModuleType) else None
@@ -44,7 +44,7 @@ def _former_directories() -> dict[str, None]:
         places: list[str | None] = [*(spec.submodule_search_locations or ())] or [spec.origin]
         for place in places:
             directory = os.path.dirname(place) if isinstance(place, str) else ""
-            # What a program has loaded from a file by itself has no finder.
+            # A directory without a finder was not searched: the program loaded that file itself.
             if directory in sys.path_importer_cache and directory not in sys.path:
                 found[directory] = None
     return found

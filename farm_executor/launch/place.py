@@ -1,4 +1,4 @@
-"""Where a socket may have its file.
+"""Private directories for the files of unix sockets.
 
 This module owns the choice of a directory. It must not know what else is put there.
 """
@@ -11,18 +11,20 @@ import tempfile
 
 __all__ = ["SOCKET", "private_directory"]
 
-SOCKET = "socket"  # its name there
-MAX_SOCKET_PATH = 103  # bytes; on macOS, and on Linux a few more
+SOCKET = "socket"  # the name of the socket in the directory
+MAX_SOCKET_PATH = 103  # bytes, on macOS; Linux allows a few more
 
 
 def private_directory() -> str:
-    """Make a directory that only the user may enter, where temporary files go if that is not too deep for a socket.
+    """Make a directory that only the user may enter, with a path short enough for a socket in it.
+
+    It is made in the usual place for temporary files, or in /tmp if that place is too deep.
 
     Raises:
-        OSError: None can be made.
+        OSError: No such directory can be made.
     """
     errors = []
-    for place in (None, "/tmp"):  # None is what TMPDIR says
+    for place in (None, "/tmp"):  # None: the default, which follows TMPDIR
         try:
             directory = tempfile.mkdtemp(prefix="farm-", dir=place)
         except OSError as error:

@@ -1,7 +1,7 @@
-"""The far end of a server that was started over ssh: what Python does over there.
+"""The remote end of a server started over ssh.
 
-This module owns the far end's directory and its few words to the near end, `ssh`. It must not know how it came
-here. Each word is a line on standard output: a mark, which no shell's start-up files print, and a JSON object.
+This module owns the remote directory and the few messages to the near end, `ssh`. It must not know how it came to
+be run. Each message is a line on standard output: a mark, which no shell's start-up files print, and a JSON object.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ __all__ = ["run_remote"]
 
 
 def run_remote(config: dict[str, Any]) -> None:
-    """Serve until standard input ends, which is when ssh does, or whoever started it; then clean up.
+    """Serve until standard input ends, as it does with ssh or the process that started it; then clean up.
 
     Args:
-        config: ``mark``; ``path``, the socket's, in a directory that must not be there yet; ``key``, in
-            hexadecimal digits; ``slots``, 0 for one per CPU; ``embedded``, see `Supervisor`; ``name``.
+        config: ``mark``; ``path``, of the socket, in a directory that must not exist yet; ``key``, in hexadecimal
+            digits; ``slots``, 0 for one per CPU; ``embedded``, see `Supervisor`; ``name``.
     """
+    # Messages get a descriptor of their own; anything printed from now on, mostly by tasks, goes to standard error,
+    # which the user sees.
     words = os.dup(1)
-    os.dup2(2, 1)  # from now on what is printed, by tasks above all, is the user's to see
+    os.dup2(2, 1)
 
     def say(**word: Any) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more
+        with contextlib.suppress(OSError):  # the near end is gone
             os.write(words, f"{config['mark']}{json.dumps(word)}\n".encode())
 
     path = config["path"]
@@ -55,5 +57,5 @@ def run_remote(config: dict[str, Any]) -> None:
         tunnelled=True,
     )
     shutil.rmtree(directory, ignore_errors=True)
-    # A process that a task has left behind may keep ssh from ending by itself.
+    # ssh may not end by itself while a process left behind by a task holds its streams open; so tell the near end.
     say(ended=True)

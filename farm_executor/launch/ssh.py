@@ -1,12 +1,13 @@
 """Start servers on other machines with the system's ssh, and reach them through its tunnel.
 
-This module owns the near end: ssh's command line, how long to wait for it, and what its failures mean. What is
-done over there is `remote`'s.
+This module owns the near end: ssh's command line, its timeouts, and the meaning of its failures. It must not know
+what the remote end does, which is in `remote`.
 
-One process does it all: ssh runs Python over there, and forwards a unix socket in a private directory here to one
-in a private directory there, so that no port is opened on either side. What the server needs to know, the key
-included, goes to it through ssh's standard input, never on a command line. That stays open: when it ends, we are
-gone, and the server ends. Nobody is ever asked for a password, and the user's configuration of ssh holds.
+One ssh process does everything: it runs Python on the remote machine and forwards a unix socket in a private
+directory here to one in a private directory there, so that no port is opened on either side. The server's
+configuration, the key included, is sent through ssh's standard input, never on a command line. Standard input stays
+open; its end means that this process is gone, and ends the server. The user is never asked for a password, and the
+user's configuration of ssh applies.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from farm_executor.wire.security import new_key, write_key
 __all__ = ["SSH_VARIABLE", "SshServer", "end_servers", "start_servers"]
 
 SSH_VARIABLE = "FARM_EXECUTOR_SSH"
-START_SECONDS = 30.0  # for all of it, until the server has answered through the tunnel
-CONNECT_SECONDS = 10  # for ssh to connect and to agree on keys
-ALIVE_SECONDS, ALIVE_COUNT = 10, 3  # ssh ends itself after so many unanswered questions, so far apart
-MAX_LINE = 64 * 1024  # of what start-up files may print before our first word
-SHOWN_LINES = 3  # of what ssh has said
+START_SECONDS = 30.0  # for the whole start, until the server has answered through the tunnel
+CONNECT_SECONDS = 10  # for ssh to connect and agree on keys
+ALIVE_SECONDS, ALIVE_COUNT = 10, 3  # ssh ends after that many unanswered probes, at that interval
+MAX_LINE = 64 * 1024  # bytes of one line that start-up files may print before our first message
+SHOWN_LINES = 3  # lines of ssh's own output shown in errors
 
-# Sharing a connection (ControlPath) would leave the tunnel to a process that is not ours to end. A forwarding of
-# the user's own that fails, as it does while another session has it, shall not stop ours: that we test ourselves.
+# A shared connection (ControlPath) would leave the tunnel to a process that is not ours to end. A forwarding of the
+# user's own may fail, as it does while another session holds it, and must not stop ours; we test ours ourselves.
 _OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": str(CONNECT_SECONDS),
@@ -63,8 +64,8 @@ _OPTIONS = {
     "RemoteCommand": "none",
 }
 
-# On the command line, so that every shell must read it: no line break, no quote, nothing of ours to hide.
-# Nothing is imported from the home directory, where we happen to be.
+# This goes on the command line, so any shell must be able to parse it: no line breaks, no quotes, no secrets.
+# Nothing is imported from the home directory, which is the current one there.
 _COMMAND = (
     "import sys; sys.path[:] = filter(None, sys.path); import json; exec(json.loads(sys.stdin.buffer.readline()))"
 )
@@ -88,8 +89,8 @@ class SshServer:
     """A server on another machine, started over ssh and reached through its tunnel.
 
     Args:
-        address: Where; one with ``ssh``.
-        embedded: Whether it is one client's own.
+        address: An address with ``ssh``.
+        embedded: Whether the server belongs to one client.
 
     Raises:
         BrokenFarmError: This system has no unix sockets.
@@ -110,7 +111,7 @@ class SshServer:
         self._embedded = embedded
         self._lock = threading.Lock()
         self._held: Held | None = None
-        self._address: Address | None = None  # while it is up
+        self._address: Address | None = None  # set while the server is up
         self._was_up = False
         self._ended = False
 
@@ -122,28 +123,28 @@ class SshServer:
 
     @property
     def address(self) -> str:
-        """What clients of this user may dial, this machine's end of the tunnel; empty if it is not up."""
+        """The local end of the tunnel, for this user's clients to dial; empty if the server is not up."""
         return f"unix:{self._address.path}" if self._address else ""
 
     def fileno(self) -> int:
-        """For selectors: readable when the server that `locate` has started has ended."""
+        """Return a descriptor for selectors, readable when the server that `locate` started has ended."""
         assert self._held is not None
         assert self._held.process.stdout is not None
         return self._held.process.stdout.fileno()
 
     def locate(self, lost: bool = False) -> Address:
-        """This machine's end of the tunnel; the server is started first, also anew if it has died.
+        """Return the local end of the tunnel, after starting the server if it is not running or has died.
 
         Args:
-            lost: It has not been heard for too long: ssh is killed, and it is started anew.
+            lost: Whether the server has been silent for too long; ssh is then killed and the server started again.
 
         Raises:
             AuthenticationError: ssh is not let in, or does not know the host's key.
             BrokenFarmError: There is no ssh here, no such Python or no farm_executor there, or tunnels are
-                forbidden there; or it has been ended. None of this but the last once it has been up, as it may
-                pass then.
+                forbidden there; or the server has been ended. Once the server has been up, only the last of these
+                is raised, since the others may pass then.
             VersionMismatchError: The other side speaks another version of the protocol.
-            OSError: It cannot be reached, or nothing came of it in `START_SECONDS`: it is worth trying again.
+            OSError: The server cannot be reached, or was not up within `START_SECONDS`; worth trying again.
 
         Blocking: up to `START_SECONDS`; `end` cuts that short.
         """
@@ -169,33 +170,34 @@ class SshServer:
 
     @property
     def ended(self) -> bool:
-        """Whether it has been ended for good."""
+        """Whether the server has been ended for good."""
         return self._ended
 
     def let_go(self) -> None:
-        """Have it end, also in the midst of its start, without waiting for that."""
+        """Make the server end, even while it is starting, without waiting for it."""
+        # Do not take the lock: `locate` holds it for the whole start, which this must be able to cut short.
         self._ended = True
         held = self._held
         if held is not None:
             if self._address is None:
-                held.process.kill()  # whoever waits for it in `locate` finds that out
+                held.process.kill()  # a thread waiting in `locate` will notice
             else:
                 held.let_go()
 
     def end(self) -> None:
-        """End it for good, wait for its end, and remove what was needed for it."""
+        """End the server for good, wait for its end, and remove its files here."""
         background.forget(self)
         self.let_go()
         with self._lock:
             self._clean_up()
 
     def abandon(self) -> None:
-        """In a forked child: let go of it; it is the parent's."""
+        """Release the server in a forked child; it belongs to the parent."""
         if self._held is not None:
             self._held.abandon()
 
     def wait(self) -> str:
-        """Wait until the server that `locate` has started has ended; return why, as far as ssh says."""
+        """Wait until the server that `locate` started has ended; return the reason as far as ssh gives one."""
         assert self._held is not None
         code = self._held.process.wait()
         said = _log(self._held.directory)
@@ -234,7 +236,7 @@ class SshServer:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         held = self._held = Held(process, directory, _await_end)
-        if self._ended:  # since we looked
+        if self._ended:  # `let_go` came before `_held` was set, so it had nothing to kill
             process.kill()
         config = {
             "mark": mark,
@@ -245,7 +247,7 @@ class SshServer:
             "name": str(self._ssh),
         }
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already, which is found out at once
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, as reading will tell at once
             process.stdin.write(b"".join(json.dumps(line).encode() + b"\n" for line in (_BOOT, config)))
         word = _next_word(process, mark, deadline)
         if word is None:
@@ -272,11 +274,11 @@ def start_servers(addresses: Sequence[Address], *, embedded: bool = False) -> li
     """Start servers, all at the same time.
 
     Returns:
-        They, when all are up.
+        The servers, once all are up.
 
     Raises:
-        AuthenticationError, BrokenFarmError, VersionMismatchError, OSError: See `SshServer.locate`, for the first
-            that has failed; the others are ended.
+        AuthenticationError, BrokenFarmError, VersionMismatchError, OSError: See `SshServer.locate`. The error is
+            that of the first server that failed; all others are ended.
     """
     servers = [SshServer(address, embedded=embedded) for address in addresses]
     with ThreadPoolExecutor(len(servers) or 1, thread_name_prefix="farm-starter") as threads:
@@ -301,7 +303,7 @@ def end_servers(servers: Sequence[SshServer]) -> None:
 
 
 def _run_ssh(ssh: Ssh, near: str, far: str, log_file: str) -> subprocess.Popen[bytes]:
-    """Run ssh, in a session of its own: Ctrl-C in the terminal is for our process to decide about."""
+    """Run ssh in a session of its own, so that Ctrl-C in the terminal does not reach it."""
     try:
         program = shlex.split(os.environ.get(SSH_VARIABLE) or "ssh")
     except ValueError as error:
@@ -323,12 +325,12 @@ def _run_ssh(ssh: Ssh, near: str, far: str, log_file: str) -> subprocess.Popen[b
 
 
 def _python(ssh: Ssh) -> str:
-    """As it is given to the shell over there: the command begins in the home directory."""
+    """Return the interpreter as given to the remote shell, which runs the command in the home directory."""
     return "./" + ssh.python[2:] if ssh.python.startswith("~/") else ssh.python or "python3"
 
 
 def _next_word(process: subprocess.Popen[bytes], mark: str, deadline: float) -> dict[str, Any] | None:
-    """What the far end says next; nothing of it when it has ended, None when it says nothing in time."""
+    """Return the next message of the remote end: {} if it has ended, None if none arrives in time."""
     assert process.stdout is not None
     line = b""
     with selectors.DefaultSelector() as selector:
@@ -348,9 +350,9 @@ def _next_word(process: subprocess.Popen[bytes], mark: str, deadline: float) -> 
 
 
 def _await_end(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait until the far end says that it has ended, or ssh has; end ssh then.
+    """Wait until the remote end reports its end or ssh ends; then end ssh.
 
-    Left to itself, ssh would wait for whoever over there still has its standard error open.
+    By itself, ssh would wait for any remote process that still has its standard error open.
     """
     assert process.stdout is not None
     deadline = time.monotonic() + seconds
@@ -361,7 +363,7 @@ def _await_end(process: subprocess.Popen[bytes], seconds: float) -> None:
     process.wait(max(deadline - time.monotonic(), 1.0))
 
 
-# -- what its failures mean ---------------------------------------------------------------------------------
+# -- the meaning of failures --------------------------------------------------------------------------------
 
 _ASKS = "nobody is asked for a password here: first make `{ssh} true` succeed without a question"
 _FINAL = [
@@ -373,16 +375,16 @@ _FINAL = [
     ("Bad owner or permissions", BrokenFarmError, "mend the configuration of ssh"),
     ("no matching ", BrokenFarmError, "mend the configuration of ssh, here or there"),
 ]
-"""What ssh says when no waiting helps, the error that it is, and what to do."""
+"""Signs in ssh's output of lasting failures, with the error to raise and the advice to give."""
 
 
 def _explain(ssh: Ssh, code: int | None, said: str) -> Exception:
-    """The error for an ssh that has ended, or has no tunnel for us.
+    """Return the error for an ssh that has ended, or that has not provided the tunnel.
 
     Args:
-        ssh: Where to.
-        code: Its exit code: 255 when it failed itself, else that of Python over there; None while it runs.
-        said: The last of its own words.
+        ssh: The server to be started.
+        code: ssh's exit code: 255 if ssh itself failed, else that of the remote Python; None while ssh runs.
+        said: The last of ssh's own output.
     """
     begin, words = f"cannot start {ssh}", f"; ssh said: {said}" if said else ""
     by_hand = _by_hand(ssh)
@@ -403,7 +405,7 @@ def _explain(ssh: Ssh, code: int | None, said: str) -> Exception:
 
 
 def _explain_word(ssh: Ssh, word: dict[str, Any]) -> Exception:
-    """The error for a failure of which the far end tells."""
+    """Return the error for a failure that the remote end has reported."""
     begin, error = f"cannot start {ssh}", one_line(str(word.get("error")), MAX_MESSAGE)
     if "missing" in word:
         return BrokenFarmError(
@@ -424,7 +426,7 @@ def _log_file(directory: str) -> str:
 
 
 def _log(directory: str) -> str:
-    """The last that ssh has said of itself."""
+    """Return the last lines of ssh's own log."""
     try:
         with open(_log_file(directory), errors="replace") as file:
             lines = [line.strip() for line in file]

@@ -43,7 +43,7 @@ UnknownHostError = socket.gaierror
 HEARTBEAT_SECONDS = 5.0  # between signs of life, unless a client asks for another interval
 
 # Connections that may wait to be accepted. All workers of a farm may dial one server in the same instant; Linux
-# drops those that do not fit, and each of them retries only after a second. The system lowers this to its own limit.
+# drops those that do not fit, and each retries only after a second. The system lowers this to its own limit.
 _BACKLOG = 1024
 FREE_PORT_ATTEMPTS = 10  # a port that is free at one address may be in use at the next
 
