@@ -1,7 +1,7 @@
-"""Ping servers, ask for their status, and shut them down: what lfarm-admin is to lfarm.
+"""Administration of servers: ping them, ask for their status, end them. The counterpart of lfarm-admin.
 
-This module owns the questions; it must not know executors. All need the server's key, found as everywhere (see
-`farm_executor.wire.security`), and raise `AuthenticationError` if it is not the right one.
+This module owns the commands; it must not know executors. All of them need the server's key, found in the usual
+places (see `farm_executor.wire.security`), and raise `AuthenticationError` if it is the wrong one.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def ask(
     key_file: str | os.PathLike[str] | None = None,
     ssl_context: Any = None,
 ) -> dict[str, Any]:
-    """Put one question to a server.
+    """Send one command to a server and return its answer.
 
     Raises:
-        OSError: It cannot be reached within the timeout.
-        AuthenticationError: It holds another key, or only one of the two speaks TLS.
-        RemoteProtocolError: It is no farm server.
+        OSError: The server cannot be reached within the timeout.
+        AuthenticationError: The server holds another key, or only one of the two speaks TLS.
+        RemoteProtocolError: The peer is not a farm server.
     """
     hello = to_json(AdminHello(command))
     try:
@@ -54,20 +54,20 @@ def ask_until_answered(
     key_file: str | os.PathLike[str] | None = None,
     ssl_context: Any = None,
 ) -> dict[str, Any]:
-    """Put one question to a server, repeatedly until it answers.
+    """Send one command to a server, repeatedly until it answers.
 
     Args:
         address: The server.
-        command: The question.
-        timeout: Seconds for which to try; None for ever.
+        command: The command.
+        timeout: Seconds for which to try; None to try forever.
         key: See `ping`.
         key_file: See `ping`.
         ssl_context: See `ping`.
 
     Raises:
-        OSError: It could not be reached in time; why the last attempt failed.
-        RemoteProtocolError: What answered last is not a farm server.
-        AuthenticationError: At once: it holds another key, or only one of the two speaks TLS.
+        OSError: The server could not be reached in time; the error is that of the last attempt.
+        RemoteProtocolError: In the last attempt, the peer was not a farm server.
+        AuthenticationError: The server holds another key, or only one of the two speaks TLS; raised at once.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -89,22 +89,22 @@ def ping(
     key_file: str | os.PathLike[str] | None = None,
     ssl_context: Any = None,
 ) -> bool:
-    """Whether a server answers at that address.
+    """Return whether a server answers at that address.
 
     Args:
         host: The server's host.
-        port: Its port.
-        timeout: Seconds for which to try, again and again; None for ever.
-        key: Its secret, if it is not found by itself.
-        key_file: A file that holds it.
+        port: The server's port.
+        timeout: Seconds for which to keep trying; None to try forever.
+        key: The server's secret; None to look for it in the usual places.
+        key_file: A file that holds the secret.
         ssl_context: See `FarmExecutor`.
 
     Returns:
-        True as soon as it has answered, False if it has not in time, or if what answers is no farm server.
+        True as soon as the server has answered; False if it has not in time, or if the peer is not a farm server.
 
     Raises:
-        AddressError: There is no such address.
-        AuthenticationError: It holds another key, or only one of the two speaks TLS.
+        AddressError: The address is invalid.
+        AuthenticationError: The server holds another key, or only one of the two speaks TLS.
     """
     address = parse_address((host, port))
     timeout, key, key_file, ssl_context = checked(
@@ -126,13 +126,13 @@ def status(
     key_file: str | os.PathLike[str] | None = None,
     ssl_context: Any = None,
 ) -> dict[str, Any]:
-    """The status of a server: its name, pid, age, slots, versions, and its clients with their workers.
+    """Return the status of a server: its name, pid, age, slots, versions, and its clients with their workers.
 
     Raises:
-        AddressError: There is no such address.
-        OSError: It cannot be reached within the timeout.
-        AuthenticationError: It holds another key, or only one of the two speaks TLS.
-        RemoteProtocolError: It is no farm server.
+        AddressError: The address is invalid.
+        OSError: The server cannot be reached within the timeout.
+        AuthenticationError: The server holds another key, or only one of the two speaks TLS.
+        RemoteProtocolError: The peer is not a farm server.
     """
     address = parse_address((host, port))
     return ask(
@@ -151,13 +151,13 @@ def end_server(
     key_file: str | os.PathLike[str] | None = None,
     ssl_context: Any = None,
 ) -> None:
-    """End a server: it takes no new clients from now on; those that are connected are served to their end.
+    """End a server: it accepts no new clients from now on, and serves those that are connected to their end.
 
     Raises:
-        AddressError: There is no such address.
-        OSError: It cannot be reached within the timeout.
-        AuthenticationError: It holds another key, or only one of the two speaks TLS.
-        RemoteProtocolError: It is no farm server.
+        AddressError: The address is invalid.
+        OSError: The server cannot be reached within the timeout.
+        AuthenticationError: The server holds another key, or only one of the two speaks TLS.
+        RemoteProtocolError: The peer is not a farm server.
     """
     address = parse_address((host, port))
     ask(

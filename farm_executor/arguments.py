@@ -1,9 +1,10 @@
-"""What each parameter of the public functions accepts: one table, with a row for each.
+"""Checks of the public functions' arguments: one table, with a row for each function.
 
-A function calls `checked` first with what it was given. So a mistake is a TypeError or ValueError there, which
-names the parameter, and never an error of some future, or a farm that waits for ever. What the standard library's
-executors accept is accepted where it means the same, such as numpy's integers by ``__index__``; they become plain
-numbers here, once for all. This module must not know what is done with the values.
+This module owns what each parameter accepts. A function first passes its arguments to `checked`. So a mistake
+raises a TypeError or ValueError there, which names the parameter, and never surfaces later as the error of a future
+or as a farm that waits forever. Whatever the standard library's executors accept is accepted where it means the
+same, such as numpy's integers by ``__index__``; these become plain numbers here. This module must not know what is
+done with the values.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from farm_executor.wire.address import parse_address, parse_addresses
 __all__ = ["ROWS", "anything", "checked"]
 
 _PRIORITIES = {"low": -1, "default": 0, "high": 1}
-_MAX_PRIORITY = 2**50  # of which a half more is still a float of its own
+_MAX_PRIORITY = 2**50  # as a float, it still differs from itself plus one half
 _MAX_SHOWN = 100
 
 Check = Callable[[str, Any], Any]
-"""Gets a parameter's name and a value; returns the value to use, or raises TypeError or ValueError."""
+"""Takes a parameter's name and a value; returns the value to use, or raises TypeError or ValueError."""
 
 
 def checked(function: str, **given: Any) -> list[Any]:
-    """What a public function was given, as it is to be used, in the same order.
+    """Return a public function's arguments in the form to be used, in the same order.
 
     Raises:
-        TypeError, ValueError: Something of it is not accepted.
+        TypeError, ValueError: One of the arguments is not accepted.
     """
     row = ROWS[function]
     return [row[name](name, value) for name, value in given.items()]
@@ -42,7 +43,7 @@ def checked(function: str, **given: Any) -> list[Any]:
 
 
 def anything(name: str, value: Any) -> Any:
-    """Whatever it is; a function that is wrong, or an argument of its, is its future's error, as everywhere."""
+    """Accept any value: a wrong task function or task argument is reported by its future, as elsewhere."""
     return value
 
 
@@ -57,7 +58,7 @@ def _integer(least: int, *, kind: str = "an integer", small: str = "", most: int
             raise TypeError(f"{name} must be {kind}, not {_shown(value)}{hint}")
         try:
             number = operator.index(value)
-        except TypeError:  # an array's
+        except TypeError:  # from an array
             raise TypeError(f"{name} must be {kind}, not {_shown(value)}") from None
         if number < least:
             raise ValueError(f"{name} must be {small or f'>= {least}'}, not {_shown(value)}")
@@ -77,7 +78,7 @@ def _memory(name: str, value: Any) -> int:
 
 
 def _seconds(least: float, *, more: bool = False, endless: bool = False) -> Check:
-    """Seconds, at least that many, or with ``more`` more than that; with ``endless`` there may be any number."""
+    """Return a check for seconds: at least ``least``, or above it with ``more``; unlimited with ``endless``."""
 
     def check(name: str, value: Any) -> Any:
         kind = type(value)
@@ -87,7 +88,7 @@ def _seconds(least: float, *, more: bool = False, endless: bool = False) -> Chec
             number = float(value)
         except OverflowError:
             number = math.inf
-        except (TypeError, ValueError):  # such as an array of several
+        except (TypeError, ValueError):  # for instance, an array of several numbers
             raise TypeError(f"{name} must be a number of seconds, not {_shown(value)}") from None
         if math.isnan(number) or not (endless or number < threading.TIMEOUT_MAX):
             raise ValueError(f"{name} must be a finite number of seconds, not {_shown(value)}")
@@ -99,11 +100,11 @@ def _seconds(least: float, *, more: bool = False, endless: bool = False) -> Chec
 
 
 def _flag(name: str, value: Any) -> bool:
-    """True or False, also numpy's, and 0 or 1; no text, which would mean True whatever it says."""
+    """Accept True or False, including numpy's, and 0 or 1; reject text, which would always count as True."""
     try:
         if value == bool(value):
             return bool(value)
-    except Exception:  # its == or its truth is not to be had
+    except Exception:  # its == or its truth value fails
         pass
     raise TypeError(f"{name} must be True or False, not {_shown(value)}")
 
@@ -111,7 +112,7 @@ def _flag(name: str, value: Any) -> bool:
 def _truth(name: str, value: Any) -> bool:
     try:
         return bool(value)
-    except Exception:  # an array's
+    except Exception:  # from an array
         raise TypeError(f"{name} must be True or False, not {_shown(value)}") from None
 
 
@@ -186,7 +187,7 @@ def _future(name: str, value: Any) -> Any:
 
 
 def _secret(name: str, value: Any) -> bytes:
-    """Never shown."""
+    """Check a secret, without ever showing it."""
     if not isinstance(value, (bytes, bytearray)):
         raise TypeError(f"{name} must be bytes, not {type(value).__qualname__}; a file is named by key_file=")
     from farm_executor.core.secret import Secret, weakness  # late, with what is needed to dial
@@ -211,7 +212,7 @@ def _paths(name: str, value: Any) -> Any:
 
 
 def _ship(name: str, value: Any) -> tuple[str, ...]:
-    """Which modules are sent: nothing for "off"; paths become absolute, as the program may change its directory."""
+    """Return the modules to send, none for "off"; paths become absolute, as the program may change directory."""
     one = isinstance(value, (str, os.PathLike))
     if (not one and not isinstance(value, Iterable)) or isinstance(value, bytes):
         raise TypeError(f'{name} must be "auto", "off", or names and paths of modules, not {_shown(value)}')
@@ -228,7 +229,7 @@ def _ship(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _key_file(name: str, value: Any) -> Any:
-    """A file that holds a key now. It is read again for each connection, as keys are changed."""
+    """Check that the file holds a key now. It is read again for each connection, since keys may be replaced."""
     from farm_executor.errors import AuthenticationError
     from farm_executor.wire.security import read_key  # late: few programs name a file
 
@@ -236,7 +237,7 @@ def _key_file(name: str, value: Any) -> Any:
         read_key(_path(name, value))
     except AuthenticationError as error:
         raise ValueError(f"{name}: {error}") from error
-    # The program may change its directory before it is read again.
+    # The program may change its directory before the file is read again.
     return value if os.path.isabs(value) else os.path.abspath(value)
 
 
@@ -262,7 +263,7 @@ def _or(choices: Iterable[str]) -> str:
 def _shown(value: Any) -> str:
     try:
         shown = repr(value)
-    except Exception:  # of objects of any kind
+    except Exception:  # the value may be any object, with any __repr__
         return f"an object of type {type(value).__qualname__}"
     return shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "..."
 
@@ -270,11 +271,11 @@ def _shown(value: Any) -> str:
 # -- the table ----------------------------------------------------------------------------------------
 
 _TIMEOUT = _optional(_seconds(0.0))
-_DEADLINE = _optional(_seconds(-math.inf))  # one that is over already is one, as in the standard library
+_DEADLINE = _optional(_seconds(-math.inf))  # one in the past is accepted, as in the standard library
 _POSITIVE = _seconds(0.0, more=True)
-_LIMIT = _seconds(0.0, more=True, endless=True)  # a timer's, which may never come
+_LIMIT = _seconds(0.0, more=True, endless=True)  # for a timer, which may never fire
 _ANSWER = {
-    "host": anything,  # with the port it is an address, or an AddressError
+    "host": anything,  # host and port are checked together, with AddressError
     "port": anything,
     "key": _optional(_secret),
     "key_file": _optional(_path),
@@ -349,4 +350,4 @@ ROWS: dict[str, dict[str, Check]] = {
     "status": {**_ANSWER, "timeout": _POSITIVE},
     "end_server": {**_ANSWER, "timeout": _POSITIVE},
 }
-"""For each public function its parameters. ``*args`` and ``**kwargs`` are the tasks' own."""
+"""The parameters of each public function. ``*args`` and ``**kwargs`` belong to the tasks."""

@@ -1,21 +1,21 @@
-"""How functions and classes travel by value, and what becomes of them on the client.
+"""Sending functions and classes by value, and resolving them when they come back to the client.
 
-cloudpickle sends a function or class of ``__main__`` whole and rebuilds it at the other end; `pickler` adds what it
-cannot send, and says of each what it is at home: by which name it can be found there, and in which namespace it
-lives. Taken as it is, the rebuilding breaks promises of a drop-in, which are kept by stepping in while such a
-payload is read, with a `Resolver`. On the client, what is already here is used and left as it was: the reply's copy
-of a class is that class, its copy of a module's function is that function. Plain cloudpickle would find the class
-and then assign the copy's attributes to it, so that its methods would belong to stale globals from then on
-(`OwnObjects`). The worker's resolver is `server.namespaces`'.
+This module owns the by-value format: cloudpickle sends a function or class of ``__main__`` whole and rebuilds it at
+the other end. `pickler` adds what cloudpickle cannot send, and records where each object belongs at home: the name
+under which it can be found there, and the namespace it lives in. Plain rebuilding would break the promises of a
+drop-in replacement, so a `Resolver` intervenes while such a payload is read. On the client, objects that already
+exist are used and left unchanged: the reply's copy of a class is that class, its copy of a module's function is
+that function. Plain cloudpickle would find the class and then assign the copy's attributes to it, so that its
+methods would refer to stale globals from then on (`OwnObjects`). The worker's resolver is in `server.namespaces`.
 
-A function that a name leads to at home is known again by its token, as cloudpickle knows a class. Others, such as
-closures and lambdas, come back as new ones: a task may have changed what they hold.
+A function that can be found by its name at home is recognized by its token, as cloudpickle recognizes a class.
+Others, such as closures and lambdas, come back as new functions, since a task may have changed what they hold.
 
-What only an import makes, such as a lock, cannot be sent. Where an import would have made it, among the globals of
-a function and in all else that belongs to its module, a fresh one takes its place in each process.
+Objects that only an import can make, such as locks, cannot be sent. Where an import would have made one, among the
+globals of a function or in anything else that belongs to its module, each process makes a new one in its place.
 
-This module must not know connections, tasks or the farm. It leans on the names that cloudpickle gives its own
-rebuilding functions; they are the format of its pickles and have been the same since 2.0.
+This module must not know connections, tasks or the farm. It relies on the names of cloudpickle's own rebuilding
+functions; they are part of its pickle format and have not changed since 2.0.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ __all__ = [
 
 @functools.cache
 def pickler() -> type[pickle.Pickler]:
-    """The Pickler of cloudpickle, which here takes more kinds of functions and classes, and weak mappings."""
-    import cloudpickle  # late: it is as large as all the rest, and most programs never come here
+    """Return cloudpickle's Pickler, extended to more kinds of functions and classes, and to weak mappings."""
+    import cloudpickle  # late: it is as large as everything else, and most programs do not need it
 
     original: Any = cloudpickle.cloudpickle
 
@@ -72,7 +72,7 @@ def pickler() -> type[pickle.Pickler]:
         def __init__(self, *args: Any, hints: Hints, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._hints = hints
-            self._depth = 0  # within so many things that an import would make
+            self._depth = 0  # the number of enclosing objects that an import would make
             self._cells: dict[int, _Cell] = {}
 
         def reducer_override(self, value: Any) -> Any:
@@ -100,10 +100,11 @@ def pickler() -> type[pickle.Pickler]:
                 return NotImplemented
             try:
                 reduced = self._dynamic_function_reduce(function)
-            except (NameError, AttributeError):  # of annotations, see there
+            except (NameError, AttributeError):  # from evaluating annotations, see `_annotations`
                 reduced = self._dynamic_function_reduce(_with_annotations_as_text(function))
             _, arguments, (attributes, slots), *_ = reduced
-            if function.__closure__:  # cloudpickle gives each function cells of its own
+            # cloudpickle gives each function cells of its own; functions that share a variable must still share it.
+            if function.__closure__:
                 cells = [self._cells.setdefault(id(cell), _Cell(cell)) for cell in function.__closure__]
                 arguments = (*arguments[:-1], tuple(cells))
             _complete_globals(function, slots["__globals__"])
@@ -145,11 +146,11 @@ def pickler() -> type[pickle.Pickler]:
     return Pickler
 
 
-_OF_PICKLES = {__name__, "cloudpickle.cloudpickle"}  # of which each pickle names some functions
+_OF_PICKLES = {__name__, "cloudpickle.cloudpickle"}  # modules of the rebuilding functions that every pickle names
 
 
 def _leads_to(value: Any) -> bool:
-    """Whether its name leads to it here, be it as a method of a class."""
+    """Return whether the value can be found by its name here, possibly as a method of a class."""
     name = value.__qualname__
     if "<" in name:  # it was made within a function
         return False
@@ -161,12 +162,12 @@ def _leads_to(value: Any) -> bool:
 
 
 def _may_hold(function: types.FunctionType) -> bool:
-    """Whether it holds anything by itself, besides its globals."""
+    """Return whether the function holds anything of its own, besides its globals."""
     return bool(function.__closure__ or function.__defaults__ or function.__kwdefaults__ or function.__dict__)
 
 
 def _complete_globals(function: types.FunctionType, sent: dict[str, Any]) -> None:
-    """Add what a function finds as an attribute of ``__main__``, if it names that module and belongs to it."""
+    """Add what a function of ``__main__`` looks up as attributes of that module, if it refers to the module."""
     main = sys.modules["__main__"]
     if vars(main) is function.__globals__ and any(value is main for value in sent.values()):
         mentioned = names_in(function.__code__)
@@ -174,7 +175,7 @@ def _complete_globals(function: types.FunctionType, sent: dict[str, Any]) -> Non
 
 
 def held_by(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
-    """What is sent along with a function, part by part: a word for it, the part itself, and how it is sent."""
+    """Yield the parts sent along with a function: a description, the part itself, and the form it is sent in."""
     for name in dict.fromkeys(names_in(function.__code__)):
         if name in function.__globals__:
             yield f"the global {name}", function.__globals__[name], _Imported(function.__globals__[name])
@@ -190,24 +191,24 @@ def held_by(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
 
 def _closed_over(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # nothing yet
+        with contextlib.suppress(ValueError):  # the cell is still empty
             yield name, cell.cell_contents
 
 
 def _complete_class(cls: Any, arguments: Any, state: Any) -> None:
-    """Add to how cloudpickle sends a class what is missing."""
+    """Add what is missing from cloudpickle's reduction of a class."""
     attributes, others = state
     others["qualname"] = cls.__qualname__
-    if issubclass(cls, enum.Enum):  # what its __new__ or __init__ has given each member
+    if issubclass(cls, enum.Enum):  # the attributes set by its __new__ or __init__
         others["members"] = {member.name: _own_attributes(member) for member in cls}
-    elif vars(cls).get("__slots__"):  # else instances come back with a __dict__, which they cannot have
+    elif vars(cls).get("__slots__"):  # else instances would come back with a __dict__
         arguments[3]["__slots__"] = vars(cls)["__slots__"]
-    if cls in copyreg.dispatch_table:  # by which instances travel, also back
+    if cls in copyreg.dispatch_table:  # instances travel by it, in both directions
         others["reducer"] = copyreg.dispatch_table[cls]
     for name, value in vars(cls).items():
         if isinstance(value, types.MemberDescriptorType):
             attributes.pop(name, None)
-    if vars(cls).get("__annotate_func__"):  # from Python 3.14 on: what makes the annotations, and cannot be sent
+    if vars(cls).get("__annotate_func__"):  # Python 3.14: makes the annotations, cannot be sent
         attributes["__annotations_cache__"] = _annotations(cls)
 
 
@@ -216,7 +217,7 @@ def _own_attributes(member: enum.Enum) -> dict[str, Any]:
 
 
 def complete_class(cls: Any, state: Any) -> None:
-    """Give a class that was rebuilt what cloudpickle has not."""
+    """Complete a rebuilt class with what cloudpickle leaves out."""
     type.__setattr__(cls, "__qualname__", state[1]["qualname"])
     for name, attributes in state[1].get("members", {}).items():
         vars(cls.__members__[name]).update(attributes)
@@ -227,8 +228,8 @@ def complete_class(cls: Any, state: Any) -> None:
 def _annotations(value: Any) -> Any:
     try:
         return value.__annotations__
-    except (NameError, AttributeError):  # from Python 3.14 on they may name what is not there, if nobody asks
-        annotationlib = importlib.import_module("annotationlib")  # where there is one
+    except (NameError, AttributeError):  # since Python 3.14 they are lazy, and may use undefined names
+        annotationlib = importlib.import_module("annotationlib")  # missing from older versions
         return annotationlib.get_annotations(value, format=annotationlib.Format.STRING)
 
 
@@ -242,7 +243,7 @@ def _with_annotations_as_text(function: types.FunctionType) -> types.FunctionTyp
 
 
 def _make_function(code: Any, globals_: dict[str, Any], name: Any, defaults: Any, closure: Any, *where: Any) -> Any:
-    """Make a function that `_reduce_function` has taken apart; ``where`` it comes from is for a `Resolver`."""
+    """Make a function that `_reduce_function` has taken apart; ``where``, its origin, is for a `Resolver`."""
     from cloudpickle import cloudpickle
 
     return cloudpickle._make_function(code, globals_, name, defaults, closure)
@@ -255,7 +256,7 @@ def _fill_function(function: types.FunctionType, state: Any) -> None:
 
 
 def _or_by_name(rebuild: Callable[..., Any], parts: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], Any]:
-    """A reducer of what travels by name where it has one that leads to it."""
+    """Return a reducer for objects that travel by name where they can be found by one."""
 
     def reduce(value: Any) -> Any:
         if is_importable(value) and not _registered(sys.modules[value.__module__]):
@@ -269,9 +270,9 @@ def _or_by_name(rebuild: Callable[..., Any], parts: Callable[[Any], tuple[Any, .
 
 
 def _make_object(token: str | None, module: Any, name: Any, rebuild: Callable[..., Any], *parts: Any) -> Any:
-    """Make what a reducer of `_or_by_name` has taken apart; if a name leads to it at home, it is this one."""
+    """Make an object that a reducer of `_or_by_name` has taken apart; ``name`` finds it at home, if not None."""
     made = rebuild(*parts)
-    with contextlib.suppress(AttributeError):  # an alias knows it by itself
+    with contextlib.suppress(AttributeError):  # a type alias sets it itself
         made.__module__ = module
     if token is not None:
         OBJECTS.enter(token, made)
@@ -279,7 +280,7 @@ def _make_object(token: str | None, module: Any, name: Any, rebuild: Callable[..
 
 
 def _registered(module: types.ModuleType) -> bool:
-    """Whether the user wants the module by value."""
+    """Return whether the user has registered the module to be pickled by value."""
     return bool(sys.modules["cloudpickle.cloudpickle"]._is_registered_pickle_by_value(module))
 
 
@@ -332,7 +333,7 @@ def _type_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
 
 
 _SINCE_311 = sys.version_info >= (3, 11)
-_CODE = [  # the arguments of its class, in their order
+_CODE = [  # the arguments of types.CodeType, in order
     *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_nlocals", "co_stacksize", "co_flags"),
     *("co_code", "co_consts", "co_names", "co_varnames", "co_filename", "co_name"),
     *(["co_qualname"] if _SINCE_311 else []),
@@ -344,7 +345,7 @@ _code_parts = operator.attrgetter(*_CODE)
 
 
 def _reduce_code(code: types.CodeType) -> Any:
-    # cloudpickle's own leaves out the file's name from 3.1.3 on, and tracebacks with it.
+    # Since 3.1.3, cloudpickle's own reducer leaves out the file name, so that tracebacks would lack it.
     return _make_code, _code_parts(code)
 
 
@@ -352,7 +353,7 @@ def _make_code(*parts: Any) -> types.CodeType:
     return types.CodeType(*parts)
 
 
-_BETTER_REDUCERS: dict[type, Callable[[Any], Any]] = {  # than cloudpickle's
+_BETTER_REDUCERS: dict[type, Callable[[Any], Any]] = {  # these replace cloudpickle's
     types.CodeType: _reduce_code,
     types.ModuleType: _reduce_module,
     typing.TypeVar: _or_by_name(_type_variable, _parts_of_type_variable),
@@ -360,7 +361,7 @@ _BETTER_REDUCERS: dict[type, Callable[[Any], Any]] = {  # than cloudpickle's
 _REDUCERS: dict[type, Callable[[Any], Any]] = {
     functools._lru_cache_wrapper: _or_by_name(_cached_function, lambda c: (c.__wrapped__, c.cache_parameters())),
     functools.partialmethod: lambda method: (_partial_method, (method.func, method.args, method.keywords)),
-    # functools.singledispatch has one
+    # functools.singledispatch has a WeakKeyDictionary
     weakref.WeakKeyDictionary: lambda mapping: (weakref.WeakKeyDictionary, (dict(mapping),)),
     weakref.WeakValueDictionary: lambda mapping: (weakref.WeakValueDictionary, (dict(mapping),)),
     typing.NewType: _or_by_name(typing.NewType, lambda new: (new.__name__, new.__supertype__)),
@@ -372,12 +373,12 @@ if sys.version_info >= (3, 12):
     _REDUCERS[typing.TypeAliasType] = _or_by_name(
         _type_alias, lambda alias: (alias.__name__, alias.__value__, alias.__type_params__)
     )
-else:  # until then it held a lock
+else:  # before Python 3.12, it held a lock
     _REDUCERS[functools.cached_property] = lambda cached: (_cached_property, (cached.func, cached.attrname))
 
 
 def is_importable(value: Any) -> bool:
-    """Whether a name leads to the value in every process, as none does by ``__main__``."""
+    """Return whether the value can be imported by name in every process, as nothing in ``__main__`` can."""
     module, name = getattr(value, "__module__", None), _name(value)
     if module == "__main__" or not isinstance(name, str) or _find(module, name) is not value:
         return False
@@ -395,7 +396,7 @@ _ATOMS = {
 
 
 def _holds_nothing(value: Any) -> bool:
-    """Whether nothing is within it but what is sent in its own way, such as a function."""
+    """Return whether the value can contain only objects that are sent in their own way, such as functions."""
     kind = type(value)
     if kind in _ATOMS:
         return True
@@ -405,18 +406,18 @@ def _holds_nothing(value: Any) -> bool:
 
 
 def _find(module: Any, qualname: str) -> Any:
-    """What the name stands for in a module of this process, or None."""
+    """Return what the name refers to in a module of this process, or None."""
     found: Any = sys.modules.get(module) if isinstance(module, str) else None
     for name in qualname.split("."):
         found = getattr(found, name, None)
     return found
 
 
-# -- what only an import makes -----------------------------------------------------------------------
+# -- objects made by imports only --------------------------------------------------------------------
 
 
 class _Imported:
-    """Something that an import would make, as far as it is pickled here: locks within it are made afresh."""
+    """A wrapper, for pickling, around something that an import would make: locks within it are made afresh."""
 
     __slots__ = ("value",)
 
@@ -425,7 +426,7 @@ class _Imported:
 
 
 class _Step:
-    """One step into such a thing, or out of it, which the pickler takes when it comes here."""
+    """A marker that changes the pickler's depth when it is pickled, before and after an `_Imported` value."""
 
     __slots__ = ("by",)
 
@@ -434,12 +435,12 @@ class _Step:
 
 
 class _Cell:
-    """Stands for a cell, still empty, while the functions are made that close over it."""
+    """A stand-in for a cell, which is made empty before the functions that close over it."""
 
     __slots__ = ("cell",)
 
     def __init__(self, cell: types.CellType) -> None:
-        self.cell = cell  # kept alive, as it is known by its id
+        self.cell = cell  # kept alive, since it is identified by its id
 
 
 def _make_cell() -> types.CellType:
@@ -447,22 +448,22 @@ def _make_cell() -> types.CellType:
 
 
 def _middle(before: None = None, value: Any = None, after: None = None) -> Any:
-    """What an `_Imported` becomes; a `_Step` becomes nothing."""
+    """Rebuild the value of an `_Imported`, without the steps around it; rebuild a `_Step` as None."""
     return value
 
 
 def imported(value: Any) -> Any:
-    """Stands for the value where an import would make it, to be pickled in its place."""
+    """Wrap a value that an import would make, to be pickled in its place."""
     return _Imported(value)
 
 
 def is_made_afresh(value: Any) -> bool:
-    """Whether each process has one of its own, which is always the same there."""
+    """Return whether each process makes one of its own, which never changes there."""
     return type(value) in _UNCHANGING
 
 
 def _made_afresh(value: Any) -> tuple[Any, ...] | None:
-    """How to make one, if it is of these kinds."""
+    """Return how to make a new one, if the value is of one of these kinds."""
     kind = type(value)
     if kind in _MADE_AFRESH:
         name, arguments = _MADE_AFRESH[kind]
@@ -485,7 +486,7 @@ def _none(value: Any) -> tuple[Any, ...]:
 def _of_context_variable(variable: contextvars.ContextVar[Any]) -> tuple[Any, ...]:
     try:
         return variable.name, {"default": contextvars.Context().run(variable.get)}
-    except LookupError:  # it has none
+    except LookupError:  # it does not have a default
         return variable.name, {}
 
 
@@ -505,7 +506,7 @@ _MADE_AFRESH: dict[type, tuple[str, Callable[[Any], tuple[Any, ...]]]] = {
     type(threading.RLock()): ("RLock", _none),
     threading.Event: ("Event", _none),
     threading.Condition: ("Condition", lambda condition: (condition._lock,)),
-    threading.Semaphore: ("Semaphore", lambda semaphore: (semaphore._value,)),  # nobody knows what it began with
+    threading.Semaphore: ("Semaphore", lambda semaphore: (semaphore._value,)),  # its initial value is not recorded
     threading.BoundedSemaphore: ("BoundedSemaphore", lambda semaphore: (semaphore._initial_value,)),
     threading.Barrier: ("Barrier", lambda barrier: (barrier._parties, barrier._action, barrier._timeout)),
     contextvars.ContextVar: ("ContextVar", _of_context_variable),
@@ -513,18 +514,18 @@ _MADE_AFRESH: dict[type, tuple[str, Callable[[Any], tuple[Any, ...]]]] = {
 _UNCHANGING = {type(threading.Lock()), type(threading.RLock()), threading.Event, threading.local}
 
 
-# -- what becomes of them ----------------------------------------------------------------------------
+# -- resolving what comes back -----------------------------------------------------------------------
 
 
 class Resolver:
-    """Replaces globals while one by-value payload is read: rebuilding functions, by its own methods.
+    """Replaces rebuilding functions by its own methods while one by-value payload is read.
 
-    The functions are cloudpickle's and this module's. The methods are named as they are, less the underscore, and
-    get the original and then its arguments.
+    The functions are cloudpickle's and this module's. The methods have their names without the leading underscore,
+    and get the original function followed by its arguments.
     """
 
     def resolve(self, module: str, name: str, value: Any) -> Any:
-        """What to use for a global that is ``value``."""
+        """Return what to use for a global that is ``value``."""
         if module.startswith("cloudpickle") or module == __name__:
             method = getattr(self, name.lstrip("_"), None)
             if method is not None:
@@ -532,37 +533,37 @@ class Resolver:
         return value
 
     def finish(self) -> None:
-        """The payload has been read."""
+        """Note that the payload has been read."""
 
 
 def class_by_tracker(tracker_id: Any) -> Any:
-    """The class that cloudpickle knows under this id in this process, or None."""
+    """Return the class that cloudpickle tracks under this id in this process, or None."""
     return sys.modules["cloudpickle.cloudpickle"]._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
 
 
 class OwnObjects(Resolver):
-    """For the client: a class or function that is already here is used and left alone."""
+    """The client's resolver: a class or function that already exists here is used and left alone."""
 
     def __init__(self) -> None:
         self._own: set[int] = set()
 
     def make_skeleton_class(self, original: Callable[..., Any], *args: Any) -> Any:
-        """Take the class that is here, without even making the skeleton of another."""
+        """Return the class that exists here, without even making the skeleton of another."""
         return self._known_or_new(class_by_tracker(args[4]), original, *args)
 
     def make_skeleton_enum(self, original: Callable[..., Any], *args: Any) -> Any:
-        """As `make_skeleton_class`."""
+        """Return the enum that exists here; see `make_skeleton_class`."""
         return self._known_or_new(class_by_tracker(args[5]), original, *args)
 
     def class_setstate(self, original: Callable[..., Any], cls: Any, state: Any) -> Any:
-        """Fill a new class; leave one that was here before this load."""
+        """Fill a new class; leave alone one that existed before this load."""
         if id(cls) not in self._own:
             original(cls, state)
             complete_class(cls, state)
         return cls
 
     def make_function(self, original: Callable[..., Any], *args: Any) -> Any:
-        """Take the function that was sent from here, else make a new one."""
+        """Return the function that was sent from here, or else make a new one."""
         *_, token, _ = args
         function = self._known_or_new(OBJECTS.original(token), original, *args)
         if token is not None:
@@ -570,19 +571,19 @@ class OwnObjects(Resolver):
         return function
 
     def fill_function(self, original: Callable[..., Any], function: Any, state: Any) -> Any:
-        """As `class_setstate`."""
+        """Fill a new function; see `class_setstate`."""
         return None if id(function) in self._own else original(function, state)
 
     def make_object(self, original: Callable[..., Any], token: str | None, *args: Any) -> Any:
-        """As `make_function`."""
+        """Return the object that was sent from here, or else make a new one; see `make_function`."""
         return self._known_or_new(OBJECTS.original(token), original, token, *args)
 
     def make_module(self, original: Callable[..., Any], name: str, home: str) -> Any:
-        """Take the module that was sent from here."""
+        """Return the module that was sent from here, or else make a new one."""
         return self._known_or_new(module_at(home), original, name, home)
 
     def fill_module(self, original: Callable[..., Any], module: Any, values: dict[str, Any]) -> Any:
-        """As `class_setstate`."""
+        """Fill a new module; see `class_setstate`."""
         return None if id(module) in self._own else original(module, values)
 
     def _known_or_new(self, known: Any, original: Callable[..., Any], *args: Any) -> Any:

@@ -1,14 +1,14 @@
-"""What went wrong on a worker, made to cross the wire and rise again on the client.
+"""Exceptions of workers, encoded to be sent and raised again on the client.
 
 This module owns how exceptions travel: type, arguments, attributes, notes, causes and contexts, groups, and the
 frames of their tracebacks. It must not know connections or futures.
 
-Each exception of the graph (the one raised, its causes, contexts and members) is pickled for itself, so that one
-that cannot travel costs only itself: a `TaskExecutionError` with its text takes its place. An exception whose
+Each exception of the graph (the one raised, its causes, contexts and members) is pickled separately, so that one
+that cannot be sent affects only itself: a `TaskExecutionError` with its text takes its place. An exception whose
 class leaves reduction to the builtin ones is rebuilt without calling its ``__new__`` or ``__init__``, because these
 may take other arguments than ``args`` holds, or change them: its arguments and attributes come back as they were.
 
-An exception's class may define anything, so nothing of it is touched here but by way of `BaseException` itself.
+An exception's class may define anything, so its attributes are accessed only through `BaseException` itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
     "take_report",
 ]
 
-MAX_FRAMES = 200  # of a traceback; of a longer one, such as a RecursionError's, both ends are kept
+MAX_FRAMES = 200  # in a traceback; a longer one, such as a RecursionError's, keeps both ends
 MAX_NODES = 1000  # exceptions in one graph; the nearest are kept
 
 _ARGS: Any = vars(BaseException)["args"]
@@ -49,17 +49,17 @@ _CAUSE: Any = vars(BaseException)["__cause__"]
 _CONTEXT: Any = vars(BaseException)["__context__"]
 _SUPPRESS_CONTEXT: Any = vars(BaseException)["__suppress_context__"]
 _TRACEBACK: Any = vars(BaseException)["__traceback__"]
-# Of an exception class that defines none of these itself, all is known that there is to carry.
+# For an exception class that defines none of these itself, we know everything there is to send.
 _REDUCTIONS = ("__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 _UNSET = object()
 
 
-# File, function and its first line, module; then line, last line, and the columns, of which -1 is none.
+# File, function, its first line, module; then line, last line, and the two columns, -1 where unknown.
 _Frame = tuple[str, str, int, str, int, int, int, int]
 
 
 class Origin(NamedTuple):
-    """Where an outcome came from."""
+    """The server, process and attempt that an outcome came from."""
 
     server: str = ""
     pid: int = 0
@@ -67,7 +67,7 @@ class Origin(NamedTuple):
 
 
 class _Node(NamedTuple):
-    """One exception of the graph, in builtin types only, so that it loads anywhere."""
+    """One exception of the graph, made of builtin types only, so that it loads anywhere."""
 
     type_name: str
     text: str
@@ -82,8 +82,8 @@ class _Node(NamedTuple):
 
 
 def describe(error: BaseException) -> str:
-    """Type and text of an exception, on one line of a traceback. Never raises, whatever its class does."""
-    name = _type_name(error)  # the module traceback would go through all causes and contexts for this
+    """Return an exception's type and text, as in a traceback's last line. Never raises, whatever its class does."""
+    name = _type_name(error)  # the traceback module would walk all causes and contexts for this
     try:
         text = str(error)
     except BaseException:  # the class's own code, which may even try to exit
@@ -102,13 +102,16 @@ def _type_name(value: BaseException) -> str:
 
 
 def dump_unsendable(error: BaseException, value: Any, *, named: Callable[[str], str] | None = None) -> list[Any]:
-    """Encode why a result could not be pickled: it is raised as it is, as by ProcessPoolExecutor, and explained."""
+    """Encode why a result could not be pickled: the error is raised unchanged, as by ProcessPoolExecutor.
+
+    An explanation is added as its cause.
+    """
     text = f"the task's result, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
     return dump_failure(error, text, skip_frames=1, as_cause=True, named=named)
 
 
 def explain_unreadable(error: BaseException) -> str:
-    """Say on the worker that a call could not be read."""
+    """Return the worker's message that a call could not be read."""
     return f"the task's function or arguments could not be read on the worker: {describe(error)}"
 
 
@@ -123,15 +126,15 @@ def dump_failure(
     """Encode an exception as it was caught.
 
     Args:
-        error: The exception, with the traceback that the client shall see.
-        message: Says what the farm could not do with the task. If given, the client raises a
-            `TaskExecutionError` of this text with ``error`` as its cause; if not, ``error`` is the task's own.
-        skip_frames: So many frames of the traceback are the catcher's own, and left out if others follow.
-        named: What the client calls a file that is called so here.
-        as_cause: Whether it is the other way round: the client raises ``error``, and the message explains it.
+        error: The exception, with the traceback that the client will see.
+        message: What the farm could not do with the task. If given, the client raises a `TaskExecutionError` with
+            this text and with ``error`` as its cause; if not, ``error`` is the task's own.
+        skip_frames: The number of frames that belong to the code that caught it; left out if others follow.
+        named: Maps a file name here to the client's name for that file.
+        as_cause: Whether to reverse the roles: the client raises ``error``, and the message becomes its cause.
 
     Returns:
-        A payload. Never raises: what cannot travel is replaced by its text.
+        A payload. Never raises: an exception that cannot be sent is replaced by its text.
     """
     for _ in range(skip_frames):
         tb = _TRACEBACK.__get__(error)
@@ -139,7 +142,7 @@ def dump_failure(
             _TRACEBACK.__set__(error, tb.tb_next)
     excs = [error]
     index = {id(error): 0}
-    for exc in excs:  # which grows meanwhile: a chain of causes may be longer than the stack is deep
+    for exc in excs:  # grows meanwhile; no recursion, since a chain of causes may exceed the stack's limit
         for other in _linked(exc):
             if id(other) not in index and len(excs) < MAX_NODES:
                 index[id(other)] = len(excs)
@@ -158,7 +161,7 @@ _FILE = re.compile(r'^(\s*File ")([^"\n]+)"', re.MULTILINE)
 
 def _format(error: BaseException) -> str:
     tb = _TRACEBACK.__get__(error)
-    for chain in (True, False):  # Python 3.10 formats a chain by recursion, which may go too deep
+    for chain in (True, False):  # Python 3.10 formats a chain recursively, perhaps too deeply
         try:
             return "".join(traceback.format_exception(type(error), error, tb, chain=chain))
         except BaseException:  # as in `describe`
@@ -177,19 +180,19 @@ def _members(exc: BaseException) -> list[BaseException]:
 
 
 def _group_class(cls: type) -> Any:
-    """The class that makes it a group: the builtin one, or for Python 3.10 that of the package exceptiongroup."""
+    """Return the class that makes it a group: the builtin one or, on Python 3.10, that of exceptiongroup."""
     return next((base for base in cls.__mro__ if base.__name__ == "BaseExceptionGroup"), None)
 
 
 def _attribute(exc: BaseException, name: str, default: Any = None) -> Any:
     try:
         return object.__getattribute__(exc, name)
-    except BaseException:  # there is none, or it is a property that fails
+    except BaseException:  # the attribute is missing, or is a property that fails
         return default
 
 
 def _encode(exc: BaseException, index: dict[int, int]) -> _Node:
-    """What is told of an exception; ``index`` has the places of all that are, by their ids."""
+    """Encode one exception; ``index`` maps the ids of all encoded exceptions to their positions."""
     recipe, problem = None, ""
     try:
         recipe = [bytes(part) for part in payload.dumps(_reduce(exc), out_of_band=False)]
@@ -227,16 +230,16 @@ def _defined_by_user(cls: type, name: str) -> bool:
 
 
 def _descriptors(exc: BaseException) -> dict[str, Any]:
-    """The values of slots, and of what the builtin classes keep in C, such as ``OSError.filename``."""
+    """Return the values of slots, and of attributes the builtin classes keep in C, such as ``OSError.filename``."""
     return {
         name: value
         for base in type(exc).__mro__
-        if base not in (object, BaseException, _group_class(base))  # what these have is carried otherwise
+        if base not in (object, BaseException, _group_class(base))  # their attributes are sent separately
         for name, descriptor in vars(base).items()
         if isinstance(descriptor, (types.MemberDescriptorType, types.GetSetDescriptorType))
         and name not in ("__dict__", "__weakref__")
         and not (name == "obj" and base is AttributeError)  # it may be anything; pickle leaves it out, too
-        # A slot that is not set has no value; of the builtin classes' own, None stands for that.
+        # An unset slot does not have a value; in the builtin classes' own attributes, None stands for that.
         and (value := _attribute(exc, name, _UNSET)) is not _UNSET
         and not (value is None and base.__module__ == "builtins")
     }
@@ -268,28 +271,28 @@ def _position(code: types.CodeType, tb: types.TracebackType) -> tuple[int, int, 
 
 
 def load_failure(data: Payload, origin: Origin, resolver: Callable[[], Resolver] | None = None) -> BaseException:
-    """The exception that the future shall raise.
+    """Return the exception for the future to raise.
 
     Args:
-        data: As `dump_failure` gave it.
-        origin: Where it came from.
+        data: The payload made by `dump_failure`.
+        origin: The origin of the failure.
         resolver: Makes the resolver for one by-value payload.
 
     Returns:
         The task's own exception, with its remote frames and with a `TaskExecutionError` at the end of its
-        ``__cause__`` chain; or that error itself where the own one cannot be rebuilt here, or where the farm
-        failed and not the task. Never raises.
+        ``__cause__`` chain; or the `TaskExecutionError` itself if the task's exception cannot be rebuilt here, or
+        if the farm failed and not the task. Never raises.
     """
     try:
         message, as_cause, text, raw = pickle.loads(data[0])
         nodes = [_Node(**node) for node in raw]
         graph = _Graph(nodes, origin, resolver)
-        for number in reversed(range(len(nodes))):  # members mostly before their groups, which may be nested deep
+        for number in reversed(range(len(nodes))):  # members mostly before groups, to limit recursion
             graph.build(number)
         for number in range(len(nodes)):
             graph.link(number)
         first = graph.build(0)
-    except BaseException as error:  # nobody could wait for a future whose failure cannot be told
+    except BaseException as error:  # raising here would leave the future pending forever
         return _report(f"the task failed; how could not be read here: {describe(error)}", "", "", origin)
     replaced = 0 in graph.replaced
     if replaced and not message:
@@ -304,13 +307,13 @@ def load_failure(data: Payload, origin: Origin, resolver: Callable[[], Resolver]
 
 
 def remote_traceback(error: BaseException) -> str:
-    """The traceback, as the worker printed it, of an exception that `load_failure` gave."""
+    """Return the worker's own text of the traceback, for an exception from `load_failure`."""
     reports = [exc for exc in (_last_cause(error), error) if type(exc) is TaskExecutionError]
     return reports[0].remote_traceback if reports else ""
 
 
 class _Graph:
-    """The exceptions of one failure while they are rebuilt."""
+    """The exceptions of one failure while they are being rebuilt."""
 
     def __init__(self, nodes: list[_Node], origin: Origin, resolver: Callable[[], Resolver] | None) -> None:
         self.replaced: set[int] = set()
@@ -320,7 +323,7 @@ class _Graph:
         self._built: dict[int, BaseException] = {}
 
     def build(self, number: int) -> BaseException:
-        """The exception of that number, with its members if it is a group, not yet linked to others."""
+        """Return the exception of that number, with its members if it is a group, but not yet linked to others."""
         if number not in self._built:
             node = self._nodes[number]
             try:
@@ -348,7 +351,7 @@ class _Graph:
     def _rebuild_plain(
         self, node: _Node, cls: Any, args: tuple[Any, ...], attributes: dict[str, Any], descriptors: dict[str, Any]
     ) -> BaseException:
-        # Made and filled by builtin classes alone, whatever the user's own __new__, __init__ and __setattr__ want.
+        # Only builtin classes make and fill it, since the user's __new__, __init__ and __setattr__ may do anything.
         exc: BaseException
         group = _group_class(cls)
         if group:
@@ -356,9 +359,9 @@ class _Graph:
         else:
             maker = cls
             while maker.__module__ != "builtins":
-                maker = maker.__base__  # the one whose C structure the class extends
+                maker = maker.__base__  # the builtin class whose C structure it extends
             exc = maker.__new__(cls)
-            with contextlib.suppress(TypeError):  # those of Unicode want arguments, all of which are set below
+            with contextlib.suppress(TypeError):  # the Unicode errors need arguments; all are set below
                 maker.__init__(exc)
             _ARGS.__set__(exc, args)
         object.__getattribute__(exc, "__dict__").update(attributes)
@@ -394,10 +397,10 @@ def _report(message: str, text: str, type_name: str, origin: Origin) -> TaskExec
 
 
 def _traceback(frames: list[_Frame]) -> types.TracebackType | None:
-    """A traceback of real frames, which look as the remote ones did to all that shows them.
+    """Return a traceback of real frames that display like the remote ones.
 
-    tblib carries them. Its frames would have the columns and the first line of tblib's own code, which tracebacks
-    underline from Python 3.11 on, so each frame is raised from code that has the remote place.
+    tblib makes the frames. They would have the columns and first line of tblib's own code, and tracebacks underline
+    columns since Python 3.11; so each frame is raised again, from code that has the remote position.
     """
     import tblib
 
@@ -426,7 +429,7 @@ def _exact(carried: Any, frames: list[_Frame]) -> types.TracebackType | None:
         except ZeroDivisionError as error:
             last: Any = error.__traceback__.tb_next  # type: ignore[union-attr]
             tb = types.TracebackType(tb, last.tb_frame, last.tb_lasti, last.tb_lineno)
-        except ValueError:  # lines that no code can have: somebody made that traceback up
+        except ValueError:  # impossible line numbers: the traceback was fabricated
             pass
     return tb
 
@@ -435,11 +438,12 @@ def _exact(carried: Any, frames: list[_Frame]) -> types.TracebackType | None:
 def _failing_code(
     filename: str, name: str, first_line: int, line: int, end_line: int, column: int, end_column: int
 ) -> types.CodeType:
-    """Code of this name that fails at this place, which is what a traceback underlines."""
-    import ast  # late: most tasks succeed, and servers never come here
+    """Return code of this name that fails at this position, for a traceback to underline."""
+    import ast  # late: most tasks succeed, and servers do not need it
 
     tree = ast.parse("0/0")
-    before = min(first_line, line) - 1  # compiled as if these were not there: replacing the first moves all others
+    # Compile as if the lines before were not there: replacing co_firstlineno then moves all lines to their places.
+    before = min(first_line, line) - 1
     for node in ast.walk(tree):
         if isinstance(node, (ast.stmt, ast.expr)):
             node.lineno, node.end_lineno = line - before, end_line - before
@@ -449,7 +453,7 @@ def _failing_code(
 
 
 def _append_cause(exc: BaseException, report: TaskExecutionError) -> None:
-    """Put the report at the end of the chain of explicit causes, so that the task's own causes stay in place."""
+    """Append the report to the chain of explicit causes, so that the task's own causes stay in place."""
     end = _last_cause(exc)
     if end is not None:
         suppress = _SUPPRESS_CONTEXT.__get__(end)
@@ -458,15 +462,15 @@ def _append_cause(exc: BaseException, report: TaskExecutionError) -> None:
 
 
 def report_of(error: BaseException) -> TaskExecutionError | None:
-    """The report at the end of the chain of causes of an exception that `load_failure` gave."""
+    """Return the report at the end of the chain of causes of an exception from `load_failure`, or None."""
     end = _last_cause(error)
     return end if end is not error and type(end) is TaskExecutionError else None
 
 
 def take_report(error: BaseException) -> TaskExecutionError | None:
-    """As `report_of`, and take it off the chain: the exception is then as the task's code raised it.
+    """Remove and return the report of `report_of`, so that the exception is as the task's code raised it.
 
-    For an error that tells itself what the report does.
+    This is for callers that wrap the exception in an error that says the same as the report.
     """
     end = report_of(error)
     if end is None:
@@ -483,7 +487,7 @@ def take_report(error: BaseException) -> TaskExecutionError | None:
 def _last_cause(exc: BaseException) -> BaseException | None:
     seen = {id(exc)}
     while (cause := _CAUSE.__get__(exc)) is not None:
-        if id(cause) in seen:  # somebody made a circle of them
+        if id(cause) in seen:  # the user's code has made a cycle
             return None
         exc = cause
         seen.add(id(exc))

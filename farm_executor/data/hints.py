@@ -1,6 +1,6 @@
-"""Names that a function which travels by value may look up at run time, beyond those that its code loads.
+"""Names that a function sent by value may look up at run time, beyond those that its code loads.
 
-`typing.get_type_hints` resolves annotations by name, and ``globals()[name]`` or `pickle.loads` may look for
+`typing.get_type_hints` resolves annotations by name, and ``globals()[name]`` or `pickle.loads` may look up
 anything. This module owns the guess which of these names matter. It must not know how they are sent.
 """
 
@@ -18,12 +18,12 @@ __all__ = ["Hints", "annotated_names", "looked_up_names", "names_in", "names_in_
 class Hints:
     """Collects the functions, classes and types to send along because the receiver may look them up by name.
 
-    This is a guess, and some of what it finds may be impossible to send. So any of it can be left out.
+    This is a guess, and some of the objects found may be impossible to send. So any of them can be left out.
 
     Attributes:
-        enabled: Whether anything is to be sent along.
-        added: What is.
-        bounded: Whether the whole is to stay small: what a task may look up may be anything.
+        enabled: Whether to send anything along.
+        added: The objects sent along.
+        bounded: Whether their total size must stay small, because a task that looks up names may mean anything.
     """
 
     __slots__ = ("_left_out", "added", "bounded", "enabled")
@@ -32,10 +32,10 @@ class Hints:
         self.enabled = enabled
         self.added: list[Any] = []
         self.bounded = False
-        self._left_out = left_out  # by their ids
+        self._left_out = left_out  # the ids of objects
 
     def add(self, name: str, namespace: dict[str, Any], sent: dict[str, Any], *, bounded: bool = False) -> None:
-        """Send along what has the name in a namespace."""
+        """Send along the object of that name in a namespace, if it is of a kind that may be looked up."""
         value = namespace.get(name)
         if name in sent or value is None or id(value) in self._left_out:
             return
@@ -51,17 +51,17 @@ _LOOKING_UP = {"globals", "eval", "exec", "pickle", "Unpickler", "shelve", "modu
 
 
 def annotated_names(function: types.FunctionType) -> Iterator[str]:
-    """Names in the function's annotations that it need not mention otherwise."""
+    """Yield the names in the function's annotations, which its code need not mention."""
     try:
         annotations = function.__annotations__
-    except (NameError, AttributeError):  # from Python 3.14 on they may refer to what is not there
+    except (NameError, AttributeError):  # since Python 3.14 they are lazy, and may use undefined names
         return
     if annotations:
         yield from names_in_annotations(annotations)
 
 
 def looked_up_names(function: types.FunctionType) -> Iterator[str]:
-    """Names of what the function's module defines, if the function may look for any of them."""
+    """Yield the names of what the function's module defines, if the function may look up any of them."""
     if _looks_up(function.__code__):
         name = function.__globals__.get("__name__")
         for key, value in list(function.__globals__.items()):
@@ -70,7 +70,7 @@ def looked_up_names(function: types.FunctionType) -> Iterator[str]:
 
 
 def _looks_up(code: types.CodeType) -> bool:
-    """Whether it may look for names in a namespace: ``globals()[name]``, `pickle.loads` and the like."""
+    """Return whether the code may look up names at run time: ``globals()[name]``, `pickle.loads` and the like."""
     if _LOOKING_UP.isdisjoint(names_in(code)):
         return False
     names = {*names_in(code)}
@@ -85,7 +85,7 @@ def _mentions_main(code: types.CodeType) -> bool:
 
 
 def names_in_annotations(annotation: Any) -> Iterator[str]:
-    """Names in what annotations are, or contain, as text."""
+    """Yield the names in annotations that are, or contain, text."""
     if isinstance(annotation, str):
         yield from _WORD.findall(annotation)
     elif isinstance(annotation, typing.ForwardRef):
@@ -103,7 +103,7 @@ _WORD = re.compile(r"[^\W\d]\w*")
 
 
 def names_in(code: types.CodeType) -> Iterator[str]:
-    """Names that the code, or a function within it, may look up, as globals or attributes."""
+    """Yield the names that the code, or a function within it, may look up as globals or attributes."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

@@ -1,8 +1,8 @@
-"""The files that a module consists of.
+"""The files that make up a module.
 
 This module owns which files belong to a top-level module, and how their code is compared. It must not know whose
-module it is, nor what is done with the files. Both ends look at their modules this way, so that equal ones are seen
-to be equal.
+module it is, nor what is done with the files. Both ends examine their modules in this way, so that equal modules
+compare equal.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["Place", "digest_of", "files_of", "is_code", "is_extension", "is_pack
 
 
 class Place(NamedTuple):
-    """Where a top-level module is: its kind, and its file or folder, of a namespace package its folders."""
+    """The location of a top-level module: its kind, and its file or folder, or a namespace package's folders."""
 
     kind: str
     paths: tuple[str, ...]
 
     @classmethod
     def of(cls, origin: str | None, locations: Sequence[str] | None) -> Place:
-        """By what a module's spec says."""
+        """Make a place from the origin and the locations in a module's spec."""
         if origin and locations is not None:
             return cls(PACKAGE, (os.path.dirname(os.path.abspath(origin)),))
         if origin:
@@ -35,26 +35,26 @@ class Place(NamedTuple):
 
 
 def is_package(path: str) -> bool:
-    """Whether that folder is a regular package."""
+    """Return whether the folder is a regular package."""
     return os.path.isfile(os.path.join(path, "__init__.py"))
 
 
 def is_code(path: str) -> bool:
-    """Whether it is Python's source text."""
+    """Return whether the file is Python source."""
     return path.endswith(".py")
 
 
 def is_extension(path: str) -> bool:
-    """Whether it is an extension module."""
+    """Return whether the file is an extension module."""
     return path.endswith(tuple(EXTENSION_SUFFIXES))
 
 
 def files_of(name: str, place: Place) -> Iterator[tuple[str, str]]:
-    """Each file of a module: its path below an entry of ``sys.path``, with slashes, and where it is.
+    """Yield each file of a module: its path below an entry of ``sys.path``, with slashes, and its location.
 
-    Hidden files, caches and what compiles from the rest are left out; of a namespace package, which may be any
-    folder, all but code. A link counts if it is to code, or leads to what the module has anyway: it may be a way
-    out, to something that is nobody else's business.
+    Hidden files, caches and compiled files are left out; in a namespace package, which may be any folder,
+    everything but code is. A link counts only if it is to code or stays within the module: it may lead out of the
+    module, to files that must not be sent.
     """
     seen = set()
     for top in place.paths:
@@ -74,13 +74,13 @@ def files_of(name: str, place: Place) -> Iterator[tuple[str, str]]:
                     continue
                 if not code and os.path.islink(path) and not os.path.realpath(path).startswith(real + os.sep):
                     continue
-                if os.path.isfile(path):  # neither a pipe, which would be read for ever, nor a link to nothing
+                if os.path.isfile(path):  # not a pipe, on which reading may hang, nor a dangling link
                     seen.add(relative)
                     yield relative, path
 
 
 def digest_of(name: str, place: Place) -> str:
-    """A digest of the module's code, see `shipment.digest`; empty if it cannot be read, or is too much."""
+    """Return a digest of the module's code, see `shipment.digest`; empty if it is unreadable or too large."""
     files = []
     try:
         for relative, path in files_of(name, place):
