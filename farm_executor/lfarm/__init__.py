@@ -1,4 +1,4 @@
-"""lfarm for Python: kernels, channels, promises and cognates, under the names that they have in Lisp.
+"""lfarm for Python: kernels, channels, promises and cognates, under their names in Lisp.
 
 ::
 
@@ -10,7 +10,7 @@
         lfarm.submit_task(channel, pow, 2, 10)
         lfarm.receive_result(channel)  # 1024
 
-It is a thin adapter over any `concurrent.futures.Executor`; broadcasting, killing and priorities need a
+This is a thin adapter over any `concurrent.futures.Executor`; broadcasting, killing and priorities need a
 `FarmExecutor`. This module holds the names and nothing else.
 """
 

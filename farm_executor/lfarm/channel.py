@@ -1,11 +1,12 @@
-"""Channels: the outcomes of tasks, in the order in which they are there.
+"""Channels: queues of the outcomes of tasks, in order of completion.
 
-This module owns what waits in a channel and who waits for it. It must not know how a task travels or where it runs,
-which are the kernel's.
+This module owns the outcomes that wait in a channel and the threads that wait for them. It must not know how a task
+travels or where it runs, which are the kernel's concern.
 
-Each submitted task is a future of the kernel's, which puts itself into the channel's queue when it is done. Any
-number of threads may submit, and any number receive. Nobody waits in vain: when the kernel has ended, and whatever
-was submitted has been received, a mark in the queue wakes those who wait, one after the other, with an error.
+Each submitted task is a future of the kernel, which puts itself into the channel's queue when it is done. Any
+number of threads may submit, and any number receive. No thread waits in vain: when the kernel has ended and
+everything that was submitted has been received, a mark in the queue wakes the waiting threads, one after the other,
+with an error.
 """
 
 from __future__ import annotations
@@ -43,20 +44,21 @@ _DEPRECATED = "is deprecated, as in lfarm; use try_receive_result(channel, timeo
 class Channel:
     """A queue of outcomes; made by `make_channel`.
 
-    Iterating receives until nothing that was submitted is left to be received; several threads may share that. A
-    thread that calls `receive` at the same time may take what an iterating one was about to get, and have it wait
-    for one more.
+    Iterating receives until everything that was submitted has been received; several threads may iterate together.
+    A thread that calls `receive` meanwhile may take the result that an iterating thread was about to get, so that
+    the latter waits for another one.
 
-    At the exit of a ``with`` block the channel is closed: what has not begun is cancelled, what has is forgotten.
+    On exit from a ``with`` block the channel is closed: tasks that have not begun are cancelled, the results of the
+    others are dropped.
 
     Args:
-        kernel: Where its tasks run; None for the current kernel.
-        fixed_capacity: The most results that wait in the channel. Beyond these, and one for each worker, tasks
-            wait here until results have been received; to submit never waits, and other channels are not affected.
-            None: no limit.
+        kernel: The kernel on which its tasks run; None for the current kernel.
+        fixed_capacity: The most results that may wait in the channel. Tasks beyond that number, plus one for each
+            worker, wait here until results have been received; submitting never blocks, and other channels are not
+            affected. None for no limit.
 
     Attributes:
-        kernel: Where its tasks run, whatever the current kernel is when they are submitted.
+        kernel: The kernel on which its tasks run, whatever the current kernel is when they are submitted.
 
     Thread safety: all methods may be called from any thread.
 
@@ -64,23 +66,23 @@ class Channel:
         NoKernelError: No kernel is given, and there is no current one.
         RuntimeError: The kernel has ended.
         ValueError: ``fixed_capacity`` is less than 1.
-        TypeError: It is no integer.
+        TypeError: ``fixed_capacity`` is not an integer.
     """
 
     def __init__(self, kernel: Kernel | None = None, *, fixed_capacity: int | None = None) -> None:
         self.kernel: Kernel = check_kernel() if kernel is None else checked_kernel(kernel)
         self._outcomes: SimpleQueue[Any] = SimpleQueue()
-        self._arrive = self._outcomes.put  # of C: no code of Python's runs when a task is done
-        self._submitted: set[Future[Any]] = set()  # and not received
+        self._arrive = self._outcomes.put  # in C: no Python code runs when a task is done
+        self._submitted: set[Future[Any]] = set()  # and not received yet
         self._closed = False
         self._lock = threading.Lock()
-        self._iterators = 0  # threads that have been promised one of the submitted
+        self._iterators = 0  # threads that iterate and have been promised one of the outcomes
         self._bound = None if fixed_capacity is None else _Bound(fixed_capacity)
         self.kernel.attach(self)
 
     @property
     def pending(self) -> int:
-        """How many results have been submitted and not received."""
+        """The number of tasks that have been submitted and whose results have not been received."""
         bound = self._bound
         return len(self._submitted) if bound is None else len(self._submitted) + bound.giving + len(bound.held)
 
@@ -89,13 +91,13 @@ class Channel:
     @overload
     def submit(self, task: str, /, *args: Any, **kwargs: Any) -> None: ...
     def submit(self, task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
-        """Submit a call, whose outcome can then be received. It is sent in the current category and priority.
+        """Submit a call whose outcome can then be received, in the current category and priority.
 
         Args:
             task: A function or another callable, a `deftask`, or the name of a function that exists on the
                 servers, ``"package.module:function"``.
-            args: Its arguments.
-            kwargs: Its arguments by name.
+            args: The task's positional arguments.
+            kwargs: The task's keyword arguments.
 
         Raises:
             InvalidTaskError: The task is none of these.
@@ -116,14 +118,14 @@ class Channel:
     def receive(self) -> Any:
         """Wait for the next result, in the order in which tasks are done.
 
-        If nothing has been submitted, another thread may still do so, and it waits.
+        This waits even if nothing has been submitted, since another thread may still submit.
 
         Raises:
             TaskExecutionError: The task failed on its worker; ``__cause__`` is its exception.
-            TaskKilledError: It was killed.
-            WorkerLostError: Its worker died, in each of its attempts.
-            CancelledError: It was cancelled.
-            RuntimeError: Nothing can come any more, as the kernel has ended or the channel been closed.
+            TaskKilledError: The task was killed.
+            WorkerLostError: The task's worker died in each attempt.
+            CancelledError: The task was cancelled.
+            RuntimeError: No more results can come, because the kernel has ended or the channel has been closed.
             Exception: The call could not be pickled.
         """
         if type(self) is not Channel:  # called as `receive_result`
@@ -136,22 +138,22 @@ class Channel:
                 if not self._closed:
                     return self._take(future)
             elif self._closed or not self.pending:
-                self._arrive_otherwise(_NO_MORE)  # for the next who waits
+                self._arrive_otherwise(_NO_MORE)  # for the next waiting thread
                 break
         raise RuntimeError("the channel has been closed" if self._closed else self._dry_text())
 
     def try_receive(self, timeout: float | None = None) -> tuple[Any, bool]:
-        """The next result, if it is there in time.
+        """Return the next result if it arrives in time.
 
         Args:
-            timeout: Seconds to wait for it; None, or less than 0, not to wait.
+            timeout: Seconds to wait; None, or less than 0, not to wait.
 
         Returns:
-            The result and True, or ``(None, False)``. What comes later can be received later.
+            The result and True, or ``(None, False)``. A result that arrives later can be received later.
 
         Raises:
             TypeError: ``timeout`` is not a number.
-            ValueError: It is longer than can be waited for.
+            ValueError: ``timeout`` is longer than the system can wait.
             Exception: As `receive`.
         """
         _check_channel(self)
@@ -166,11 +168,11 @@ class Channel:
         return self._take(future), True
 
     def receives(self, count: int) -> Iterator[Any]:
-        """Receive so many results, one at each step of the iteration.
+        """Return an iterator that receives that many results, one per step.
 
         Raises:
             ValueError: ``count`` is negative.
-            TypeError: It is no integer.
+            TypeError: ``count`` is not an integer.
             Exception: While iterating, as `receive`. The results after a failure stay in the channel.
         """
         _check_channel(self)
@@ -212,10 +214,10 @@ class Channel:
         state = "closed" if self._closed else f"{self.pending} pending"
         return f"<Channel of kernel {self.kernel.name!r}: {state}>"
 
-    # -- how ---------------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------------
 
     def _arrive_otherwise(self, outcome: Any) -> None:
-        """Something comes that the executor's work has not brought: whoever does that must hear of it."""
+        """Queue an outcome that did not come from the executor's work, and wake a thread doing that work."""
         self._arrive(outcome)
         self.kernel.nudge()
 
@@ -223,22 +225,22 @@ class Channel:
         return not self._outcomes.empty()
 
     def _take(self, future: Future[Any]) -> Any:
-        """What came of a task; it is received by that."""
+        """Return the task's result, or raise its error; it then counts as received."""
         self._submitted.discard(future)
         if self._bound is not None:
             self._give_held(self._bound)
         if self.kernel.ended and not self.pending:
             self._arrive_otherwise(_NO_MORE)
-        error = None if future.cancelled() else future.exception()  # `result` would put its own frames in between
+        error = None if future.cancelled() else future.exception()  # `result` would add its own frames
         if error is None:
             return future.result()
         try:
             raise self.kernel.translated(error)
         finally:
-            del error  # which may refer to this frame
+            del error  # it refers to this frame: break the cycle
 
     def kernel_ended(self) -> None:
-        """The kernel takes no more tasks from others; what is held here goes to it now."""
+        """Submit the calls held here now that the kernel takes no more tasks from others."""
         bound = self._bound
         while bound is not None:
             with self._lock:
@@ -251,7 +253,7 @@ class Channel:
             self._arrive_otherwise(_NO_MORE)
 
     def futures(self) -> list[Future[Any]]:
-        """What has been submitted and not received, but for timeouts."""
+        """Return the futures, except timeouts, that have been submitted and not received."""
         return [future for future in list(self._submitted) if not isinstance(future, Timeout)]
 
     def _dry_text(self) -> str:
@@ -263,7 +265,9 @@ class Channel:
 
     def _submit_within(self, bound: _Bound, call: Callable[[], Future[Any]]) -> None:
         with self._lock:
-            if self.kernel.ended:  # since `prepare` has looked, perhaps, and so nobody would come for it
+            # Check again under the lock: the kernel may have ended since `prepare_call`, and `kernel_ended` would
+            # not come again for a call held from now on.
+            if self.kernel.ended:
                 raise RuntimeError("cannot submit a task to an ended kernel")
             if bound.held or self._is_full(bound):
                 bound.held.append(call)
@@ -285,7 +289,7 @@ class Channel:
     def _give(self, bound: _Bound, call: Callable[[], Future[Any]]) -> None:
         try:
             future = call()
-        except Exception as error:  # who receives it did not submit it
+        except Exception as error:  # for the receiver: this thread may not be the one that submitted the call
             future = Future()
             future.set_exception(error)
         with self._lock:
@@ -310,12 +314,12 @@ _NO_MORE = object()
 
 
 class _Bound:
-    """What a channel with a capacity needs beyond others.
+    """The additional state of a channel with a capacity.
 
     Attributes:
-        capacity: The most results that wait.
+        capacity: The most results that may wait.
         held: The calls that wait here.
-        giving: How many are on their way from here to the kernel.
+        giving: The number of calls on their way from here to the kernel.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -325,11 +329,11 @@ class _Bound:
 
 
 class Timeout(Future[Any]):
-    """A result that comes when its time has come; made by `submit_timeout`.
+    """A result that arrives after a time; made by `submit_timeout`.
 
     Raises:
-        TypeError: ``seconds`` is no number.
-        ValueError: It is negative, or longer than can be waited for.
+        TypeError: ``seconds`` is not a number.
+        ValueError: ``seconds`` is negative, or longer than the system can wait.
     """
 
     def __init__(self, seconds: float, result: Any) -> None:
@@ -340,11 +344,11 @@ class Timeout(Future[Any]):
         self._timer.daemon = True
 
     def begin(self) -> None:
-        """Let the time run."""
+        """Start the timer."""
         self._timer.start()
 
     def settle(self, result: Any) -> None:
-        """Come now, with that result, unless it has come already. The timer's thread ends."""
+        """Arrive now with that result, unless it has already arrived, and stop the timer."""
         self._timer.cancel()
         try:
             self.set_result(result)
@@ -360,11 +364,11 @@ def _check_channel(channel: Any) -> None:
 
 
 def make_channel(*, fixed_capacity: int | None = None) -> Channel:
-    """A channel of the current kernel. See `Channel`, also for what it raises."""
+    """Make a channel of the current kernel. See `Channel`, also for its exceptions."""
     return Channel(fixed_capacity=fixed_capacity)
 
 
-# The methods themselves: one more call for each would be felt with small tasks.
+# These are the methods themselves: the cost of one more call would be noticeable with small tasks.
 submit_task = Channel.submit
 receive_result = Channel.receive
 try_receive_result = Channel.try_receive
@@ -372,7 +376,7 @@ do_fast_receives = Channel.receives
 
 
 def submit_timeout(channel: Channel, seconds: float, result: Any) -> Timeout:
-    """Have the channel receive that result in so many seconds. It occupies no worker.
+    """Make the channel receive that result after that many seconds, without occupying a worker.
 
     .. deprecated:: 0.1
         As in lfarm; use `try_receive_result` with a timeout.
@@ -383,9 +387,9 @@ def submit_timeout(channel: Channel, seconds: float, result: Any) -> Timeout:
 
 
 def cancel_timeout(timeout: Timeout, result: Any) -> None:
-    """Have the timeout's channel receive that result now, instead of its own later.
+    """Make the timeout's channel receive that result now, in place of the timeout's own.
 
-    The first call counts; when the time is over, or after another call, it does nothing.
+    Only the first call counts; once the time is over, or after another call, this has no effect.
 
     .. deprecated:: 0.1
         As in lfarm; use `try_receive_result` with a timeout.

@@ -1,9 +1,9 @@
-"""Checks of arguments, by name: what a function is given that makes no sense is refused where it is given.
+"""Checks of arguments by name, so that invalid ones are refused where they are given.
 
-This module knows the words of these errors, and nothing else. It is not part of the table in `arguments`, for that
-turns what it is given into plain values, as the standard library's executors would (0 and 1 into bools, numpy's
-numbers into seconds). lfarm is stricter: its functions take other functions' arguments beside their own, as Lisp's
-do, and a value of another type is more likely to be one of those in the wrong place. The options of a
+This module owns the wording of these errors, and nothing else. It is separate from the table in `arguments`, which
+converts its arguments to plain values, as the standard library's executors would (0 and 1 to bools, numpy's numbers
+to seconds). lfarm is stricter: like Lisp's functions, its functions take other functions' arguments beside their
+own, and a value of a wrong type is more likely to be one of those in the wrong place. The options of a
 `FarmExecutor` that pass through `make_kernel` are checked by `arguments` alone.
 """
 
@@ -17,31 +17,31 @@ __all__ = ["check_bool", "check_callable", "check_category", "check_instance", "
 
 
 def check_bool(name: str, value: Any) -> None:
-    """Whether or not.
+    """Check that the value is a bool.
 
     Raises:
-        TypeError: It is not a bool, so that it may have been meant for another argument.
+        TypeError: The value is not a bool, so that it may have been meant for another argument.
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, not {_kind(value)}")
 
 
 def check_callable(name: str, value: Any) -> None:
-    """A function.
+    """Check that the value is callable.
 
     Raises:
-        TypeError: It cannot be called.
+        TypeError: The value is not callable.
     """
     if not callable(value):
         raise TypeError(f"{name} must be a function or another callable, not {_kind(value)}")
 
 
 def check_category(category: Any) -> None:
-    """What `task_category` takes.
+    """Check that the value can be a task category.
 
     Raises:
-        ValueError: It is None, which is that of no task.
-        TypeError: It is not hashable.
+        ValueError: The category is None, which stands for no task.
+        TypeError: The category is not hashable.
     """
     if category is None:
         raise ValueError("category must not be None")
@@ -52,21 +52,21 @@ def check_category(category: Any) -> None:
 
 
 def check_instance(name: str, value: Any, kind: type, made_by: str) -> None:
-    """An object of ours.
+    """Check that the value is an instance of one of our classes.
 
     Raises:
-        TypeError: It is not one.
+        TypeError: The value is not an instance of it.
     """
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, which {made_by} makes, not {_kind(value)}")
 
 
 def check_seconds(name: str, value: Any, *, or_none: bool = True, least: float | None = None) -> None:
-    """A time to wait; where it may be less than 0, that is not to wait.
+    """Check that the value is a time to wait; where it may be negative, that means not to wait.
 
     Raises:
-        TypeError: It is not a number.
-        ValueError: It is not a time that can be waited for.
+        TypeError: The value is not a number.
+        ValueError: The value is too small, too large or NaN.
     """
     if value is None and or_none:
         return
@@ -78,11 +78,11 @@ def check_seconds(name: str, value: Any, *, or_none: bool = True, least: float |
 
 
 def checked_index(name: str, value: Any, least: int) -> int:
-    """A number of things, as an int.
+    """Return an integer argument as an int.
 
     Raises:
-        TypeError: It is not an integer.
-        ValueError: It is too small.
+        TypeError: The value is not an integer.
+        ValueError: The value is too small.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, not {_kind(value)}")

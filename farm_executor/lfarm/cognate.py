@@ -1,13 +1,13 @@
-"""Parallel counterparts of what Python does with sequences: map, reduce, sorted and their like.
+"""Parallel counterparts of Python's functions on sequences: map, reduce, sorted and the like.
 
-This module owns what a part of a sequence computes, on a worker, and how the answer is made of the parts' answers.
-It must not know how parts are made and run: `parts` does that. Cognates that look for elements are in `seeking`.
+This module owns what a part of a sequence computes on a worker, and how the parts' results are combined. It must
+not know how parts are made and run: `parts` does that. Cognates that look for elements are in `seeking`.
 
-What holds for all cognates: only a part's own elements travel with it. ``parts`` is how many parts to make, by
-default the kernel's number of workers. Sequences are anything that can be iterated over; what can be sliced (lists,
-tuples, ranges, strings, arrays) is, the rest is first made a list of. The answer is the one that the serial
-counterpart gives. The first part that fails, in time, decides: its error is raised, and the parts that have not
-begun are cancelled, as they are once the answer is known.
+All cognates have this in common: only a part's own elements travel with it. ``parts`` is the number of parts to
+make, by default the kernel's number of workers. Sequences may be any iterables; those that can be sliced (lists,
+tuples, ranges, strings, arrays) are sliced, the others are first made into lists. The result is the same as the
+serial counterpart's. The error of the part that fails first is raised, and the parts that have not begun are then
+cancelled, as they are once the result is known.
 """
 
 from __future__ import annotations
@@ -93,17 +93,17 @@ def pmap(
 @overload
 def pmap(task: str, *sequences: Iterable[Any], parts: int | None = None, size: int | None = None) -> list[Any]: ...
 def pmap(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None, size: int | None = None) -> list[Any]:
-    """As ``list(map(task, *sequences))``.
+    """Return ``list(map(task, *sequences))``, computed in parallel.
 
     Args:
         task: Called with one element of each sequence, until the shortest ends.
-        sequences: At least one.
-        parts: How many tasks to make of them.
-        size: The most elements to take of each.
+        sequences: At least one sequence.
+        parts: The number of tasks to make.
+        size: The most elements to take of each sequence.
 
     Raises:
         TaskExecutionError: The task failed for one of the elements.
-        TypeError: There is no sequence, or an argument is of a wrong kind.
+        TypeError: There is no sequence, or an argument has a wrong type.
         ValueError: ``parts`` is less than 1, or ``size`` less than 0.
         InvalidTaskError, NoKernelError: As for `future`.
     """
@@ -120,20 +120,21 @@ def pmap_into(
     parts: int | None = None,
     size: int | None = None,
 ) -> Target:
-    """Put what ``map(task, *sequences)`` yields into a sequence that is there, from its beginning.
+    """Store the results of ``map(task, *sequences)`` in an existing sequence, from its beginning.
 
     Args:
-        target: As much of it as there are results is replaced, the rest is left alone; all of it if a task fails.
+        target: The sequence to change. As many elements as there are results are replaced, the rest is left alone;
+            nothing is replaced if a task fails.
         task: Called with one element of each sequence, until the shortest or the target ends.
-        sequences: None of them: the task is called without arguments, for each place of the target.
-        parts: How many tasks to make of them.
-        size: The most places to fill.
+        sequences: The sequences. Without any, the task is called without arguments for each element of the target.
+        parts: The number of tasks to make.
+        size: The most elements to replace.
 
     Returns:
         The target.
 
     Raises:
-        TypeError: The target cannot be changed, or an argument is of a wrong kind.
+        TypeError: The target cannot be changed, or an argument has a wrong type.
         TaskExecutionError, ValueError, InvalidTaskError, NoKernelError: As `pmap`.
     """
     call = sendable(task)
@@ -151,22 +152,22 @@ def pmap_into(
 
 
 def plet(body: Callable[..., T], /, **bindings: Any) -> T:
-    """Compute values in parallel, and then call a function with them.
+    """Compute values in parallel and call a function with them.
 
     ``plet(lambda x, y: x + y, x=lambda: f(3), y=lambda: g(4))`` is Lisp's ``(plet ((x (f 3)) (y (g 4))) (+ x y))``.
 
     Args:
-        body: Called here, with the values by name.
-        bindings: For each name a function without arguments, which becomes a task, or a value that is no function.
+        body: Called here, with the values as keyword arguments.
+        bindings: For each name, a function without arguments, which becomes a task, or any other value.
 
     Returns:
-        What the body returns.
+        The body's result.
 
     Raises:
         TaskExecutionError: One of the bindings failed; the body has not been called.
         TypeError: The body cannot be called.
         NoKernelError: There is no current kernel.
-        Exception: What the body raises.
+        Exception: The body's own exception.
     """
     check_callable("body", body)
     calls = {name: sendable(value) for name, value in bindings.items() if callable(value)}
@@ -216,26 +217,26 @@ def preduce(
     parts: int | None = None,
     recurse: bool = False,
 ) -> Any:
-    """As `functools.reduce`, for a function that is associative: the parts are reduced first, then their results.
+    """Reduce like `functools.reduce` with an associative function: first each part, then the parts' results.
 
     Args:
         task: The function of two arguments.
-        sequence: What to reduce.
-        initial_value: Stands before the first element, or with ``from_end`` behind the last one. It is used once.
-        key: Called with each element to get what is reduced.
-        start: The first element's index.
-        end: The index behind the last element; None for the end.
+        sequence: The sequence to reduce.
+        initial_value: Placed before the first element, or with ``from_end`` after the last one. It is used once.
+        key: Called with each element to get the value to reduce.
+        start: The index of the first element.
+        end: The index after the last element; None for the end.
         from_end: Whether to reduce from the right: ``task(a, task(b, c))``.
-        parts: How many tasks to make of the elements.
-        recurse: Whether the parts' results are themselves reduced in parallel, while there are four or more. Else
-            one more task does it.
+        parts: The number of tasks to make of the elements.
+        recurse: Whether to reduce the parts' results in parallel, too, as long as there are four or more. If not,
+            one more task reduces them.
 
     Returns:
-        The result. Of no elements, the initial value; without one, what the task returns without arguments.
+        The result. Without elements, it is the initial value, or without that, the task's result without arguments.
 
     Raises:
         TaskExecutionError: The task or the key failed.
-        TypeError: An argument is of a wrong kind.
+        TypeError: An argument has a wrong type.
         ValueError: ``parts`` is less than 1, or there is no such interval.
         InvalidTaskError, NoKernelError: As for `future`.
     """
@@ -244,7 +245,7 @@ def preduce(
     check_bool("recurse", recurse)
     elements = interval(sequence, start, end)
     if not len(elements):
-        bounds(0, parts)  # it checks them
+        bounds(0, parts)  # only to check the argument
         return run_all(call, [()])[0] if initial_value is _NOTHING else initial_value
     partials = _reduced(call, key_call, elements, initial_value, from_end, parts)
     while recurse and len(partials) >= 4:
@@ -290,17 +291,17 @@ def preduce_partial(
     from_end: bool = False,
     parts: int | None = None,
 ) -> list[Any]:
-    """The first half of `preduce`: the result of each part, in the order of the parts.
+    """Do the first half of `preduce`: return the result of each part, in the order of the parts.
 
     Args:
         task: The function of two arguments.
-        sequence: What to reduce.
-        initial_value: Goes into the first part, or with ``from_end`` into the last one.
-        key: Called with each element to get what is reduced.
-        start: The first element's index.
-        end: The index behind the last element; None for the end.
+        sequence: The sequence to reduce.
+        initial_value: Used in the first part, or with ``from_end`` in the last one.
+        key: Called with each element to get the value to reduce.
+        start: The index of the first element.
+        end: The index after the last element; None for the end.
         from_end: Whether to reduce each part from the right.
-        parts: How many tasks, and results.
+        parts: The number of tasks, and so of results.
 
     Raises:
         ValueError: There are no elements, or as `preduce`.
@@ -344,17 +345,17 @@ def pmap_reduce(
     parts: int | None = None,
     recurse: bool = False,
 ) -> Any:
-    """`preduce` of what the first task makes of each element: as ``reduce(reduce_task, map(map_task, sequence))``.
+    """Return ``reduce(reduce_task, map(map_task, sequence))``, computed in parallel by `preduce`.
 
     Args:
         map_task: Called with each element.
         reduce_task: The function of two arguments, which must be associative.
         sequence: The elements.
-        initial_value: As in `preduce`; so are all the others.
-        start: The first element's index.
-        end: The index behind the last element.
+        initial_value: As in `preduce`, like all the others.
+        start: The index of the first element.
+        end: The index after the last element.
         from_end: Whether to reduce from the right.
-        parts: How many tasks to make of the elements.
+        parts: The number of tasks to make of the elements.
         recurse: Whether to reduce the parts' results in parallel.
 
     Raises:
@@ -396,15 +397,15 @@ def psort(
 def psort(
     sequence: Iterable[Any], *, key: TaskLike | None = None, reverse: bool = False, parts: int | None = None
 ) -> list[Any]:
-    """As `sorted`: a list of the elements in ascending order, those that compare equal in their own.
+    """Return a sorted list of the elements, like `sorted`; the sort is stable.
 
-    The parts are sorted by tasks and merged here: comparing costs less than sending everything once more.
+    Tasks sort the parts, which are merged here: comparing costs less than sending everything once more.
 
     Args:
-        sequence: The elements. Those in the list are the same, no copies.
-        key: Called once with each element, in the tasks, to get what is compared.
+        sequence: The elements. The list holds the same objects, not copies.
+        key: Called once with each element, in the tasks, to get the value to compare.
         reverse: Whether to sort in descending order.
-        parts: How many tasks to make of them.
+        parts: The number of tasks to make.
 
     Raises:
         TaskExecutionError: The key failed, or two elements could not be compared.
@@ -422,7 +423,7 @@ def psort(
         order.extend(begin + index for index in part_order)
         if key is not None:
             ranks.extend(part_keys)
-    order.sort(key=ranks.__getitem__, reverse=reverse)  # it finds the sorted runs, and merges them
+    order.sort(key=ranks.__getitem__, reverse=reverse)  # timsort finds the sorted runs and merges them
     return [elements[index] for index in order]
 
 
@@ -457,7 +458,7 @@ def _reduce_part(
 def _sort_part(
     key: Callable[[Any], Any] | None, reverse: bool, elements: Any
 ) -> tuple[list[int], list[Any] | None]:
-    """The order of the elements, as their indexes, and their keys if these are not the elements."""
+    """Return the order of the elements, as indexes, and the elements' keys, or None without a key function."""
     keys = elements if key is None else list(map(key, elements))
     order = sorted(range(len(keys)), key=keys.__getitem__, reverse=reverse)
     return order, None if key is None else keys

@@ -1,7 +1,7 @@
 """lfarm's log level and stream, in the terms of the standard `logging`.
 
-This module owns one handler of the logger "farm_executor", in which all modules of the package log, and nothing
-else of `logging`: a program that configures that itself has no use for this.
+This module owns one handler of the logger "farm_executor", to which all modules of the package log, and nothing
+else of `logging`: a program that configures `logging` itself does not need this.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _lock = threading.Lock()
 
 
 def log_level(level: Literal["error", "info"]) -> None:
-    """Log what goes wrong, or with "info" also what goes on, to the log stream.
+    """Log errors, or with "info" also other events, to the log stream.
 
-    It never logs tasks, results or keys.
+    Tasks, results and keys are never logged.
 
     Raises:
         ValueError: There is no such level.
@@ -37,7 +37,7 @@ def log_stream(stream: TextIO) -> None:
     """Log to that stream from now on; to standard error if this is never called. The level stays as it is.
 
     Raises:
-        TypeError: It cannot be written to.
+        TypeError: The stream cannot be written to.
     """
     if not callable(getattr(stream, "write", None)):
         raise TypeError(f"a log stream must have a method write; {type(stream).__qualname__} has none")

@@ -100,7 +100,7 @@ class LayeredSocket(abc.ABC):
         while rest:
             rest = rest[self.send(rest) :]
 
-    # -- passed through to the socket ------------------------------------------------------------------------------
+    # -- passed through to the socket -------------------------------------------------------------------
 
     def fileno(self) -> int:
         """Return the file descriptor, for selectors, which do not know what is `pending`; -1 when closed."""
