@@ -1,7 +1,7 @@
-"""The kernel: the executor on which tasks run, and which one is current.
+"""Kernels: the executors on which tasks run, and the current one among them.
 
-This module owns kernels, their beginning and end, and the current kernel, which belongs to the context
-(`contextvars`). It must not know channels, promises or cognates, which all submit by `Kernel.submit`.
+This module owns kernels, their start and end, and the current kernel, which belongs to the context
+(`contextvars`). It must not know channels, promises or cognates, which all submit through the kernel.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class KernelCategory:
-    """A category as a shared executor knows it: only the kernel of that serial number kills by it."""
+    """A category on a shared executor, qualified by the kernel's serial number, so no other kernel kills it."""
 
     kernel: int
     category: Hashable
@@ -66,30 +66,30 @@ class KernelCategory:
 
 
 class EndsWithKernel(Protocol):
-    """What a kernel tells of its end."""
+    """An object that a kernel notifies of its end."""
 
     def kernel_ended(self) -> None:
-        """No more tasks can be submitted, but for those that were prepared: do that now."""
+        """Submit the prepared tasks now; no others can be submitted any more."""
 
     def futures(self) -> list[Future[Any]]:
-        """Those of its futures that may not be done."""
+        """Return the futures that may not be done yet."""
 
 
 class Kernel:
     """An executor under lfarm's rules; made by `make_kernel`.
 
-    As a context manager it is the current kernel within the ``with`` block, and ended, after what was submitted is
-    done, at its exit.
+    As a context manager, it is the current kernel within the ``with`` block; on exit it is ended, after the
+    submitted tasks are done.
 
     Args:
-        executor: Where tasks run.
-        name: What `kernel_name` gives.
+        executor: The executor on which tasks run.
+        name: The name that `kernel_name` returns.
         owned: Whether the executor ends with the kernel.
 
     Attributes:
         executor: The executor.
         name: The name.
-        ended: Whether it takes no more tasks.
+        ended: Whether the kernel has ended and takes no more tasks.
 
     Thread safety: all methods may be called from any thread.
     """
@@ -112,11 +112,11 @@ class Kernel:
             self._serial = _kernels_made = _kernels_made + 1
         _kernels.add(self)
 
-    # -- what it is --------------------------------------------------------------------------------------
+    # -- properties --------------------------------------------------------------------------------------
 
     @property
     def worker_count(self) -> int:
-        """How many tasks run at once at most."""
+        """The most tasks that run at once."""
         return int(getattr(self.executor, "_max_workers", 1))
 
     def __repr__(self) -> str:
@@ -139,11 +139,11 @@ class Kernel:
 
         Args:
             task: A function or another callable, a `deftask`, or a name, ``"package.module:function"``.
-            args: Its arguments.
-            kwargs: Its arguments by name.
+            args: The task's positional arguments.
+            kwargs: The task's keyword arguments.
 
         Returns:
-            The executor's own future, which raises what that raises; `translated` gives lfarm's errors.
+            The executor's own future, with the executor's exceptions; `translated` turns these into lfarm's.
 
         Raises:
             InvalidTaskError: The task is none of these.
@@ -157,28 +157,28 @@ class Kernel:
     def submit_call(
         self, task: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Future[Any]:
-        """As `submit`, for whoever tells of its futures at the kernel's end: see `EndsWithKernel`."""
+        """Submit like `submit`, for a caller that reports its futures at the kernel's end: see `EndsWithKernel`."""
         if self.ended:
             raise RuntimeError(self._ended_text())
         return self._submission.submit(task, args, kwargs, current_options.get())
 
     def lead_until(self, done: Callable[[], bool]) -> None:
-        """For a thread that is going to wait until that is so: see `Submission`."""
+        """Let this thread, which is about to wait until ``done()``, do the executor's work: see `Submission`."""
         self._submission.lead_until(done)
 
     def nudge(self) -> None:
-        """It may be so by other means than the executor's work: see `Submission`."""
+        """Wake a thread in `lead_until`: it may be done by other means than the executor's work."""
         self._submission.nudge()
 
     def prepare_call(
         self, task: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Callable[[], Future[Any]]:
-        """Make a call as it is now ready to be submitted later, if need be after the end.
+        """Prepare a call in its present state to be submitted later, if need be after the kernel's end.
 
-        On a farm it is pickled now. On another executor it is the objects themselves that wait.
+        For a farm it is pickled now; for other executors the objects themselves are kept.
 
         Returns:
-            What submits it, with the category and priority that are current now.
+            A function that submits the call, with the category and priority that are current now.
 
         Raises:
             InvalidTaskError, RuntimeError: As `submit`.
@@ -188,7 +188,7 @@ class Kernel:
         return self._submission.prepare(task, args, kwargs, current_options.get())
 
     def translated(self, error: BaseException) -> BaseException:
-        """An error of one of this kernel's futures, in lfarm's way; see `tasks.translated`."""
+        """Translate an error of one of this kernel's futures into lfarm's; see `tasks.translated`."""
         return translated(error, on_farm=self._to_farm is not None)
 
     def _label(self, category: Hashable) -> Hashable:
@@ -255,7 +255,7 @@ class Kernel:
         return self._to_farm
 
     def attach(self, one: EndsWithKernel) -> None:
-        """Tell it of the end, before the executor's own, for as long as it lives.
+        """Notify the object, as long as it lives, of the kernel's end, before the executor's end.
 
         Raises:
             RuntimeError: The kernel has ended.
@@ -268,7 +268,7 @@ class Kernel:
     # -- its end -----------------------------------------------------------------------------------------
 
     def end(self, wait: bool = False) -> None:
-        """Take no more tasks; those submitted are finished. See `end_kernel`."""
+        """Take no more tasks; those already submitted are finished. See `end_kernel`."""
         check_bool("wait", wait)
         self._end(partial(self.executor.shutdown, wait=wait), wait=wait)
 
@@ -284,7 +284,7 @@ class Kernel:
             self._wait_for_tasks()
 
     def _wait_for_tasks(self) -> None:
-        """Wait for what is under way on an executor that goes on."""
+        """Wait for this kernel's tasks on an executor that lives on."""
         assert self._futures is not None
         wait({*self._futures, *(future for one in list(self._attached) for future in one.futures())})
 
@@ -299,12 +299,12 @@ class Kernel:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         _current.reset(self._tokens.pop())
-        # The executor knows what to do about Ctrl-C.
+        # The executor's own __exit__ handles Ctrl-C.
         self._end(partial(self.executor.__exit__, exc_type, exc, traceback), wait=exc is None)
 
 
 class KernelOptions(TypedDict, total=False):
-    """What `make_kernel` hands on to `FarmExecutor`, which says what each is and checks it."""
+    """Options that `make_kernel` passes to `FarmExecutor`, which documents and checks them."""
 
     max_workers: int | None
     mp_context: Any
@@ -333,26 +333,25 @@ def make_kernel(
     timeout: float | None = None,
     **options: Unpack[KernelOptions],
 ) -> Kernel:
-    """Make a kernel; it does not become the current one by that, see `set_kernel` and `use_kernel`.
+    """Make a kernel, without making it the current one; see `set_kernel` and `use_kernel`.
 
     Args:
         addresses: The servers: a list of ``(host, port)`` pairs or address strings, as `FarmExecutor` takes them.
-            Or an executor, of any kind: then nothing is dialled, and it is not shut down with the kernel.
-        name: Its name, for people.
-        timeout: Seconds within which every server must have answered. None: wait for ever.
-        options: Those of `FarmExecutor`, for the one that is made: ``key``, ``key_file`` or ``ssl_context`` for
-            servers that want them, ``max_attempts``, ``resume_timeout``, ``heartbeat``, ``max_workers`` and all
-            others. An executor has its own.
+            Or an executor of any kind: then no servers are dialled, and it is not shut down with the kernel.
+        name: A name for display.
+        timeout: Seconds within which every server must have answered; None to wait forever.
+        options: Options of `FarmExecutor`, for the executor that is made: ``key``, ``key_file`` or ``ssl_context``
+            for servers that need them, ``max_attempts``, ``resume_timeout``, ``heartbeat``, ``max_workers`` and all
+            others. They cannot be combined with an executor, which has its own.
 
     Returns:
-        The kernel, when every server has answered. Each gives it all of its slots, unless ``max_workers`` says
-        otherwise.
+        The kernel, once every server has answered. Each server gives it all of its slots, unless ``max_workers``
+        says otherwise.
 
     Raises:
-        AddressError: An address has none of the accepted forms, or there is none.
-        KernelCreationError: The servers have not all answered in time, or one refused; its cause says which.
-        TypeError, ValueError: There is no such option, an option's value will not do, or there are options, and an
-            executor.
+        AddressError: An address has none of the accepted forms, or no address is given.
+        KernelCreationError: Not all servers answered in time, or one refused; the cause says which.
+        TypeError, ValueError: An option is unknown or its value is invalid, or options were given with an executor.
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__qualname__}")
@@ -381,12 +380,12 @@ def make_kernel(
 
 
 def end_kernel(wait: bool = False) -> None:
-    """End the current kernel; from then on there is none. Without a current kernel, do nothing.
+    """End the current kernel, so that there is no current one; do nothing if there is none.
 
-    Queued tasks are run first, those of low priority included, and their results can still be received.
+    Queued tasks are run first, including those of low priority, and their results can still be received.
 
     Args:
-        wait: Whether to return only when all is over.
+        wait: Whether to return only when all tasks have ended.
     """
     global _default
     check_bool("wait", wait)
@@ -404,7 +403,7 @@ _counting = threading.Lock()
 _kernels_made = 0
 _kernels: weakref.WeakSet[Kernel] = weakref.WeakSet()
 _current: ContextVar[Kernel | None] = ContextVar("_current", default=None)
-_default: Kernel | None = None  # for contexts without one of their own, such as those of new threads
+_default: Kernel | None = None  # for contexts without their own, such as those of new threads
 
 _NO_KERNEL = """\
 there is no current kernel.
@@ -427,10 +426,10 @@ and without one, make_kernel(FarmExecutor()) uses the processors of this machine
 
 
 def check_kernel() -> Kernel:
-    """The current kernel.
+    """Return the current kernel.
 
     Raises:
-        NoKernelError: There is none, or it has been ended.
+        NoKernelError: There is no current kernel, or it has ended.
     """
     kernel = _current.get() or _default
     if kernel is None or kernel.ended:
@@ -439,14 +438,14 @@ def check_kernel() -> Kernel:
 
 
 def set_kernel(kernel: Kernel | None) -> None:
-    """Make a kernel the current one, in every thread and context that is not within a `use_kernel`; None: none."""
+    """Set the current kernel, or none, for every thread and context that is not within a `use_kernel`."""
     global _default
     _default = checked_kernel(kernel) if kernel is not None else None
 
 
 @contextlib.contextmanager
 def use_kernel(kernel: Kernel) -> Iterator[Kernel]:
-    """The kernel is the current one of this context while this lasts. It is not ended after that."""
+    """Make the kernel current in this context within a ``with`` block. It is not ended afterwards."""
     token = _current.set(checked_kernel(kernel))
     try:
         yield kernel
@@ -455,29 +454,29 @@ def use_kernel(kernel: Kernel) -> Iterator[Kernel]:
 
 
 def checked_kernel(kernel: Any) -> Kernel:
-    """What was given as one.
+    """Return the argument if it is a kernel.
 
     Raises:
-        TypeError: It is not.
+        TypeError: The argument is not a kernel.
     """
     check_instance("kernel", kernel, Kernel, "make_kernel")
     return kernel  # type: ignore[no-any-return]
 
 
 def kernel_worker_count() -> int:
-    """How many tasks the current kernel runs at once at most.
+    """Return the most tasks that the current kernel runs at once.
 
     Raises:
-        NoKernelError: There is none.
+        NoKernelError: There is no current kernel.
     """
     return check_kernel().worker_count
 
 
 def kernel_name() -> str:
-    """The current kernel's name.
+    """Return the current kernel's name.
 
     Raises:
-        NoKernelError: There is none.
+        NoKernelError: There is no current kernel.
     """
     return check_kernel().name
 
@@ -486,21 +485,21 @@ def kernel_name() -> str:
 
 
 def kill_tasks(category: Hashable, dry_run: bool = False) -> int:
-    """Kill the tasks of a category that run now, by killing their processes; others take their places at once.
+    """Kill the running tasks of a category by killing their processes, which are replaced at once.
 
-    What is queued, and other kernels' tasks, are left alone. Whoever waits for one of the killed tasks gets
-    `TaskKilledError`.
+    Queued tasks and other kernels' tasks are left alone. Waiting for a killed task raises `TaskKilledError`.
 
     Args:
-        category: As given to `task_category`; "default" if none was.
-        dry_run: Whether only to count.
+        category: The category given to `task_category`; "default" if none was given.
+        dry_run: Whether only to count the tasks.
 
     Returns:
-        How many were running; 0 without a current kernel.
+        The number of running tasks; 0 without a current kernel.
 
     Raises:
         ValueError: The category is None.
-        TypeError: It is not hashable, ``dry_run`` is not a bool, or the kernel's executor is no `FarmExecutor`.
+        TypeError: The category is not hashable, ``dry_run`` is not a bool, or the kernel's executor is not a
+            `FarmExecutor`.
     """
     check_category(category)
     check_bool("dry_run", dry_run)
@@ -509,11 +508,11 @@ def kill_tasks(category: Hashable, dry_run: bool = False) -> int:
 
 
 def task_categories_running() -> list[Hashable]:
-    """For each worker of the current kernel, server by server, the category of the task that it runs, or None.
+    """Return, for each worker of the current kernel by server, the category of its running task, or None.
 
     Raises:
-        NoKernelError: There is no kernel.
-        TypeError: The kernel's executor is no `FarmExecutor`.
+        NoKernelError: There is no current kernel.
+        TypeError: The kernel's executor is not a `FarmExecutor`.
     """
     return check_kernel().task_categories_running()
 
@@ -537,18 +536,18 @@ def broadcast_task(
 
     Args:
         task: As for `submit_task`.
-        args: Its arguments.
+        args: The task's arguments.
         persistent: Whether workers that are started later run it, too, before their first task.
-        timeout: Seconds within which all must have answered. None: for ever.
+        timeout: Seconds within which all workers must have answered; None to wait forever.
 
     Returns:
-        The results, server by server as given, then slot by slot.
+        The results, ordered by server as given, then by slot.
 
     Raises:
-        BroadcastError: Some failed or did not answer; its ``outcomes`` are those of all workers.
-        InvalidTaskError: The task is none.
-        NoKernelError: There is no kernel.
-        TypeError: The kernel's executor is no `FarmExecutor`.
+        BroadcastError: Some workers failed or did not answer; its ``outcomes`` are those of all workers.
+        InvalidTaskError: The task is not one that can be submitted.
+        NoKernelError: There is no current kernel.
+        TypeError: The kernel's executor is not a `FarmExecutor`.
     """
     return check_kernel().broadcast(task, *args, persistent=persistent, timeout=timeout)
 
@@ -557,11 +556,11 @@ def broadcast_task(
 
 
 def _at_exit() -> None:
-    """Give executors what is still held back; they finish it with the rest, at their own ends, which come next."""
+    """Give the executors the calls still held back; they finish them at their own ends, which come next."""
     for kernel in list(_kernels):
         kernel._end(lambda: None, wait=False)
 
 
-atexit.register(_at_exit)  # the executors' own end has been registered before, and so comes after
+atexit.register(_at_exit)  # registered after the executors' own end, and so runs before it
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_kernels.clear)

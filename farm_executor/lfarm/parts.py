@@ -1,4 +1,4 @@
-"""Work on sequences, divided into parts that are tasks of the current kernel.
+"""Division of work on sequences into parts, which are tasks of the current kernel.
 
 This module owns how sequences are cut, how the parts are run, and when those that have not begun are cancelled. It
 must not know what a part computes.
@@ -37,7 +37,7 @@ __all__ = ["bounds", "columns", "divide", "first_found", "interval", "run_all", 
 
 
 def sliceable(sequence: Iterable[Any]) -> Any:
-    """The same elements, in something that slices, and whose slices can be pickled."""
+    """Return the same elements in a sequence that can be sliced, with slices that can be pickled."""
     numpy = sys.modules.get("numpy")
     if isinstance(sequence, (list, tuple, range, str, bytes, bytearray, array)):
         return sequence
@@ -51,7 +51,7 @@ def sliceable(sequence: Iterable[Any]) -> Any:
 
 
 def interval(sequence: Iterable[Any], start: int, end: int | None) -> Any:
-    """The elements from ``start`` to before ``end``."""
+    """Return the elements from ``start`` up to, but not including, ``end``."""
     elements = sliceable(sequence)
     count = len(elements)
     start = checked_index("start", start, 0)
@@ -62,10 +62,10 @@ def interval(sequence: Iterable[Any], start: int, end: int | None) -> Any:
 
 
 def columns(sequences: Iterable[Iterable[Any]], size: int | None) -> tuple[list[Any], int]:
-    """Sequences that slice, and how many elements all of them have; some may have more.
+    """Return the sequences in a form that can be sliced, and the length of the shortest.
 
     Args:
-        sequences: At least one; all may be endless but one, or all with a ``size``.
+        sequences: At least one; all but one may be endless, or all with a ``size``.
         size: The most elements to take.
     """
     ready = [None if hasattr(s, "__iter__") and not hasattr(s, "__len__") else sliceable(s) for s in sequences]
@@ -83,15 +83,15 @@ def columns(sequences: Iterable[Iterable[Any]], size: int | None) -> tuple[list[
 
 
 def bounds(count: int, parts: int | None) -> list[int]:
-    """Where the parts of that many elements begin, and behind it where the last one ends.
+    """Return the indexes at which the parts of that many elements begin, followed by the end of the last one.
 
     Args:
         count: The number of elements.
-        parts: How many parts, of equal sizes but for one element; None for one for each worker of the kernel. There
-            are never more parts than elements.
+        parts: The number of parts, whose sizes differ by one element at most; None for one per worker of the
+            kernel. There are never more parts than elements.
 
     Raises:
-        TypeError, ValueError: ``parts`` is no integer, or less than 1.
+        TypeError, ValueError: ``parts`` is not an integer, or is less than 1.
         NoKernelError: There is no current kernel.
     """
     number = min(check_kernel().worker_count if parts is None else checked_index("parts", parts, 1), count)
@@ -99,7 +99,7 @@ def bounds(count: int, parts: int | None) -> list[int]:
 
 
 def divide(columns: Iterable[Any], bounds: Iterable[int]) -> Iterator[tuple[Any, ...]]:
-    """For each part its slice of each column."""
+    """Yield, for each part, its slice of each column."""
     columns = list(columns)
     for begin, end in pairwise(bounds):
         yield tuple(column[begin:end] for column in columns)
@@ -109,11 +109,11 @@ def divide(columns: Iterable[Any], bounds: Iterable[int]) -> Iterator[tuple[Any,
 
 
 def run_all(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Call the function once for each tuple of arguments, each a task, and return the values in order.
+    """Call the function as one task for each tuple of arguments, and return the results in order.
 
     Raises:
-        TaskExecutionError, TaskKilledError: One of them failed. It is the first that did, in time; those that have
-            not begun are cancelled.
+        TaskExecutionError, TaskKilledError: A task failed. The error is that of the first one to fail; the tasks
+            that have not begun are cancelled.
         NoKernelError: There is no current kernel.
     """
     kernel = check_kernel()
@@ -127,17 +127,19 @@ def run_all(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> l
 
 
 def first_found(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> tuple[int, Any] | None:
-    """As `run_all`, but look for the first value, in order, that is not None.
+    """Run like `run_all`, but look for the first result, in order, that is not None.
 
-    What comes behind a value that was found is cancelled, and no matter if it fails.
+    Tasks after one with such a result are cancelled, and their failures are ignored.
 
     Returns:
-        Its index and itself; None if there is none.
+        The result's index and the result; None if there is none.
     """
     kernel = check_kernel()
     values: dict[int, Any] = {}
     with _submitted(kernel, function, calls) as (futures, ended):
-        without, found = 0, len(futures)  # how many of the first have found nothing; which one has found something
+        # `without`: the number of leading tasks known to have found nothing; `found`: the first one that has found
+        # something so far. The answer is known when they meet.
+        without, found = 0, len(futures)
         while without < found:
             index = ended.get()
             if index > found:
@@ -159,7 +161,7 @@ def first_found(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) 
 def _submitted(
     kernel: Kernel, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
 ) -> Iterator[tuple[list[Future[Any]], SimpleQueue[int]]]:
-    """The futures of the calls, and a queue of the indexes of those that have ended; cancelled when this ends."""
+    """Submit the calls; provide their futures and a queue of the indexes of ended ones. Cancel the rest on exit."""
     futures: list[Future[Any]] = []
     ended: SimpleQueue[int] = SimpleQueue()
     try:

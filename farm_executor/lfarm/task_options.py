@@ -1,6 +1,6 @@
-"""The category and the priority of the tasks that are submitted in a context.
+"""The category and the priority of the tasks submitted in a context.
 
-This module owns the two, which belong to the context (`contextvars`). It must not know kernels, which read them at
+This module owns both, which belong to the context (`contextvars`). It must not know kernels, which read them at
 each submission.
 """
 
@@ -25,13 +25,13 @@ current_options: ContextVar[Options] = ContextVar("current_options", default=("d
 
 @contextlib.contextmanager
 def task_category(category: Hashable) -> Iterator[None]:
-    """Tasks submitted in this context, while this lasts, are of that category; of "default" otherwise.
+    """Set the category of tasks submitted in this context within a ``with`` block; outside, it is "default".
 
-    A category belongs to the kernel: `kill_tasks` kills no other kernel's.
+    A category belongs to the kernel: `kill_tasks` does not kill other kernels' tasks.
 
     Raises:
-        ValueError: It is None.
-        TypeError: It is not hashable.
+        ValueError: The category is None.
+        TypeError: The category is not hashable.
     """
     check_category(category)
     with _with_options((category, current_options.get()[1])):
@@ -40,12 +40,12 @@ def task_category(category: Hashable) -> Iterator[None]:
 
 @contextlib.contextmanager
 def task_priority(priority: Literal["default", "low"]) -> Iterator[None]:
-    """Tasks submitted in this context, while this lasts, are of that priority.
+    """Set the priority of tasks submitted in this context within a ``with`` block.
 
-    Tasks of low priority run when no others are queued. An executor that is not a farm knows no priorities.
+    Tasks of low priority run when no others are queued. Executors other than a farm ignore priorities.
 
     Raises:
-        ValueError: It is neither "default" nor "low".
+        ValueError: The priority is neither "default" nor "low".
     """
     if priority not in PRIORITIES:
         raise ValueError(f"the priority of a task must be 'default' or 'low', not {priority!r}")
