@@ -1,11 +1,12 @@
-"""Promises: values that come later, which `force` waits for.
+"""Promises: values that arrive later, for which `force` waits.
 
-This module owns what a promise is, and the four ways in which one comes by its value: `promise` and `fulfill`, a
-task (`future`, `speculate`), a call made by whoever asks first (`delay`), another promise (`chain`). It must not
-know how tasks run.
+This module owns promises and the four ways in which they get their values: by `promise` and `fulfill`, by a task
+(`future`, `speculate`), by a call in the first thread that forces it (`delay`), or by another promise (`chain`). It
+must not know how tasks run.
 
 Each promise keeps its value in a `concurrent.futures.Future`, its attribute ``future``, which `asyncio.wrap_future`
-and `concurrent.futures.wait` take. One that has failed is fulfilled, and raises its error whenever it is forced.
+and `concurrent.futures.wait` accept. A promise that has failed counts as fulfilled, and raises its error each time
+it is forced.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ __all__ = ["Chain", "Promise", "chain", "delay", "force", "fulfill", "fulfilledp
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# -- what lfarm calls them ---------------------------------------------------------------------------
+# -- under lfarm's names -----------------------------------------------------------------------------
 
 
 def promise() -> Promise[Any]:
-    """A promise that somebody will `fulfill`."""
+    """Make a promise to be fulfilled by `fulfill`."""
     return Promise(Future())
 
 
@@ -44,15 +45,15 @@ def future(task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Promis
 @overload
 def future(task: str, /, *args: Any, **kwargs: Any) -> Promise[Any]: ...
 def future(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Promise[Any]:
-    """A promise of what a task returns, which is submitted at once to the current kernel.
+    """Submit a task to the current kernel at once and return a promise of its result.
 
     Args:
         task: A function, a task, or the name of a function on the servers.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
+        args: The task's positional arguments.
+        kwargs: The task's keyword arguments.
 
     Raises:
-        InvalidTaskError: It is none of these.
+        InvalidTaskError: The task is none of these.
         NoKernelError: There is no current kernel.
         RuntimeError: The kernel has ended.
     """
@@ -65,12 +66,12 @@ def speculate(task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Pro
 @overload
 def speculate(task: str, /, *args: Any, **kwargs: Any) -> Promise[Any]: ...
 def speculate(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Promise[Any]:
-    """A `future` of low priority: its task begins when there is nothing else to do.
+    """Make a `future` of low priority, whose task begins when there is nothing else to do.
 
     Args:
         task: As for `future`.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
+        args: The task's positional arguments.
+        kwargs: The task's keyword arguments.
 
     Raises:
         InvalidTaskError, NoKernelError, RuntimeError: As `future`.
@@ -80,49 +81,50 @@ def speculate(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> P
 
 
 def delay(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Promise[T]:
-    """A promise of what a function returns that is called here, in the first thread that forces it.
+    """Make a promise of the result of a function called here, in the first thread that forces the promise.
 
-    It is called once at most; other threads that force it meanwhile wait. What it raises is kept, as it is.
+    The function is called at most once; other threads that force the promise meanwhile wait. An exception it raises
+    is kept unchanged.
 
     Args:
-        function: Any function; it does not travel.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
+        function: Any function; it is not sent anywhere.
+        args: The function's positional arguments.
+        kwargs: The function's keyword arguments.
 
     Raises:
-        TypeError: It is not a function.
+        TypeError: ``function`` is not callable.
     """
     check_callable("function", function)
     return _Delay(partial(function, *args, **kwargs))
 
 
 def chain(value: Any) -> Chain:
-    """Make a link: whoever forces it, or a promise whose value it is, forces ``value`` instead.
+    """Make a link: forcing it, or a promise whose value it is, forces ``value`` instead.
 
-    So ``fulfill(p, chain(delay(function)))`` fulfils a promise with what is computed only when it is forced.
+    So ``fulfill(p, chain(delay(function)))`` fulfils a promise with a value that is computed only when forced.
     """
     return Chain(value)
 
 
 def fulfill(promise: Promise[T] | Chain, value: T | Chain) -> bool:
-    """Give a promise its value, if it has none and none is on its way.
+    """Give a promise its value, unless it has one or one is on its way.
 
     Args:
         promise: A promise, or a chain that leads to one.
-        value: Its value; a `chain` to compute it only when it is needed.
+        value: The value; a `chain` to compute it only when needed.
 
     Returns:
-        Whether this is the promise's value now. False for one that has been fulfilled, for a future, for a delay
-        that somebody forces, and for what is no promise.
+        Whether this is now the promise's value. False for a promise that has been fulfilled, for a future, for a
+        delay that is being forced, and for anything but a promise.
     """
     end = _end_of_chain(promise)
     return isinstance(end, Promise) and end.fulfill(value)
 
 
 def fulfilledp(promise: object) -> bool:
-    """Whether to force it would not wait. True for what is no promise, and for a promise that has failed.
+    """Return whether forcing would not wait. True for a failed promise, and for anything but a promise.
 
-    A promise whose value is a `chain` has it; whether that needs waiting for, the chain itself tells.
+    A promise whose value is a `chain` is fulfilled; call this with the chain to learn whether that would wait.
     """
     promise = _end_of_chain(promise)
     return not isinstance(promise, (Promise, Future)) or promise.done()
@@ -139,21 +141,21 @@ def force(promise: Any, timeout: float | None = None) -> Any:
 
     Args:
         promise: A promise, a standard future, or a `chain`. Anything else is returned as it is.
-        timeout: Seconds to wait; None for as long as it takes. It does not interrupt the call of a `delay` that is
-            made in this thread.
+        timeout: Seconds to wait; None to wait as long as it takes. It does not interrupt the call of a `delay` made
+            in this thread.
 
     Returns:
-        The value. A promise whose value is a promise yields that one, unless a `chain` is between them.
+        The value. If it is itself a promise, it is returned without being forced, unless it is in a `chain`.
 
     Raises:
-        TaskExecutionError: The task failed; its ``__cause__`` is what it raised, where that can be rebuilt here.
+        TaskExecutionError: The task failed; ``__cause__`` is its exception, if that can be rebuilt here.
         TaskKilledError: The task was killed.
-        WorkerLostError: Its worker died in each attempt.
+        WorkerLostError: The task's worker died in each attempt.
         CancelledError: The task was cancelled before it began.
-        TimeoutError: There is no value yet. It can be forced again.
-        TypeError, ValueError: ``timeout`` is not a time.
-        RuntimeError: A delay forces itself, or a chain leads back to where it began.
-        Exception: What a `delay` raised, or the error by which the task's arguments could not be sent.
+        TimeoutError: The value did not arrive in time. The promise can be forced again.
+        TypeError, ValueError: ``timeout`` is invalid.
+        RuntimeError: A delay forces itself, or a chain leads back to its beginning.
+        Exception: The exception of a `delay`, or the error that prevented the task's arguments from being sent.
     """
     check_seconds("timeout", timeout)
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -175,26 +177,27 @@ def force(promise: Any, timeout: float | None = None) -> Any:
             try:
                 raise error
             finally:
-                del error, promise  # which refer to this frame
+                del error, promise  # they refer to this frame: break the cycle
         value = promise.future.result()
         if not isinstance(value, Chain):
             return value
         promise = value
 
 
-# -- what they are -----------------------------------------------------------------------------------
+# -- implementation ----------------------------------------------------------------------------------
 
-_telling = threading.Lock()  # only one thread makes the error that all are told
+_telling = threading.Lock()  # only one thread translates an error, which all then share
 
 
 class Promise(Generic[T]):
-    """A value that comes later: what `promise`, `future`, `speculate` and `delay` return.
+    """A value that arrives later, as returned by `promise`, `future`, `speculate` and `delay`.
 
-    Promises stay in the process that made them: one that is given to a task, also by a closure, raises `TypeError`
-    where tasks are pickled. Force it first, and give the task its value.
+    Promises stay in the process that made them: passing one to a task, even in a closure, raises `TypeError` where
+    tasks are pickled. Force it first, and pass its value to the task.
 
     Attributes:
-        future: The standard future that holds the value, as it came: `force` says more than its ``result``.
+        future: The standard future that holds the untranslated outcome; the errors of `force` say more than those
+            of its ``result``.
 
     Thread safety:
         All methods, and the functions of this module, may be called from any thread.
@@ -217,7 +220,7 @@ class Promise(Generic[T]):
         return self.future.done()
 
     def wait(self, timeout: float | None) -> bool:
-        """Have it fulfilled, if it can be, so long at most; say whether it is."""
+        """Wait until the promise is fulfilled, for at most that many seconds; return whether it is."""
         try:
             self.future.exception(timeout)
         except CancelledError:
@@ -227,7 +230,7 @@ class Promise(Generic[T]):
         return True
 
     def error(self) -> BaseException | None:
-        """What it failed with: the same each time, with the traceback that it came with, else that would grow."""
+        """Return the error, the same each time. Its traceback is reset, since each raise would lengthen it."""
         with _telling:
             if self._error is None:
                 error = None if self.future.cancelled() else self.future.exception()
@@ -242,16 +245,16 @@ class Promise(Generic[T]):
         return error
 
     def __repr__(self) -> str:
-        """Tell whether it has been fulfilled."""
+        """Show whether the promise has been fulfilled."""
         return f"<{type(self).__name__.lstrip('_')} {'fulfilled' if self.done() else 'unfulfilled'}>"
 
     def __reduce__(self) -> NoReturn:
-        """A promise cannot be fulfilled elsewhere."""
+        """Refuse to be pickled: a promise cannot be fulfilled in another process."""
         raise TypeError("a promise cannot be pickled, as for a task: force it first, and pass on its value")
 
 
 class _TaskPromise(Promise[T]):
-    """The promise of a task, which nobody else can fulfil; with lfarm's way to tell its errors."""
+    """The promise of a task, which only the task can fulfil; its errors are translated into lfarm's."""
 
     def __init__(self, future: Future[T], translate: Callable[[BaseException], BaseException]) -> None:
         super().__init__(future)
@@ -265,7 +268,7 @@ class _TaskPromise(Promise[T]):
 
 
 class _Delay(Promise[T]):
-    """The promise of a call that the first who forces it makes."""
+    """The promise of a call that the first thread to force it makes."""
 
     def __init__(self, call: Callable[[], T]) -> None:
         super().__init__(Future())
@@ -293,7 +296,7 @@ class _Delay(Promise[T]):
         self._caller = threading.get_ident()
         try:
             value = call()
-        except BaseException as error:  # as an executor does: those who wait must hear of it, whatever it is
+        except BaseException as error:  # as in an executor: waiting threads must learn of any exception
             self.future.set_exception(error)
         else:
             self.future.set_result(value)
@@ -306,7 +309,7 @@ class Chain:
     """A link to something else, which `force`, `fulfill` and `fulfilledp` follow.
 
     Attributes:
-        value: Where it leads.
+        value: The object to which it leads.
     """
 
     value: Any

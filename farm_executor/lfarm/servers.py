@@ -1,7 +1,7 @@
 """lfarm's admin and launcher: servers here and elsewhere, started and ended by their addresses.
 
-This module owns the names and the addresses; what a server is and does is `launch.local`'s and `launch.ssh`'s, what
-can be asked of one `admin`'s.
+This module owns the names and the addresses. It must not know how servers are started, which is in `launch.local`
+and `launch.ssh`, nor how commands are sent to them, which is in `admin`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "start_server",
 ]
 
-_remote: dict[Address, SshServer] = {}  # by what they were asked for with
+_remote: dict[Address, SshServer] = {}  # by the addresses given to start them
 
 
 def start_local_servers(
@@ -41,17 +41,17 @@ def start_local_servers(
     """Start a server at each address; all end with this process at the latest.
 
     Args:
-        addresses: ``(host, port)`` pairs or "host:port", of this machine; with port 0 the system chooses one.
-        workers: How many workers each gives to each client; None for one per CPU.
-        key: Their secret, as for `start_server`.
-        key_file: A file that holds it; with a certificate in it, they speak TLS.
+        addresses: ``(host, port)`` pairs or "host:port", of this machine; with port 0, the system chooses a port.
+        workers: The number of workers each server gives to each client; None for one per CPU.
+        key: The servers' secret, as for `start_server`.
+        key_file: A file that holds the secret; if it also has a certificate, the servers speak TLS.
 
     Returns:
         The servers, which clients may dial at once.
 
     Raises:
-        AddressError: An address is none, or is exposed to others than this machine.
-        OSError: A port is in use. Those that were started before it are ended.
+        AddressError: An address is invalid, or can be reached from other machines.
+        OSError: A port is in use. The servers already started are ended.
         AuthenticationError, ValueError: As `start_server`.
     """
     if isinstance(addresses, str) or not isinstance(addresses, Iterable):
@@ -77,12 +77,12 @@ def end_local_servers(
     key: bytes | None = None,
     key_file: str | os.PathLike[str] | None = None,
 ) -> None:
-    """End the server at each address; those who are connected are served to their end, or to this process's.
+    """End the server at each address; connected clients are served to their end, or to the end of this process.
 
-    A server that cannot be reached is warned of, and the others are ended all the same.
+    A warning is issued for each server that cannot be reached; the others are still ended.
 
     Raises:
-        AddressError: An address is none.
+        AddressError: An address is invalid.
     """
     for address in parse_addresses(addresses):
         try:
@@ -92,24 +92,25 @@ def end_local_servers(
 
 
 def start_remote_servers(addresses: Iterable[AddressLike], workers: int | None = 1) -> list[SshServer]:
-    """Start a server on each of those machines over ssh; all end with this process at the latest.
+    """Start a server on each of the machines over ssh; all end with this process at the latest.
 
-    They are reached through ssh's tunnel: the attribute ``address`` of each is what `make_kernel` takes. It has a
-    key of its own, which is found by itself.
+    The servers are reached through ssh's tunnels: pass the attribute ``address`` of each to `make_kernel`. Each has
+    a key of its own, which is found automatically.
 
     Args:
-        addresses: "ssh://[user@]host[:port][?workers=N&python=PATH]", the port being the ssh server's.
-        workers: How many workers each gives to each client, where its address says nothing; None for one per CPU.
+        addresses: "ssh://[user@]host[:port][?workers=N&python=PATH]", with the port of the ssh server.
+        workers: The number of workers each server gives to each client, unless its address says otherwise; None for
+            one per CPU.
 
     Returns:
-        The servers, which are up.
+        The servers, once they are up.
 
     Raises:
-        AddressError: An address is none over ssh.
+        AddressError: An address is not one of a server over ssh.
         ValueError: ``workers`` is less than 1.
         AuthenticationError: ssh is not let in, or does not know a host's key.
-        BrokenFarmError: There is no such Python, or no farm_executor, over there.
-        OSError: A host cannot be reached. Whatever the error, those that were started are ended.
+        BrokenFarmError: There is no such Python, or no farm_executor, on a host.
+        OSError: A host cannot be reached. Whatever the error, the servers already started are ended.
     """
     if workers is not None:
         workers = checked_index("workers", workers, 1)
@@ -123,15 +124,15 @@ def start_remote_servers(addresses: Iterable[AddressLike], workers: int | None =
 
 
 def end_remote_servers(addresses: AddressLike | Iterable[AddressLike]) -> None:
-    """End the servers that `start_remote_servers` has started at these addresses, at once, with what runs there.
+    """End the servers that `start_remote_servers` started at these addresses, at once, with their running tasks.
 
-    One that was not started so is warned of, and the others are ended all the same.
+    A warning is issued for each address without such a server; the others are still ended.
 
     Args:
-        addresses: As they were given to `start_remote_servers`, or as its servers have them.
+        addresses: The addresses given to `start_remote_servers`, or the ``address`` attributes of its servers.
 
     Raises:
-        AddressError: An address is none.
+        AddressError: An address is invalid.
     """
     ending = []
     for address in parse_addresses(addresses):

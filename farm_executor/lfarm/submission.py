@@ -1,6 +1,6 @@
-"""How a call gets to an executor: to a farm with category and priority, to any other as the function that it is.
+"""Submission of calls to executors: to a farm with category and priority, to any other as a plain function.
 
-This module owns what is done to a task before the executor's own `submit`. It must not know kernels or channels.
+This module owns the steps before the executor's own `submit`. It must not know kernels or channels.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ MAX_OPTIONS = 256
 
 
 class Submission(Protocol):
-    """What a kernel has its executor do."""
+    """The operations that a kernel needs of its executor."""
 
     def submit(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Future[Any]:
         """Submit a call.
 
         Raises:
-            InvalidTaskError: The task is none.
+            InvalidTaskError: The task is not one that can be submitted.
             RuntimeError: The executor has been shut down.
         """
 
     def lead_until(self, done: Callable[[], bool]) -> None:
-        """This thread is going to wait until that is so, and may do the executor's work meanwhile."""
+        """Do the executor's work in this thread, if possible, which is about to wait until ``done()``."""
 
     def nudge(self) -> None:
-        """Something may have become so by other means than the executor's work."""
+        """Wake threads in `lead_until`, whose condition may have come true by other means than their work."""
 
     def prepare(
         self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
     ) -> Callable[[], Future[Any]]:
-        """Make a call as it is now ready to be submitted later.
+        """Prepare a call in its present state to be submitted later.
 
         Returns:
-            What submits it.
+            A function that submits the call.
 
         Raises:
-            InvalidTaskError: The task is none.
+            InvalidTaskError: The task is not one that can be submitted.
         """
 
 
 class ToAny:
-    """To an executor of any kind, which knows neither categories nor priorities."""
+    """Submission to an executor of any kind, which knows neither categories nor priorities."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -71,24 +71,24 @@ class ToAny:
         return self._executor.submit(run_task, sendable(task), *args, **kwargs)
 
     def lead_until(self, done: Callable[[], bool]) -> None:
-        """See `Submission`: nothing is to be done for this executor."""
+        """Do nothing: this executor does not need the caller's thread."""
 
     def nudge(self) -> None:
-        """See `Submission`: and nobody does anything."""
+        """Do nothing: no thread is in `lead_until`."""
 
     def prepare(
         self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
     ) -> Callable[[], Future[Any]]:
-        """See `Submission`. The objects themselves wait: this executor may not be one that pickles them."""
+        """See `Submission`. The objects themselves are kept, since this executor may not pickle them at all."""
         return partial(self._executor.submit, run_task, sendable(task), *args, **kwargs)
 
 
 class ToFarm:
-    """To a farm.
+    """Submission to a farm.
 
     Args:
-        executor: The farm, or a view of it, whose options hold where a task's own do not.
-        label: Gives what the farm shall know as a task's category.
+        executor: The farm, or a view of it, whose options apply where a task's own do not.
+        label: Maps a task's category to the one used on the farm.
     """
 
     def __init__(self, executor: Front, label: Callable[[Hashable], Hashable]) -> None:
@@ -98,7 +98,7 @@ class ToFarm:
         self._options: dict[Options, TaskOptions] = {}
 
     def submit(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Future[Any]:
-        """See `Submission`. A call that cannot be pickled is a future that says so, as the farm's own."""
+        """See `Submission`. A call that cannot be pickled gives a failed future, as on the farm itself."""
         engine = self._backing.engine or self._backing.start_engine()
         sent: Callable[..., Any] | Function
         if type(task) is FunctionType:
@@ -115,7 +115,7 @@ class ToFarm:
     def prepare(
         self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
     ) -> Callable[[], Future[Any]]:
-        """See `Submission`. It is pickled now."""
+        """See `Submission`. The call is pickled now."""
         function = sendable(task)
         engine = self._backing.start_engine()
         try:
@@ -146,12 +146,12 @@ class ToFarm:
         return self.view(options).broadcast(sent, *args, persistent=persistent, timeout=timeout)
 
     def view(self, options: Options) -> OptionsView:
-        """The farm's executor for tasks with these options."""
+        """Return the farm's executor for tasks with these options."""
         category, priority = options
         return self.farm.with_options(category=self._label(category), priority=priority)
 
     def _make_options(self, options: Options) -> TaskOptions:
-        if len(self._options) >= MAX_OPTIONS:  # as when each job is a category of its own
+        if len(self._options) >= MAX_OPTIONS:  # for instance, if each job has a category of its own
             self._options.clear()
         made = self._options[options] = options_of(self.view(options))
         return made
