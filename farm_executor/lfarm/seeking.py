@@ -1,7 +1,7 @@
-"""The cognates that look for elements: parallel any, all, find, count and remove.
+"""Cognates that look for elements: parallel any, all, find, count and remove.
 
-This module owns what a part of a sequence looks for, on a worker, and how the answer is made of the parts' answers.
-It must not know how parts are made and run: `parts` does that. What holds for all cognates is said in `cognate`.
+This module owns what a part of a sequence looks for on a worker, and how the parts' results are combined. It must
+not know how parts are made and run: `parts` does that. See `cognate` for what all cognates have in common.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ K = TypeVar("K")
 
 
 def pevery(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> bool:
-    """As ``all(map(task, *sequences))``.
+    """Return ``all(map(task, *sequences))``, computed in parallel.
 
     Args:
         task: Called with one element of each sequence, until the shortest ends. A part ends at its first false
             value.
-        sequences: At least one.
-        parts: How many tasks to make of them.
+        sequences: At least one sequence.
+        parts: The number of tasks to make.
 
     Raises:
         TaskExecutionError: The task failed before the answer was known.
@@ -68,13 +68,13 @@ def psome(task: Callable[..., T], *sequences: Iterable[Any], parts: int | None =
 @overload
 def psome(task: str, *sequences: Iterable[Any], parts: int | None = None) -> Any: ...
 def psome(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> Any:
-    """The first true value that ``map(task, *sequences)`` yields; None if there is none.
+    """Return the first true value that ``map(task, *sequences)`` yields; None if there is none.
 
     Args:
         task: Called with one element of each sequence, until the shortest ends. A part ends at its first true
             value.
-        sequences: At least one.
-        parts: How many tasks to make of them.
+        sequences: At least one sequence.
+        parts: The number of tasks to make.
 
     Raises:
         TaskExecutionError: The task failed before the answer was known.
@@ -85,12 +85,12 @@ def psome(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -
 
 
 def pnotany(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> bool:
-    """As ``not any(map(task, *sequences))``; see `psome`."""
+    """Return ``not any(map(task, *sequences))``, computed in parallel; see `psome`."""
     return _first(_find_true, task, sequences, parts) is None
 
 
 def pnotevery(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None) -> bool:
-    """As ``not all(map(task, *sequences))``; see `pevery`."""
+    """Return ``not all(map(task, *sequences))``, computed in parallel; see `pevery`."""
     return _first(_find_false, task, sequences, parts) is not None
 
 
@@ -125,16 +125,16 @@ def pfind_if(
     from_end: bool = False,
     parts: int | None = None,
 ) -> Any:
-    """The first element for which the predicate is true; None if there is none.
+    """Return the first element for which the predicate is true; None if there is none.
 
     Args:
-        predicate: Called with elements; a part ends at the first that it finds.
-        sequence: The elements. What is returned is one of them, not a copy.
-        key: Called with each element to get what the predicate is given.
-        start: The first element's index.
-        end: The index behind the last element; None for the end.
+        predicate: Called with elements; a part ends at the first element that it finds.
+        sequence: The elements. The one returned is the same object, not a copy.
+        key: Called with each element to get the predicate's argument.
+        start: The index of the first element.
+        end: The index after the last element; None for the end.
         from_end: Whether to find the last element instead.
-        parts: How many tasks to make of them.
+        parts: The number of tasks to make.
 
     Raises:
         TaskExecutionError: The predicate or the key failed before the answer was known.
@@ -149,7 +149,7 @@ def pfind_if(
 
 
 def pfind(item: object, sequence: Iterable[T], **options: Unpack[_OfFind]) -> T | None:
-    """The first element that equals the item; None if there is none. The options are those of `pfind_if`."""
+    """Return the first element that equals the item; None if there is none. The options are those of `pfind_if`."""
     return pfind_if(partial(operator.eq, item), sequence, **options)  # type: ignore[arg-type]  # any key
 
 
@@ -180,15 +180,15 @@ def pcount_if(
     end: int | None = None,
     parts: int | None = None,
 ) -> int:
-    """For how many elements the predicate is true.
+    """Return the number of elements for which the predicate is true.
 
     Args:
         predicate: Called with each element.
         sequence: The elements.
-        key: Called with each element to get what the predicate is given.
-        start: The first element's index.
-        end: The index behind the last element; None for the end.
-        parts: How many tasks to make of them.
+        key: Called with each element to get the predicate's argument.
+        start: The index of the first element.
+        end: The index after the last element; None for the end.
+        parts: The number of tasks to make.
 
     Raises:
         TaskExecutionError, TypeError, ValueError, InvalidTaskError, NoKernelError: As `cognate.preduce`.
@@ -199,7 +199,7 @@ def pcount_if(
 
 
 def pcount(item: object, sequence: Iterable[Any], **options: Unpack[_OfCount]) -> int:
-    """How many elements equal the item. The options are those of `pcount_if`."""
+    """Return the number of elements that equal the item. The options are those of `pcount_if`."""
     return pcount_if(partial(operator.eq, item), sequence, **options)  # type: ignore[arg-type]  # any key
 
 
@@ -230,15 +230,15 @@ def premove_if(
     end: int | None = None,
     parts: int | None = None,
 ) -> list[Any]:
-    """A list of the elements but those for which the predicate is true.
+    """Return a list of the elements without those for which the predicate is true.
 
     Args:
         predicate: Called with each element.
-        sequence: The elements. Those in the list are the same, no copies.
-        key: Called with each element to get what the predicate is given.
+        sequence: The elements. The list holds the same objects, not copies.
+        key: Called with each element to get the predicate's argument.
         start: The index of the first element that may be removed; those before it stay.
-        end: The index behind the last one that may be; None for the end.
-        parts: How many tasks to make of them.
+        end: The index after the last element that may be removed; None for the end.
+        parts: The number of tasks to make.
 
     Raises:
         TaskExecutionError, TypeError, ValueError, InvalidTaskError, NoKernelError: As `cognate.preduce`.
@@ -252,7 +252,7 @@ def premove_if(
 
 
 def premove(item: object, sequence: Iterable[T], **options: Unpack[_OfCount]) -> list[T]:
-    """A list of the elements but those that equal the item. The options are those of `premove_if`."""
+    """Return a list of the elements without those that equal the item. The options are those of `premove_if`."""
     return premove_if(partial(operator.eq, item), sequence, **options)  # type: ignore[arg-type]  # any key
 
 
@@ -289,7 +289,7 @@ def _with_key(task: TaskLike, key: TaskLike | None) -> Callable[..., Any]:
 def _first(
     find: Callable[..., Any], task: TaskLike, sequences: Iterable[Iterable[Any]], parts: int | None
 ) -> tuple[int, Any] | None:
-    """The first value that a search finds, with its index in the sequences."""
+    """Return the first value that a search finds, with its index in the sequences; None if there is none."""
     call = sendable(task)
     if not sequences:
         raise TypeError("at least one sequence is needed")

@@ -1,8 +1,8 @@
-"""What can be submitted as a task, how it travels, and what its failure is to the caller.
+"""Tasks: the kinds that can be submitted, how they are sent, and how their failures are reported.
 
 A task is a function or another callable, a `deftask`, or the name of a function that exists on the servers,
-``"package.module:function"``. Functions travel as the executor sends them. A `deftask` travels by value, together
-with what it uses of any module that defines one, so that the servers need not have these modules.
+``"package.module:function"``. Functions are sent as the executor sends them. A `deftask` is sent by value, together
+with everything it uses from modules that define deftasks, so that the servers need not have these modules.
 
 This module must not know kernels or channels: it neither submits nor waits.
 """
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 TaskLike = Callable[..., Any] | str
-"""What can be submitted: a function, a task, or the name of a function on the servers."""
+"""Anything that can be submitted: a function, a task, or the name of a function on the servers."""
 
 P = ParamSpec("P")
 P2 = ParamSpec("P2")
@@ -51,10 +51,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Task(Generic[P, T_co]):
-    """A function recorded by `deftask`; called, it is that function.
+    """A function recorded by `deftask`; calling it calls that function.
 
     Args:
-        function: What a worker calls.
+        function: The function for workers to call.
         local: Whether it can be called here, too.
     """
 
@@ -63,7 +63,7 @@ class Task(Generic[P, T_co]):
         self.function = function
         self._local = local
         module = getattr(function, "__module__", None)
-        if isinstance(module, str) and module != "__main__":  # that travels by value anyway
+        if isinstance(module, str) and module != "__main__":  # __main__ is sent by value anyway
             _modules.add(module)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
@@ -82,14 +82,14 @@ class Task(Generic[P, T_co]):
         self: Task[Concatenate[Any, P2], T], instance: object, owner: type | None = None
     ) -> Callable[P2, T]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        # Fetched from an object, a function is bound to it.
+        # As with a plain function, access through an object binds it.
         return self if instance is None else _BoundTask(self, instance)
 
     def __repr__(self) -> str:
         return f"<deftask {self.function.__module__}:{self.function.__qualname__}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # To a worker it is the function, whatever it was here.
+        # A worker gets the bare function.
         if getattr(_travelling, "active", False) or self.function.__module__ == "__main__":
             return _itself, (self.function,)
         with travelling_by_value():
@@ -98,7 +98,7 @@ class Task(Generic[P, T_co]):
 
 
 class _BoundTask(Task[P, T_co]):
-    """A method of an object, which travels with it."""
+    """A task bound to an object, which is sent along."""
 
     def __init__(self, task: Task[..., T_co], instance: Any) -> None:
         functools.update_wrapper(self, task.function)
@@ -111,22 +111,22 @@ def deftask(function: Callable[P, T], /) -> Task[P, T]: ...
 @overload
 def deftask(*, local: bool = True) -> Callable[[Callable[P, T]], Task[P, T]]: ...
 def deftask(function: Any = None, /, *, local: bool = True) -> Any:
-    """Record a function as a task that needs not exist on the servers; a decorator.
+    """Record a function as a task that need not exist on the servers; a decorator.
 
-    At each submit it is sent as it then is, with the values that it captures, with the plain functions, classes and
-    globals that it uses of its own module, and with the other deftasks that it calls, of whatever module.
-    On an executor that is no farm it is called as it is.
+    At each submission, the function is sent in its present state, with the values it captures, with the plain
+    functions, classes and globals that it uses from its own module, and with the other deftasks that it calls, from
+    any module. On an executor other than a farm, it is called directly.
 
     Args:
         function: The function, as in ``@deftask``.
         local: Whether it can be called here, too. ``@deftask(local=False)`` is lfarm's ``deftask*``: the name
-            stands for the task alone, and calling it is an error everywhere but in a task.
+            stands only for the task, and calling it is an error everywhere but in a task.
 
     Returns:
         A `Task`.
 
     Raises:
-        TypeError: What is decorated is no function, or ``local`` is not a bool.
+        TypeError: The decorated object is not a function, or ``local`` is not a bool.
     """
     check_bool("local", local)
 
@@ -138,7 +138,7 @@ def deftask(function: Any = None, /, *, local: bool = True) -> Any:
     return record if function is None else record(function)
 
 
-_modules: set[str] = set()  # those that define deftasks
+_modules: set[str] = set()  # modules that define deftasks
 _in_task: ContextVar[bool] = ContextVar("_in_task", default=False)
 _travelling = threading.local()
 _registering = threading.RLock()
@@ -146,12 +146,13 @@ _registering = threading.RLock()
 
 @contextlib.contextmanager
 def travelling_by_value() -> Iterator[None]:
-    """While this lasts, what this thread pickles brings along what it uses of modules that define deftasks.
+    """Pickle by value, within the ``with`` block and in this thread, whatever is from modules that define deftasks.
 
-    It holds a lock: pickle within, and do nothing else.
+    This holds a lock: only pickle within the block.
     """
-    import cloudpickle  # late: it is as large as all the rest
+    import cloudpickle  # late: it is as large as everything else
 
+    # cloudpickle's registry is global. The lock keeps another thread from unregistering a module halfway through.
     with _registering:
         outer = getattr(_travelling, "active", False)
         registered = cloudpickle.list_registry_pickle_by_value()
@@ -175,22 +176,22 @@ def _rebuilt(data: bytes) -> Any:
     return payload.loads([data])
 
 
-# -- what a task is ----------------------------------------------------------------------------------
+# -- kinds of tasks ----------------------------------------------------------------------------------
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def sendable(task: Any, name: str = "") -> Callable[..., Any]:
-    """A callable that does the same in any process: something that may stand in another function's arguments.
+    """Return a callable that does the same in any process, and so can be among another function's arguments.
 
     Args:
-        task: Whatever can be submitted.
-        name: The argument's, for the error, where that is not obvious.
+        task: Anything that can be submitted.
+        name: The name of the argument, for the error, where it is not obvious.
 
     Raises:
-        InvalidTaskError: It is none of those.
+        InvalidTaskError: The task cannot be submitted.
     """
-    if type(task) is types.MethodType and isinstance(task.__func__, Task):  # a class method, from Python 3.13 on
+    if type(task) is types.MethodType and isinstance(task.__func__, Task):  # a class method, since Python 3.13
         task = _BoundTask(task.__func__, task.__self__)
     if isinstance(task, Task):
         return functools.partial(run_task, task)
@@ -212,7 +213,7 @@ def sendable(task: Any, name: str = "") -> Callable[..., Any]:
 
 
 def run_task(task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call a task where tasks run, so that one which is not defined here can be called, too."""
+    """Call a task where tasks run, so that deftasks with ``local=False`` can be called, too."""
     function = task.function if isinstance(task, Task) else task
     token = _in_task.set(True)
     try:
@@ -222,7 +223,7 @@ def run_task(task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
 
 def call_pickled(function: Callable[..., Any], data: bytes, /) -> Any:
-    """Call a function with arguments that were pickled before their time."""
+    """Call a function with arguments that were pickled before submission."""
     args, kwargs = payload.loads([data])
     return function(*args, **kwargs)
 
@@ -231,8 +232,8 @@ def call_named(name: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call the function of that name in this process.
 
     Raises:
-        ImportError, AttributeError: There is none.
-        Exception: What it raises.
+        ImportError, AttributeError: There is no such function.
+        Exception: The function's own exception.
     """
     module, _, path = name.partition(":")
     function: Any = importlib.import_module(module)
@@ -241,23 +242,23 @@ def call_named(name: str, /, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-# -- what its failure is -----------------------------------------------------------------------------
+# -- failures of tasks -------------------------------------------------------------------------------
 
 
 def translated(error: BaseException, *, on_farm: bool, ours: bool = True) -> BaseException:
-    """An error of a task's future, in lfarm's way.
+    """Translate the error of a task's future into lfarm's.
 
     Args:
-        error: What the future raises.
-        on_farm: Whether the future is a `FarmExecutor`'s, which tells what failed on a worker from what failed
+        error: The future's exception.
+        on_farm: Whether the future is a `FarmExecutor`'s, which distinguishes failures on a worker from failures
             here.
-        ours: Whether nobody else reads that future's error, which may be changed then.
+        ours: Whether nobody else reads that future's error, so that it may be changed.
 
     Returns:
         For a failure in the task, a new `TaskExecutionError` with the task's exception as its ``__cause__``. If the
-        future is ours it has taken over from that what the farm said of the failure, so that this is told once.
-        Anything else as it is: `TaskKilledError` and every other `FarmError`, cancellation, a broken executor, and
-        on a farm what failed here, as when the call could not be pickled.
+        future is ours, the farm's report of the failure is moved there from the cause, so that it is shown only
+        once. Any other error is returned unchanged: `TaskKilledError` and every other `FarmError`, cancellation, a
+        broken executor, and on a farm any failure here, such as a call that could not be pickled.
     """
     details: dict[str, Any] = {}
     if not on_farm:
