@@ -1,4 +1,4 @@
-"""How many bytes of calls a farm may hold: whoever submits more waits, or is refused.
+"""The limit on the bytes of calls that a farm holds: a thread that submits more waits, or is refused.
 
 This module owns the count and the waiting. It must not know what the bytes are.
 """
@@ -13,14 +13,14 @@ __all__ = ["Budget"]
 
 
 class Budget:
-    """Bytes to be taken for each call and given back when it has settled.
+    """A budget of bytes; each call takes its size and gives it back when it has settled.
 
     Args:
-        limit: How many there are. A call that is larger than that is admitted when nothing else is held.
-        may_wait: Whether to wait for bytes; else `wait` raises.
+        limit: The most bytes to hold. A call that is larger is admitted when nothing else is held.
+        may_wait: Whether `wait` waits for bytes; if not, it raises.
 
     Attributes:
-        waiting: How many callers wait.
+        waiting: How many callers are waiting.
 
     Thread safety: all methods may be called from any thread.
     """
@@ -34,17 +34,17 @@ class Budget:
         self.waiting = 0
 
     def take(self, size: int, *, now: bool = False) -> bool:
-        """Take so many bytes if they are there, or with ``now`` in any case; say whether they were taken."""
+        """Take that many bytes if there is room, or with ``now`` in any case; return whether they were taken."""
         with self._changed:
             taken = now or self._has_room(size)
             self._held += size * taken
         return taken
 
     def wait(self, size: int) -> None:
-        """Wait until so many bytes may be there.
+        """Wait until there may be room for that many bytes; it takes none, so another caller may be faster.
 
         Raises:
-            FarmFullError: Waiting is not wanted.
+            FarmFullError: The budget was made with ``may_wait=False``.
         """
         with self._changed:
             if not self._may_wait:
@@ -59,17 +59,19 @@ class Budget:
                 self.waiting -= 1
 
     def _has_room(self, size: int) -> bool:
+        # `not self._held`: a call beyond the limit would otherwise wait for ever.
         return self._closed or not self._held or self._held + size <= self._limit
 
     def give_back(self, size: int) -> None:
-        """The call that took them has settled."""
+        """Give back that many bytes: the call that took them has settled."""
         with self._changed:
             self._held -= size
+            # All of them: the sizes that they wait for differ, so the one that `notify` picks might not fit.
             if self.waiting:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Let everybody through: they will find out that there is no farm any more."""
+        """Let all waiting callers through; they then find that the farm has been shut down."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,9 +1,9 @@
-"""Ctrl-C comes between two deeds, not within one.
+"""Defer Ctrl-C, or all signal handlers, until the current critical section ends.
 
-Python raises KeyboardInterrupt in the main thread at whatever instruction that has reached. Where this is in the
-middle of changing what other threads share, nobody can tell afterwards what has been done. `HeldBack` makes it
-wait, at the price of two system calls; `AllHeldBack` makes every signal handler wait, where the price does not
-matter. This module knows nothing of what is done meanwhile.
+Python raises KeyboardInterrupt in the main thread at whatever instruction that thread has reached. If it is in the
+middle of changing shared state, there is no telling afterwards how far the change got. `HeldBack` makes the
+interrupt wait, at the price of two system calls; `AllHeldBack` makes every signal handler wait, where the price
+does not matter. This module knows nothing of the critical sections themselves.
 """
 
 from __future__ import annotations
@@ -17,29 +17,33 @@ from typing import Any
 
 __all__ = ["AllHeldBack", "HeldBack", "let_go"]
 
-# What `signal.signal` calls; to wrap handlers into enums, as that does, would cost ten times as much.
+# The functions beneath `signal.signal` and `getsignal`, which wrap handlers in enums and take ten times as long.
 _set_handler: Callable[[int, Any], Any] = getattr(importlib.import_module("_signal"), "signal", signal.signal)
 _get_handler: Callable[[int], Any] = getattr(importlib.import_module("_signal"), "getsignal", signal.getsignal)
 _INTERRUPT = int(signal.SIGINT)
 
-_held: list[HeldBack | AllHeldBack] = []  # the main thread's, the outermost first
+_held: list[HeldBack | AllHeldBack] = []  # contexts that are active in the main thread, outermost first
 
 
 def let_go() -> None:
-    """In a forked child: the main thread may have been held back, and the child's main thread is another one."""
+    """In a forked child: restore handlers that the parent's main thread had replaced.
+
+    The child's main thread may be another one, which never leaves those contexts.
+    """
+    # Innermost first: each restores what it found, so the outermost, which found the original, must come last.
     for held in reversed(_held):
         held._restore()
     _held.clear()
 
 
 class HeldBack:
-    """While this context lasts, an interrupt waits for its end, or for `passing`.
+    """A context in which an interrupt waits for the end of the context, or for `passing`.
 
-    Only the main thread is ever interrupted; in the others this has no effect. It holds back what the handler of
-    SIGINT that is installed would do, whichever that is, and other signals not at all.
+    Only the main thread is ever interrupted; in other threads this has no effect. It holds back the installed
+    handler of SIGINT, whichever that is, and no other signal.
 
     Attributes:
-        passing: Whether an interrupt may come now: set it around what may be left at any moment.
+        passing: Whether an interrupt may come now: set it around code that may be left at any instruction.
     """
 
     __slots__ = ("_came", "_original", "passing")
@@ -53,17 +57,19 @@ class HeldBack:
         if threading.current_thread() is threading.main_thread():
             try:
                 original = _set_handler(_INTERRUPT, self._on_signal)
-            except ValueError:  # another interpreter than the main one: it is never interrupted
+            except ValueError:  # a subinterpreter, which is never interrupted
                 return self
             if callable(original):
                 self._original = original
                 _held.append(self)
-            else:  # nobody is told of it in Python, or it was not set from there
+            else:  # no Python handler is called for it, or it was not set from Python
                 _set_handler(_INTERRUPT, signal.SIG_DFL if original is None else original)
         return self
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.passing and self._original is not None:
+            # Unset first: the handler most likely raises, and then nobody else does it. A second Ctrl-C must not
+            # come through in the middle of the cleanup.
             self.passing = False
             self._original(signum, frame)
         else:
@@ -79,15 +85,16 @@ class HeldBack:
         if original is not None:
             _held.remove(self)
             self._restore()
+            # Only after restoring, so that an exception of the handler cannot leave ours installed.
             if self._came is not None:
                 original(_INTERRUPT, *self._came)
 
 
 class AllHeldBack:
-    """While this context lasts, every handler of a signal that is written in Python waits for its end.
+    """A context in which every signal handler written in Python waits for the end of the context.
 
-    For what may take its time and must not be entered twice by one thread, such as holding a lock that handlers
-    want, too. Only the main thread ever runs handlers; in the others this has no effect.
+    For code that may take long and must not be entered twice by one thread, such as code that holds a lock that
+    handlers want, too. Only the main thread ever runs handlers; in other threads this has no effect.
     """
 
     __slots__ = ("_came", "_originals")
@@ -104,7 +111,7 @@ class AllHeldBack:
             if callable(_get_handler(signum)):
                 try:
                     self._originals[signum] = _set_handler(signum, self._on_signal)
-                except ValueError:  # another interpreter than the main one, which runs no handlers
+                except ValueError:  # a subinterpreter, which runs no handlers
                     break
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -124,7 +131,7 @@ class AllHeldBack:
 
 
 def _call_all(handlers: dict[int, Any], came: dict[int, FrameType | None]) -> None:
-    """Call the handlers of what came, each of them, whatever another raises."""
+    """Call the handler of each signal that came, whatever the others raise."""
     if came:
         signum = next(iter(came))
         try:

@@ -1,8 +1,8 @@
 """A lock that can say whether the calling thread holds it.
 
 Python runs signal handlers and destructors between any two bytecodes of a thread, so they may find that their own
-thread holds a lock. They must not wait for that lock, and ask `is_mine` first: the answer is exact at every
-bytecode, which that of a field set beside a plain lock is not.
+thread holds a lock. They must not wait for that lock, so they ask `is_mine` first. Its answer is exact at every
+bytecode; a field set beside a plain lock would be wrong between the two steps.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ __all__ = ["OwnedLock", "is_mine"]
 
 
 def is_mine(lock: Any) -> bool:
-    """Whether the calling thread holds an RLock."""
-    mine: bool = lock._is_owned()  # which Condition uses, too
+    """Return whether the calling thread holds this RLock."""
+    mine: bool = lock._is_owned()  # private, but `threading.Condition` relies on it, too
     return mine
 
 
 class OwnedLock:
-    """A lock with an owner.
+    """A lock that knows its owner.
 
-    The lock underneath is an RLock, for its knowledge of its owner. It must not be taken twice: see `is_mine`.
+    The lock underneath is an RLock, because that knows its owner. It must not be taken twice: check `is_mine`.
 
     Attributes:
-        acquire: As a lock's.
-        release: As a lock's.
-        is_mine: Whether the calling thread holds it.
+        acquire: As in `threading.Lock`.
+        release: As in `threading.Lock`.
+        is_mine: Returns whether the calling thread holds the lock.
     """
 
     __slots__ = ("acquire", "is_mine", "release")
 
     def __init__(self) -> None:
         lock: Any = threading.RLock()
+        # The RLock's own methods, bound once: the lock is taken for every call, and wrappers would slow that down.
         self.acquire: Callable[..., bool] = lock.acquire
         self.release: Callable[[], None] = lock.release
-        self.is_mine: Callable[[], bool] = lock._is_owned  # which Condition uses, too
+        self.is_mine: Callable[[], bool] = lock._is_owned  # private: see the function

@@ -1,4 +1,4 @@
-"""What may be said of a task beside its call. This module knows nothing else, and so costs nothing to import."""
+"""Per-task options: priority, category, attempts, timeout. Imports next to nothing, so it is cheap to import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["TaskOptions"]
 
 
 class TaskOptions(NamedTuple):
-    """What a view of the executor sets for its tasks."""
+    """The options that an executor or a view of it sets for its tasks."""
 
     priority: float = 0
     category: Hashable = None

@@ -1,24 +1,25 @@
-"""Who waits for the sockets: the farm's own thread, or a caller that has to wait anyway.
+"""The event loop: the farm's own thread waits for the sockets, or a caller that has to wait anyway.
 
 This module owns the I/O thread, the selector, timers, the inbox, and the rules by which a caller *leads*. It must
 not know what is said over the sockets, nor what a future is.
 
-To hand an answer from the I/O thread to the thread that waits for it costs a call a third of its time. So the
-waiting thread takes the I/O thread's place for as long as it waits: it *leads*. The I/O thread stands by.
+Handing an answer from the I/O thread to the thread that waits for it takes a third of the time of a call. So the
+waiting thread takes the I/O thread's place for as long as it waits: it *leads*, and the I/O thread stands by.
 
-* The sockets are in one selector. The I/O thread does not wait on that, but on its descriptor, which is readable
-  while any of the sockets is. Whoever leads disarms that second wait meanwhile.
-* ``_turn`` is held by whoever handles events: by a leader as long as it leads, by the I/O thread while it is awake.
-  So handlers, timers and what was posted never run at the same time.
-* One leads, and only if nobody else waits: several would spend more on handing the lead over than it saves. Nor
-  does anybody for some time after two have waited at once, as threads that call in turns would hand it to and fro.
-* A leader handles sockets, and nothing else. At the first sign of anything else, which rings the waker, it stops
-  leading and waits as anybody does. What it leaves is still in the selector, and so wakes the I/O thread.
+* All sockets are in one selector. The I/O thread does not wait on the selector itself but on its descriptor, which
+  is readable while any of the sockets is. A leader disarms that second wait while it leads.
+* ``_turn`` is held by the thread that handles events: by a leader as long as it leads, by the I/O thread while it
+  is awake. So handlers, timers and posted actions never run at the same time.
+* Only one thread leads, and only if no other thread waits: with several, handing over the lead would cost more than
+  it saves. For some time after two threads have waited at once, no thread leads, because threads that call in turns
+  would keep passing the lead to each other.
+* A leader handles sockets and nothing else. Anything else rings the waker; the leader then stops leading and waits
+  like any other thread. Events that it leaves behind are still in the selector, and so wake the I/O thread.
 * A leader that is interrupted must not leave a handler half-way: see `interrupt`.
-* A signal handler, or a destructor, may run on top of a leader and want to wait itself. If the leader is asleep, it
-  stops leading first, for good; if it is in the midst of a handler, nobody can help, and `may_wait` says so.
+* A signal handler or a destructor may run on top of a leader and want to wait itself. If the leader is asleep, it
+  stops leading first, for good; if it is in the middle of a handler, waiting is impossible, and `may_wait` says so.
 
-Where selectors have no descriptor, nobody leads: on Windows, and where gevent or its like has replaced them.
+Where selectors have no descriptor, no thread leads: on Windows, and where gevent or similar has replaced them.
 """
 
 from __future__ import annotations
@@ -43,20 +44,20 @@ from farm_executor.wire.waker import Waker
 
 __all__ = ["Reactor"]
 
-LONGEST_SLEEP = 86_400.0  # seconds; selectors take no number of milliseconds that does not fit 32 bits
-CROWDED = 0.002  # seconds after two threads have waited at once
-GIVE_WAY = 0.005  # seconds between the I/O thread's looks at whether a caller still does its work, or sleeps
+LONGEST_SLEEP = 86_400.0  # seconds; selectors need the milliseconds to fit in 32 bits
+CROWDED = 0.002  # seconds without a leader after two threads have waited at once
+GIVE_WAY = 0.005  # seconds between the I/O thread's checks whether a caller still does its work, or still sleeps
 
 _Handler = Callable[[int], None]  # gets the selector's event mask
 
 
 class Reactor:
-    """See the module.
+    """The event loop of one farm; see the module.
 
     Args:
-        finished: Asked after each turn, in the I/O thread, whether all is over.
-        failed: Called in the I/O thread with what a handler raised, which is a bug; then all is over.
-        ended: The last call, in the I/O thread, or in the thread that could not start it.
+        finished: Called after each turn, in the I/O thread; returns whether the loop should end.
+        failed: Called in the I/O thread with the exception of a handler, which is a bug; the loop then ends.
+        ended: Called last, in the I/O thread, or in the thread that could not start it.
         may_lead: Whether callers may lead.
 
     Attributes:
@@ -86,11 +87,13 @@ class Reactor:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_ids = itertools.count()
         self._turn = OwnedLock()
-        self._leading: HeldBack | None = None  # by which leader, if anybody leads
-        self._asleep = False  # whether that leader is where it may be told to stop leading
-        self._sleepers: set[HeldBack] = set()  # who have been told so, and may still be asleep
-        # The threads that wait and do not lead, and what tells that they have what they wait for: such a thread
-        # runs later than this one goes on, and if it still counted, it could not lead the next time either.
+        # The leader's context, if a thread leads. A flag would not do: a leader that wakes up must find out whether
+        # it still leads, or another thread that has begun since.
+        self._leading: HeldBack | None = None
+        self._asleep = False  # whether that leader is in `select`, where it can be made to stop leading
+        self._sleepers: set[HeldBack] = set()  # leaders that were stopped, and may still be asleep
+        # The threads that wait without leading, each with a function that tells whether its wait is over. A thread
+        # whose wait is over may not have run yet; if it still counted, nobody could lead the next time either.
         self._waiting: dict[int, Callable[[], bool]] = {}
         self._crowded_until = 0.0  # on the monotonic clock
         self._last_glance = 0.0
@@ -111,14 +114,14 @@ class Reactor:
             raise
 
     def is_own_thread(self) -> bool:
-        """Whether the caller is the I/O thread."""
+        """Return whether the caller is the I/O thread."""
         return threading.get_ident() == self._thread.ident
 
     def may_wait(self) -> bool:
-        """Whether the caller may wait for something that comes over the sockets.
+        """Return whether the caller may wait for something that comes over the sockets.
 
-        The I/O thread may not, nor may what has interrupted its own thread in the midst of a handler. A leader that
-        was interrupted in its sleep stops leading, so that others hear the farm meanwhile.
+        The I/O thread may not, nor may code that has interrupted its own thread in the middle of a handler. A
+        leader that was interrupted in its sleep stops leading, so that other threads can handle events meanwhile.
         """
         if self.is_own_thread():
             return False
@@ -127,16 +130,18 @@ class Reactor:
         if not self._asleep or self._standby is None:
             return False
         with HeldBack() as interrupt:
+            # The leader's frame is below this one. Once it returns from `select`, it sees that it leads no more and
+            # handles nothing: by then another thread may hold the turn.
             self._sleepers.add(self._leading or interrupt)
             self._stop_leading(self._standby)
             self.post(self._wake_sleepers)
         return True
 
     def _wake_sleepers(self) -> None:
-        """Have them notice that they lead no more, once whatever has interrupted them returns.
+        """Make stopped leaders notice that they lead no more, once the code that interrupted them returns.
 
-        Their system call then goes on to sleep, although what they wait for may have come. Each time it is either
-        they who see the waker or we, so it takes more than one attempt.
+        Their system call then resumes its sleep, although what they wait for may have come. Each wake-up is seen
+        either by them or by the I/O thread, which drains the waker, so it is repeated until they have all left.
         """
         if self._sleepers:
             self._waker.wake()
@@ -144,48 +149,54 @@ class Reactor:
 
     def _stop_leading(self, standby: _Standby) -> None:
         self._leading, self._asleep = None, False
+        # Arm before releasing the turn: after that, another thread may lead at once and disarm, and must have the
+        # last word.
         if not self._closed:
             standby.arm()
         self._turn.release()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end; say whether it has come. From the I/O thread itself it is not waited for."""
+        """Wait for the loop to end; return whether it has. Does not wait if called in the I/O thread itself."""
         if not self.is_own_thread():
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def post(self, action: Callable[[], None]) -> None:
         """Have the I/O thread call something. Takes no lock."""
-        with HeldBack():  # what is in the inbox with nobody woken might wait for ever
+        # An interrupt between these two would leave an action in the inbox that no thread is woken for.
+        with HeldBack():
             self._inbox.append(action)
             self._waker.wake()
+        # Looked at after appending: `_close` sets it before it runs the inbox for the last time. So an action that
+        # came too late for that is run here, and none is lost.
         if self._closed:
             self._run_inbox()
 
     # -- for handlers --------------------------------------------------------------------------------------
 
     def register(self, connection: Connection, handler: _Handler) -> None:
-        """Call the handler when the connection can be read, and once if something has been read from it already."""
+        """Call the handler whenever the connection is readable, and once if data from it is buffered already."""
         self._selector.register(connection, selectors.EVENT_READ, handler)
+        # The selector knows nothing of bytes that were read along with the handshake, and would never report them.
         if connection.pending:
             self.post(partial(handler, selectors.EVENT_READ))
 
     def want_to_write(self, connection: Connection, wanted: bool) -> None:
-        """Call the handler also when the connection can be written, or no longer."""
+        """Start or stop calling the handler when the connection is writable, too."""
         key = self._selector.get_key(connection)
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
         if key.events != events:
             self._selector.modify(connection, events, key.data)
 
     def unregister(self, connection: Connection) -> None:
-        """Do not look at the connection any more."""
+        """Stop watching the connection."""
         self._selector.unregister(connection)
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call something later, in the I/O thread."""
+        """Call something in the I/O thread after that many seconds."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_ids), action))
         if not self.is_own_thread():
-            self._waker.wake()  # it may be sleeping for longer
+            self._waker.wake()  # it may be asleep until a later timer
 
     # -- the I/O thread ------------------------------------------------------------------------------------
 
@@ -197,24 +208,27 @@ class Reactor:
                 self._run_inbox()
                 while self._timers and self._timers[0][0] <= time.monotonic():
                     heapq.heappop(self._timers)[2]()
-        except BaseException as error:  # the last resort: nobody may wait for a thread that has died
+        except BaseException as error:  # the last resort: no thread must wait for one that has died
             self._failed(error)
         finally:
             self._close()
             self._turn.release()
 
     def _wait(self) -> None:
-        """Handle what the sockets have to say, once they or a timer have something."""
+        """Wait for a socket or a timer, and call the handlers of the sockets that are ready."""
         timeout = self._until_timer()
+        # If other threads wait without leading, no caller can lead now. So the turn is kept, and one system call
+        # waits for the sockets and reports them, instead of one on the standby and another on the selector.
         if self._standby is not None and not self._somebody_waits():
             self._turn.release()
             ours = False
             try:
                 self._standby.wait(timeout)
                 self._give_way()
-                while not (ours := self._turn.acquire(False)):  # somebody leads
+                while not (ours := self._turn.acquire(False)):  # a caller leads
                     timeout = self._until_timer()
-                    if timeout == 0.0:  # and must let us
+                    # Only this thread runs timers, and it needs the turn for that: the waker makes the leader stop.
+                    if timeout == 0.0:
                         self._waker.wake()
                         break
                     self._standby.wait(timeout)
@@ -226,7 +240,7 @@ class Reactor:
             key.data(events)
 
     def _give_way(self) -> None:
-        """Leave the sockets to a caller that glances at them again and again."""
+        """Leave the sockets to a caller that glances at them repeatedly."""
         while time.monotonic() < self._flood_ends and not self._inbox and self._until_timer() != 0.0:
             time.sleep(GIVE_WAY)
 
@@ -239,8 +253,9 @@ class Reactor:
 
     def _close(self) -> None:
         self._ended()
+        # In this order: see `post`.
         self._closed = True
-        self._run_inbox()  # closes connections that were made in the last moment
+        self._run_inbox()  # closes connections that were made at the last moment
         self._selector.close()
         if self._standby is not None:
             self._standby.close()
@@ -254,15 +269,15 @@ class Reactor:
         return bool(self._waiting) and not all(done() for done in list(self._waiting.values()))
 
     def waiting(self, done: Callable[[], bool]) -> AbstractContextManager[None]:
-        """While this thread waits for something without leading."""
+        """Return a context that marks this thread as one that waits without leading."""
         if self._waiting:
             self._crowded_until = time.monotonic() + CROWDED
         return _Waiting(self._waiting, done)
 
     def lead(self, done: Callable[[], bool], timeout: float | None) -> float | None:
-        """Handle events in this thread until it is done, or the time is over, or something else is to be handled.
+        """Handle events in this thread until ``done()``, the timeout, or anything that the I/O thread must handle.
 
-        For a thread that `may_wait`.
+        Only for a thread that `may_wait`.
 
         Returns:
             What is left of the timeout, in seconds.
@@ -272,6 +287,8 @@ class Reactor:
             return timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         with HeldBack() as interrupt:
+            # Never wait for the turn: its holder is reading the sockets already, and this thread can wait for what
+            # it needs in the ordinary way.
             if self._turn.acquire(False):
                 try:
                     self._leading = interrupt
@@ -280,15 +297,16 @@ class Reactor:
                         self._handle_until(done, deadline, interrupt)
                 finally:
                     self._sleepers.discard(interrupt)
+                    # If `may_wait` has stopped it, the turn is released already, and may be another thread's.
                     if self._leading is interrupt:
                         self._stop_leading(standby)
         return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
     def glance(self) -> None:
-        """Handle in this thread what has come, without waiting for anything.
+        """Handle in this thread the events that have come, without waiting.
 
-        A caller that glances again and again within milliseconds keeps the I/O thread from running anyway, and is
-        left to do its work; but not what only that thread may do, for which it needs the turn.
+        A caller that does this every few milliseconds keeps the I/O thread from running anyway, and may do its work
+        for it, except for what only that thread may do, for which it needs the turn.
         """
         if self.may_lead and not self._inbox and self._until_timer() != 0.0 and not self._turn.is_mine():
             with HeldBack():
@@ -309,22 +327,23 @@ class Reactor:
                 timeout = deadline - time.monotonic()
                 if timeout <= 0.0:
                     return
+            # Here, and only here, no state is half-changed: Ctrl-C may come through, and `may_wait` may take over.
             interrupt.passing = self._asleep = True
             events = self._selector.select(None if timeout is None else min(timeout, LONGEST_SLEEP))
             self._asleep = interrupt.passing = False
-            if self._leading is not interrupt:  # a signal handler has waited meanwhile: others have the sockets now
+            if self._leading is not interrupt:  # a signal handler has waited meanwhile: the sockets are others' now
                 return
             if not self._handle(events):
                 return
 
     def _handle(self, events: list[tuple[selectors.SelectorKey, int]]) -> bool:
-        """Call the handlers in a caller's thread, unless the I/O thread is wanted; say whether that was so."""
+        """Call the handlers in a caller's thread; return False, leaving the rest, if the I/O thread is needed."""
         for key, mask in events:
-            if key.fileobj is self._waker:  # which stays readable
+            if key.fileobj is self._waker:  # not drained here: it must stay readable, to wake the I/O thread
                 return False
             try:
                 key.data(mask)
-            except BaseException as error:  # a bug, or another signal's handler raised in the midst of it
+            except BaseException as error:  # a bug, or another signal's handler raised in the middle of it
                 self.post(partial(_raise, error))
                 raise
         return True
@@ -332,14 +351,17 @@ class Reactor:
     # -- fork ----------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's selectors, and change nothing in them."""
+        """In a forked child: close the parent's selectors without changing anything in them.
+
+        An epoll is shared with the parent: to unregister sockets here would unregister them there, too.
+        """
         self._waker.close()
         self._selector.close()
         if self._standby is not None:
             self._standby.close()
 
 
-class _Waiting(AbstractContextManager[None]):  # a generator's would take three times as long
+class _Waiting(AbstractContextManager[None]):  # a generator-based one would take three times as long
     __slots__ = ("_done", "_waiting")
 
     def __init__(self, waiting: dict[int, Callable[[], bool]], done: Callable[[], bool]) -> None:
@@ -358,7 +380,7 @@ def _raise(error: BaseException) -> None:
 
 
 class _Standby(Protocol):
-    """Waits until a selector has something, except while it is disarmed."""
+    """Something that waits until a selector has events, except while it is disarmed."""
 
     def wait(self, timeout: float | None) -> None: ...
     def arm(self) -> None: ...
