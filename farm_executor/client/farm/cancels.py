@@ -1,10 +1,10 @@
-"""Cancelling what a worker has been sent and may not have begun: it is asked for back.
+"""Cancels tasks that a worker has been sent and may not have begun, by asking for them back.
 
-This module owns who waits for a task to come back, and for how long. It must not know which lane has which task,
-nor what becomes of one that has come back.
+This module owns which threads wait for a task to come back, and for how long. It must not know which lane has which
+task, nor what becomes of a task that has come back.
 
-`Future.cancel` has to say whether the task will run, so it waits for the worker's answer: a round trip, but not for
-long; nor does anybody wait for a worker that has not answered somebody else in time, until it does.
+`Future.cancel` has to say whether the task will run, so it waits for the worker's answer: for a round trip, with a
+limit. Once a worker has failed to answer in time, no thread waits for it again until it has answered.
 """
 
 from __future__ import annotations
@@ -19,57 +19,57 @@ from farm_executor.core.task import Task
 __all__ = ["Cancels", "Request"]
 
 SECONDS = 0.25  # for the worker's answer
-AT_MOST = 2 * SECONDS  # if the farm's own thread is kept from looking at the clock, by a callback that waits
+AT_MOST = 2 * SECONDS  # if a callback that waits keeps the farm's own thread from running its timers
 
 
 class Request:
-    """That a task may come back, as long as somebody waits for that.
+    """One thread's wish to have a task back, for as long as it waits.
 
     Args:
         task: The task.
-        cancel: Has its future know that it will not run; says whether it was still to.
+        cancel: Cancels its future, as the task will not run; returns whether the future was still running.
 
-    Thread safety: all methods may be called from any thread. Who has got False from `Future.cancel` must not find
-    the future cancelled later: so either `grant` comes first or `close`, and the other one does nothing.
+    Thread safety: all methods may be called from any thread. After `Future.cancel` has returned False, the future
+    must not become cancelled: so the first of `grant` and `close` decides, and the other does nothing.
     """
 
     def __init__(self, task: Task, cancel: Callable[[], bool]) -> None:
         self.task = task
         self._cancel = cancel
-        self._lock = threading.RLock()  # held for a moment; what grants may run in a signal handler in that moment
+        self._lock = threading.RLock()  # reentrant: `grant` may run in a signal handler at any moment
         self._open = True
         self._answered = threading.Lock()
         self._answered.acquire()
 
     def grant(self) -> bool:
-        """The task will not run: have its future know, unless nobody waits for that any more; say which."""
+        """Cancel the future, as its task will not run, if the request is still open; return whether it was."""
         with self._lock:
             granted = self._open and self._cancel()
             self._open = False
         return granted
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Note that the thread does not wait any more."""
         with self._lock:
             self._open = False
 
     def answer(self) -> None:
-        """Once: it is known what came of it."""
+        """End the wait, with or without a grant. Must be called once at most."""
         self.close()
         self._answered.release()
 
     def wait(self) -> bool:
-        """Wait for that; say whether it came in time."""
+        """Wait for `answer`; return whether it came in time."""
         return self._answered.acquire(timeout=AT_MOST)
 
 
 class Cancels:
-    """See the module.
+    """The requests of one farm; see the module.
 
     Args:
-        ask: Asks for a task back; returns the lane whose answer decides, and whether that lane was asked for this
-            task and all behind it: it may have been asked for fewer just before. None if there is nothing to wait
-            for.
+        ask: Asks for a task back; returns the lane whose answer decides, and whether that lane has been asked for
+            this task and all behind it: a recall that is under way may have asked for fewer. None if there is
+            nothing to wait for.
 
     Thread safety: `take_back` and `answered` may be called from any thread.
     """
@@ -78,14 +78,15 @@ class Cancels:
         self._reactor = reactor
         self._ask = ask
         self._waiting: dict[int, list[tuple[Request, bool]]] = {}  # by lane; the I/O thread's
-        self._silent: set[int] = set()  # lanes that have not answered in time, nor since; the I/O thread's
-        self._stuck = False  # the I/O thread has not taken up a request in time, nor since
+        self._silent: set[int] = set()  # lanes that did not answer in time and have not since; the I/O thread's
+        self._stuck = False  # whether the I/O thread did not take up a request in time and has not since
 
     def take_back(self, task: Task, cancel: Callable[[], bool]) -> None:
-        """Try to have a task back that is running, as far as its future knows; see `Request`.
+        """Try to get a task back whose future says that it is running; see `Request`.
 
-        For a thread that may wait for the farm.
+        Only for a thread that may wait for the farm.
         """
+        # Otherwise a program that cancels many futures would wait half a second for each of them.
         if self._stuck:
             return
         request = Request(task, cancel)
@@ -95,7 +96,7 @@ class Cancels:
             request.close()
 
     def answered(self, lane: int) -> None:
-        """The lane has given back what it had not begun, or is gone; what has come back is known to be."""
+        """Note that the lane has given back what it had not begun, or is gone. Tasks that came back are granted."""
         if lane in self._waiting or lane in self._silent:
             self._reactor.post(partial(self._end, lane))
 
@@ -112,12 +113,14 @@ class Cancels:
     def _end(self, lane: int) -> None:
         self._silent.discard(lane)
         for request, for_all in self._waiting.pop(lane, ()):
+            # The answer to a recall for fewer tasks says nothing about this one: ask again.
             if for_all:
                 request.answer()
             else:
                 self._begin(request)
 
     def _give_up(self, lane: int, request: Request) -> None:
+        # Timers cannot be cancelled: usually the request has been answered by now, and nothing is found.
         waiting = self._waiting.get(lane, [])
         for entry in waiting:
             if entry[0] is request:

@@ -1,18 +1,20 @@
-"""The future that a farm gives: the standard library's, made lighter, and it takes its task back when cancelled.
+"""The farm's future: the standard library's, made lighter, which takes its task back when it is cancelled.
 
-It must not know the engine: whom to tell of cancelling and of waiting is set on it, see `Owner`.
+This module owns how futures are settled and waited for. It must not know the engine: the object to tell of
+cancelling and of waiting is set on each future, see `Owner`.
 
-A standard future makes a Condition when it is made, which costs more than all the rest of a small call. Most
-futures of a busy farm are settled before anyone looks at them, so this one makes its Condition when it is first
-asked for. The rule that makes this safe:
+A standard future creates a Condition in its constructor, which costs more than all the rest of a small call. Most
+futures of a busy farm are settled before anyone looks at them, so this one creates its Condition on first use. The
+rule that makes this safe:
 
-    The Condition is made, and a future without one is settled or started, under one lock that all futures share.
-    Whoever settles and finds a Condition goes the standard way, through it, and without that lock.
+    The Condition is created, and a future without one is settled or started, under one lock that all futures share.
+    A thread that settles a future with a Condition goes the standard way, through it, and without that lock.
 
-So whoever looks first has the Condition before the settling, which then goes through it, or finds a settled future.
-To leave a callback needs no Condition: it is left under that lock, and called by whoever settles, without it.
-Looking at the state and then for a Condition, without the lock, would be wrong: `concurrent.futures.wait` installs
-its waiter also on a future that is settled already, and a late notification would count twice.
+So a thread that looks at a future either creates the Condition before the settling, which then goes through it, or
+finds a settled future. Adding a callback needs no Condition: it is added under that lock, and called, without the
+lock, by the thread that settles. Looking at the state and then for a Condition, without the lock, would be wrong:
+`concurrent.futures.wait` installs its waiter even on a future that is settled already, and a late notification
+would count twice.
 """
 
 from __future__ import annotations
@@ -41,32 +43,33 @@ _lock = threading.RLock()  # reentrant, as a destructor that the garbage collect
 
 
 def renew_lock() -> None:
-    """In a forked child: another thread may have held the lock in the moment of the fork."""
+    """In a forked child: replace the lock, which another thread may have held at the moment of the fork."""
     global _lock
     _lock = threading.RLock()
 
 
 class Owner(Protocol):
-    """Who will settle the future."""
+    """The object that will settle the future."""
 
     def withdraw(self, task: Any) -> None:
-        """The future has been cancelled; its task need not be run."""
+        """Note that the future has been cancelled; its task need not run."""
 
     def take_back(self, task: Any, cancel: Callable[[], bool]) -> None:
-        """The future's task has been sent to a worker.
+        """Ask for a task back that has been sent to a worker.
 
-        If the worker gives it back in time, ``cancel``, its `_cancel_started`, has been called when this returns.
+        If the worker gives it back in time, ``cancel``, the future's `_cancel_started`, has been called when this
+        returns.
         """
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
-        """A thread is going to wait for the future: it may do some of the owner's work meanwhile.
+        """Let the calling thread, which is about to wait for the future, do some of the owner's work meanwhile.
 
         Returns:
-            What is left of the timeout. The future may be settled or not.
+            The rest of the timeout. The future may be settled or not.
         """
 
     def waiting(self, future: FarmFuture) -> AbstractContextManager[None]:
-        """A thread waits for the future and does not lead."""
+        """Return a context for a thread that waits for the future without leading."""
 
 
 class FarmFuture(Future[Any]):
@@ -75,27 +78,27 @@ class FarmFuture(Future[Any]):
     Thread safety: as the standard library's.
     """
 
-    # What the standard library keeps in each future, as defaults of the class.
+    # The fields of a standard future, as class attributes: a new future then has nothing to initialize.
     _state = PENDING
     _result: Any = None
     _exception: BaseException | None = None
     _own_condition: threading.Condition | None = None
     _own_callbacks: list[Callable[[Future[Any]], object]] | None = None
     _arrive: Callable[[Future[Any]], object] | None = None
-    # The owner's, until it is settled:
+    # These belong to the owner, until the future is settled:
     _owner: Owner | None = None
     _task: Any = None
     _function: Any = None
-    _arguments: Any = None  # pickled; None if they are plain
+    _arguments: Any = None  # pickled; None while they are plain
     _plain: tuple[Any, ...] | None = None  # positional arguments that may be pickled later, see `payload`
     _before_settling: Callable[[Any, BaseException | None, Any], dict[str, int] | None] | None = None
-    """Called with the value, the error and where they came from: code of the farm's, never of a user's. It says how
-    many of the task's calls have come to which end, while others go on; None if all have come to the task's."""
+    """Called with the value, the error and their origin: the farm's code, never a user's. Returns how many of the
+    task's calls have ended in which way, while the others go on; None if all of them have ended as the task has."""
 
     _call_back_by: Callable[[Callable[[], None]], None] | None = None
-    """Has callbacks called elsewhere; set by whoever settles it in a thread that is not the farm's own."""
+    """Has the callbacks called in another thread; set when the future is settled outside the farm's own thread."""
 
-    __init__ = object.__init__  # makes nothing: see the module
+    __init__ = object.__init__  # creates nothing: see the module
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("cannot pickle a future, which belongs to one process; wait for it, and send its result")
@@ -104,6 +107,7 @@ class FarmFuture(Future[Any]):
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         condition = self._own_condition
         if condition is None:
+            # Created outside the lock that all futures share; dropped if another thread is faster.
             new = threading.Condition()
             with _lock:
                 condition = self._own_condition
@@ -126,11 +130,11 @@ class FarmFuture(Future[Any]):
 
     @property
     def _is_looked_at(self) -> bool:
-        """Whether somebody may wait by the Condition, or has."""
+        """Whether a thread may be waiting on the Condition, or has been."""
         return self._own_condition is not None
 
     def _call_back(self) -> None:
-        """Call the callbacks; for whoever has settled it by `settle_plainly`."""
+        """Call the callbacks of a future that `settle_plainly` has settled."""
         for fn in self._own_callbacks or ():
             try:
                 fn(self)
@@ -138,14 +142,14 @@ class FarmFuture(Future[Any]):
                 standard_logger.exception("exception calling callback for %r", self)
 
     def _tell(self, arrive: Callable[[Future[Any]], object]) -> bool:
-        """Have a function called with this future when it is settled, once, in whatever thread settles it.
+        """Call a function with this future once it is settled, in the thread that settles it.
 
-        It is for queues, not for users' code: it must not wait, nor take a lock that is held while a future is
-        waited for, nor raise. There can be one for each future.
+        This is for queues, not for users' code: the function must not wait, nor take a lock that is held while a
+        future is waited for, nor raise. Each future can have one.
 
         Returns:
-            Whether it will be. False if the future is settled, or somebody waits for it or has looked at it: add a
-            callback then.
+            Whether the function will be called. If not, because the future is settled, or another thread waits for
+            it or has looked at it, add a callback instead.
         """
         with _lock:
             plainly = self._own_condition is None and self._arrive is None and self._state in (PENDING, RUNNING)
@@ -154,14 +158,14 @@ class FarmFuture(Future[Any]):
         return plainly
 
     def _await_settling(self, timeout: float | None) -> None:
-        """Wait until it is settled or the time is over."""
-        settled = threading.Lock()  # as good as a Condition for one who waits, and much cheaper for both sides
+        """Wait until the future is settled or the timeout is over."""
+        settled = threading.Lock()  # enough for one waiter, and much cheaper than a Condition for both sides
         settled.acquire()
 
         def arrive(future: Future[Any]) -> None:
             settled.release()
 
-        if not self._tell(arrive):  # it is settled, or others wait for it, too
+        if not self._tell(arrive):  # it is settled, or other threads wait for it, too
             with self._condition:
                 if self._state not in _SETTLED:
                     self._condition.wait(timeout)
@@ -172,11 +176,13 @@ class FarmFuture(Future[Any]):
             elif timeout > 0:
                 settled.acquire(timeout=timeout)
         finally:
+            # After a timeout or an interrupt: the place must be free for the next thread that waits.
             with _lock:
                 if self._arrive is arrive:
                     self._arrive = None
 
     def _invoke_callbacks(self) -> None:
+        # First the waiting thread, then the callbacks: these may take long, and the result is there already.
         arrive, self._arrive = self._arrive, None
         if arrive is not None:
             arrive(self)
@@ -210,7 +216,7 @@ class FarmFuture(Future[Any]):
         with _lock:
             if self._own_condition is None and self._state != FINISHED:
                 self._result = result
-                self._state = FINISHED  # last: `result` looks at it without a lock
+                self._state = FINISHED  # last: `result` reads the state without a lock
                 plainly = True
             else:
                 plainly = False
@@ -240,7 +246,7 @@ class FarmFuture(Future[Any]):
         owner = self._owner
         if owner is not None:
             timeout = self._wait(owner, timeout)
-            del owner  # this frame goes into the traceback of an exception
+            del owner  # this frame goes into an exception's traceback, which would keep it alive
             if self._state == FINISHED and self._exception is None:
                 return self._result
         return super().result(timeout)
@@ -253,8 +259,9 @@ class FarmFuture(Future[Any]):
         return super().exception(timeout)
 
     def _wait(self, owner: Owner, timeout: float | None) -> float:
-        """Wait, and return what is left of the timeout then: nothing."""
-        if timeout is None and is_mine(_lock):  # below a signal handler: nothing could be settled
+        """Wait for the future; return the rest of the timeout, which is nothing."""
+        # A signal handler or destructor on top of code that holds the lock: no thread could settle anything.
+        if timeout is None and is_mine(_lock):
             raise RuntimeError(MUST_NOT_WAIT)
         timeout = owner.lead(self, timeout)
         if self._state != FINISHED:
@@ -269,11 +276,13 @@ class FarmFuture(Future[Any]):
     def cancel(self) -> bool:
         """Cancel the call if no worker has begun it; see `concurrent.futures.Future.cancel`.
 
-        If it has been sent to a worker already, `running` is true, and it is asked for back. That takes a round
-        trip; if the answer does not come within half a second, it is not cancelled. Callbacks do not wait for it.
+        If it has been sent to a worker already, `running` is true, and the worker is asked to give it back. That
+        takes a round trip; without an answer within half a second, the call is not cancelled. In a callback, the
+        answer is not waited for.
         """
         if self._state == FINISHED:
             return False
+        # Read before: another thread may start or settle the future at any time, and settling clears them.
         task, owner = self._task, self._owner
         if self._cancel_unsent():
             return True
@@ -282,7 +291,7 @@ class FarmFuture(Future[Any]):
         return self.cancelled()
 
     def _cancel_unsent(self) -> bool:
-        """Cancel the call if it has not been sent to a worker; waits for nothing."""
+        """Cancel the call if it has not been sent to a worker. Does not wait."""
         cancelled = super().cancel()
         if cancelled:
             task, owner = self._task, self._owner
@@ -292,28 +301,30 @@ class FarmFuture(Future[Any]):
         return cancelled
 
     def _cancel_started(self) -> bool:
-        """For the owner: the call had been sent to a worker, and will not run; say whether it was still to.
+        """For the owner: cancel a call that a worker has given back; return whether the future was still running.
 
-        Those who wait hear of it; callbacks are called by `_call_back_all`, which must follow.
+        Waiting threads are notified; callbacks are called by `_call_back_all`, which must follow.
         """
         with self._condition:
             if self._state != RUNNING:
                 return False
             self._state = CANCELLED
-            super().set_running_or_notify_cancel()  # says no, and tells `wait` and its like
+            super().set_running_or_notify_cancel()  # returns False, and notifies `wait` and `as_completed`
             self._condition.notify_all()
         return True
 
     def _call_back_all(self) -> None:
-        """For the owner: see `_cancel_started`."""
+        """For the owner: call the callbacks after `_cancel_started`."""
         self._invoke_callbacks()
 
     def _release(self) -> None:
-        """Keep nothing alive of what the owner has put here."""
+        """Drop all references that the owner has put here."""
         self._owner = self._task = self._function = self._arguments = self._plain = self._before_settling = None
 
     def _abandon(self, error: BaseException) -> None:
-        """Settle in a forked child, where the threads that would do so, or may hold its locks, do not exist."""
+        """Settle in a forked child, where the threads that would settle it, or hold its locks, do not exist."""
+        # No lock is taken, and the Condition is dropped, not notified: if another thread held it at the fork, it
+        # will never be released here.
         self._release()
         if not self.done():
             arrive = self._arrive
@@ -327,22 +338,23 @@ class FarmFuture(Future[Any]):
 
 
 def start_all(futures: list[FarmFuture]) -> list[bool]:
-    """As `set_running_or_notify_cancel` of each; of those that nobody has looked at, under one hold of the lock."""
+    """Do `set_running_or_notify_cancel` for each future; the lock is taken once for those without a Condition."""
     with _lock:
         for future in futures:
             if future._own_condition is None and future._state == PENDING:
                 future._state = RUNNING
-    # A Condition may be held by somebody who makes others, and so wants the lock: never the other way round.
+    # Conditions are taken only after the lock has been released. A thread that holds one, as in
+    # `concurrent.futures.wait`, may create others and so want the lock: the opposite order could deadlock.
     return [future._state == RUNNING or future.set_running_or_notify_cancel() for future in futures]
 
 
 def settle_plainly(
     outcomes: Iterable[tuple[FarmFuture, Any]],
 ) -> tuple[list[tuple[FarmFuture, Any]], list[FarmFuture]]:
-    """Set the results of those futures that nobody has looked at yet, all under one hold of the lock.
+    """Set the results of the futures that have no Condition yet, all under one hold of the lock.
 
     Returns:
-        The others, whose results are still to be set, and those whose callbacks are still to be called.
+        The other outcomes, which are still to be set, and the futures whose callbacks are still to be called.
     """
     others, to_call, arrived = [], [], []
     with _lock:
@@ -358,6 +370,7 @@ def settle_plainly(
                     to_call.append(future)
             else:
                 others.append(outcome)
+    # Without the lock: what it wakes is likely to want the lock at once.
     for arrive, future in arrived:
         arrive(future)
     return others, to_call

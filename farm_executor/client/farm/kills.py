@@ -1,15 +1,16 @@
-"""Who is to be killed, and when: because somebody asks for it, or because a task has run too long.
+"""Kills running tasks: on request, or because a task has run longer than its timeout.
 
 This module owns the orders to kill, until each supervisor has said what came of its part, and the deadlines of the
 tasks that run. It must not know sockets, nor which task is on which lane.
 
-A supervisor is told numbers, which after a recall may be those of other tasks. So it is told, too, how many recalls
-there had been: if there have been more, it kills nobody, and is told anew when we have heard of them, too. Each
-order remembers the tasks themselves, and what is killed counts only if it is one of these.
+A supervisor is told the numbers of tasks, which after a recall may belong to other tasks. So each order also says
+how many recalls the lane had had. If the worker has counted more, its supervisor kills nothing, and gets a new
+order once the client has heard of those recalls, too. An order remembers the tasks themselves, and a kill counts
+only if the task that died is one of them.
 
-A deadline runs from the moment in which the farm knows its task to be the oldest on its lane that has not been
-answered. For a task that is sent to an idle worker that is when it is sent; for one that was sent ahead, at worst
-some milliseconds after its worker has come to it.
+A deadline runs from the moment when the farm knows that the task is the oldest unanswered one on its lane. For a
+task that is sent to an idle worker, that is when it is sent; for one that was sent ahead, at worst some
+milliseconds after its worker has begun it.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ __all__ = ["Kills"]
 
 logger = logging.getLogger(__name__)
 
-KILL_SECONDS = 5.0  # for the supervisors' word on what they have killed
+KILL_SECONDS = 5.0  # to wait for the supervisors' reports of what they have killed
 
 
 class Kills:
-    """See the module.
+    """All kill orders and deadlines of one farm; see the module.
 
     Args:
-        reactor: Runs what is to be done in the farm's own thread.
-        send: Tells the lane's supervisor, in that thread; says whether there is one.
-        aim: Says what to tell it so that such tasks are killed; None if the lane has none.
+        reactor: Runs actions in the farm's own thread.
+        send: Sends an order to the lane's supervisor, in that thread; returns whether there is one.
+        aim: Returns the kill that hits the lane's tasks for which a predicate holds; None if there are none.
 
-    Thread safety: `ask` may be called from any thread, `watch` by whoever holds the engine's lock; the others by
-    handlers of the reactor's.
+    Thread safety: `ask` may be called from any thread, `watch` by the thread that holds the engine's lock, the
+    others by handlers of the reactor.
     """
 
     def __init__(
@@ -61,9 +62,9 @@ class Kills:
     # -- by request ------------------------------------------------------------------------------------------
 
     def ask(self, kills: list[Kill], *, wait: bool = True) -> int:
-        """Order these kills, and wait for what comes of them; say how many tasks have been killed.
+        """Order these kills, and wait for the answers; return how many tasks have been killed.
 
-        Who must not wait, such as the farm's own thread, is told how many there will most likely be.
+        Callers that must not wait, such as the farm's own thread, get the number that is most likely.
         """
         if not kills:
             return 0
@@ -84,6 +85,7 @@ class Kills:
             self._pursue(order, number, kill)
 
     def _pursue(self, order: _Order, number: int, kill: Kill) -> None:
+        # Noted before it is told, as `spared` compares the answer with this.
         order.recalls[kill.lane] = kill.recalls
         if not self._tell(number, kill):
             self._give_up(order, kill.lane, number)
@@ -97,9 +99,10 @@ class Kills:
         return self._send(KillOrder(number, lane, first, recalls, ranges))
 
     def spared(self, lane: int, number: int, recalls: int) -> None:
-        """The lane's worker, which has counted so many recalls, runs no task that this order means.
+        """Handle the answer that the lane's worker, after that many recalls, runs no task that the order names.
 
-        Or it may, if that is not what it was told: its word on a recall is on its way to us, or has just come.
+        If it has counted other recalls than the order, it may still run one that is meant, under another number:
+        its answer to a recall is on its way to the client, or has just come.
         """
         if not number:
             self._spared_due(lane, recalls)
@@ -114,16 +117,17 @@ class Kills:
 
     def _aim_anew(self, order: _Order, lane: int, number: int) -> None:
         meant, told = order.meant[lane], order.recalls[lane]
+        # By the tasks themselves, as their numbers may be those of others by now.
         kill = self._aim(lane, lambda task: task in meant)
         if kill is None:
             self._give_up(order, lane, number)
         elif kill.recalls != told:
             self._pursue(order, number, kill)
-        else:  # we have yet to hear of what the worker has counted
+        else:  # the client has yet to hear of the recall that the worker has counted; see `renumbered`
             order.stale.add(lane)
 
     def renumbered(self, lane: int) -> None:
-        """A recall of the lane's has been answered, so that numbers may mean other tasks."""
+        """Handle the answer to a recall of the lane, after which numbers may mean other tasks."""
         for number, order in list(self._orders.get(lane, {}).items()):
             if lane in order.stale:
                 order.stale.discard(lane)
@@ -133,30 +137,30 @@ class Kills:
             self._order_due(lane, due)
 
     def meant(self, lane: int, task: Task) -> bool:
-        """The lane's worker was killed while it ran that task: whether that was to be."""
+        """Return whether a kill of the lane's worker while it ran that task was ordered."""
         orders = self._orders.get(lane, {}).values()
         return self.overran(lane, task) or any(task in order.meant[lane] for order in orders)
 
     def overran(self, lane: int, task: Task) -> bool:
-        """Whether that task had run too long on the lane, and its worker was to be killed for it."""
+        """Return whether a kill was ordered because that task had run too long on the lane."""
         due = self._due.get(lane)
         return due is not None and due.task is task and due.ordered
 
     def lane_lost(self, lane: int, killed: Task | None) -> None:
-        """The lane is no more, and with it that task, if any, killed."""
+        """Handle the loss of a lane, and with it the kill of that task, if any."""
         self._due.pop(lane, None)
         for order in self._orders.pop(lane, {}).values():
             order.note(lane, killed)
 
     def end(self) -> None:
-        """There will be no answers any more."""
+        """Close all open orders: no more answers will come."""
         for lane in list(self._orders):
             self.lane_lost(lane, None)
 
     # -- by deadline -----------------------------------------------------------------------------------------
 
     def watch(self, lane: int, task: Task | None) -> None:
-        """The oldest task of the lane is this one; or there is none."""
+        """Note the oldest unanswered task of a lane, or None, and watch its deadline."""
         if task is None or task.timeout is None:
             self._due.pop(lane, None)
             return
@@ -167,11 +171,13 @@ class Kills:
 
     def _look_at(self, when: float) -> None:
         if when < self._next_look:
+            # One timer for the earliest deadline: tasks end before their deadlines as a rule, and a timer for each
+            # would fill the reactor's heap, which cannot forget any.
             self._next_look = when
             self._reactor.after(max(when - time.monotonic(), 0.0), self._look)
 
     def order_again(self) -> None:
-        """A server is back: what it was told in between may not have arrived."""
+        """Repeat the orders of overdue tasks: a server is back, and may have missed what it was sent."""
         for due in self._due.values():
             due.ordered = False
         self._look()
@@ -182,7 +188,7 @@ class Kills:
             due.ordered, due.recalls, due.stale = self._tell(0, kill), kill.recalls, False
 
     def _spared_due(self, lane: int, recalls: int) -> None:
-        """Its worker does not run the task that was due: it has just ended it, or was told of another number."""
+        """Handle the answer that the worker does not run the overdue task: it has ended, or has a new number."""
         due = self._due.get(lane)
         if due is None or not due.ordered or recalls == due.recalls:
             return
@@ -210,20 +216,20 @@ class _Due:
         self.when = when
         self.ordered = False
         self.recalls = 0  # of the lane, when it was ordered
-        self.stale = False  # numbers have changed since, as is still to be heard
+        self.stale = False  # whether the worker has counted recalls that the client has yet to hear of
 
 
 class _Order:
     """One request, until each supervisor has answered.
 
     Attributes:
-        meant: For each lane the tasks that are to be killed if they run.
-        recalls: For each lane how many it had had when its supervisor was told.
-        stale: The lanes whose numbers have changed since, as is still to be heard.
+        meant: By lane, the tasks to kill if they run.
+        recalls: By lane, how many recalls it had had when its supervisor was told.
+        stale: The lanes whose workers have counted recalls that the client has yet to hear of.
         open: The lanes for which there is no answer yet.
         count: How many tasks have been killed.
-        over: Free as soon as there is no open lane. An Event's own lock would not do: what sets it may run in a
-            signal handler, on top of who waits.
+        over: A lock that is released once no lane is open. An Event would not do, as it has a lock of its own: the
+            code that sets it may run in a signal handler, on top of the waiting thread.
     """
 
     def __init__(self, meant: dict[int, list[Task]]) -> None:
