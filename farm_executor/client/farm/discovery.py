@@ -1,7 +1,9 @@
-"""The machines that one name stands for, now and as they change.
+"""Looks up the machines that one name stands for, again and again.
 
-This module owns when a name is looked up, and what has come and gone since. It must not know what is done about it.
-A server that is gone from the name but there is left alone: names are slow, and may show a part only.
+This module owns when a name is looked up. It must not know what is done with the addresses.
+
+A server that is still there, although the name does not list it any more, is left alone: name services lag behind,
+and may list only some of the addresses.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ __all__ = ["Discovery"]
 
 logger = logging.getLogger(__name__)
 
-RESOLVE_SECONDS = 30.0  # between looks
-RETRY_SECONDS = 2.0  # after one that came to nothing
+RESOLVE_SECONDS = 30.0  # between look-ups
+RETRY_SECONDS = 2.0  # after one that has failed
 
 
 class Discovery:
-    """See the module.
+    """The look-ups of one name, in a thread of their own: resolving may block for a long time.
 
     Args:
         name: An address with ``every``.
-        found: Told, in a thread of this object's, for each look the addresses that the name stands for.
+        found: Called after each look-up, in that thread, with the addresses that the name stands for.
 
     Thread safety: all methods may be called from any thread.
     """
@@ -42,7 +44,7 @@ class Discovery:
         return str(self._name)
 
     def start(self) -> None:
-        """Begin to look.
+        """Start looking up the name.
 
         Raises:
             RuntimeError: No thread can be started any more.
@@ -50,11 +52,12 @@ class Discovery:
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking up the name."""
         self._closed.set()
 
     def join(self, seconds: float) -> None:
-        """After `close`: wait until nothing of it runs any more, so long at most."""
+        """After `close`: wait for the thread to end, at most that many seconds."""
+        # A thread that was never started cannot be joined.
         if self._thread.ident is not None:
             self._thread.join(seconds)
 
@@ -66,6 +69,7 @@ class Discovery:
         try:
             addresses = resolve(self._name)
         except (OSError, UnicodeError) as error:
+            # Warn once, not at each attempt, until the name is found again.
             if not self.last_error:
                 logger.warning("name not found name=%s error=%s", self._name, error)
             self.last_error = f"{type(error).__name__}: {error}"

@@ -1,12 +1,12 @@
-"""Notices a server that has fallen silent, and a lane on which nothing moves.
+"""Notices servers that have fallen silent, and lanes on which no bytes move.
 
-This module owns the beats: at each one it asks every server for a sign of life, and judges what the last ones were.
-It must not know what follows from it. The judgements are `core.liveness`'s.
+This module owns the beats: at each one it asks every server for a sign of life, and judges the last answers. It
+must not know what follows from that. The judgements are `core.liveness`'s.
 
-A server whose lanes move is alive, even if its answers queue behind what they carry over a slow network.
+A server with bytes moving on its lanes is alive, even if its answers queue behind those bytes on a slow network.
 
-A server answers with how many bytes have come and gone on each of its lanes. So what a task does to its worker,
-such as to keep its other threads from running, cannot be mistaken for a network that swallows all.
+A server answers with how many bytes each of its lanes has received and sent. So a task that keeps its worker's
+other threads from running cannot be mistaken for a network that swallows everything.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ _Server = TypeVar("_Server", bound=Hashable)
 
 
 class Watched(Protocol):
-    """A lane's connection, as far as it is watched."""
+    """The part of a lane's connection that is watched."""
 
     @property
     def bytes_received(self) -> int:
-        """So far."""
+        """How many bytes this end has received so far."""
 
     @property
     def bytes_sent(self) -> int:
-        """So far."""
+        """How many bytes this end has sent so far."""
 
 
 class Liveness(Generic[_Server]):
-    """See the module.
+    """The heartbeats of one farm; see the module.
 
     Args:
-        seconds: Between two beats.
-        after: Calls something later.
-        ask: Asks a server for a sign of life; is given the number of the beat.
-        moved: How many bytes have come and gone on a server's lanes so far, as far as this end knows.
-        silent: Told of a server that has not answered for too long; it is not watched any more.
-        stuck: Told of a lane on which nothing moves; it is watched on.
+        seconds: The time between two beats.
+        after: Calls an action after that many seconds.
+        ask: Asks a server for a sign of life, with the number of the beat.
+        moved: Returns how many bytes a server's lanes have received and sent so far, as this end counts them.
+        silent: Called for a server that has not answered for too long, and is not watched any more.
+        stuck: Called for a lane on which no bytes move; it goes on being watched.
 
     Thread safety: none but that of the reactor's handlers.
     """
@@ -71,19 +71,19 @@ class Liveness(Generic[_Server]):
         self._flows: dict[int, _Flows] = {}
 
     def watch(self, server: _Server) -> None:
-        """Begin, or begin anew, with a server that has just spoken."""
+        """Start, or restart, watching a server that has just sent something."""
         self._pulses[server] = Pulse()
         if not self._beating:
             self._beating = True
             self._after(self._seconds, self._beat)
 
     def forget(self, server: _Server) -> None:
-        """Watch that server no more."""
+        """Stop watching a server."""
         self._pulses.pop(server, None)
         self._moves.pop(server, None)
 
     def heard(self, server: _Server) -> None:
-        """It has said something."""
+        """Note that the server has sent something."""
         if server in self._pulses:
             self._pulses[server].heard()
 
@@ -94,6 +94,7 @@ class Liveness(Generic[_Server]):
         self._beats += 1
         self._after(self._seconds, self._beat)
         for server, pulse in list(self._pulses.items()):
+            # Bytes on a lane count as an answer; the first look has nothing to compare with.
             moved = self._moved(server)
             if self._moves.get(server, moved) != moved:
                 pulse.heard()
@@ -105,11 +106,12 @@ class Liveness(Generic[_Server]):
                 self._ask(server, self._beats)
 
     def answered(self, report: Pong, connections: Mapping[int, Watched]) -> None:
-        """A server says how many bytes have come and gone on its lanes, whose connections these are."""
+        """Judge each lane by how many bytes its server says it has received and sent, and by its connection."""
         for lane, received, sent in report.lanes:
             connection = connections.get(lane)
             if connection is None:
                 continue
+            # After a cut the lane has another connection, whose bytes are counted from zero.
             flows = self._flows.get(lane)
             if flows is None or flows.connection is not connection:
                 flows = self._flows[lane] = _Flows(connection)
@@ -118,12 +120,12 @@ class Liveness(Generic[_Server]):
                 self._stuck(lane)
 
     def doubt(self, connections: Mapping[int, Watched]) -> None:
-        """Something has been sent on these lanes just now: by the second answer from here on it must have moved."""
+        """Expect bytes that have just been sent on these lanes to move by the second answer from now."""
         for lane, connection in connections.items():
             self._flows[lane] = _Flows(connection, patience=1)
 
     def forget_lane(self, lane: int) -> None:
-        """There is no such lane any more."""
+        """Stop watching a lane."""
         self._flows.pop(lane, None)
 
 
@@ -137,12 +139,14 @@ class _Flows:
         self._before: tuple[int, int, int, int] | None = None
 
     def beat(self, received: int, sent: int) -> bool:
-        """The worker has received and sent so many bytes: whether nothing moves in one of the directions."""
+        """Return whether no bytes move in one direction, given how many the worker has received and sent."""
         now = self.connection.bytes_sent, received, sent, self.connection.bytes_received
-        # An idle lane, of which there may be ten thousand: all had arrived a beat ago, and nothing was sent since.
+        # The short way for idle lanes, of which there may be ten thousand: everything had arrived a beat ago, and
+        # nothing has been sent since.
         if now == self._before and now[0] == now[1] and now[2] == now[3]:
             return False
         self._before = now
+        # Both are always called, never short-circuited: each counts its own beats.
         there = self._there.beat(now[0], received)
         back = self._back.beat(sent, now[3])
         return there or back

@@ -1,6 +1,6 @@
-"""What this program knows of a module that a worker has not found.
+"""Explains why a worker has not found a module, by what this program knows of it.
 
-This module owns the words for it: where the module is here, and what to do. It must not know how it was asked for.
+This module owns the wording: where the module is here, and what to do. It must not know how it was asked for.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["explain_missing"]
 
 
 def explain_missing(error: BaseException) -> BaseException:
-    """If it says that a worker has not found a module, have it say what is known of that here; return it.
+    """Return the error; if it says that a worker lacks a module, with what is known of that module here.
 
-    A task's own exception stays as it was raised: the report in its chain of causes gets the words.
+    A task's own exception stays as it was raised: the explanation is added to the report in its chain of causes.
     """
     missing: BaseException | None = error
     report = report_of(error)
@@ -28,18 +28,18 @@ def explain_missing(error: BaseException) -> BaseException:
         missing, report = error.__cause__, error
     if type(missing) is not ModuleNotFoundError:
         return error
-    # Where the farm has tried to send it, the exception's own text says why that was not to be.
+    # If the farm has tried to send the module, the text is another one, and says already why that failed.
     if report is not None and type(missing.name) is str and str(missing) == f"No module named {missing.name!r}":
         report.args = (f"{report.args[0]}; {_known(missing.name)}",)
     return error
 
 
-@functools.lru_cache(maxsize=256)  # many tasks may fail of one cause, and to look this up takes a while
+@functools.lru_cache(maxsize=256)  # many tasks may fail for one reason, and the look-up takes long
 def _known(name: str) -> str:
     top = name.partition(".")[0]
     try:
         spec = _spec_of(top)
-    except Exception:  # finders may be of any make
+    except Exception:  # finders may be anybody's, and raise anything
         spec = None
     if spec is None:
         return f"this program does not find a module {top!r} either"

@@ -1,11 +1,11 @@
-"""Which of the modules that there are in this program are its own.
+"""Finds the modules of this program that are its own.
 
 A module is the program's own if it lies neither in the standard library nor where packages are installed: beside
 the script, in the current directory, on ``PYTHONPATH``, in an editable install. This module owns that question, and
 where each of them is. It must not know servers, nor read what the modules hold.
 
-It asks what the import system asks, entry by entry of ``sys.path``, and believes what has been imported already
-more than that: a program may change its path, and its directory, at any time.
+It searches as the import system does, entry by entry of ``sys.path``, but modules that are loaded already take
+precedence: a program may change its path, and its directory, at any time.
 """
 
 from __future__ import annotations
@@ -23,26 +23,28 @@ from farm_executor.data.modules import Place, is_code, is_package
 __all__ = ["NEVER", "OwnModules", "is_installed", "names_in"]
 
 NEVER = frozenset({"farm_executor", "cloudpickle", "tblib", "__main__", "__mp_main__"}) | sys.stdlib_module_names
-"""Names that are never offered: a file called json.py, beside a script, is not what servers mean by json."""
-_RANK = {PACKAGE: 2, MODULE: 1, NAMESPACE: 0}  # which of several of one name in one folder is imported
+"""Names that are never offered: a file json.py beside a script is not the module that servers mean by json."""
+_RANK = {PACKAGE: 2, MODULE: 1, NAMESPACE: 0}  # of several modules of one name in a folder, the highest is imported
 
 
 class OwnModules:
-    """What there was at the last look, so that the next one costs only what is new.
+    """The modules found by the last look, kept so that the next look costs only what is new.
 
     Thread safety: none.
     """
 
     def __init__(self) -> None:
-        self._stamps: dict[str, int] = {}  # of the folders on the path, when they were read
+        self._stamps: dict[str, int] = {}  # modification times of the folders on the path, when they were read
         self._listed: dict[str, dict[str, Place]] = {}
         self._loaded: dict[str, tuple[Any, Place | None]] = {}
 
     def find(self) -> dict[str, Place]:
-        """All of them, by name."""
+        """Return the place of each of the program's own modules, by name."""
         found: dict[str, Place] = {}
         taken: set[str] = set()
         entries = _path()
+        # Entries behind the last one of the program's own can neither add modules nor hide any. They include
+        # site-packages as a rule, which is large.
         last = max((at for at, entry in enumerate(entries) if not is_installed(entry)), default=-1)
         for entry in entries[: last + 1]:
             listed = self._names_in(entry)
@@ -57,7 +59,7 @@ class OwnModules:
         return {name: place for name, place in found.items() if name not in NEVER and is_top_level(name)}
 
     def have_folders_changed(self) -> bool:
-        """Whether a module may have come, or gone, since the last look."""
+        """Return whether a module may have been added or removed since the last look."""
         return any(_stamp(folder) != stamp for folder, stamp in self._stamps.items() if not is_installed(folder))
 
     def _names_in(self, folder: str) -> dict[str, Place]:
@@ -67,7 +69,7 @@ class OwnModules:
         return self._listed[folder]
 
     def _correct(self, found: dict[str, Place]) -> None:
-        """Whatever is on the path, a module that is loaded is the one that the program means."""
+        """Prefer loaded modules to those on the path: they are the ones that the program uses."""
         for name, module in list(sys.modules.items()):
             if "." in name or name in NEVER:
                 continue
@@ -82,7 +84,7 @@ class OwnModules:
 
 
 def _first_of(old: Place | None, new: Place) -> Place:
-    """What an import finds that sees the one before the other."""
+    """Return what an import finds if ``old`` is earlier on the path than ``new``."""
     if old is None or (old.kind == NAMESPACE and new.kind != NAMESPACE):
         return new
     if old.kind == new.kind == NAMESPACE:
@@ -110,13 +112,13 @@ def _installed() -> tuple[str, ...]:
 
 
 _INSTALLED = _installed()
-# Where programs lie that packages bring along. It is the first entry of the path of `jupyter`, say, and has modules
-# that are nobody's.
+# The folder of the programs that packages install. It is the first entry of the path of `jupyter`, for example, and
+# its modules do not belong to the user's program.
 _SCRIPTS = os.path.abspath(sysconfig.get_paths()["scripts"])
 
 
 def is_installed(path: str) -> bool:
-    """Whether what lies there was installed, or came with Python."""
+    """Return whether the file or folder was installed, or came with Python."""
     parts = path.replace("\\", "/").split("/")
     return (
         "site-packages" in parts
@@ -135,7 +137,7 @@ def _stamp(folder: str) -> int:
 
 
 def names_in(folder: str) -> dict[str, Place]:
-    """The top-level modules in a folder on ``sys.path``, as the import system would find them."""
+    """Return the top-level modules in a folder on ``sys.path``, as the import system would find them."""
     found: dict[str, Place] = {}
     try:
         with os.scandir(folder) as entries:
@@ -159,7 +161,7 @@ def _kind(entry: os.DirEntry[str], suffix: str) -> str | None:
         return None
     if is_package(entry.path):
         return PACKAGE
-    # Any folder is a namespace package to Python. One without code of its own is more likely to hold data.
+    # To Python any folder is a namespace package. A folder without code of its own is more likely to hold data.
     return NAMESPACE if _has_code(entry.path) else None
 
 
@@ -172,9 +174,9 @@ def _has_code(folder: str) -> bool:
 
 
 def _of_loaded(module: Any) -> Place | None:
-    """Where a loaded module is; None if it is not the program's own; without paths if that cannot be said."""
+    """Return where a loaded module is; None if it is not the program's own; no paths if that cannot be told."""
     try:
-        attributes = object.__getattribute__(module, "__dict__")  # a lazy one would load itself if asked otherwise
+        attributes = object.__getattribute__(module, "__dict__")  # plain access would load a lazy module
     except AttributeError:
         return Place(MODULE, ())
     spec = attributes.get("__spec__")
@@ -187,7 +189,7 @@ def _of_loaded(module: Any) -> Place | None:
         return Place(PACKAGE, (os.path.dirname(file),)) if is_init else Place(MODULE, (file,))
     try:
         paths = tuple(os.path.abspath(path) for path in attributes.get("__path__", ()))
-    except Exception:  # what a program puts there may be of any make
+    except Exception:  # a program may put anything there
         return Place(MODULE, ())
     if paths:
         own = tuple(path for path in paths if not is_installed(path) and os.path.isdir(path))
@@ -196,7 +198,7 @@ def _of_loaded(module: Any) -> Place | None:
 
 
 def _editable() -> dict[str, Place]:
-    """What the finders of setuptools' editable installs map, whether it is loaded or not."""
+    """Return the modules that setuptools' editable installs map, loaded or not."""
     found = {}
     for name, module in list(sys.modules.items()):
         mapping = getattr(module, "MAPPING", None) if name.startswith("__editable__") else None

@@ -1,10 +1,10 @@
-"""What is sent of the program's own modules.
+"""Reads and packs the files of modules that workers ask for.
 
 This module owns the choice of the files that travel, the bytes that they had when they were first asked for, and
 the thread in which they are read. It must not know lanes, nor which modules there are.
 
-What has been sent once is sent the same way to every worker that asks later, also if the files have changed: the
-tasks of one executor run one version of the program.
+A module that has been sent once is sent unchanged to every worker that asks later, even if its files have changed:
+the tasks of one executor run one version of the program.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["Parcels", "UnsentError"]
 logger = logging.getLogger(__name__)
 
 MAX_DATA_FILE = 1024 * 1024  # of a package; code is sent whatever its size
-MAX_SIZE = 32 * 1024 * 1024  # of a module that nobody has named: more than that is a data set, or a mistake
-MAX_ALONG = 4 * 1024 * 1024  # of a module, to be sent before anybody has asked for it
-MAX_WATCHED = 1000  # files
-LEVEL = 3  # of compression, as fast as a network takes it
+MAX_SIZE = 32 * 1024 * 1024  # of a module that ``ship`` does not name: more than that is a data set, or a mistake
+MAX_ALONG = 4 * 1024 * 1024  # of a module that is sent along with another, unasked
+MAX_WATCHED = 1000  # files whose changes are warned of
+LEVEL = 3  # of compression: about as fast as a network
 
 Answer = Callable[[Payload | None, str], None]
-"""Gets the payload to send; or None and why there is none; or neither, if the asker is to take its own."""
+"""Called with the payload to send; or None and the reason; or neither, if the worker should use its own copy."""
 
 
 class UnsentError(Exception):
-    """A module that is the program's own cannot be sent."""
+    """One of the program's own modules cannot be sent."""
 
 
 class _Parcel(NamedTuple):
@@ -50,10 +50,10 @@ class _Parcel(NamedTuple):
 
 
 class Parcels:
-    """See the module.
+    """The modules that one farm has read; see the module.
 
     Args:
-        whole: Names of modules that are sent with all they have, whatever its size.
+        whole: The names of modules that are sent complete, with data files of any size.
 
     Thread safety: `look` may be called from any thread, the others by one at a time.
     """
@@ -61,18 +61,18 @@ class Parcels:
     def __init__(self, whole: frozenset[str] = frozenset()) -> None:
         self._whole = whole
         self._made: dict[str, _Parcel] = {}
-        self._watched: dict[str, tuple[str, int]] = {}  # files: of which module, and of what time
+        self._watched: dict[str, tuple[str, int]] = {}  # by path: the module, and the file's modification time
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def ask(self, name: str, own: str, places: Mapping[str, Place], answer: Answer) -> None:
-        """Have a question answered, in a thread of ours.
+        """Answer a question, in this object's own thread.
 
         Args:
-            name: Of one of the modules in ``places``.
+            name: The name of one of the modules in ``places``.
             own: See `shipment.encode_question`.
-            places: Where the modules are that may be sent.
-            answer: Called with the answer.
+            places: Where each module is that may be sent.
+            answer: Called with the answer, in that thread.
         """
         self._jobs.put(lambda: answer(*self._answer(name, own, places)))
         if self._thread is None:
@@ -80,12 +80,12 @@ class Parcels:
             self._thread.start()
 
     def look(self) -> None:
-        """See whether files have changed that have been sent, and warn of it, in a thread of ours."""
+        """Warn of files that have changed since they were sent. Runs in this object's own thread."""
         if self._watched:
             self._jobs.put(self._look)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering, and wait for the thread to end."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
@@ -104,14 +104,15 @@ class Parcels:
             first = self._parcel(name, places[name])
         except (UnsentError, OSError) as error:
             return None, str(error)
-        # Code that is there already stays where its data lies, and what has been compiled there is right for there.
+        # The same code, if the worker has it, is better used from there, beside its data files. And extensions that
+        # were compiled there fit that machine.
         if own and (own == first.digest or first.has_extensions):
             return None, ""
         parcels = {name: first}
         for other in _referred_to(name, places):
             if len(parcels) == MAX_TOGETHER:
                 break
-            with contextlib.suppress(UnsentError, OSError):  # if it is ever asked for, that is the answer
+            with contextlib.suppress(UnsentError, OSError):  # reported if it is ever asked for
                 parcel = self._parcel(other, places[other])
                 if not parcel.has_extensions and sum(size for _, size in parcel.contents.files) <= MAX_ALONG:
                     parcels[other] = parcel
@@ -143,6 +144,7 @@ class Parcels:
                 )
             try:
                 with open(path, "rb") as file:
+                    # Its time is noted before it is read: a change in between is then warned of, not missed.
                     self._watch(name, path)
                     data = file.read()
             except OSError as error:
@@ -182,24 +184,28 @@ class Parcels:
                 "have; a new executor sends it again",
                 *(name, path),
             )
-        # Once is enough.
+        # Warn of each module once.
         self._watched = {path: seen for path, seen in self._watched.items() if seen[0] not in changed}
 
 
 def _referred_to(name: str, places: Mapping[str, Place]) -> list[str]:
-    """Which others of these the loaded modules of that name refer to, directly or by way of others."""
+    """Return the others of these modules that the module refers to, directly or through others.
+
+    Only loaded modules can be asked: what they refer to is what they have imported, and a worker that imports them
+    will ask for it next. To send it along saves a round trip for each.
+    """
     by_top: dict[str, list[Any]] = {}
     for loaded, module in list(sys.modules.items()):
         top = loaded.partition(".")[0]
         if top in places:
             by_top.setdefault(top, []).append(module)
     found = [name]
-    for top in found:  # which grows meanwhile
+    for top in found:  # which grows during the loop
         for module in by_top.get(top, ()):
             for value in list(getattr(module, "__dict__", {}).values()):
                 try:
                     origin = value.__name__ if type(value) is type(sys) else value.__module__
-                except Exception:  # values may be of any make
+                except Exception:  # attributes may raise anything
                     continue
                 other = origin.partition(".")[0] if type(origin) is str else ""
                 if other in places and other not in found:

@@ -1,9 +1,9 @@
-"""What became of tasks, into their futures.
+"""Puts the outcomes of tasks into their futures.
 
-This module owns the last step of every task: its outcome is rebuilt, its future is set, and what was held for it is
-let go. It must not know lanes and sockets, nor decide whether a task goes on.
+This module owns the last step of every task: its outcome is rebuilt, its future is set, and everything held for it
+is released. It must not know lanes and sockets, nor decide whether a task goes on.
 
-Users' callbacks run in the farm's own thread, never in that of a caller who leads: it may hold a lock that they
+Users' callbacks run in the farm's own thread, never in that of a leading caller, which may hold a lock that they
 want.
 """
 
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 class Settler:
-    """See the module.
+    """Settles the futures of one farm; see the module.
 
     Attributes:
-        counts: How many calls have come to which end.
+        counts: How many calls have ended in each way.
 
     Thread safety: none but that of the reactor's handlers, except for `refuse`.
     """
@@ -51,7 +51,7 @@ class Settler:
         pid: int,
         tell: Callable[[int], None],
     ) -> None:
-        """Settle tasks with what their worker has sent: pickled values, and failures; ``tell`` as in `succeed`."""
+        """Settle tasks with the pickled values and failures that a worker has sent; ``tell`` as in `succeed`."""
         values = []
         for task, (outcome, is_error) in answered:
             if is_error:
@@ -78,12 +78,13 @@ class Settler:
         """Settle tasks with their results.
 
         Args:
-            values: The tasks, and their results.
-            server: Where these came from.
-            pid: From which process.
-            tell: Told how many more calls than tasks were answered, before anybody else hears of them.
+            values: The tasks and their results.
+            server: The server that they came from.
+            pid: The worker's process id.
+            tell: Called with how many more calls than tasks were answered, before the futures are settled.
         """
         settled = []
+        # All futures of a batch are settled together, so that their common lock is taken once.
         for task, value in values:
             if task.call._before_settling is not None:
                 origin = Origin(server, pid, task.losses + 1)
@@ -95,6 +96,7 @@ class Settler:
                     tell(ends["succeeded"] + ends["failed"] - 1)
             settled.append((self._release(task), value))
         self.counts["succeeded"] += len(settled)
+        # Counted before they are settled: a caller that has its result finds it in the statistics.
         others, to_call = settle_plainly(settled)
         for future, value in others:
             self._set(future, partial(future.set_result, value))
@@ -104,12 +106,12 @@ class Settler:
             self._reactor.post(partial(_call_back, to_call))
 
     def goes_on(self, task: Task, error: BaseException, origin: Origin) -> bool:
-        """Before a task fails: whether its work goes on as other tasks, of which only some may fail again."""
+        """Return whether the work of a task that is about to fail goes on as other tasks, which may fail, too."""
         hook = task.call._before_settling
         return hook is not None and _guarded(partial(hook, None, error, origin)) is not None
 
     def fail(self, task: Task, error: BaseException, end: str | None) -> None:
-        """Settle a task with an error; ``end`` says as what it counts, None if its work goes on."""
+        """Settle a task with an error; ``end`` is the count that it goes into, None if its work goes on."""
         if end is not None:
             self.counts[end] += task.calls
         future = self._release(task)
@@ -122,30 +124,31 @@ class Settler:
         self.fail(task, error, None if goes_on else "failed")
 
     def cancel(self, task: Task, *, told: bool = False) -> None:
-        """Let go of a task that will not run, unless that has been done; ``told`` if its future knows already."""
+        """Release a task that will not run, unless that has been done; ``told`` if its future knows already."""
         if task.call is None:
             return
         future = self._release(task)
         if future.cancel():
             self.counts["cancelled"] += task.calls
             if not told:
-                future.set_running_or_notify_cancel()  # says no, and tells those who wait
+                future.set_running_or_notify_cancel()  # returns False, and notifies waiting threads
 
     def cancelled(self, task: Task) -> None:
-        """Let go of a task whose future has become cancelled by `cancel_started`."""
+        """Release a task whose future `FarmFuture._cancel_started` has cancelled."""
         self.counts["cancelled"] += task.calls
         _guarded(self._release(task)._call_back_all)
 
     def refuse(self, task: Task, error: BaseException) -> None:
-        """Settle a task that nobody will run, if it has not been cancelled. In any thread."""
+        """Settle a task that no worker will run, unless it has been cancelled. May be called from any thread."""
         future = self._release(task)
         if task.started or future.set_running_or_notify_cancel():
             self.counts["failed"] += task.calls
             self._set(future, partial(future.set_exception, error))
 
     def _release(self, task: Task) -> FarmFuture:
-        """The task's future; nothing else of the call is kept alive."""
+        """Return the task's future, and drop all references to the rest of the call."""
         future: FarmFuture = task.call
+        # Before `future._release`, which drops the arguments whose size is to be given back.
         if self._budget is not None:
             self._budget.give_back(payload_size(future._arguments))
         future._release()
@@ -156,7 +159,7 @@ class Settler:
         if self._reactor.is_own_thread():
             _guarded(set_)
         elif future._is_looked_at:
-            # Those who wait are told under locks of their own, which this very thread may hold: it may be in a
+            # Waiting threads are notified under locks of theirs, which this very thread may hold: it may be in a
             # signal handler that has interrupted `concurrent.futures.wait`.
             self._post(set_)
         else:
@@ -175,6 +178,6 @@ def _call_back(futures: list[FarmFuture]) -> None:
 def _guarded(call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except BaseException:  # settled by somebody else, or a callback that exits: that must not end the farm
+    except BaseException:  # settled by the user, or a callback that exits: neither must end the farm
         logger.exception("a future could not be settled")
         return None

@@ -1,10 +1,11 @@
-"""The program's own modules on their way to workers.
+"""Offers the program's own modules to workers, and answers their questions.
 
 This module owns what each worker has been offered, and that it gets nothing else. It must not know what the
 modules hold (`parcels`), nor how a task travels.
 
-A worker is told the names of what there is before it is told anything that may import it, and again when there is
-more. It asks for what it lacks, once for each server and session. Names that nobody offers cost nothing.
+A worker is told the names of all modules on offer before it is sent anything that may import one, and again when
+there are more. It asks for those that it lacks, once for each server and session. Importing a name that is not on
+offer costs nothing.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ __all__ = ["Shipping"]
 
 SendModule = Callable[[Lane, int, int, Payload | None, str], None]
 
-LOOK_SECONDS = 1.0  # between looks at whether there are other files
-MAX_QUESTIONS = 1000  # of one worker, that have not been answered: it has a question for each thread
+LOOK_SECONDS = 1.0  # between checks for new or changed files
+MAX_QUESTIONS = 1000  # unanswered ones of one worker, which has one per thread at most
 
 
 class Shipping:
-    """See the module.
+    """The modules that one farm offers; see the module.
 
     Args:
-        ship: What may be sent; see `FarmExecutor`.
+        ship: Which modules may be sent; see `FarmExecutor`.
         reactor: The farm's.
-        send_module: Answers a worker's question, over the connection by which it has come: is given the lane, how
-            often that had been cut, the question's number, and the files or why there are none.
+        send_module: Sends the answer to a worker's question, over the connection by which the question came. Its
+            arguments are the lane, how often that had been cut, the question's number, and the files or the reason
+            why there are none.
 
     Thread safety: `offer` is called with the engine's lock held, the others in the reactor's handlers.
     """
@@ -54,12 +56,14 @@ class Shipping:
         self._parcels: Parcels | None = None
         self._version = 0
         self._offer = b""
-        self._count = -1  # of the modules that were loaded at the last look
+        self._count = -1  # how many modules were loaded at the last look
         self._look_at = 0.0
-        self._questions: dict[int, int] = {}  # how many are open, by lane
+        self._questions: dict[int, int] = {}  # by lane, how many are unanswered
 
     def offer(self, lane: Way) -> None:
-        """Tell a worker what there is, unless it knows."""
+        """Send a worker the current offer, unless it has it."""
+        # This runs for every send. A module that the program has just imported shows in the count, which is cheap
+        # to compare; files are looked at by the clock alone.
         if len(sys.modules) != self._count or time.monotonic() >= self._look_at:
             self._look()
         if lane.offered != self._version:
@@ -87,12 +91,13 @@ class Shipping:
             self._offer = encode_offer({name: place.kind for name, place in self._modules.places.items()})
 
     def answer(self, lane: Lane, frame: Frame) -> None:
-        """A worker asks for a module.
+        """Answer a worker's question for a module.
 
         Raises:
-            RemoteProtocolError: Not for one, or for more than a worker can need.
+            RemoteProtocolError: It is not such a question, or there are more than a worker can have.
         """
         name, own = decode_question(frame.body)
+        # The number of cuts identifies the connection: after a cut, the answer must not go to the next one.
         reply = partial(self._reply, lane, lane.cuts, frame.seq)
         if self._modules is None or self._parcels is None or name not in self._modules.places:
             reply(None, "the program does not offer it")
@@ -103,7 +108,7 @@ class Shipping:
         self._parcels.ask(name, own, self._modules.places, reply)
 
     def _reply(self, lane: Lane, cuts: int, number: int, files: Payload | None, reason: str) -> None:
-        """In any thread."""
+        """Pass an answer on to the reactor. May be called from any thread."""
         self._reactor.post(lambda: self._send(lane, cuts, number, files, reason))
 
     def _send(self, lane: Lane, cuts: int, number: int, files: Payload | None, reason: str) -> None:
@@ -114,6 +119,6 @@ class Shipping:
         self._send_module(lane, cuts, number, files, reason)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         if self._parcels is not None:
             self._parcels.close()
