@@ -1,4 +1,4 @@
-"""Which modules may be sent: the program's own, and those that somebody has named.
+"""Chooses the modules that may be sent: the program's own, and those that ``ship=`` names.
 
 This module owns what ``ship=`` means. It must not know lanes, nor what modules hold.
 """
@@ -22,14 +22,14 @@ AUTO = "auto"
 
 
 class ChosenModules:
-    """What may be sent, as of the last look.
+    """The modules that may be sent, as of the last look.
 
     Args:
         ship: `AUTO`, names of modules and absolute paths.
 
     Attributes:
-        places: Where each module is, by name; another dictionary after each change.
-        whole: The names of those that are sent whatever their size.
+        places: Where each module is, by name. Never changed in place, but replaced: other threads keep the old one.
+        whole: The names of the modules that are sent whatever their size.
     """
 
     def __init__(self, ship: Sequence[str]) -> None:
@@ -40,11 +40,11 @@ class ChosenModules:
         self._warned = False
 
     def have_folders_changed(self) -> bool:
-        """Whether there may be other modules than at the last look."""
+        """Return whether there may be other modules than at the last look."""
         return self._own is not None and self._own.have_folders_changed()
 
     def look(self) -> bool:
-        """See what there is; say whether it is not what it was."""
+        """Find the modules; return whether they have changed since the last look."""
         places = {} if self._own is None else self._own.find()
         places.update(self._named)
         if len(places) > MAX_OFFER:
@@ -55,6 +55,7 @@ class ChosenModules:
                     "name those that are wanted, by ship=[...]",
                     *(len(places), MAX_OFFER),
                 )
+            # Which to leave out: modules that are loaded, or named, are more likely to be needed on workers.
             loaded = {name: place for name, place in places.items() if name in sys.modules or name in self._named}
             places = dict([*loaded.items(), *places.items()][:MAX_OFFER])
         if places == self.places:
@@ -64,7 +65,7 @@ class ChosenModules:
 
 
 def resolve(named: Iterable[str]) -> dict[str, Place]:
-    """Where the modules are that somebody has named, by name or by path.
+    """Return where the modules are that ``ship=`` names, by name or by path.
 
     Raises:
         ValueError: There is no such module, or it must not be sent.

@@ -1,17 +1,17 @@
-"""The functions of one farm: each is pickled when it is new or may have changed, and is then known by a number.
+"""Numbers the functions of one farm; each is pickled only when it is new or may have changed.
 
 This module owns the numbers, and the knowledge of when a function's pickle would still be the same. It must not
 know who is sent what.
 
-A module's function is its name. One that travels by value (a lambda, a function of ``__main__``) brings the values
-of the globals that it names, its defaults and what it closes over, as they are at each submit. To pickle it each
-time would cost more than all the rest of a small call, so it is remembered what its pickle was made of. As long as
-that consists of things that cannot change in place (numbers, strings, modules, what a module defines, functions of
-such things again), a look at each tells whether it is still the same object. A function that holds anything else,
-such as a list or a class of ``__main__``, is pickled each time.
+A function that can be imported is pickled as its name. One that travels by value (a lambda, a function of
+``__main__``) includes its defaults, its closure and the globals that it names, with their values at each submit.
+Pickling it each time would cost more than all the rest of a small call, so the table remembers what the pickle was
+made of. As long as all parts are immutable (numbers, strings, modules, what a module defines, functions of such
+things again), comparing their identities tells whether the pickle would be the same. A function that holds anything
+else, such as a list or a class of ``__main__``, is pickled each time.
 
-Functions may be large: a bound method is as large as its object. What is kept of such is bounded, here as on
-workers, and the farm forgets it when it has had nothing to do for a while.
+Functions may be large: a bound method is as large as its object. The number of bytes kept of large functions is
+bounded, here as on workers, and the farm forgets them when it has been idle for a while.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from farm_executor.data.importing import exist_here_only
 
 __all__ = ["Function", "FunctionTable", "Kept"]
 
-MAX_FUNCTIONS = 512  # small ones that are kept, by the table and on each worker
-SMALL = 8 * 1024  # bytes
-MAX_LARGE_BYTES = 4 * 1024 * 1024  # of others: a bound method is as large as its object
-MAX_PARTS = 64  # of a function that is remembered: looking at more would cost what it saves
+MAX_FUNCTIONS = 512  # small functions kept, by the table and on each worker
+SMALL = 8 * 1024  # bytes, up to which a function is a small one
+MAX_LARGE_BYTES = 4 * 1024 * 1024  # of large functions kept, likewise
+MAX_PARTS = 64  # of a function that is remembered: comparing more would cost what it saves
 
 _ATOMS = {type(None), bool, int, float, complex, str, bytes, type(...)}
 _TYPING = (types.GenericAlias, types.UnionType)
-_COMPARABLE = {types.FunctionType, types.BuiltinFunctionType, type}  # of which each is equal to itself alone
+_COMPARABLE = {types.FunctionType, types.BuiltinFunctionType, type}  # each equal only to itself
 _MISSING = object()
 
 
 class Function(NamedTuple):
-    """A function as it is sent: a number that stands for these bytes in one farm.
+    """A function as it is sent: its pickle, and the number that stands for that within one farm.
 
     Attributes:
         number: The number.
-        data: The bytes.
-        weight: How many bytes it takes to keep it, on either side.
+        data: The pickle.
+        weight: How many bytes keeping it takes, on either side.
     """
 
     number: int
@@ -58,12 +58,13 @@ class Function(NamedTuple):
 
 
 class Kept:
-    """Which functions are kept: those used last, of the small ones so many, of the large ones so many bytes.
+    """The least-recently-used rule for functions: a limit on the number of small ones, on the bytes of large ones.
 
-    The last of the large ones is kept whatever its size, as it is likely to be used again.
+    There is one for the table and one for each worker. The large function that was used last is kept whatever its
+    size, as it is likely to be used again.
 
     Attributes:
-        large: The large ones, with their weights; the oldest use first.
+        large: The large ones, with their weights; the one used longest ago comes first.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class Kept:
         self._bytes = 0  # of the large ones
 
     def use(self, key: Any, weight: int) -> bool:
-        """Note a use; say whether it is the first."""
+        """Note a use; return whether the function was not kept before."""
         kept = self._small if weight <= SMALL else self.large
         if key in kept:
             kept.move_to_end(key)
@@ -83,7 +84,7 @@ class Kept:
         return True
 
     def trim(self) -> list[Any]:
-        """Forget what is too much; return which ones these were."""
+        """Forget what exceeds the limits; return the forgotten functions."""
         forgotten = []
         while self._bytes > MAX_LARGE_BYTES and len(self.large) > 1:
             oldest, weight = self.large.popitem(last=False)
@@ -94,23 +95,23 @@ class Kept:
         return forgotten
 
     def forget_large(self) -> list[Any]:
-        """Keep none of the large ones; return which these were."""
+        """Forget all large functions; return them."""
         forgotten = list(self.large)
         self.large.clear()
         self._bytes = 0
         return forgotten
 
     def clear(self) -> None:
-        """Keep none."""
+        """Forget all functions."""
         self.forget_large()
         self._small.clear()
 
 
 class FunctionTable:
-    """See the module.
+    """The functions of one farm; see the module.
 
     Attributes:
-        kept: Which functions are known by their content.
+        kept: The functions that are known by their content.
 
     Thread safety: `find` may be called from any thread; at worst a function is pickled or numbered twice.
     """
@@ -119,11 +120,12 @@ class FunctionTable:
         self._numbers = itertools.count(1)
         self.kept = Kept()
         self._by_content: dict[bytes, Function] = {}
-        self._unchanged: dict[Callable[..., Any], tuple[Function, _Parts | None]] = {}  # None: it is but a name
-        self._lock = threading.RLock()  # to change the last three; a destructor may submit while it is held
+        self._unchanged: dict[Callable[..., Any], tuple[Function, _Parts | None]] = {}  # None: pickled as a name
+        # Guards changes of the last three; reentrant, as a destructor may submit while its thread holds it.
+        self._lock = threading.RLock()
 
     def find(self, fn: Callable[..., Any]) -> Function:
-        """The function as it is now.
+        """Return the function as it is now.
 
         Raises:
             Exception: It cannot be pickled.
@@ -136,6 +138,7 @@ class FunctionTable:
         return self._pickle(fn)
 
     def _pickle(self, fn: Callable[..., Any]) -> Function:
+        # Before pickling: a part that another thread changes in between must be seen as changed at the next look.
         parts = _Parts(fn) if isinstance(fn, types.FunctionType) else None
         function = self._number(bytes(payload.dumps(fn, out_of_band=False)[0]))
         if payload.by_value(function.data):
@@ -144,14 +147,14 @@ class FunctionTable:
             parts, stays = None, _is_but_a_name(fn)
         if stays and not payload.registered_by_value():
             with self._lock:
-                if len(self._unchanged) >= MAX_FUNCTIONS:  # such as one lambda made anew for each call
+                if len(self._unchanged) >= MAX_FUNCTIONS:  # as with a new lambda for each call
                     self._unchanged.clear()
-                if function.data[0] in self._by_content:  # else another thread has just had it forgotten
+                if function.data[0] in self._by_content:  # else another thread has just made us forget it
                     self._unchanged[fn] = function, parts
         return function
 
     def forget_large(self) -> None:
-        """Keep nothing of large functions; when they come again, they have other numbers."""
+        """Forget large functions; if they come again, they get new numbers."""
         with self._lock:
             self._forget(self.kept.forget_large())
 
@@ -159,7 +162,7 @@ class FunctionTable:
         with self._lock:
             function = self._by_content.get(data)
             if function is None:
-                # What travels by value is kept beside its pickle, here and there.
+                # For one that travels by value, both ends keep the function itself beside its pickle.
                 weight = len(data) * (1 + payload.by_value([data]))
                 function = self._by_content[data] = Function(next(self._numbers), [data], weight)
             if self.kept.use(data, function.weight):
@@ -175,11 +178,11 @@ class FunctionTable:
 
 
 class _ChangeableError(Exception):
-    """A function holds something that may change without being another object."""
+    """A function holds something that may change in place."""
 
 
 class _Parts:
-    """What a function's pickle is made of. To be taken before the pickling: what changes meanwhile has changed."""
+    """The parts that a function's pickle is made of. Must be created before the function is pickled."""
 
     __slots__ = ("_cells", "_functions", "_globals", "_modules", "can_be_compared")
 
@@ -187,7 +190,7 @@ class _Parts:
         self._functions: dict[types.FunctionType, tuple[Any, ...]] = {}
         self._cells: list[tuple[types.CellType, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
-        self._modules = 0  # how many were imported, if it matters
+        self._modules = 0  # how many were loaded, if a part is a module; else 0
         try:
             self._add(fn)
             self.can_be_compared = True
@@ -195,7 +198,7 @@ class _Parts:
             self.can_be_compared = False
 
     def unchanged(self) -> bool:
-        """Whether each part is what it was."""
+        """Return whether each part is still the same."""
         for fn, (code, defaults) in self._functions.items():
             same = fn.__code__ is code and fn.__defaults__ is defaults
             if not same or fn.__kwdefaults__ or fn.__dict__:
@@ -221,7 +224,7 @@ class _Parts:
             self._add_value(value)
         try:
             annotations = fn.__annotations__
-        except Exception:  # from Python 3.14 on they may name what is not there
+        except Exception:  # from Python 3.14 on they are evaluated lazily, and may name what does not exist
             raise _ChangeableError from None
         for value in annotations.values():
             self._add_value(value)
@@ -229,7 +232,7 @@ class _Parts:
             value = fn.__globals__.get(name, _MISSING)
             self._globals.append((fn.__globals__, name, value))
             self._add_value(value)
-        for name in (*annotated_names(fn), *looked_up_names(fn)):  # of which it matters only that it is the same
+        for name in (*annotated_names(fn), *looked_up_names(fn)):  # only their identity matters
             self._globals.append((fn.__globals__, name, fn.__globals__.get(name, _MISSING)))
 
     def _add_value(self, value: Any) -> None:
@@ -248,13 +251,13 @@ class _Parts:
             name = value.__name__
             if name == "__main__" or sys.modules.get(name) is not value or name in exist_here_only():
                 raise _ChangeableError
-            self._modules = len(sys.modules)  # of packages, submodules imported by now are sent along
+            self._modules = len(sys.modules)  # submodules that are loaded by now travel with a package
         elif not (isinstance(value, (type, types.BuiltinFunctionType)) and is_importable(value)):
             raise _ChangeableError
 
 
 def _is_but_a_name(fn: Callable[..., Any]) -> bool:
-    """Whether what is not sent by value can be nothing else, as it can for a method of an object."""
+    """Return whether a function that was pickled by name always is; a method may be pickled with its object."""
     if type(fn) is types.BuiltinFunctionType:
         return isinstance(fn.__self__, types.ModuleType)
     return type(fn) in _COMPARABLE
@@ -263,5 +266,5 @@ def _is_but_a_name(fn: Callable[..., Any]) -> bool:
 def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # nothing yet
+    except ValueError:  # the cell is empty
         return _MISSING

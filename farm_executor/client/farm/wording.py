@@ -1,6 +1,6 @@
-"""What an error says: the texts and copies of the errors that futures are settled with.
+"""Texts and copies of the errors that futures are settled with.
 
-This module owns the words. It must not know when they are said.
+This module owns the wording. It must not know when an error is raised.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ __all__ = [
 
 
 def copy_of(error: Exception) -> Exception:
-    """An exception of one's own for each future: tracebacks grow on those that are raised."""
+    """Return a copy of an error, so that each future has its own.
+
+    An exception that is raised in several threads would collect the tracebacks of all.
+    """
+    # `__new__` alone: the constructor may want other arguments than `args`, and may have effects.
     twin = type(error).__new__(type(error), *error.args)
     twin.__dict__.update(error.__dict__)
     twin.args = error.args
@@ -45,13 +49,13 @@ def copy_of(error: Exception) -> Exception:
 
 
 def caused(error: BaseException, cause: BaseException) -> BaseException:
-    """The error, with that cause."""
+    """Return the error, with that cause."""
     error.__cause__ = cause
     return error
 
 
 def describe_death(death: WorkerDied | None) -> str:
-    """What became of a worker, as the end of a sentence; None when its supervisor could not say."""
+    """Return what became of a worker, as the end of a sentence; None means that its supervisor could not say."""
     if death is None:
         return "could not be reached any more"
     if death.killed is not None:
@@ -76,13 +80,13 @@ def describe_death(death: WorkerDied | None) -> str:
 
 
 def last_word(death: WorkerDied) -> str:
-    """What became of a worker that nobody needs to name, with all that is known of it."""
+    """Return what became of a worker, with what it wrote to standard error, for texts that do not name it."""
     said = f"; it wrote to standard error:\n{death.stderr}" if death.stderr else ""
     return describe_death(death) + said
 
 
 def in_units(size: int) -> str:
-    """A number of bytes as people say it."""
+    """Return a number of bytes for people, in KiB to TiB."""
     amount = size / 1024
     for unit in ("KiB", "MiB", "GiB"):
         if amount < 1024:
@@ -92,13 +96,13 @@ def in_units(size: int) -> str:
 
 
 def culprit(error: BaseException, values: Sequence[Any]) -> int | None:
-    """Which of the values it was whose pickling raised the error; None if none of them raises any now.
+    """Return the index of the value whose pickling raised the error; None if none of them raises an error now.
 
     Raises:
-        BaseException: The error itself, where it is nobody's but the program's: an interrupt, or an exit that none
-            of the values raises again, as a signal's handler raised it that ran meanwhile.
+        BaseException: The error itself, if it concerns the program and not a value: an interrupt, or an exit that
+            none of the values raises again, so that a signal handler must have raised it.
     """
-    kind = type(error)  # by which to judge it, as its class may define anything
+    kind = type(error)  # not `isinstance`: the error's class may define anything, `__class__` too
     if issubclass(kind, KeyboardInterrupt):
         raise error
     for place, value in enumerate(values):
@@ -106,7 +110,7 @@ def culprit(error: BaseException, values: Sequence[Any]) -> int | None:
             payload.dumps(value)
         except KeyboardInterrupt:
             raise
-        except BaseException:  # whatever it is, this is the one
+        except BaseException:  # of any kind: this value is the one
             return place
     if not issubclass(kind, Exception):
         raise error
@@ -116,7 +120,7 @@ def culprit(error: BaseException, values: Sequence[Any]) -> int | None:
 def explain_pickling(
     error: BaseException, fn: Callable[..., Any] | Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> BaseException:
-    """Say in the error's own text which part of the call cannot be pickled.
+    """Add to the error's text which part of the call cannot be pickled; return the error.
 
     Raises:
         BaseException: See `culprit`.
@@ -140,13 +144,13 @@ def _can_be_sent(value: Any) -> bool:
         payload.dumps(value)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # of a reduction of the user's
+    except BaseException:  # a user's `__reduce__` may raise anything
         return False
     return True
 
 
 def _because(value: Any, seen: tuple[Any, ...] = ()) -> str:
-    """Which global or other part of a function it is that cannot be sent."""
+    """Return which global or other part of a function cannot be sent, as the end of a sentence."""
     if type(value) is types.FunctionType:
         seen = *seen, value
         for part, held, sent in held_by(value):
@@ -157,13 +161,13 @@ def _because(value: Any, seen: tuple[Any, ...] = ()) -> str:
 
 
 def initializer_failed(lane: Lane, traceback: str) -> str:
-    """What breaks a farm: the last line of the worker's traceback, and all of it."""
+    """Return the text for a failed initializer: the last line of the worker's traceback, then all of it."""
     last = traceback.strip().rpartition("\n")[2]
     return f"the initializer failed on server {lane.server}, worker pid {lane.pid}: {last}\n{traceback}"
 
 
 def worker_lost(lane: Lane, task: Task) -> WorkerLostError:
-    """For a task that must not be sent again, its worker being dead or out of reach."""
+    """Return the error of a task that must not be sent again after its worker died or went out of reach."""
     death = lane.death
     reason = describe_death(death)
     if task.losses < task.max_attempts:
@@ -185,20 +189,20 @@ def worker_lost(lane: Lane, task: Task) -> WorkerLostError:
 
 
 def task_killed(lane: Lane, task: Task) -> TaskKilledError:
-    """For the task because of which its worker was killed."""
+    """Return the error of a task that was killed on request."""
     category = "" if task.category is None else f"; its category is {task.category!r}"
     text = f"the task was killed while it ran{category}"
     return TaskKilledError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
 
 
 def task_overran(lane: Lane, task: Task) -> TaskTimeoutError:
-    """For a task whose worker was killed because it ran too long."""
+    """Return the error of a task that was killed because it ran too long."""
     text = f"the task was killed because it ran for more than its timeout of {task.timeout} s"
     return TaskTimeoutError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
 
 
 def unreadable_value(origin: Origin, problem: BaseException) -> TaskExecutionError:
-    """For a result that has come, but does not unpickle here."""
+    """Return the error of a task whose result has come, but cannot be unpickled here."""
     error = TaskExecutionError(
         f"the task's result arrived, but could not be rebuilt here: {describe(problem)}",
         type_name=type(problem).__qualname__,
