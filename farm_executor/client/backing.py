@@ -1,7 +1,7 @@
 """The farm behind an executor and all its views: one engine, one list of servers, one end.
 
-This module owns when the engine is started, by which settings, and who may change which one it is. It must not know
-what users call: that is `front`'s.
+This module owns when the engine is started, with which settings, and which thread may replace it. It must not know
+the methods that users call: they are `front`'s.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = ["Backing"]
 
 
 class Backing:
-    """The farm behind an executor. When its last executor or view is collected, the farm is shut down.
+    """The farm behind an executor. It is shut down when its last executor or view is collected.
 
     It is pickled as a client of the same servers, with workers of its own.
 
     Args:
-        settings: The executor's.
+        settings: The executor's settings.
 
     Attributes:
-        settings: The same.
+        settings: The executor's settings.
         supply: The servers. Change it only within `alone`.
-        engine: None until it is started.
-        shut_down: Whether it has been shut down.
+        engine: The engine; None until it is started.
+        shut_down: Whether the farm has been shut down.
 
     Thread safety: any thread may call any method.
     """
@@ -64,11 +64,11 @@ class Backing:
 
     @property
     def max_workers(self) -> int:
-        """How many tasks run at once at most."""
+        """The most tasks that run at once."""
         return self.supply.most_workers(self.engine.workers if self.engine else 0)
 
     def statistics(self) -> FarmStatistics:
-        """A snapshot of the farm."""
+        """Return a snapshot of the farm."""
         engine = self.engine
         if engine is None:
             from farm_executor.client.farm.statistics import FarmStatistics
@@ -78,15 +78,17 @@ class Backing:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other threads, and signal handlers, from changing which engine and servers there are.
+        """Return a context in which no other thread or signal handler changes the engine or the servers.
 
         Raises:
-            RuntimeError: A destructor asks for this, in a thread that has it already.
+            RuntimeError: A destructor asks for this context, in a thread that is in it already.
         """
-        if self._lock.is_mine():  # a destructor, which nobody can hold back
+        if self._lock.is_mine():  # a destructor: unlike signal handlers, it cannot be held back
             raise RuntimeError(
                 "a destructor must not use an executor that its own thread is about to start or change"
             )
+        # Handlers are held back before the lock is taken: a handler that submitted while this thread holds the lock
+        # would wait for its own thread.
         with AllHeldBack():
             self._lock.acquire()
             try:
@@ -95,14 +97,14 @@ class Backing:
                 self._lock.release()
 
     def start_engine(self) -> Engine:
-        """Return the engine, started if it is not yet.
+        """Return the engine; start it if it has not been started yet.
 
         Raises:
-            RuntimeError: The executor has been shut down, or the interpreter is.
+            RuntimeError: The executor or the interpreter has been shut down.
         """
         engine = self.engine
         if engine is not None:
-            return engine  # it knows by itself whether it has been shut down
+            return engine  # which checks by itself whether it has been shut down
         with self.alone():
             if self.shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -114,16 +116,18 @@ class Backing:
                 engine.start()
                 self.engine = engine
                 lifetime.track(engine)
-                # The engine does not know us, so that we can be collected while it still works.
+                # The engine has no reference to this object, which can thus be collected while the engine works.
                 weakref.finalize(self, engine.shutdown).atexit = False
             return self.engine
 
     def make_engine(self) -> Engine:
-        """Make an engine by the settings. Called within `alone`."""
+        """Create an engine from the settings. Called within `alone`."""
         settings, supply = self.settings, self.supply
         if supply.given is None:
-            with contextlib.suppress(Exception):  # the engine is told again when it asks for the address
-                supply.embedded_server().locate()  # it starts while the engine is imported, which takes as long
+            # The server starts while this process imports the engine, which takes about as long. An error is raised
+            # again when the engine asks for the address.
+            with contextlib.suppress(Exception):
+                supply.embedded_server().locate()
         from farm_executor.client.farm.budget import Budget
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
@@ -165,7 +169,8 @@ class Backing:
             with self.alone():
                 self.supply.embedded_server()
         addresses = self.supply.addresses()
-        # The key does not travel, as a pickle may lie anywhere. Modules that have names here are there by then.
+        # The key does not travel, as a pickle may be stored anywhere. Modules that ``ship`` names here have arrived
+        # where it is unpickled, and paths would mean nothing there.
         ship = settings.ship and ("auto",)
         return (_unpickle, (settings._replace(addresses=addresses, mp_context=None, key=None, ship=ship),))
 
@@ -173,7 +178,7 @@ class Backing:
 def _unpickle(settings: FarmSettings) -> Backing:
     from farm_executor.wire.security import is_readable_key, is_worker
 
-    # The file need not be there on this machine, unless it is used; and in a worker the server's own key serves.
+    # In a worker, the server's own key serves in place of a key file that does not exist on its machine.
     if settings.key_file and is_worker() and not is_readable_key(settings.key_file):
         settings = settings._replace(key_file=None)
     return Backing(settings)
@@ -189,10 +194,10 @@ def _find_key(finder: KeyFinder, supply: Supply, address: Address) -> Key:
 
 
 def _check_not_importing() -> None:
-    """In a worker, start no farm for a module that it imports: that farm's workers would import it, too.
+    """Refuse to start a farm in a worker that is importing a module: the farm's workers would import it, too.
 
     Raises:
-        RuntimeError: A module is being imported for a task to be read.
+        RuntimeError: A module is being imported to unpickle a task.
     """
     from farm_executor.wire.security import is_worker
 
@@ -200,6 +205,7 @@ def _check_not_importing() -> None:
         return
     from farm_executor.data import payload
 
+    # From the inside out: the frame of a module's own code, called from `payload.loads` further out.
     frame: FrameType | None = sys._getframe()
     module = None
     while frame is not None:

@@ -1,6 +1,7 @@
-"""How the client comes by servers that are started for it: whoever puts the package together says so here.
+"""The interface between the client and the launchers, which start servers for it.
 
-The client must not import the launchers. This module knows nothing but the words between the two.
+This module owns that interface, nothing else: the package itself sets the two factories. The client must not import
+the launchers.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ class StartedServer(Protocol):
     """A server that was started for one executor alone."""
 
     def locate(self, lost: bool = False) -> Address:
-        """Its address; starts it first, also anew if it has died, or if it is ``lost``, as when it stands still."""
+        """Return its address. Start it first, or restart it if it has died or is ``lost``, as when it hangs."""
 
     def end(self) -> None:
-        """End it and remove what is left of it. May be called twice. It also ends when it is collected."""
+        """End it and remove what it leaves behind. May be called twice. It also ends when it is collected."""
 
     def abandon(self) -> None:
-        """In a forked child: let go of it; it is the parent's."""
+        """In a forked child: release it without ending it, as it is the parent's."""
 
 
 class EmbeddedServer(StartedServer, Protocol):
-    """One on this machine."""
+    """A server on this machine."""
 
     def key_for(self, address: Address) -> bytes | None:
-        """The key that admits to it; None if the address is not one that it has, or has had."""
+        """Return the key that it accepts; None if the address has never been its own."""
 
 
 class RemoteServer(StartedServer, Protocol):
-    """One on another machine; there may be many, which then end together."""
+    """A server on another machine; there may be many, and they can end side by side."""
 
     def let_go(self) -> None:
-        """Have it end, without waiting for that."""
+        """Make it end, without waiting for that."""
 
 
 embedded: Callable[[int], EmbeddedServer]
-"""Makes a server that may have that many workers; it is started when it is first asked where it is."""
+"""Creates a server that may have that many workers; it is started when it is first located."""
 
 over_ssh: Callable[[Address], RemoteServer]
-"""Makes one on the machine of that address, likewise."""
+"""Creates a server on the machine of that address, likewise."""

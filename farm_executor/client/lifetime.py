@@ -1,7 +1,8 @@
-"""What executors do when the program ends, and in a forked child.
+"""Ends engines when the program ends, and abandons them in a forked child.
 
-This module owns the hooks into `atexit`, `threading` and fork, and the order of what happens there. It knows
-engines, and methods that were registered here. It must not know executors. Being registered keeps nothing alive.
+This module owns the hooks into `atexit`, `threading` and fork, and the order of the steps in them. It knows
+engines, and methods that were registered here. It must not know executors. Registering an object does not keep it
+alive.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ __all__ = ["at_program_end", "end_interrupted", "in_forked_child", "interpreter_
 logger = logging.getLogger(__name__)
 
 INTERRUPT_SECONDS = 2.0  # for running tasks to end after Ctrl-C
-EXIT_SECONDS = 15.0  # for servers to be reached again, once the program has nothing left to do but to wait for them
-LOOK_SECONDS = 0.5  # between looks at whether they are
+EXIT_SECONDS = 15.0  # for servers to be reached again, once the program has nothing else left to do
+LOOK_SECONDS = 0.5  # between checks whether they are
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _at_end: list[weakref.WeakMethod[Callable[[], None]]] = []
@@ -38,27 +39,31 @@ _interpreter_ends = False
 
 
 def track(engine: Engine) -> None:
-    """Finish this engine's tasks when the program ends, and let go of it in a forked child."""
+    """Finish this engine's tasks when the program ends, and abandon it in a forked child."""
     _engines.add(engine)
 
 
 def at_program_end(method: Callable[[], None]) -> None:
-    """Call this bound method when all engines have ended at the end of the program, if its object lives."""
+    """Call this bound method, if its object lives, at the end of the program when all engines have ended."""
     _at_end.append(weakref.WeakMethod(method, _at_end.remove))
 
 
 def in_forked_child(method: Callable[[], None]) -> None:
-    """Call this bound method in each forked child, after its engines have been abandoned, if its object lives."""
+    """Call this bound method, if its object lives, in each forked child after its engines have been abandoned."""
     _in_child.append(weakref.WeakMethod(method, _in_child.remove))
 
 
 def interpreter_ends() -> bool:
-    """Return whether the program is at its end, so that no engine may start any more."""
+    """Return whether the program is ending, so that no engine may start any more."""
     return _interpreter_ends
 
 
 def end_interrupted(engines: Iterable[Engine]) -> None:
-    """Give running tasks, which Ctrl-C in the terminal has reached too, a moment to clean up; then end all."""
+    """Give running tasks `INTERRUPT_SECONDS` to clean up, then end them.
+
+    Ctrl-C in a terminal has reached workers on this machine, too.
+    """
+    # One deadline for all engines, however many there are: the user is waiting.
     deadline = time.monotonic() + INTERRUPT_SECONDS
     engines = list(engines)
     try:
@@ -81,13 +86,14 @@ def _call_all(methods: list[weakref.WeakMethod[Callable[[], None]]]) -> None:
 def _at_exit() -> None:
     """Finish what was submitted, as the standard library's executors do.
 
-    Run by `atexit` proper, when the program's own threads have ended: `threading._register_atexit`, which the
-    standard library uses, would refuse their tasks (CPython issue 148280).
+    Called by `atexit`, when the program's own threads have ended: `threading._register_atexit`, which the standard
+    library uses, would refuse the tasks that these submit (CPython issue 148280).
     """
     global _interpreter_ends
     _interpreter_ends = True
     engines = list(_engines)
-    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt  # what ended the program, if it did
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt  # whether Ctrl-C ended the program
+    # All are told before any is waited for, so that they end side by side.
     for engine in engines:
         engine.shutdown(cancel_futures=interrupted)
     if interrupted:
@@ -98,7 +104,7 @@ def _at_exit() -> None:
 
 
 def _join_at_exit(engine: Engine) -> None:
-    """Wait for the end, but not for servers that may never be back, when nobody is left who could see to that."""
+    """Wait for an engine to end; give up if no server is in reach, as no code is left that could restart one."""
     reached = time.monotonic()
     while not engine.join(LOOK_SECONDS):
         if engine.servers.in_reach():
@@ -116,20 +122,22 @@ def _join_at_exit(engine: Engine) -> None:
 
 
 def _at_shutdown_of_threads() -> None:
-    """Have `_at_exit` run in a child of multiprocessing, too, which may end without `atexit`.
+    """Make `_at_exit` run in a child of multiprocessing, too, which may end without `atexit`.
 
-    `threading` calls this in every process, before it joins the threads; there may still be some whose tasks are
-    to be taken, so another one waits for them.
+    `threading` calls this in every process, before it joins the threads. Some threads may still submit tasks, so
+    another thread waits for them.
     """
     multiprocessing = sys.modules.get("multiprocessing.process")
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
-        with contextlib.suppress(RuntimeError):  # no thread may start: the interpreter itself ends, with `atexit`
+        # If no thread may start any more, the interpreter itself is ending, and `atexit` will run.
+        with contextlib.suppress(RuntimeError):
             threading.Thread(target=_exit_after_all, name="farm-exit").start()
 
 
 def _exit_after_all() -> None:
-    """Run `_at_exit` when all threads have ended for which the process waits."""
+    """Run `_at_exit` once all non-daemon threads have ended."""
     me = threading.current_thread()
+    # Again and again, as a thread may start others before it ends.
     while others := [
         each for each in threading.enumerate() if each.is_alive() and not each.daemon and each is not me
     ]:
@@ -139,6 +147,7 @@ def _exit_after_all() -> None:
 
 
 def _after_fork_in_child() -> None:
+    # First the lock and the signal handlers: abandoning an engine settles futures, whose users may need them.
     renew_lock()
     let_go()
     for engine in list(_engines):

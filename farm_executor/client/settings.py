@@ -1,7 +1,7 @@
-"""The settings of an executor: what its constructor was given, once it has been checked.
+"""The settings of an executor: its constructor's arguments, checked.
 
-This module owns their list. What each of them accepts is in `arguments`, what they mean in the docstring of
-`FarmExecutor`. It must not know what is done with them.
+This module owns the list of them. What each of them accepts is in `arguments`, and what each means in the docstring
+of `FarmExecutor`. It must not know what is done with them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from farm_executor.arguments import checked
 from farm_executor.wire.address import Address
 
 if TYPE_CHECKING:
-    from typing_extensions import TypedDict  # checkers bring it along; Python has it from 3.11 on
+    from typing_extensions import TypedDict  # type checkers bring it along; in the standard library since 3.11
 
     from farm_executor.wire.security import Key
 
     class KeywordSettings(TypedDict, total=False):
-        """The settings that the constructor takes by name alone, for its overloads."""
+        """The keyword-only settings of the constructor, for its overloads."""
 
         max_workers: int | None
         max_tasks_per_child: int | None
@@ -42,7 +42,7 @@ __all__ = ["FarmSettings"]
 
 
 class FarmSettings(NamedTuple):
-    """The constructor's arguments in its order, as plain values. It can be pickled if ``ssl_context`` is None."""
+    """The constructor's arguments, in its order, as plain values. Picklable if ``ssl_context`` is None."""
 
     addresses: list[Address] | None
     mp_context: Any
@@ -66,19 +66,19 @@ class FarmSettings(NamedTuple):
 
     @classmethod
     def checked(cls, **given: Any) -> FarmSettings:
-        """Check all arguments of the constructor.
+        """Check all arguments of the constructor; return them as settings.
 
         Raises:
             TypeError, ValueError, AddressError: See `FarmExecutor`.
         """
         settings = cls(*checked("FarmExecutor", **given))
         if any(each != "auto" for each in settings.ship):
-            from farm_executor.client.farm.chosen_modules import resolve  # late: few programs name any
+            from farm_executor.client.farm.chosen_modules import resolve  # imported here, as few programs name any
 
             resolve(each for each in settings.ship if each != "auto")
         secret: Any = settings.key  # still bytes
         if secret is None:
             return settings
-        from farm_executor.wire.security import Key  # late: few programs give one
+        from farm_executor.wire.security import Key  # imported here, as few programs pass one
 
-        return settings._replace(key=Key(secret))  # whose repr shows nothing
+        return settings._replace(key=Key(secret))  # whose repr does not show it

@@ -1,7 +1,7 @@
 """The servers of one executor: those it was given, those added later, and those started for it.
 
-This module owns the list, and what becomes of it at the end and in a forked child. How a server is started is
-`launching`'s affair, and how one is dialled the engine's, which gets the list as `Sources`.
+This module owns the list, and what becomes of it at the end and in a forked child. It must not know how a server is
+started, which is behind `launching`, nor how one is dialled: the engine does that, and gets the list as `Sources`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Supply:
     """The servers of one executor.
 
     Args:
-        settings: The executor's.
+        settings: The executor's settings.
 
     Attributes:
         added: The addresses that were added later.
-        embedded: The embedded server, if it has been made.
+        embedded: The embedded server, if it has been created.
 
-    Thread safety: none; callers take turns.
+    Thread safety: none; callers must serialize their calls.
     """
 
     def __init__(self, settings: FarmSettings) -> None:
@@ -45,19 +45,19 @@ class Supply:
         lifetime.at_program_end(self.end_embedded)
 
     def addresses(self) -> list[Address]:
-        """Every address: those given or, started if need be, the embedded server's; then those added."""
+        """Return all addresses: those given or the embedded server's, started if necessary; then those added."""
         base = [self.embedded_server().locate()] if self.given is None else self.given
         return [*base, *self.added]
 
     def describe(self) -> str:
-        """The addresses, for people."""
+        """Return the addresses as text for people."""
         return ", ".join(map(str, [*(["embedded"] if self.given is None else self.given), *self.added]))
 
     def most_workers(self, known: int) -> int:
-        """How many workers there are at most.
+        """Return the most workers that there can be.
 
         Args:
-            known: How many those servers have that have answered; 0 if none has.
+            known: How many workers the servers that have answered have; 0 if none has answered.
         """
         if self._max_workers is not None:
             return min(self._max_workers, known or self._max_workers)
@@ -67,7 +67,7 @@ class Supply:
         return known or cpus * len([*self.given, *self.added])
 
     def sources(self) -> Sources:
-        """Where to dial, for an engine."""
+        """Return the servers to dial, for an engine."""
         from farm_executor.client.farm.servers import Sources
 
         fixed = [address for address in self.given or () if not address.every]
@@ -83,7 +83,7 @@ class Supply:
         return Sources(addresses, locations, quotas, names)
 
     def way_to(self, address: Address) -> Callable[[bool], Address]:
-        """Return what gives the address to dial, having started the server if it is to be started."""
+        """Return a function that returns the address to dial, after starting the server if it must be started."""
         from farm_executor.client.farm.link import at
 
         if not address.ssh:
@@ -93,44 +93,45 @@ class Supply:
         return server.locate
 
     def embedded_server(self) -> EmbeddedServer:
-        """The embedded server; it is made at the first call, and started when it is first located."""
+        """Return the embedded server; it is created by the first call, and started when it is first located."""
         if self.embedded is None:
             self.embedded = launching.embedded(self.most_workers(0))
         return self.embedded
 
     def add(self, address: Address) -> bool:
-        """Note a server that was added. Returns whether it is new."""
+        """Add a server; return whether it is new."""
         if address in [*(self.given or ()), *self.added]:
             return False
         self.added.append(address)
         return True
 
     def remove(self, address: Address) -> bool:
-        """Forget a server. Returns whether it was known."""
+        """Remove a server; return whether it was known."""
         known = [addresses for addresses in (self.given or [], self.added) if address in addresses]
         for addresses in known:
             addresses.remove(address)
         return bool(known)
 
     def started_at(self, address: Address) -> list[RemoteServer]:
-        """The servers that were started for this address."""
+        """Return the servers that were started for this address."""
         return [server for target, server in self._remote if target == address]
 
     def end(self) -> None:
         """End all servers that were started."""
+        # All are told before any is waited for, so that they end side by side.
         for _, server in self._remote:
-            server.let_go()  # all of them at once, before any is waited for
+            server.let_go()
         for _, server in self._remote:
             server.end()
         self.end_embedded()
 
     def end_embedded(self) -> None:
-        """End the embedded server, if it has been made."""
+        """End the embedded server, if it has been created."""
         if self.embedded is not None:
             self.embedded.end()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the servers, which are the parent's."""
+        """In a forked child: release the servers without ending them, as they are the parent's."""
         if self.embedded is not None:
             self.embedded.abandon()
             self.embedded = None
@@ -140,7 +141,7 @@ class Supply:
 
 
 def when_gone(server: RemoteServer, gone: Future[None]) -> None:
-    """Have a server end, without waiting for that, once nothing uses it any more."""
+    """Make a server end once it is not used any more, without waiting for that."""
     gone.add_done_callback(partial(_let_go, server))
 
 
@@ -154,7 +155,7 @@ def _cpu_count() -> int:
 
 
 def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
-    """Divide evenly; servers beyond ``max_workers`` are left out."""
+    """Divide the workers evenly among the servers; servers beyond ``max_workers`` are left out."""
     if max_workers is None:
         return [None] * servers
     if not servers:
