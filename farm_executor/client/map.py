@@ -1,16 +1,16 @@
-"""`FarmExecutor.map`: from iterables to tasks, and from their outcomes to results in order.
+"""`FarmExecutor.map`: turns iterables into tasks, and their outcomes into results in order.
 
 This module owns the contract of `concurrent.futures.Executor.map` as it is in Python 3.14, and how items become
 tasks. It must not know how tasks are sent.
 
-With a chunk size of 1 every item is a task of its own, as far as anyone can see. But where there are many, several
-travel as one block (see `blocks`), because the way there and back costs more than a short call:
+With a chunk size of 1 every item behaves as a task of its own. But many items travel together as one block (see
+`blocks`), because the round trip costs more than a short call:
 
-* The first items go alone, four for each worker; from then on a block takes a share of those already submitted
-  that is small enough for all workers to have more.
-* Items that are slow in coming do not wait for company.
-* What a worker has left of a block because it took long goes on at once, before what is behind it.
-* If a block's worker dies, or an item cannot be pickled, its items go on alone, so that each has its own fate.
+* The first items go alone, four for each worker; after that a block takes a share of the number already submitted,
+  small enough to leave work for all workers.
+* Items that are slow to arrive do not wait for others.
+* If a block takes long, the items that its worker has not begun go on at once, before all that is queued.
+* If a block's worker dies, or an item cannot be pickled, the items go on alone, so that each has its own outcome.
 
 Items that may be attempted only once, or that are counted to recycle workers, always go alone.
 """
@@ -41,10 +41,10 @@ from farm_executor.errors import TaskExecutionError, WorkerLostError
 
 __all__ = ["map_calls"]
 
-SHARE = 4  # blocks for each worker that the items submitted so far would make
+SHARE = 4  # a block's size is the number of items submitted so far, divided by this and by the workers
 MAX_ITEMS = 512  # of a block
 MAX_BYTES = 64 * 1024  # of arguments, after which a block takes no more
-PATIENCE = 0.001  # seconds that an item waits for company
+PATIENCE = 0.001  # seconds that an item waits for others
 
 _SIZED = {str, bytes}
 
@@ -60,7 +60,7 @@ def map_calls(
     chunksize: int,
     buffersize: int | None,
 ) -> Iterator[Any]:
-    """Submit what may be submitted now; return the iterator that submits the rest. See `FarmExecutor.map`."""
+    """Submit the calls that may go now; return the iterator that submits the rest. See `FarmExecutor.map`."""
     deadline = None if timeout is None else time.monotonic() + timeout
     items: Iterator[Call] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
     engine = backing.start_engine()
@@ -78,23 +78,23 @@ def map_calls(
     futures: deque[FarmFuture] = deque(
         engine.submit(function, call, {}, options) for call in itertools.islice(calls, buffersize)
     )
-    # What follows must not keep the executor alive: when it is collected, no more is submitted.
+    # The iterator must not keep the executor alive: once that is collected, it submits nothing more.
     more = None if buffersize is None else (calls, function, options, weakref.ref(backing))
     results = _results(futures, deadline, more)
     return itertools.chain.from_iterable(results) if chunksize > 1 else results
 
 
 def _prepared(engine: Engine, fn: Callable[..., Any]) -> Callable[..., Any] | Function:
-    """The function once for all calls, as it is now."""
+    """Return the function as it is now, pickled once for all calls."""
     try:
         return engine.prepare(fn)
-    except BaseException as error:  # the futures shall say so, as those of submit do
+    except BaseException as error:  # the futures will raise it, as those of submit do
         culprit(error, [fn])
         return fn
 
 
 def _results(futures: deque[FarmFuture], deadline: float | None, more: Any) -> Iterator[Any]:
-    """The results in order; what is not wanted any more is cancelled."""
+    """Yield the results in order; cancel the rest when the iterator is closed."""
     try:
         while futures:
             if more is not None:
@@ -106,15 +106,16 @@ def _results(futures: deque[FarmFuture], deadline: float | None, more: Any) -> I
             yield _take(futures.popleft(), deadline)
     finally:
         for future in futures:
-            future._cancel_unsent()  # and wait for nothing: it may be the garbage collector who asks
+            # Without waiting for workers: the garbage collector may be closing the iterator.
+            future._cancel_unsent()
 
 
 def _take(future: Future[Any], deadline: float | None) -> Any:
-    """The result. Nothing of it is kept alive here, nor on any frame while it is used."""
+    """Return the result, and keep no reference to it, here or in any frame, while it is used."""
     try:
         return future.result(None if deadline is None else deadline - time.monotonic())
     finally:
-        future.cancel()  # it is late
+        future.cancel()  # if it is late; otherwise this has no effect
         del future
 
 
@@ -131,14 +132,14 @@ def _call_each(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any
 
 
 class _Part:
-    """What was submitted as one task.
+    """One submitted task: a block of items, or a single item.
 
     Attributes:
-        size: How many items it has, as a block; 0 for an item on its own, whose future has its result.
-        items: Those of a block, until its outcome is known.
+        size: The number of items of a block; 0 for an item on its own, whose future has its result.
+        items: The items of a block, until its outcome is known.
         pickled: Whether the items are payloads.
-        last_attempts: Whether it goes alone, after the worker of its block has died.
-        rest: What goes on of it after its outcome, known before the future is settled.
+        last_attempts: Whether it is an item that goes alone because the worker of its block has died.
+        rest: The parts that go on after its outcome, known before the future is settled.
         origin: Where the outcome came from.
     """
 
@@ -157,7 +158,7 @@ class _Part:
 class _Mapping:
     """One call of `map`.
 
-    Thread safety: `_on_outcome` is called by whoever settles futures, all else by the caller of `map`.
+    Thread safety: `_on_outcome` is called by the thread that settles futures, all else by the caller of `map`.
     """
 
     def __init__(self, engine: Engine, options: TaskOptions, fn: Callable[..., Any]) -> None:
@@ -165,7 +166,7 @@ class _Mapping:
         self._options = options
         # If a block's worker dies, each of its items has its own attempts; the block was the first of them.
         self._block_options = options._replace(max_attempts=1)
-        # Before what is behind it: users' priorities are integers.
+        # Ahead of all tasks of this priority, behind those of the next: users' priorities are integers.
         self._rest_options = self._block_options._replace(priority=options.priority + 0.5)
         self._alone_options = self._rest_options._replace(max_attempts=options.max_attempts - 1)
         self._fn = fn
@@ -175,7 +176,7 @@ class _Mapping:
         self._closed = False
 
     def submit_all(self, items: Iterator[Call], workers: int) -> None:
-        """Submit the items as they come."""
+        """Submit the items as the iterables yield them."""
         share = SHARE * workers
         submitted = 0
         block: list[Call] = []
@@ -203,7 +204,7 @@ class _Mapping:
         self._parts.append(part)
 
     def _submit_items(self, items: list[Call]) -> None:
-        """Submit items as blocks. What may change while a call has it is pickled for that call alone."""
+        """Submit items as blocks. Values that a call might change are pickled for that call alone."""
         kinds = set(map(type, itertools.chain.from_iterable(items)))
         plain = kinds <= PLAIN
         if plain and not kinds & _SIZED:
@@ -214,7 +215,7 @@ class _Mapping:
         for item in items:
             entry, size = (item, _size(item)) if plain else _pickled(item)
             if plain and size >= MAX_BYTES:
-                entry = None  # it would be a block by itself, and be held here beside its pickle
+                entry = None  # it would be a block of its own, and stay in memory beside its pickle
             if entry is not None:
                 block.append(entry)
                 weight += size
@@ -247,8 +248,11 @@ class _Mapping:
     def _on_outcome(
         self, part: _Part, value: Any, error: BaseException | None, origin: Origin
     ) -> dict[str, int] | None:
-        """A block is about to be settled: what of it is to go on, and what has come of the others?"""
-        items, part.items = part.items, ()  # they may be large, and its result may wait for long to be taken
+        """Submit the items of a block that go on, before it is settled; return how the other calls have ended.
+
+        Before, because a caller that has the outcome must find the rest in ``part.rest``.
+        """
+        items, part.items = part.items, ()  # they may be large, and the result may not be taken for long
         part.origin = origin
         if type(error) is WorkerLostError and not part.last_attempts and not self._closed:
             part.rest = [self._block([item], part.pickled, self._alone_options) for item in items]
@@ -259,13 +263,13 @@ class _Mapping:
         left = part.size - value.count - failed
         if left and not failed and not self._closed:
             rest = iter(items[value.count :])
-            # As many at a time as there was time for.
+            # In blocks of as many items as the worker had time for.
             part.rest = [self._block(some, part.pickled, self._rest_options) for some in _chunks(rest, value.count)]
             left = 0
         return {"succeeded": value.count, "failed": failed, "cancelled": left}
 
     def results(self, deadline: float | None) -> Iterator[Any]:
-        """The results in order; what is not wanted any more is cancelled."""
+        """Yield the results in order; cancel the rest when the iterator is closed."""
         parts = self._parts
         try:
             while parts:
@@ -294,10 +298,10 @@ def _size(item: Call) -> int:
 
 
 def _pickled(item: Call) -> tuple[Payload | None, int]:
-    """The item's payload and its size; None if it must go alone."""
+    """Return the item's payload and its size; None as the payload if it must go alone."""
     try:
         data = payload.dumps(item)
-    except BaseException as error:  # its future shall say so
+    except BaseException as error:  # its future will raise it
         culprit(error, item)
         return None, 0
     if payload.by_value(data):  # only the worker's own task loop can read that
@@ -306,14 +310,15 @@ def _pickled(item: Call) -> tuple[Payload | None, int]:
 
 
 def _cancel(part: _Part) -> None:
-    part.future._cancel_unsent()  # and wait for nothing: it may be the garbage collector who asks
+    # Without waiting for workers: the garbage collector may be closing the iterator.
+    part.future._cancel_unsent()
     for more in part.rest:
         _cancel(more)
 
 
 def _values(outcome: BlockOutcome, origin: Origin) -> Iterator[Any]:
     values: list[Any] = payload.loads(outcome.pickles[0]) if outcome.together else outcome.pickles
-    values.reverse()  # so that none is kept alive when it has been taken
+    values.reverse()  # `pop` takes from the end, so none is kept alive after it has been taken
     while values:
         yield values.pop() if outcome.together else _rebuilt(values.pop(), origin)
     if outcome.failure is not None:
