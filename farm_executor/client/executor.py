@@ -1,6 +1,6 @@
 """`FarmExecutor`: its constructor, and what its arguments mean.
 
-The methods are `front`'s, and the farm behind them is `backing`'s.
+The methods are in `front`, and the farm behind them is in `backing`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from farm_executor.wire.address import AddressLike
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
-    # Checkers bring these along; Python has them from 3.11 on.
+    # Type checkers bring these along; the standard library has them from Python 3.11 on.
     from typing_extensions import TypeVarTuple, Unpack
 
     from farm_executor.client.settings import KeywordSettings
@@ -33,12 +33,12 @@ __all__ = ["FarmExecutor"]
 class FarmExecutor(Front):
     """A `concurrent.futures.ProcessPoolExecutor` whose workers may live on other machines.
 
-    Without addresses the farm is *embedded*: a private server is started on this machine at the first `submit`,
+    Without addresses the farm is *embedded*: a private server is started on this machine by the first `submit`,
     reached over a unix socket, and ended with the executor. With addresses, each server gives this executor
-    workers of its own. Nothing is started or dialled before the first task.
+    workers of its own. No server is started or dialled before the first task.
 
-    Functions and arguments are pickled in `submit`, by cloudpickle where pickle cannot: lambdas, closures and what
-    is defined in ``__main__`` or a notebook need no precautions, nor an ``if __name__ == "__main__"``.
+    Functions and arguments are pickled in `submit`, by cloudpickle where pickle cannot: lambdas, closures and
+    definitions in ``__main__`` or a notebook work as they are, without ``if __name__ == "__main__"``.
 
     A task may run twice: if its worker dies or its connection is lost, it is sent again, until ``max_attempts``.
     ``max_attempts=1`` forbids that; such a task fails with `WorkerLostError` instead.
@@ -46,63 +46,63 @@ class FarmExecutor(Front):
     Args:
         addresses: Where the servers are: one address or a list of them, each ``"host:port"``, ``("host", port)``
             or ``"unix:/path"``; ``"farm://name:port?all"`` for a server on each machine that the name stands for,
-            which is looked up again as it changes; or ``"ssh://[user@]host[:port][?workers=N&python=PATH]"`` for
-            one that is started there for this executor alone, reached through ssh's tunnel, and ended with the
+            which is looked up again and again; or ``"ssh://[user@]host[:port][?workers=N&python=PATH]"`` for
+            a server that is started there for this executor alone, reached through ssh, and ended with the
             executor. None, or nothing, for an embedded farm. An int is taken as ``max_workers``, so that
             ``FarmExecutor(4)`` means what ``ProcessPoolExecutor(4)`` means.
         max_workers: The most workers in all. With several servers it is divided evenly among them, and no server
-            gives more than it has slots. None: as many as this machine has CPUs, or all slots of the servers. Those
-            that are added later, or found by a name, give all theirs.
-        mp_context: Accepted, so that a swapped name is enough, and without effect.
-        initializer: Called in each worker before its first task, also in those started later.
+            gives more than it has slots. None: as many as this machine has CPUs, or all slots of the servers.
+            Servers that are added later, or found by a name, give all their slots.
+        mp_context: Accepted for compatibility with ProcessPoolExecutor, and ignored.
+        initializer: Called in each worker before its first task, including workers started later.
         initargs: Its arguments.
         max_tasks_per_child: After this many tasks a worker is replaced by a fresh one. None: never.
-        max_memory_per_worker: Bytes of memory of its own that a worker may hold, at least 1 MiB. One that is found
-            to hold more while it runs tasks, or right after, is killed and replaced, which costs the task that it
-            ran an attempt. Servers look five times a second. None: no limit.
-        key: The servers' secret, at least 16 bytes. None: see `farm_executor.wire.security` for where it is found.
-        key_file: A file that holds it, and with it the certificate of servers that speak TLS, as
-            ``farm-executor keygen`` makes it.
+        max_memory_per_worker: Bytes of private memory that a worker may hold, at least 1 MiB. A worker that is
+            found to hold more while it runs tasks, or right after, is killed and replaced, which costs the task
+            that it ran an attempt. Servers check five times a second. None: no limit.
+        key: The servers' secret, at least 16 bytes. None: found as `farm_executor.wire.security` describes.
+        key_file: A file that holds the key, and with it the certificate of servers that speak TLS, as created by
+            ``farm-executor keygen``.
         ssl_context: An `ssl.SSLContext` of your own, for servers with a certificate of your own. It does not travel
             with the executor, which therefore cannot be pickled.
-        connect_timeout: Seconds after which the farm breaks with a `TimeoutError` if no worker could be had at
-            all. None: dial for ever.
-        heartbeat: Seconds between signs of life. A server that has given none for three of them, or a lane on which
-            nothing moves for as long, is taken for unreachable, and dialled anew.
-        resume_timeout: Seconds for which a worker whose connection has broken is kept, with what it runs, and for
-            which it is dialled; then what it had is sent to others. 0: nothing is resumed. Over TCP only: the end
-            of a unix socket is the end of whoever held it.
-        max_attempts: How often a task may be begun before it is given up, when its workers die.
+        connect_timeout: Seconds after which the farm breaks with a `TimeoutError` if it has not got any worker.
+            None: dial for ever.
+        heartbeat: Seconds between signs of life. A server that has given none for three heartbeats, or a lane on
+            which no bytes move for that long, is considered unreachable, and dialled again.
+        resume_timeout: Seconds for which a worker whose connection has broken is kept, with its tasks, and dialled;
+            then its tasks are sent to other workers. 0: nothing is resumed. Over TCP only: a unix socket ends only
+            when the process at its other end does.
+        max_attempts: How often a task may be begun, if its workers die, before it is given up.
         allow_version_mismatch: Whether to work with servers of another Python minor version, where functions that
             travel by value may crash.
         max_pending_bytes: The most bytes of pickled arguments that the farm holds for tasks that have not ended;
-            a task larger than that is taken when there is no other. None: no limit.
-        when_full: What `submit` and `map` do when more would be held: "wait" for tasks to end, or "raise"
-            `FarmFullError`. A callback of a future never waits there.
-        caller_leads: Whether a thread that waits for a result may do the farm's own thread's work meanwhile, which
-            makes a call faster by a third. Nothing else depends on it.
-        ship: Which modules servers may have that they lack, or have otherwise: "auto" for the program's own, which
-            are those that are neither installed nor Python's; "off" for none; or names of top-level modules and
-            paths of files, packages and folders on ``sys.path``, to which "auto" may be added. What is named is
-            sent whole, up to 256 MiB a module; of others code, and data files of at most 1 MiB each. Each module is
-            sent when a task first imports it, and stays what it was then for as long as the executor lives. An
-            embedded farm has the program's files anyway.
+            a larger task is accepted when there is no other. None: no limit.
+        when_full: What `submit` and `map` do when that would be exceeded: "wait" for tasks to end, or "raise"
+            `FarmFullError`. In a callback of a future they never wait.
+        caller_leads: Whether a thread that waits for a result may do the work of the farm's own thread meanwhile,
+            which makes a call faster by a third. Nothing else depends on it.
+        ship: Which modules may be sent to servers that lack them, or have other versions: "auto" for the program's
+            own, which are those that are neither installed nor Python's; "off" for none; or names of top-level
+            modules and paths of files, packages and folders on ``sys.path``, to which "auto" may be added. Named
+            modules are sent whole, up to 256 MiB each; of others, code and data files of at most 1 MiB each. Each
+            module is sent when a task first imports it, and stays what it was then for as long as the executor
+            lives. An embedded farm has the program's files anyway.
 
     Raises:
-        AddressError: An address has none of the accepted forms, or there is none.
-        TypeError, ValueError: Another argument is not what it must be; the message names it. A ``key_file`` must be
-            there, and hold a key.
+        AddressError: An address has none of the accepted forms, or the list is empty.
+        TypeError, ValueError: Another argument is not what it must be; the message names it. A ``key_file`` must
+            exist and hold a key.
 
     Thread safety:
         All methods may be called from any thread, and from a signal handler or a destructor that has interrupted
         one of them. Callbacks of futures run in the farm's own thread, and must not wait there for other futures of
-        the farm: ``result()`` raises RuntimeError where it would wait for ever. A signal handler may wait by it,
-        too, unless it has interrupted its thread in the midst of the farm's work, where it raises the same; but not
-        within `concurrent.futures.wait` or a future's ``cancel``, which hold locks that no executor can see. A
-        forked child may use the executor: it starts afresh there.
+        the farm: ``result()`` raises RuntimeError where it would wait for ever. A signal handler may wait
+        like that, too, unless it has interrupted its thread in the middle of the farm's work, where ``result()``
+        raises the same error; but not within `concurrent.futures.wait` or a future's ``cancel``, which hold locks
+        that no executor can see. A forked child may use the executor: it starts afresh there.
     """
 
-    # As typeshed has it for ProcessPoolExecutor: `initargs` are what the initializer takes.
+    # As in typeshed's ProcessPoolExecutor: `initargs` must match what the initializer takes.
     @overload
     def __init__(
         self,
@@ -183,7 +183,7 @@ class FarmExecutor(Front):
         self._stand_before(Backing(settings), TaskOptions(max_attempts=settings.max_attempts))
 
     def __repr__(self) -> str:
-        """Tell the state in one line."""
+        """Return the state in one line."""
         numbers = self.statistics()
         running, waiting = running_and_waiting(numbers)
         return (
@@ -194,9 +194,9 @@ class FarmExecutor(Front):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a client of the same servers, with workers of its own: nested work cannot deadlock.
 
-        The key does not travel, as a pickle may lie anywhere. In a worker, its server's own key serves, also in the
-        place of a ``key_file`` that cannot be read there. Servers over ssh are started anew, from where it is
-        unpickled.
+        The key does not travel, as a pickle may be stored anywhere. In a worker, its server's own key serves, also
+        in place of a ``key_file`` that cannot be read there. Servers over ssh are started again, from where the
+        pickle is loaded.
         """
         return (copyreg.__newobj__, (FarmExecutor,), self._backing)  # type: ignore[attr-defined]
 

@@ -1,7 +1,7 @@
 """The methods of executors and their views: the contract of `concurrent.futures.Executor`, and more.
 
-This module owns their names, defaults, checks, errors and promises. It must not know sockets or frames; the engine
-does the work, and is imported when there is some.
+This module owns their names, defaults, checks, errors and guarantees. It must not know sockets or frames; the
+engine does the work, and is imported on first use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from farm_executor.errors import AddressError
 from farm_executor.wire.address import AddressLike
 
 if TYPE_CHECKING:
-    # Checkers bring these along; Python has them from 3.11 on.
+    # Type checkers bring these along; the standard library has them from Python 3.11 on.
     from typing_extensions import TypeVarTuple, Unpack
 
     from farm_executor.client.farm.engine import Engine
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Front(Executor):
-    """The methods that an executor and its views have in common."""
+    """The methods that users call, common to an executor and its views."""
 
     _backing: Backing
     _options: TaskOptions
@@ -57,24 +57,24 @@ class Front(Executor):
     # -- the standard library's contract -----------------------------------------------------------------
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Schedule ``fn(*args, **kwargs)``; every argument is the function's.
+        """Schedule ``fn(*args, **kwargs)``; all arguments are passed to the function.
 
         Returns:
             Its future. It raises the task's own exception, with remote frames in the traceback and a
-            `TaskExecutionError` at the end of its ``__cause__`` chain. Where the call cannot be pickled, the
-            future holds that error already. Large buffers (64 KiB and more, such as numpy arrays) are read when
-            they are sent: do not change them before the future is done.
+            `TaskExecutionError` at the end of its ``__cause__`` chain. If the call cannot be pickled, the future
+            holds that error already. Large buffers (64 KiB and more, such as numpy arrays) are read when they are
+            sent: do not change them before the future is done.
 
         Raises:
-            RuntimeError: The executor has been shut down, or the interpreter is.
-            BrokenFarmError: The farm is broken, as by a failing initializer; or the error that broke it:
+            RuntimeError: The executor or the interpreter has been shut down.
+            BrokenFarmError: The farm is broken, for example by a failing initializer; or the error that broke it:
                 `AuthenticationError`, `VersionMismatchError`, `TimeoutError`.
-            FarmFullError: ``max_pending_bytes`` are held, and ``when_full="raise"``.
+            FarmFullError: The call would exceed ``max_pending_bytes``, and ``when_full="raise"``.
         """
         engine = self._backing.engine or self._backing.start_engine()
         return engine.submit(fn, args, kwargs, self._options)
 
-    # From the first three a checker learns what a lambda takes; the last takes all that typeshed's `map` does.
+    # The first three tell type checkers what a lambda takes; the last accepts all that typeshed's `map` does.
     @overload
     def map(
         self,
@@ -128,19 +128,19 @@ class Front(Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """As `concurrent.futures.Executor.map` in Python 3.14, on every Python.
+        """Call a function for each item, as `concurrent.futures.Executor.map` of Python 3.14 does, on every Python.
 
         Args:
             fn: Called with one item of each iterable, until the shortest ends.
-            iterables: Read at once; with ``buffersize`` only as far ahead as that.
+            iterables: Consumed at once; with ``buffersize`` only that far ahead.
             timeout: Seconds from this call until a result must be there, else `TimeoutError`.
             chunksize: How many items make one task, which fails as a whole. With 1, each item fails, and is tried
                 again, by itself; short ones still travel together.
-            buffersize: The most tasks whose results have not been taken. Then iterables may be endless.
+            buffersize: The most tasks whose results have not been taken. With it, iterables may be infinite.
 
         Raises:
             ValueError: ``chunksize`` or ``buffersize`` is less than 1.
-            TypeError: ``buffersize`` is no integer.
+            TypeError: ``buffersize`` is not an integer.
         """
         timeout, chunksize, buffersize = checked(
             "FarmExecutor.map", timeout=timeout, chunksize=chunksize, buffersize=buffersize
@@ -150,16 +150,16 @@ class Front(Executor):
         return map_calls(self._backing, self._options, fn, iterables, timeout, chunksize, buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
-        """As `concurrent.futures.Executor.shutdown`: no more tasks; those submitted are finished.
+        """Accept no more tasks and finish those submitted, as `concurrent.futures.Executor.shutdown` does.
 
         Args:
-            wait: Whether to return only when all is over: every future settled, every worker told to go, the
-                embedded farm ended.
-            cancel_futures: Whether to cancel what has not been sent to a worker.
+            wait: Whether to return only when everything has ended: every future is settled, every worker has been
+                told to end, and the embedded farm has ended.
+            cancel_futures: Whether to cancel tasks that have not been sent to a worker.
             timeout: Seconds to wait; None for ever.
 
         Raises:
-            TimeoutError: All is not over in time. It goes on; `kill_workers` ends it.
+            TimeoutError: Not everything has ended in time. The shutdown goes on; `kill_workers` ends it.
         """
         backing = self._backing
         wait, cancel_futures, timeout = checked(
@@ -169,7 +169,7 @@ class Front(Executor):
             backing.shut_down = True
             engine = backing.engine
         if engine is None:
-            backing.supply.end_embedded()  # which was started by pickling, for others to use
+            backing.supply.end_embedded()  # which pickling may have started, for others to use
             return
         engine.shutdown(cancel_futures=cancel_futures)
         if wait and not engine.join(timeout) and timeout is not None:
@@ -181,7 +181,7 @@ class Front(Executor):
     def __exit__(self, exc_type: type[BaseException] | None, exc_value: Any, traceback: Any) -> None:
         """Shut down and wait.
 
-        After Ctrl-C queued tasks are cancelled, and running ones have two seconds to end; then their workers are
+        After Ctrl-C, queued tasks are cancelled, and running ones have two seconds to end; then their workers are
         ended, here and on servers.
         """
         interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
@@ -202,15 +202,15 @@ class Front(Executor):
         max_attempts: int | None = None,
         timeout: float | None = None,
     ) -> OptionsView:
-        """An executor over this same farm whose tasks have other options; what is not given stays as it is here.
+        """Return a view of this farm whose tasks have other options; options not given stay as they are here.
 
         Args:
             priority: "low", "default", "high", or an int, where a larger one goes first and "default" is 0.
             category: A label.
             max_attempts: How often a task may be begun; 1 for at most once.
-            timeout: Seconds that a task may run, in whatever code; the way of its arguments to the worker counts.
-                Then its worker is killed and replaced, and its future raises `TaskTimeoutError`; it is not tried
-                again. With `map` it is the time of each item, or of each chunk with a ``chunksize`` beyond 1.
+            timeout: Seconds that a task may run, in whatever code; the transfer of its arguments counts. After that
+                its worker is killed and replaced, and its future raises `TaskTimeoutError`; it is not tried again.
+                With `map` it is the time for each item, or for each chunk with a ``chunksize`` above 1.
 
         Raises:
             TypeError, ValueError: An argument is not what it must be; the message names it.
@@ -234,13 +234,13 @@ class Front(Executor):
         return view
 
     def add_server(self, address: AddressLike) -> None:
-        """Let one more server work for this farm, with all its slots, from when it answers.
+        """Add a server to this farm, with all its slots; it gets tasks as soon as it answers.
 
         Args:
-            address: As in the constructor. One that the farm has already changes nothing.
+            address: As in the constructor. Adding one that the farm has already changes nothing.
 
         Raises:
-            AddressError: It has none of the accepted forms.
+            AddressError: The address has none of the accepted forms.
             RuntimeError, BrokenFarmError: See `submit`.
         """
         (added,) = checked("FarmExecutor.add_server", address=address)
@@ -254,21 +254,21 @@ class Front(Executor):
                 backing.engine.servers.add(added, backing.supply.way_to(added))
 
     def remove_server(self, address: AddressLike, *, drain: bool = True, timeout: float | None = None) -> None:
-        """Let a server work for this farm no more, and wait until it does not.
+        """Remove a server from this farm, and wait until it does not work for the farm any more.
 
-        What waits for it, and what its workers have not begun, goes to others; if there are none, it waits for one
-        to be added. The calls of a broadcast that it has yet to make fail with `WorkerLostError`.
+        Tasks that wait for it, and those that its workers have not begun, go to other servers; if there are none,
+        they wait for one to be added. Calls of a broadcast that it has yet to make fail with `WorkerLostError`.
 
         Args:
             address: As it was given.
-            drain: Whether its workers may end what they run. If not, that is tried again elsewhere, free of charge;
-                a task with ``max_attempts=1`` fails with `WorkerLostError`.
+            drain: Whether its workers may finish the tasks that they run. If not, these are tried again elsewhere,
+                without using up an attempt; a task with ``max_attempts=1`` fails with `WorkerLostError`.
             timeout: Seconds to wait; None for ever.
 
         Raises:
             ValueError: The farm has no such server.
             AddressError: The address has none of the accepted forms, or stands for servers that come and go.
-            TimeoutError: It still works on something. It goes on to drain; with ``drain=False`` it can be hurried.
+            TimeoutError: It is still running tasks. It goes on draining; a call with ``drain=False`` speeds it up.
             RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
         """
         removed, drain, timeout = checked(
@@ -286,7 +286,7 @@ class Front(Executor):
         if gone is None and not known:
             raise ValueError(f"the farm has no server {removed}")
         if gone is None:
-            return  # it was never to be dialled, or not yet
+            return  # the engine never dialled it, or there is no engine yet
         ours = backing.supply.started_at(removed)
         for server in ours:
             when_gone(server, gone)
@@ -298,13 +298,13 @@ class Front(Executor):
             server.end()
 
     def connect(self, timeout: float | None = None) -> None:
-        """Start now, not with the first task, and wait until every server has answered.
+        """Start the farm now, not with the first task, and wait until every server has answered.
 
         Args:
             timeout: Seconds to wait; None for ever.
 
         Raises:
-            TimeoutError: Not all have answered in time; those that have not are named. They are still dialled.
+            TimeoutError: Not all servers have answered in time; it names those missing. They are still dialled.
             RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback, and the error that
                 broke the farm.
         """
@@ -319,12 +319,13 @@ class Front(Executor):
             for answer in answers:
                 try:
                     error = answer.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
-                except FutureTimeoutError:  # until Python 3.11 not the builtin one
+                except FutureTimeoutError:  # not the builtin one before Python 3.11
                     return
                 if isinstance(error, Exception):
                     raise copy_of(error)
 
-        await_all(list(engine.servers.named.values()))  # then the servers behind the names are known, too
+        # First the names: only then are the servers behind them known.
+        await_all(list(engine.servers.named.values()))
         await_all(list(engine.servers.answered.values()))
         missing = engine.servers.unanswered()
         if missing:
@@ -341,20 +342,20 @@ class Front(Executor):
     ) -> list[T]:
         """Call ``fn(*args)`` once on every worker, and wait for all of them.
 
-        A worker makes the call when it has ended what it runs, before anything that is queued.
+        A worker makes the call after the task that it is running, before all queued tasks.
 
         Args:
             fn: The function; `functools.partial` gives it arguments by name.
             args: Its arguments.
-            persistent: Whether workers that are started later make the call, too, before their first task. If one
-                fails to, the farm breaks, as it does when an ``initializer`` fails.
-            timeout: Seconds for all of it, None for ever: a server that is away is waited for, too.
+            persistent: Whether workers that start later make the call, too, before their first task. If it fails
+                there, the farm breaks, as it does when an ``initializer`` fails.
+            timeout: Seconds for the whole broadcast, None for ever: unreachable servers are waited for, too.
 
         Returns:
-            What each call has returned, server by server as they were given, and in each slot by slot.
+            The result of each call, ordered by server, as they were given, then by slot.
 
         Raises:
-            BroadcastError: Some have failed, or not answered in time. Its ``outcomes`` has one for each worker.
+            BroadcastError: Some calls have failed or not ended in time. Its ``outcomes`` has one for each worker.
             RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
             Exception: The call cannot be pickled.
         """
@@ -371,27 +372,27 @@ class Front(Executor):
             raise
 
     def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
-        """Kill the tasks of one category that run now. Their futures raise `TaskKilledError`.
+        """Kill the tasks of one category that are running. Their futures raise `TaskKilledError`.
 
-        A task's whole process is killed, whatever it is in the midst of, and replaced. Tasks that have not begun,
+        A task's whole process is killed, whatever it is doing, and replaced. Tasks that have not begun,
         those of other categories and those of other executors are left alone.
 
         Args:
             category: As given to `with_options`.
-            dry_run: Whether only to count them.
+            dry_run: Whether to count them only.
 
         Returns:
-            How many were killed. In a future's callback, which must not wait, how many are about to be.
+            How many were killed. In a future's callback, which must not wait, how many will most likely be.
 
         Raises:
-            ValueError: The category is None, which is that of tasks without one.
+            ValueError: The category is None, which stands for tasks without one.
         """
         category, dry_run = checked("FarmExecutor.kill_tasks", category=category, dry_run=dry_run)
         engine = self._engine
         return 0 if engine is None else engine.kill(category, dry_run=dry_run)
 
     def kill(self, future: Future[Any]) -> bool:
-        """End one task: cancel it if it waits, and kill it if it runs, whatever it is in the midst of.
+        """End one task: cancel it if it is waiting, and kill it if it is running, whatever it is doing.
 
         A killed task's future raises `TaskKilledError`, and its worker is replaced.
 
@@ -399,9 +400,9 @@ class Front(Executor):
             future: One of this executor's.
 
         Returns:
-            Whether it was cancelled or killed, or, where nothing is heard of the worker that has been sent it, is
-            to be when its turn comes; a short task may be over before. False if it has ended, or if the future is
-            not this executor's.
+            Whether the task was cancelled or killed. If its worker does not answer, whether it will be killed when
+            its turn comes; a short task may end before that. False if the task has ended, or if the future is not
+            this executor's.
         """
         (future,) = checked("FarmExecutor.kill", future=future)
         engine = self._engine
@@ -410,25 +411,26 @@ class Front(Executor):
         return future.cancel() or engine.kill_one(future)
 
     def cancel_all(self) -> None:
-        """End every task of the farm, whichever view submitted it; the farm goes on with what is submitted next.
+        """End every task of the farm, whichever view submitted it; the farm accepts new tasks afterwards.
 
-        What waits, and what a worker has been sent and not begun, is cancelled. What runs is killed, whatever it is
-        in the midst of, and its worker replaced: its future raises `TaskKilledError`. When this returns, nothing
-        submitted before runs any more, unless a server cannot be reached; in a callback or a signal handler that
-        must not wait, soon after. Initializers and persistent broadcasts of workers that start are left alone.
+        Tasks that no worker has begun are cancelled, including those sent already. Running tasks are killed,
+        whatever they are doing, and their workers replaced; the futures raise `TaskKilledError`. When this returns,
+        no task submitted before is running, unless a server cannot be reached; in a callback or a signal handler
+        that must not wait, that holds soon after. Initializers and persistent broadcasts of starting workers are
+        left alone.
         """
         engine = self._engine
         if engine is not None:
             engine.cancel_all()
 
     def terminate_workers(self) -> None:
-        """As `kill_workers`; a worker that would catch SIGTERM is not asked."""
+        """Do the same as `kill_workers`, without a SIGTERM that workers could handle."""
         self.kill_workers()
 
     def kill_workers(self) -> None:
-        """Kill all workers of this executor, and shut it down, as ProcessPoolExecutor does from Python 3.14 on.
+        """Kill all workers of this executor and shut it down, as ProcessPoolExecutor does from Python 3.14 on.
 
-        What has not been sent to a worker is cancelled; the futures of all else raise `BrokenFarmError`.
+        Tasks that have not been sent to a worker are cancelled; the futures of the others raise `BrokenFarmError`.
         """
         self.shutdown(wait=False, cancel_futures=True)
         engine = self._engine
@@ -436,12 +438,12 @@ class Front(Executor):
             engine.abort("its workers were killed")
 
     def statistics(self) -> FarmStatistics:
-        """A snapshot of the farm."""
+        """Return a snapshot of the farm."""
         return self._backing.statistics()
 
     @property
     def _max_workers(self) -> int:
-        """How many tasks run at once at most; other libraries read it to choose chunk sizes."""
+        """The most tasks that run at once; other libraries read it to choose chunk sizes."""
         return self._backing.max_workers
 
     @property
@@ -452,23 +454,23 @@ class Front(Executor):
 
 
 class OptionsView(Front):
-    """A farm's executor with options for its tasks; made by `FarmExecutor.with_options`.
+    """A view of a farm's executor with options for its tasks; created by `FarmExecutor.with_options`.
 
-    It is the same farm: whatever does not concern single tasks concerns all of it, as `shutdown` does.
+    It is the same farm: methods that do not concern single tasks, such as `shutdown`, affect all of it.
     """
 
 
 def backing_of(executor: Front) -> Backing:
-    """The farm behind an executor or view, for what is built on top of it."""
+    """Return the farm behind an executor or view, for code that builds on it."""
     return executor._backing
 
 
 def options_of(executor: Front) -> TaskOptions:
-    """The options of the tasks that are submitted to an executor or view."""
+    """Return the options of tasks that are submitted to an executor or view."""
     return executor._options
 
 
 def running_and_waiting(numbers: FarmStatistics) -> tuple[int, int]:
-    """How many tasks run, as people count them, one for each worker; what has been sent ahead waits, too."""
+    """Return how many tasks run, at most one for each worker, and how many wait, including those sent ahead."""
     running = sum(worker.outstanding > 0 for server in numbers.servers for worker in server.workers)
     return running, numbers.running + numbers.queued - running
