@@ -11,19 +11,9 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
+from items import Result, TaskItem
 
-from farm_executor.core.frames import (
-    BULK,
-    ERROR,
-    ONCE,
-    TOGETHER,
-    Buffer,
-    Frame,
-    FrameReader,
-    FrameType,
-    Result,
-    TaskItem,
-)
+from farm_executor.core.frames import BULK, ERROR, ONCE, TOGETHER, Buffer, Frame, FrameReader, FrameType
 from farm_executor.core.handshake import MIN_KEY_SIZE, NONCE_SIZE, Versions
 
 u16 = st.integers(0, 0xFFFF)

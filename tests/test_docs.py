@@ -41,6 +41,7 @@ from pathlib import Path
 
 import pytest
 import sshd
+from items import Result, TaskItem
 
 import farm_executor
 import farm_executor.lfarm
@@ -49,8 +50,6 @@ from farm_executor.cli import _parser
 from farm_executor.core.frames import (
     FrameReader,
     FrameType,
-    Result,
-    TaskItem,
     decode_results,
     decode_tasks,
     encode_frame,

@@ -45,8 +45,6 @@ __all__ = [
     "FrameReader",
     "FrameType",
     "Payload",
-    "Result",
-    "TaskItem",
     "decode_number",
     "decode_results",
     "decode_results_together",
@@ -135,20 +133,6 @@ class Frame(NamedTuple):  # a tuple because it is made for every call
     segments: tuple[Buffer, ...] = ()
 
 
-class TaskItem(NamedTuple):
-    """A task on the wire: the number of its function on this lane, and its arguments."""
-
-    function: int
-    payload: Payload
-
-
-class Result(NamedTuple):
-    """An outcome on the wire: a value, or with ``error`` an encoded failure."""
-
-    payload: Payload
-    error: bool = False
-
-
 def payload_size(payload: Payload) -> int:
     """Return the total number of bytes in the payload's parts."""
     if len(payload) == 1:
@@ -226,7 +210,7 @@ def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]], *, once: bool =
 
     Args:
         seq: The number of the first task.
-        tasks: The tasks, each a `TaskItem` or an equivalent plain tuple.
+        tasks: For each task the number of its function on this lane, and its arguments.
         once: Whether any of them must not be sent again once it has begun. No outcome may wait for others then.
     """
     out: list[Buffer] = []
@@ -334,7 +318,7 @@ def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: i
 
     Args:
         seq: The number of the first outcome's task.
-        results: The outcomes, each a `Result` or an equivalent plain tuple.
+        results: For each outcome its payload, and whether it is an encoded failure instead of a value.
         busy_us: How long the worker was busy with all of them, in microseconds.
     """
     out: list[Buffer] = []

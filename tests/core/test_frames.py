@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from items import Result, TaskItem
 from strategies import (
     EVERY_BYTE,
     Cuts,
@@ -46,8 +47,6 @@ from farm_executor.core.frames import (
     FrameReader,
     FrameType,
     Payload,
-    Result,
-    TaskItem,
     decode_number,
     decode_results,
     decode_results_together,

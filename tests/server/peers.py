@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+from items import TaskItem
 from server.processes import DEADLINE
 from server.serving import KEY
 
@@ -16,7 +17,6 @@ from farm_executor.core.frames import (
     TOGETHER,
     Frame,
     FrameType,
-    TaskItem,
     decode_results,
     decode_results_together,
     encode_frame,

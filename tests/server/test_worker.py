@@ -11,6 +11,7 @@ import pytest
 from contract.gate import Gate
 from contract.tasks import FailsToLoad, identity, pass_gate, return_lock
 from hypothesis import HealthCheck, given, settings
+from items import TaskItem
 from server import tasks
 from server.peers import LanePeer, SessionPeer, values_of
 from server.processes import alive, exists, wait_until
@@ -23,7 +24,6 @@ from farm_executor.core.frames import (
     MAX_BODY,
     TOGETHER,
     FrameType,
-    TaskItem,
     encode_frame,
     encode_payload,
     encode_tasks,
