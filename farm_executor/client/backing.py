@@ -105,6 +105,8 @@ class Backing:
         engine = self.engine
         if engine is not None:
             return engine  # which checks by itself whether it has been shut down
+        # Two threads may both have found no engine. The one that comes second to the lock finds the other's, or
+        # finds that the executor has been shut down in between.
         with self.alone():
             if self.shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -128,6 +130,8 @@ class Backing:
             # again when the engine asks for the address.
             with contextlib.suppress(Exception):
                 supply.embedded_server().locate()
+        # Imported here and not at the top, so that a program which creates an executor but submits nothing, such as
+        # one that only imports a module with an executor, does not pay for the engine.
         from farm_executor.client.farm.budget import Budget
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
@@ -166,6 +170,8 @@ class Backing:
                 "make the executor anew where you need it, with a context made there"
             )
         if self.supply.given is None:
+            # Only the creation is guarded. Locating the server waits for it to start, which must not keep other
+            # threads from submitting.
             with self.alone():
                 self.supply.embedded_server()
         addresses = self.supply.addresses()

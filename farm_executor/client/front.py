@@ -165,6 +165,8 @@ class Front(Executor):
         wait, cancel_futures, timeout = checked(
             "FarmExecutor.shutdown", wait=wait, cancel_futures=cancel_futures, timeout=timeout
         )
+        # Within the lock, so that a thread which is just starting the engine has either finished, and its engine is
+        # shut down below, or sees the flag and raises.
         with backing.alone():
             backing.shut_down = True
             engine = backing.engine

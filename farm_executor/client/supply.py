@@ -70,6 +70,8 @@ class Supply:
         """Return the servers to dial, for an engine."""
         from farm_executor.client.farm.servers import Sources
 
+        # A name that ends in ?all stands for machines that come and go. They have no quota, because nobody knows
+        # how many there will be to divide ``max_workers`` among.
         fixed = [address for address in self.given or () if not address.every]
         names = [address for address in self.given or () if address.every]
         quotas = _quotas(self._max_workers, len(fixed))
@@ -88,6 +90,8 @@ class Supply:
 
         if not address.ssh:
             return at(address)
+        # Nothing is started here, since the caller may hold the executor's lock: `locate` does that in a thread of
+        # the server's link, where it may take as long as ssh needs.
         server = launching.over_ssh(address)
         self._remote.append((address, server))
         return server.locate
@@ -160,4 +164,6 @@ def _quotas(max_workers: int | None, servers: int) -> list[int | None]:
         return [None] * servers
     if not servers:
         return []
+    # The first servers take the remainder. A server without a quota would hold a session for nothing, so with fewer
+    # workers than servers the last ones are not dialled at all.
     return [max_workers // servers + (i < max_workers % servers) for i in range(min(servers, max_workers))]

@@ -86,6 +86,9 @@ for _state in LaneState:
     """Whether the initializer has succeeded, so that the scheduler knows the lane."""
 
 
+# An event that a row lacks cannot happen in that state. `after` raises for it instead of ignoring it, because a
+# driver that reports it has lost track of the session or lane, and its next decision would be wrong.
+
 SESSION: Final[Mapping[SessionState, Mapping[SessionEvent, SessionState]]] = {
     SessionState.OPENING: {
         SessionEvent.CONNECT: SessionState.UP,

@@ -75,6 +75,8 @@ class Discovery:
             self.last_error = f"{type(error).__name__}: {error}"
             return False
         self.last_error = ""
+        # The lookup may have taken seconds, in which the farm may have ended: its engine must not be given servers
+        # that nobody will let go of.
         if not self._closed.is_set():
             self._found(addresses)
         return True

@@ -86,6 +86,8 @@ class Kept:
     def trim(self) -> list[Any]:
         """Forget what exceeds the limits; return the forgotten functions."""
         forgotten = []
+        # The one used last stays even if it exceeds the limit alone. Otherwise a loop over one large function would
+        # pickle it, send it and forget it for every call.
         while self._bytes > MAX_LARGE_BYTES and len(self.large) > 1:
             oldest, weight = self.large.popitem(last=False)
             self._bytes -= weight
