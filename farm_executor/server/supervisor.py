@@ -423,6 +423,9 @@ class Supervisor:
         # First: after a fork, an epoll object is shared with the parent, and unregistering sockets here would take
         # them out of the parent's as well.
         self._selector.close()
+        # A child may still end, and its signal must not be written to whatever has this descriptor's number by
+        # then.
+        signal.set_wakeup_fd(-1)
         self._waker.close()
         for descriptor in (self._owner, self._life, self._requests):
             if descriptor is not None:

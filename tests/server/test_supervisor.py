@@ -1005,6 +1005,19 @@ def test_a_server_without_clients_ends_at_once_when_told_to(serving):
         assert server.wait() == 0
 
 
+def test_a_child_that_ends_after_the_server_has_closed_all_is_no_news():
+    late = """
+import os, signal
+from farm_executor.wire.waker import Waker
+close = Waker.close
+Waker.close = lambda waker: (close(waker), os.kill(os.getpid(), signal.SIGCHLD))
+"""
+    with Serving(before=late) as server:
+        server.terminate()
+        assert server.wait() == 0
+        assert "Exception ignored" not in server.log
+
+
 def test_end_server_may_be_said_twice_and_a_third_time_to_nobody():
     with Serving() as server, SessionPeer(server.address) as session:
         session.open_lane().start()
