@@ -150,7 +150,11 @@ class ModuleFinder:
 
         with open(os.path.join(self._folder, f".{name}.lock"), "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:
+                # Closing the file is not enough: a process that a task has forked meanwhile holds it, too.
+                fcntl.flock(file, fcntl.LOCK_UN)
 
     def _unpack(self, asked: str, answer: Payload) -> None:
         modules = decode_contents(answer[0])

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 MAX_DATA_FILE = 1024 * 1024  # of a package; code is sent whatever its size
 MAX_SIZE = 32 * 1024 * 1024  # of a module that ``ship`` does not name: more than that is a data set, or a mistake
 MAX_ALONG = 4 * 1024 * 1024  # of a module that is sent along with another, unasked
+MAX_ALL_ALONG = 32 * 1024 * 1024  # of all of these: a worker takes no answer of more than `frames.MAX_MODULES`
 MAX_WATCHED = 1000  # files whose changes are warned of
 LEVEL = 3  # of compression: about as fast as a network
 
@@ -74,7 +75,7 @@ class Parcels:
             places: Where each module is that may be sent.
             answer: Called with the answer, in that thread.
         """
-        self._jobs.put(lambda: answer(*self._answer(name, own, places)))
+        self._jobs.put(lambda: answer(*self._answer_in_any_case(name, own, places)))
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="farm-parcels", daemon=True)
             self._thread.start()
@@ -99,6 +100,14 @@ class Parcels:
             except Exception:
                 logger.exception("a module could not be sent")
 
+    def _answer_in_any_case(self, name: str, own: str, places: Mapping[str, Place]) -> tuple[Payload | None, str]:
+        # A task waits for this answer, and would wait as long as its worker lives.
+        try:
+            return self._answer(name, own, places)
+        except Exception as error:
+            logger.exception("a module could not be sent")
+            return None, f"the program failed to send it: {type(error).__name__}: {error}"
+
     def _answer(self, name: str, own: str, places: Mapping[str, Place]) -> tuple[Payload | None, str]:
         try:
             first = self._parcel(name, places[name])
@@ -109,13 +118,16 @@ class Parcels:
         if own and (own == first.digest or first.has_extensions):
             return None, ""
         parcels = {name: first}
+        along = 0
         for other in _referred_to(name, places):
             if len(parcels) == MAX_TOGETHER:
                 break
             with contextlib.suppress(UnsentError, OSError):  # reported if it is ever asked for
                 parcel = self._parcel(other, places[other])
-                if not parcel.has_extensions and sum(size for _, size in parcel.contents.files) <= MAX_ALONG:
+                size = sum(size for _, size in parcel.contents.files)
+                if not parcel.has_extensions and size <= MAX_ALONG and along + size <= MAX_ALL_ALONG:
                     parcels[other] = parcel
+                    along += size
         head = encode_contents(parcel.contents for parcel in parcels.values())
         return [head, *(parcel.data for parcel in parcels.values())], ""
 
