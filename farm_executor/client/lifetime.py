@@ -94,7 +94,6 @@ def _at_exit() -> None:
     engines = list(_engines)
     interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt  # whether Ctrl-C ended the program
     # All are told before any is waited for, so that they end side by side.
-    # All are told before any is joined, so that they finish side by side.
     for engine in engines:
         engine.shutdown(cancel_futures=interrupted)
     if interrupted:
