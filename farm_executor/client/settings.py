@@ -8,37 +8,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from farm_executor.arguments import checked
 from farm_executor.wire.address import Address
 
 if TYPE_CHECKING:
-    from typing_extensions import TypedDict  # type checkers bring it along; in the standard library since 3.11
-
     from farm_executor.wire.security import Key
 
-    class KeywordSettings(TypedDict, total=False):
-        """The keyword-only settings of the constructor, for its overloads."""
-
-        max_workers: int | None
-        max_tasks_per_child: int | None
-        max_memory_per_worker: int | None
-        key: bytes | None
-        key_file: str | os.PathLike[str] | None
-        ssl_context: Any
-        connect_timeout: float | None
-        heartbeat: float
-        resume_timeout: float
-        max_attempts: int
-        allow_version_mismatch: bool
-        max_pending_bytes: int | None
-        when_full: Literal["wait", "raise"]
-        caller_leads: bool
-        ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+__all__ = ["FarmSettings", "KeywordSettings"]
 
 
-__all__ = ["FarmSettings"]
+class KeywordSettings(TypedDict, total=False):
+    """The keyword-only settings of the constructor, for type checkers and for those who pass them on."""
+
+    max_workers: int | None
+    max_tasks_per_child: int | None
+    max_memory_per_worker: int | None
+    key: bytes | None
+    key_file: str | os.PathLike[str] | None
+    ssl_context: Any
+    connect_timeout: float | None
+    heartbeat: float
+    resume_timeout: float
+    max_attempts: int
+    allow_version_mismatch: bool
+    max_pending_bytes: int | None
+    when_full: Literal["wait", "raise"]
+    caller_leads: bool
+    ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 class FarmSettings(NamedTuple):

@@ -17,10 +17,11 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from farm_executor.client.executor import FarmExecutor
 from farm_executor.client.front import Front
+from farm_executor.client.settings import KeywordSettings
 from farm_executor.errors import KernelCreationError, NoKernelError
 from farm_executor.lfarm.checks import check_bool, check_category, check_instance, check_seconds
 from farm_executor.lfarm.submission import Submission, ToAny, ToFarm
@@ -303,27 +304,12 @@ class Kernel:
         self._end(partial(self.executor.__exit__, exc_type, exc, traceback), wait=exc is None)
 
 
-class KernelOptions(TypedDict, total=False):
+class KernelOptions(KeywordSettings, total=False):
     """Options that `make_kernel` passes to `FarmExecutor`, which documents and checks them."""
 
-    max_workers: int | None
     mp_context: Any
     initializer: Callable[..., Any] | None
     initargs: tuple[Any, ...]
-    max_tasks_per_child: int | None
-    max_memory_per_worker: int | None
-    key: bytes | None
-    key_file: str | os.PathLike[str] | None
-    ssl_context: Any
-    connect_timeout: float | None
-    heartbeat: float
-    resume_timeout: float
-    max_attempts: int
-    allow_version_mismatch: bool
-    max_pending_bytes: int | None
-    when_full: Literal["wait", "raise"]
-    caller_leads: bool
-    ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 def make_kernel(
