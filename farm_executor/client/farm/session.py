@@ -159,7 +159,7 @@ class Session:
         return str(self.server)
 
     def __repr__(self) -> str:
-        return f"<Session {self.id} on {self.server}: {self.state.value}, {len(self.lanes)} of {self.slots} lanes>"
+        return f"<Session on {self.server}: {self.state.value}, {len(self.lanes)} of {self.slots} lanes>"
 
     @property
     def leaving(self) -> bool:
