@@ -3,15 +3,18 @@
 This module owns where these folders are, and ensures that none outlives its session, however that ends. It must not
 know what is in them.
 
-A server has one folder of its own, in the system's folder for temporary files, and each session has one inside it.
-Neither exists before a worker has something to put into it. A server that is killed leaves its folder behind. The
-folder's name says which process it belongs to, so the next server of this user on this machine recognizes and
-removes it.
+A server has one folder of its own, in the system's folder for temporary files, from the first session on that may
+need it. Each session has one inside it, from the moment at which a worker has something to put there.
+
+A server holds a lock on its folder for as long as it lives. The system releases the lock however the server ends,
+so the next server of this user on this machine recognizes and removes what a killed one has left behind. Programs
+that clean the folder for temporary files, such as systemd's, leave locked folders alone, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -42,9 +45,8 @@ class Room(NamedTuple):
         Raises:
             OSError: It cannot be created.
         """
-        for folder in (os.path.dirname(self.folder), self.folder):
-            with contextlib.suppress(FileExistsError):  # its name is secret, so it is ours
-                os.mkdir(folder, 0o700)
+        with contextlib.suppress(FileExistsError):  # it is in the server's folder, so another worker has made it
+            os.mkdir(self.folder, 0o700)
 
 
 class Depot:
@@ -57,6 +59,7 @@ class Depot:
     def __init__(self, let_go: Callable[[], None]) -> None:
         self._let_go = let_go
         self._folder = ""
+        self._lock: int | None = None  # the descriptor of the folder, through which it is locked
 
     def open(self, name: str) -> Room:
         """Return the folder for a session of that name; never raises."""
@@ -66,7 +69,7 @@ class Depot:
             if not self._folder:
                 parent = tempfile.gettempdir()
                 _sweep(parent)
-                self._folder = os.path.join(parent, f"{PREFIX}{_machine()}-{os.getpid()}-{os.urandom(8).hex()}")
+                self._folder, self._lock = _make(parent)
         except OSError as error:
             logger.warning("modules of clients cannot be taken error=%s", error)
             return Room("", str(error))
@@ -92,41 +95,71 @@ class Depot:
             finally:
                 os._exit(0)
 
+    def forget_lock(self) -> None:
+        """Forget the lock, in a new process that does not speak for the server."""
+        if self._lock is not None:
+            os.close(self._lock)  # which releases nothing, as the server has the same lock open
+            self._lock = None
+
     def close(self) -> None:
         """Remove the server's folder."""
-        if self._folder and os.path.isdir(self._folder):
+        if self._folder:
             _remove(self._folder)
+            self.forget_lock()
 
 
-def _machine() -> str:
-    """Return a name that tells apart processes with the same pid that may share a folder for temporary files."""
-    space = ""
-    with contextlib.suppress(OSError):  # containers have pids of their own; only Linux has this file
-        space = str(os.stat("/proc/self/ns/pid").st_ino)
-    return f"{os.uname().nodename}-{space}"
+def _make(parent: str) -> tuple[str, int]:
+    """Make a folder and lock it; return its path and the descriptor that holds the lock."""
+    while True:
+        folder = os.path.join(parent, f"{_start()}{os.urandom(8).hex()}")
+        os.mkdir(folder, 0o700)
+        lock = _lock(folder)
+        # Another server may have found it before it was locked, and removed it.
+        if lock is not None and os.path.isdir(folder):
+            return folder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _start() -> str:
+    """Return how the names of folders begin that were made on this machine.
+
+    Other machines may share the folder for temporary files, over a file system that cannot lock across machines.
+    """
+    return f"{PREFIX}{os.uname().nodename}-"
+
+
+def _lock(folder: str) -> int | None:
+    """Lock a folder of this user's; return the descriptor that holds the lock, or None if another process has it.
+
+    Raises:
+        OSError: It is not a folder, or cannot be locked.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_uid == os.getuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 def _sweep(parent: str) -> None:
     """Remove the folders left behind by servers of this user, on this machine, that no longer run."""
-    start = f"{PREFIX}{_machine()}-"
     with os.scandir(parent) as entries:
-        for entry in entries:
-            pid = entry.name.removeprefix(start).partition("-")[0] if entry.name.startswith(start) else ""
-            if pid.isdecimal() and _is_left_behind(entry, int(pid)):
-                logger.info("removed what a server has left that was killed folder=%s", entry.path)
-                _remove(entry.path)
-
-
-def _is_left_behind(entry: os.DirEntry[str], pid: int) -> bool:
-    try:
-        if not entry.is_dir(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_uid != os.getuid():
-            return False
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except OSError:
-        return False
-    return False
+        left = [entry.path for entry in entries if entry.name.rpartition("-")[0] + "-" == _start()]
+    for folder in left:
+        with contextlib.suppress(OSError):
+            lock = _lock(folder)
+            if lock is not None:
+                logger.info("removed what a server has left that was killed folder=%s", folder)
+                _remove(folder)
+                os.close(lock)
 
 
 def _remove(folder: str) -> None:

@@ -430,6 +430,8 @@ class Supervisor:
         for descriptor in (self._owner, self._life, self._requests):
             if descriptor is not None:
                 os.close(descriptor)
+        if self._depot is not None:
+            self._depot.forget_lock()
         self._door.close(but)
         for session in self._sessions.values():
             if session.connection is not None:

@@ -1,6 +1,7 @@
 """Parcels: the files of modules, read and packed for workers that ask."""
 
 import queue
+import zlib
 
 import pytest
 from server.processes import DEADLINE
@@ -43,3 +44,19 @@ def test_what_is_sent_along_is_bounded_in_all(answers, tmp_path, monkeypatch):
     (head, *data), _ = answers("first", places)
     assert [contents.name for contents in decode_contents(head)] == names[:3]
     assert len(data) == 3
+
+
+def test_of_a_file_that_grows_no_more_is_read_than_was_checked(answers, tmp_path, monkeypatch):
+    path = tmp_path / "grows.py"
+    path.write_text("x = 1\n")
+    real = Parcels._watch
+
+    def grow(self, name, path):
+        real(self, name, path)
+        with open(path, "a") as file:
+            file.write("y = 2\n" * 1000)
+
+    monkeypatch.setattr(Parcels, "_watch", grow)
+    (head, data), _ = answers("grows", {"grows": Place(MODULE, (str(path),))})
+    assert decode_contents(head)[0].files == [("grows.py", 6)]
+    assert zlib.decompress(data) == b"x = 1\n"

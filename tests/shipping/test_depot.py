@@ -1,7 +1,9 @@
 """Where modules are put on a server, and that nothing of it stays."""
 
+import fcntl
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,8 @@ def test_the_folder_goes_with_the_session_and_the_servers_with_the_server(tmp_pa
     with Elsewhere(folder) as server:
         program = Program(folder, server)
         assert program.script("print(farm.submit(abs, -1).result())") == "1"
-        assert _folders(temporary) == [], "nothing was to be put there"
+        (only,) = _folders(temporary)
+        assert os.listdir(temporary / only) == [], "nothing was to be put there"
         program.write({"helpers.py": "import os\ndef f(): return os.path.dirname(__file__)"})
         where = Path(program.script(CODE))
         assert where.is_relative_to(temporary)
@@ -62,9 +65,33 @@ def test_what_a_killed_server_leaves_is_removed_by_the_next(tmp_path, temporary)
         )
         first.wait()
         (left,) = _folders(temporary)
-    others = temporary / left.rpartition("-")[0].rpartition("-")[0]
-    alive = Path(f"{others}-{os.getpid()}-0123")
+    alive = temporary / f"{left.rpartition('-')[0]}-0123"
     alive.mkdir()
+    descriptor = os.open(alive, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    elsewhere = temporary / f"farm-modules-another-{left.rpartition('-')[2]}"
+    elsewhere.mkdir()
     with Elsewhere(folder) as second:
         assert Program(folder, second).script("print(farm.submit(abs, -1).result())") == "1"
-        assert _folders(temporary) == [alive.name]
+        assert not (temporary / left).exists()
+        assert {alive.name, elsewhere.name} < set(_folders(temporary))
+    os.close(descriptor)
+    assert sorted(_folders(temporary)) == sorted([alive.name, elsewhere.name])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are looked up in /proc")
+def test_no_process_of_a_task_keeps_a_killed_servers_folder(tmp_path, temporary):
+    """A daemon that a task has left must not hold the lock: it would keep the folder for ever."""
+    folder = tmp_path / "program"
+    folder.mkdir()
+    code = """
+        def task():
+            import os
+            start = os.environ["TMPDIR"] + "/farm-modules-"
+            links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+            return [os.readlink(link) for link in links if os.path.lexists(link)
+                    and os.readlink(link).startswith(start)]
+        print(farm.submit(task).result())
+    """
+    with Elsewhere(folder) as server:
+        assert Program(folder, server).script(code) == "[]"

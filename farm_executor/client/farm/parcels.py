@@ -158,7 +158,8 @@ class Parcels:
                 with open(path, "rb") as file:
                     # Its time is noted before it is read: a change in between is then warned of, not missed.
                     self._watch(name, path)
-                    data = file.read()
+                    # No more than has been checked: a file, such as a log in a package, may grow all the time.
+                    data = file.read(size)
             except OSError as error:
                 if is_code(path):
                     raise UnsentError(f"it is the program's own, and cannot be read: {error}") from None
