@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 from items import Result, TaskItem
 
-from farm_executor.core.frames import BULK, ERROR, ONCE, TOGETHER, Buffer, Frame, FrameReader, FrameType
+from farm_executor.core.frames import BULK, ERROR, FRAMES, ONCE, TOGETHER, Buffer, Frame, FrameReader, FrameType
 from farm_executor.core.handshake import MIN_KEY_SIZE, NONCE_SIZE, Versions
 
 u16 = st.integers(0, 0xFFFF)
@@ -54,19 +54,23 @@ def _bulk_frames(draw: st.DrawFn) -> Frame:
     segments = tuple(draw(st.lists(st.binary(max_size=40), min_size=1, max_size=6)))
     table = len(segments).to_bytes(4, "little") + b"".join(len(part).to_bytes(8, "little") for part in segments)
     prefix = draw(st.binary(max_size=8))
-    flags = BULK | draw(st.sampled_from([0, ERROR, ONCE, TOGETHER]))
-    return Frame(draw(st.sampled_from(FrameType)), flags, draw(u16), draw(u64), table + prefix, segments)
+    kind = draw(st.sampled_from([kind for kind, meaning in FRAMES.items() if meaning.flags & BULK]))
+    flags = BULK | draw(_flags_of(kind))
+    return Frame(kind, flags, draw(u16), draw(u64), table + prefix, segments)
 
 
-plain_frames = st.builds(
-    Frame,
-    st.sampled_from(FrameType),
-    st.sampled_from([0, ERROR, ONCE, TOGETHER]),
-    u16,
-    u64,
-    st.binary(max_size=80),
-    st.just(()),
-)
+@st.composite
+def _plain_frames(draw: st.DrawFn) -> Frame:
+    kind = draw(st.sampled_from(FrameType))
+    return Frame(kind, draw(_flags_of(kind)), draw(u16), draw(u64), draw(st.binary(max_size=80)), ())
+
+
+def _flags_of(kind: FrameType) -> st.SearchStrategy[int]:
+    """At most one of the flags that the type may have, but for BULK."""
+    return st.sampled_from([0, *(flag for flag in (ERROR, ONCE, TOGETHER) if FRAMES[kind].flags & flag)])
+
+
+plain_frames = _plain_frames()
 frames = plain_frames | _bulk_frames()
 """Any frame that the reader may hand out, whatever it means."""
 

@@ -47,17 +47,8 @@ import farm_executor
 import farm_executor.lfarm
 from farm_executor import start_server
 from farm_executor.cli import _parser
-from farm_executor.core.frames import (
-    FrameReader,
-    FrameType,
-    decode_results,
-    decode_tasks,
-    encode_frame,
-    encode_payload,
-    encode_results,
-    encode_tasks,
-    payload_of,
-)
+from farm_executor.core.batches import decode_results, decode_tasks, encode_results, encode_tasks
+from farm_executor.core.frames import FrameReader, FrameType, encode_frame, encode_payload, payload_of
 from farm_executor.core.handshake import ClientHandshake, Security, ServerHandshake, encode_hello
 from farm_executor.core.seal import CLIENT, SERVER, Seal
 from farm_executor.data.payload import dumps, loads
@@ -512,7 +503,7 @@ def test_every_field_of_a_hello_and_of_a_status_is_documented():
         "heartbeat": 5.0,
         "resume_seconds": 0.0,
         "max_memory": 2**30,
-        "modules": True,
+        "features": ["modules"],
     }
     with start_server("127.0.0.1", 0, background=True, workers=1) as server:
         address = parse_address(server.address)

@@ -135,6 +135,7 @@ class Backing:
         from farm_executor.client.farm.budget import Budget
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
+        from farm_executor.core.features import MODULES
         from farm_executor.data import payload
         from farm_executor.wire.security import KeyFinder
 
@@ -150,7 +151,7 @@ class Backing:
                     settings.heartbeat,
                     settings.resume_timeout,
                     settings.max_memory_per_worker,
-                    ships=bool(settings.ship),
+                    features=(MODULES,) if settings.ship else (),
                 ),
                 end_servers=supply.end,
                 initializer=payload.dumps(call, out_of_band=False),

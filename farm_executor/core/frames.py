@@ -7,17 +7,17 @@ A frame is a header of 16 bytes, little endian, a body, and, if the frame is fla
 
     offset  size  field
     0       4     length of the body in bytes, at most 4 MiB (``MAX_BODY``)
-    4       1     type: one of ``FrameType``
+    4       1     type: one of ``FrameType``; from 128 on (``OPTIONAL``) a receiver skips one that it does not know
     5       1     flags: BULK = 1, ERROR = 2, ONCE = 4, TOGETHER = 8
     6       2     count: the number of items in the body, where the type has items
     8       8     seq: number of the first item, where the type has numbers
     16      ...   body
     ...     ...   segments, one after the other, of the sizes that the body's table lists (BULK only)
 
-Small payloads travel in batches, many to a body; plain values, such as numbers and short strings, share one pickle
-(``TOGETHER``). A payload whose pickle has 64 KiB or more (``BULK_THRESHOLD``), or that has buffers, travels alone
-in a ``BULK`` frame: its parts are segments, received straight into memory of their own, so that a large array is
-never copied on its way. Every size is checked before any memory is taken for it.
+Small payloads stand in the body; `batches` has the layout of many in one. A payload whose pickle has 64 KiB or more
+(``BULK_THRESHOLD``), or that has buffers, travels alone in a ``BULK`` frame: its parts are segments, received
+straight into memory of their own, so that a large array is never copied on its way. Every size is checked before
+any memory is taken for it.
 """
 
 from __future__ import annotations
@@ -25,51 +25,48 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from farm_executor.core.features import MODULES
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
     "BULK",
     "BULK_THRESHOLD",
     "ERROR",
+    "FRAMES",
+    "HEADER",
     "HEADER_SIZE",
     "MAX_BODY",
+    "MAX_COUNT",
     "MAX_HELLO",
     "MAX_RECALLS",
     "ONCE",
+    "OPTIONAL",
     "TOGETHER",
     "Buffer",
     "Frame",
     "FrameReader",
     "FrameType",
+    "Meaning",
     "Payload",
+    "Way",
     "decode_number",
-    "decode_results",
-    "decode_results_together",
-    "decode_tasks",
-    "decode_tasks_together",
     "encode_frame",
     "encode_payload",
-    "encode_results",
-    "encode_results_together",
-    "encode_tasks",
-    "encode_tasks_together",
-    "fit_together",
     "is_bulk",
     "payload_of",
     "payload_size",
+    "prefix_of",
 ]
 
 Buffer = bytes | bytearray | memoryview
 Payload = Sequence[Buffer]
 """An opaque value: its pickle, followed by the buffers that the pickle refers to, in order."""
 
-_HEADER = struct.Struct("<IBBHQ")
+HEADER = struct.Struct("<IBBHQ")
 _U32 = struct.Struct("<I")
-_TWO_U32 = struct.Struct("<II")
-HEADER_SIZE = _HEADER.size
+HEADER_SIZE = HEADER.size
 
 MAX_BODY = 4 * 1024 * 1024
 MAX_HELLO = 64 * 1024
@@ -79,17 +76,18 @@ MAX_MODULES = 320 * 1024 * 1024  # bytes of modules in one frame
 MAX_COUNT = 65_535
 MAX_RECALLS = 1 << 16  # counters of recalls wrap around here, to fit a header's count
 BULK_THRESHOLD = 64 * 1024
-MAX_BATCH_BYTES = 1024 * 1024  # a larger batch gains nothing, and keeps the lane from answering
 
 BULK = 1
 ERROR = 2
 ONCE = 4
 TOGETHER = 8
-_FLAGS = BULK | ERROR | ONCE | TOGETHER
+
+OPTIONAL = 0x80
+"""The bit of a type that makes a frame optional: a receiver that does not know the type skips it."""
 
 
 class FrameType(enum.IntEnum):
-    """The type of a frame; ``docs/reference/protocol.md`` has the table of who sends which, and when."""
+    """The type of a frame; `FRAMES` has its meaning."""
 
     HELLO = 1
     REFUSED = 2
@@ -117,9 +115,69 @@ class FrameType(enum.IntEnum):
     DRAINING = 49
     KILL = 50
     SPARED = 51
+    # optional: from OPTIONAL on
 
 
-_TYPES = {int(kind): kind for kind in FrameType}
+class Way(enum.Flag):
+    """Between whom a frame travels."""
+
+    CLIENT_TO_SERVER = 1
+    SERVER_TO_CLIENT = 2
+    CLIENT_TO_WORKER = 4
+    WORKER_TO_CLIENT = 8
+
+
+_TO_SERVER, _FROM_SERVER = Way.CLIENT_TO_SERVER, Way.SERVER_TO_CLIENT
+_TO_WORKER, _FROM_WORKER = Way.CLIENT_TO_WORKER, Way.WORKER_TO_CLIENT
+
+
+class Meaning(NamedTuple):
+    """What the table says about a type of frame.
+
+    Attributes:
+        ways: Between whom it travels.
+        flags: Those that it may have.
+        feature: It is sent only if both hellos have named this feature (`features`); empty if always.
+    """
+
+    ways: Way
+    flags: int = 0
+    feature: str = ""
+
+
+# The one table of frames: ``docs/reference/protocol.md`` shows it, and a test compares the two.
+FRAMES = {
+    FrameType.HELLO: Meaning(_TO_SERVER | _FROM_SERVER),
+    FrameType.REFUSED: Meaning(_FROM_SERVER),
+    FrameType.BYE: Meaning(_TO_SERVER | _FROM_SERVER | _TO_WORKER),
+    FrameType.PING: Meaning(_TO_SERVER),
+    FrameType.PONG: Meaning(_FROM_SERVER),
+    FrameType.INIT: Meaning(_TO_WORKER, BULK),
+    FrameType.FUNCTION: Meaning(_TO_WORKER, BULK),
+    FrameType.FORGET: Meaning(_TO_WORKER),
+    FrameType.TASKS: Meaning(_TO_WORKER, BULK | ONCE | TOGETHER),
+    FrameType.RECALL: Meaning(_TO_WORKER),
+    FrameType.ACK: Meaning(_TO_WORKER),
+    FrameType.RESUME: Meaning(_TO_WORKER),
+    FrameType.MODULES: Meaning(_TO_WORKER, BULK, MODULES),
+    FrameType.MODULE: Meaning(_TO_WORKER, BULK | ERROR, MODULES),
+    FrameType.READY: Meaning(_FROM_WORKER, BULK | ERROR),
+    FrameType.RESULTS: Meaning(_FROM_WORKER, BULK | ERROR | TOGETHER),
+    FrameType.RECALLED: Meaning(_FROM_WORKER),
+    FrameType.RESUMED: Meaning(_FROM_WORKER),
+    FrameType.WANTED: Meaning(_FROM_WORKER, 0, MODULES),
+    FrameType.WORKER_DIED: Meaning(_FROM_SERVER),
+    FrameType.DRAINING: Meaning(_FROM_SERVER),
+    FrameType.KILL: Meaning(_TO_SERVER),
+    FrameType.SPARED: Meaning(_FROM_SERVER),
+}
+
+# What the reader looks up for each frame: its type, and the bits that its flags must not have. Of a frame to be
+# skipped no flag but BULK matters, which would announce more bytes than the limit of its body bounds.
+_KNOWN: dict[int, tuple[FrameType | None, int]] = {
+    int(kind): (kind, 0xFF & ~meaning.flags) for kind, meaning in FRAMES.items()
+}
+_UNKNOWN = (None, BULK)
 
 
 class Frame(NamedTuple):  # a tuple because it is made for every call
@@ -161,7 +219,7 @@ def encode_frame(
     """
     if len(body) > MAX_BODY or not 0 <= count <= MAX_COUNT or len(segments) > MAX_SEGMENTS:
         raise LocalProtocolError(f"{kind.name} frame too large: body of {len(body)} bytes, count {count}")
-    header = _HEADER.pack(len(body), kind, flags, count, seq)
+    header = HEADER.pack(len(body), kind, flags, count, seq)
     # To copy a short body is cheaper than to send one more buffer.
     if len(body) <= BULK_THRESHOLD:
         return [header + body, *segments]
@@ -190,7 +248,12 @@ def payload_of(frame: Frame, prefix: int = 0) -> Payload:
     return (memoryview(frame.body)[prefix:],)
 
 
-def _prefix_of(frame: Frame, size: int) -> bytes:
+def prefix_of(frame: Frame, size: int) -> bytes:
+    """Return the prefix of ``size`` bytes of a bulk frame that `encode_payload` has made.
+
+    Raises:
+        RemoteProtocolError: The body has another length, or the frame another count.
+    """
     start = 4 + 8 * len(frame.segments) if frame.flags & BULK else 0
     if len(frame.body) != start + size or frame.count != 1:
         raise RemoteProtocolError(
@@ -199,208 +262,7 @@ def _prefix_of(frame: Frame, size: int) -> bytes:
     return bytes(memoryview(frame.body)[start:])
 
 
-# -- tasks ------------------------------------------------------------------------------------------
-
-
-def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]], *, once: bool = False) -> list[Buffer]:
-    """Encode tasks numbered from ``seq`` on, in order, in as few frames as the limits allow.
-
-    The body of a batch of n tasks is n function numbers (u32), n sizes (u32), and the n pickles.
-    A bulk body is the segment table followed by the function number (u32).
-
-    Args:
-        seq: The number of the first task.
-        tasks: For each task the number of its function on this lane, and its arguments.
-        once: Whether any of them must not be sent again once it has begun. No outcome may wait for others then.
-    """
-    out: list[Buffer] = []
-    flags = ONCE if once else 0
-    numbers: list[int] = []
-    bodies: list[Buffer] = []
-    size = 0
-    for function, payload in tasks:
-        data = payload[0]
-        # Like is_bulk, but inline: this is done for every call.
-        bulk = len(payload) > 1 or len(data) >= BULK_THRESHOLD
-        # Tasks are numbered by their place in the stream, so a bulk one must not overtake the batch before it.
-        if numbers and (bulk or size > MAX_BATCH_BYTES or len(numbers) == MAX_COUNT):
-            out += _encode_batch(seq, numbers, bodies, flags)
-            seq += len(numbers)
-            numbers, bodies, size = [], [], 0
-        if bulk:
-            out += encode_payload(FrameType.TASKS, payload, seq=seq, flags=flags, prefix=_U32.pack(function))
-            seq += 1
-        else:
-            numbers.append(function)
-            bodies.append(data)
-            size += len(data)
-    if numbers:
-        out += _encode_batch(seq, numbers, bodies, flags)
-    return out
-
-
-def _encode_batch(seq: int, numbers: list[int], bodies: list[Buffer], flags: int) -> list[Buffer]:
-    n = len(numbers)
-    if n == 1:  # a call whose result is awaited: the general code below would take twice as long
-        (data,) = bodies
-        table = _TWO_U32.pack(numbers[0], len(data))
-        return [_HEADER.pack(8 + len(data), FrameType.TASKS, flags, 1, seq) + table + data]
-    table = struct.pack(f"<{2 * n}I", *numbers, *map(len, bodies))
-    return encode_frame(FrameType.TASKS, flags=flags, count=n, seq=seq, body=b"".join([table, *bodies]))
-
-
-def decode_tasks(frame: Frame) -> list[tuple[int, Payload]]:
-    """Decode a TASKS frame into a function number and arguments per task; the first has the frame's ``seq``.
-
-    Raises:
-        RemoteProtocolError: The table does not match the body.
-    """
-    if frame.flags & BULK:
-        (function,) = _U32.unpack(_prefix_of(frame, 4))
-        return [(function, frame.segments)]
-    n, body = frame.count, frame.body
-    if not n or len(body) < 8 * n:
-        raise RemoteProtocolError(f"TASKS frame of {n} tasks in {len(body)} bytes")
-    if n == 1:  # the common case, for the same reason; if the size is wrong, the code below raises
-        function, size = _TWO_U32.unpack_from(body)
-        if len(body) == 8 + size:
-            return [(function, (body[8:],))]
-    table = struct.unpack_from(f"<{2 * n}I", body)
-    return list(zip(table[:n], _split(body, 8 * n, table[n:]), strict=True))
-
-
-def fit_together(count: int, pickle: bytes) -> bool:
-    """Return whether one frame has room for ``count`` items in one pickle."""
-    return count <= MAX_COUNT and len(pickle) <= MAX_BATCH_BYTES
-
-
-def encode_tasks_together(seq: int, functions: Sequence[int], pickle: bytes, *, once: bool = False) -> list[Buffer]:
-    """Encode tasks whose arguments share one pickle and `fit_together`; see `encode_tasks`.
-
-    The body is n function numbers (u32) and the pickle.
-    """
-    flags = TOGETHER | ONCE if once else TOGETHER
-    body = struct.pack(f"<{len(functions)}I", *functions) + pickle
-    return encode_frame(FrameType.TASKS, flags=flags, count=len(functions), seq=seq, body=body)
-
-
-def decode_tasks_together(frame: Frame) -> tuple[tuple[int, ...], Buffer]:
-    """Decode a TASKS frame that is flagged ``TOGETHER`` into its function numbers and the pickle.
-
-    Raises:
-        RemoteProtocolError: The body is too short.
-    """
-    n, body = frame.count, frame.body
-    if frame.flags & BULK or not n or len(body) < 4 * n:
-        raise RemoteProtocolError(f"TASKS frame of {n} tasks together in {len(body)} bytes")
-    return struct.unpack_from(f"<{n}I", body), memoryview(body)[4 * n :]
-
-
-def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Payload]:
-    # Bytes that no item claims are an error as well: then the table and the body are not of one frame.
-    if start + sum(sizes) != len(body):
-        raise RemoteProtocolError(f"a table of {sum(sizes)} bytes over a body of {len(body)}")
-    ends = list(accumulate(sizes, initial=start))
-    return [(body[begin:end],) for begin, end in pairwise(ends)]
-
-
-# -- results ----------------------------------------------------------------------------------------
-
-# Never part of a size: a payload in a batch is shorter than BULK_THRESHOLD.
-_ERROR_BIT = 1 << 31
-
-
-def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: int) -> list[Buffer]:
-    """Encode the outcomes of the tasks numbered from ``seq`` on, and how long the worker was busy with them.
-
-    The body of a batch is the busy time (u32, microseconds), n sizes (u32, the top bit set for an error) and the n
-    pickles. A bulk body is the segment table followed by the busy time.
-
-    Args:
-        seq: The number of the first outcome's task.
-        results: For each outcome its payload, and whether it is an encoded failure instead of a value.
-        busy_us: How long the worker was busy with all of them, in microseconds.
-    """
-    out: list[Buffer] = []
-    sizes: list[int] = []
-    bodies: list[Buffer] = []
-    size = 0
-    for payload, error in results:
-        data = payload[0]
-        bulk = len(payload) > 1 or len(data) >= BULK_THRESHOLD
-        if sizes and (bulk or size > MAX_BATCH_BYTES or len(sizes) == MAX_COUNT):
-            out += _encode_result_batch(seq, sizes, bodies, busy_us)
-            seq += len(sizes)
-            # The time is that of all outcomes together, so only the first frame may report it.
-            sizes, bodies, size, busy_us = [], [], 0, 0
-        if bulk:
-            flags = ERROR if error else 0
-            busy = _U32.pack(min(busy_us, 0xFFFFFFFF))
-            out += encode_payload(FrameType.RESULTS, payload, seq=seq, flags=flags, prefix=busy)
-            seq += 1
-            busy_us = 0
-        else:
-            sizes.append(len(data) | _ERROR_BIT if error else len(data))
-            bodies.append(data)
-            size += len(data)
-    if sizes:
-        out += _encode_result_batch(seq, sizes, bodies, busy_us)
-    return out
-
-
-def _encode_result_batch(seq: int, sizes: list[int], bodies: list[Buffer], busy_us: int) -> list[Buffer]:
-    # More than 71 minutes do not fit a u32. The exact time makes no difference by then.
-    busy_us = min(busy_us, 0xFFFFFFFF)
-    n = len(sizes)
-    if n == 1:
-        (data,) = bodies
-        return [_HEADER.pack(8 + len(data), FrameType.RESULTS, 0, 1, seq) + _TWO_U32.pack(busy_us, sizes[0]) + data]
-    table = struct.pack(f"<{1 + n}I", busy_us, *sizes)
-    return encode_frame(FrameType.RESULTS, count=n, seq=seq, body=b"".join([table, *bodies]))
-
-
-def decode_results(frame: Frame) -> tuple[int, list[tuple[Payload, bool]]]:
-    """Decode a RESULTS frame into the busy time in microseconds and the outcomes.
-
-    Each outcome is a payload and whether it is an error; the first has the frame's ``seq``.
-
-    Raises:
-        RemoteProtocolError: The table does not match the body.
-    """
-    if frame.flags & BULK:
-        (busy,) = _U32.unpack(_prefix_of(frame, 4))
-        return busy, [(frame.segments, bool(frame.flags & ERROR))]
-    n, body = frame.count, frame.body
-    if not n or len(body) < 4 + 4 * n:
-        raise RemoteProtocolError(f"RESULTS frame of {n} results in {len(body)} bytes")
-    if n == 1:
-        busy, size = _TWO_U32.unpack_from(body)
-        if len(body) == 8 + (size & ~_ERROR_BIT):
-            return busy, [((body[8:],), size >= _ERROR_BIT)]
-    busy, *sizes = struct.unpack_from(f"<{1 + n}I", body)
-    parts = _split(body, 4 + 4 * n, [size & ~_ERROR_BIT for size in sizes])
-    return busy, [(part, size >= _ERROR_BIT) for part, size in zip(parts, sizes, strict=True)]
-
-
-def encode_results_together(seq: int, count: int, pickle: bytes, busy_us: int) -> list[Buffer]:
-    """Encode ``count`` results that share one pickle and `fit_together`; see `encode_results`.
-
-    The body is the busy time (u32) and the pickle.
-    """
-    body = _U32.pack(min(busy_us, 0xFFFFFFFF)) + pickle
-    return encode_frame(FrameType.RESULTS, flags=TOGETHER, count=count, seq=seq, body=body)
-
-
-def decode_results_together(frame: Frame) -> tuple[int, Buffer]:
-    """Decode a RESULTS frame that is flagged ``TOGETHER`` into the busy time in microseconds and the pickle.
-
-    Raises:
-        RemoteProtocolError: The body is too short.
-    """
-    if frame.flags & BULK or not frame.count or len(frame.body) < 4:
-        raise RemoteProtocolError(f"RESULTS frame of {frame.count} results together in {len(frame.body)} bytes")
-    (busy,) = _U32.unpack_from(frame.body)
-    return busy, memoryview(frame.body)[4:]
+# -- a number alone ---------------------------------------------------------------------------------
 
 
 def decode_number(frame: Frame) -> int:
@@ -502,19 +364,21 @@ class FrameReader:
         start, end = 0, len(view)
         self._needed = HEADER_SIZE
         while end - start >= HEADER_SIZE:
-            length, kind, flags, count, seq = _HEADER.unpack_from(view, start)
-            frame_type = _TYPES.get(kind)
-            if frame_type is None or flags & ~_FLAGS:
-                raise RemoteProtocolError(f"no such frame: type {kind}, flags {flags}")
+            length, kind, flags, count, seq = HEADER.unpack_from(view, start)
+            frame_type, refused = _KNOWN.get(kind, _UNKNOWN)
+            if flags & refused or (frame_type is None and not kind & OPTIONAL):
+                raise _unreadable(kind, flags)
             # Before anything is kept for the body: a peer must not make us buffer more than the limit.
             if length > self.max_body:
-                raise RemoteProtocolError(
-                    f"{frame_type.name} frame of {length} bytes; the limit is {self.max_body}"
-                )
+                name = f"type {kind}" if frame_type is None else frame_type.name
+                raise RemoteProtocolError(f"{name} frame of {length} bytes; the limit is {self.max_body}")
             if end - start < HEADER_SIZE + length:
                 self._needed = HEADER_SIZE + length
                 break
             start += HEADER_SIZE
+            if frame_type is None:  # skipped: the sender's version knows it, and can do without our reading it
+                start += length
+                continue
             # A copy, because the caller reads the next bytes of the stream into the same memory.
             body = bytes(view[start : start + length])
             start += length
@@ -530,6 +394,17 @@ class FrameReader:
         if start < end:
             self._pending += view[start:]
         return view[end:]
+
+
+def _unreadable(kind: int, flags: int) -> RemoteProtocolError:
+    if kind in _KNOWN:
+        return RemoteProtocolError(f"{FrameType(kind).name} frame with flags {flags}")
+    if kind & OPTIONAL:
+        return RemoteProtocolError(f"a frame of the unknown type {kind}, optional but with segments")
+    return RemoteProtocolError(
+        f"a frame of the unknown type {kind}, which cannot be skipped: the other end has another version of "
+        "farm_executor, or does not speak its protocol"
+    )
 
 
 class _Bulk:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from farm_executor.core.features import MAX_FEATURE, MAX_FEATURES, is_feature
 from farm_executor.core.frames import Buffer, Frame, FrameType
 from farm_executor.core.handshake import MAX_VERSION, MIN_MEMORY_LIMIT, Role, Versions, decode_hello, encode_hello
 from farm_executor.core.text import MAX_STDERR, MAX_STDERR_LINES, one_line, some_lines
@@ -57,7 +58,7 @@ class ControlHello(NamedTuple):
         heartbeat: Seconds between its signs of life.
         resume_seconds: For how many seconds the session is to outlive its control connection.
         max_memory: How many bytes a worker may hold; None for any number.
-        modules: Whether workers may ask for the program's own modules.
+        features: What the client can do beyond the protocol's version; see `features`.
     """
 
     versions: Versions
@@ -67,7 +68,7 @@ class ControlHello(NamedTuple):
     resume_seconds: float = 0.0
     max_memory: int | None = None
     resume: str | None = None
-    modules: bool = False
+    features: tuple[str, ...] = ()
 
 
 class LaneHello(NamedTuple):
@@ -92,7 +93,7 @@ class Welcome(NamedTuple):
     """The server's answer to `ControlHello`.
 
     Attributes:
-        modules: Whether its workers will ask for modules.
+        features: What it can do beyond the protocol's version, in this session.
     """
 
     session: str
@@ -100,7 +101,7 @@ class Welcome(NamedTuple):
     name: str
     versions: Versions
     resume_seconds: float
-    modules: bool = False
+    features: tuple[str, ...] = ()
 
 
 class WorkerHello(NamedTuple):
@@ -284,6 +285,14 @@ def _counts(width: int) -> Check:
     return check
 
 
+def _features(value: Any) -> tuple[str, ...]:
+    if type(value) is not list or len(value) > MAX_FEATURES:
+        raise ValueError(f"an array of at most {MAX_FEATURES} strings")
+    if not all(type(name) is str and is_feature(name) for name in value):
+        raise ValueError(f"names of at most {MAX_FEATURE} lower-case letters, digits and hyphens")
+    return tuple(value)
+
+
 def _messages(kind: type[NamedTuple]) -> Check:
     def check(value: Any) -> list[Any]:
         if type(value) is not list:
@@ -326,7 +335,7 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
             "resume_seconds": _seconds,
             "max_memory": _MEMORY,
             "resume": _LABEL,
-            "modules": _flag,
+            "features": _features,
         },
     ),
     LaneHello: (FrameType.HELLO, {"session": _LABEL, "lane": _COUNT, "slot": _SLOT, "resume": _flag}),
@@ -339,7 +348,7 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
             "name": _LABEL,
             "versions": _VERSIONS,
             "resume_seconds": _seconds,
-            "modules": _flag,
+            "features": _features,
         },
     ),
     WorkerHello: (FrameType.HELLO, {"pid": _PID}),
@@ -414,7 +423,7 @@ def _plain(value: Any) -> Any:
         return value._asdict()
     if type(value) in TABLE:
         return to_json(value)
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def from_json(kind: type[_Message], data: Any) -> _Message:

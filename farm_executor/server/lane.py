@@ -32,6 +32,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from farm_executor.core.batches import (
+    decode_tasks,
+    decode_tasks_together,
+    encode_results,
+    encode_results_together,
+    fit_together,
+)
 from farm_executor.core.frames import (
     ERROR,
     MAX_RECALLS,
@@ -42,13 +49,8 @@ from farm_executor.core.frames import (
     FrameType,
     Payload,
     decode_number,
-    decode_tasks,
-    decode_tasks_together,
     encode_frame,
     encode_payload,
-    encode_results,
-    encode_results_together,
-    fit_together,
     is_bulk,
     payload_of,
 )

@@ -28,6 +28,7 @@ class Session:
         heard: When the client was last heard, on the monotonic clock.
         distant: Whether there is a network in between, which may swallow everything.
         max_memory: Bytes that each worker may hold; None for no limit.
+        features: Those that the client and the server both have.
         workers: The session's workers, by pid.
         modules: The folder for the client's modules; None if it sends none.
         reports: The reports of workers that have died, by lane, for as long as the client may not have got them.
@@ -51,6 +52,7 @@ class Session:
         self.heard = time.monotonic()
         self.distant = distant
         self.max_memory = max_memory
+        self.features: frozenset[str] = frozenset()
         self.workers: dict[int, Worker] = {}
         self.reports: dict[int, WorkerDied] = {}
         self.modules: Room | None = None

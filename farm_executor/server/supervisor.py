@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from farm_executor.core.features import MODULES, shared
 from farm_executor.core.frames import MAX_HELLO, FrameType, encode_frame
 from farm_executor.core.handshake import describe_mismatches
 from farm_executor.core.messages import (
@@ -145,6 +146,7 @@ class Supervisor:
         )
         # An embedded server's workers have the program's own files, and its path.
         self._depot = None if embedded and not tunnelled else Depot(self._close_all)
+        self._features = () if self._depot is None else (MODULES,)
         self._terminations = 0
         self._hung_up = False
         self._draining = False
@@ -340,7 +342,8 @@ class Supervisor:
             max_memory=hello.max_memory,
             distant=bool(resume_seconds) or self._tunnelled,
         )
-        if hello.modules and self._depot is not None:
+        session.features = shared(hello.features, self._features)
+        if self._depot is not None and MODULES in session.features:
             session.modules = self._depot.open(session.id)
         self._welcome(guest, session)
         self._sessions[session.id] = session
@@ -360,7 +363,7 @@ class Supervisor:
     def _welcome(self, guest: Guest, session: Session) -> None:
         """Make this connection the session's control connection."""
         welcome = Welcome(session.id, self._slots, self._name, self._versions, session.resume_seconds)
-        self._reply(guest, welcome._replace(modules=session.modules is not None))
+        self._reply(guest, welcome._replace(features=tuple(sorted(session.features))))
         self._door.release(guest)
         tune(guest.raw, session.heartbeat)
         session.connection = Connection(guest.socket, MAX_HELLO, no_segment)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from farm_executor.client.farm.functions import MAX_LARGE_BYTES, FunctionTable
 from farm_executor.client.farm.future import FarmFuture
 from farm_executor.client.farm.lane import Lane, arguments_of
+from farm_executor.core.batches import MAX_BATCH_BYTES, decode_tasks, decode_tasks_together
 from farm_executor.core.frames import (
-    MAX_BATCH_BYTES,
     MAX_COUNT,
     ONCE,
     TOGETHER,
@@ -18,8 +18,6 @@ from farm_executor.core.frames import (
     FrameReader,
     FrameType,
     decode_number,
-    decode_tasks,
-    decode_tasks_together,
     payload_of,
 )
 from farm_executor.core.task import Task

@@ -9,8 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import json_values, versions, words
 
+from farm_executor.core import features as features_module
 from farm_executor.core import messages
-from farm_executor.core.frames import FrameReader, FrameType
+from farm_executor.core.features import MAX_FEATURE, MAX_FEATURES, shared
+from farm_executor.core.frames import BULK, ERROR, FRAMES, ONCE, TOGETHER, FrameReader, FrameType, Way
 from farm_executor.core.handshake import MAX_VERSION, MIN_MEMORY_LIMIT, Versions
 from farm_executor.core.messages import (
     MAX_COUNT,
@@ -56,14 +58,15 @@ maybe = st.none()
 workers = st.builds(WorkerStatus, slots, pids, seconds)
 clients = st.builds(ClientStatus, words, st.lists(workers, max_size=3))
 pairs = st.dictionaries(words, st.tuples(words, words), max_size=3)
+features = st.lists(st.from_regex(r"[a-z0-9-]{1,32}", fullmatch=True), max_size=3).map(tuple)
 memory = st.integers(MIN_MEMORY_LIMIT, MAX_COUNT)
 MESSAGES = {
     ControlHello: st.builds(
-        ControlHello, versions, st.booleans(), words, seconds, seconds, maybe | memory, maybe | words
+        ControlHello, versions, st.booleans(), words, seconds, seconds, maybe | memory, maybe | words, features
     ),
     LaneHello: st.builds(LaneHello, words, counts, maybe | slots, st.booleans()),
     AdminHello: st.builds(AdminHello, words),
-    Welcome: st.builds(Welcome, words, pids, words, versions, seconds),
+    Welcome: st.builds(Welcome, words, pids, words, versions, seconds, features),
     WorkerHello: st.builds(WorkerHello, pids),
     Refused: st.builds(Refused, words, words, maybe | pairs),
     WorkerStatus: workers,
@@ -154,6 +157,20 @@ def test_numbers_that_no_float_can_hold_are_refused():
             from_json(ControlHello, data)
 
 
+@pytest.mark.parametrize(
+    "said", ["modules", ["Modules"], ["a" * 33], [""], ["a b"], ["\u00e4"], [1], ["modules"] * 65, None, {}]
+)
+def test_features_of_another_form_are_refused(said):
+    hello = {"versions": Versions("p", "c", "t", "f")._asdict(), "features": said}
+    with pytest.raises(RemoteProtocolError, match="features should be"):
+        from_json(ControlHello, hello)
+
+
+def test_features_that_nobody_knows_are_read_and_only_those_of_both_are_shared():
+    hello = {"versions": Versions("p", "c", "t", "f")._asdict(), "features": ["later", "modules"]}
+    assert shared(["other", "modules"], from_json(ControlHello, hello).features) == {"modules"}
+
+
 def test_a_value_nested_deeper_than_the_stack_is_refused():
     nested = []
     for _ in range(200_000):
@@ -218,8 +235,37 @@ def test_the_page_has_the_ranges_of_the_table():
     assert "10^10" in ranges
 
 
+def test_the_page_has_the_table_of_frames():
+    """Each row's number, name, ways, feature and flags."""
+    page = PAGE.read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| ([^|]*) \| ([^|]*)\| ([^|]*)\|", page, re.MULTILINE)
+    told = [
+        (int(number), name, ways.strip(), *(tuple(re.findall(r"`(\w+)`", cell)) for cell in cells))
+        for number, name, ways, *cells in rows
+    ]
+    flags = {"BULK": BULK, "ERROR": ERROR, "ONCE": ONCE, "TOGETHER": TOGETHER}
+    assert told == [
+        (
+            *(int(kind), kind.name),
+            ", ".join(way.name.replace("_", " ").lower() for way in Way if way & meaning.ways),
+            (meaning.feature,) if meaning.feature else (),
+            tuple(name for name, flag in flags.items() if flag & meaning.flags),
+        )
+        for kind, meaning in FRAMES.items()
+    ]
+
+
+def test_the_page_has_the_features_and_their_limits():
+    part = _part("#### Features", "\n### ")
+    named = {value for name, value in vars(features_module).items() if name.isupper() and type(value) is str}
+    assert set(_keys(part)) == named
+    assert {meaning.feature for meaning in FRAMES.values()} - {""} <= named
+    assert f"1 to {MAX_FEATURE} characters" in part
+    assert f"at most {MAX_FEATURES} of them" in part
+
+
 def test_the_page_s_frames_with_json_are_those_of_the_table():
-    listed = re.findall(r"\| `(\w+)` \|[^\n]*\| JSON \|", PAGE.read_text(encoding="utf-8"))
+    listed = re.findall(r"\| `(\w+)` \|[^\n]*\| JSON[^|]*\|", PAGE.read_text(encoding="utf-8"))
     assert {FrameType[name] for name in listed} == {kind for kind, _ in TABLE.values() if kind is not None}
 
 

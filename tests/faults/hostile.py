@@ -32,6 +32,16 @@ from farm_executor.client.farm.link import ServerLink
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.settling import Settler
+from farm_executor.core.batches import (
+    decode_results,
+    decode_results_together,
+    decode_tasks,
+    decode_tasks_together,
+    encode_results,
+    encode_results_together,
+    encode_tasks,
+    encode_tasks_together,
+)
 from farm_executor.core.frames import (
     MAX_BODY,
     MAX_HELLO,
@@ -40,16 +50,8 @@ from farm_executor.core.frames import (
     FrameReader,
     FrameType,
     decode_number,
-    decode_results,
-    decode_results_together,
-    decode_tasks,
-    decode_tasks_together,
     encode_frame,
     encode_payload,
-    encode_results,
-    encode_results_together,
-    encode_tasks,
-    encode_tasks_together,
 )
 from farm_executor.core.handshake import (
     NONCE_SIZE,

@@ -13,17 +13,8 @@ from items import TaskItem
 from server.processes import DEADLINE
 from server.serving import KEY
 
-from farm_executor.core.frames import (
-    TOGETHER,
-    Frame,
-    FrameType,
-    decode_results,
-    decode_results_together,
-    encode_frame,
-    encode_payload,
-    encode_tasks,
-    payload_of,
-)
+from farm_executor.core.batches import decode_results, decode_results_together, encode_tasks
+from farm_executor.core.frames import TOGETHER, Frame, FrameType, encode_frame, encode_payload, payload_of
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security, decode_hello
 from farm_executor.data import payload
 from farm_executor.data.failure import Origin, load_failure

@@ -18,6 +18,7 @@ from server.processes import alive, exists, wait_until
 from server.serving import Serving
 from strategies import mutated
 
+from farm_executor.core.batches import encode_tasks, encode_tasks_together
 from farm_executor.core.frames import (
     BULK,
     ERROR,
@@ -26,8 +27,6 @@ from farm_executor.core.frames import (
     FrameType,
     encode_frame,
     encode_payload,
-    encode_tasks,
-    encode_tasks_together,
     payload_of,
 )
 from farm_executor.data import payload

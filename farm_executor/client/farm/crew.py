@@ -24,17 +24,9 @@ from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.session import Session
 from farm_executor.client.farm.shipping import Shipping
 from farm_executor.client.farm.wording import last_word
-from farm_executor.core.frames import (
-    BULK,
-    ERROR,
-    TOGETHER,
-    Frame,
-    FrameType,
-    Payload,
-    decode_results,
-    decode_results_together,
-    payload_of,
-)
+from farm_executor.core.batches import decode_results, decode_results_together
+from farm_executor.core.features import MODULES
+from farm_executor.core.frames import BULK, ERROR, TOGETHER, Frame, FrameType, Payload, payload_of
 from farm_executor.core.lifecycle import LaneEvent, LaneState
 from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.messages import WorkerDied
@@ -152,7 +144,7 @@ class Crew:
         new = Lane(
             *(lane, connection, session, slot, pid),
             resumable=session.resumable,
-            wants_modules=session.wants_modules,
+            wants_modules=MODULES in session.features,
         )
         with self._dispatch.deciding:
             self._lanes[lane] = session.lanes[lane] = new

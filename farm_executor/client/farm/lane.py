@@ -12,18 +12,8 @@ from typing import Any, Protocol
 
 from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.client.farm.future import FarmFuture
-from farm_executor.core.frames import (
-    ERROR,
-    Buffer,
-    FrameType,
-    Payload,
-    encode_frame,
-    encode_payload,
-    encode_tasks,
-    encode_tasks_together,
-    fit_together,
-    payload_size,
-)
+from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_together
+from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import KillOrder, WorkerDied
 from farm_executor.core.task import Task

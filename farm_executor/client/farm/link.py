@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from farm_executor.client.farm.session import Session
 from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict
+from farm_executor.core.features import shared
 from farm_executor.core.handshake import describe_mismatches
 from farm_executor.core.messages import (
     MAX_COUNT,
@@ -86,14 +87,14 @@ class Settings:
         heartbeat: float = HEARTBEAT_SECONDS,
         resume_seconds: float = 0.0,
         max_memory_per_worker: int | None = None,
-        ships: bool = False,
+        features: tuple[str, ...] = (),
     ) -> None:
         self.find_key = find_key
         self.allow_version_mismatch = allow_version_mismatch
         self.heartbeat = heartbeat
         self.resume_seconds = resume_seconds
         self.max_memory_per_worker = max_memory_per_worker  # bytes
-        self.ships = ships  # whether workers may ask for the program's modules
+        self.features = features  # those that hellos name
         self.more_diallers = threading.BoundedSemaphore(MAX_DIALLERS)
         self.proven = False  # whether any server has proven that it holds the farm's key
 
@@ -107,7 +108,7 @@ class Listener(Protocol):
     """The owner of the links. Every method is called in a link's threads."""
 
     def open_session(
-        self, link: ServerLink, id: str, slots: int, *, resumable: bool, wants_modules: bool, peer: Any
+        self, link: ServerLink, id: str, slots: int, *, resumable: bool, features: frozenset[str], peer: Any
     ) -> Session:
         """Create the object for a session that the server has opened; it is told everything that follows."""
 
@@ -389,7 +390,7 @@ class ServerLink:
                 heartbeat=min(self._settings.heartbeat, MAX_SECONDS),
                 resume_seconds=min(self._settings.resume_seconds, MAX_SECONDS),
                 max_memory=None if limit is None else min(limit, MAX_COUNT),
-                modules=self._settings.ships,
+                features=self._settings.features,
             ),
             Welcome,
         )
@@ -405,9 +406,9 @@ class ServerLink:
         if lanes < slots and self._quota is None:
             logger.warning("server offers too many workers server=%s slots=%d used=%d", self, slots, lanes)
         resumable = hello.resume_seconds > 0
-        wants_modules = hello.modules and self._settings.ships
+        features = shared(self._settings.features, hello.features)
         session = self._listener.open_session(
-            self, hello.session, lanes, resumable=resumable, wants_modules=wants_modules, peer=connection.peer
+            self, hello.session, lanes, resumable=resumable, features=features, peer=connection.peer
         )
         with self._lock:
             if self._plan.closed:

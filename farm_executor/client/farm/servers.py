@@ -212,14 +212,14 @@ class Servers:
     # -- called by links, in their threads -----------------------------------------------------------------
 
     def open_session(
-        self, link: ServerLink, id: str, slots: int, *, resumable: bool, wants_modules: bool, peer: Any
+        self, link: ServerLink, id: str, slots: int, *, resumable: bool, features: frozenset[str], peer: Any
     ) -> Session:
         """See `link.Listener`."""
         up, over = partial(self._on_session, link), partial(self._on_session_over, link)
         return Session(
             *(link, id, slots, self._around, up, over),
             resumable=resumable,
-            wants_modules=wants_modules,
+            features=features,
             peer=peer,
         )
 

@@ -116,7 +116,7 @@ class Session:
         up: Called when there is a control connection for the first time.
         over: Called when the session is over.
         resumable: Whether the server waits for a broken connection to be resumed.
-        wants_modules: Whether the session's workers may ask for modules.
+        features: Those that the client and the server both have.
         peer: The address at which the first connection was answered: all others go there.
 
     Attributes:
@@ -138,14 +138,14 @@ class Session:
         over: Callable[[Session], None],
         *,
         resumable: bool,
-        wants_modules: bool,
+        features: frozenset[str],
         peer: Any,
     ) -> None:
         self.server = server
         self.id = id
         self.slots = slots
         self.resumable = resumable
-        self.wants_modules = wants_modules
+        self.features = features
         self.peer = peer
         self._around = around
         self._up = up

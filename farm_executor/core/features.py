@@ -1,0 +1,30 @@
+"""The features that hellos name: what an end of a connection can do that the protocol's version does not imply.
+
+This module owns their names and limits. It must not know what a feature does.
+
+Each end lists those that it has; what both have listed may be used between them. So a new frame or message needs no
+new version of the protocol: an end that lacks the feature is not sent any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["MAX_FEATURE", "MAX_FEATURES", "MODULES", "is_feature", "shared"]
+
+MODULES = "modules"
+"""Workers may ask for modules of the client's."""
+
+MAX_FEATURES = 64  # in one hello: far more than there will be, and little to keep
+MAX_FEATURE = 32  # characters in a name
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def is_feature(name: str) -> bool:
+    """Return whether a feature may have this name: lower-case ASCII letters, digits and hyphens."""
+    return 0 < len(name) <= MAX_FEATURE and set(name) <= _LETTERS
+
+
+def shared(mine: Iterable[str], theirs: Iterable[str]) -> frozenset[str]:
+    """Return the features that both ends have."""
+    return frozenset(mine) & frozenset(theirs)
