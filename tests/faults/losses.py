@@ -161,11 +161,12 @@ def why_no_namespaces() -> str:
     if not shutil.which("ip"):
         return "there is no `ip`, of iproute2"
     name = f"farm-probe-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no network namespace can be made: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", name], check=True)
-    return ""
+    for command in (["add", name], ["exec", name, "true"]):  # in a chroot, one can be made and not entered
+        tried = subprocess.run(["ip", "netns", *command], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            break
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    return f"no network namespace can be used: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 class Namespace:
