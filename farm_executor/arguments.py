@@ -143,6 +143,12 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
+def _progress(name: str, value: Any) -> Any:
+    if value is not None and not isinstance(value, (bool, str)) and not callable(value):
+        raise TypeError(f"{name} must be True, a label, or a callable for (done, total), not {_shown(value)}")
+    return value
+
+
 def _choice(*choices: str) -> Check:
     def check(name: str, value: Any) -> str:
         if not isinstance(value, str):
@@ -310,6 +316,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "timeout": _DEADLINE,
         "chunksize": _integer(1),
         "buffersize": _optional(_integer(1, kind="an integer or None", small="None or > 0")),
+        "progress": _progress,
     },
     "FarmExecutor.shutdown": {"wait": _truth, "cancel_futures": _truth, "timeout": _TIMEOUT},
     "FarmExecutor.with_options": {
@@ -346,6 +353,8 @@ ROWS: dict[str, dict[str, Check]] = {
         "client_ca": _optional(_path),
         "insecure": _flag,
     },
+    "progress.wait": {"fs": anything, "timeout": _DEADLINE, "return_when": anything, "progress": _progress},
+    "progress.as_completed": {"fs": anything, "timeout": _DEADLINE, "progress": _progress},
     "ping": {**_ANSWER, "timeout": _DEADLINE},
     "status": {**_ANSWER, "timeout": _POSITIVE},
     "end_server": {**_ANSWER, "timeout": _POSITIVE},

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import farm_executor
-from farm_executor import FarmExecutor, OptionsView, Server, end_server, ping, start_server, status
+from farm_executor import FarmExecutor, OptionsView, Server, end_server, ping, progress, start_server, status
 from farm_executor.arguments import ROWS, anything
 
 CLASSES = {"FarmExecutor": FarmExecutor, "Server": Server}
+PROGRESS = {"progress.wait": progress.wait, "progress.as_completed": progress.as_completed}
 FUNCTIONS = {"start_server": start_server, "ping": ping, "status": status, "end_server": end_server}
 TAKES_NOTHING = {"freeze_support"}
 
@@ -32,6 +33,7 @@ def signatures():
     """Of all that is public and is called to have something done."""
     yield "FarmExecutor", FarmExecutor.__init__
     yield from FUNCTIONS.items()
+    yield from PROGRESS.items()
     for name, cls in CLASSES.items():
         for method, function in public_methods(cls):
             yield f"{name}.{method}", function
@@ -76,6 +78,7 @@ REQUIRED = {
     "FarmExecutor.kill": {"future": Future()},
     "FarmExecutor.kill_tasks": {"category": "any"},
     "FarmExecutor.remove_server": {"address": "127.0.0.1:1"},
+    **{name: {"fs": []} for name in PROGRESS},
     **{name: {"host": "127.0.0.1", "port": 1} for name in FUNCTIONS},
 }
 
@@ -89,8 +92,8 @@ def refused(check, name, value):
 
 
 def call(name, arguments):
-    if name in FUNCTIONS or name == "FarmExecutor":
-        return (FUNCTIONS.get(name) or FarmExecutor)(**arguments)
+    if name in FUNCTIONS or name in PROGRESS or name == "FarmExecutor":
+        return (FUNCTIONS.get(name) or PROGRESS.get(name) or FarmExecutor)(**arguments)
     cls, _, method = name.partition(".")
     arguments = dict(arguments)
     leading = [arguments.pop(first) for first in ("fn",) if first in arguments]

@@ -18,6 +18,7 @@ STEPS = [
     ("data",),
     ("wire",),
     ("arguments",),
+    ("progress",),
     ("client.farm", "server"),
     ("client", "admin"),
     ("launch",),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from farm_executor.client.farm.engine import Engine
     from farm_executor.client.farm.statistics import FarmStatistics
+    from farm_executor.progress import ProgressLike
 
     T1 = TypeVar("T1")
     T2 = TypeVar("T2")
@@ -85,6 +86,7 @@ class Front(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: ProgressLike = None,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -97,6 +99,7 @@ class Front(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: ProgressLike = None,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -110,6 +113,7 @@ class Front(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: ProgressLike = None,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -119,6 +123,7 @@ class Front(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: ProgressLike = None,
     ) -> Iterator[T]: ...
     def map(
         self,
@@ -127,6 +132,7 @@ class Front(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: ProgressLike = None,
     ) -> Iterator[T]:
         """Call a function for each item, as `concurrent.futures.Executor.map` of Python 3.14 does, on every Python.
 
@@ -137,17 +143,22 @@ class Front(Executor):
             chunksize: How many items make one task, which fails as a whole. With 1, each item fails, and is tried
                 again, by itself; short ones still travel together.
             buffersize: The most tasks whose results have not been taken. With it, iterables may be infinite.
+            progress: Show how many calls have ended, in whatever order, and how many have failed. With True or a
+                label by a bar, where standard error is a terminal, or in a notebook; tqdm's, if that is installed.
+                With a callable that is given the number of calls that have ended, and of all, None while that is
+                unknown; a thread of its own calls it, at most ten times a second, and a last time before the
+                iterator ends. If it raises, that is logged, and it is not called again.
 
         Raises:
             ValueError: ``chunksize`` or ``buffersize`` is less than 1.
-            TypeError: ``buffersize`` is not an integer.
+            TypeError: ``buffersize`` is not an integer, or ``progress`` none of these.
         """
-        timeout, chunksize, buffersize = checked(
-            "FarmExecutor.map", timeout=timeout, chunksize=chunksize, buffersize=buffersize
+        timeout, chunksize, buffersize, progress = checked(
+            "FarmExecutor.map", timeout=timeout, chunksize=chunksize, buffersize=buffersize, progress=progress
         )
         from farm_executor.client.map import map_calls
 
-        return map_calls(self._backing, self._options, fn, iterables, timeout, chunksize, buffersize)
+        return map_calls(self._backing, self._options, fn, iterables, timeout, chunksize, buffersize, progress)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Accept no more tasks and finish those submitted, as `concurrent.futures.Executor.shutdown` does.

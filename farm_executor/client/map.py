@@ -38,6 +38,7 @@ from farm_executor.data.blocks import PLAIN, BlockOutcome, portable, run_block
 from farm_executor.data.byvalue import OwnObjects
 from farm_executor.data.failure import Origin, load_failure
 from farm_executor.errors import TaskExecutionError, WorkerLostError
+from farm_executor.progress import ProgressLike, Tally, shown, tally_for
 
 __all__ = ["map_calls"]
 
@@ -59,15 +60,45 @@ def map_calls(
     timeout: float | None,
     chunksize: int,
     buffersize: int | None,
+    progress: ProgressLike,
 ) -> Iterator[Any]:
     """Submit the calls that may go now; return the iterator that submits the rest. See `FarmExecutor.map`."""
     deadline = None if timeout is None else time.monotonic() + timeout
     items: Iterator[Call] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
     engine = backing.start_engine()
+    tally = None if progress is None else tally_for(progress, fn, _total(iterables))
+    try:
+        results = _submitted(engine, backing, options, fn, items, deadline, chunksize, buffersize, tally)
+    except BaseException:
+        if tally is not None:
+            tally.stop()
+        raise
+    if tally is not None:
+        # Around the results, so that a map that shows nothing has nothing more to do.
+        results = shown(results, tally, tally.finish)
+        if buffersize is not None:  # what has not been submitted never will be, once nobody can take it
+            weakref.finalize(results, tally.stop)
+    return itertools.chain.from_iterable(results) if chunksize > 1 else results
+
+
+def _submitted(
+    engine: Engine,
+    backing: Backing,
+    options: TaskOptions,
+    fn: Callable[..., Any],
+    items: Iterator[Call],
+    deadline: float | None,
+    chunksize: int,
+    buffersize: int | None,
+    tally: Tally | None,
+) -> Iterator[Any]:
+    """Submit the calls that may go now; return the iterator over the results of all tasks."""
     one_by_one = options.max_attempts == 1 or options.timeout is not None or engine.counts_tasks
     if chunksize == 1 and buffersize is None and not one_by_one:
-        mapping = _Mapping(engine, options, fn)
+        mapping = _Mapping(engine, options, fn, tally)
         mapping.submit_all(items, backing.max_workers)
+        if tally is not None:
+            tally.complete()
         return mapping.results(deadline)
     if chunksize > 1:
         calls: Iterator[Call] = ((chunk,) for chunk in _chunks(items, chunksize))
@@ -75,13 +106,42 @@ def map_calls(
     else:
         calls = items
     function = _prepared(engine, fn)
+    chunked = chunksize > 1
     futures: deque[FarmFuture] = deque(
-        engine.submit(function, call, {}, options) for call in itertools.islice(calls, buffersize)
+        engine.submit(function, call, {}, options, before_settling=_counted(tally, call, chunked))
+        for call in itertools.islice(calls, buffersize)
     )
+    if buffersize is None:
+        if tally is not None:
+            tally.complete()
+        return _results(futures, deadline, None)
     # The iterator must not keep the executor alive: once that is collected, it submits nothing more.
-    more = None if buffersize is None else (calls, function, options, weakref.ref(backing))
-    results = _results(futures, deadline, more)
-    return itertools.chain.from_iterable(results) if chunksize > 1 else results
+    return _results(futures, deadline, (calls, function, options, weakref.ref(backing), tally, chunked))
+
+
+def _total(iterables: tuple[Iterable[Any], ...]) -> int | None:
+    """Return the number of calls, if the iterables tell before they are read."""
+    # Not by `length_hint`, which may be wrong: a bar would end early, or never.
+    try:
+        return min(map(len, iterables), default=0)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _counted(
+    tally: Tally | None, call: Call, chunked: bool
+) -> Callable[[Any, BaseException | None, Origin], None] | None:
+    """Return what counts a call's items once they have ended; None without a tally."""
+    if tally is None:
+        return None
+    # In items, chunked or not: that is what its caller has given, and waits for.
+    items = len(call[0]) if chunked else 1
+    tally.expect(items)
+    return partial(_count, tally, items)
+
+
+def _count(tally: Tally, items: int, value: Any, error: BaseException | None, origin: Origin) -> None:
+    tally.add(items, 0 if error is None else items)
 
 
 def _prepared(engine: Engine, fn: Callable[..., Any]) -> Callable[..., Any] | Function:
@@ -98,10 +158,15 @@ def _results(futures: deque[FarmFuture], deadline: float | None, more: Any) -> I
     try:
         while futures:
             if more is not None:
-                calls, function, options, backing = more
+                calls, function, options, backing, tally, chunked = more
                 owner = backing()
                 if owner is not None and (call := next(calls, None)) is not None:
-                    futures.append(owner.start_engine().submit(function, call, {}, options))
+                    count = _counted(tally, call, chunked)
+                    engine = owner.start_engine()
+                    futures.append(engine.submit(function, call, {}, options, before_settling=count))
+                    del call, count, engine
+                elif tally is not None:
+                    tally.complete()
                 del owner
             yield _take(futures.popleft(), deadline)
     finally:
@@ -161,8 +226,9 @@ class _Mapping:
     Thread safety: `_on_outcome` is called by the thread that settles futures, all else by the caller of `map`.
     """
 
-    def __init__(self, engine: Engine, options: TaskOptions, fn: Callable[..., Any]) -> None:
+    def __init__(self, engine: Engine, options: TaskOptions, fn: Callable[..., Any], tally: Tally | None) -> None:
         self._engine = engine
+        self._tally = tally
         self._options = options
         # If a block's worker dies, each of its items has its own attempts; the block was the first of them.
         self._block_options = options._replace(max_attempts=1)
@@ -200,7 +266,8 @@ class _Mapping:
 
     def _submit_alone(self, item: Call) -> None:
         part = _Part()
-        part.future = self._engine.submit(self._function, item, {}, self._options)
+        count = _counted(self._tally, item, chunked=False)
+        part.future = self._engine.submit(self._function, item, {}, self._options, before_settling=count)
         self._parts.append(part)
 
     def _submit_items(self, items: list[Call]) -> None:
@@ -228,6 +295,8 @@ class _Mapping:
 
     def _submit_block(self, items: list[Any], *, pickled: bool) -> None:
         if items:
+            if self._tally is not None:
+                self._tally.expect(len(items))
             self._parts.append(self._block(items, pickled, self._block_options))
 
     def _block(self, items: list[Any], pickled: bool, options: TaskOptions) -> _Part:
@@ -257,9 +326,15 @@ class _Mapping:
         if type(error) is WorkerLostError and not part.last_attempts and not self._closed:
             part.rest = [self._block([item], part.pickled, self._alone_options) for item in items]
             return {}
+        # Only what ends here is counted: the items that go on are, once their own parts end.
+        tally = self._tally
         if type(value) is not BlockOutcome:
+            if tally is not None:
+                tally.add(part.size, part.size)
             return None
         failed = int(value.failure is not None)
+        if tally is not None:
+            tally.add(value.count + failed, failed)
         left = part.size - value.count - failed
         if left and not failed and not self._closed:
             rest = iter(items[value.count :])

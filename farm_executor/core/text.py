@@ -7,7 +7,9 @@ log lines and lone surrogates get no further, and no more of it is kept than som
 
 from __future__ import annotations
 
-__all__ = ["MAX_STDERR", "MAX_STDERR_LINES", "one_line", "some_lines"]
+import unicodedata
+
+__all__ = ["MAX_STDERR", "MAX_STDERR_LINES", "cut", "one_line", "some_lines", "width_of"]
 
 MAX_STDERR_LINES = 20
 MAX_STDERR = 2048  # characters of what a worker wrote to standard error, in a report of its death
@@ -24,6 +26,29 @@ def some_lines(text: str, lines: int, limit: int) -> str:
     """Return the last ``lines`` lines of the last ``limit`` characters, each as by `one_line` but with its tabs."""
     kept = text[-limit:].split("\n")[-lines:]
     return "\n".join("\t".join(one_line(part, limit) for part in line.split("\t")) for line in kept)
+
+
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal a printable text takes."""
+    return len(text) if text.isascii() else sum(map(_width, text))
+
+
+def cut(text: str, width: int) -> str:
+    """Return the beginning of a printable text that takes at most ``width`` columns."""
+    if text.isascii():
+        return text[: max(width, 0)]
+    taken = 0
+    for index, character in enumerate(text):
+        taken += _width(character)
+        if taken > width:
+            return text[:index]
+    return text
+
+
+def _width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _shown(character: str) -> str:

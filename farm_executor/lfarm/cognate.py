@@ -14,18 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableSequence
 from functools import partial, reduce
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from farm_executor.arguments import checked
 from farm_executor.lfarm.checks import check_bool, check_callable, checked_index
 from farm_executor.lfarm.parts import bounds, columns, divide, interval, run_all, sliceable
 from farm_executor.lfarm.tasks import TaskLike, sendable
+from farm_executor.progress import tally_for
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparison, SupportsRichComparisonT
     from typing_extensions import Unpack
 
     from farm_executor.lfarm.parts import OfSearch
+    from farm_executor.progress import ProgressLike
 
     class _OfReduction(OfSearch, total=False):
         recurse: bool
@@ -55,7 +58,13 @@ _NOTHING: Any = object()
 
 @overload
 def pmap(
-    task: Callable[[T1], T], s1: Iterable[T1], /, *, parts: int | None = None, size: int | None = None
+    task: Callable[[T1], T],
+    s1: Iterable[T1],
+    /,
+    *,
+    parts: int | None = None,
+    size: int | None = None,
+    progress: ProgressLike = None,
 ) -> list[T]: ...
 @overload
 def pmap(
@@ -66,6 +75,7 @@ def pmap(
     *,
     parts: int | None = None,
     size: int | None = None,
+    progress: ProgressLike = None,
 ) -> list[T]: ...
 @overload
 def pmap(
@@ -77,6 +87,7 @@ def pmap(
     *,
     parts: int | None = None,
     size: int | None = None,
+    progress: ProgressLike = None,
 ) -> list[T]: ...
 @overload
 def pmap(
@@ -89,10 +100,23 @@ def pmap(
     *sequences: Iterable[Any],
     parts: int | None = None,
     size: int | None = None,
+    progress: ProgressLike = None,
 ) -> list[T]: ...
 @overload
-def pmap(task: str, *sequences: Iterable[Any], parts: int | None = None, size: int | None = None) -> list[Any]: ...
-def pmap(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None, size: int | None = None) -> list[Any]:
+def pmap(
+    task: str,
+    *sequences: Iterable[Any],
+    parts: int | None = None,
+    size: int | None = None,
+    progress: ProgressLike = None,
+) -> list[Any]: ...
+def pmap(
+    task: TaskLike,
+    *sequences: Iterable[Any],
+    parts: int | None = None,
+    size: int | None = None,
+    progress: ProgressLike = None,
+) -> list[Any]:
     """Return ``list(map(task, *sequences))``, computed in parallel.
 
     Args:
@@ -100,6 +124,8 @@ def pmap(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None, si
         sequences: At least one sequence.
         parts: The number of tasks to make.
         size: The most elements to take of each sequence.
+        progress: As in `FarmExecutor.map`. The elements of a part count when all of them have ended, so a fine bar
+            needs more ``parts`` than workers.
 
     Raises:
         TaskExecutionError: The task failed for one of the elements.
@@ -110,7 +136,24 @@ def pmap(task: TaskLike, *sequences: Iterable[Any], parts: int | None = None, si
     call = sendable(task)
     if not sequences:
         raise TypeError("pmap needs at least one sequence")
-    return _mapped(partial(_map_part, call), *columns(sequences, _checked_size(size)), parts)
+    (progress,) = checked("FarmExecutor.map", progress=progress)
+    taken, count = columns(sequences, _checked_size(size))
+    at = bounds(count, parts)
+    calls = divide(taken, at)
+    tally = tally_for(progress, task, count)
+    if tally is None:
+        results = run_all(partial(_map_part, call), calls)
+    else:
+        lengths = [end - start for start, end in pairwise(at)]
+        try:
+            results = run_all(
+                partial(_map_part, call),
+                calls,
+                lambda part, failed: tally.add(lengths[part], lengths[part] if failed else 0),
+            )
+        finally:
+            tally.finish()
+    return list(chain.from_iterable(results))
 
 
 def pmap_into(

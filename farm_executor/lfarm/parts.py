@@ -108,8 +108,17 @@ def divide(columns: Iterable[Any], bounds: Iterable[int]) -> Iterator[tuple[Any,
 # -- running -----------------------------------------------------------------------------------------
 
 
-def run_all(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+def run_all(
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    ended: Callable[[int, bool], None] = lambda index, failed: None,
+) -> list[Any]:
     """Call the function as one task for each tuple of arguments, and return the results in order.
+
+    Args:
+        function: The function.
+        calls: Its arguments, for each task.
+        ended: Called with the index of each task that has ended, and whether it has failed.
 
     Raises:
         TaskExecutionError, TaskKilledError: A task failed. The error is that of the first one to fail; the tasks
@@ -117,10 +126,11 @@ def run_all(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> l
         NoKernelError: There is no current kernel.
     """
     kernel = check_kernel()
-    with _submitted(kernel, function, calls) as (futures, ended):
+    with _submitted(kernel, function, calls) as (futures, order):
         for _ in futures:
-            future = futures[ended.get()]
-            error = future.exception()
+            index = order.get()
+            error = futures[index].exception()
+            ended(index, error is not None)
             if error is not None:
                 raise kernel.translated(error)
         return [future.result() for future in futures]

@@ -195,3 +195,10 @@ def held_of_functions():
     pickles = sum(len(one.data[0]) for one in objects if type(one).__name__ == "SentFunction" and one.data)
     partials = [one for one in objects if type(one) is functools.partial]
     return pickles + sum(len(arg) for one in partials for arg in one.args if type(arg) is bytes)
+
+
+def pass_first(path, number):
+    """The call of 0 waits at the gate."""
+    if not number:
+        pass_gate(path)
+    return number

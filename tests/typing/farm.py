@@ -14,6 +14,7 @@ from farm_executor import (
     WorkerLostError,
     end_server,
     ping,
+    progress,
     start_server,
 )
 
@@ -107,3 +108,13 @@ def main() -> None:
     with start_server("127.0.0.1", 0, background=True) as server:
         print(server.address, ping("127.0.0.1", 11111, timeout=1))
         end_server("127.0.0.1", "11111")  # E
+
+
+def progresses(farm: FarmExecutor) -> None:
+    assert_type(farm.map(square, [1], progress=True), Iterator[int])
+    assert_type(farm.map(square, [1], progress="label"), Iterator[int])
+    farm.map(square, [1], progress=lambda done, total: print(done + 1, total))
+    farm.map(square, [1], progress=3)  # E
+    futures = [farm.submit(square, 3)]
+    assert_type(progress.as_completed(futures), Iterator[Future[int]])
+    assert_type(progress.wait(futures)[0], set[Future[int]])

@@ -217,6 +217,8 @@ class Engine:
             error = explain_pickling(problem, fn, args, kwargs)
             future._release()
             future.set_running_or_notify_cancel()
+            if before_settling is not None:
+                before_settling(None, error, Origin())
             future.set_exception(error)
             return future
         # The rest of a task is submitted while that task settles. If everything queued is being cancelled
