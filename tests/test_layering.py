@@ -39,7 +39,7 @@ FLOORS = {
     ],
     "client.farm": [
         ("budget", "discovery", "functions", "interrupt", "liveness", "locks", "options", "own_modules"),
-        ("future", "reactor"),
+        ("future", "packages", "reactor"),
         ("cancels", "chosen_modules", "dispatch", "kills", "lane", "parcels"),
         ("missing", "session", "shipping", "wording"),
         ("crew", "link", "settling"),
@@ -49,7 +49,7 @@ FLOORS = {
         ("engine",),
     ],
     "data": [
-        ("hints", "importing", "modules", "refused", "tokens"),
+        ("hints", "importing", "modules", "packages", "refused", "tokens"),
         ("byvalue",),
         ("failure", "payload"),
         ("blocks",),

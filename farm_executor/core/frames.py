@@ -116,6 +116,7 @@ class FrameType(enum.IntEnum):
     KILL = 50
     SPARED = 51
     # optional: from OPTIONAL on
+    PACKAGES = 160
 
 
 class Way(enum.Flag):
@@ -170,6 +171,7 @@ FRAMES = {
     FrameType.DRAINING: Meaning(_FROM_SERVER),
     FrameType.KILL: Meaning(_TO_SERVER),
     FrameType.SPARED: Meaning(_FROM_SERVER),
+    FrameType.PACKAGES: Meaning(_FROM_WORKER, 0, MODULES),
 }
 
 # What the reader looks up for each frame: its type, and the bits that its flags must not have. Of a frame to be

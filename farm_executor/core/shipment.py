@@ -1,12 +1,13 @@
-"""Messages by which a worker gets one of the program's own modules: the offer, the question and the contents.
+"""Messages by which a worker gets the program's own modules, and tells which packages it lacks that they import.
 
-This module owns the layout and the limits of these three, and the digest by which both ends recognize the same
+This module owns the layout and the limits of these messages, and the digest by which both ends recognize the same
 code. It must not know where modules are found, nor where they are put.
 
-The client offers the names of top-level modules. A worker asks for one of them by name, and says which code it has
-under that name itself. The answer lists the files of one or more modules by their paths below an entry of
-``sys.path``; their bytes travel beside the list, compressed, one segment per module. No path is ever accepted from
-a worker, and none from a client that leads out of the module's own place.
+The client offers the names of top-level modules, and says which installed packages they import, in which versions.
+A worker that imports one of these packages, and lacks it or has another version, says so. A worker asks for a
+module by name, and says which code it has under that name itself. The answer lists the files of one or more modules
+by their paths below an entry of ``sys.path``; their bytes travel beside the list, compressed, one segment per
+module. No path is ever accepted from a worker, and none from a client that leads out of the module's own place.
 """
 
 from __future__ import annotations
@@ -23,16 +24,21 @@ __all__ = [
     "MAX_FILES",
     "MAX_MODULE",
     "MAX_OFFER",
+    "MAX_PACKAGES",
     "MODULE",
     "NAMESPACE",
     "NO_DIGEST",
     "PACKAGE",
     "Contents",
+    "Difference",
+    "Package",
     "decode_contents",
+    "decode_differences",
     "decode_offer",
     "decode_question",
     "digest",
     "encode_contents",
+    "encode_differences",
     "encode_offer",
     "encode_question",
     "is_top_level",
@@ -41,6 +47,7 @@ __all__ = [
 MODULE, PACKAGE, NAMESPACE = "m", "p", "n"
 _KINDS = {MODULE, PACKAGE, NAMESPACE}
 MAX_OFFER = 10_000  # names: a folder with more than that is a data set, not a program
+MAX_PACKAGES = 1000
 MAX_NAME = 255  # bytes, the usual limit of a file's name
 MAX_FILES = 20_000  # per module
 MAX_MODULE = 256 * 1024 * 1024  # bytes in one module's files
@@ -48,6 +55,27 @@ MAX_TOGETHER = 100  # modules in one answer
 MAX_PATH = 1024  # characters
 NO_DIGEST = "?"  # in place of a digest: the worker has such a module, but its code cannot be compared
 MAX_DIGEST = 64
+
+
+class Package(NamedTuple):
+    """An installed package: its name, as an installer knows it, and its version."""
+
+    name: str
+    version: str
+
+
+class Difference(NamedTuple):
+    """A package that two ends do not have alike.
+
+    Attributes:
+        name: Its name.
+        here: The client's version.
+        there: The worker's version; empty if the worker lacks it.
+    """
+
+    name: str
+    here: str
+    there: str
 
 
 class Contents(NamedTuple):
@@ -73,24 +101,57 @@ def is_top_level(name: Any) -> bool:
     return type(name) is str and name.isidentifier() and len(name.encode()) <= MAX_NAME
 
 
-def encode_offer(names: Mapping[str, str]) -> bytes:
-    """Encode an offer: the names of the available modules, with the kind of each."""
-    return json.dumps(names).encode()
+def encode_offer(modules: Mapping[str, str], packages: Mapping[str, Package]) -> bytes:
+    """Encode an offer.
+
+    Args:
+        modules: The names of the available modules, with the kind of each.
+        packages: The installed packages that these import, by the name under which they are imported.
+    """
+    return json.dumps({"modules": modules, "packages": packages}).encode()
 
 
-def decode_offer(data: Buffer) -> dict[str, str]:
+def decode_offer(data: Buffer) -> tuple[dict[str, str], dict[str, Package]]:
     """Decode an offer made by `encode_offer`.
 
     Raises:
         RemoteProtocolError: The data are not such an offer.
     """
-    names = _json("offer of modules", data)
-    if type(names) is not dict or len(names) > MAX_OFFER:
+    offer = _json("offer of modules", data)
+    modules, packages = (offer.get("modules"), offer.get("packages")) if type(offer) is dict else (None, None)
+    if type(modules) is not dict or len(modules) > MAX_OFFER:
         raise RemoteProtocolError(f"malformed offer of modules: not an object of at most {MAX_OFFER} names")
-    for name, kind in names.items():
+    for name, kind in modules.items():
         if not is_top_level(name) or kind not in _KINDS:
             raise RemoteProtocolError(f"malformed offer of modules: {name[:MAX_NAME]!r}")
-    return names
+    if type(packages) is not dict or len(packages) > MAX_PACKAGES or not all(map(is_top_level, packages)):
+        raise RemoteProtocolError(f"malformed offer of modules: not an object of at most {MAX_PACKAGES} packages")
+    return modules, {name: Package(*_texts(package, 2)) for name, package in packages.items()}
+
+
+def encode_differences(differences: Iterable[Difference]) -> bytes:
+    """Encode how a worker's packages differ from the client's."""
+    return json.dumps(list(differences)).encode()
+
+
+def decode_differences(data: Buffer) -> list[Difference]:
+    """Decode the differences encoded by `encode_differences`.
+
+    Raises:
+        RemoteProtocolError: The data are not such a list.
+    """
+    differences = _json("list of packages", data)
+    if type(differences) is not list or len(differences) > MAX_PACKAGES:
+        raise RemoteProtocolError("malformed list of packages")
+    return [Difference(*_texts(each, 3)) for each in differences]
+
+
+def _texts(data: Any, count: int) -> list[str]:
+    if type(data) is not list or len(data) != count or any(type(each) is not str for each in data):
+        raise RemoteProtocolError(f"malformed description of a package: not {count} strings")
+    if any(len(each) > MAX_NAME or not each.isprintable() for each in data):
+        raise RemoteProtocolError("malformed description of a package: too long, or not printable")
+    return data
 
 
 def encode_question(name: str, own: str) -> bytes:

@@ -54,12 +54,16 @@ class Depot:
 
     Args:
         let_go: Called in a new process: closes everything of the server's.
+
+    Attributes:
+        lock: The descriptor of the folder, through which it is locked; None if there is none. Processes that do not
+            speak for the server close it, which releases nothing.
     """
 
     def __init__(self, let_go: Callable[[], None]) -> None:
         self._let_go = let_go
         self._folder = ""
-        self._lock: int | None = None  # the descriptor of the folder, through which it is locked
+        self.lock: int | None = None
 
     def open(self, name: str) -> Room:
         """Return the folder for a session of that name; never raises."""
@@ -69,7 +73,7 @@ class Depot:
             if not self._folder:
                 parent = tempfile.gettempdir()
                 _sweep(parent)
-                self._folder, self._lock = _make(parent)
+                self._folder, self.lock = _make(parent)
         except OSError as error:
             logger.warning("modules of clients cannot be taken error=%s", error)
             return Room("", str(error))
@@ -95,17 +99,13 @@ class Depot:
             finally:
                 os._exit(0)
 
-    def forget_lock(self) -> None:
-        """Forget the lock, in a new process that does not speak for the server."""
-        if self._lock is not None:
-            os.close(self._lock)  # which releases nothing, as the server has the same lock open
-            self._lock = None
-
     def close(self) -> None:
         """Remove the server's folder."""
         if self._folder:
             _remove(self._folder)
-            self.forget_lock()
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
 
 def _make(parent: str) -> tuple[str, int]:

@@ -55,7 +55,7 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE
-from farm_executor.core.shipment import decode_offer
+from farm_executor.core.shipment import Difference, Package, decode_offer, encode_differences
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Questions, is_called_within
@@ -130,7 +130,7 @@ class WorkerLane:
             secret that came with it.
 
     Attributes:
-        on_offer: Called with the names of the modules that the client has, and the kind of each.
+        on_offer: Called with what the client offers; see `shipment.decode_offer`.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class WorkerLane:
         self._last_flush = 0.0
 
         self._questions = Questions()
-        self.on_offer: Callable[[dict[str, str]], None] | None = None
+        self.on_offer: Callable[[dict[str, str], dict[str, Package]], None] | None = None
         self._tasks: deque[SentTask | Frame] = deque()
         self._run = 0  # how many tasks and initializers the main thread has begun
         self._running = False  # set by the main thread: something has begun and not ended
@@ -304,6 +304,11 @@ class WorkerLane:
             else:  # the thread that reads takes the answer, too
                 question.answered.wait(TICK if is_main else None)
         return question.result()
+
+    def tell(self, differences: Iterable[Difference]) -> None:
+        """Tell the client how this worker's packages differ from its own, if that can be done now."""
+        if not is_called_within():  # else, as in `ask`, we may hold the lock that is needed
+            self._say(encode_frame(FrameType.PACKAGES, body=encode_differences(differences)))
 
     # -- either thread ---------------------------------------------------------------------------------
 
@@ -473,7 +478,7 @@ class WorkerLane:
         elif frame.type is FrameType.MODULE and self.on_offer is not None:
             self._questions.answer(frame)
         elif frame.type is FrameType.MODULES and self.on_offer is not None:
-            self.on_offer(decode_offer(b"".join(payload_of(frame))))
+            self.on_offer(*decode_offer(b"".join(payload_of(frame))))
         elif frame.type is FrameType.INIT:
             self._tasks.append(frame)
         elif frame.type is FrameType.RESUME:

@@ -24,10 +24,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from farm_executor.core.frames import Payload
-from farm_executor.core.shipment import MODULE, NO_DIGEST, Contents, decode_contents
+from farm_executor.core.shipment import MODULE, NO_DIGEST, Contents, Package, decode_contents
 from farm_executor.data.modules import Place, digest_of
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.depot import Room
+from farm_executor.server.packages import PackageCheck
 
 __all__ = ["ModuleFinder"]
 
@@ -38,12 +39,14 @@ class ModuleFinder:
     Args:
         room: The folder for the modules.
         ask: Asks the client; see `WorkerLane.ask`.
+        packages: Told which other modules are imported.
     """
 
-    def __init__(self, room: Room, ask: Callable[[str, str], Payload | None]) -> None:
+    def __init__(self, room: Room, ask: Callable[[str, str], Payload | None], packages: PackageCheck) -> None:
         self._room = room
         self._folder = room.folder
         self._ask = ask
+        self._packages = packages
         self._names: dict[str, str] = {}
         self._notes: dict[str, dict[str, Any]] = {}  # about modules that have been asked for
 
@@ -55,14 +58,16 @@ class ModuleFinder:
         place = next((at for at, finder in enumerate(sys.meta_path) if finder is PathFinder), len(sys.meta_path))
         sys.meta_path.insert(place, self)
 
-    def set_names(self, names: dict[str, str]) -> None:
-        """Note the modules that the client could send, with the kind of each."""
-        self._names = names
+    def set_offer(self, modules: dict[str, str], packages: dict[str, Package]) -> None:
+        """Note the modules that the client could send, with the kind of each, and the packages that they import."""
+        self._names = modules
+        self._packages.expect(packages)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return the spec of a top-level module that the client could send, without waiting for anyone."""
         kind = self._names.get(name)
         if kind is None:
+            self._packages.on_import(name)
             return None
         if self._note_on(name) is not None:
             return self.there(name)

@@ -426,15 +426,13 @@ class Supervisor:
         # First: after a fork, an epoll object is shared with the parent, and unregistering sockets here would take
         # them out of the parent's as well.
         self._selector.close()
-        # A child may still end, and its signal must not be written to whatever has this descriptor's number by
-        # then.
+        # A child may still end; its signal must not be written to whatever has this descriptor's number by then.
         signal.set_wakeup_fd(-1)
         self._waker.close()
-        for descriptor in (self._owner, self._life, self._requests):
+        lock = None if self._depot is None else self._depot.lock
+        for descriptor in (self._owner, self._life, self._requests, lock):
             if descriptor is not None:
                 os.close(descriptor)
-        if self._depot is not None:
-            self._depot.forget_lock()
         self._door.close(but)
         for session in self._sessions.values():
             if session.connection is not None:

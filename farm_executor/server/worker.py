@@ -27,6 +27,7 @@ from farm_executor.server.depot import Room
 from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.modules import ModuleFinder
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
+from farm_executor.server.packages import PackageCheck
 from farm_executor.wire.dialling import HELLO_RECORDS, secure_server_side
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
@@ -91,8 +92,8 @@ def run_worker(start: WorkerStart) -> None:
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
     finder = None
     if start.modules is not None:
-        finder = ModuleFinder(start.modules, lane.ask)
-        lane.on_offer = finder.set_names
+        finder = ModuleFinder(start.modules, lane.ask, PackageCheck(lane.tell))
+        lane.on_offer = finder.set_offer
         finder.install()
     runner = _Runner(None if finder is None else finder.named_by_client)
     signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)

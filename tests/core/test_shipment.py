@@ -6,12 +6,17 @@ from farm_executor.core.shipment import (
     MAX_FILES,
     MAX_MODULE,
     MAX_OFFER,
+    MAX_PACKAGES,
     Contents,
+    Difference,
+    Package,
     decode_contents,
+    decode_differences,
     decode_offer,
     decode_question,
     digest,
     encode_contents,
+    encode_differences,
     encode_offer,
     encode_question,
 )
@@ -22,7 +27,10 @@ ONE = Contents("one", "m", "/home/me", [("one.py", 10)], [])
 
 
 def test_what_is_encoded_is_decoded():
-    assert decode_offer(encode_offer({"pkg": "p", "größe": "m"})) == {"pkg": "p", "größe": "m"}
+    offer = {"pkg": "p", "größe": "m"}, {"yaml": Package("PyYAML", "6.0")}
+    assert decode_offer(encode_offer(*offer)) == offer
+    differences = [Difference("PyYAML", "6.0", "5.4"), Difference("numpy", "2.1.0", "")]
+    assert decode_differences(encode_differences(differences)) == differences
     assert decode_question(encode_question("pkg", "?")) == ("pkg", "?")
     assert decode_contents(encode_contents([PKG, ONE])) == [PKG, ONE]
 
@@ -44,16 +52,47 @@ def test_a_question_that_is_none(body):
 
 @pytest.mark.parametrize(
     "offer",
-    [b"", b"[]", b"[" * 100_000, b'{"a": "q"}', b'{"a": 1}', b'{"a.b": "m"}', b'{"": "m"}', b"\xff"],
+    [
+        *(b"", b"[]", b"{}", b"[" * 100_000, b"\xff", b'{"modules": {}}', b'{"packages": {}}'),
+        *(
+            b'{"modules": %s, "packages": {}}' % each
+            for each in [b"[]", b'{"a": "q"}', b'{"a": 1}', b'{"a.b": "m"}']
+        ),
+        *(b'{"modules": {}, "packages": %s}' % each for each in [b"[]", b'{"a.b": ["a", "1"]}', b'{"a": "1"}']),
+        *(b'{"modules": {}, "packages": {"a": %s}}' % each for each in [b'["a"]', b'["a", 1]', b'["a\\n", "1"]']),
+    ],
 )
 def test_an_offer_that_is_none(offer):
     with pytest.raises(RemoteProtocolError):
         decode_offer(offer)
 
 
+@pytest.mark.parametrize(
+    "differences",
+    [
+        *(
+            b"",
+            b"{}",
+            b"\xff",
+            b"[" * 100_000,
+            b'[["a", "1"]]',
+            b'[["a", "1", null]]',
+            b'[["a", "1", "\\u001b[2J"]]',
+        ),
+        encode_differences([Difference("a" * 256, "1", "")]),
+        encode_differences([Difference("a", "1", "")] * (MAX_PACKAGES + 1)),
+    ],
+)
+def test_differences_that_are_none(differences):
+    with pytest.raises(RemoteProtocolError):
+        decode_differences(differences)
+
+
 def test_an_offer_has_a_limit():
     with pytest.raises(RemoteProtocolError):
-        decode_offer(encode_offer({f"n{number}": "m" for number in range(MAX_OFFER + 1)}))
+        decode_offer(encode_offer({f"n{number}": "m" for number in range(MAX_OFFER + 1)}, {}))
+    with pytest.raises(RemoteProtocolError):
+        decode_offer(encode_offer({}, {f"n{number}": Package("a", "1") for number in range(MAX_PACKAGES + 1)}))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ class ChosenModules:
     Attributes:
         places: Where each module is, by name. Never changed in place, but replaced: other threads keep the old one.
         whole: The names of the modules that are sent whatever their size.
+
+    Thread safety: `list_folders` may run in one thread while `look` runs in another.
     """
 
     def __init__(self, ship: Sequence[str]) -> None:
@@ -39,12 +41,13 @@ class ChosenModules:
         self.places: dict[str, Place] = {}
         self._warned = False
 
-    def have_folders_changed(self) -> bool:
-        """Return whether there may be other modules than at the last look."""
-        return self._own is not None and self._own.have_folders_changed()
+    def list_folders(self) -> None:
+        """Look for modules that are not loaded. This takes long where a file system does not answer."""
+        if self._own is not None:
+            self._own.list_folders()
 
-    def look(self) -> bool:
-        """Find the modules; return whether they have changed since the last look."""
+    def look(self) -> dict[str, Place]:
+        """Find the modules, loaded or listed, and return the place of each."""
         places = {} if self._own is None else self._own.find()
         places.update(self._named)
         if len(places) > MAX_OFFER:
@@ -58,10 +61,8 @@ class ChosenModules:
             # Which to leave out: modules that are loaded, or named, are more likely to be needed on workers.
             loaded = {name: place for name, place in places.items() if name in sys.modules or name in self._named}
             places = dict([*loaded.items(), *places.items()][:MAX_OFFER])
-        if places == self.places:
-            return False
         self.places = places
-        return True
+        return places
 
 
 def resolve(named: Iterable[str]) -> dict[str, Place]:

@@ -134,6 +134,10 @@ class Crew:
 
     # -- they come -----------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """See `session.SessionCrew`."""
+        self._shipping.prepare()
+
     def lane_up(self, session: Session, connection: Connection, slot: int, lane: int, pid: int) -> None:
         """See `session.SessionCrew`."""
         # The dialling thread posted this; the session, or the whole farm, may have ended since.
@@ -268,6 +272,8 @@ class Crew:
             self._listener.on_renumbered(lane)
         elif frame.type is FrameType.WANTED and lane.offered is not None:
             self._shipping.answer(lane, frame)
+        elif frame.type is FrameType.PACKAGES and lane.offered is not None:
+            self._shipping.note_packages(lane, frame)
         elif frame.type is FrameType.READY and state is LaneState.STARTING:
             self._on_ready(lane, frame)
         elif frame.type is FrameType.RESUMED and state is LaneState.RESUMING:

@@ -104,9 +104,9 @@ class Engine:
         self._error: Callable[[], BaseException] | None = None
         self._lanes: dict[int, Lane] = {}
         self._reactor = reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
-        self._settler = settler = Settler(reactor, self._budget)
         # The parts refer to each other in a circle. The lambdas look up those that do not exist yet when they are
         # called, which is not before the reactor has been started.
+        self._settler = settler = Settler(reactor, self._budget, lambda *failure: self._shipping.explain(*failure))
         self._kills = kills = Kills(reactor, self._send_kill, lambda lane, meant: self._dispatch.aim(lane, meant))
         self._cancels = Cancels(reactor, lambda request: self._stopping.ask_back(request))
         self._shipping = shipping = Shipping(options.ship, reactor, lambda *answer: self._crew.send_module(*answer))

@@ -1,4 +1,4 @@
-"""Explains why a worker has not found a module, by what this program knows of it.
+"""Explains why a worker could not import something, by what this program knows of it.
 
 This module owns the wording: where the module is here, and what to do. It must not know how it was asked for.
 """
@@ -8,30 +8,49 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from farm_executor.client.farm.own_modules import is_installed
+from farm_executor.client.farm.packages import package_of
+from farm_executor.core.shipment import Difference
 from farm_executor.data.failure import report_of
 from farm_executor.errors import TaskExecutionError
 
-__all__ = ["explain_missing"]
+__all__ = ["described", "explain_missing"]
 
 
-def explain_missing(error: BaseException) -> BaseException:
-    """Return the error; if it says that a worker lacks a module, with what is known of that module here.
+def explain_missing(error: BaseException, differences: Sequence[Difference] = ()) -> BaseException:
+    """Return the error; if an import has failed on a worker, with what is known here of that module.
 
     A task's own exception stays as it was raised: the explanation is added to the report in its chain of causes.
+
+    Args:
+        error: The error of a task, as `load_failure` has rebuilt it.
+        differences: How the server's packages are known to differ from this program's.
     """
     missing: BaseException | None = error
     report = report_of(error)
     if type(error) is TaskExecutionError:
         missing, report = error.__cause__, error
-    if type(missing) is not ModuleNotFoundError:
+    if type(missing) not in (ModuleNotFoundError, ImportError) or report is None:
         return error
+    assert isinstance(missing, ImportError)
+    known = []
     # If the farm has tried to send the module, the text is another one, and says already why that failed.
-    if report is not None and type(missing.name) is str and str(missing) == f"No module named {missing.name!r}":
-        report.args = (f"{report.args[0]}; {_known(missing.name)}",)
+    if type(missing.name) is str and str(missing) == f"No module named {missing.name!r}":
+        known.append(_known(missing.name))
+    if differences:
+        known.append(f"on that server {described(differences)}")
+    report.args = ("; ".join([report.args[0], *known]),)
     return error
+
+
+def described(differences: Sequence[Difference]) -> str:
+    """Return a text for people that says how a server's packages differ, and what to do about it."""
+    parts = [f"{each.name} is {each.there or 'missing'}, here {each.here}" for each in differences]
+    wanted = " ".join(f"{each.name}=={each.here}" for each in differences)
+    return f"{', '.join(parts)}; to have the same there: python -m pip install {wanted}"
 
 
 @functools.lru_cache(maxsize=256)  # many tasks may fail for one reason, and the look-up takes long
@@ -53,11 +72,12 @@ def _known(name: str) -> str:
             f"it is this program's own, from {place}, and is not sent to this worker: see ship= of FarmExecutor, "
             "or install it where the worker runs"
         )
-    from importlib.metadata import packages_distributions, version  # late, as it takes long
-
-    found = [f"{each}=={version(each)}" for each in dict.fromkeys(packages_distributions().get(top, ()))]
-    if found:
-        return f"this program has it installed: install it there, too, as with: pip install {' '.join(found)}"
+    package = package_of(top)
+    if package is not None:
+        return (
+            f"this program has it installed: install it there, too, as with: "
+            f"python -m pip install {package.name}=={package.version}"
+        )
     return f"this program has it from {place}"
 
 

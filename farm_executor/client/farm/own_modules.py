@@ -30,16 +30,17 @@ _RANK = {PACKAGE: 2, MODULE: 1, NAMESPACE: 0}  # of several modules of one name 
 class OwnModules:
     """The modules found by the last look, kept so that the next look costs only what is new.
 
-    Thread safety: none.
+    Thread safety: `list_folders` may run in one thread while `find` runs in another.
     """
 
     def __init__(self) -> None:
         self._stamps: dict[str, int] = {}  # modification times of the folders on the path, when they were read
         self._listed: dict[str, dict[str, Place]] = {}
+        self._on_path: dict[str, Place] = {}  # replaced, and never changed in place
         self._loaded: dict[str, tuple[Any, Place | None]] = {}
 
-    def find(self) -> dict[str, Place]:
-        """Return the place of each of the program's own modules, by name."""
+    def list_folders(self) -> None:
+        """Read the folders on the path that have changed. This takes long where a file system does not answer."""
         found: dict[str, Place] = {}
         taken: set[str] = set()
         entries = _path()
@@ -55,12 +56,13 @@ class OwnModules:
                 if name not in taken:
                     found[name] = _first_of(found.get(name), place)
         found.update(_editable())
+        self._on_path = found
+
+    def find(self) -> dict[str, Place]:
+        """Return the place of each of the program's own modules, by name, as of the last look at the folders."""
+        found = dict(self._on_path)
         self._correct(found)
         return {name: place for name, place in found.items() if name not in NEVER and is_top_level(name)}
-
-    def have_folders_changed(self) -> bool:
-        """Return whether a module may have been added or removed since the last look."""
-        return any(_stamp(folder) != stamp for folder, stamp in self._stamps.items() if not is_installed(folder))
 
     def _names_in(self, folder: str) -> dict[str, Place]:
         stamp = _stamp(folder)

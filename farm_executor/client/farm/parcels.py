@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from farm_executor.client.farm.packages import top_level_names_in
 from farm_executor.core import shipment
 from farm_executor.core.frames import Payload
 from farm_executor.core.shipment import MAX_FILES, MAX_MODULE, MAX_TOGETHER, NAMESPACE, Contents, encode_contents
@@ -33,6 +34,7 @@ MAX_SIZE = 32 * 1024 * 1024  # of a module that ``ship`` does not name: more tha
 MAX_ALONG = 4 * 1024 * 1024  # of a module that is sent along with another, unasked
 MAX_ALL_ALONG = 32 * 1024 * 1024  # of all of these: a worker takes no answer of more than `frames.MAX_MODULES`
 MAX_WATCHED = 1000  # files whose changes are warned of
+END_SECONDS = 5.0  # to wait for the thread when the farm ends
 LEVEL = 3  # of compression: about as fast as a network
 
 Answer = Callable[[Payload | None, str], None]
@@ -56,7 +58,7 @@ class Parcels:
     Args:
         whole: The names of modules that are sent complete, with data files of any size.
 
-    Thread safety: `look` may be called from any thread, the others by one at a time.
+    Thread safety: `do` may be called from any thread, the others by one at a time.
     """
 
     def __init__(self, whole: frozenset[str] = frozenset()) -> None:
@@ -65,6 +67,7 @@ class Parcels:
         self._watched: dict[str, tuple[str, int]] = {}  # by path: the module, and the file's modification time
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def ask(self, name: str, own: str, places: Mapping[str, Place], answer: Answer) -> None:
         """Answer a question, in this object's own thread.
@@ -75,21 +78,38 @@ class Parcels:
             places: Where each module is that may be sent.
             answer: Called with the answer, in that thread.
         """
-        self._jobs.put(lambda: answer(*self._answer_in_any_case(name, own, places)))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="farm-parcels", daemon=True)
-            self._thread.start()
+        self.do(lambda: answer(*self._answer_in_any_case(name, own, places)))
 
-    def look(self) -> None:
-        """Warn of files that have changed since they were sent. Runs in this object's own thread."""
-        if self._watched:
-            self._jobs.put(self._look)
+    def do(self, job: Callable[[], None]) -> None:
+        """Run a job in this object's own thread, after those before it."""
+        self._jobs.put(job)
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="farm-parcels", daemon=True)
+                self._thread.start()
 
     def close(self) -> None:
         """Stop answering, and wait for the thread to end."""
         if self._thread is not None:
             self._jobs.put(None)
-            self._thread.join()
+            # Not for ever: a file system that does not answer must not keep the program from ending.
+            self._thread.join(END_SECONDS)
+
+    def look(self) -> None:
+        """Warn of files that have changed since they were sent. To be run by `do`."""
+        changed: dict[str, str] = {}
+        for path, (name, when) in self._watched.items():
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_mtime_ns != when:
+                    changed.setdefault(name, path)
+        for name, path in changed.items():
+            logger.warning(
+                "module changed since it was sent module=%s file=%s: the workers of this executor keep what they "
+                "have; a new executor sends it again",
+                *(name, path),
+            )
+        # Warn of each module once.
+        self._watched = {path: seen for path, seen in self._watched.items() if seen[0] not in changed}
 
     # -- the thread --------------------------------------------------------------------------------------
 
@@ -185,21 +205,6 @@ class Parcels:
         if len(self._watched) < MAX_WATCHED and is_code(path):
             self._watched[path] = name, os.stat(path).st_mtime_ns
 
-    def _look(self) -> None:
-        changed: dict[str, str] = {}
-        for path, (name, when) in self._watched.items():
-            with contextlib.suppress(OSError):
-                if os.stat(path).st_mtime_ns != when:
-                    changed.setdefault(name, path)
-        for name, path in changed.items():
-            logger.warning(
-                "module changed since it was sent module=%s file=%s: the workers of this executor keep what they "
-                "have; a new executor sends it again",
-                *(name, path),
-            )
-        # Warn of each module once.
-        self._watched = {path: seen for path, seen in self._watched.items() if seen[0] not in changed}
-
 
 def _referred_to(name: str, places: Mapping[str, Place]) -> list[str]:
     """Return the others of these modules that the module refers to, directly or through others.
@@ -215,12 +220,7 @@ def _referred_to(name: str, places: Mapping[str, Place]) -> list[str]:
     found = [name]
     for top in found:  # which grows during the loop
         for module in by_top.get(top, ()):
-            for value in list(getattr(module, "__dict__", {}).values()):
-                try:
-                    origin = value.__name__ if type(value) is type(sys) else value.__module__
-                except Exception:  # attributes may raise anything
-                    continue
-                other = origin.partition(".")[0] if type(origin) is str else ""
+            for other in top_level_names_in(module):
                 if other in places and other not in found:
                     found.append(other)
     return found[1:]

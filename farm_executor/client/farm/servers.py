@@ -20,6 +20,7 @@ from farm_executor.client.farm.link import ServerLink, Settings, at
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.session import Around, Session, SessionCrew
+from farm_executor.core.features import MODULES
 from farm_executor.core.lifecycle import SessionState
 from farm_executor.errors import WorkerLostError
 from farm_executor.wire.address import Address
@@ -215,6 +216,8 @@ class Servers:
         self, link: ServerLink, id: str, slots: int, *, resumable: bool, features: frozenset[str], peer: Any
     ) -> Session:
         """See `link.Listener`."""
+        if MODULES in features:
+            self._around.crew.prepare()
         up, over = partial(self._on_session, link), partial(self._on_session_over, link)
         return Session(
             *(link, id, slots, self._around, up, over),

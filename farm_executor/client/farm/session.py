@@ -62,7 +62,10 @@ class Server(Protocol):
 
 
 class SessionCrew(Protocol):
-    """The owner of the lanes. Every method is called in a handler of the reactor."""
+    """The owner of the lanes. Every method but `prepare` is called in a handler of the reactor."""
+
+    def prepare(self) -> None:
+        """Find what workers may ask for; called in a dialling thread, before their session is there."""
 
     def lane_up(self, session: Session, connection: Connection, slot: int, lane: int, pid: int) -> None:
         """Take up a new lane: the server has started a worker for us."""

@@ -33,15 +33,23 @@ logger = logging.getLogger(__name__)
 class Settler:
     """Settles the futures of one farm; see the module.
 
+    Args:
+        reactor: Runs users' callbacks.
+        budget: Gets the bytes of settled calls back; None if they are not counted.
+        explain: Returns an error that a worker has sent, from that server, with what is known of its reason.
+
     Attributes:
         counts: How many calls have ended in each way.
 
     Thread safety: none but that of the reactor's handlers, except for `refuse`.
     """
 
-    def __init__(self, reactor: Reactor, budget: Budget | None) -> None:
+    def __init__(
+        self, reactor: Reactor, budget: Budget | None, explain: Callable[[BaseException, str], BaseException]
+    ) -> None:
         self._reactor = reactor
         self._budget = budget
+        self._explain = explain
         self.counts = dict.fromkeys(("succeeded", "failed", "cancelled", "lost", "killed"), 0)
 
     def answer(
@@ -57,10 +65,8 @@ class Settler:
             if is_error:
                 origin = Origin(server, pid, task.losses + 1)
                 error = load_failure(outcome, origin, OwnObjects)
-                if type(error) in (ModuleNotFoundError, TaskExecutionError):
-                    from farm_executor.client.farm.missing import explain_missing  # late: few programs need it
-
-                    error = explain_missing(error)
+                if type(error) in (ModuleNotFoundError, ImportError, TaskExecutionError):
+                    error = self._explain(error, server)
                 self._fail(task, error, origin, tell)
                 continue
             try:

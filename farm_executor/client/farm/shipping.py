@@ -1,16 +1,21 @@
 """Offers the program's own modules to workers, and answers their questions.
 
-This module owns what each worker has been offered, and that it gets nothing else. It must not know what the
-modules hold (`parcels`), nor how a task travels.
+This module owns what each worker has been offered, that it gets nothing else, and what servers have said of their
+packages. It must not know what the modules hold (`parcels`), nor how a task travels.
 
 A worker is told the names of all modules on offer before it is sent anything that may import one, and again when
 there are more. It asks for those that it lacks, once for each server and session. Importing a name that is not on
 offer costs nothing.
+
+Folders are looked at in the parcels' thread: a file system that does not answer, such as that of a server that is
+down, must keep nobody from submitting.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +25,7 @@ from farm_executor.client.farm.dispatch import Way
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.core.frames import Frame, Payload
-from farm_executor.core.shipment import decode_question, encode_offer
+from farm_executor.core.shipment import Difference, Package, decode_differences, decode_question, encode_offer
 from farm_executor.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -29,9 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Shipping"]
 
+logger = logging.getLogger(__name__)
+
 SendModule = Callable[[Lane, int, int, Payload | None, str], None]
 
 LOOK_SECONDS = 1.0  # between checks for new or changed files
+FIRST_LOOK_SECONDS = 5.0  # to wait for the first of these, before any worker is there
+PATIENCE = 0.05  # seconds to wait for a later one, which takes a millisecond, while tasks are being sent
 MAX_QUESTIONS = 1000  # unanswered ones of one worker, which has one per thread at most
 
 
@@ -45,7 +54,8 @@ class Shipping:
             arguments are the lane, how often that had been cut, the question's number, and the files or the reason
             why there are none.
 
-    Thread safety: `offer` is called with the engine's lock held, the others in the reactor's handlers.
+    Thread safety: `prepare` may be called from any thread. `offer` is called with the engine's lock held, the
+    others in the reactor's handlers.
     """
 
     def __init__(self, ship: Sequence[str], reactor: Reactor, send_module: SendModule) -> None:
@@ -54,41 +64,89 @@ class Shipping:
         self._send_module = send_module
         self._modules: ChosenModules | None = None
         self._parcels: Parcels | None = None
+        # The lock to change the next three, as the parcels' thread does and, if that does not answer, others. It is
+        # never held while a folder is listed. It is reentrant because a destructor may submit in the middle.
+        self._lock = threading.RLock()
         self._version = 0
         self._offer = b""
+        self._packages: dict[str, Package] = {}
+        self._looked = threading.Event()  # the present look has ended
+        self._looked.set()
         self._count = -1  # how many modules were loaded at the last look
         self._look_at = 0.0
         self._questions: dict[int, int] = {}  # by lane, how many are unanswered
+        self._differences: dict[str, list[Difference]] = {}  # by server
+
+    def prepare(self) -> None:
+        """Find the modules, before there is a worker to offer them to."""
+        with self._lock:
+            if self._modules is None:  # late: a farm without servers never comes here
+                from farm_executor.client.farm.chosen_modules import ChosenModules
+                from farm_executor.client.farm.parcels import Parcels
+
+                self._modules = ChosenModules(self._ship)
+                self._parcels = Parcels(self._modules.whole)
+                self._begin_look(len(sys.modules))
+        if not self._looked.wait(FIRST_LOOK_SECONDS):
+            logger.warning(
+                "folders of modules do not answer seconds=%g: servers are offered the modules in them once they do",
+                FIRST_LOOK_SECONDS,
+            )
 
     def offer(self, lane: Way) -> None:
         """Send a worker the current offer, unless it has it."""
         # This runs for every send. A module that the program has just imported shows in the count, which is cheap
         # to compare; files are looked at by the clock alone.
-        if len(sys.modules) != self._count or time.monotonic() >= self._look_at:
-            self._look()
-        if lane.offered != self._version:
-            lane.offered = self._version
+        count = len(sys.modules)
+        if count != self._count or time.monotonic() >= self._look_at:
+            self._look_again(count)
+        version = self._version
+        if lane.offered != version:
+            lane.offered = version
             lane.send_offer(self._offer)
 
-    def _look(self) -> None:
-        if self._modules is None:  # late: a farm without servers never comes here
-            from farm_executor.client.farm.chosen_modules import ChosenModules
-            from farm_executor.client.farm.parcels import Parcels
+    def _look_again(self, count: int) -> None:
+        if self._looked.is_set() and self._begin_look(count).wait(PATIENCE):
+            return
+        # The thread is busy, or its look hangs. What has just been loaded is known without looking at folders, and
+        # must be on offer before a task that uses it is sent.
+        if count != self._count:
+            self._count = count
+            self._renew(self._packages)
 
-            self._modules = ChosenModules(self._ship)
-            self._parcels = Parcels(self._modules.whole)
+    def _begin_look(self, count: int) -> threading.Event:
         assert self._parcels is not None
-        now = time.monotonic()
-        count = len(sys.modules)
-        changed = count != self._count
-        if now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            changed = changed or self._modules.have_folders_changed()
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._looked.clear()
+        self._parcels.do(partial(self._look, count))
+        return self._looked
+
+    def _look(self, count: int) -> None:
+        """Look at everything; in the parcels' thread."""
+        from farm_executor.client.farm.packages import imported_by
+
+        assert self._modules is not None
+        assert self._parcels is not None
+        try:
+            self._modules.list_folders()
+            changed = count != self._count
+            self._renew(imported_by(self._modules.look()) if changed else self._packages)
+            self._count = count
             self._parcels.look()
-        self._count = count
-        if changed and self._modules.look():
-            self._version += 1
-            self._offer = encode_offer({name: place.kind for name, place in self._modules.places.items()})
+        finally:
+            self._looked.set()
+
+    def _renew(self, packages: dict[str, Package]) -> None:
+        """Make another offer if there is anything else to offer."""
+        assert self._modules is not None
+        with self._lock:
+            places = self._modules.look()
+            offer = encode_offer({name: place.kind for name, place in places.items()}, packages)
+            if offer != self._offer:
+                self._packages = packages
+                # In this order: a thread that sees the version finds that offer, or a later one.
+                self._offer = offer
+                self._version += 1
 
     def answer(self, lane: Lane, frame: Frame) -> None:
         """Answer a worker's question for a module.
@@ -117,6 +175,25 @@ class Shipping:
             if self._questions[lane.id] <= 0:
                 del self._questions[lane.id]
         self._send_module(lane, cuts, number, files, reason)
+
+    def note_packages(self, lane: Lane, frame: Frame) -> None:
+        """Take what a worker says of packages that a task has imported, and warn of it, once for each server.
+
+        Raises:
+            RemoteProtocolError: It is not a list of packages.
+        """
+        differences = decode_differences(frame.body)
+        if self._differences.get(lane.server) != differences:
+            from farm_executor.client.farm.missing import described
+
+            self._differences[lane.server] = differences
+            logger.warning("packages differ server=%s packages=%s", lane.server, described(differences))
+
+    def explain(self, error: BaseException, server: str) -> BaseException:
+        """Return a task's error; if an import has failed, with what is known of modules and packages."""
+        from farm_executor.client.farm.missing import explain_missing  # late: few programs need it
+
+        return explain_missing(error, self._differences.get(server, ()))
 
     def close(self) -> None:
         """Stop answering."""
