@@ -154,6 +154,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench/compare.py", *session.posargs)
 
 
+@nox.session(python=PYTHONS[-1], default=False)
+def integrations(session: nox.Session) -> None:
+    """Run the tests of what works with other libraries, with the newest of these; elsewhere they are skipped."""
+    _install(session, *FOR_TESTS, *_group("integrations"))
+    session.run("pytest", "tests/integrations", *session.posargs)
+
+
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Hold the promises against faults for ten minutes and more, and print the figures; `--short` for two."""
