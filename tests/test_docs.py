@@ -523,8 +523,8 @@ def test_every_field_of_a_hello_and_of_a_status_is_documented():
 
 
 def test_every_refusal_is_in_the_protocol():
-    source = (PACKAGE / "server" / "supervisor.py").read_text("utf-8")
-    codes = set(re.findall(r'_refuse\(guest, "(\w+)"', source)) | set(re.findall(r'Refused\("(\w+)"', source))
+    source = "".join(path.read_text("utf-8") for path in (PACKAGE / "server").glob("*.py"))
+    codes = set(re.findall(r'[._]refuse\(guest, "(\w+)"', source)) | set(re.findall(r'Refused\("(\w+)"', source))
 
     assert _keys((DOCS / "reference" / "protocol.md").read_text("utf-8"), "code") == codes
 

@@ -54,6 +54,20 @@ FLOORS = {
         ("failure", "payload"),
         ("blocks",),
     ],
+    "server": [
+        (
+            *("asking", "channel", "childhood", "depot", "descriptors", "keeping", "log", "manager"),
+            *("memory", "modules", "namespaces", "offspring", "output", "packages", "progress"),
+            "tether",
+        ),
+        ("lane", "stderr"),
+        ("process", "worker"),
+        ("guest", "session"),
+        ("door", "workers"),
+        ("sessions",),
+        ("admin",),
+        ("supervisor",),
+    ],
     "wire": [
         ("address", "layered", "race", "trusted", "versions", "waker"),
         ("keygen", "sealed", "tls"),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from farm_executor.core.messages import ClientHello
+from farm_executor.core.messages import ClientHello, Refused
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.guest import Guest
 from farm_executor.server.log import Ration
@@ -176,6 +176,19 @@ class Door:
             self._ration.warn("dismissed peer=%s reason=%.200s", guest.name, why)
         if guest in self._guests:
             self.release(guest)
+        guest.socket.close()
+
+    def refuse(
+        self, guest: Guest, code: str, message: str, mismatches: dict[str, tuple[str, str]] | None = None
+    ) -> None:
+        """Tell a guest that has proven a key why it does not get what it came for, and hang up.
+
+        Raises:
+            OSError: The connection is lost.
+        """
+        guest.reply(Refused(code, message, mismatches))
+        logger.info("refused peer=%s code=%s reason=%s", guest.name, code, message)
+        self.release(guest)
         guest.socket.close()
 
     def release(self, guest: Guest) -> None:

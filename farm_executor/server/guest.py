@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameReader, FrameType
 from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, decode_hello
-from farm_executor.core.messages import ClientHello, LaneHello, read_client_hello
+from farm_executor.core.messages import ClientHello, LaneHello, encode, read_client_hello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.wire.connection import no_segment
 from farm_executor.wire.dialling import HELLO_RECORDS, begin_tls, handshake_within
@@ -98,6 +99,14 @@ class Guest:
             return self._receive_hello()
         except (BlockingIOError, InterruptedError):
             return None
+
+    def reply(self, answer: NamedTuple) -> None:
+        """Send a message. It does not block: the message is small, and the first of the connection.
+
+        Raises:
+            OSError: The connection is lost.
+        """
+        self.socket.sendall(b"".join(encode(answer)))
 
     def _go_on(self) -> None:
         if self._shaking:

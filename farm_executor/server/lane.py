@@ -24,13 +24,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import struct
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from farm_executor.core.batches import (
     decode_tasks,
@@ -61,28 +60,16 @@ from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Questions, is_called_within
 from farm_executor.server.channel import Channel
 from farm_executor.server.keeping import kept
+from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, Progress
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.sockets import AnySocket, Socket
 from farm_executor.wire.waker import Waker
 
-if TYPE_CHECKING:
-    import mmap
-
-__all__ = ["NOT_BEGUN", "PROGRESS", "SentFunction", "SentTask", "WorkerLane"]
+__all__ = ["SentFunction", "SentTask", "WorkerLane"]
 
 FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while tasks follow
 TICK = 0.005  # seconds between the helper's looks
 REST = 1.0  # seconds without a task after which the helper stops looking
-
-PROGRESS = struct.Struct("<qQQ?H")
-"""The layout of the memory that a worker shares with its supervisor: the number of the last task begun, the bytes
-received over the present connection, the bytes sent over it or about to be, whether there is something to run
-(including the initializer), and how often task numbers have become free again, modulo 2^16."""
-_BEGUN, _BYTES = struct.Struct("<q"), struct.Struct("<Q")
-_RECALLS = struct.Struct("<H")
-_RECEIVED_AT, _SENT_AT, _BUSY_AT = _BEGUN.size, _BEGUN.size + _BYTES.size, _BEGUN.size + 2 * _BYTES.size
-_RECALLS_AT = _BUSY_AT + 1
-NOT_BEGUN = -1
 
 _Outcome = tuple[Any, bool | None, float]
 """A payload, whether it is a failure, and the seconds the task took; or a plain value, None, and the seconds."""
@@ -123,7 +110,7 @@ class WorkerLane:
 
     Args:
         socket: The lane: authenticated, past the hellos, and blocking.
-        progress: Memory shared with the supervisor, so that it outlives a crash; see `PROGRESS`.
+        progress: Tells the supervisor how far this is.
         channel: The line to the supervisor.
         resumable: Whether to go on when the connection breaks.
         secure: Seals or encrypts a connection that the supervisor has passed on, according to the number and the
@@ -136,14 +123,14 @@ class WorkerLane:
     def __init__(
         self,
         socket: AnySocket,
-        progress: mmap.mmap,
+        progress: Progress,
         channel: Channel,
         *,
         resumable: bool,
         secure: Callable[[Socket, int, bytes], AnySocket],
     ) -> None:
         self._connection = Connection(socket)
-        self._progress = progress
+        self._progress = progress.cells
         self._channel = channel
         self._resumable = resumable
         self._secure = secure
@@ -199,7 +186,7 @@ class WorkerLane:
                 if self._outcomes:  # the tasks that they were held back for have been recalled
                     self._flush()
                 self._busy = False
-                self._progress[_BUSY_AT] = False
+                self._progress[BUSY] = False
                 if self._ended:
                     return None
                 self._read()
@@ -210,7 +197,7 @@ class WorkerLane:
             if self._ended:
                 return None
             self._run += 1
-            self._progress[_BUSY_AT] = True
+            self._progress[BUSY] = True
             if self._resting:
                 self._rest_over.set()
             return task
@@ -234,7 +221,7 @@ class WorkerLane:
         """Record in shared memory that this task has begun."""
         if self._loose:
             self._settle_loose()
-        _BEGUN.pack_into(self._progress, 0, seq)
+        self._progress[BEGUN] = seq
 
     def ready(self, failure: Payload | None) -> None:
         """Report how the initializer ended."""
@@ -336,11 +323,11 @@ class WorkerLane:
         """Send the buffers; ``_send`` is held."""
         # Counted beforehand, as sending may block: bytes that the client lacks must show even then.
         due = self._connection.bytes_sent + sum([memoryview(buffer).nbytes for buffer in buffers])
-        _BYTES.pack_into(self._progress, _SENT_AT, due)
+        self._progress[SENT] = due
         with contextlib.suppress(OSError):  # if the client is gone, the next read says so
             self._connection.send_all(buffers)
             if self._connection.layered:  # records have headers, too: the client must notice if the last is missing
-                _BYTES.pack_into(self._progress, _SENT_AT, self._connection.bytes_sent)
+                self._progress[SENT] = self._connection.bytes_sent
 
     def _await(self, poll: select.poll, timeout: float | None) -> list[int]:
         """Return the descriptors that can be read, after handling what the supervisor says; ``_io`` is held."""
@@ -402,8 +389,7 @@ class WorkerLane:
         with self._send:
             old.close()
             self._connection = connection
-            for place in (_RECEIVED_AT, _SENT_AT):
-                _BYTES.pack_into(self._progress, place, 0)
+            self._progress[RECEIVED] = self._progress[SENT] = 0
         self._functions.clear()  # some may have been lost on the way, so the client starts over, too
         for poll in (self._poll, self._helper_poll):
             poll.register(sock.fileno(), select.POLLIN)
@@ -455,7 +441,7 @@ class WorkerLane:
             return
         try:
             frames = self._connection.receive()
-            _BYTES.pack_into(self._progress, _RECEIVED_AT, self._connection.bytes_received)
+            self._progress[RECEIVED] = self._connection.bytes_received
             for frame in frames:
                 self._take(frame)
         except RemoteProtocolError as error:  # such as more data than there is memory for
@@ -514,7 +500,7 @@ class WorkerLane:
         Kill orders name tasks by number. With this count they also say which use of the number they mean.
         """
         self._recalls = (self._recalls + 1) % MAX_RECALLS
-        _RECALLS.pack_into(self._progress, _RECALLS_AT, self._recalls)
+        self._progress[RECALLS] = self._recalls
 
     def _give_back(self, count: int) -> None:
         given = 0

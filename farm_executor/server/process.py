@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 
 from farm_executor.core.messages import KillOrder
 from farm_executor.server.channel import Channel
-from farm_executor.server.lane import NOT_BEGUN, PROGRESS
+from farm_executor.server.progress import NOT_BEGUN, Progress
 from farm_executor.wire.sockets import Socket, hang_up
 
 if TYPE_CHECKING:
-    import mmap
-
     from farm_executor.server.stderr import StderrPipe
 
 __all__ = ["Worker"]
@@ -31,7 +29,7 @@ class Worker:
         lane: int,
         socket: Socket,
         channel: Channel,
-        progress: mmap.mmap,
+        progress: Progress,
         stderr: StderrPipe,
         oom_kills: int | None,
     ) -> None:
@@ -60,23 +58,8 @@ class Worker:
         elif self.progress.closed:  # reaped: there is nothing left to read
             state = "gone"
         else:
-            state = "busy" if self.is_busy else "idle"
+            state = "busy" if self.progress.busy else "idle"
         return f"<Worker pid {self.pid}, slot {self.slot}, lane {self.lane}: {state}>"
-
-    @property
-    def last_begun(self) -> int:
-        """The number of the last task that the worker has begun."""
-        return int(PROGRESS.unpack_from(self.progress)[0])
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether the worker has something to run."""
-        return bool(PROGRESS.unpack_from(self.progress)[3])
-
-    @property
-    def recalls(self) -> int:
-        """How often task numbers have become free again in the worker."""
-        return int(PROGRESS.unpack_from(self.progress)[4])
 
     def end(self) -> None:
         """Let the worker see that its client is gone."""
@@ -85,12 +68,12 @@ class Worker:
 
     def has_run(self) -> bool:
         """Return whether the worker runs something, or has run something since the last call."""
-        before, self.looked_at = self.looked_at, self.last_begun
-        return self.is_busy or before != self.looked_at
+        before, self.looked_at = self.looked_at, self.progress.begun
+        return self.progress.busy or before != self.looked_at
 
     def runs_one_of(self, order: KillOrder) -> int | None:
         """Return the number of the running task if the order names it, and None otherwise."""
-        if self.recalls != order.recalls:
+        if self.progress.recalls != order.recalls:
             return None  # numbers have become free since: the order may mean another task
-        current = max(order.first, self.last_begun)
+        current = max(order.first, self.progress.begun)
         return current if any(begin <= current <= end for begin, end in order.ranges) else None

@@ -41,6 +41,7 @@ class Session:
         resume_seconds: float,
         heartbeat: float,
         max_memory: int | None,
+        features: frozenset[str],
         *,
         distant: bool,
     ) -> None:
@@ -52,7 +53,7 @@ class Session:
         self.heard = time.monotonic()
         self.distant = distant
         self.max_memory = max_memory
-        self.features: frozenset[str] = frozenset()
+        self.features = features
         self.workers: dict[int, Worker] = {}
         self.reports: dict[int, WorkerDied] = {}
         self.modules: Room | None = None

@@ -15,7 +15,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.data import payload
@@ -28,13 +28,11 @@ from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
 from farm_executor.server.modules import ModuleFinder
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
 from farm_executor.server.packages import PackageCheck
+from farm_executor.server.progress import Progress
 from farm_executor.wire.dialling import HELLO_RECORDS, secure_server_side
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
 from farm_executor.wire.sockets import AnySocket, Socket
-
-if TYPE_CHECKING:
-    import mmap
 
 __all__ = ["WorkerStart", "is_reusable", "run_worker"]
 
@@ -63,7 +61,7 @@ class WorkerStart(NamedTuple):
     keys: Sequence[Key]
     secured: int
     secret: bytes
-    progress: mmap.mmap
+    progress: Progress
     channel: Channel
     interruptible: bool
     resumable: bool

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import os
 import selectors
 import signal
@@ -20,16 +19,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor.core.liveness import MAX_MISSED
-from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello, encode
+from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello
 from farm_executor.server.channel import Channel
 from farm_executor.server.childhood import Parent, become_child, let_leader_set_sid
 from farm_executor.server.descriptors import DescriptorLimit
 from farm_executor.server.guest import Guest
-from farm_executor.server.lane import NOT_BEGUN, PROGRESS
 from farm_executor.server.memory import OomCounter, held_by, peak_of
 from farm_executor.server.offspring import kill_family
 from farm_executor.server.output import OutputPipe, StdoutPipe
 from farm_executor.server.process import Worker
+from farm_executor.server.progress import Progress
 from farm_executor.server.session import Session
 from farm_executor.server.stderr import StderrPipe
 from farm_executor.server.tether import die_with
@@ -180,8 +179,7 @@ class Workers:
         Raises:
             OSError: The system gives no process, or no descriptor.
         """
-        progress = mmap.mmap(-1, PROGRESS.size)
-        PROGRESS.pack_into(progress, 0, NOT_BEGUN, 0, 0, False, 0)
+        progress = Progress()
         supervisor = os.getpid()
         with contextlib.ExitStack() as undo:
             channel, theirs = Channel.pair()
@@ -207,7 +205,7 @@ class Workers:
         self._all[pid] = (session, worker)
         # The worker says nothing before the client has had this answer and sent INIT.
         with contextlib.suppress(OSError):
-            guest.socket.sendall(b"".join(encode(WorkerHello(pid))))
+            guest.reply(WorkerHello(pid))
         logger.info("worker started pid=%d slot=%d client=%s", pid, slot, session.client)
         return None
 
@@ -216,7 +214,7 @@ class Workers:
         session: Session,
         guest: Guest,
         lane: int,
-        progress: mmap.mmap,
+        progress: Progress,
         channel: Channel,
         stderr: StderrPipe,
         supervisor: int,
@@ -301,7 +299,7 @@ class Workers:
         elif code == -signal.SIGKILL and doomed is None and worker.oom_kills is not None:
             why = {"oom": (self._oom_counter.read() or 0) > worker.oom_kills}
         report = WorkerDied(
-            *(worker.lane, worker.slot, pid, code, worker.last_begun),
+            *(worker.lane, worker.slot, pid, code, worker.progress.begun),
             peak=peak_of(usage),
             stderr=worker.stderr.evidence,
             **why,
@@ -393,7 +391,7 @@ class Workers:
                 self._spare(session, worker, kill)
 
     def _spare(self, session: Session, worker: Worker, kill: KillOrder) -> None:
-        self._tell(session, Spared(kill.order, worker.lane, worker.recalls))
+        self._tell(session, Spared(kill.order, worker.lane, worker.progress.recalls))
 
     def _end_frozen(self, worker: Worker, now: float) -> None:
         """Kill a worker that has stood still for too long, after a last chance to go on.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import mmap
 import os
 import pickle
 import resource
@@ -66,10 +65,11 @@ from farm_executor.core.messages import TABLE, from_json, to_json
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.server import lane as lane_module
-from farm_executor.server import supervisor as supervisor_module
+from farm_executor.server import sessions as sessions_module
 from farm_executor.server import workers as workers_module
 from farm_executor.server.channel import Channel
-from farm_executor.server.lane import NOT_BEGUN, PROGRESS, SentTask, WorkerLane
+from farm_executor.server.lane import SentTask, WorkerLane
+from farm_executor.server.progress import BEGUN, NOT_BEGUN, Progress
 from farm_executor.server.supervisor import Supervisor
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.security import Key
@@ -228,7 +228,7 @@ def _paper(system: _System) -> Iterator[None]:
     """With these workers, and over connections that are taken for TCP's, which can be resumed."""
     with (
         mock.patch.object(workers_module, "os", system),
-        mock.patch.object(supervisor_module, "is_tcp", lambda sock: True),
+        mock.patch.object(sessions_module, "is_tcp", lambda sock: True),
     ):
         yield
 
@@ -300,14 +300,14 @@ class _House:
             self.part(system)
         assert not supervisor._door._guests
         assert not supervisor._sessions
-        assert not supervisor._draining or proven
+        assert not supervisor._sessions.draining or proven
 
     def part(self, system: _System) -> None:
         """Everybody has gone, and is not waited for."""
         supervisor = self.supervisor
         self.work()
-        for session in list(supervisor._sessions.values()):
-            supervisor._end_session(session, 0.0)
+        for session in supervisor._sessions:
+            supervisor._sessions.end(session, 0.0)
         system.all_die()
         supervisor._workers.reap()
         assert not supervisor._workers
@@ -331,7 +331,7 @@ _houses: dict[str, _House] = {}
 def _house(name: str) -> _House:
     """A house lasts, as a server does, unless it was told to end."""
     house = _houses.get(name)
-    if house is None or house.supervisor._draining:
+    if house is None or house.supervisor._sessions.draining:
         if house is not None:
             house.close()
         logging.getLogger("farm_executor").setLevel(logging.CRITICAL)  # a line for each would take most of the time
@@ -364,7 +364,7 @@ def session(data: bytes) -> None:
         lane = house.door.enter()
         house.work()
         house._prove(lane)
-        lane.send(b"".join(encode_hello({"role": "lane", "session": only, "slot": 0, "lane": 1})))
+        lane.send(b"".join(encode_hello({"role": "lane", "session": only.id, "slot": 0, "lane": 1})))
         house.work()
         assert system.forked == 1
         with contextlib.suppress(BrokenPipeError):
@@ -391,7 +391,7 @@ def _end(code: int) -> None:
     raise _Ended
 
 
-_progress = mmap.mmap(-1, PROGRESS.size)
+_progress = Progress()
 
 
 def _unpickle_nothing(data: Any, count: int) -> list[Any]:
@@ -407,7 +407,7 @@ def worker(data: bytes) -> None:
     The first byte says how many bytes come over a first connection, which breaks then; the rest comes over another.
     """
     place = 1 + (data[0] if data else 0)
-    PROGRESS.pack_into(_progress, 0, NOT_BEGUN, 0, 0, False, 0)
+    _progress.cells[BEGUN] = NOT_BEGUN
     supervisor, channel = Channel.pair()
     pairs = [socket.socketpair() for _ in range(2)]
     for (here, _), part in zip(pairs, (data[1:place], data[place : place + (1 << 16)]), strict=True):

@@ -1,6 +1,5 @@
 """What a debugger or a log shows of a server's objects: their state, and no secret."""
 
-import mmap
 import socket
 import time
 
@@ -8,8 +7,8 @@ import pytest
 
 from farm_executor.server.channel import Channel
 from farm_executor.server.guest import Guest
-from farm_executor.server.lane import PROGRESS
 from farm_executor.server.process import Worker
+from farm_executor.server.progress import Progress
 from farm_executor.server.session import Session
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.security import Key
@@ -43,7 +42,7 @@ def test_a_guest_tells_how_far_it_has_come_and_not_its_key(ends):
 
 
 def test_a_session_tells_its_state_and_not_the_id_that_would_resume_it(ends):
-    session = Session("the-id", "user@host:7", 15.0, 5.0, None, distant=True)
+    session = Session("the-id", "user@host:7", 15.0, 5.0, None, frozenset(), distant=True)
     assert repr(session) == "<Session of user@host:7: cut, 0 workers>"
 
     session.connection = Connection(ends[0])
@@ -55,7 +54,7 @@ def test_a_session_tells_its_state_and_not_the_id_that_would_resume_it(ends):
 
 def test_a_worker_tells_where_it_is_and_what_it_does(ends):
     mine, theirs = Channel.pair()
-    progress = mmap.mmap(-1, PROGRESS.size)
+    progress = Progress()
     worker = Worker(12, 3, 4, ends[0], mine, progress, None, None)
     assert repr(worker) == "<Worker pid 12, slot 3, lane 4: idle>"
 

@@ -18,7 +18,7 @@ from farm_executor import end_server, ping, status
 from farm_executor.core.frames import FrameType, encode_frame
 from farm_executor.core.handshake import encode_hello
 from farm_executor.launch.local import PrivateServer
-from farm_executor.server import supervisor
+from farm_executor.server import sessions
 from farm_executor.wire.dialling import RefusedError
 from farm_executor.wire.security import read_key
 from farm_executor.wire.versions import local_versions
@@ -439,7 +439,7 @@ def test_what_is_no_number_of_seconds_is_no_hello(serving, seconds):
 
 def test_nobody_is_waited_for_longer_than_an_hour(serving):
     with meeting(serving, resume_seconds=1e9) as session:
-        assert session.hello["resume_seconds"] == supervisor.MAX_RESUME_SECONDS == 3600
+        assert session.hello["resume_seconds"] == sessions.MAX_RESUME_SECONDS == 3600
 
 
 def test_the_end_of_a_unix_socket_is_the_end(tmp_path):

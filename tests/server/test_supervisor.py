@@ -625,9 +625,9 @@ def test_a_hello_of_another_form_ends_its_own_connection_only(serving, hello):
 
 def test_a_fault_in_serving_one_guest_is_that_guests_alone():
     with Serving(
-        before="import farm_executor.server.supervisor as s\n"
+        before="import farm_executor.server.admin as s\n"
         "def fail(self, guest, hello): raise ZeroDivisionError('of our own')\n"
-        "s.Supervisor._answer_admin = fail"
+        "s.Admin.answer = fail"
     ) as server:
         with SessionPeer(server.address) as session:
             with pytest.raises((EOFError, ConnectionError)):
@@ -692,7 +692,7 @@ def leave_a_thread() -> int:
 
 def test_a_worker_that_is_replaced_and_has_a_thread_that_never_ends_does_not_stay():
     """Else it would be in the way of those that come after it, and the farm would stand still."""
-    shorter = "import farm_executor.server.supervisor as s; s.GRACE_ENDED = 0.2"
+    shorter = "import farm_executor.server.sessions as s; s.GRACE_ENDED = 0.2"
     with Serving(before=shorter, workers=1) as server, farm(server, max_tasks_per_child=1) as executor:
         pids = [executor.submit(leave_a_thread).result(DEADLINE) for _ in range(4)]
         assert len(set(pids)) == 4
