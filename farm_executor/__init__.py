@@ -17,6 +17,7 @@ from farm_executor.client import launching
 
 if TYPE_CHECKING:
     from farm_executor.admin import end_server, ping, status
+    from farm_executor.client.check import FarmCheck
     from farm_executor.client.executor import FarmExecutor
     from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
     from farm_executor.client.front import OptionsView
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FarmExecutor",
     "OptionsView",
+    "FarmCheck",
     "FarmStatistics",
     "ServerStatistics",
     "WorkerStatistics",
@@ -82,6 +84,7 @@ __all__ = [
 _ELSEWHERE = {
     "FarmExecutor": "client.executor",
     "OptionsView": "client.front",
+    "FarmCheck": "client.check",
     "FarmStatistics": "client.farm.statistics",
     "ServerStatistics": "client.farm.statistics",
     "WorkerStatistics": "client.farm.statistics",

@@ -329,6 +329,7 @@ ROWS: dict[str, dict[str, Check]] = {
     "FarmExecutor.remove_server": {"address": _address, "drain": _flag, "timeout": _TIMEOUT},
     "FarmExecutor.connect": {"timeout": _TIMEOUT},
     "FarmExecutor.broadcast": {"fn": anything, "persistent": _flag, "timeout": _TIMEOUT},
+    "FarmExecutor.check": {"timeout": _TIMEOUT},
     "FarmExecutor.kill": {"future": _future},
     "FarmExecutor.kill_tasks": {"category": _category, "dry_run": _flag},
     "FarmExecutor.cancel_all": {},

@@ -1,4 +1,4 @@
-"""The command line: ``farm-executor serve | keygen | launch | ping | status | end | demo``.
+"""The command line: ``farm-executor serve | keygen | launch | ping | status | end | doctor | demo``.
 
 This module owns the words and the exit codes; what is done is done elsewhere.
 
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from farm_executor import admin, demo
+from farm_executor import admin, demo, doctor
 from farm_executor._version import __version__
 from farm_executor.errors import AddressError, AuthenticationError, FarmError
 from farm_executor.launch.local import check_exposure, default_slots, is_encrypted
@@ -128,6 +128,10 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         command.add_argument("address", nargs="*", default=[DEFAULT_ADDRESS], help=several)
         command.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
         command.add_argument("--json", action="store_true", help="print a line of JSON for each server")
+    text = "Compare the packages that are installed here with those of servers: exit code 0 if all are alike."
+    doctor.add_arguments(
+        _command(commands, "doctor", doctor.main, text, epilog=f"{_EXAMPLES['doctor']}\n\n{_KEYS}")
+    )
     text = "Analyse the whole standard library on a farm."
     demo.add_arguments(_command(commands, "demo", demo.main, text, epilog=f"{_EXAMPLES['demo']}\n\n{_KEYS}"))
     return parser, list(commands.choices)
@@ -175,6 +179,9 @@ _EXAMPLES = {
     farm-executor status 127.0.0.1:11111 --json | python -m json.tool""",
     "end": """\
     farm-executor end 127.0.0.1:11111""",
+    "doctor": """\
+    farm-executor doctor 127.0.0.1:11111
+    farm-executor doctor hostA hostB 'ssh://me@hostC?python=~/venv/bin/python'""",
     "demo": """\
     farm-executor demo                                # on a farm of this machine
     farm-executor demo --servers 127.0.0.1:11111 127.0.0.1:22222""",

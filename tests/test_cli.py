@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.usefixtures("no_leaks"),
 ]
 
-COMMANDS = ("serve", "launch", "ping", "status", "end", "demo")
+COMMANDS = ("serve", "launch", "ping", "status", "end", "doctor", "demo")
 
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="such sockets are Linux's")

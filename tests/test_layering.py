@@ -22,7 +22,7 @@ STEPS = [
     ("client.farm", "server"),
     ("client", "admin"),
     ("launch",),
-    ("lfarm", "demo"),
+    ("lfarm", "demo", "doctor"),
     ("cli",),
     ("__main__", ""),
 ]
@@ -33,7 +33,7 @@ FLOORS = {
         ("lifetime",),
         ("supply",),
         ("backing",),
-        ("map",),
+        ("check", "map"),
         ("front",),
         ("executor",),
     ],
@@ -92,8 +92,8 @@ IMPURE = {
     ),
     *("signal", "socket", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "cloudpickle", "tblib"),
 }
-# demo is a program that uses the package as users do, and imports it late.
-ALLOWED = {("farm_executor.demo", "farm_executor")}
+# These are programs that use the package as users do, and import it late.
+ALLOWED = {("farm_executor.demo", "farm_executor"), ("farm_executor.doctor", "farm_executor")}
 
 
 def _modules():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     # Type checkers bring these along; the standard library has them from Python 3.11 on.
     from typing_extensions import TypeVarTuple, Unpack
 
+    from farm_executor.client.check import FarmCheck
     from farm_executor.client.farm.engine import Engine
     from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.progress import ProgressLike
@@ -383,6 +384,25 @@ class Front(Executor):
             engine.forget(broadcast)
             broadcast.cancel()
             raise
+
+    def check(self, *, timeout: float | None = 60.0) -> FarmCheck:
+        """Compare the installed packages that this program has imported with those of each server.
+
+        ``print(farm.check())`` prints a table, and what to install where. An embedded farm's packages are this
+        program's. A worker answers after the task that it is running.
+
+        Args:
+            timeout: Seconds to wait for answers; None for ever.
+
+        Raises:
+            RuntimeError, BrokenFarmError: See `submit`; also when called in a future's callback.
+        """
+        (timeout,) = checked("FarmExecutor.check", timeout=timeout)
+        from farm_executor.client.check import check_farm
+        from farm_executor.client.farm.packages import imported_packages
+
+        engine = self._backing.start_engine()
+        return check_farm(engine, self._options, imported_packages(), timeout)
 
     def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
         """Kill the tasks of one category that are running. Their futures raise `TaskKilledError`.

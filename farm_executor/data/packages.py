@@ -9,11 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-__all__ = ["FARM", "PYTHON", "UNKNOWN", "versions_of"]
+__all__ = ["PYTHON", "UNKNOWN", "survey", "versions_of"]
 
-PYTHON = "Python"  # in tables, in place of a package's name
-FARM = "farm_executor"
+PYTHON = "Python"  # in place of a package's name
 UNKNOWN = "?"  # in place of a version: the package is there, but nothing says in which version
+
+
+def survey(packages: Mapping[str, str]) -> dict[str, str]:
+    """Return the version of this Python, under `PYTHON`, and those of these packages; see `versions_of`."""
+    return {PYTHON: sys.version.partition(" ")[0], **versions_of(packages)}
 
 
 def versions_of(packages: Mapping[str, str]) -> dict[str, str]:
@@ -31,5 +35,6 @@ def versions_of(packages: Mapping[str, str]) -> dict[str, str]:
             found[package] = version(package) or UNKNOWN
         except PackageNotFoundError:
             # Packages of an operating system, and folders on the path, may have no such data.
-            found[package] = UNKNOWN if module in sys.modules or find_spec(module) is not None else ""
+            there = module in sys.modules or (module.isidentifier() and find_spec(module) is not None)
+            found[package] = UNKNOWN if there else ""
     return found

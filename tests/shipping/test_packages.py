@@ -10,7 +10,7 @@ import sys; sys.path.append("site-packages")
 """
 
 
-def _install(folder: Path, package: str, version: str, *modules: str) -> None:
+def install(folder: Path, package: str, version: str, *modules: str) -> None:
     """Make a folder look as if a package had been installed there."""
     data = folder / f"{package.replace('-', '_')}-{version}.dist-info"
     data.mkdir(parents=True)
@@ -35,10 +35,10 @@ def program(tmp_path, there):
     with Elsewhere(folder, "--path", str(there), workers=2) as server:
         program = Program(folder, server)
         for package, module in [("alpha", "alpha"), ("beta-tools", "beta"), ("gamma", "gamma"), ("delta", "delta")]:
-            _install(folder / "site-packages", package, "1.0", module)
-        _install(there, "alpha", "1.0", "alpha")
-        _install(there, "beta-tools", "2.0", "beta")
-        _install(there, "delta", "1.0", "delta")
+            install(folder / "site-packages", package, "1.0", module)
+        install(there, "alpha", "1.0", "alpha")
+        install(there, "beta-tools", "2.0", "beta")
+        install(there, "delta", "1.0", "delta")
         yield program
 
 

@@ -31,7 +31,7 @@ from farm_executor.core.task import Task
 from farm_executor.data.failure import Origin
 from farm_executor.errors import BroadcastError, BroadcastOutcome
 
-__all__ = ["Broadcast", "Broadcasts", "gather"]
+__all__ = ["Broadcast", "Broadcasts", "gather", "outcomes_of"]
 
 
 class Broadcast:
@@ -190,12 +190,8 @@ class Broadcasts:
         return call
 
 
-def gather(broadcast: Broadcast, timeout: float | None) -> list[Any]:
-    """Wait for all outcomes; return the values by server, and within each server by slot.
-
-    Raises:
-        BroadcastError: Some outcomes are not values. The error holds every outcome.
-    """
+def outcomes_of(broadcast: Broadcast, timeout: float | None) -> list[BroadcastOutcome]:
+    """Wait for all outcomes, or until the time is up; return them by server, and within each server by slot."""
     # One deadline for all calls, not a timeout for each.
     deadline = None if timeout is None else time.monotonic() + timeout
     outcomes: list[BroadcastOutcome] = []
@@ -210,6 +206,16 @@ def gather(broadcast: Broadcast, timeout: float | None) -> list[Any]:
             problem = _problem(future, deadline, f"the worker has not answered within {timeout} s")
             value = future.result() if problem is None else None
             outcomes.append(BroadcastOutcome(str(server), slot, value, problem))
+    return outcomes
+
+
+def gather(broadcast: Broadcast, timeout: float | None) -> list[Any]:
+    """Wait for all outcomes; return the values by server, and within each server by slot.
+
+    Raises:
+        BroadcastError: Some outcomes are not values. The error holds every outcome.
+    """
+    outcomes = outcomes_of(broadcast, timeout)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if not failed:
         return [outcome.value for outcome in outcomes]

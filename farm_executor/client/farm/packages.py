@@ -15,7 +15,7 @@ from collections.abc import Container, Iterator
 from importlib.machinery import PathFinder
 from typing import Any
 
-from farm_executor.client.farm.own_modules import NEVER, is_installed
+from farm_executor.client.farm.own_modules import is_installed
 from farm_executor.core.shipment import MAX_PACKAGES, Package, is_top_level
 
 __all__ = ["imported_by", "imported_packages", "package_of", "top_level_names_in"]
@@ -62,10 +62,11 @@ def top_level_names_in(module: Any) -> Iterator[str]:
 def _packages_of(names: Iterator[str]) -> dict[str, Package]:
     found: dict[str, Package] = {}
     for name in names:
-        if name not in NEVER and is_top_level(name) and name in sys.modules and len(found) < MAX_PACKAGES:
-            package = package_of(name)
-            if package is not None:
-                found[name] = package
+        if name in sys.stdlib_module_names or name not in sys.modules or not is_top_level(name):
+            continue
+        package = package_of(name)
+        if package is not None and len(found) < MAX_PACKAGES:
+            found[name] = package
     return found
 
 
