@@ -488,6 +488,17 @@ def test_verbose_logs_who_comes_and_goes_on_stderr_and_nothing_else_does(key_fil
             server.wait_for_line(event)
 
 
+def test_very_verbose_logs_each_frame_both_ways(serving):
+    out, err = run("ping", serving.address, "-vv", "--key-file", serving.key_file)
+    assert out == f"{serving.address} answers\n"
+    assert [line.split()[4:6] for line in err.splitlines()] == [[">", "HELLO"], ["<", "HELLO"]]
+    serving = Serving("-v", workers=1)  # with another -v
+    with serving as server, FarmExecutor(server.address, key=KEY, heartbeat=0.1) as farm:
+        farm.submit(abs, 1).result(DEADLINE)
+        server.wait_for_line("DEBUG farm_executor.wire: < PING .*client=pid")
+        server.wait_for_line("DEBUG farm_executor.wire: > PONG .*client=pid")
+
+
 def test_tasks_find_the_modules_of_the_folder_and_of_path_and_the_server_does_not(tmp_path, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     for folder, name in ((here, "beside_the_server"), (there, "elsewhere")):

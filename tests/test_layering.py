@@ -69,7 +69,7 @@ FLOORS = {
         ("supervisor",),
     ],
     "wire": [
-        ("address", "layered", "race", "trusted", "versions", "waker"),
+        ("address", "layered", "race", "trace", "trusted", "versions", "waker"),
         ("keygen", "sealed", "tls"),
         ("security", "sockets"),
         ("connection",),

@@ -41,6 +41,7 @@ from farm_executor.server.worker import WorkerStart
 from farm_executor.server.workers import Workers
 from farm_executor.wire.connection import Connection, no_segment
 from farm_executor.wire.sockets import hang_up, is_tcp, tune, unread
+from farm_executor.wire.trace import trace_of
 
 __all__ = ["GRACE_CRASHED", "Sessions", "StartWorkers", "Terms"]
 
@@ -198,6 +199,7 @@ class Sessions:
         self._door.release(guest)
         tune(guest.raw, session.heartbeat)
         session.connection = Connection(guest.socket, MAX_HELLO, no_segment)
+        session.connection.trace = trace_of(f"client={session.client}")
         session.heard = time.monotonic()
         self._selector.register(guest.socket, selectors.EVENT_READ, lambda: self._on_control(session))
 

@@ -37,6 +37,7 @@ from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.server.workers import Workers
 from farm_executor.wire.security import Key
 from farm_executor.wire.sockets import Socket
+from farm_executor.wire.trace import pending, tell
 from farm_executor.wire.versions import local_versions
 from farm_executor.wire.waker import Waker
 
@@ -157,6 +158,8 @@ class Supervisor:
                 if worker is not None:
                     return worker  # we are the new process, with the supervisor's stack still above us
             self._on_time(time.monotonic())
+            if pending:  # frames sent in this round
+                tell()
         self._workers.pass_on()
         if self._depot is not None:
             self._depot.close()

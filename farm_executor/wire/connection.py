@@ -16,6 +16,7 @@ from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.layered import LayeredSocket
 from farm_executor.wire.race import Candidate
 from farm_executor.wire.sockets import AnySocket, Socket, hang_up
+from farm_executor.wire.trace import Trace
 
 __all__ = ["Connection", "no_segment"]
 
@@ -35,6 +36,7 @@ class Connection:
 
     Attributes:
         peer: The address at which the other end was reached, if it was dialled over TCP.
+        trace: The log of its frames; None if they are not logged.
 
     Thread safety: one thread receives; one thread at a time sends, and it need not be the receiving one.
     """
@@ -50,6 +52,7 @@ class Connection:
         self._chunk = memoryview(bytearray(4096 if max_body == MAX_HELLO else _CHUNK))
         self._unsent: deque[memoryview] = deque()
         self.peer: Candidate | None = None
+        self.trace: Trace | None = None
 
     def __repr__(self) -> str:
         # Make no system calls here: a connection is also shown while it is failing, and from other threads.
@@ -110,6 +113,8 @@ class Connection:
         # No selector reports what the layer has already decrypted: left there, it would wait for the next byte.
         while self._layer is not None and self._layer.pending:
             frames += self._receive()
+        if self.trace is not None and frames:
+            self.trace.received(frames)
         return frames
 
     def _receive(self) -> list[Frame]:
@@ -149,6 +154,8 @@ class Connection:
 
         A lost connection is not reported here: the receiving side will see it.
         """
+        if self.trace is not None:
+            self.trace.sent(buffers)
         if not self._unsent and len(buffers) == 1:  # by far the most frequent case
             try:
                 count = self.socket.send(buffers[0])
@@ -183,6 +190,8 @@ class Connection:
         Raises:
             OSError: The connection is lost, or the socket's timeout has expired.
         """
+        if self.trace is not None:
+            self.trace.sent(buffers)
         if len(buffers) == 1 and not self._unsent:
             self.socket.sendall(buffers[0])
             self._sent += len(buffers[0])
@@ -221,6 +230,8 @@ class Connection:
                 raise RemoteProtocolError("a segment where there is none to be")
             self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
             frames = self._receive_into(self._chunk[: self.reader.wanted])
+        if self.trace is not None:
+            self.trace.received(frames)
         return frames[0]
 
     def hang_up(self) -> None:

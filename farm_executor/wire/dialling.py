@@ -31,6 +31,7 @@ from farm_executor.wire.race import Candidate, candidates, race
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
 from farm_executor.wire.sockets import HEARTBEAT_SECONDS, AnySocket, Socket, tune
+from farm_executor.wire.trace import trace_of
 from farm_executor.wire.trusted import check_socket
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def connect(
         elif security is not Security.PLAIN:
             sock = SealedSocket(raw, handshake.secret, server_side=False)
         connection = Connection(sock, MAX_HELLO, no_segment)
+        trace = trace_of(f"server={address} lane={hello.get('lane')}" if lane else f"server={address}")
+        connection.trace = trace
         connection.send_all(encode_hello(hello))
         frame = connection.receive_frame(deadline)
         answered()
@@ -134,6 +137,7 @@ def connect(
             sock = _secure_client_side(raw, key, handshake.secret, address.host, deadline)
         if lane:  # from now on, large frames and segments are allowed
             connection = Connection(sock)
+            connection.trace = trace
         sock.settimeout(None)
         connection.count_anew()
         connection.peer = None if address.path else (raw.family, raw.getpeername())

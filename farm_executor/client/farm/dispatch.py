@@ -28,6 +28,7 @@ from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.locks import OwnedLock
 from farm_executor.core.scheduler import Scheduler
 from farm_executor.core.task import Assign, Cancel, Decision, Kill, Lose, Recall, Retire, Task
+from farm_executor.wire.trace import pending, tell
 
 __all__ = ["Afterwards", "Dispatch", "Unsent", "Way"]
 
@@ -129,6 +130,8 @@ class Dispatch:
                     raise
                 finally:
                     self._lock.release()
+            if pending:  # frames sent meanwhile are logged now that the lock is not held
+                tell()
 
     def take_incoming(self) -> None:
         """Hand the submitted tasks to the scheduler. The lock is held."""
@@ -231,6 +234,8 @@ class _Deciding:
         # release: before it, a submit could still append, fail to get the lock, and be missed.
         if dispatch.incoming and dispatch.scheduler.has_idle_lane:
             dispatch.admit()
+        if pending:
+            tell()
 
 
 def _start(tasks: list[Task]) -> list[bool]:

@@ -40,6 +40,7 @@ from typing import Protocol
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.locks import OwnedLock
 from farm_executor.wire.connection import Connection
+from farm_executor.wire.trace import pending, tell
 from farm_executor.wire.waker import Waker
 
 __all__ = ["Reactor"]
@@ -206,6 +207,8 @@ class Reactor:
             while not self._finished() or self._inbox:
                 self._wait()
                 self._run_inbox()
+                if pending:  # frames that handlers have sent
+                    tell()
                 while self._timers and self._timers[0][0] <= time.monotonic():
                     heapq.heappop(self._timers)[2]()
         except BaseException as error:  # the last resort: no thread must wait for one that has died
@@ -256,6 +259,8 @@ class Reactor:
         # In this order: see `post`.
         self._closed = True
         self._run_inbox()  # closes connections that were made at the last moment
+        if pending:
+            tell()
         self._selector.close()
         if self._standby is not None:
             self._standby.close()
