@@ -11,7 +11,8 @@ import time
 from typing import Any
 
 from farm_executor.arguments import checked
-from farm_executor.core.messages import AdminHello, Status, from_json, to_json
+from farm_executor.core.census import Status
+from farm_executor.core.messages import AdminHello, from_json, to_json
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.address import Address, parse_address
 from farm_executor.wire.dialling import connect

@@ -309,6 +309,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "when_full": _choice("wait", "raise"),
         "caller_leads": _flag,
         "ship": _ship,
+        "name": _optional(_text),
     },
     "FarmExecutor.submit": {"fn": anything},
     "FarmExecutor.map": {

@@ -369,15 +369,26 @@ def _describe_status(address: Address, data: dict[str, Any]) -> str:
         f"{address}{label}: {state}, pid {data['pid']}, up {data['seconds']:.0f} s, {slots}",
         "  " + ", ".join(f"{name} {version}" for name, version in data["versions"].items()),
     ]
+    columns = data["workers"]["columns"]
+    workers = [dict(zip(columns, row, strict=False)) for row in data["workers"]["rows"]]
     for session in data["sessions"]:
-        lines.append(f"  client {session['client']}")
-        for worker in session["workers"]:
-            lines.append(f"    slot {worker['slot']}: worker pid {worker['pid']}, up {worker['seconds']:.0f} s")
+        lines.append(f"  client {_named(session)}")
+        for worker in workers:
+            if worker.get("session") == session["id"]:
+                told = f"worker pid {worker.get('pid')}, {worker.get('state')}, up {worker.get('up')} s"
+                lines.append(f"    slot {worker.get('slot')}: {told}")
     if data["sessions_left_out"]:
         lines.append(f"  and {data['sessions_left_out']} more")
     elif not data["sessions"]:
         lines.append("  no clients")
     return "\n".join(lines)
+
+
+def _named(session: dict[str, Any]) -> str:
+    """A client by all of its names."""
+    label = f"{session['label']!r} " if session["label"] else ""
+    whose = f"{session['program']} of {session['user']}@{session['host']}, " if session["program"] else ""
+    return f"{label}{whose}{session['client']}"
 
 
 def _end(options: argparse.Namespace) -> int:

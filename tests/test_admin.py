@@ -127,8 +127,8 @@ def test_status_shows_the_workers_of_each_client_and_none_that_is_gone(server):
         pids = {farm.submit(tasks.pid).result(DEADLINE)}
 
         def shown():
-            (session,) = status(*place(server.address), key=KEY)["sessions"]
-            return {worker["pid"] for worker in session["workers"]}
+            workers = status(*place(server.address), key=KEY)["workers"]
+            return {row[workers["columns"].index("pid")] for row in workers["rows"]}
 
         wait_until(lambda: len(shown()) == 2 and pids <= shown(), "two workers, one of them the task's")
     wait_until(lambda: not status(*place(server.address), key=KEY)["sessions"], "no client")

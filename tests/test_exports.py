@@ -29,7 +29,8 @@ def test_what_checkers_know_of_the_executors_settings_is_its_signature():
     }
     known = {
         item.target.id: ast.unparse(item.annotation)
-        for item in classes["KeywordSettings"].body
+        for name in ("SharedSettings", "KeywordSettings")
+        for item in classes[name].body
         if isinstance(item, ast.AnnAssign)
     }
     parameters = inspect.signature(FarmExecutor.__init__).parameters.values()

@@ -152,6 +152,7 @@ class Backing:
                     settings.resume_timeout,
                     settings.max_memory_per_worker,
                     features=(MODULES,) if settings.ship else (),
+                    label=settings.name or "",
                 ),
                 end_servers=supply.end,
                 initializer=payload.dumps(call, out_of_band=False),

@@ -87,6 +87,7 @@ class FarmExecutor(Front):
             modules are sent whole, up to 256 MiB each; of others, code and data files of at most 1 MiB each. Each
             module is sent when a task first imports it, and stays what it was then for as long as the executor
             lives. An embedded farm has the program's files anyway.
+        name: What `farm-executor top` and ``status`` call this farm, beside its program, user and host.
 
     Raises:
         AddressError: An address has none of the accepted forms, or the list is empty.
@@ -153,6 +154,7 @@ class FarmExecutor(Front):
         when_full: Literal["wait", "raise"] = "wait",
         caller_leads: bool = True,
         ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = "auto",
+        name: str | None = None,
     ) -> None:
         first: Any = addresses
         if isinstance(first, Number):
@@ -179,6 +181,7 @@ class FarmExecutor(Front):
             when_full=when_full,
             caller_leads=caller_leads,
             ship=ship,
+            name=name,
         )
         self._stand_before(Backing(settings), TaskOptions(max_attempts=settings.max_attempts))
 

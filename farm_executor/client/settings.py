@@ -16,11 +16,11 @@ from farm_executor.wire.address import Address
 if TYPE_CHECKING:
     from farm_executor.wire.security import Key
 
-__all__ = ["FarmSettings", "KeywordSettings"]
+__all__ = ["FarmSettings", "KeywordSettings", "SharedSettings"]
 
 
-class KeywordSettings(TypedDict, total=False):
-    """The keyword-only settings of the constructor, for type checkers and for those who pass them on."""
+class SharedSettings(TypedDict, total=False):
+    """The keyword-only settings of the constructor that others pass on."""
 
     max_workers: int | None
     max_tasks_per_child: int | None
@@ -37,6 +37,12 @@ class KeywordSettings(TypedDict, total=False):
     when_full: Literal["wait", "raise"]
     caller_leads: bool
     ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+class KeywordSettings(SharedSettings, total=False):
+    """All of them, for type checkers."""
+
+    name: str | None
 
 
 class FarmSettings(NamedTuple):
@@ -61,6 +67,7 @@ class FarmSettings(NamedTuple):
     when_full: Literal["wait", "raise"]
     caller_leads: bool
     ship: tuple[str, ...]
+    name: str | None = None
 
     @classmethod
     def checked(cls, **given: Any) -> FarmSettings:

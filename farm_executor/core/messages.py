@@ -13,6 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from farm_executor.core.census import (
+    ClientStatus,
+    Death,
+    FarmStatus,
+    Machine,
+    Status,
+    Totals,
+    WorkerTable,
+)
 from farm_executor.core.features import MAX_FEATURE, MAX_FEATURES, is_feature
 from farm_executor.core.frames import Buffer, Frame, FrameType
 from farm_executor.core.handshake import MAX_VERSION, MIN_MEMORY_LIMIT, Role, Versions, decode_hello, encode_hello
@@ -22,7 +31,6 @@ from farm_executor.errors import RemoteProtocolError
 __all__ = [
     "AdminHello",
     "ClientHello",
-    "ClientStatus",
     "ControlHello",
     "Done",
     "Draining",
@@ -31,11 +39,9 @@ __all__ = [
     "Pong",
     "Refused",
     "Spared",
-    "Status",
     "Welcome",
     "WorkerDied",
     "WorkerHello",
-    "WorkerStatus",
     "decode",
     "encode",
     "from_json",
@@ -59,6 +65,10 @@ class ControlHello(NamedTuple):
         resume_seconds: For how many seconds the session is to outlive its control connection.
         max_memory: How many bytes a worker may hold; None for any number.
         features: What the client can do beyond the protocol's version; see `features`.
+        host: The name of its machine, for people, as are the next three.
+        user: Who runs it.
+        program: The file name of its program.
+        label: What the user calls the farm.
     """
 
     versions: Versions
@@ -69,6 +79,10 @@ class ControlHello(NamedTuple):
     max_memory: int | None = None
     resume: str | None = None
     features: tuple[str, ...] = ()
+    host: str = ""
+    user: str = ""
+    program: str = ""
+    label: str = ""
 
 
 class LaneHello(NamedTuple):
@@ -120,35 +134,6 @@ class Refused(NamedTuple):
     code: str
     message: str
     mismatches: dict[str, tuple[str, str]] | None = None
-
-
-class WorkerStatus(NamedTuple):
-    """A server's report on a worker."""
-
-    slot: int
-    pid: int
-    seconds: float
-
-
-class ClientStatus(NamedTuple):
-    """A server's report on a client."""
-
-    client: str
-    workers: list[WorkerStatus]
-
-
-class Status(NamedTuple):
-    """A server's report on itself."""
-
-    address: str
-    name: str
-    pid: int
-    seconds: float
-    slots: int
-    draining: bool
-    versions: Versions
-    sessions: list[ClientStatus]
-    sessions_left_out: int
 
 
 class Done(NamedTuple):
@@ -302,6 +287,42 @@ def _messages(kind: type[NamedTuple]) -> Check:
     return check
 
 
+def _message(kind: type[NamedTuple]) -> Check:
+    return lambda value: from_json(kind, value)
+
+
+def _numbers(value: Any) -> list[float]:
+    if type(value) is not list or len(value) > MAX_LABEL:
+        raise ValueError("a short array of numbers")
+    return [_seconds(item) for item in value]
+
+
+def _tally(value: Any) -> dict[str, int]:
+    if type(value) is not dict or len(value) > MAX_LABEL:
+        raise ValueError("an object with a few counts")
+    return {one_line(name, MAX_LABEL): _COUNT(count) for name, count in value.items()}
+
+
+def _labels(value: Any) -> list[str]:
+    if type(value) is not list or len(value) > MAX_LABEL:
+        raise ValueError("a short array of strings")
+    return [_LABEL(item) for item in value]
+
+
+def _cells(value: Any) -> list[list[Any]]:
+    if type(value) is not list or not all(type(row) is list and len(row) <= MAX_LABEL for row in value):
+        raise ValueError("an array of short arrays")
+    return [[_cell(item) for item in row] for row in value]
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return None
+    if type(value) is str:
+        return one_line(value, MAX_LABEL)
+    return _COUNT(value) if type(value) is int else _seconds(value)
+
+
 def _mismatches(value: Any) -> dict[str, tuple[str, str]]:
     if type(value) is not dict:
         raise ValueError("an object")
@@ -336,6 +357,10 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
             "max_memory": _MEMORY,
             "resume": _LABEL,
             "features": _features,
+            "host": _LABEL,
+            "user": _LABEL,
+            "program": _LABEL,
+            "label": _LABEL,
         },
     ),
     LaneHello: (FrameType.HELLO, {"session": _LABEL, "lane": _COUNT, "slot": _SLOT, "resume": _flag}),
@@ -353,20 +378,68 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
     ),
     WorkerHello: (FrameType.HELLO, {"pid": _PID}),
     Refused: (FrameType.REFUSED, {"code": _LABEL, "message": _text(MAX_MESSAGE), "mismatches": _mismatches}),
-    WorkerStatus: (None, {"slot": _SLOT, "pid": _PID, "seconds": _seconds}),
-    ClientStatus: (None, {"client": _text(2 * MAX_LABEL), "workers": _messages(WorkerStatus)}),
+    FarmStatus: (FrameType.PING, dict.fromkeys(FarmStatus._fields, _COUNT)),
+    ClientStatus: (
+        None,
+        {
+            "id": _COUNT,
+            "client": _text(2 * MAX_LABEL),
+            "host": _LABEL,
+            "user": _LABEL,
+            "program": _LABEL,
+            "label": _LABEL,
+            "seconds": _seconds,
+            "state": _LABEL,
+            "workers": _COUNT,
+            "farm": _message(FarmStatus),
+        },
+    ),
+    Machine: (None, {"cpus": _seconds, "load": _numbers, "memory": _COUNT, "available": _COUNT}),
+    Totals: (
+        None,
+        {
+            "sessions": _COUNT,
+            "workers_started": _COUNT,
+            "workers_ended": _tally,
+            "tasks_begun": _COUNT,
+            "busy_seconds": _seconds,
+            "received": _COUNT,
+            "sent": _COUNT,
+        },
+    ),
+    Death: (
+        None,
+        {
+            "at": _seconds,
+            "session": _COUNT,
+            "slot": _SLOT,
+            "pid": _PID,
+            "cause": _LABEL,
+            "code": _CODE,
+            "peak": _COUNT,
+        },
+    ),
+    WorkerTable: (None, {"columns": _labels, "rows": _cells}),
     Status: (
         FrameType.HELLO,
         {
+            "farm_status": _COUNT,
             "address": _PLACE,
             "name": _LABEL,
+            "host": _LABEL,
+            "user": _LABEL,
             "pid": _PID,
             "seconds": _seconds,
+            "now": _seconds,
             "slots": _SLOTS,
             "draining": _flag,
             "versions": _VERSIONS,
+            "machine": _message(Machine),
+            "totals": _message(Totals),
             "sessions": _messages(ClientStatus),
             "sessions_left_out": _COUNT,
+            "workers": _message(WorkerTable),
+            "deaths": _messages(Death),
         },
     ),
     Done: (FrameType.HELLO, {}),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from farm_executor.client.executor import FarmExecutor
 from farm_executor.client.front import Front
-from farm_executor.client.settings import KeywordSettings
+from farm_executor.client.settings import SharedSettings
 from farm_executor.errors import KernelCreationError, NoKernelError
 from farm_executor.lfarm.checks import check_bool, check_category, check_instance, check_seconds
 from farm_executor.lfarm.submission import Submission, ToAny, ToFarm
@@ -304,7 +304,7 @@ class Kernel:
         self._end(partial(self.executor.__exit__, exc_type, exc, traceback), wait=exc is None)
 
 
-class KernelOptions(KeywordSettings, total=False):
+class KernelOptions(SharedSettings, total=False):
     """Options that `make_kernel` passes to `FarmExecutor`, which documents and checks them."""
 
     mp_context: Any
@@ -324,7 +324,7 @@ def make_kernel(
     Args:
         addresses: The servers: a list of ``(host, port)`` pairs or address strings, as `FarmExecutor` takes them.
             Or an executor of any kind: then no servers are dialled, and it is not shut down with the kernel.
-        name: A name for display.
+        name: A name for display, also the executor's.
         timeout: Seconds within which every server must have answered; None to wait forever.
         options: Options of `FarmExecutor`, for the executor that is made: ``key``, ``key_file`` or ``ssl_context``
             for servers that need them, ``max_attempts``, ``resume_timeout``, ``heartbeat``, ``max_workers`` and all
@@ -354,7 +354,7 @@ def make_kernel(
                 "make the executor with these"
             )
         return Kernel(addresses, name)
-    farm = FarmExecutor(parse_addresses(addresses), **options)
+    farm = FarmExecutor(parse_addresses(addresses), name=name, **options)
     try:
         farm.connect(timeout)
     except BaseException as error:

@@ -60,7 +60,7 @@ from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Questions, is_called_within
 from farm_executor.server.channel import Channel
 from farm_executor.server.keeping import kept
-from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, Progress
+from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.sockets import AnySocket, Socket
 from farm_executor.wire.waker import Waker
@@ -130,7 +130,7 @@ class WorkerLane:
         secure: Callable[[Socket, int, bytes], AnySocket],
     ) -> None:
         self._connection = Connection(socket)
-        self._progress = progress.cells
+        self._progress, self._times = progress.cells, progress.times
         self._channel = channel
         self._resumable = resumable
         self._secure = secure
@@ -151,6 +151,7 @@ class WorkerLane:
         self._questions = Questions()
         self.on_offer: Callable[[dict[str, str], dict[str, Package]], None] | None = None
         self._tasks: deque[SentTask | Frame] = deque()
+        self._spent = 0.0  # seconds in tasks that have ended; set by the main thread
         self._run = 0  # how many tasks and initializers the main thread has begun
         self._running = False  # set by the main thread: something has begun and not ended
         self._busy = False  # set by the main thread: it has something to run, or is about to take it
@@ -187,6 +188,7 @@ class WorkerLane:
                     self._flush()
                 self._busy = False
                 self._progress[BUSY] = False
+                self._times[SINCE], self._times[SPENT] = 0.0, self._spent
                 if self._ended:
                     return None
                 self._read()
@@ -217,10 +219,11 @@ class WorkerLane:
         finally:
             self._io.release()
 
-    def begin(self, seq: int) -> None:
-        """Record in shared memory that this task has begun."""
+    def begin(self, seq: int, began: float) -> None:
+        """Record in shared memory that this task has begun, at that time by `time.perf_counter`."""
         if self._loose:
             self._settle_loose()
+        self._times[SPENT], self._times[SINCE] = self._spent, began
         self._progress[BEGUN] = seq
 
     def ready(self, failure: Payload | None) -> None:
@@ -241,7 +244,8 @@ class WorkerLane:
         """
         now = time.perf_counter()
         self._running = False
-        self._outcomes.append((outcome, error, now - began))
+        self._spent += (seconds := now - began)
+        self._outcomes.append((outcome, error, seconds))
         if not self._tasks:
             self._last_task = now
         elif now - self._last_flush < FLUSH_AFTER and not once and (error is None or not is_bulk(outcome)):

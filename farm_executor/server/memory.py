@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import resource
 
-__all__ = ["OomCounter", "held_by", "peak_of"]
+__all__ = ["OomCounter", "held_by", "peak_of", "private_bytes"]
 
 PS_SECONDS = 2.0
 STATM = "/proc/self/statm"
@@ -36,11 +36,12 @@ def held_by(pids: Iterable[int]) -> dict[int, int]:
         The bytes of each process. Those that have ended are missing.
     """
     if os.path.exists(STATM):
-        return {pid: held for pid in pids if (held := _private_bytes(pid)) is not None}
+        return {pid: held for pid in pids if (held := private_bytes(pid)) is not None}
     return _resident_by_ps(pids)
 
 
-def _private_bytes(pid: int) -> int | None:
+def private_bytes(pid: int) -> int | None:
+    """Return what `held_by` has of one process, from a file; None where the system has no such file."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             _, resident, shared, *_ = map(int, file.read().split())

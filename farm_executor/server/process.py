@@ -6,7 +6,7 @@ This module owns what can be known of a worker from outside. It must not act on 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from farm_executor.core.messages import KillOrder
 from farm_executor.server.channel import Channel
@@ -16,7 +16,27 @@ from farm_executor.wire.sockets import Socket, hang_up
 if TYPE_CHECKING:
     from farm_executor.server.stderr import StderrPipe
 
-__all__ = ["Worker"]
+__all__ = ["Figures", "Worker"]
+
+
+class Figures(NamedTuple):
+    """What a worker has done so far.
+
+    Attributes:
+        begun: How many tasks it has begun.
+        since: When the present one began, by `time.perf_counter`; 0 if it runs none.
+        spent: Seconds in tasks before that.
+        received: Bytes, over all connections of its lane.
+        sent: The same for those sent.
+        busy: Whether it has something to run.
+    """
+
+    begun: int
+    since: float
+    spent: float
+    received: int
+    sent: int
+    busy: bool
 
 
 class Worker:
@@ -48,6 +68,9 @@ class Worker:
         self.condemned: list[KillOrder] = []  # orders to judge as soon as it has stopped
         self.killed: int | None = None  # the number of the task because of which we have killed it
         self.held: int | None = None  # the bytes because of which we have killed it
+        # The bytes of connections before the present one, and of that one when last looked at: see `figures`.
+        self._carried = (0, 0)
+        self._passed = (0, 0)
         self.looked_at = NOT_BEGUN  # the last task begun when we last looked at its memory
 
     def __repr__(self) -> str:
@@ -60,6 +83,20 @@ class Worker:
         else:
             state = "busy" if self.progress.busy else "idle"
         return f"<Worker pid {self.pid}, slot {self.slot}, lane {self.lane}: {state}>"
+
+    def figures(self) -> Figures:
+        """Return what it has done so far. No counter ever falls."""
+        progress = self.progress
+        received, sent = progress.received, progress.sent
+        # A lane that is resumed counts from zero. What has come between our last look and that is not seen; to be
+        # told of it would cost each worker more than the figure is worth.
+        if received < self._passed[0] or sent < self._passed[1]:
+            self._carried = (self._carried[0] + self._passed[0], self._carried[1] + self._passed[1])
+        self._passed = (received, sent)
+        return Figures(
+            *(progress.begun + 1, progress.since, progress.spent),
+            *(self._carried[0] + received, self._carried[1] + sent, progress.busy),
+        )
 
     def end(self) -> None:
         """Let the worker see that its client is gone."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 
-__all__ = ["BEGUN", "BUSY", "NOT_BEGUN", "RECALLS", "RECEIVED", "SENT", "Progress"]
+__all__ = ["BEGUN", "BUSY", "NOT_BEGUN", "RECALLS", "RECEIVED", "SENT", "SINCE", "SPENT", "Progress"]
 
 BEGUN = 0
 """The number of the last task begun; `NOT_BEGUN` if none was."""
@@ -23,7 +23,11 @@ BUSY = 3
 """Whether there is something to run, including the initializer."""
 RECALLS = 4
 """How often task numbers have become free again, modulo 2^16."""
-_FIELDS = 5
+SINCE = 5
+"""When the present task began, by `time.perf_counter`; 0 when nothing runs and nothing follows. In `times`."""
+SPENT = 6
+"""The seconds in tasks before the present one. In `times`."""
+_FIELDS = 7
 
 NOT_BEGUN = -1
 
@@ -33,13 +37,15 @@ class Progress:
 
     Attributes:
         cells: The fields, by the numbers that this module names.
+        times: The same as floats, for those that are times.
     """
 
-    __slots__ = ("_memory", "cells")
+    __slots__ = ("_memory", "cells", "times")
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 8 * _FIELDS)
         self.cells = memoryview(self._memory).cast("q")
+        self.times = memoryview(self._memory).cast("d")
         self.cells[BEGUN] = NOT_BEGUN
 
     @property
@@ -68,6 +74,16 @@ class Progress:
         return self.cells[RECALLS]
 
     @property
+    def since(self) -> float:
+        """See `SINCE`."""
+        return self.times[SINCE]
+
+    @property
+    def spent(self) -> float:
+        """See `SPENT`."""
+        return self.times[SPENT]
+
+    @property
     def closed(self) -> bool:
         """Whether there is nothing left to read."""
         return self._memory.closed
@@ -75,4 +91,5 @@ class Progress:
     def close(self) -> None:
         """Let go of the memory."""
         self.cells.release()
+        self.times.release()
         self._memory.close()

@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from farm_executor.core.messages import WorkerDied
+    from farm_executor.core.census import FarmStatus
+    from farm_executor.core.messages import ControlHello, WorkerDied
     from farm_executor.server.depot import Room
     from farm_executor.server.process import Worker
     from farm_executor.wire.connection import Connection
@@ -31,6 +32,10 @@ class Session:
         features: Those that the client and the server both have.
         workers: The session's workers, by pid.
         modules: The folder for the client's modules; None if it sends none.
+        number: Its number, for people.
+        who: The client's hello.
+        opened: When it was opened, in seconds since 1970.
+        farm: What the client said last of its farm.
         reports: The reports of workers that have died, by lane, for as long as the client may not have got them.
     """
 
@@ -44,6 +49,8 @@ class Session:
         features: frozenset[str],
         *,
         distant: bool,
+        number: int,
+        who: ControlHello,
     ) -> None:
         self.id = id
         self.client = client
@@ -58,6 +65,10 @@ class Session:
         self.reports: dict[int, WorkerDied] = {}
         self.modules: Room | None = None
         self.ended = False
+        self.number = number
+        self.who = who
+        self.opened = time.time()
+        self.farm: FarmStatus | None = None
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "cut" if self.connection is None else "connected"

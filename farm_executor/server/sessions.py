@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+from farm_executor.core.census import FarmStatus
 from farm_executor.core.features import MODULES, shared
 from farm_executor.core.frames import MAX_HELLO, Frame, FrameType, encode_frame
 from farm_executor.core.handshake import Versions, describe_mismatches
@@ -96,6 +97,7 @@ class Sessions:
     Attributes:
         workers: The workers of all sessions.
         draining: Whether no new sessions are opened.
+        opened: How many there have been.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Sessions:
         self._by_id: dict[str, Session] = {}
         self.workers = start_workers(tell=self._tell, gone=self._on_worker_gone)
         self.draining = False
+        self.opened = 0
         self._leaving = False  # whether the clients have been asked to leave as well
 
     def __len__(self) -> int:
@@ -161,6 +164,7 @@ class Sessions:
             return
         # A unix socket ends only with the process that held it, so there is nothing to resume.
         resume_seconds = min(hello.resume_seconds, MAX_RESUME_SECONDS) if is_tcp(guest.raw) else 0.0
+        self.opened += 1
         session = Session(
             os.urandom(16).hex(),
             f"{hello.client or 'a client'} at {guest.name}",
@@ -169,6 +173,8 @@ class Sessions:
             max_memory=hello.max_memory,
             features=shared(hello.features, terms.features),
             distant=bool(resume_seconds) or terms.tunnelled,
+            number=self.opened,
+            who=hello,
         )
         if self._depot is not None and MODULES in session.features:
             session.modules = self._depot.open(session.id)
@@ -300,6 +306,8 @@ class Sessions:
 
     def _on_frame(self, session: Session, connection: Connection, frame: Frame) -> None:
         if frame.type is FrameType.PING:
+            if len(frame.body):
+                session.farm = decode(FarmStatus, frame)
             self._answer_ping(session, connection, frame.seq)
         elif frame.type is FrameType.KILL:
             self.workers.kill(session, decode(KillOrder, frame))

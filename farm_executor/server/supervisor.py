@@ -27,6 +27,7 @@ from typing import Any
 from farm_executor.core.features import MODULES
 from farm_executor.core.messages import ClientHello, ControlHello, LaneHello
 from farm_executor.server.admin import Admin
+from farm_executor.server.census import Census
 from farm_executor.server.childhood import Parent, end_process, serve_tracker
 from farm_executor.server.depot import Depot
 from farm_executor.server.door import Door
@@ -116,7 +117,7 @@ class Supervisor:
         )
         self._sessions = Sessions(self._selector, self._door, terms, self._depot, start_workers, self._on_lost)
         self._workers = self._sessions.workers
-        self._admin = Admin(self._door, terms, self._sessions, partial(self._drain, leave=False))
+        self._admin = Admin(self._door, Census(terms, self._sessions), partial(self._drain, leave=False))
         self._terminations = 0
         self._hung_up = False
         self._ending = False

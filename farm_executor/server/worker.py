@@ -106,7 +106,7 @@ def run_worker(start: WorkerStart) -> None:
             lane.ready(runner.initialize(task))
             continue
         began = time.perf_counter()
-        lane.begin(task.seq)
+        lane.begin(task.seq, began)
         try:
             outcome, error = runner.run(task)
         except KeyboardInterrupt as interrupt:  # it came between the end of the call and here

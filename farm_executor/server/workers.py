@@ -22,6 +22,7 @@ from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello
 from farm_executor.server.channel import Channel
 from farm_executor.server.childhood import Parent, become_child, let_leader_set_sid
+from farm_executor.server.counts import Counts
 from farm_executor.server.descriptors import DescriptorLimit
 from farm_executor.server.guest import Guest
 from farm_executor.server.memory import OomCounter, held_by, peak_of
@@ -64,6 +65,9 @@ class Workers:
         tell: Sends a message to a session's client.
         gone: Called with the session when one of its workers has died and its client has been told.
         let_go: Called in a new process: closes everything of the supervisor's except that socket.
+
+    Attributes:
+        counts: What they have done, and how they ended.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Workers:
         self._interruptible = interruptible
         self._tell = tell
         self._gone = gone
+        self.counts = Counts()
         self._let_go = let_go
         self._all: dict[int, tuple[Session, Worker]] = {}  # by pid
         self._doomed: dict[int, float] = {}  # by pid, the time at which it is killed
@@ -104,6 +109,10 @@ class Workers:
 
     def __bool__(self) -> bool:
         return bool(self._all)
+
+    def everyone(self) -> list[tuple[Session, Worker]]:
+        """Return all workers, each with its session, which may be over."""
+        return list(self._all.values())
 
     # -- time ------------------------------------------------------------------------------------------
 
@@ -203,6 +212,7 @@ class Workers:
         worker = Worker(pid, slot, lane, guest.raw, channel, progress, stderr, self._oom_counter.read())
         session.workers[pid] = worker
         self._all[pid] = (session, worker)
+        self.counts.workers += 1
         # The worker says nothing before the client has had this answer and sent INIT.
         with contextlib.suppress(OSError):
             guest.reply(WorkerHello(pid))
@@ -304,6 +314,7 @@ class Workers:
             stderr=worker.stderr.evidence,
             **why,
         )
+        self.counts.worker_ended(session, worker, report, told=doomed is not None)
         worker.progress.close()
         worker.channel.close()
         logger.info(

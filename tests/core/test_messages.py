@@ -11,6 +11,7 @@ from strategies import json_values, versions, words
 
 from farm_executor.core import features as features_module
 from farm_executor.core import messages
+from farm_executor.core.census import ClientStatus, Death, FarmStatus, Machine, Status, Totals, WorkerTable
 from farm_executor.core.features import MAX_FEATURE, MAX_FEATURES, shared
 from farm_executor.core.frames import BULK, ERROR, FRAMES, ONCE, TOGETHER, FrameReader, FrameType, Way
 from farm_executor.core.handshake import MAX_VERSION, MIN_MEMORY_LIMIT, Versions
@@ -23,7 +24,6 @@ from farm_executor.core.messages import (
     ROLES,
     TABLE,
     AdminHello,
-    ClientStatus,
     ControlHello,
     Done,
     Draining,
@@ -32,11 +32,9 @@ from farm_executor.core.messages import (
     Pong,
     Refused,
     Spared,
-    Status,
     Welcome,
     WorkerDied,
     WorkerHello,
-    WorkerStatus,
     decode,
     encode,
     from_json,
@@ -55,24 +53,59 @@ slots = st.integers(0, MAX_PID)
 recalls = st.integers(0, 0xFFFF)
 seconds = st.floats(0, MAX_SECONDS)
 maybe = st.none()
-workers = st.builds(WorkerStatus, slots, pids, seconds)
-clients = st.builds(ClientStatus, words, st.lists(workers, max_size=3))
+farms = st.builds(FarmStatus, *[counts] * len(FarmStatus._fields))
+clients = st.builds(ClientStatus, counts, *[words] * 5, seconds, words, counts, maybe | farms)
+machines = st.builds(Machine, seconds, st.lists(seconds, max_size=3), maybe | counts, maybe | counts)
+totals = st.builds(
+    *(Totals, counts, counts, st.dictionaries(words, counts, max_size=3), counts, seconds, counts, counts)
+)
+deaths = st.builds(Death, seconds, counts, slots, pids, words, st.integers(-MAX_PID, MAX_PID), counts)
+cells = maybe | words | counts | st.floats(0.5, 1e6)
+tables = st.builds(WorkerTable, st.lists(words, max_size=3), st.lists(st.lists(cells, max_size=3), max_size=3))
 pairs = st.dictionaries(words, st.tuples(words, words), max_size=3)
 features = st.lists(st.from_regex(r"[a-z0-9-]{1,32}", fullmatch=True), max_size=3).map(tuple)
 memory = st.integers(MIN_MEMORY_LIMIT, MAX_COUNT)
 MESSAGES = {
     ControlHello: st.builds(
-        ControlHello, versions, st.booleans(), words, seconds, seconds, maybe | memory, maybe | words, features
+        ControlHello,
+        versions,
+        st.booleans(),
+        words,
+        seconds,
+        seconds,
+        maybe | memory,
+        maybe | words,
+        features,
+        *[words] * 4,
     ),
     LaneHello: st.builds(LaneHello, words, counts, maybe | slots, st.booleans()),
     AdminHello: st.builds(AdminHello, words),
     Welcome: st.builds(Welcome, words, pids, words, versions, seconds, features),
     WorkerHello: st.builds(WorkerHello, pids),
     Refused: st.builds(Refused, words, words, maybe | pairs),
-    WorkerStatus: workers,
+    FarmStatus: farms,
     ClientStatus: clients,
+    Machine: machines,
+    Totals: totals,
+    Death: deaths,
+    WorkerTable: tables,
     Status: st.builds(
-        Status, words, words, pids, seconds, pids, st.booleans(), versions, st.lists(clients, max_size=3), counts
+        *(
+            Status,
+            counts,
+            words,
+            words,
+            words,
+            words,
+            pids,
+            seconds,
+            seconds,
+            pids,
+            st.booleans(),
+            versions,
+            machines,
+        ),
+        *(totals, st.lists(clients, max_size=3), counts, tables, st.lists(deaths, max_size=3)),
     ),
     Done: st.builds(Done),
     Pong: st.builds(Pong, st.lists(st.tuples(counts, counts, counts), max_size=3)),
@@ -215,7 +248,11 @@ def _table(head, after):
         (Draining, "`DRAINING` is an object", "| key |"),
         (Status, "The answer to `status`", "| key |"),
         (ClientStatus, "of `sessions`", "| key |"),
-        (WorkerStatus, "of `workers`", "| key |"),
+        (FarmStatus, "The object of a `PING`", "| key |"),
+        (Machine, "`machine` is an object", "| key |"),
+        (Totals, "`totals` is an object", "| key |"),
+        (Death, "Each of `deaths`", "| key |"),
+        (WorkerTable, "`workers` is an object", "| key |"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -301,5 +338,6 @@ def test_some_lines_are_printable_and_bounded(text, lines, limit):
 
 
 def test_nothing_of_the_module_is_forgotten_in_all():
-    kinds = {name for name in vars(messages) if name in {kind.__name__ for kind in TABLE}}
+    here = {kind.__name__ for kind in TABLE if kind.__module__ == messages.__name__}
+    kinds = {name for name in vars(messages) if name in here}
     assert kinds <= set(messages.__all__)

@@ -436,7 +436,7 @@ def worker(data: bytes) -> None:
         ):
             while (task := lane.next()) is not None:
                 if isinstance(task, SentTask):
-                    lane.begin(task.seq)
+                    lane.begin(task.seq, 1.0)
                     lane.settle([b"done"], False, 0.0, once=task.once)
                 else:
                     lane.ready(None)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from farm_executor.core.messages import ControlHello
 from farm_executor.server.channel import Channel
 from farm_executor.server.guest import Guest
 from farm_executor.server.process import Worker
@@ -12,6 +13,7 @@ from farm_executor.server.progress import Progress
 from farm_executor.server.session import Session
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.security import Key
+from farm_executor.wire.versions import local_versions
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -42,7 +44,8 @@ def test_a_guest_tells_how_far_it_has_come_and_not_its_key(ends):
 
 
 def test_a_session_tells_its_state_and_not_the_id_that_would_resume_it(ends):
-    session = Session("the-id", "user@host:7", 15.0, 5.0, None, frozenset(), distant=True)
+    whose = {"distant": True, "number": 1, "who": ControlHello(local_versions())}
+    session = Session("the-id", "user@host:7", 15.0, 5.0, None, frozenset(), **whose)
     assert repr(session) == "<Session of user@host:7: cut, 0 workers>"
 
     session.connection = Connection(ends[0])

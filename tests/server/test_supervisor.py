@@ -101,7 +101,7 @@ def test_each_session_has_as_many_workers_as_there_are_slots_and_the_client_want
 
         def counts() -> list[int]:
             sessions = status(serving.host, serving.port, key=KEY)["sessions"]
-            return sorted(len(session["workers"]) for session in sessions)
+            return sorted(session["workers"] for session in sessions)
 
         wait_until(lambda: counts() == [1, 2], "one client with one worker, one with two")
 
@@ -123,10 +123,13 @@ def test_status_tells_of_the_server_its_clients_and_their_workers():
         assert data["versions"]["python"].endswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
         (session,) = data["sessions"]
         assert f"pid {os.getpid()}" in session["client"]
-        (shown,) = session["workers"]
+        assert session["workers"] == 1
+        (row,) = data["workers"]["rows"]
+        shown = dict(zip(data["workers"]["columns"], row))
+        assert shown["session"] == session["id"]
         assert shown["pid"] == worker
         assert shown["slot"] == 0
-        assert shown["seconds"] >= 0
+        assert shown["up"] >= 0
 
 
 def test_status_works_however_many_clients_there_are_and_says_how_many_it_leaves_out():

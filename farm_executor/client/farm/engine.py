@@ -46,8 +46,8 @@ from farm_executor.client.farm.wording import (
     copy_of,
     explain_pickling,
 )
-from farm_executor.core.frames import Payload, payload_size
-from farm_executor.core.messages import KillOrder
+from farm_executor.core.frames import Buffer, Payload, payload_size
+from farm_executor.core.messages import KillOrder, encode
 from farm_executor.core.task import Cancel, Retire, Task
 from farm_executor.data import payload
 from farm_executor.data.failure import Origin
@@ -103,6 +103,7 @@ class Engine:
         self._shutdown = False
         self._error: Callable[[], BaseException] | None = None
         self._lanes: dict[int, Lane] = {}
+        self._told: tuple[int, list[Buffer]] = 0, []
         self._reactor = reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         # The parts refer to each other in a circle. The lambdas look up those that do not exist yet when they are
         # called, which is not before the reactor has been started.
@@ -140,6 +141,7 @@ class Engine:
             kills,
             self._on_seats_gone,
             self._on_refusal,
+            self._pulse,
         )
 
     def start(self) -> None:
@@ -477,6 +479,15 @@ class Engine:
         """Send a kill order on behalf of `Kills`; return whether it could be sent."""
         lane = self._lanes.get(order.lane)
         return lane is not None and lane.session.send(order)
+
+    def _pulse(self, beat: int) -> list[Buffer]:
+        """Return the frame of a heartbeat: what all servers are told of the farm, for those who look at them."""
+        from farm_executor.client.farm.statistics import farm_status  # late, as above
+
+        if self._told[0] != beat:  # one count for all servers
+            counts = {**self._settler.counts, "resubmitted": self._outcomes.resubmitted}
+            self._told = beat, encode(farm_status(self._dispatch, list(self._lanes), counts), beat)
+        return self._told[1]
 
     # -- ends ----------------------------------------------------------------------------------------------
 

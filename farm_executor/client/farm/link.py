@@ -51,6 +51,7 @@ from farm_executor.wire.dialling import RefusedError, connect
 from farm_executor.wire.security import Key
 from farm_executor.wire.sockets import HEARTBEAT_SECONDS, Socket, hang_up
 from farm_executor.wire.versions import local_versions
+from farm_executor.wire.whose import whose
 
 __all__ = ["Listener", "ServerLink", "Settings", "at"]
 
@@ -88,6 +89,7 @@ class Settings:
         resume_seconds: float = 0.0,
         max_memory_per_worker: int | None = None,
         features: tuple[str, ...] = (),
+        label: str = "",
     ) -> None:
         self.find_key = find_key
         self.allow_version_mismatch = allow_version_mismatch
@@ -95,6 +97,7 @@ class Settings:
         self.resume_seconds = resume_seconds
         self.max_memory_per_worker = max_memory_per_worker  # bytes
         self.features = features  # those that hellos name
+        self.label = label  # what the user calls the farm
         self.more_diallers = threading.BoundedSemaphore(MAX_DIALLERS)
         self.proven = False  # whether any server has proven that it holds the farm's key
 
@@ -391,6 +394,8 @@ class ServerLink:
                 resume_seconds=min(self._settings.resume_seconds, MAX_SECONDS),
                 max_memory=None if limit is None else min(limit, MAX_COUNT),
                 features=self._settings.features,
+                label=self._settings.label,
+                **whose(),
             ),
             Welcome,
         )

@@ -21,6 +21,7 @@ from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.session import Around, Session, SessionCrew
 from farm_executor.core.features import MODULES
+from farm_executor.core.frames import Buffer
 from farm_executor.core.lifecycle import SessionState
 from farm_executor.errors import WorkerLostError
 from farm_executor.wire.address import Address
@@ -61,6 +62,7 @@ class Servers:
         kills: Told how supervisors answer kill orders.
         seats_gone: Called with the seats that no longer exist, and the reason.
         refused: Called with the error when every server refuses us and trying again is pointless.
+        pulse: See `session.Around`.
 
     Attributes:
         answered: For each server, a future of the number of workers it gives us, set when it first answers.
@@ -80,6 +82,7 @@ class Servers:
         kills: Kills,
         seats_gone: Callable[[list[Hashable], str], None],
         refused: Callable[[Exception], None],
+        pulse: Callable[[int], list[Buffer]],
     ) -> None:
         self._settings = settings
         self._reactor = reactor
@@ -104,6 +107,7 @@ class Servers:
             Liveness(
                 settings.heartbeat, reactor.after, Session.ping, Session.moved, Session.on_silence, crew.on_stuck
             ),
+            pulse,
         )
         self.answered: dict[ServerLink, Future[int]] = {link: Future() for link in self._links}
         self.named: dict[Address, Future[None]] = {name: Future() for name in sources.names}

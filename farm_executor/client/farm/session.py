@@ -23,7 +23,7 @@ from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
-from farm_executor.core.frames import FrameType, encode_frame
+from farm_executor.core.frames import Buffer, FrameType, encode_frame
 from farm_executor.core.lifecycle import SESSION, SessionEvent, SessionState, after
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import Draining, KillOrder, Pong, Spared, WorkerDied, decode, encode
@@ -98,6 +98,7 @@ class Around(NamedTuple):
     Attributes:
         heartbeat: Seconds between two signs of life.
         resume_seconds: How long to keep dialling for a broken connection, in seconds.
+        pulse: Returns the frame of a heartbeat, given its number.
     """
 
     heartbeat: float
@@ -106,6 +107,7 @@ class Around(NamedTuple):
     crew: SessionCrew
     kills: Kills
     liveness: Liveness[Session]
+    pulse: Callable[[int], list[Buffer]]
 
 
 class Session:
@@ -296,7 +298,7 @@ class Session:
         # With bytes still unsent the server is not reading, and another ping would only pile up behind them. Its
         # silence shows in any case.
         if not connection.unsent:
-            connection.send(encode_frame(FrameType.PING, seq=beat))
+            connection.send(self._around.pulse(beat))
             self._around.reactor.want_to_write(connection, connection.unsent)
 
     def moved(self) -> int:

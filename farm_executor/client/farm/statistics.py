@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.dispatch import Dispatch
     from farm_executor.client.farm.lane import Lane
     from farm_executor.client.farm.servers import Servers
+    from farm_executor.core.census import FarmStatus
     from farm_executor.core.task import Task
 
-__all__ = ["FarmStatistics", "ServerStatistics", "WorkerStatistics", "snapshot"]
+__all__ = ["FarmStatistics", "ServerStatistics", "WorkerStatistics", "farm_status", "snapshot"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,22 @@ def snapshot(
         submitted=dispatch.submitted,
         **counts,
     )
+
+
+def farm_status(dispatch: Dispatch, lanes: list[int], counts: Mapping[str, int]) -> FarmStatus:
+    """Count a farm's calls for its servers, cheaply enough for every heartbeat: the queue is not read."""
+    from farm_executor.core.census import FarmStatus
+
+    scheduler = dispatch.scheduler
+    ended = sum(number for end, number in counts.items() if end != "resubmitted")
+    with dispatch.look():
+        if len(lanes) <= LANES_AT_ONCE:
+            running = sum([task.calls for lane in lanes for task in scheduler.tasks_on(lane)])
+        else:  # by tasks, of which blocks of a map's items are few in a farm of this size
+            running = scheduler.unsettled - scheduler.queued - scheduler.reserved
+        submitted = dispatch.submitted
+    queued = max(submitted - ended - running, 0)
+    return FarmStatus(queued=queued, running=running, submitted=submitted, **counts)
 
 
 def _worker(lane: Lane, tasks: list[Task]) -> WorkerStatistics:
