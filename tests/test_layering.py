@@ -40,6 +40,7 @@ FLOORS = {
     "client.farm": [
         ("budget", "discovery", "functions", "interrupt", "liveness", "locks", "options", "own_modules"),
         ("future", "packages", "reactor"),
+        ("call",),
         ("cancels", "chosen_modules", "dispatch", "kills", "lane", "parcels"),
         ("missing", "session", "shipping", "wording"),
         ("crew", "link", "settling"),

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from farm_executor.arguments import checked
 from farm_executor.client.backing import Backing
-from farm_executor.client.farm.future import FarmFuture
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.lifetime import end_interrupted
 from farm_executor.client.supply import when_gone
@@ -439,9 +438,7 @@ class Front(Executor):
         """
         (future,) = checked("FarmExecutor.kill", future=future)
         engine = self._engine
-        if engine is None or not isinstance(future, FarmFuture) or future._owner is not engine:
-            return False
-        return future.cancel() or engine.kill_one(future)
+        return engine is not None and engine.kill_one(future)
 
     def cancel_all(self) -> None:
         """End every task of the farm, whichever view submitted it; the farm accepts new tasks afterwards.

@@ -6,17 +6,16 @@ This module owns the vocabulary between the scheduler and its driver. It must no
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 __all__ = ["Assign", "Cancel", "Decision", "Kill", "Lose", "Recall", "Retire", "Task"]
 
 
 class Task:
-    """One call that is queued or has been sent.
+    """One call that is queued or has been sent. The driver adds what it needs to send it, in a class of its own.
 
     Attributes:
         id: Unique within its scheduler; ascending in the order of submission.
-        call: Whatever the driver needs to send it; opaque here.
         seat: The seat whose lane alone may run it; None for any lane.
         calls: How many of the user's calls it stands for.
         goes_on: Whether these have been submitted before, as part of another task.
@@ -31,7 +30,6 @@ class Task:
 
     __slots__ = (
         "begun",
-        "call",
         "calls",
         "category",
         "goes_on",
@@ -49,14 +47,12 @@ class Task:
     def __init__(
         self,
         id: int,
-        call: Any,
         priority: float = 0,
         category: Hashable = None,
         max_attempts: int = 3,
         seat: Hashable = None,
     ) -> None:
         self.id = id
-        self.call = call
         self.priority = priority
         self.category = category
         self.max_attempts = max_attempts

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, ParamSpec, overload
 
-from farm_executor.client.farm.future import FarmFuture
+from farm_executor.client.farm.future import tell
 from farm_executor.lfarm.checks import check_instance, check_seconds, checked_index
 from farm_executor.lfarm.kernel import Kernel, check_kernel, checked_kernel
 
@@ -112,7 +112,7 @@ class Channel:
             return
         future = self.kernel.submit_call(task, args, kwargs)
         self._submitted.add(future)
-        if not (isinstance(future, FarmFuture) and future._tell(self._arrive)):
+        if not tell(future, self._arrive):
             future.add_done_callback(self._arrive_otherwise)
 
     def receive(self) -> Any:

@@ -24,7 +24,7 @@ def cost_per_task(lanes: int, tasks: int) -> float:
     def note(decisions: list) -> None:
         work.extend((d.lane, d.seq, len(d.tasks)) for d in decisions if isinstance(d, Assign))
 
-    made = [Task(number, None) for number in range(tasks)]
+    made = [Task(number) for number in range(tasks)]
     started = time.process_time()
     for lane in range(lanes):
         note(scheduler.lane_up(lane))

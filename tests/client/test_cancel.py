@@ -18,10 +18,11 @@ from server.processes import DEADLINE, wait_until
 
 from farm_executor import FarmExecutor, start_server
 from farm_executor.client.farm import cancels as cancelling
+from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.cancels import SECONDS, Cancels
-from farm_executor.client.farm.future import FarmFuture
+from farm_executor.client.farm.future import FarmFuture, call_of
+from farm_executor.client.farm.options import TaskOptions
 from farm_executor.core import window
-from farm_executor.core.task import Task
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -174,7 +175,7 @@ def test_what_is_asked_for_back_when_its_worker_is_lost(book, how, monkeypatch):
             proxy.stall(numbers=[LANE])
             asking = threading.Thread(target=behind[5].cancel)
             asking.start()
-            wait_until(lambda: behind[5]._task is None or behind[5]._task.unwanted, "it has been asked for")
+            wait_until(lambda: call_of(behind[5]) is None or call_of(behind[5]).unwanted, "it has been asked for")
             if how == "it is killed":
                 os.kill(lane.pid, signal.SIGKILL)
                 proxy.flow()
@@ -284,9 +285,9 @@ class Reactor:
 
 
 def sent_task():
-    future = FarmFuture()
-    future.set_running_or_notify_cancel()
-    return Task(1, future)
+    call = Call(1, None, None, None, (), TaskOptions())
+    call.future.set_running_or_notify_cancel()
+    return call
 
 
 def asking(*answers):
@@ -301,7 +302,7 @@ def asking(*answers):
 
 
 def waiting_thread(cancels, reactor, task):
-    thread = threading.Thread(target=cancels.take_back, args=(task, task.call._cancel_started))
+    thread = threading.Thread(target=cancels.take_back, args=(task, task.future._cancel_started))
     thread.start()
     wait_until(lambda: reactor.posted, "it has asked")
     reactor.run()
@@ -328,7 +329,7 @@ def test_who_asks_waits_for_that_lane_s_answer_to_that_question(_patiently):
     cancels.answered(7)
     reactor.run()
     thread.join(DEADLINE)
-    assert task.call.cancelled()
+    assert task.future.cancelled()
     for action in reactor.later:  # late
         action()
     assert cancels._silent == set()
@@ -374,6 +375,6 @@ def test_a_future_that_is_cancelled_when_it_has_been_sent_tells_everybody():
     assert future._cancel_started()
     waiting.join(DEADLINE)
     assert said == [{future}], "who waits does not wait for callbacks, which may do anything"
-    future._call_back_all()
+    future._invoke_callbacks()
     assert said == [{future}, future]
     assert not future._cancel_started(), "once"

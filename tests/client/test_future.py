@@ -19,15 +19,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from farm_executor import FarmExecutor
-from farm_executor.client.farm.future import FarmFuture, settle_plainly, start_all
+from farm_executor.client.farm.call import Call
+from farm_executor.client.farm.future import FarmFuture, call_of, settle_plainly, start_all
+from farm_executor.client.farm.options import TaskOptions
 
 DEADLINE = 20.0
 
 
 def _settled(value=1):
     future = FarmFuture()
-    future.set_running_or_notify_cancel()
-    future.set_result(value)
+    assert start_all([future]) == [True]
+    assert settle_plainly([(future, value)]) == ([], [])
     return future
 
 
@@ -119,14 +121,19 @@ def test_asyncio_wraps_it():
 
 
 def test_cancelling_tells_whom_it_concerns_once():
-    future, owner = FarmFuture(), NotedOwner()
-    future._owner, future._task = owner, "the task"
+    owner = NotedOwner()
+    call = call_for(owner)
+    future = call.future
 
     assert future.cancel()
     assert future.cancel()
-    assert owner.withdrawn == ["the task"]
+    assert owner.withdrawn == [call]
     with pytest.raises(CancelledError):
         future.result()
+
+
+def call_for(owner):
+    return Call(1, owner, None, None, (), TaskOptions())
 
 
 class NotedOwner:
@@ -148,8 +155,8 @@ class NotedOwner:
 
 @pytest.mark.parametrize("look", [FarmFuture.result, FarmFuture.exception])
 def test_whoever_waits_may_do_the_owners_work_meanwhile(look):
-    future, owner = FarmFuture(), NotedOwner(5)
-    future._owner = owner
+    owner = NotedOwner(5)
+    future = call_for(owner).future
 
     assert look(future, 7.0) == (5 if look is FarmFuture.result else None)
     assert owner.led == [7.0]
@@ -159,37 +166,35 @@ def test_whoever_waits_may_do_the_owners_work_meanwhile(look):
 
 @pytest.mark.parametrize("look", [FarmFuture.result, FarmFuture.exception])
 def test_the_time_spent_on_the_owners_work_counts(look):
-    future, owner = FarmFuture(), NotedOwner()
-    future._owner = owner
+    future = call_for(NotedOwner()).future
 
     with pytest.raises(futures.TimeoutError):
         look(future, 3600.0)
 
 
-def test_callbacks_are_called_by_whom_the_settler_names():
-    future, posted, called = FarmFuture(), [], []
-    future.add_done_callback(called.append)
-    future._call_back_by = posted.append
-    future.set_result(1)
-
-    assert (future.result(), called, len(posted)) == (1, [], 1)
-    posted[0]()
-    assert called == [future]
+def test_a_future_holds_nothing_but_its_outcome_once_it_is_settled():
+    with FarmExecutor(1) as farm:
+        future = farm.submit(abs, -1)
+        assert future.result() == 1
+        assert call_of(future) is None
+        assert {name for name, value in vars(future).items() if value is not None} == {"_state", "_result"}
 
 
-def test_without_callbacks_nobody_is_asked_to_call_them():
-    future, posted = FarmFuture(), []
-    assert not future.running()
-    future._call_back_by = posted.append
-    future.set_result(1)
+def test_exceptions_are_set_together_as_results_are():
+    plain, looked_at = FarmFuture(), FarmFuture()
+    assert start_all([plain, looked_at]) == [True, True]
+    assert looked_at.running()
+    errors = [ValueError(), LookupError()]
 
-    assert posted == []
+    others, _ = settle_plainly(zip([plain, looked_at], errors, strict=True), as_errors=True)
+
+    assert others == [(looked_at, errors[1])]
+    assert plain.exception() is errors[0]
 
 
 def test_results_are_set_together_only_where_nobody_has_looked():
     plain, looked_at, cancelled = FarmFuture(), FarmFuture(), FarmFuture()
-    for future in (plain, looked_at):
-        assert future.set_running_or_notify_cancel()
+    assert start_all([plain, looked_at]) == [True, True]
     assert looked_at.running()
     assert cancelled.cancel()
 
@@ -206,10 +211,11 @@ def test_a_callback_needs_no_condition_and_is_called_by_whoever_settles(caplog):
         one.add_done_callback(lambda future: calls.append(("first", future.result(0))))
         one.add_done_callback(lambda future: 1 / 0)
         one.add_done_callback(lambda future: calls.append(("last", future.result(0))))
-        assert one.set_running_or_notify_cancel()
+        assert start_all([one]) == [True]
         assert one._own_condition is None
 
-    future.set_result(1)
+    assert settle_plainly([(future, 1)]) == ([], [future])
+    future._call_back()
     assert calls == [("first", 1), ("last", 1)]
 
     others, to_call = settle_plainly([(other, 2)])
@@ -224,22 +230,23 @@ SETTLE = {
     "result": lambda future: future.set_result(1),
     "exception": lambda future: future.set_exception(ValueError()),
     "together": lambda future: settle_plainly([(future, 1)]),
+    "together, exceptions": lambda future: settle_plainly([(future, ValueError())], as_errors=True),
 }
 
 
-@pytest.mark.parametrize("settle", SETTLE.values(), ids=SETTLE)
+@pytest.mark.parametrize("how", SETTLE)
 @pytest.mark.parametrize("looked_at", [False, True], ids=["", "looked at meanwhile"])
-def test_who_is_to_be_told_is_told_once_by_who_settles(settle, looked_at):
+def test_who_is_to_be_told_is_told_once_by_who_settles(how, looked_at):
     future, told = FarmFuture(), []
-    assert future.set_running_or_notify_cancel()
+    assert start_all([future]) == [True]
     assert future._tell(told.append)
     if looked_at:
         assert future.running()
-        if settle is SETTLE["together"]:
+        if "together" in how:
             ((other, value),), _ = settle_plainly([(future, 1)])
             other.set_result(value)
     if not future.done():
-        settle(future)
+        SETTLE[how](future)
     assert told == [future]
     assert future.done()
     assert not future._tell(told.append), "too late"
@@ -256,7 +263,7 @@ def test_who_is_to_be_told_is_told_of_cancelling():
 def test_callbacks_left_while_it_is_settled_are_called_once():
     for _ in range(300):
         future, calls = FarmFuture(), []
-        assert future.set_running_or_notify_cancel()
+        assert start_all([future]) == [True]
         barrier = threading.Barrier(3)
 
         def leave(future=future, calls=calls, barrier=barrier):

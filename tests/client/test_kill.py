@@ -272,7 +272,7 @@ def test_a_recalled_tasks_number_on_another_task_kills_nobody_else(no_leaks):
         ((lane, task),) = [(i, engine._dispatch.scheduler.running_on(i)) for i in engine._lanes]
         seq = engine._dispatch.scheduler.first_seq(lane)
         recalls_ago = (1 << 16) - 1
-        stale = Kill(lane, seq, recalls_ago, [(seq, seq)], [Task(0, None)])
+        stale = Kill(lane, seq, recalls_ago, [(seq, seq)], [Task(0)])
         assert engine._kills.ask([stale]) == 0
         gate.open()
         assert innocent.exception(DEADLINE) is None
@@ -307,7 +307,7 @@ class AtOnce:
 
 def test_a_supervisor_that_has_heard_of_more_recalls_is_told_anew_when_we_have_and_not_before():
     """Else the two would tell each other the same, again and again, for as long as the lane is silent."""
-    task, known, told = Task(7, None), [0], []
+    task, known, told = Task(7), [0], []
 
     def aim(lane, meant):
         return Kill(lane, 3, known[0], [(3, 3)], [task]) if meant(task) else None
@@ -328,7 +328,7 @@ def test_a_supervisor_that_has_heard_of_more_recalls_is_told_anew_when_we_have_a
 
 
 def test_so_is_one_that_is_to_end_a_task_whose_time_is_over():
-    reactor, task, known, told = AtOnce(), Task(7, None), [0], []
+    reactor, task, known, told = AtOnce(), Task(7), [0], []
     task.timeout = 0.0
     kills = Kills(
         reactor,

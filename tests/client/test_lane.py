@@ -6,9 +6,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.functions import MAX_LARGE_BYTES, FunctionTable
-from farm_executor.client.farm.future import FarmFuture
 from farm_executor.client.farm.lane import Lane, arguments_of
+from farm_executor.client.farm.options import TaskOptions
 from farm_executor.core.batches import MAX_BATCH_BYTES, decode_tasks, decode_tasks_together
 from farm_executor.core.frames import (
     MAX_COUNT,
@@ -20,7 +21,6 @@ from farm_executor.core.frames import (
     decode_number,
     payload_of,
 )
-from farm_executor.core.task import Task
 from farm_executor.data import payload
 
 
@@ -40,14 +40,11 @@ def send(calls: list[tuple[Any, tuple[Any, ...], bool]], max_attempts: int = 3) 
     """Send calls of these functions with these arguments, some of them pickled at once; return the frames."""
     table, wire, tasks = FunctionTable(), Wire(), []
     for number, (function, args, at_once) in enumerate(calls):
-        future = FarmFuture()
-        future._function = table.find(function)
-        if at_once or not payload.all_plain(args):
-            future._arguments = payload.dumps_call(args, {})
-        else:
-            future._plain = args
-        assert payload.loads(arguments_of(future)) == (args, {})
-        tasks.append(Task(number, future, max_attempts=max_attempts))
+        pickled = payload.dumps_call(args, {}) if at_once or not payload.all_plain(args) else None
+        options = TaskOptions(max_attempts=max_attempts)
+        call = Call(number, None, table.find(function), pickled, None if pickled else args, options)  # type: ignore[arg-type]
+        assert payload.loads(arguments_of(call)) == (args, {})
+        tasks.append(call)
     lane = Lane(1, wire, "server", 0, 4711)  # type: ignore[arg-type]
     assert lane.send_tasks(0, tasks)
     return wire.frames
@@ -113,9 +110,7 @@ def test_large_functions_are_forgotten_only_when_what_was_sent_with_them_has_bee
     table, wire, tasks = FunctionTable(), Wire(), []
     large = [table.find(partial(len, bytes([number]) * (MAX_LARGE_BYTES // 2))) for number in range(3)]
     for number, function in enumerate([*large, large[0]]):
-        future = FarmFuture()
-        future._function, future._plain = function, ()
-        tasks.append(Task(number, future))
+        tasks.append(Call(number, None, function, None, (), TaskOptions()))  # type: ignore[arg-type]
     lane = Lane(1, wire, "server", 0, 4711)  # type: ignore[arg-type]
     assert lane.send_tasks(0, tasks)
 

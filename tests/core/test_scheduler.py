@@ -123,9 +123,7 @@ class Farm:
     def submit(
         self, priority: int = 0, max_attempts: int = 3, seat: int | None = None, category: str | None = None
     ) -> Task:
-        task = Task(
-            len(self.tasks), None, priority=priority, max_attempts=max_attempts, seat=seat, category=category
-        )
+        task = Task(len(self.tasks), priority=priority, max_attempts=max_attempts, seat=seat, category=category)
         self.tasks.append(task)
         self.charges[task.id] = 0
         self._line(task).append(task)
@@ -549,7 +547,7 @@ def test_withdraw_all_takes_every_queued_task_that_never_started(farm: Farm) -> 
 
 def test_withdraw_all_can_leave_what_would_go_first() -> None:
     scheduler = Scheduler()
-    low, high, other = tasks = [Task(number, None, priority) for number, priority in enumerate([-5, 5, 5])]
+    low, high, other = tasks = [Task(number, priority) for number, priority in enumerate([-5, 5, 5])]
     scheduler.submit(*tasks)
     assert scheduler.withdraw_all(but=2) == [low]
     assert scheduler.withdraw_all(but=3) == []
@@ -567,7 +565,7 @@ def test_a_task_whose_start_is_refused_is_forgotten_and_the_next_goes_instead(fa
 
 def test_a_task_refused_as_it_is_submitted_leaves_its_lane_idle(farm: Farm) -> None:
     worker = farm.lane_up()
-    refused = Task(0, None)
+    refused = Task(0)
     farm.tasks.append(refused)
     farm.charges[0] = 0
     farm.queue[0] = [refused]
@@ -587,7 +585,7 @@ def test_each_task_is_asked_to_start_once_however_often_it_is_sent() -> None:
         return [True] * len(tasks)
 
     scheduler = Scheduler(start)
-    scheduler.submit(Task(1, None))
+    scheduler.submit(Task(1))
     for lane in (1, 2, 3):
         scheduler.lane_up(lane)
         scheduler.lane_lost(lane, -1)
@@ -739,7 +737,7 @@ def test_each_lane_has_its_own_numbers_without_a_gap() -> None:
     scheduler.lane_up(2)
     seqs: dict[int, list[int]] = {1: [], 2: []}
     for number in range(6):
-        (assign,) = scheduler.submit(Task(number, None))
+        (assign,) = scheduler.submit(Task(number))
         assert isinstance(assign, Assign)
         seqs[assign.lane].append(assign.seq)
         scheduler.finished(assign.lane, assign.seq, 1, LONG)
@@ -990,7 +988,7 @@ def test_when_nobody_can_say_what_ran_each_task_of_one_attempt_is_lost(farm: Far
 
 
 def test_a_task_has_three_attempts_unless_it_says_otherwise() -> None:
-    assert Task(1, None).max_attempts == 3
+    assert Task(1).max_attempts == 3
 
 
 def test_an_unknown_lane_that_is_lost_changes_nothing(farm: Farm) -> None:
@@ -1027,7 +1025,7 @@ def steps_per_task(lanes: int, tasks: int) -> float:
     sys.settrace(trace)
     try:
         for number in range(tasks):
-            note(scheduler.submit(Task(number, None, priority=number % 3)))
+            note(scheduler.submit(Task(number, priority=number % 3)))
         while pending:
             place = whim.randrange(len(pending))
             pending[place], pending[-1] = pending[-1], pending[place]
@@ -1114,7 +1112,7 @@ def test_a_lane_that_only_its_seats_tasks_wait_on_is_not_asked_for_any(farm: Far
 
 def test_what_is_prepended_goes_before_what_waits_for_the_seat(farm: Farm) -> None:
     waiting = farm.submit(seat=1)
-    first, second = (Task(len(farm.tasks) + i, None, seat=1) for i in range(2))
+    first, second = (Task(len(farm.tasks) + i, seat=1) for i in range(2))
     farm.tasks += [first, second]
     farm.charges |= {first.id: 0, second.id: 0}
     farm.reserved[1][:0] = [first, second]

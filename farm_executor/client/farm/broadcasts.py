@@ -18,16 +18,16 @@ from functools import partial
 from typing import Any
 
 from farm_executor.client.farm.budget import Budget
+from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.dispatch import Dispatch
 from farm_executor.client.farm.functions import Function
-from farm_executor.client.farm.future import FarmFuture, Owner
+from farm_executor.client.farm.future import Owner
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.link import ServerLink
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.servers import Servers
 from farm_executor.core.frames import Payload, payload_size
-from farm_executor.core.task import Task
 from farm_executor.data.failure import Origin
 from farm_executor.errors import BroadcastError, BroadcastOutcome
 
@@ -54,7 +54,7 @@ class Broadcast:
         self.arguments = arguments
         self.options = options
         self.calls = calls
-        self.late: dict[Hashable, FarmFuture] = {}
+        self.late: dict[Hashable, Future[Any]] = {}
 
     def has_been_made(self, seat: tuple[Any, int]) -> bool:
         """Return whether the call is no longer on its way to a seat, so that a new worker there must be told."""
@@ -85,7 +85,7 @@ class Broadcasts:
         dispatch: Takes the tasks.
         owner: The owner of the futures.
         budget: Counts the bytes of the calls; None if they are not counted.
-        refuse: Settles a task that came too late.
+        refuse: Settles a call that came too late.
         failed: Called with the lane of a worker that came later and failed to make a call, and the error.
 
     Thread safety: `make`, `forget` and `late` may be called from any thread.
@@ -96,7 +96,7 @@ class Broadcasts:
         dispatch: Dispatch,
         owner: Owner,
         budget: Budget | None,
-        refuse: Callable[[Task], None],
+        refuse: Callable[[Call], None],
         failed: Callable[[Lane, BaseException], None],
     ) -> None:
         self._dispatch = dispatch
@@ -126,23 +126,23 @@ class Broadcasts:
         if broadcast in self._persistent:
             self._persistent.remove(broadcast)
 
-    def late(self) -> set[FarmFuture]:
-        """Return the calls of workers that have come later, which must not be cancelled."""
-        return {call for broadcast in list(self._persistent) for call in list(broadcast.late.values())}
+    def late(self) -> set[Future[Any]]:
+        """Return the futures of the calls of workers that have come later, which must not be cancelled."""
+        return {future for broadcast in list(self._persistent) for future in list(broadcast.late.values())}
 
-    def late_calls(self, lane: Lane) -> list[Task]:
+    def late_calls(self, lane: Lane) -> list[Call]:
         """Create and return the calls that a worker, which has just become ready, has to make first."""
         seat = lane.session.seat(lane.slot)
-        tasks = []
+        calls = []
         for broadcast in list(self._persistent):
             if broadcast.has_been_made(seat):
                 # The user did not submit these calls, and so must not kill them by accident: hence neither category
                 # nor timeout.
                 call = self._call(broadcast, TaskOptions(), seat)
-                call._before_settling = partial(self._on_late_call, lane)
-                broadcast.late[seat] = call
-                tasks.append(call._task)
-        return tasks
+                call.before_settling = partial(self._on_late_call, lane)
+                broadcast.late[seat] = _future_of(call)
+                calls.append(call)
+        return calls
 
     def _on_late_call(self, lane: Lane, value: Any, error: BaseException | None, origin: Origin) -> None:
         if error is not None:
@@ -165,29 +165,30 @@ class Broadcasts:
         with HeldBack(), dispatch.deciding:
             slots = range(counts[server])
             calls = [self._call(broadcast, broadcast.options, (server, slot)) for slot in slots]
+            futures = [_future_of(call) for call in calls]
             too_late = dispatch.closed
             if not too_late:
                 dispatch.submitted += len(calls)
-                dispatch.submit([call._task for call in calls])
+                dispatch.submit(calls)
         # Without the lock, as this may run users' callbacks.
         for call in calls if too_late else ():
-            self._refuse(call._task)
-        known.set_result(list(calls))
+            self._refuse(call)
+        known.set_result(futures)
 
-    def _call(self, broadcast: Broadcast, options: TaskOptions, seat: Hashable) -> FarmFuture:
-        call: FarmFuture = FarmFuture()
-        call._function, call._arguments = broadcast.function, broadcast.arguments
-        call._task = Task(
-            next(self._dispatch.ids), call, options.priority, options.category, options.max_attempts, seat
-        )
+    def _call(self, broadcast: Broadcast, options: TaskOptions, seat: Hashable) -> Call:
+        dispatch, arguments = self._dispatch, broadcast.arguments
+        call = Call(next(dispatch.ids), self._owner, broadcast.function, arguments, None, options, seat)
         if options.timeout is not None:
-            self._dispatch.timed = True
-            call._task.timeout = options.timeout
-        call._owner = self._owner
+            dispatch.timed = True
         # Counted without waiting for room: the lock may be held, or this may be a handler.
         if self._budget is not None:
-            self._budget.take(payload_size(call._arguments), now=True)
+            self._budget.take(payload_size(arguments), now=True)
         return call
+
+
+def _future_of(call: Call) -> Future[Any]:
+    assert call.future is not None, "asked before it can be settled"
+    return call.future
 
 
 def outcomes_of(broadcast: Broadcast, timeout: float | None) -> list[BroadcastOutcome]:

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.reactor import Reactor
-from farm_executor.core.task import Task
 
 __all__ = ["Cancels", "Request"]
 
@@ -33,7 +33,7 @@ class Request:
     must not become cancelled: so the first of `grant` and `close` decides, and the other does nothing.
     """
 
-    def __init__(self, task: Task, cancel: Callable[[], bool]) -> None:
+    def __init__(self, task: Call, cancel: Callable[[], bool]) -> None:
         self.task = task
         self._cancel = cancel
         self._lock = threading.RLock()  # reentrant: `grant` may run in a signal handler at any moment
@@ -81,7 +81,7 @@ class Cancels:
         self._silent: set[int] = set()  # lanes that did not answer in time and have not since; the I/O thread's
         self._stuck = False  # whether the I/O thread did not take up a request in time and has not since
 
-    def take_back(self, task: Task, cancel: Callable[[], bool]) -> None:
+    def take_back(self, task: Call, cancel: Callable[[], bool]) -> None:
         """Try to get a task back whose future says that it is running; see `Request`.
 
         Only for a thread that may wait for the farm.

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
+from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch
 from farm_executor.client.farm.functions import FunctionTable
 from farm_executor.client.farm.lane import Lane
@@ -51,14 +52,14 @@ class CrewListener(Protocol):
     Every method is called in a handler of the reactor, without the lock unless noted.
     """
 
-    def on_ready(self, lane: Lane) -> list[Task]:
+    def on_ready(self, lane: Lane) -> list[Call]:
         """Note that a worker is ready; return the tasks that it has to run before all others."""
 
-    def on_values(self, lane: Lane, tasks: list[Task], values: Sequence[Any]) -> None:
-        """Settle tasks that were answered with these values."""
+    def on_values(self, lane: Lane, calls: list[Any], values: Sequence[Any]) -> None:
+        """Settle calls that were answered with these values."""
 
-    def on_answers(self, lane: Lane, tasks: list[Task], answers: Sequence[tuple[Payload, bool]]) -> None:
-        """Settle tasks that were answered, each with a pickled value or, if the flag says so, a failure."""
+    def on_answers(self, lane: Lane, calls: list[Any], answers: Sequence[tuple[Payload, bool]]) -> None:
+        """Settle calls that were answered, each with a pickled value or, if the flag says so, a failure."""
 
     def on_renumbered(self, lane: Lane) -> None:
         """Note that tasks have come back from the lane, so its numbers may now stand for other tasks."""
@@ -297,7 +298,7 @@ class Crew:
             busy_us, answers = decode_results(frame)
         with dispatch.deciding:
             round_trip_us = lane.note_results(frame.count, busy_us)
-            tasks, decisions = dispatch.scheduler.finished(lane.id, frame.seq, frame.count, busy_us, round_trip_us)
+            calls, decisions = dispatch.scheduler.finished(lane.id, frame.seq, frame.count, busy_us, round_trip_us)
             # New tasks are sent before any user code runs, such as callbacks, so that the worker goes on meanwhile.
             after = dispatch.perform(decisions)
             # After the tasks, so that these leave first: the worker may be waiting for them, and not for the ACK.
@@ -311,9 +312,9 @@ class Crew:
         if (lane.kept.large or self._functions.kept.large) and not dispatch.scheduler.unsettled:
             self._forget_later()
         if values is not None:
-            self._listener.on_values(lane, tasks, values)
+            self._listener.on_values(lane, calls, values)
         else:
-            self._listener.on_answers(lane, tasks, answers)
+            self._listener.on_answers(lane, calls, answers)
 
     def _forget_later(self) -> None:
         """Check after a while whether the farm is still idle."""

@@ -21,8 +21,9 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.future import MUST_NOT_WAIT, start_all
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.locks import OwnedLock
@@ -49,8 +50,8 @@ class Way(Protocol):
     def send_offer(self, offer: bytes) -> bool:
         """Tell the worker which modules are available; return whether the socket took all of it."""
 
-    def send_tasks(self, seq: int, tasks: list[Task]) -> bool:
-        """Send tasks, numbered from ``seq`` on; return whether the socket took all of it."""
+    def send_tasks(self, seq: int, calls: list[Any]) -> bool:
+        """Send calls, numbered from ``seq`` on; return whether the socket took all of it."""
 
     def send_recall(self, count: int) -> bool:
         """Ask for tasks back; return whether the socket took all of it."""
@@ -107,7 +108,7 @@ class Dispatch:
         self.ids = itertools.count(1)
         self.is_mine = self._lock.is_mine
         self.scheduler = Scheduler(start=_start)
-        self.incoming: deque[Task] = deque()
+        self.incoming: deque[Call] = deque()
         self.deciding = _Deciding(self, self._lock)
         self.looking = _Deciding(self, self._lock, LONGEST_LOOK)
         self.submitted = 0
@@ -143,9 +144,10 @@ class Dispatch:
             self.submitted += sum([task.calls for task in tasks if not task.goes_on])
             self.submit(tasks)
 
-    def submit(self, tasks: list[Task]) -> None:
-        """Hand new tasks to the scheduler. The lock is held."""
-        after = self.perform(self.scheduler.submit(*tasks))
+    def submit(self, calls: list[Call]) -> None:
+        """Hand new calls to the scheduler. The lock is held."""
+        assert self.is_mine()
+        after = self.perform(self.scheduler.submit(*calls))
         if after:
             self._follow_up(after)
 
@@ -202,13 +204,13 @@ class Dispatch:
             with self.looking:
                 yield
 
-    def forget_all(self) -> list[Task]:
+    def forget_all(self) -> list[Any]:
         """Forget all tasks and return them. The lock is held."""
         assert self.is_mine()
-        tasks = list(self.scheduler.tasks())
+        calls = list(self.scheduler.tasks())
         # The new scheduler knows no lanes. Lanes that are lost later are unknown to it, and move no tasks.
         self.scheduler = Scheduler(start=_start)
-        return tasks
+        return calls
 
 
 class _Deciding:
@@ -238,6 +240,6 @@ class _Deciding:
             tell()
 
 
-def _start(tasks: list[Task]) -> list[bool]:
-    """Start the tasks' futures for the scheduler; return for each whether it had not been cancelled."""
-    return start_all([task.call for task in tasks])
+def _start(calls: list[Any]) -> list[bool]:
+    """Start the calls' futures for the scheduler; return for each whether it had not been cancelled."""
+    return start_all([call.future for call in calls])

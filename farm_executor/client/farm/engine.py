@@ -19,17 +19,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor.client.farm.broadcasts import Broadcast, Broadcasts
 from farm_executor.client.farm.budget import Budget
+from farm_executor.client.farm.call import BeforeSettling, Call
 from farm_executor.client.farm.cancels import Cancels
 from farm_executor.client.farm.crew import Crew
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch, Unsent
 from farm_executor.client.farm.functions import Function, FunctionTable
-from farm_executor.client.farm.future import MUST_NOT_WAIT, FarmFuture
+from farm_executor.client.farm.future import MUST_NOT_WAIT, FarmFuture, call_of
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
@@ -48,7 +50,7 @@ from farm_executor.client.farm.wording import (
 )
 from farm_executor.core.frames import Buffer, Payload, payload_size
 from farm_executor.core.messages import KillOrder, encode
-from farm_executor.core.task import Cancel, Retire, Task
+from farm_executor.core.task import Cancel, Retire
 from farm_executor.data import payload
 from farm_executor.data.failure import Origin
 from farm_executor.errors import BrokenFarmError, WorkerLostError
@@ -180,7 +182,7 @@ class Engine:
         *,
         goes_on: bool = False,
         calls: int = 1,
-        before_settling: Callable[[Any, BaseException | None, Origin], dict[str, int] | None] | None = None,
+        before_settling: BeforeSettling | None = None,
     ) -> FarmFuture:
         """Send a call, or queue it.
 
@@ -191,7 +193,7 @@ class Engine:
             options: The options of the task.
             goes_on: Whether this is the rest of a task accepted earlier, which a shutdown does not stop.
             calls: The number of user calls that the task stands for.
-            before_settling: See `FarmFuture`.
+            before_settling: See `BeforeSettling`.
 
         Returns:
             The future of the call. If the call cannot be pickled, the future already holds that error.
@@ -206,55 +208,43 @@ class Engine:
         # noticed at the end, by `dispatch.closed`.
         if self._shutdown and not goes_on:
             raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
-        future: FarmFuture = FarmFuture()
+        plain = self._budget is None and not kwargs and payload.all_plain(args)
         try:
-            future._function = fn if isinstance(fn, Function) else self._functions.find(fn)
-            if self._budget is None and not kwargs and payload.all_plain(args):
-                # Plain arguments are immutable, so they can be pickled as late as when they are sent, and then
-                # together with those of other tasks.
-                future._plain = args
-            else:
-                future._arguments = payload.dumps_call(args, kwargs)
+            function = fn if isinstance(fn, Function) else self._functions.find(fn)
+            # Plain arguments are immutable, so they can be pickled as late as when they are sent, and then together
+            # with those of other tasks.
+            arguments = None if plain else payload.dumps_call(args, kwargs)
         except BaseException as problem:  # an error raised by a user's __reduce__ belongs to this future alone
             error = explain_pickling(problem, fn, args, kwargs)
-            future._release()
-            future.set_running_or_notify_cancel()
             if before_settling is not None:
                 before_settling(None, error, Origin())
-            future.set_exception(error)
-            return future
+            return _failed(error)
         # The rest of a task is submitted while that task settles. If everything queued is being cancelled
         # meanwhile, the rest is in no queue yet and would escape.
         if goes_on and self._stopping.cancelling:
-            future._release()
-            future.cancel()
-            future.set_running_or_notify_cancel()
-            if goes_on:  # these calls were counted as submitted with the original task
-                self._settler.counts["cancelled"] += calls
-            return future
+            # These calls were counted as submitted with the original task.
+            self._settler.counts["cancelled"] += calls
+            return _cancelled()
         dispatch = self._dispatch
-        future._task = task = Task(
-            next(dispatch.ids), future, options.priority, options.category, options.max_attempts
-        )
+        call = Call(next(dispatch.ids), self, function, arguments, args if plain else None, options)
         if options.timeout is not None:
             dispatch.timed = True
-            task.timeout = options.timeout
-        future._owner = self
         if before_settling is not None:
-            future._before_settling = before_settling
-            task.calls, task.goes_on = calls, goes_on
-        # The future must be complete by now: as soon as its task is in `incoming`, any thread may send it.
+            call.before_settling, call.calls, call.goes_on = before_settling, calls, goes_on
+        future = call.future
+        assert future is not None
+        # The call must be complete by now: as soon as it is in `incoming`, any thread may send it.
         if self._budget is None:
-            dispatch.incoming.append(task)
+            dispatch.incoming.append(call)
         else:
             # A thread that has to make room by its own work must not wait for room. The rest of an earlier task
             # does not wait either: the original submit did.
             now = goes_on or not self.may_wait()
-            self._append_within(self._budget, task, payload_size(future._arguments), now=now)
+            self._append_within(self._budget, call, payload_size(arguments or ()), now=now)
         # Only after the append: a lane that becomes idle after this check finds the task in `incoming`.
         if dispatch.scheduler.has_idle_lane:
             dispatch.admit()
-        if not task.id % GLANCE_EVERY and not dispatch.is_mine():
+        if not call.id % GLANCE_EVERY and not dispatch.is_mine():
             self._reactor.glance()
         # The farm may have closed after the check at the top. Nobody admits the task then, so refuse it here, or
         # its future would never settle.
@@ -262,13 +252,13 @@ class Engine:
             self._refuse_incoming()
         return future
 
-    def _append_within(self, budget: Budget, task: Task, size: int, *, now: bool) -> None:
+    def _append_within(self, budget: Budget, call: Call, size: int, *, now: bool) -> None:
         while True:
             # An interrupt between taking the bytes and appending the task would leak the bytes. Waiting is outside,
             # so that Ctrl-C can end it.
             with HeldBack():
                 if budget.take(size, now=now):
-                    self._dispatch.incoming.append(task)
+                    self._dispatch.incoming.append(call)
                     return
             budget.wait(size)
 
@@ -282,9 +272,9 @@ class Engine:
                 return
             self._refuse(task)
 
-    def _refuse(self, task: Task) -> None:
+    def _refuse(self, call: Call) -> None:
         """Settle a task that came too late."""
-        self._settler.refuse(task, self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
+        self._settler.refuse(call, self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN))
 
     def may_wait(self) -> bool:
         """Return whether this thread may wait for the farm: not in a callback, nor amid the farm's own work."""
@@ -326,9 +316,12 @@ class Engine:
         """Kill the running tasks of a category and return how many there were; see `Kills.ask`."""
         return self._stopping.kill(category, dry_run=dry_run)
 
-    def kill_one(self, future: FarmFuture) -> bool:
-        """Kill a future's task: at once if it runs, or when its turn comes if a worker already has it."""
-        return self._stopping.kill_one(future)
+    def kill_one(self, future: Future[Any]) -> bool:
+        """End one call: cancel it if it waits, or kill it; see `FarmExecutor.kill`."""
+        call = call_of(future)
+        if call is None or call.owner is not self:
+            return False  # it has just been settled, or is not ours
+        return future.cancel() or self._stopping.kill_one(call)
 
     def cancel_all(self) -> None:
         """Cancel every task that has not begun, and kill the running ones; see `FarmExecutor.cancel_all`."""
@@ -358,14 +351,14 @@ class Engine:
         """See `future.Owner`."""
         return self._reactor.waiting(future.done)
 
-    def withdraw(self, task: Task) -> None:
+    def withdraw(self, call: Call) -> None:
         """See `future.Owner`."""
-        self._reactor.post(partial(self._stopping.withdraw, task))
+        self._reactor.post(partial(self._stopping.withdraw, call))
 
-    def take_back(self, task: Task, cancel: Callable[[], bool]) -> None:
+    def take_back(self, call: Call, cancel: Callable[[], bool]) -> None:
         """See `future.Owner`."""
         if self.may_wait():
-            self._cancels.take_back(task, cancel)
+            self._cancels.take_back(call, cancel)
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks, and end once those accepted have settled.
@@ -415,7 +408,8 @@ class Engine:
             if isinstance(deed, Unsent):
                 self._reactor.post(partial(self._crew.watch_by_number, deed.lane))
             elif isinstance(deed, Cancel):
-                self._reactor.post(partial(self._settler.cancelled, deed.task))
+                call: Any = deed.task
+                self._reactor.post(partial(self._settler.cancelled, call))
             elif isinstance(deed, Retire):  # only handlers cause this, so the lock is not held
                 self._crew.retire_lane(deed.lane)
 
@@ -466,10 +460,10 @@ class Engine:
     def _on_seats_gone(self, seats: list[Hashable], why: str) -> None:
         """Refuse the tasks that wait for seats which no longer exist."""
         with self._dispatch.deciding:
-            stranded = [task for seat in seats for task in self._dispatch.scheduler.seat_gone(seat)]
+            stranded: list[Any] = [task for seat in seats for task in self._dispatch.scheduler.seat_gone(seat)]
         # Without the lock: settling runs users' callbacks.
-        for task in stranded:
-            self._settler.refuse(task, WorkerLostError(why))
+        for call in stranded:
+            self._settler.refuse(call, WorkerLostError(why))
 
     def _on_refusal(self, error: Exception) -> None:
         """Break the farm: every server refuses us, and trying again is pointless."""
@@ -507,10 +501,10 @@ class Engine:
                 return
             self._error = error
             self._stop_taking()
-            tasks = self._dispatch.forget_all()
+            calls = self._dispatch.forget_all()
         self._crew.stop_listening()
-        for task in tasks:
-            self._settler.refuse(task, error())
+        for call in calls:
+            self._settler.refuse(call, error())
         self._answer_no_more()
 
     def _answer_no_more(self) -> None:
@@ -531,9 +525,26 @@ class Engine:
             connection.socket.detach()
         self._reactor.abandon()
         error = BrokenFarmError("this future belongs to the process that this one was forked from")
-        for task in [*self._dispatch.incoming, *self._dispatch.scheduler.tasks()]:
-            if task.call is not None:
-                task.call._abandon(error)
+        calls: list[Any] = [*self._dispatch.incoming, *self._dispatch.scheduler.tasks()]
+        for call in calls:
+            if call.future is not None:
+                call.release()._abandon(error)
+
+
+def _failed(error: BaseException) -> FarmFuture:
+    """Return a future that holds an error."""
+    future: FarmFuture = FarmFuture()
+    future.set_running_or_notify_cancel()
+    future.set_exception(error)
+    return future
+
+
+def _cancelled() -> FarmFuture:
+    """Return a future that has been cancelled."""
+    future: FarmFuture = FarmFuture()
+    future.cancel()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 def _nothing() -> None:

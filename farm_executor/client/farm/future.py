@@ -1,14 +1,15 @@
 """The farm's future: the standard library's, made lighter, which takes its task back when it is cancelled.
 
-This module owns how futures are settled and waited for. It must not know the engine: the object to tell of
-cancelling and of waiting is set on each future, see `Owner`.
+This module owns how futures are settled and waited for. It must not know the engine, nor the call that a future is
+of, but for its owner, who is told of cancelling and of waiting: see `Owner`.
 
 A standard future creates a Condition in its constructor, which costs more than all the rest of a small call. Most
 futures of a busy farm are settled before anyone looks at them, so this one creates its Condition on first use. The
 rule that makes this safe:
 
-    The Condition is created, and a future without one is settled or started, under one lock that all futures share.
-    A thread that settles a future with a Condition goes the standard way, through it, and without that lock.
+    The Condition is created, and a future without one is settled or started, under one lock that all futures share:
+    by `start_all` and `settle_plainly`. A future with a Condition is settled in the standard way, through it, and
+    without that lock.
 
 So a thread that looks at a future either creates the Condition before the settling, which then goes through it, or
 finds a settled future. Adding a callback needs no Condition: it is added under that lock, and called, without the
@@ -28,7 +29,7 @@ from typing import Any, Protocol
 
 from farm_executor.client.farm.locks import is_mine
 
-__all__ = ["MUST_NOT_WAIT", "FarmFuture", "Owner", "renew_lock", "settle_plainly", "start_all"]
+__all__ = ["MUST_NOT_WAIT", "FarmFuture", "Owner", "call_of", "renew_lock", "settle_plainly", "start_all", "tell"]
 
 standard_logger = logging.getLogger("concurrent.futures")  # where the standard library reports callbacks that raise
 
@@ -51,11 +52,11 @@ def renew_lock() -> None:
 class Owner(Protocol):
     """The object that will settle the future."""
 
-    def withdraw(self, task: Any) -> None:
-        """Note that the future has been cancelled; its task need not run."""
+    def withdraw(self, call: Any) -> None:
+        """Note that the future has been cancelled; its call need not run."""
 
-    def take_back(self, task: Any, cancel: Callable[[], bool]) -> None:
-        """Ask for a task back that has been sent to a worker.
+    def take_back(self, call: Any, cancel: Callable[[], bool]) -> None:
+        """Ask for a call back that has been sent to a worker.
 
         If the worker gives it back in time, ``cancel``, the future's `_cancel_started`, has been called when this
         returns.
@@ -72,8 +73,14 @@ class Owner(Protocol):
         """Return a context for a thread that waits for the future without leading."""
 
 
+class Owned(Protocol):
+    """The call that a future is of: to the future, no more than the way to its owner."""
+
+    owner: Owner
+
+
 class FarmFuture(Future[Any]):
-    """A `concurrent.futures.Future` in every respect.
+    """A `concurrent.futures.Future` in every respect; ``_call`` is all that it has beside.
 
     Thread safety: as the standard library's.
     """
@@ -85,18 +92,9 @@ class FarmFuture(Future[Any]):
     _own_condition: threading.Condition | None = None
     _own_callbacks: list[Callable[[Future[Any]], object]] | None = None
     _arrive: Callable[[Future[Any]], object] | None = None
-    # These belong to the owner, until the future is settled:
-    _owner: Owner | None = None
-    _task: Any = None
-    _function: Any = None
-    _arguments: Any = None  # pickled; None while they are plain
-    _plain: tuple[Any, ...] | None = None  # positional arguments that may be pickled later, see `payload`
-    _before_settling: Callable[[Any, BaseException | None, Any], dict[str, int] | None] | None = None
-    """Called with the value, the error and their origin: the farm's code, never a user's. Returns how many of the
-    task's calls have ended in which way, while the others go on; None if all of them have ended as the task has."""
 
-    _call_back_by: Callable[[Callable[[], None]], None] | None = None
-    """Has the callbacks called in another thread; set when the future is settled outside the farm's own thread."""
+    _call: Owned | None = None
+    """The call on its way; None for a future that is settled, or that never had one."""
 
     __init__ = object.__init__  # creates nothing: see the module
 
@@ -127,11 +125,6 @@ class FarmFuture(Future[Any]):
         if self._own_callbacks is None:
             self._own_callbacks = []
         return self._own_callbacks
-
-    @property
-    def _is_looked_at(self) -> bool:
-        """Whether a thread may be waiting on the Condition, or has been."""
-        return self._own_condition is not None
 
     def _call_back(self) -> None:
         """Call the callbacks of a future that `settle_plainly` has settled."""
@@ -186,11 +179,7 @@ class FarmFuture(Future[Any]):
         arrive, self._arrive = self._arrive, None
         if arrive is not None:
             arrive(self)
-        call = super()._invoke_callbacks  # type: ignore[misc]
-        if self._call_back_by is not None and self._done_callbacks:
-            self._call_back_by(call)
-        else:
-            call()
+        super()._invoke_callbacks()  # type: ignore[misc]
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """See `concurrent.futures.Future.add_done_callback`."""
@@ -203,59 +192,23 @@ class FarmFuture(Future[Any]):
                 return
         super().add_done_callback(fn)
 
-    def set_running_or_notify_cancel(self) -> bool:
-        """See `concurrent.futures.Future.set_running_or_notify_cancel`."""
-        with _lock:
-            if self._own_condition is None and self._state == PENDING:
-                self._state = RUNNING
-                return True
-        return super().set_running_or_notify_cancel()
-
-    def set_result(self, result: Any) -> None:
-        """See `concurrent.futures.Future.set_result`."""
-        with _lock:
-            if self._own_condition is None and self._state != FINISHED:
-                self._result = result
-                self._state = FINISHED  # last: `result` reads the state without a lock
-                plainly = True
-            else:
-                plainly = False
-        if not plainly:
-            super().set_result(result)
-        elif self._own_callbacks is not None or self._arrive is not None:
-            self._invoke_callbacks()
-
-    def set_exception(self, exception: BaseException | None) -> None:
-        """See `concurrent.futures.Future.set_exception`."""
-        with _lock:
-            if self._own_condition is None and self._state != FINISHED:
-                self._exception = exception
-                self._state = FINISHED
-                plainly = True
-            else:
-                plainly = False
-        if not plainly:
-            super().set_exception(exception)
-        elif self._own_callbacks is not None or self._arrive is not None:
-            self._invoke_callbacks()
-
     def result(self, timeout: float | None = None) -> Any:
         """See `concurrent.futures.Future.result`."""
         if self._state == FINISHED and self._exception is None:
             return self._result
-        owner = self._owner
-        if owner is not None:
-            timeout = self._wait(owner, timeout)
-            del owner  # this frame goes into an exception's traceback, which would keep it alive
+        call = self._call
+        if call is not None:
+            timeout = self._wait(call.owner, timeout)
+            del call  # this frame goes into an exception's traceback, which would keep it alive
             if self._state == FINISHED and self._exception is None:
                 return self._result
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """See `concurrent.futures.Future.exception`."""
-        owner = self._owner
-        if owner is not None and self._state != FINISHED:
-            timeout = self._wait(owner, timeout)
+        call = self._call
+        if call is not None and self._state != FINISHED:
+            timeout = self._wait(call.owner, timeout)
         return super().exception(timeout)
 
     def _wait(self, owner: Owner, timeout: float | None) -> float:
@@ -282,28 +235,27 @@ class FarmFuture(Future[Any]):
         """
         if self._state == FINISHED:
             return False
-        # Read before: another thread may start or settle the future at any time, and settling clears them.
-        task, owner = self._task, self._owner
+        # Read before: another thread may start or settle the future at any time, and settling clears it.
+        call = self._call
         if self._cancel_unsent():
             return True
-        if self._state == RUNNING and owner is not None and task is not None:
-            owner.take_back(task, self._cancel_started)
+        if self._state == RUNNING and call is not None:
+            call.owner.take_back(call, self._cancel_started)
         return self.cancelled()
 
     def _cancel_unsent(self) -> bool:
         """Cancel the call if it has not been sent to a worker. Does not wait."""
         cancelled = super().cancel()
         if cancelled:
-            task, owner = self._task, self._owner
-            self._owner = None
-            if task is not None and owner is not None:
-                owner.withdraw(task)
+            call, self._call = self._call, None
+            if call is not None:
+                call.owner.withdraw(call)
         return cancelled
 
     def _cancel_started(self) -> bool:
         """For the owner: cancel a call that a worker has given back; return whether the future was still running.
 
-        Waiting threads are notified; callbacks are called by `_call_back_all`, which must follow.
+        Waiting threads are notified; callbacks are called by `_invoke_callbacks`, which must follow.
         """
         with self._condition:
             if self._state != RUNNING:
@@ -313,19 +265,10 @@ class FarmFuture(Future[Any]):
             self._condition.notify_all()
         return True
 
-    def _call_back_all(self) -> None:
-        """For the owner: call the callbacks after `_cancel_started`."""
-        self._invoke_callbacks()
-
-    def _release(self) -> None:
-        """Drop all references that the owner has put here."""
-        self._owner = self._task = self._function = self._arguments = self._plain = self._before_settling = None
-
     def _abandon(self, error: BaseException) -> None:
         """Settle in a forked child, where the threads that would settle it, or hold its locks, do not exist."""
         # No lock is taken, and the Condition is dropped, not notified: if another thread held it at the fork, it
         # will never be released here.
-        self._release()
         if not self.done():
             arrive = self._arrive
             self._own_condition = None
@@ -335,6 +278,16 @@ class FarmFuture(Future[Any]):
             self._state = FINISHED
             if arrive is not None:
                 arrive(self)
+
+
+def call_of(future: Future[Any]) -> Any:
+    """Return the call that a future is of, if it is a farm's and on its way."""
+    return future._call if isinstance(future, FarmFuture) else None
+
+
+def tell(future: Future[Any], arrive: Callable[[Future[Any]], object]) -> bool:
+    """See `FarmFuture._tell`; a future of another kind has no such way."""
+    return isinstance(future, FarmFuture) and future._tell(arrive)
 
 
 def start_all(futures: list[FarmFuture]) -> list[bool]:
@@ -349,9 +302,9 @@ def start_all(futures: list[FarmFuture]) -> list[bool]:
 
 
 def settle_plainly(
-    outcomes: Iterable[tuple[FarmFuture, Any]],
+    outcomes: Iterable[tuple[FarmFuture, Any]], *, as_errors: bool = False
 ) -> tuple[list[tuple[FarmFuture, Any]], list[FarmFuture]]:
-    """Set the results of the futures that have no Condition yet, all under one hold of the lock.
+    """Set the results or exceptions of the futures that have no Condition yet, all under one hold of the lock.
 
     Returns:
         The other outcomes, which are still to be set, and the futures whose callbacks are still to be called.
@@ -361,8 +314,11 @@ def settle_plainly(
         for outcome in outcomes:
             future, value = outcome
             if future._own_condition is None and future._state == RUNNING:
-                future._result = value
-                future._state = FINISHED
+                if as_errors:
+                    future._exception = value
+                else:
+                    future._result = value
+                future._state = FINISHED  # last: `result` reads the state without a lock
                 if future._arrive is not None:
                     arrived.append((future._arrive, future))
                     future._arrive = None

@@ -10,13 +10,12 @@ import logging
 import time
 from typing import Any, Protocol
 
+from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.functions import Function, Kept
-from farm_executor.client.farm.future import FarmFuture
 from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_together
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import KillOrder, WorkerDied
-from farm_executor.core.task import Task
 from farm_executor.data import payload
 from farm_executor.wire.connection import Connection
 
@@ -29,18 +28,15 @@ logger = logging.getLogger(__name__)
 ACKNOWLEDGE_BYTES = 64 * 1024
 
 
-def arguments_of(call: FarmFuture) -> Payload:
+def arguments_of(call: Call) -> Payload:
     """Return the pickled arguments of a call."""
-    arguments: Payload = call._arguments if call._plain is None else payload.dumps_call(call._plain, {})
-    return arguments
+    return call.arguments if call.arguments is not None else payload.dumps_call(call.plain or (), {})
 
 
-def size_of(call: FarmFuture | None) -> int:
+def size_of(call: Call) -> int:
     """Return the size of a call's pickled arguments in bytes; for a plain call, an estimate."""
-    if call is None:
-        return 0
     # Read once: another thread may settle the call, and so clear both, at any moment.
-    plain, arguments = call._plain, call._arguments
+    plain, arguments = call.plain, call.arguments
     if plain is not None:
         return sum([len(value) if isinstance(value, (str, bytes)) else 8 for value in plain])
     return 0 if arguments is None else payload_size(arguments)
@@ -145,31 +141,30 @@ class Lane:
         flags = ERROR if reason else 0
         return self.connection.send(encode_frame(FrameType.MODULE, flags=flags, seq=number, body=reason.encode()))
 
-    def send_tasks(self, seq: int, tasks: list[Task]) -> bool:
-        """Send tasks, preceded by any functions that the worker does not have."""
+    def send_tasks(self, seq: int, calls: list[Call]) -> bool:
+        """Send calls, preceded by any functions that the worker does not have."""
         # Only a batch for an idle lane tells how long a round trip takes: others wait behind what is running.
         if seq == self.tasks_done:
             self._sent = time.perf_counter()
         buffers: list[Buffer] = []
         numbers = []
         last = None
-        for task in tasks:
-            call: FarmFuture = task.call
-            function = call._function
+        for call in calls:
+            function = call.function
+            assert function is not None
             if function is not last:
                 self._introduce(function, buffers)
                 last = function
             numbers.append(function.number)
-        once = 1 in [task.max_attempts for task in tasks]
-        calls = [task.call for task in tasks]
-        plain = [call._plain for call in calls]
-        # Plain arguments of several tasks travel in a single pickle, which is cheaper at both ends than one each.
-        pickle = payload.dumps_together(plain) if len(tasks) > 1 and None not in plain else b""
-        if pickle and fit_together(len(tasks), pickle):
+        once = 1 in [call.max_attempts for call in calls]
+        plain = [call.plain for call in calls]
+        # Plain arguments of several calls travel in a single pickle, which is cheaper at both ends than one each.
+        pickle = payload.dumps_together(plain) if len(calls) > 1 and None not in plain else b""
+        if pickle and fit_together(len(calls), pickle):
             buffers += encode_tasks_together(seq, numbers, pickle, once=once)
         else:
             buffers += encode_tasks(seq, list(zip(numbers, map(arguments_of, calls), strict=True)), once=once)
-        # After the tasks, which may still use the functions that are forgotten here.
+        # After the calls, which may still use the functions that are forgotten here.
         for number in self.kept.trim():
             buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
         return self.connection.send(buffers)

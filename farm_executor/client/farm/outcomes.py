@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from farm_executor.client.farm.broadcasts import Broadcasts
+from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.cancels import Cancels
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
@@ -70,17 +71,17 @@ class Outcomes:
         self._break = break_farm
         self.resubmitted = 0
 
-    def on_ready(self, lane: Lane) -> list[Task]:
+    def on_ready(self, lane: Lane) -> list[Call]:
         """See `crew.CrewListener`."""
         return self._broadcasts.late_calls(lane)
 
-    def on_values(self, lane: Lane, tasks: list[Task], values: Sequence[Any]) -> None:
+    def on_values(self, lane: Lane, calls: list[Call], values: Sequence[Any]) -> None:
         """See `crew.CrewListener`."""
-        self._settler.succeed(zip(tasks, values, strict=True), lane.server, lane.pid, lane.note_calls)
+        self._settler.succeed(zip(calls, values, strict=True), lane.server, lane.pid, lane.note_calls)
 
-    def on_answers(self, lane: Lane, tasks: list[Task], answers: Sequence[tuple[Payload, bool]]) -> None:
+    def on_answers(self, lane: Lane, calls: list[Call], answers: Sequence[tuple[Payload, bool]]) -> None:
         """See `crew.CrewListener`."""
-        self._settler.answer(zip(tasks, answers, strict=True), lane.server, lane.pid, lane.note_calls)
+        self._settler.answer(zip(calls, answers, strict=True), lane.server, lane.pid, lane.note_calls)
 
     def on_renumbered(self, lane: Lane) -> None:
         """See `crew.CrewListener`."""
@@ -119,7 +120,7 @@ class Outcomes:
         )
 
     def _settle_lost(self, lane: Lane, had: int, losses: list[Lose]) -> None:
-        failures = [(loss.task, self._why_lost(lane, loss)) for loss in losses]
+        failures: list[tuple[Any, Exception]] = [(loss.task, self._why_lost(lane, loss)) for loss in losses]
         origin = Origin(lane.server, lane.pid)
         # Asked before anything is counted: a task of several calls may go on as others, and then is not lost.
         goes_on = [self._settler.goes_on(task, error, origin) for task, error in failures]

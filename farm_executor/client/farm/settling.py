@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any
 
 from farm_executor.client.farm.budget import Budget
-from farm_executor.client.farm.future import FarmFuture, settle_plainly
+from farm_executor.client.farm.call import Call
+from farm_executor.client.farm.future import FarmFuture, settle_plainly, start_all
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.wording import unreadable_value
 from farm_executor.core.frames import Payload, payload_size
-from farm_executor.core.task import Task
 from farm_executor.data import payload
 from farm_executor.data.byvalue import OwnObjects
 from farm_executor.data.failure import Origin, load_failure
@@ -54,32 +54,32 @@ class Settler:
 
     def answer(
         self,
-        answered: Iterable[tuple[Task, tuple[Payload, bool]]],
+        answered: Iterable[tuple[Call, tuple[Payload, bool]]],
         server: str,
         pid: int,
         tell: Callable[[int], None],
     ) -> None:
         """Settle tasks with the pickled values and failures that a worker has sent; ``tell`` as in `succeed`."""
         values = []
-        for task, (outcome, is_error) in answered:
+        for call, (outcome, is_error) in answered:
             if is_error:
-                origin = Origin(server, pid, task.losses + 1)
+                origin = Origin(server, pid, call.losses + 1)
                 error = load_failure(outcome, origin, OwnObjects)
                 if type(error) in (ModuleNotFoundError, ImportError, TaskExecutionError):
                     error = self._explain(error, server)
-                self._fail(task, error, origin, tell)
+                self._fail(call, error, origin, tell)
                 continue
             try:
                 value = payload.loads(outcome, OwnObjects)
             except BaseException as problem:  # rebuilding runs the user's code, which may even try to exit
-                origin = Origin(server, pid, task.losses + 1)
-                self._fail(task, unreadable_value(origin, problem), origin, tell)
+                origin = Origin(server, pid, call.losses + 1)
+                self._fail(call, unreadable_value(origin, problem), origin, tell)
             else:
-                values.append((task, value))
+                values.append((call, value))
         self.succeed(values, server, pid, tell)
 
     def succeed(
-        self, values: Iterable[tuple[Task, Any]], server: str, pid: int, tell: Callable[[int], None]
+        self, values: Iterable[tuple[Call, Any]], server: str, pid: int, tell: Callable[[int], None]
     ) -> None:
         """Settle tasks with their results.
 
@@ -91,89 +91,80 @@ class Settler:
         """
         settled = []
         # All futures of a batch are settled together, so that their common lock is taken once.
-        for task, value in values:
-            if task.call._before_settling is not None:
-                origin = Origin(server, pid, task.losses + 1)
-                ends = _guarded(partial(task.call._before_settling, value, None, origin))
+        for call, value in values:
+            if call.before_settling is not None:
+                origin = Origin(server, pid, call.losses + 1)
+                ends = _guarded(partial(call.before_settling, value, None, origin))
                 if ends is not None:
                     for end, number in ends.items():
                         self.counts[end] += number
                     self.counts["succeeded"] -= 1  # which is counted below
                     tell(ends["succeeded"] + ends["failed"] - 1)
-            settled.append((self._release(task), value))
+            settled.append((self._release(call), value))
         self.counts["succeeded"] += len(settled)
         # Counted before they are settled: a caller that has its result finds it in the statistics.
-        others, to_call = settle_plainly(settled)
-        for future, value in others:
-            self._set(future, partial(future.set_result, value))
-        if to_call and self._reactor.is_own_thread():
-            _call_back(to_call)
-        elif to_call:
-            self._reactor.post(partial(_call_back, to_call))
+        self._settle(settled)
 
-    def goes_on(self, task: Task, error: BaseException, origin: Origin) -> bool:
-        """Return whether the work of a task that is about to fail goes on as other tasks, which may fail, too."""
-        hook = task.call._before_settling
+    def goes_on(self, call: Call, error: BaseException, origin: Origin) -> bool:
+        """Return whether the work of a call that is about to fail goes on as other calls, which may fail, too."""
+        hook = call.before_settling
         return hook is not None and _guarded(partial(hook, None, error, origin)) is not None
 
-    def fail(self, task: Task, error: BaseException, end: str | None) -> None:
-        """Settle a task with an error; ``end`` is the count that it goes into, None if its work goes on."""
+    def fail(self, call: Call, error: BaseException, end: str | None) -> None:
+        """Settle a call with an error; ``end`` is the count that it goes into, None if its work goes on."""
         if end is not None:
-            self.counts[end] += task.calls
-        future = self._release(task)
-        self._set(future, partial(future.set_exception, error))
+            self.counts[end] += call.calls
+        self._settle([(self._release(call), error)], as_errors=True)
 
-    def _fail(self, task: Task, error: BaseException, origin: Origin, tell: Callable[[int], None]) -> None:
-        goes_on = self.goes_on(task, error, origin)
-        if task.calls > 1 and not goes_on:
-            tell(task.calls - 1)
-        self.fail(task, error, None if goes_on else "failed")
+    def _fail(self, call: Call, error: BaseException, origin: Origin, tell: Callable[[int], None]) -> None:
+        goes_on = self.goes_on(call, error, origin)
+        if call.calls > 1 and not goes_on:
+            tell(call.calls - 1)
+        self.fail(call, error, None if goes_on else "failed")
 
-    def cancel(self, task: Task, *, told: bool = False) -> None:
-        """Release a task that will not run, unless that has been done; ``told`` if its future knows already."""
-        if task.call is None:
+    def cancel(self, call: Call, *, told: bool = False) -> None:
+        """Release a call that will not run, unless that has been done; ``told`` if its future knows already."""
+        if call.future is None:
             return
-        future = self._release(task)
+        future = self._release(call)
         if future.cancel():
-            self.counts["cancelled"] += task.calls
+            self.counts["cancelled"] += call.calls
             if not told:
                 future.set_running_or_notify_cancel()  # returns False, and notifies waiting threads
 
-    def cancelled(self, task: Task) -> None:
-        """Release a task whose future `FarmFuture._cancel_started` has cancelled."""
-        self.counts["cancelled"] += task.calls
-        _guarded(self._release(task)._call_back_all)
+    def cancelled(self, call: Call) -> None:
+        """Release a call whose future `FarmFuture._cancel_started` has cancelled."""
+        self.counts["cancelled"] += call.calls
+        _guarded(self._release(call)._invoke_callbacks)
 
-    def refuse(self, task: Task, error: BaseException) -> None:
-        """Settle a task that no worker will run, unless it has been cancelled. May be called from any thread."""
-        future = self._release(task)
-        if task.started or future.set_running_or_notify_cancel():
-            self.counts["failed"] += task.calls
-            self._set(future, partial(future.set_exception, error))
+    def refuse(self, call: Call, error: BaseException) -> None:
+        """Settle a call that no worker will run, unless it has been cancelled. May be called from any thread."""
+        future = self._release(call)
+        if call.started or start_all([future])[0]:
+            self.counts["failed"] += call.calls
+            self._settle([(future, error)], as_errors=True)
 
-    def _release(self, task: Task) -> FarmFuture:
-        """Return the task's future, and drop all references to the rest of the call."""
-        future: FarmFuture = task.call
-        # Before `future._release`, which drops the arguments whose size is to be given back.
+    def _release(self, call: Call) -> FarmFuture:
+        """Return the call's future, and drop all references to the rest of it."""
+        # Before `release`, which drops the arguments whose size is to be given back.
         if self._budget is not None:
-            self._budget.give_back(payload_size(future._arguments))
-        future._release()
-        task.call = None
-        return future
+            self._budget.give_back(payload_size(call.arguments or ()))
+        return call.release()
 
-    def _set(self, future: FarmFuture, set_: Callable[[], None]) -> None:
-        if self._reactor.is_own_thread():
-            _guarded(set_)
-        elif future._is_looked_at:
-            # Waiting threads are notified under locks of theirs, which this very thread may hold: it may be in a
-            # signal handler that has interrupted `concurrent.futures.wait`.
-            self._post(set_)
-        else:
-            future._call_back_by = self._post
-            _guarded(set_)
+    def _settle(self, outcomes: list[tuple[FarmFuture, Any]], *, as_errors: bool = False) -> None:
+        others, to_call = settle_plainly(outcomes, as_errors=as_errors)
+        if not others and not to_call:
+            return
+        # The others have been looked at. Waiting threads are notified under locks of theirs, which this very thread
+        # may hold: it may be in a signal handler that has interrupted `concurrent.futures.wait`.
+        run = _guarded if self._reactor.is_own_thread() else self._post
+        for future, value in others:
+            run(partial(future.set_exception if as_errors else future.set_result, value))
+        if to_call:
+            run(partial(_call_back, to_call))
 
-    def _post(self, call_all: Callable[[], None]) -> None:
-        self._reactor.post(partial(_guarded, call_all))
+    def _post(self, call: Callable[[], Any]) -> None:
+        self._reactor.post(partial(_guarded, call))
 
 
 def _call_back(futures: list[FarmFuture]) -> None:

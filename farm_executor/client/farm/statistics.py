@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # The public API exports these classes, so programs that do not have a farm yet import this module, too. The imports
 # below would load the whole engine for them.
@@ -118,8 +118,8 @@ def snapshot(
     sessions = [link.session for link in farm]
     lanes = [[] if session is None else list(session.lanes.values()) for session in sessions]
     every = [lane for those in lanes for lane in those]
-    waiting: list[Task] = []
-    sent: dict[int, list[Task]] = {}
+    waiting: list[Any] = []  # calls
+    sent: dict[int, list[Any]] = {}
     for first in range(0, max(len(every), 1), LANES_AT_ONCE):
         # An interrupt must not come while the lock is held, hence `HeldBack`.
         with HeldBack(), dispatch.look():
@@ -145,7 +145,7 @@ def snapshot(
         ),
         queued=sum(task.calls for task in queued),
         running=sum(task.calls for task in running.values()),
-        pending_bytes=sum(size_of(task.call) for task in (*queued, *running.values())),
+        pending_bytes=sum(size_of(task) for task in (*queued, *running.values())),
         waiting_submitters=budget.waiting if budget else 0,
         submitted=dispatch.submitted,
         **counts,

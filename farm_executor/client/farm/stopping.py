@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Any
 
 from farm_executor.client.farm.broadcasts import Broadcasts
+from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.cancels import Request
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch
-from farm_executor.client.farm.future import FarmFuture
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.settling import Settler
-from farm_executor.core.task import Kill, Task
+from farm_executor.core.task import Kill
 from farm_executor.errors import TaskKilledError
 
 __all__ = ["Stopping"]
@@ -81,7 +82,8 @@ class Stopping:
             # Decided once, before the first round: tasks submitted while the rounds go on are not meant.
             with HeldBack(), self._dispatch.deciding:
                 late = self._broadcasts.late()
-                meant = {task for task in self._dispatch.scheduler.tasks() if task.call not in late}
+                calls: list[Any] = list(self._dispatch.scheduler.tasks())
+                meant = {call for call in calls if call.future not in late}
             for _ in range(MAX_ROUNDS):
                 with HeldBack(), self._dispatch.deciding:
                     ends = self._cancel_each(meant)
@@ -96,55 +98,54 @@ class Stopping:
         finally:
             self.cancelling -= 1
 
-    def _cancel_each(self, meant: set[Task]) -> list[Callable[[], None]]:
-        """Forget the tasks that no lane has, and have the others not queued again. The lock is held.
+    def _cancel_each(self, meant: set[Call]) -> list[Callable[[], None]]:
+        """Forget the calls that no lane has, and have the others not queued again. The lock is held.
 
         Returns:
-            The calls that settle the forgotten tasks, to be made in a handler.
+            What settles the forgotten calls, to be made in a handler.
         """
         # Four cases, in order: never sent; on a lane now; sent and back, certainly not begun; sent and back, but
         # possibly begun on a worker that is gone. The last cannot be called cancelled, so it counts as killed.
         ends: list[Callable[[], None]] = []
-        for task in [task for task in self._dispatch.scheduler.tasks() if task in meant]:
-            if self._dispatch.scheduler.withdraw(task):
-                ends.append(partial(self._settler.cancel, task))
-            elif not self._dispatch.scheduler.drop(task):
-                task.unwanted = task.call._cancel_started
-            elif not task.begun and task.call._cancel_started():
-                ends.append(partial(self._settler.cancelled, task))
+        scheduler = self._dispatch.scheduler
+        calls: list[Any] = [task for task in scheduler.tasks() if task in meant]
+        for call in calls:
+            if scheduler.withdraw(call):
+                ends.append(partial(self._settler.cancel, call))
+            elif not scheduler.drop(call):
+                call.unwanted = call.future._cancel_started
+            elif not call.begun and call.future._cancel_started():
+                ends.append(partial(self._settler.cancelled, call))
             else:
                 error = TaskKilledError("the task was killed while it waited to be sent again")
-                ends.append(partial(self._settler.fail, task, error, "killed"))
+                ends.append(partial(self._settler.fail, call, error, "killed"))
         return ends
 
-    def kill_one(self, future: FarmFuture) -> bool:
-        """Kill a future's task: at once if it runs, or when its turn comes if a worker already has it."""
-        task = future._task
-        if task is None:
-            return False  # it has just been settled
+    def kill_one(self, call: Call) -> bool:
+        """Kill a call: at once if it runs, or when its turn comes if a worker already has it."""
         if self._dispatch.is_mine():  # nothing else can be decided in the middle of a decision
-            self._reactor.post(lambda: _ignore(self.kill_one(future)))
+            self._reactor.post(lambda: _ignore(self.kill_one(call)))
             return True
         with HeldBack(), self._dispatch.looking:
-            if self._dispatch.scheduler.drop(task):  # it was sent before, and has come back
+            if self._dispatch.scheduler.drop(call):  # it was sent before, and has come back
                 error = TaskKilledError("the task was killed while it waited to be sent again")
-                self._reactor.post(partial(self._settler.fail, task, error, "killed"))
+                self._reactor.post(partial(self._settler.fail, call, error, "killed"))
                 return True
-            kills = self._dispatch.scheduler.kill(lambda task: task.call is future, task.lane)
+            kills = self._dispatch.scheduler.kill(lambda task: task is call, call.lane)
             # Not the oldest on its lane, so not running yet. A timeout of 0 kills it when its turn comes, and
             # spares the task that runs there now.
             if kills and not kills[0].at_first:
                 self._dispatch.timed = True
-                task.timeout = 0.0
+                call.timeout = 0.0
                 return True
         return self._ask_to_kill(kills) > 0
 
-    def withdraw(self, task: Task) -> None:
-        """Let go of the task of a future that has been cancelled."""
+    def withdraw(self, call: Call) -> None:
+        """Let go of the call of a future that has been cancelled."""
         with self._dispatch.deciding:
-            was_queued = self._dispatch.scheduler.withdraw(task)
+            was_queued = self._dispatch.scheduler.withdraw(call)
         # If it is no longer queued, its turn has come: its future was told then, and must not be told twice.
-        self._settler.cancel(task, told=not was_queued)
+        self._settler.cancel(call, told=not was_queued)
 
     def ask_back(self, request: Request) -> tuple[int, bool] | None:
         """Ask for a task back on behalf of `Cancels`.
@@ -163,9 +164,9 @@ class Stopping:
         """Cancel the queued tasks except for the first ``but``, and from now on every task that would go on."""
         self.cancelling += 1  # never decremented: the farm is shutting down
         with self._dispatch.deciding:
-            queued = self._dispatch.scheduler.withdraw_all(but=but)
-        for task in queued:
-            self._settler.cancel(task)
+            queued: list[Any] = self._dispatch.scheduler.withdraw_all(but=but)
+        for call in queued:
+            self._settler.cancel(call)
 
 
 def _call_all(actions: list[Callable[[], None]]) -> None:
