@@ -72,8 +72,8 @@ FLOORS = {
         ("supervisor",),
     ],
     "wire": [
-        ("address", "layered", "race", "trace", "trusted", "versions", "waker", "whose"),
-        ("keygen", "sealed", "tls"),
+        ("address", "cores", "layered", "race", "trace", "trusted", "versions", "waker", "whose"),
+        ("keygen", "polling", "sealed", "tls"),
         ("security", "sockets"),
         ("connection",),
         ("dialling",),

@@ -4,10 +4,11 @@ This module owns which thread reads the socket and when, which tasks are still t
 and which of them might have to be sent again. It must not know what a task is, nor run one.
 
 The main thread reads the socket itself while it has nothing to run: handing each task over from another thread
-would cost a call a fifth of its time. While it runs tasks, the *helper* thread looks after the lane. It gives back
-recalled tasks, sends outcomes that would otherwise wait behind a long task, and ends the process when the client is
-gone. It sleeps a few milliseconds between looks. When a task lasts longer than that, it takes over the socket until
-the main thread wants it back. When nothing has come for a second, it sleeps until something does.
+would cost a call a fifth of its time. It polls before it sleeps, while that pays. While it runs tasks, the
+*helper* thread looks after the lane. It gives back recalled tasks, sends outcomes that would otherwise wait behind
+a long task, and ends the process when the client is gone. It sleeps a few milliseconds between looks. When a task
+lasts longer than that, it takes over the socket until the main thread wants it back. When nothing has come for a
+second, it sleeps until something does.
 
 A connection may break while both ends live. If the lane is *resumable*, the worker goes on with the tasks that it
 has, keeps the outcomes that its client has not acknowledged, and waits for another connection, which the supervisor
@@ -29,6 +30,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from farm_executor.core.batches import (
@@ -62,6 +64,7 @@ from farm_executor.server.channel import Channel
 from farm_executor.server.keeping import kept
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
 from farm_executor.wire.connection import Connection
+from farm_executor.wire.polling import Poller
 from farm_executor.wire.sockets import AnySocket, Socket
 from farm_executor.wire.waker import Waker
 
@@ -162,6 +165,7 @@ class WorkerLane:
         self._last_task = 0.0
 
         self._poll = select.poll()
+        self._poller, self._look = Poller(), partial(self._poll.poll, 0)  # the main thread's
         self._helper_poll = select.poll()
         for poll in (self._poll, self._helper_poll):
             poll.register(socket.fileno(), select.POLLIN)
@@ -212,7 +216,7 @@ class WorkerLane:
         try:
             if self._tasks or self._ended:  # the helper has read since we looked
                 return
-            ready = self._await(self._poll, None)
+            ready = self._await(self._poll, None, self._poller.poll(self._look))
             self._last_flush = time.perf_counter()  # outcomes of the tasks just received may wait for one another
             if self._connection.fileno() in ready:
                 self._receive()
@@ -333,9 +337,12 @@ class WorkerLane:
             if self._connection.layered:  # records have headers, too: the client must notice if the last is missing
                 self._progress[SENT] = self._connection.bytes_sent
 
-    def _await(self, poll: select.poll, timeout: float | None) -> list[int]:
-        """Return the descriptors that can be read, after handling what the supervisor says; ``_io`` is held."""
-        ready = [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
+    def _await(self, poll: select.poll, timeout: float | None, came: Any = ()) -> list[int]:
+        """Return the descriptors that can be read, after handling what the supervisor says; ``_io`` is held.
+
+        Does not wait if ``came`` holds what polling has found.
+        """
+        ready = [descriptor for descriptor, _ in came or poll.poll(None if timeout is None else timeout * 1000)]
         if self._channel.fileno() in ready:
             try:
                 passed_on = self._channel.receive()

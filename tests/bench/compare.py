@@ -23,6 +23,7 @@ from typing import Any
 import workloads
 from machine import (
     DelayingProxy,
+    beside_busy_processes,
     cores_awake,
     cpu_seconds,
     descendants,
@@ -124,14 +125,24 @@ class Bench:
 
             return round
 
+        def beside(count: int, measure: Callable[[], Measured]) -> Callable[[], Measured]:
+            def round() -> Measured:
+                with beside_busy_processes(count):
+                    return measure()
+
+            return round
+
         def beside_raw_echo() -> Measured:
             with cores_awake():
                 raw = statistics.median(raw_echo(socket.AF_INET, 64, n(2000)))
                 return {"raw echo": raw} | {name: at(0.5)(farm) for name, farm in self.farms.items()}
 
         yield Row("no-op round trip, p50, cores asleep, us", None, each(at(0.5)))
-        yield Row("no-op round trip, p50, us", 0.35, awake(each(at(0.5))))
+        yield Row("no-op round trip, p50, us", 0.25, awake(each(at(0.5))))
         yield Row("no-op round trip, p99, us", 1.0, awake(each(at(0.99))))
+        for count, busy in enumerate(("one busy process", "two busy processes"), 1):
+            yield Row(f"no-op round trip beside {busy}, p50, us", None, beside(count, each(at(0.5))))
+        yield Row("processor time of client and workers for a call, us", 1.0, self._call_cpu)
         yield Row("no-op round trip beside a raw TCP echo, us", 2.2, beside_raw_echo, base="raw echo")
         for count in (20_000, 200_000):
             yield Row(f"{count:,} no-op submits and results, us a task", 1 / 15, each(self._flood(count, 1)))
@@ -228,6 +239,16 @@ class Bench:
 
     def _flood(self, count: int, which: int) -> Callable[[Executor], float]:
         return lambda executor: workloads.flood(executor, self.n(count))[which]
+
+    def _call_cpu(self) -> Measured:
+        # All descendants: the processes of the others sleep meanwhile. The servers' are nobody's here.
+        calls, found = self.n(5000), {}
+        for name in (POOL, EMBEDDED):
+            pids = [os.getpid(), *descendants(os.getpid())]
+            before = cpu_seconds(pids)
+            workloads.round_trips(self.all[name], calls)
+            found[name] = (cpu_seconds(pids) - before) / calls
+        return found
 
     def _pending(self) -> Measured:
         return {name: workloads.pending_bytes(executor, self.n(20_000)) for name, executor in self.all.items()}

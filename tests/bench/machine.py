@@ -11,13 +11,27 @@ from contextlib import contextmanager
 
 import numpy as np
 
-SPIN = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
+SPIN = "while True: pass"
+SPIN_IDLY = f"import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n{SPIN}"
 
 
 @contextmanager
 def cores_awake() -> Iterator[None]:
     """A spinner for each core that yields to anything else: a sleeping core takes longer to wake than a call."""
-    spinners = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(os.cpu_count() or 1)]
+    with _spinners(SPIN_IDLY, os.cpu_count() or 1):
+        yield
+
+
+@contextmanager
+def beside_busy_processes(count: int) -> Iterator[None]:
+    """That many processes that never wait."""
+    with _spinners(SPIN, count):
+        yield
+
+
+@contextmanager
+def _spinners(program: str, count: int) -> Iterator[None]:
+    spinners = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(count)]
     try:
         time.sleep(0.3)  # until they spin
         yield

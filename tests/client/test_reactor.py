@@ -5,6 +5,7 @@ import socket
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from interrupts import strike_at_line
@@ -111,6 +112,35 @@ def test_whoever_waits_takes_what_comes(led):
 
     assert led.got == list(range(50))
     assert set(led.threads) == {MAIN}
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_who_waits_polls_before_it_sleeps(led, monkeypatch):
+    looks = []
+
+    def poll(look):
+        looks.append(look())
+        led.send(1)
+        return look()
+
+    monkeypatch.setattr(led.reactor, "_poller", SimpleNamespace(poll=poll))
+    while not looks:  # the own thread may be awake for a moment
+        led.lead(1)
+
+    assert led.wait(1)
+    assert looks == [[]]
+
+
+def test_the_own_thread_does_not_poll(driver, monkeypatch):
+    looks = []
+    monkeypatch.setattr(driver.reactor, "_poller", SimpleNamespace(poll=looks.append))
+    with driver.reactor.waiting(lambda: False):
+        driver.send(1)
+        assert driver.wait(1)
+        driver.send(2)
+        assert driver.wait(2)
+
+    assert not looks
 
 
 def test_where_leading_is_off_it_returns_at_once(no_leaks):
@@ -335,6 +365,9 @@ def test_posting_after_the_end_runs_at_once(no_leaks):
     assert driver.lead(1, 0.0) == 0.0
 
 
+LINES = ("reactor.py", "interrupt.py", "polling.py", "patience.py")
+
+
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def test_an_interrupt_at_any_line_leaves_the_reactor_as_it_was(led):
     """Ctrl-C at one line of the leading after the other; afterwards all that was sent has come, once."""
@@ -344,7 +377,7 @@ def test_an_interrupt_at_any_line_leaves_the_reactor_as_it_was(led):
         while True:
             sent += 1
             led.send(sent % 256)
-            hit = strike_at_line(struck, lambda: led.lead(sent), ("reactor.py", "interrupt.py"))
+            hit = strike_at_line(struck, lambda: led.lead(sent), LINES)
             led.lead(sent)
             assert led.wait(sent)
             assert led.got == [n % 256 for n in range(1, sent + 1)]

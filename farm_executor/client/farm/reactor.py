@@ -13,6 +13,8 @@ waiting thread takes the I/O thread's place for as long as it waits: it *leads*,
 * Only one thread leads, and only if no other thread waits: with several, handing over the lead would cost more than
   it saves. For some time after two threads have waited at once, no thread leads, because threads that call in turns
   would keep passing the lead to each other.
+* A leader polls before it sleeps, while that pays (see `core.patience`). The I/O thread does not: what it waits for
+  is awaited by several threads, and polling takes the interpreter from them.
 * A leader handles sockets and nothing else. Anything else rings the waker; the leader then stops leading and waits
   like any other thread. Events that it leaves behind are still in the selector, and so wake the I/O thread.
 * A leader that is interrupted must not leave a handler half-way: see `interrupt`.
@@ -40,6 +42,7 @@ from typing import Protocol
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.locks import OwnedLock
 from farm_executor.wire.connection import Connection
+from farm_executor.wire.polling import Poller
 from farm_executor.wire.trace import pending, tell
 from farm_executor.wire.waker import Waker
 
@@ -80,6 +83,8 @@ class Reactor:
         self._failed = failed
         self._ended = ended
         self._selector = selectors.DefaultSelector()
+        self._poller = Poller()  # the leader's
+        self._look = partial(self._selector.select, 0)
         self._waker = Waker()
         self._selector.register(self._waker, selectors.EVENT_READ, lambda events: self._waker.drain())
         self._standby = _standby(self._selector) if may_lead else None
@@ -91,7 +96,7 @@ class Reactor:
         # The leader's context, if a thread leads. A flag would not do: a leader that wakes up must find out whether
         # it still leads, or another thread that has begun since.
         self._leading: HeldBack | None = None
-        self._asleep = False  # whether that leader is in `select`, where it can be made to stop leading
+        self._asleep = False  # whether that leader polls or is in `select`, where it can be made to stop leading
         self._sleepers: set[HeldBack] = set()  # leaders that were stopped, and may still be asleep
         # The threads that wait without leading, each with a function that tells whether its wait is over. A thread
         # whose wait is over may not have run yet; if it still counted, nobody could lead the next time either.
@@ -334,7 +339,9 @@ class Reactor:
                     return
             # Here, and only here, no state is half-changed: Ctrl-C may come through, and `may_wait` may take over.
             interrupt.passing = self._asleep = True
-            events = self._selector.select(None if timeout is None else min(timeout, LONGEST_SLEEP))
+            events = self._poller.poll(self._look)
+            if not events:
+                events = self._selector.select(None if timeout is None else min(timeout, LONGEST_SLEEP))
             self._asleep = interrupt.passing = False
             if self._leading is not interrupt:  # a signal handler has waited meanwhile: the sockets are others' now
                 return
