@@ -29,7 +29,7 @@ STEPS = [
 # And within the larger packages: a module imports from lower floors, or from its own floor where there is no cycle.
 FLOORS = {
     "client": [
-        ("launching", "settings"),
+        ("launching", "protocol", "settings"),
         ("lifetime",),
         ("supply",),
         ("backing",),

@@ -22,8 +22,8 @@ from farm_executor.wire.address import Address
 if TYPE_CHECKING:
     from types import FrameType
 
-    from farm_executor.client.farm.engine import Engine
     from farm_executor.client.farm.statistics import FarmStatistics
+    from farm_executor.client.protocol import Farm
     from farm_executor.client.settings import FarmSettings
     from farm_executor.wire.security import Key, KeyFinder
 
@@ -55,7 +55,7 @@ class Backing:
 
     def _begin(self) -> None:
         self._lock: OwnedLock = OwnedLock()  # see `alone`
-        self.engine: Engine | None = None
+        self.engine: Farm | None = None
         self.shut_down: bool = False
 
     def _begin_in_child(self) -> None:
@@ -96,7 +96,7 @@ class Backing:
             finally:
                 self._lock.release()
 
-    def start_engine(self) -> Engine:
+    def start_engine(self) -> Farm:
         """Return the engine; start it if it has not been started yet.
 
         Raises:
@@ -122,7 +122,7 @@ class Backing:
                 weakref.finalize(self, engine.shutdown).atexit = False
             return self.engine
 
-    def make_engine(self) -> Engine:
+    def make_engine(self) -> Farm:
         """Create an engine from the settings. Called within `alone`."""
         settings, supply = self.settings, self.supply
         if supply.given is None:

@@ -14,8 +14,8 @@ from farm_executor.data.packages import PYTHON, UNKNOWN, survey
 from farm_executor.errors import FarmError
 
 if TYPE_CHECKING:
-    from farm_executor.client.farm.engine import Engine
     from farm_executor.client.farm.options import TaskOptions
+    from farm_executor.client.protocol import Farm
 
 __all__ = ["FarmCheck", "check_farm"]
 
@@ -84,7 +84,7 @@ class FarmCheck:
 
 
 def check_farm(
-    engine: Engine, options: TaskOptions, packages: Mapping[str, Package], timeout: float | None
+    engine: Farm, options: TaskOptions, packages: Mapping[str, Package], timeout: float | None
 ) -> FarmCheck:
     """Compare these packages, given by the name of a module of each, with those of each server of a farm.
 

@@ -6,7 +6,6 @@ engine does the work, and is imported on first use.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
     from farm_executor.client.check import FarmCheck
-    from farm_executor.client.farm.engine import Engine
     from farm_executor.client.farm.statistics import FarmStatistics
+    from farm_executor.client.protocol import Farm
     from farm_executor.progress import ProgressLike
 
     T1 = TypeVar("T1")
@@ -52,7 +51,7 @@ class Front(Executor):
         self._options = options
 
     @property
-    def _engine(self) -> Engine | None:
+    def _engine(self) -> Farm | None:
         return self._backing.engine
 
     # -- the standard library's contract -----------------------------------------------------------------
@@ -322,28 +321,11 @@ class Front(Executor):
                 broke the farm.
         """
         (timeout,) = checked("FarmExecutor.connect", timeout=timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
         engine = self._backing.start_engine()
-        from farm_executor.client.farm.wording import copy_of
-
         engine.check_may_wait()
-
-        def await_all(answers: Iterable[Future[Any]]) -> None:
-            for answer in answers:
-                try:
-                    error = answer.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
-                except FutureTimeoutError:  # not the builtin one before Python 3.11
-                    return
-                if isinstance(error, Exception):
-                    raise copy_of(error)
-
-        # First the names: only then are the servers behind them known.
-        await_all(list(engine.servers.named.values()))
-        await_all(list(engine.servers.answered.values()))
-        missing = engine.servers.unanswered()
+        missing = engine.servers.await_answers(timeout)
         if missing:
-            names = "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in missing)
-            raise TimeoutError(f"not every server has answered within {timeout} s: {names}")
+            raise TimeoutError(f"not every server has answered within {timeout} s: {'; '.join(missing)}")
 
     def broadcast(
         self,

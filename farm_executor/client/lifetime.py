@@ -22,7 +22,7 @@ from farm_executor.client.farm.future import renew_lock
 from farm_executor.client.farm.interrupt import let_go
 
 if TYPE_CHECKING:
-    from farm_executor.client.farm.engine import Engine
+    from farm_executor.client.protocol import Farm
 
 __all__ = ["at_program_end", "end_interrupted", "in_forked_child", "interpreter_ends", "track"]
 
@@ -32,13 +32,13 @@ INTERRUPT_SECONDS = 2.0  # for running tasks to end after Ctrl-C
 EXIT_SECONDS = 15.0  # for servers to be reached again, once the program has nothing else left to do
 LOOK_SECONDS = 0.5  # between checks whether they are
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_engines: weakref.WeakSet[Farm] = weakref.WeakSet()
 _at_end: list[weakref.WeakMethod[Callable[[], None]]] = []
 _in_child: list[weakref.WeakMethod[Callable[[], None]]] = []
 _interpreter_ends = False
 
 
-def track(engine: Engine) -> None:
+def track(engine: Farm) -> None:
     """Finish this engine's tasks when the program ends, and abandon it in a forked child."""
     _engines.add(engine)
 
@@ -58,7 +58,7 @@ def interpreter_ends() -> bool:
     return _interpreter_ends
 
 
-def end_interrupted(engines: Iterable[Engine]) -> None:
+def end_interrupted(engines: Iterable[Farm]) -> None:
     """Give running tasks `INTERRUPT_SECONDS` to clean up, then end them.
 
     Ctrl-C in a terminal has reached workers on this machine, too.
@@ -103,7 +103,7 @@ def _at_exit() -> None:
     _call_all(_at_end)
 
 
-def _join_at_exit(engine: Engine) -> None:
+def _join_at_exit(engine: Farm) -> None:
     """Wait for an engine to end; give up if no server is in reach, as no code is left that could restart one."""
     reached = time.monotonic()
     while not engine.join(LOOK_SECONDS):

@@ -27,11 +27,11 @@ from functools import partial
 from typing import Any
 
 from farm_executor.client.backing import Backing
-from farm_executor.client.farm.engine import Engine
 from farm_executor.client.farm.functions import Function
 from farm_executor.client.farm.future import FarmFuture
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.wording import culprit, unreadable_value
+from farm_executor.client.protocol import Farm
 from farm_executor.core.frames import Payload, payload_size
 from farm_executor.data import payload
 from farm_executor.data.blocks import PLAIN, BlockOutcome, portable, run_block
@@ -82,7 +82,7 @@ def map_calls(
 
 
 def _submitted(
-    engine: Engine,
+    engine: Farm,
     backing: Backing,
     options: TaskOptions,
     fn: Callable[..., Any],
@@ -144,7 +144,7 @@ def _count(tally: Tally, items: int, value: Any, error: BaseException | None, or
     tally.add(items, 0 if error is None else items)
 
 
-def _prepared(engine: Engine, fn: Callable[..., Any]) -> Callable[..., Any] | Function:
+def _prepared(engine: Farm, fn: Callable[..., Any]) -> Callable[..., Any] | Function:
     """Return the function as it is now, pickled once for all calls."""
     try:
         return engine.prepare(fn)
@@ -226,7 +226,7 @@ class _Mapping:
     Thread safety: `_on_outcome` is called by the thread that settles futures, all else by the caller of `map`.
     """
 
-    def __init__(self, engine: Engine, options: TaskOptions, fn: Callable[..., Any], tally: Tally | None) -> None:
+    def __init__(self, engine: Farm, options: TaskOptions, fn: Callable[..., Any], tally: Tally | None) -> None:
         self._engine = engine
         self._tally = tally
         self._options = options

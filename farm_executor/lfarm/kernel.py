@@ -20,11 +20,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from farm_executor.client.executor import FarmExecutor
-from farm_executor.client.front import Front
 from farm_executor.client.settings import SharedSettings
 from farm_executor.errors import KernelCreationError, NoKernelError
 from farm_executor.lfarm.checks import check_bool, check_category, check_instance, check_seconds
-from farm_executor.lfarm.submission import Submission, ToAny, ToFarm
+from farm_executor.lfarm.submission import submission_to
 from farm_executor.lfarm.task_options import current_options
 from farm_executor.lfarm.tasks import translated
 from farm_executor.wire.address import AddressLike, parse_addresses
@@ -100,10 +99,7 @@ class Kernel:
         self.name = name
         self.ended: bool = False
         self._owned = owned
-        self._to_farm: ToFarm | None = None
-        if isinstance(executor, Front):
-            self._to_farm = ToFarm(executor, self._label)
-        self._submission: Submission = self._to_farm or ToAny(executor)
+        self._submission = submission_to(executor, self._label)
         self._lock = threading.Lock()
         self._attached: weakref.WeakSet[EndsWithKernel] = weakref.WeakSet()
         self._futures: weakref.WeakSet[Future[Any]] | None = None if owned else weakref.WeakSet()
@@ -190,7 +186,7 @@ class Kernel:
 
     def translated(self, error: BaseException) -> BaseException:
         """Translate an error of one of this kernel's futures into lfarm's; see `tasks.translated`."""
-        return translated(error, on_farm=self._to_farm is not None)
+        return translated(error, on_farm=self._submission.on_farm)
 
     def _label(self, category: Hashable) -> Hashable:
         return category if self._owned else KernelCategory(self._serial, category)
@@ -223,18 +219,18 @@ class Kernel:
         check_seconds("timeout", timeout)
         if self.ended:
             raise RuntimeError(self._ended_text())
-        farm = self._needed_farm("broadcasting")
+        farm = self._submission.farm_for("broadcasting")
         return farm.broadcast(task, args, current_options.get(), persistent=persistent, timeout=timeout)
 
     def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
         """See `kill_tasks`."""
         check_category(category)
         check_bool("dry_run", dry_run)
-        return self._needed_farm("killing tasks").farm.kill_tasks(self._label(category), dry_run=dry_run)
+        return self._submission.farm_for("killing tasks").farm.kill_tasks(self._label(category), dry_run=dry_run)
 
     def task_categories_running(self) -> list[Hashable]:
         """See `task_categories_running`."""
-        farm = self._needed_farm("knowing what runs").farm
+        farm = self._submission.farm_for("knowing what runs").farm
         running = list[Hashable]()
         for server in farm.statistics().servers:
             by_slot = {worker.slot: self._unlabelled(worker.category) for worker in server.workers}
@@ -247,13 +243,6 @@ class Kernel:
         if isinstance(label, KernelCategory) and label.kernel == self._serial:
             return label.category
         return None
-
-    def _needed_farm(self, what: str) -> ToFarm:
-        if self._to_farm is None:
-            raise TypeError(
-                f"{what} needs a FarmExecutor; this kernel's executor is a {type(self.executor).__name__}"
-            )
-        return self._to_farm
 
     def attach(self, one: EndsWithKernel) -> None:
         """Notify the object, as long as it lives, of the kernel's end, before the executor's end.

@@ -19,9 +19,9 @@ from farm_executor.data import payload
 from farm_executor.lfarm.tasks import Task, call_pickled, run_task, sendable, travelling_by_value
 
 if TYPE_CHECKING:
-    from farm_executor.client.farm.engine import Engine
+    from farm_executor.client.protocol import Farm
 
-__all__ = ["Options", "Submission", "ToAny", "ToFarm"]
+__all__ = ["Options", "Submission", "ToAny", "ToFarm", "submission_to"]
 
 Options = tuple[Hashable, str]
 """A task's category and priority."""
@@ -31,7 +31,20 @@ MAX_OPTIONS = 256
 
 
 class Submission(Protocol):
-    """The operations that a kernel needs of its executor."""
+    """The operations that a kernel needs of its executor.
+
+    Attributes:
+        on_farm: Whether the executor is a farm, whose errors say where a task ran.
+    """
+
+    on_farm: bool
+
+    def farm_for(self, what: str) -> ToFarm:
+        """Return the farm, for what other executors cannot do.
+
+        Raises:
+            TypeError: The executor is not a farm; the message says what needs one.
+        """
 
     def submit(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Future[Any]:
         """Submit a call.
@@ -63,12 +76,18 @@ class Submission(Protocol):
 class ToAny:
     """Submission to an executor of any kind, which knows neither categories nor priorities."""
 
+    on_farm = False
+
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
     def submit(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Future[Any]:
         """See `Submission`."""
         return self._executor.submit(run_task, sendable(task), *args, **kwargs)
+
+    def farm_for(self, what: str) -> ToFarm:
+        """See `Submission`."""
+        raise TypeError(f"{what} needs a FarmExecutor; this kernel's executor is a {type(self._executor).__name__}")
 
     def lead_until(self, done: Callable[[], bool]) -> None:
         """Do nothing: this executor does not need the caller's thread."""
@@ -90,6 +109,8 @@ class ToFarm:
         executor: The farm, or a view of it, whose options apply where a task's own do not.
         label: Maps a task's category to the one used on the farm.
     """
+
+    on_farm = True
 
     def __init__(self, executor: Front, label: Callable[[Hashable], Hashable]) -> None:
         self.farm = executor
@@ -126,6 +147,10 @@ class ToFarm:
             return partial(_failed, error)
         return partial(engine.submit, sent, (data,), {}, self._make_options(options))
 
+    def farm_for(self, what: str) -> ToFarm:
+        """See `Submission`."""
+        return self
+
     def lead_until(self, done: Callable[[], bool]) -> None:
         """See `Submission`."""
         if self._backing.engine is not None:
@@ -157,7 +182,12 @@ class ToFarm:
         return made
 
 
-def _prepared(engine: Engine, function: Callable[..., Any]) -> Function:
+def submission_to(executor: Executor, label: Callable[[Hashable], Hashable]) -> Submission:
+    """Return the way to submit to an executor; ``label`` as in `ToFarm`."""
+    return ToFarm(executor, label) if isinstance(executor, Front) else ToAny(executor)
+
+
+def _prepared(engine: Farm, function: Callable[..., Any]) -> Function:
     with travelling_by_value():
         return engine.prepare(function)
 

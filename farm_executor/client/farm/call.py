@@ -55,6 +55,8 @@ class Call(Task):
         options: TaskOptions,
         seat: Hashable = None,
     ) -> None:
+        # The arguments are one of two: pickled by now, or so plain that this can wait. Never both, as the pickle of a
+        # large argument beside the argument would double what a queued task holds.
         super().__init__(id, options.priority, options.category, options.max_attempts, seat)
         self.timeout = options.timeout
         self.owner = owner
@@ -70,5 +72,7 @@ class Call(Task):
         future, self.future = self.future, None
         assert future is not None
         self.function = self.arguments = self.plain = self.before_settling = None
+        # Future and call refer to each other. Cutting this here frees both by counting references, which is soon; left
+        # to the garbage collector, a flood of small tasks would wait in memory for its next full run.
         future._call = None
         return future

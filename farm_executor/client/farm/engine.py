@@ -94,6 +94,7 @@ class Engine:
 
     Attributes:
         servers: The farm's servers.
+        counts_tasks: Whether workers are replaced after a fixed number of tasks.
 
     Thread safety: the methods for callers, and those of `future.Owner`, may be called from any thread.
     """
@@ -101,6 +102,7 @@ class Engine:
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
         self._budget = options.budget
+        self.counts_tasks = options.max_tasks_per_child is not None
         self._functions = FunctionTable()
         self._shutdown = False
         self._error: Callable[[], BaseException] | None = None
@@ -167,11 +169,6 @@ class Engine:
             Exception: The function cannot be pickled.
         """
         return self._functions.find(fn)
-
-    @property
-    def counts_tasks(self) -> bool:
-        """Whether workers are replaced after a fixed number of tasks."""
-        return self._options.max_tasks_per_child is not None
 
     def submit(
         self,

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # not the builtin one before Python 3.11
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from farm_executor.client.farm.link import ServerLink, Settings, at
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.session import Around, Session, SessionCrew
+from farm_executor.client.farm.wording import copy_of
 from farm_executor.core.features import MODULES
 from farm_executor.core.frames import Buffer
 from farm_executor.core.lifecycle import SessionState
@@ -69,8 +71,8 @@ class Servers:
         named: For each name, a future that is set once the servers behind the name are known.
         counts: The number of workers that each server gives us now.
 
-    Thread safety: `start`, `add`, `remove`, `unanswered`, `in_reach`, `open_session`, `refused`, `sessions` and
-    iteration may be called from any thread, the others from handlers.
+    Thread safety: `start`, `add`, `remove`, `unanswered`, `await_answers`, `in_reach`, `open_session`, `refused`,
+    `sessions` and iteration may be called from any thread, the others from handlers.
     """
 
     def __init__(
@@ -133,6 +135,25 @@ class Servers:
         """Return the servers, and the names of servers, that have not answered yet."""
         names = [source for source, name in self._discoveries.items() if not self.named[name].done()]
         return [*names, *(link for link, answer in list(self.answered.items()) if not answer.done())]
+
+    def await_answers(self, timeout: float | None) -> list[str]:
+        """Wait until every server has answered, at most that many seconds; describe those that have not.
+
+        Raises:
+            Exception: The error that broke the farm meanwhile.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        # First the names: only then are the servers behind them known.
+        for answers in (self.named, self.answered):
+            waited: list[Future[Any]] = list(answers.values())
+            for answer in waited:
+                try:
+                    error = answer.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+                except FutureTimeoutError:
+                    break
+                if isinstance(error, Exception):
+                    raise copy_of(error)
+        return [f"{source} ({source.last_error or 'no answer'})" for source in self.unanswered()]
 
     def in_reach(self) -> bool:
         """Return whether any server is connected, or has yet to fail for the first time."""

@@ -1,0 +1,141 @@
+"""The farm as the front sees it: all that executors, views, `map` and lfarm use of the engine.
+
+This module owns that interface, nothing else. `client.farm.engine.Engine` implements it, and mypy checks that where
+`backing` makes one; tests of the front use a fake. It must not know how any of it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from farm_executor.client.farm.broadcasts import Broadcast
+    from farm_executor.client.farm.call import BeforeSettling
+    from farm_executor.client.farm.functions import Function
+    from farm_executor.client.farm.future import FarmFuture
+    from farm_executor.client.farm.options import TaskOptions
+    from farm_executor.client.farm.statistics import FarmStatistics
+    from farm_executor.wire.address import Address
+
+__all__ = ["Farm", "FarmServers"]
+
+
+# The methods are those of the engine that are called from outside, and no more: nothing here has a second
+# implementation outside the tests, and none is planned. Tasks are not handed to the schedulers of others, which could
+# not keep the promises of attempts, kills and broadcasts; others may grant machines, which is `launching`'s seam.
+
+
+class FarmServers(Protocol):
+    """The servers of a farm. All methods may be called from any thread."""
+
+    def add(self, address: Address, locate: Callable[[bool], Address]) -> object:
+        """Dial one more server, for all its slots; ``locate`` starts it if it has to be started."""
+
+    def remove(self, address: Address, *, drain: bool) -> Future[None] | None:
+        """Let go of a server; return a future that is set when it is gone, None if there is no such server."""
+
+    def await_answers(self, timeout: float | None) -> list[str]:
+        """Wait until every server has answered, at most that many seconds; describe those that have not.
+
+        Raises:
+            Exception: The error that broke the farm meanwhile.
+        """
+
+    def in_reach(self) -> bool:
+        """Return whether any server is connected, or has yet to fail for the first time."""
+
+    def describe(self) -> str:
+        """Return a text for people that names each server and the result of dialling it."""
+
+
+class Farm(Protocol):
+    """The client's half of one farm; see `client.farm.engine.Engine` for what each method promises.
+
+    Thread safety: all methods may be called from any thread.
+    """
+
+    # Properties, so that an attribute of a narrower type will do, too.
+
+    @property
+    def servers(self) -> FarmServers:
+        """The servers."""
+
+    @property
+    def counts_tasks(self) -> bool:
+        """Whether workers are replaced after a fixed number of tasks."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether the farm has failed as a whole."""
+
+    @property
+    def workers(self) -> int:
+        """The number of workers that the servers seen so far give this farm."""
+
+    # -- its life ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to dial."""
+
+    def shutdown(self, *, cancel_futures: bool = False) -> None:
+        """Accept no more tasks, and end once those accepted have settled. Does not wait."""
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end after `shutdown`; return whether it has come."""
+
+    def abort(self, reason: str) -> None:
+        """Settle all unsettled futures with `BrokenFarmError`, and end the workers at once. Does not wait."""
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what belongs to the parent."""
+
+    def statistics(self) -> FarmStatistics:
+        """Take a snapshot of the farm's figures."""
+
+    # -- calls ---------------------------------------------------------------------------------------------
+
+    def prepare(self, fn: Callable[..., Any]) -> Function:
+        """Pickle a function in its current state, for many calls."""
+
+    def submit(
+        self,
+        fn: Callable[..., Any] | Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
+        *,
+        goes_on: bool = False,
+        calls: int = 1,
+        before_settling: BeforeSettling | None = None,
+    ) -> FarmFuture:
+        """Send a call, or queue it."""
+
+    def check_may_wait(self) -> None:
+        """Raise if the caller must not block until all servers or workers have answered."""
+
+    def broadcast(
+        self, fn: Callable[..., Any] | Function, args: tuple[Any, ...], options: TaskOptions, *, persistent: bool
+    ) -> Broadcast:
+        """Send a call to every worker of every server."""
+
+    def forget(self, broadcast: Broadcast) -> None:
+        """Stop making this call on workers that come later."""
+
+    def kill(self, category: Hashable, *, dry_run: bool = False) -> int:
+        """Kill the running tasks of a category and return how many there were."""
+
+    def kill_one(self, future: Future[Any]) -> bool:
+        """End one call: cancel it if it waits, or kill it; False if it has ended, or is not this farm's."""
+
+    def cancel_all(self) -> None:
+        """Cancel every task that has not begun, and kill the running ones."""
+
+    # -- waiting -------------------------------------------------------------------------------------------
+
+    def lead_until(self, done: Callable[[], bool]) -> None:
+        """Do the farm's own work in this thread, if it may, until ``done()``. May return early."""
+
+    def nudge(self) -> None:
+        """Make the leading thread check once more whether it still needs to lead."""
