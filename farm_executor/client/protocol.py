@@ -23,8 +23,8 @@ __all__ = ["Farm", "FarmServers"]
 
 
 # The methods are those of the engine that are called from outside, and no more: nothing here has a second
-# implementation outside the tests, and none is planned. Tasks are not handed to the schedulers of others, which could
-# not keep the promises of attempts, kills and broadcasts; others may grant machines, which is `launching`'s seam.
+# implementation outside the tests, and none is planned. Tasks are not handed to the schedulers of others, which
+# could not keep the promises of attempts, kills and broadcasts. Others may grant machines: that is `launching`'s.
 
 
 class FarmServers(Protocol):

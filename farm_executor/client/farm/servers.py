@@ -147,10 +147,12 @@ class Servers:
         for answers in (self.named, self.answered):
             waited: list[Future[Any]] = list(answers.values())
             for answer in waited:
+                # One deadline for all: a farm of many silent servers must not take the timeout once for each.
                 try:
                     error = answer.exception(None if deadline is None else max(deadline - time.monotonic(), 0.0))
                 except FutureTimeoutError:
                     break
+                # A copy, as several threads may wait for the same answer, and raising adds to the traceback.
                 if isinstance(error, Exception):
                     raise copy_of(error)
         return [f"{source} ({source.last_error or 'no answer'})" for source in self.unanswered()]

@@ -152,6 +152,7 @@ class Settler:
         return call.release()
 
     def _settle(self, outcomes: list[tuple[FarmFuture, Any]], *, as_errors: bool = False) -> None:
+        # The common case ends here: nobody has looked at these futures, or they have only woken a waiting thread.
         others, to_call = settle_plainly(outcomes, as_errors=as_errors)
         if not others and not to_call:
             return
