@@ -72,7 +72,7 @@ class Call(Task):
         future, self.future = self.future, None
         assert future is not None
         self.function = self.arguments = self.plain = self.before_settling = None
-        # Future and call refer to each other. Cutting this here frees both by counting references, which is soon; left
-        # to the garbage collector, a flood of small tasks would wait in memory for its next full run.
+        # Future and call refer to each other. Cut here, both are freed by counting references, which is soon; left to
+        # the garbage collector, a flood of small tasks would stay in memory until its next full run.
         future._call = None
         return future

@@ -108,6 +108,7 @@ class Stopping:
         # possibly begun on a worker that is gone. The last cannot be called cancelled, so it counts as killed.
         ends: list[Callable[[], None]] = []
         scheduler = self._dispatch.scheduler
+        # A list first: `withdraw` and `drop` change what `tasks` iterates over.
         calls: list[Any] = [task for task in scheduler.tasks() if task in meant]
         for call in calls:
             if scheduler.withdraw(call):
