@@ -55,8 +55,8 @@ class Call(Task):
         options: TaskOptions,
         seat: Hashable = None,
     ) -> None:
-        # The arguments are one of two: pickled by now, or so plain that this can wait. Never both, as the pickle of a
-        # large argument beside the argument would double what a queued task holds.
+        # The arguments are one of two: pickled by now, or so plain that this can wait. Never both, as that would
+        # double what a queued task holds.
         super().__init__(id, options.priority, options.category, options.max_attempts, seat)
         self.timeout = options.timeout
         self.owner = owner
@@ -72,7 +72,7 @@ class Call(Task):
         future, self.future = self.future, None
         assert future is not None
         self.function = self.arguments = self.plain = self.before_settling = None
-        # Future and call refer to each other. Cut here, both are freed by counting references, which is soon; left to
-        # the garbage collector, a flood of small tasks would stay in memory until its next full run.
+        # Future and call refer to each other. Cut here, both are freed by counting references; left to the garbage
+        # collector, a flood of small tasks would stay in memory until its next full run.
         future._call = None
         return future
