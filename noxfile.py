@@ -71,7 +71,7 @@ def _group(name: str) -> list[str]:
 PYTHONS = _find_pythons()
 # `minimums` runs all tests on the oldest Python, so that `tests` need not run some of them there by default.
 NEWER = [f"tests-{python}" for python in PYTHONS if python != SUPPORTED[0]] or ["tests"]
-nox.options.sessions = ["lint", "types", "house", "minimums", *NEWER, "promises", "not_led", "docs"]
+nox.options.sessions = ["lint", "types", "house", "minimums", *NEWER, "promises", "not_led", "origins", "docs"]
 FOR_TESTS = [".[completion,tls]", *_group("tests")]
 
 
@@ -131,6 +131,13 @@ def not_led(session: nox.Session) -> None:
         "tests/client/test_future.py",
     )
     session.run("pytest", *SIDE_BY_SIDE, "--not-led", *parts, *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1])
+def origins(session: nox.Session) -> None:
+    """Send modules from where tools put them: a real Jupyter kernel, editable installs of each build backend."""
+    _install(session, *FOR_TESTS, *_group("origins"), "pip")
+    session.run("pytest", *SIDE_BY_SIDE, "tests/shipping/test_origins.py", *session.posargs)
 
 
 @nox.session

@@ -46,12 +46,15 @@ class Program:
 
     Args:
         folder: An empty one.
-        server: Where its tasks go.
+        server: Where its tasks go; None if the program says so itself.
     """
 
-    def __init__(self, folder: Path, server: Serving) -> None:
+    def __init__(self, folder: Path, server: Serving | None) -> None:
         self.folder = folder
         self.server = server
+        self._reach = (
+            {"FARM_ADDRESS": server.address, "FARM_EXECUTOR_KEY_FILE": str(server.key_file)} if server else {}
+        )
 
     def write(self, files: dict[str, str]) -> None:
         """Make files of these names."""
@@ -72,6 +75,7 @@ class Program:
         cwd: Path | None = None,
         stdin: str | None = None,
         path: Sequence[str] = (),
+        programs: str = "",
         fails: bool = False,
     ) -> str:
         """Run Python with these arguments; return what it printed, with ``fails`` to standard error."""
@@ -85,9 +89,9 @@ class Program:
             check=False,
             env={
                 **os.environ,
+                "PATH": programs or os.environ["PATH"],
                 "PYTHONPATH": os.pathsep.join([*path, ROOT]),
-                "FARM_ADDRESS": self.server.address,
-                "FARM_EXECUTOR_KEY_FILE": str(self.server.key_file),
+                **self._reach,
             },
         )
         assert (process.returncode != 0) == fails, process.stdout + process.stderr

@@ -1,7 +1,13 @@
 """Imports at awkward moments, in awkward places."""
 
+import compileall
+import os
+import zipfile
+
 import pytest
 from shipping.elsewhere import Elsewhere, Program
+
+from farm_executor.launch.ssh import SSH_VARIABLE
 
 LAZY = {f"mod{number}.py": f"value = {number}" for number in range(12)}
 
@@ -266,3 +272,198 @@ def test_a_module_too_large_is_named_with_the_limit_and_a_way_out(program):
     printed = program.script("import pkg; print(farm.submit(pkg.f).exception())")
     assert f"it is the program's own, from {program.folder}/pkg, and more than 32 MiB" in printed
     assert "ship=[\"auto\", 'pkg']" in printed
+
+
+def test_a_file_system_that_does_not_answer_keeps_nobody_from_submitting(program):
+    """Listing its folders hangs, as on a network's drive whose server is down."""
+    code = """
+        import threading
+        from farm_executor.client.farm.own_modules import OwnModules
+        print(farm.submit(abs, -1).result(60))
+        hanging, go = threading.Event(), threading.Event()
+        def hang(self):
+            hanging.set()
+            go.wait()
+        OwnModules.list_folders = hang
+        farm._engine._shipping._look_at = 0.0
+        print(farm.submit(abs, -2).result(60), hanging.wait(60))
+        with open("later.py", "w") as file:
+            file.write("value = 3")
+        import later
+        def task():
+            import later
+            return later.value
+        future = farm.submit(task)
+        print(farm.submit(abs, -4).result(60))
+        go.set()
+        print(future.result(60))
+    """
+    assert program.script(code).splitlines() == ["1", "2 True", "4", "3"]
+
+
+def test_the_first_look_hangs_and_its_modules_are_on_offer_once_it_does_not(program):
+    program.write({"lazy.py": "value = 5"})
+    code = """
+        import logging, threading
+        import farm_executor.client.farm.shipping as shipping
+        from farm_executor.client.farm.own_modules import OwnModules
+        shipping.FIRST_LOOK_SECONDS = 0.1
+        go, real = threading.Event(), OwnModules.list_folders
+        said = []
+        class Handler(logging.Handler):
+            def emit(self, record):
+                said.append(record.getMessage())
+        logging.getLogger("farm_executor").addHandler(Handler(logging.WARNING))
+        def hang(self):
+            go.wait()
+            real(self)
+        OwnModules.list_folders = hang
+        print(farm.submit(abs, -1).result(60), said)
+        go.set()
+        farm._engine._shipping._looked.wait(60)
+        def task():
+            import lazy
+            return lazy.value
+        print(farm.submit(task).result(60))
+    """
+    first, second = program.script(code).splitlines()
+    assert first.startswith("1 ['folders of modules do not answer seconds=0.1")
+    assert second == "5"
+
+
+def test_modules_in_a_zip_file_are_not_sent_and_the_error_says_so(program):
+    with zipfile.ZipFile(program.folder / "lib.zip", "w") as file:
+        file.writestr("zipped.py", "def f(): return 1")
+    code = """
+        import sys; sys.path.insert(0, "lib.zip")
+        import zipped
+        print(farm.submit(zipped.f).exception(60))
+    """
+    printed = program.script(code)
+    assert "No module named 'zipped'; it is this program's own" in printed
+    assert "modules in archives are not sent" in printed
+
+
+def test_a_zipapp_s_modules_are_not_sent_either(program):
+    with zipfile.ZipFile(program.folder / "app.pyz", "w") as file:
+        file.writestr("inside.py", "def f(): return 1")
+        file.writestr(
+            "__main__.py",
+            "import os, inside\nfrom farm_executor import FarmExecutor\n"
+            "print(FarmExecutor(os.environ['FARM_ADDRESS']).submit(inside.f).exception(60))",
+        )
+    assert "modules in archives are not sent" in program.run("app.pyz")
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_compiled_modules_without_source_are_not_sent_and_the_error_says_so(program, package):
+    source = program.file("compiled/__init__.py" if package else "compiled.py", "def f(): return 1")
+    assert compileall.compile_file(source, legacy=True, quiet=1)
+    source.unlink()
+    printed = program.script("import compiled\nprint(farm.submit(compiled.f).exception(60))")
+    assert "No module named 'compiled'; it is this program's own" in printed
+    assert "compiled modules without source are not sent" in printed
+
+
+def test_a_module_with_a_name_of_pythons_is_not_sent_and_the_log_says_so(program):
+    program.write({"colorsys.py": "mine = True"})
+    code = """
+        import colorsys, logging
+        said = []
+        class Handler(logging.Handler):
+            def emit(self, record):
+                said.append(record.getMessage())
+        logging.getLogger("farm_executor").addHandler(Handler(logging.WARNING))
+        def task():
+            import colorsys
+            return hasattr(colorsys, "mine")
+        print(colorsys.mine, farm.submit(task).result(60), farm.submit(task).result(60), *said)
+    """
+    printed = program.script(code)
+    assert printed.startswith(
+        f"True False False module has a name of Python's module=colorsys file={program.folder}/"
+    )
+    assert printed.count("name of Python's") == 1
+
+
+def test_a_module_that_nobody_has(program):
+    code = """
+        def task():
+            import nobody_has_this
+        print(farm.submit(task).exception(60).__cause__)
+    """
+    printed = program.script(code)
+    assert "No module named 'nobody_has_this'" in printed
+    assert "this program does not find a module 'nobody_has_this' either" in printed
+
+
+def test_a_module_that_cannot_be_read_is_named_with_the_reason(program):
+    program.write({"helpers.py": "def f(): pass"})
+    code = """
+        import helpers
+        from farm_executor.client.farm import parcels
+        def refuse(*arguments, **others):
+            raise PermissionError(13, "Permission denied", arguments[0])
+        parcels.open = refuse
+        print(farm.submit(helpers.f).exception(60))
+    """
+    printed = program.script(code)
+    assert "No module named 'helpers': it is the program's own, and cannot be read: " in printed
+    assert f"Permission denied: '{program.folder}/helpers.py'" in printed
+
+
+def test_over_ssh(tmp_path, sshd, monkeypatch):
+    folder = tmp_path / "program"
+    folder.mkdir()
+    program = Program(folder, None)
+    program.write({"helpers.py": "import os\ndef f(): return os.path.dirname(__file__)"})
+    monkeypatch.setenv(SSH_VARIABLE, sshd.ssh)
+    program.file(
+        "script.py",
+        """
+        import os, helpers
+        from farm_executor import FarmExecutor
+        with FarmExecutor("ssh://somewhere?workers=1") as farm:
+            print(farm.submit(helpers.f).result(60))
+        """,
+    )
+    where = program.run("script.py")
+    assert "farm-modules-" in where
+    assert not os.path.exists(os.path.dirname(where))
+
+
+def test_a_package_of_60_modules_costs_one_question(program):
+    """Each turn, from what the client sends to what comes back, is a round trip, whatever the network's delay."""
+    names = [f"m{number}" for number in range(60)]
+    program.write({f"pkg/{name}.py": f"value = {number}" for number, name in enumerate(names)})
+    program.write({"pkg/__init__.py": f"from . import {', '.join(names)}\ndef f(): return m59.value"})
+    code = """
+        import pkg
+        from farm_executor.client.farm.crew import Crew
+        from farm_executor.wire.connection import Connection
+        turns = []
+        frames = []
+        real_send, real_take = Connection.send, Crew._on_frame
+        def send(self, buffers):
+            if any(lane.connection is self for lane in list(farm._engine._lanes.values())):
+                turns.append("out")
+            return real_send(self, buffers)
+        def take(self, lane, frame):
+            turns.append("in")
+            frames.append(frame.type.name)
+            return real_take(self, lane, frame)
+        Connection.send, Crew._on_frame = send, take
+        farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1)
+        farm.submit(abs, -1).result(60)
+        def count():
+            found = sum(pair == ("out", "in") for pair in zip(turns, turns[1:]))
+            turns.clear()
+            return found
+        count(), frames.clear()
+        print(farm.submit(pkg.f).result(60), count(), frames)
+        frames.clear()
+        print(farm.submit(pkg.f).result(60), count(), frames)
+    """
+    first, second = program.script(code).splitlines()
+    assert first == "59 2 ['WANTED', 'RESULTS']"
+    assert second == "59 1 ['RESULTS']"

@@ -40,6 +40,7 @@ class ChosenModules:
         self.whole = frozenset(self._named)
         self.places: dict[str, Place] = {}
         self._warned = False
+        self._hiding: set[str] = set()  # have been warned of
 
     def list_folders(self) -> None:
         """Look for modules that are not loaded. This takes long where a file system does not answer."""
@@ -49,6 +50,8 @@ class ChosenModules:
     def look(self) -> dict[str, Place]:
         """Find the modules, loaded or listed, and return the place of each."""
         places = {} if self._own is None else self._own.find()
+        if self._own is not None:
+            self._warn_of(self._own.hiding)
         places.update(self._named)
         if len(places) > MAX_OFFER:
             if not self._warned:
@@ -63,6 +66,15 @@ class ChosenModules:
             places = dict([*loaded.items(), *places.items()][:MAX_OFFER])
         self.places = places
         return places
+
+    def _warn_of(self, hiding: dict[str, str]) -> None:
+        for name in hiding.keys() - self._hiding:
+            self._hiding.add(name)
+            logger.warning(
+                "module has a name of Python's module=%s file=%s: it is not sent, and tasks on servers import "
+                "Python's; rename it",
+                *(name, hiding[name]),
+            )
 
 
 def resolve(named: Iterable[str]) -> dict[str, Place]:

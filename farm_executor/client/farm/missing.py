@@ -68,10 +68,12 @@ def _known(name: str) -> str:
     if not place:
         return f"this program has {top}"
     if not is_installed(os.path.abspath(place)):
-        return (
-            f"it is this program's own, from {place}, and is not sent to this worker: see ship= of FarmExecutor, "
-            "or install it where the worker runs"
-        )
+        what = f"it is this program's own, from {place}, and"
+        if place.endswith(".pyc"):
+            return f"{what} compiled modules without source are not sent: install it where the worker runs"
+        if not os.path.exists(place):
+            return f"{what} modules in archives are not sent: unpack them, or install it where the worker runs"
+        return f"{what} is not sent to this worker: see ship= of FarmExecutor, or install it where the worker runs"
     package = package_of(top)
     if package is not None:
         return (

@@ -30,6 +30,9 @@ _RANK = {PACKAGE: 2, MODULE: 1, NAMESPACE: 0}  # of several modules of one name 
 class OwnModules:
     """The modules found by the last look, kept so that the next look costs only what is new.
 
+    Attributes:
+        hiding: The loaded modules that have a name of Python's own, and where they are. Servers use Python's.
+
     Thread safety: `list_folders` may run in one thread while `find` runs in another.
     """
 
@@ -37,6 +40,7 @@ class OwnModules:
         self._stamps: dict[str, int] = {}  # modification times of the folders on the path, when they were read
         self._listed: dict[str, dict[str, Place]] = {}
         self._on_path: dict[str, Place] = {}  # replaced, and never changed in place
+        self.hiding: dict[str, str] = {}
         self._loaded: dict[str, tuple[Any, Place | None]] = {}
 
     def list_folders(self) -> None:
@@ -73,7 +77,7 @@ class OwnModules:
     def _correct(self, found: dict[str, Place]) -> None:
         """Prefer loaded modules to those on the path: they are the ones that the program uses."""
         for name, module in list(sys.modules.items()):
-            if "." in name or name in NEVER:
+            if "." in name or (name in NEVER and name not in sys.stdlib_module_names):
                 continue
             known = self._loaded.get(name)
             if known is None or known[0] is not module:
@@ -81,6 +85,8 @@ class OwnModules:
             place = known[1]
             if place is None:
                 found.pop(name, None)
+            elif place.paths and name in sys.stdlib_module_names:
+                self.hiding[name] = place.paths[0]
             elif place.paths:
                 found[name] = place
 
@@ -185,7 +191,8 @@ def _of_loaded(module: Any) -> Place | None:
     file = getattr(spec, "origin", None) or attributes.get("__file__")
     if isinstance(file, str) and os.path.isfile(file):
         file = os.path.abspath(file)
-        if is_installed(file):
+        # Compiled code without its source fits one version of Python, and cannot be compared.
+        if is_installed(file) or file.endswith(".pyc"):
             return None
         is_init = os.path.basename(file).startswith("__init__.")
         return Place(PACKAGE, (os.path.dirname(file),)) if is_init else Place(MODULE, (file,))
