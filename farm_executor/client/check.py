@@ -93,6 +93,7 @@ def check_farm(
     """
     from farm_executor.client.farm.broadcasts import outcomes_of
 
+    # Also where this program's modules are not sent: the function is the farm's own, and servers have it.
     wanted = {package.name: module for module, package in packages.items()}
     broadcast = engine.broadcast(survey, (wanted,), options, persistent=False)
     try:

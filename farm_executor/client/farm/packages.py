@@ -62,6 +62,8 @@ def top_level_names_in(module: Any) -> Iterator[str]:
 def _packages_of(names: Iterator[str]) -> dict[str, Package]:
     found: dict[str, Package] = {}
     for name in names:
+        # Python's own modules go with its version. And the names come from attributes of values, which may say
+        # anything: one that is not loaded was made up.
         if name in sys.stdlib_module_names or name not in sys.modules or not is_top_level(name):
             continue
         package = package_of(name)
@@ -71,6 +73,8 @@ def _packages_of(names: Iterator[str]) -> dict[str, Package]:
 
 
 def _find(module: str) -> Package | None:
+    # A loaded module's own spec is the truth even if the path has changed since. One that is not loaded is searched
+    # for without asking finders of others, which may build or download something.
     spec = getattr(sys.modules.get(module), "__spec__", None) or PathFinder.find_spec(module)
     file = getattr(spec, "origin", None)
     folders = list(getattr(spec, "submodule_search_locations", None) or ())

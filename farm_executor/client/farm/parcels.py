@@ -83,6 +83,7 @@ class Parcels:
     def do(self, job: Callable[[], None]) -> None:
         """Run a job in this object's own thread, after those before it."""
         self._jobs.put(job)
+        # The thread is started late: most farms never have a job. Two dialling threads may come at once.
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="farm-parcels", daemon=True)

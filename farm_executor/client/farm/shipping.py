@@ -127,8 +127,11 @@ class Shipping:
 
         assert self._modules is not None
         assert self._parcels is not None
+        # The result is published by `_renew`, and only then is the look over: a thread that has waited for it must
+        # find what it asked for. And it must not wait for nothing when something fails here.
         try:
             self._modules.list_folders()
+            # To look through the namespaces of a large program takes milliseconds, so not each second.
             changed = count != self._count
             self._renew(imported_by(self._modules.look()) if changed else self._packages)
             self._count = count
@@ -182,6 +185,8 @@ class Shipping:
         Raises:
             RemoteProtocolError: It is not a list of packages.
         """
+        # All workers of a server say the same, and so do those that replace them: once is enough. What has changed
+        # since, after an installation there, is news.
         differences = decode_differences(frame.body)
         if self._differences.get(lane.server) != differences:
             from farm_executor.client.farm.missing import described
