@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from farm_executor.wire.cores import usable_cores
+
 __all__ = ["machine"]
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -23,19 +25,7 @@ def machine() -> tuple[float, list[float], int | None, int | None]:
         memory = limit
         free = max(limit - used, 0)
         available = free if available is None else min(available, free)
-    return _cpus(), _load(), memory, available
-
-
-def _cpus() -> float:
-    affinity = getattr(os, "sched_getaffinity", None)
-    cpus = float(len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
-    for folder in _cgroups():
-        try:
-            quota, period = (folder / "cpu.max").read_text("ascii").split()
-            cpus = min(cpus, int(quota) / int(period))
-        except (OSError, ValueError, ZeroDivisionError):  # there is none, or it is "max"
-            continue
-    return round(cpus, 2)
+    return round(usable_cores(cgroups=str(CGROUPS)), 2), _load(), memory, available
 
 
 def _load() -> list[float]:

@@ -40,9 +40,9 @@ def _quotas(proc: str, cgroups: str) -> Iterator[float]:
 def _groups(proc: str, cgroups: str) -> Iterator[str]:
     """Yield the folders of the groups that may limit the process's time, its own first."""
     try:
-        with open(os.path.join(proc, "self", "cgroup")) as file:
+        with open(os.path.join(proc, "self", "cgroup"), encoding="utf-8") as file:
             lines = file.read().splitlines()
-    except OSError:  # not Linux
+    except (OSError, ValueError):  # not Linux, or a name that is not text
         return
     for line in lines:
         _, _, found = line.partition(":")
@@ -61,7 +61,7 @@ def _groups(proc: str, cgroups: str) -> Iterator[str]:
 
 def _words(folder: str, name: str) -> list[str]:
     try:
-        with open(os.path.join(folder, name)) as file:
+        with open(os.path.join(folder, name), encoding="ascii") as file:
             return file.read().split()
-    except OSError:
+    except (OSError, ValueError):  # there is none, or it is not text
         return []

@@ -272,18 +272,17 @@ def test_a_control_group_limits_the_machine(tmp_path, monkeypatch):
     (tmp_path / "a" / "memory.current").write_text("600000\n")
     (tmp_path / "a" / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
     (inner / "memory.max").write_text("max\n")
-    (inner / "cpu.max").write_text("50000 100000\n")
     monkeypatch.setattr(machine_module, "CGROUPS", tmp_path)
     monkeypatch.setattr(machine_module, "_cgroups", lambda: iter([inner, tmp_path / "a", tmp_path]))
-    cpus, load, memory, available = machine()
-    assert (cpus, memory, available) == (0.5, 1_000_000, 500_000)
+    _, _, memory, available = machine()
+    assert (memory, available) == (1_000_000, 500_000)
 
 
 @given(st.binary(max_size=60))
 @settings(max_examples=50, deadline=None)
 def test_whatever_a_control_group_says_there_is_an_answer(tmp_path_factory, junk):
     folder = tmp_path_factory.mktemp("group")
-    for name in ("cpu.max", "memory.max", "memory.current", "memory.stat"):
+    for name in ("memory.max", "memory.current", "memory.stat"):
         (folder / name).write_bytes(junk)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine_module, "_cgroups", lambda: iter([folder]))

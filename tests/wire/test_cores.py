@@ -59,6 +59,12 @@ def test_the_smallest_quota_of_its_groups_counts(
     assert cores(tmp_path, groups, files) == expected
 
 
+def test_a_quota_that_is_not_text_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "cgroup/cpu.max").write_bytes(b"\xff 1")
+    assert cores(tmp_path, "0::/\n", {}) == CPUS
+
+
 def test_without_groups_the_affinity_mask_counts(tmp_path: Path) -> None:
     assert usable_cores(str(tmp_path / "none"), str(tmp_path / "none")) == CPUS
 
