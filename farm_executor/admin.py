@@ -11,14 +11,17 @@ import time
 from typing import Any
 
 from farm_executor.arguments import checked
-from farm_executor.core.census import Status
+from farm_executor.core.census import MAX_DOCUMENT, Status
+from farm_executor.core.frames import FrameType, encode_frame
+from farm_executor.core.handshake import decode_hello
 from farm_executor.core.messages import AdminHello, from_json, to_json
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.address import Address, parse_address
+from farm_executor.wire.connection import Connection, no_segment
 from farm_executor.wire.dialling import connect
-from farm_executor.wire.security import client_key
+from farm_executor.wire.security import Key, client_key
 
-__all__ = ["ask", "ask_until_answered", "end_server", "ping", "status"]
+__all__ = ["Watch", "ask", "ask_until_answered", "end_server", "ping", "status"]
 
 RETRY_SECONDS = 0.1
 
@@ -45,6 +48,57 @@ def ask(
         raise ConnectionResetError(f"server {address}: {error}") from None
     connection.close()
     return to_json(from_json(Status, answer)) if command == "status" else {}
+
+
+class Watch:
+    """A connection on which a server is asked for its status again and again.
+
+    It is for a selector: `ask`, and `take` when it can be read. Not thread-safe.
+
+    Args:
+        address: The server.
+        key: See `client_key`.
+        timeout: Seconds for the connection.
+
+    Raises:
+        OSError, AuthenticationError, RemoteProtocolError: See `ask`.
+    """
+
+    def __init__(self, address: Address, key: Key, timeout: float) -> None:
+        try:
+            connection, _ = connect(address, key, to_json(AdminHello("watch")), timeout)
+        except EOFError as error:
+            raise ConnectionResetError(f"server {address}: {error}") from None
+        self._connection = Connection(connection.socket, MAX_DOCUMENT, no_segment)
+        connection.socket.setblocking(False)
+        self._asked = 0
+
+    def fileno(self) -> int:
+        """Return the file descriptor, for selectors."""
+        return self._connection.fileno()
+
+    def ask(self) -> None:
+        """Ask for the server's status."""
+        self._asked += 1
+        self._connection.send(encode_frame(FrameType.PING, seq=self._asked))
+
+    def take(self) -> Status | None:
+        """Return the answer if it is whole by now.
+
+        Raises:
+            EOFError: The server is gone.
+            RemoteProtocolError: The peer is not a farm server.
+        """
+        status = None
+        for frame in self._connection.receive():
+            if frame.type is not FrameType.PONG:
+                raise RemoteProtocolError(f"{frame.type.name} frame on a connection that only watches")
+            status = from_json(Status, decode_hello(frame))
+        return status
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
 
 
 def ask_until_answered(

@@ -16,6 +16,7 @@ import logging
 import os
 import selectors
 import signal
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from farm_executor.wire.security import (
     automatic_secret,
     default_key_file,
     is_readable_key,
+    monitor_content,
     read_key,
     replace_key,
     server_keys,
@@ -102,6 +104,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     serve.add_argument(
         "--insecure", action="store_true", help="listen, unencrypted, on an address that others can reach"
     )
+    serve.add_argument("--no-monitors", action="store_true", help="let nobody in with a monitor's key")
     serve.add_argument(
         "--path",
         metavar="DIR",
@@ -118,6 +121,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     keygen = commands.add_parser("keygen", **_texts("Make a key file for TLS.", _KEYGEN))
     keygen.set_defaults(run=_keygen, verbose=0)
     keygen.add_argument("file", nargs="?", help="the file to make (default: the user's own key file)")
+    keygen.add_argument(
+        "--monitor", action="store_true", help="print a key for those who may only look, made from that of the file"
+    )
     for name, run, text in (
         ("ping", _ping, "Ask whether servers answer: exit code 0 if all do, 1 if not."),
         ("status", _status, "Show the clients of servers, and their workers."),
@@ -209,7 +215,11 @@ or in the environment variable {KEY_FILE_VARIABLE}. A file that exists is not wr
 Anyone who holds it can run any code as the users who started the servers.
 To make one needs the package cryptography: python -m pip install cryptography.
 
-    farm-executor keygen lab.key"""
+With --monitor nothing is made: a key is printed for those who may look at the servers that have the key in FILE,
+with `status` and `top`, and do nothing else.
+
+    farm-executor keygen lab.key
+    farm-executor keygen --monitor lab.key > monitor.key"""
 
 
 _LAUNCH = f"""\
@@ -278,6 +288,7 @@ def _serve(options: argparse.Namespace) -> int:
         slots=slots,
         name=options.name,
         module_path=[os.path.abspath(folder) for folder in options.path] + _current_folder(),
+        monitors=not options.no_monitors,
     )
     if address.path:
         os.unlink(address.path)
@@ -323,6 +334,9 @@ def _keygen(options: argparse.Namespace) -> int:
     from farm_executor.wire.keygen import make_key_file_content
 
     path = Path(options.file) if options.file else default_key_file()
+    if options.monitor:
+        _print_secret(monitor_content(path))
+        return YES
     if path == default_key_file() and (secret := automatic_secret(path)):
         replace_key(path, make_key_file_content(secret))
         print(
@@ -343,6 +357,16 @@ def _keygen(options: argparse.Namespace) -> int:
         ) from None
     print(f"made {path}: copy it, mode 600, to every server and client of the farm")
     return YES
+
+
+def _print_secret(content: bytes) -> None:
+    """Print a key; a file that the shell has made for it becomes the user's alone first."""
+    sys.stdout.flush()
+    descriptor = sys.stdout.fileno()
+    if hasattr(os, "fchmod") and stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.fchmod(descriptor, 0o600)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content + b"\n")
 
 
 def _ping(options: argparse.Namespace) -> int:

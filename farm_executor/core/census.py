@@ -20,6 +20,7 @@ __all__ = [
     "ClientStatus",
     "Death",
     "FarmStatus",
+    "MAX_DOCUMENT",
     "Machine",
     "Status",
     "Totals",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 SCHEMA = 2
+MAX_DOCUMENT = 4 * 1024 * 1024  # bytes of one, for those who watch: tens of thousands of workers
 WORKER_COLUMNS = (
     *("session", "slot", "pid", "up", "state", "running_for", "begun", "busy_seconds", "cpu_seconds", "memory"),
     *("received", "sent"),

@@ -81,6 +81,11 @@ class Guest:
             state = f"{self._security.name}, hello awaited"
         return f"<Guest {self.name}: {state}>"  # never its secret: this may be logged
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the key that the guest has proven lets it look, and do nothing else."""
+        return self._key.read_only
+
     def receive(self) -> ClientHello | None:
         """Read what has come and answer it.
 
@@ -132,14 +137,14 @@ class Guest:
     def _admit(self) -> None:
         """Secure the connection of a guest that has proven a key in the clear."""
         self._security = security = self._handshake.security
-        if security is Security.PLAIN:
-            return
-        self.secret = self._handshake.secret
         number, self._key = next(
             (number, key)
             for number, key in enumerate(self._keys, 1)
             if key.secret == self._handshake.key and security in _securities(key, self._local)
         )
+        if security is Security.PLAIN:
+            return
+        self.secret = self._handshake.secret
         if security is Security.TLS:
             self.socket = begin_tls(self.raw, self._key)
             self._shaking = True

@@ -25,8 +25,8 @@ from functools import partial
 from typing import Any
 
 from farm_executor.core.features import MODULES
-from farm_executor.core.messages import ClientHello, ControlHello, LaneHello
-from farm_executor.server.admin import Admin
+from farm_executor.core.messages import AdminHello, ClientHello, ControlHello, LaneHello
+from farm_executor.server.admin import HARMLESS, Admin
 from farm_executor.server.census import Census
 from farm_executor.server.childhood import Parent, end_process, serve_tracker
 from farm_executor.server.depot import Depot
@@ -36,7 +36,7 @@ from farm_executor.server.log import DroppingHandler
 from farm_executor.server.sessions import GRACE_CRASHED, Sessions, Terms
 from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.server.workers import Workers
-from farm_executor.wire.security import Key
+from farm_executor.wire.security import Key, monitors_of
 from farm_executor.wire.sockets import Socket
 from farm_executor.wire.trace import pending, tell
 from farm_executor.wire.versions import local_versions
@@ -69,6 +69,7 @@ class Supervisor:
             the server is that client's own, it ends.
         parent: The process that its workers take for their parent; None for the supervisor.
         requests: A descriptor for a resource tracker to read, which is started as soon as something can be read.
+        monitors: Whether those may look who have a monitor's key, derived from one of the keys.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Supervisor:
         module_path: Sequence[str] = (),
         parent: Parent | None = None,
         requests: int | None = None,
+        monitors: bool = True,
     ) -> None:
         self._address = address
         self._slots = slots
@@ -99,7 +101,8 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._waker = Waker()
         # An embedded server's guests are its own client, which knows why it left.
-        self._door = Door(listeners, keys, self._selector, self._on_hello, quiet=embedded)
+        known = [*keys, *monitors_of(keys)] if monitors else keys  # these last: workers count keys from the first
+        self._door = Door(listeners, known, self._selector, self._on_hello, quiet=embedded)
         # An embedded server's workers have the program's own files, and its path.
         self._depot = None if embedded and not tunnelled else Depot(self._close_all)
         features = () if self._depot is None else (MODULES,)
@@ -117,7 +120,8 @@ class Supervisor:
         )
         self._sessions = Sessions(self._selector, self._door, terms, self._depot, start_workers, self._on_lost)
         self._workers = self._sessions.workers
-        self._admin = Admin(self._door, Census(terms, self._sessions), partial(self._drain, leave=False))
+        census = Census(terms, self._sessions)
+        self._admin = Admin(self._selector, self._door, census, partial(self._drain, leave=False))
         self._terminations = 0
         self._hung_up = False
         self._ending = False
@@ -223,6 +227,9 @@ class Supervisor:
     # -- guests that are let in ------------------------------------------------------------------------
 
     def _on_hello(self, guest: Guest, hello: ClientHello) -> WorkerStart | None:
+        if guest.read_only and not (isinstance(hello, AdminHello) and hello.command in HARMLESS):
+            self._door.refuse(guest, "read-only", "this key may only look: it is a monitor's")
+            return None
         if isinstance(hello, LaneHello):
             return self._sessions.open_lane(guest, hello)
         if isinstance(hello, ControlHello):
@@ -250,6 +257,7 @@ class Supervisor:
             if descriptor is not None:
                 os.close(descriptor)
         self._door.close(but)
+        self._admin.close()
         self._sessions.close()
         self._workers.close(but)
 

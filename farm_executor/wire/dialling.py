@@ -227,6 +227,8 @@ def _refusal(data: dict[str, Any]) -> Exception:
     refused = from_json(Refused, data)
     if refused.code == "version":
         return VersionMismatchError(refused.message, refused.mismatches or {})
+    if refused.code == "read-only":  # waiting does not mend that
+        return AuthenticationError(f"{refused.message}; name the farm's own key file")
     return RefusedError(refused.code, refused.message)
 
 

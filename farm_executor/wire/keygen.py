@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import os
+import re
 
 from farm_executor.errors import AuthenticationError
 
-__all__ = ["make_key_file_content"]
+__all__ = ["make_key_file_content", "make_monitor_content"]
 
 # RFC 5280, 4.1.2.5: "no well-defined expiration date". The certificate is trusted as long as it is in the key file:
 # an expiry date would stop the farm one day, and a wrong clock could stop it on any day.
@@ -60,12 +61,23 @@ def make_key_file_content(secret: bytes | None = None) -> bytes:
         private_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
-        _pem_of_secret(secret or os.urandom(32)),
+        _pem_of_secret(secret or os.urandom(32), b"SECRET"),
     ]
     return b"".join(blocks).rstrip()
 
 
-def _pem_of_secret(secret: bytes) -> bytes:
+def make_monitor_content(secret: bytes, content: bytes) -> bytes:
+    """Return what a monitor's key file holds: a secret, and a key file's certificate without its private key.
+
+    Args:
+        secret: The monitor's.
+        content: That of the key file.
+    """
+    found = re.search(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", content, re.DOTALL)
+    return ((found[0] if found else b"") + _pem_of_secret(secret, b"MONITOR")).rstrip()
+
+
+def _pem_of_secret(secret: bytes, name: bytes) -> bytes:
     """Return the secret as its block in a key file."""
     text = base64.b64encode(secret)
-    return b"-----BEGIN FARM EXECUTOR SECRET-----\n" + text + b"\n-----END FARM EXECUTOR SECRET-----\n"
+    return b"-----BEGIN FARM EXECUTOR %b-----\n%b\n-----END FARM EXECUTOR %b-----\n" % (name, text, name)

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from farm_executor.core.secret import MIN_KEY_SIZE, Secret, weakness
+from farm_executor.core.secret import MIN_KEY_SIZE, Secret, is_random, monitor_secret, weakness
 from farm_executor.errors import AuthenticationError
 from farm_executor.wire.address import Address
 from farm_executor.wire.trusted import read_trusted
@@ -44,6 +44,8 @@ __all__ = [
     "client_key",
     "is_readable_key",
     "is_worker",
+    "monitor_content",
+    "monitors_of",
     "new_key",
     "read_key",
     "replace_key",
@@ -63,14 +65,26 @@ class Key:
         secret: The secret that both sides prove they hold.
         tls: The certificates; None for no encryption.
         origin: Where the key was found, for error messages about a wrong key.
+        read_only: Whether it is a monitor's, who may look at a server and do nothing else.
+        random: Whether it was made by the computer, so that it cannot be guessed from a monitor's.
     """
 
-    __slots__ = ("origin", "secret", "tls")
+    __slots__ = ("origin", "random", "read_only", "secret", "tls")
 
-    def __init__(self, secret: bytes, tls: Tls | None = None, origin: str = "the one given as key=") -> None:
+    def __init__(
+        self,
+        secret: bytes,
+        tls: Tls | None = None,
+        origin: str = "the one given as key=",
+        *,
+        read_only: bool = False,
+        random: bool | None = None,
+    ) -> None:
         self.secret = Secret(secret)
         self.tls = tls
         self.origin = origin
+        self.read_only = read_only
+        self.random = is_random(secret) if random is None else random
 
     def __eq__(self, other: object) -> bool:
         """Return whether the secrets are the same."""
@@ -247,12 +261,33 @@ def server_keys(
     if make and (ended := expiry(certificate)):  # not also when only checked
         logger.warning("certificate expired file=%s since=%s: clients will not trust it", certificate, ended)
     tls = own_certificate(certificate, private_key, client_ca)
-    return [Key(each.secret, tls, each.origin) for each in keys]
+    return [Key(each.secret, tls, each.origin, random=each.random) for each in keys]
+
+
+def monitors_of(keys: Iterable[Key]) -> list[Key]:
+    """Return the keys of those who may look at a server with these keys, and do nothing else.
+
+    Only a random key has one: a monitor could try out guesses of a human's.
+    """
+    found = []
+    for key in keys:
+        if key.random and not key.read_only:
+            tls = None
+            if key.tls is not None:
+                from farm_executor.wire.tls import Tls
+
+                tls = Tls(None, key.tls.monitors)
+            found.append(Key(monitor_secret(key.secret), tls, key.origin, read_only=True))
+    return found
 
 
 def _server_key(key: bytes | None, key_file: PathLike | None, make: bool) -> Key:
     given = _given_key(key, key_file)
     if given is not None:
+        if given.read_only:
+            raise AuthenticationError(
+                f"a server needs a full key, and not {given.origin}: name the key file itself"
+            )
         return given
     path = default_key_file()
     if not path.exists() and not make:
@@ -286,7 +321,10 @@ def read_key(path: PathLike) -> Key:
             raise  # a passing condition: worth another attempt
         raise AuthenticationError(f"cannot read the key file {path}: {error.strerror}") from None
     secret, tls = data, None
-    if b"-----BEGIN " in data:
+    if b"-----BEGIN FARM EXECUTOR MONITOR-----" in data:
+        return _monitor_key(data, path)
+    made = b"-----BEGIN " in data
+    if made:
         secret = _secret_in(data, path)
         from farm_executor.wire.tls import pinned  # late: only TLS needs it
 
@@ -297,7 +335,44 @@ def read_key(path: PathLike) -> Key:
         )
     if why := weakness(secret):
         raise AuthenticationError(f"the key in {path} {why}; let the computer make it: farm-executor keygen")
-    return Key(secret, tls, f"that of the key file {os.path.abspath(path)}")
+    origin = f"that of the key file {os.path.abspath(path)}"
+    # In such a block, `keygen` has put 32 random bytes, or a plain key that was made automatically.
+    return Key(secret, tls, origin, random=(made and len(secret) >= 32) or is_random(secret))
+
+
+def _monitor_key(data: bytes, path: PathLike) -> Key:
+    """Read a key file that `keygen.make_monitor_content` has made."""
+    if b"PRIVATE KEY-----" in data or b"EXECUTOR SECRET-----" in data:
+        raise AuthenticationError(f"{path} is a monitor's key file, and must not hold what belongs to a full key's")
+    secret, tls = _secret_in(data, path, b"MONITOR"), None
+    if len(secret) < MIN_KEY_SIZE:
+        raise AuthenticationError(
+            f"the key file {path} holds {len(secret)} bytes; a key has at least {MIN_KEY_SIZE}"
+        )
+    if b"-----BEGIN CERTIFICATE-----" in data:
+        from farm_executor.wire.tls import watching
+
+        tls = watching(data, path)
+    return Key(secret, tls, f"that of the monitor's key file {os.path.abspath(path)}", read_only=True)
+
+
+def monitor_content(path: PathLike) -> bytes:
+    """Return what a monitor's key file holds, for servers with the key in this file.
+
+    Raises:
+        AuthenticationError: The file does not hold a key, or one that a monitor's would make easy to guess.
+    """
+    from farm_executor.wire.keygen import make_monitor_content
+
+    key = read_key(path)
+    if key.read_only:
+        raise AuthenticationError(f"{path} is a monitor's key file already")
+    if not key.random:
+        raise AuthenticationError(
+            f"the key in {path} was not made by the computer: a monitor could guess it from their own. Make one "
+            "with farm-executor keygen, and give it to the servers and clients first"
+        )
+    return make_monitor_content(monitor_secret(key.secret), read_trusted(path, "the key file", secret=True))
 
 
 def is_readable_key(path: PathLike) -> bool:
@@ -309,15 +384,15 @@ def is_readable_key(path: PathLike) -> bool:
     return True
 
 
-def _secret_in(data: bytes, path: PathLike) -> bytes:
+def _secret_in(data: bytes, path: PathLike, name: bytes = b"SECRET") -> bytes:
     import base64  # late: only key files with a certificate need it
     import re
 
-    pattern = rb"-----BEGIN FARM EXECUTOR SECRET-----\s*(.*?)\s*-----END FARM EXECUTOR SECRET-----"
+    pattern = rb"-----BEGIN FARM EXECUTOR %b-----\s*(.*?)\s*-----END FARM EXECUTOR %b-----" % (name, name)
     found = re.search(pattern, data, re.DOTALL)
     if found is None:
         raise AuthenticationError(
-            f"the key file {path} holds no block FARM EXECUTOR SECRET: make one with farm-executor keygen"
+            f"the key file {path} holds no block FARM EXECUTOR {name.decode()}: make one with farm-executor keygen"
         )
     try:
         return base64.b64decode(b"".join(found[1].split()), validate=True)
@@ -347,8 +422,7 @@ def automatic_secret(path: PathLike) -> bytes | None:
         key = read_key(path)
     except AuthenticationError:
         return None
-    digits = len(key.secret) == len(new_key()) and not key.secret.strip(b"0123456789abcdef")
-    return key.secret if digits and key.tls is None else None
+    return key.secret if is_random(key.secret) and key.tls is None and not key.read_only else None
 
 
 def replace_key(path: PathLike, key: bytes) -> None:

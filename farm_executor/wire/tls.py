@@ -29,7 +29,7 @@ from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.wire.layered import LayeredSocket
 from farm_executor.wire.trusted import read_trusted
 
-__all__ = ["Tls", "TlsSocket", "expiry", "explained", "own_certificate", "own_context", "pinned"]
+__all__ = ["Tls", "TlsSocket", "expiry", "explained", "own_certificate", "own_context", "pinned", "watching"]
 
 PIECE = 256 * 1024  # bytes encrypted at a time; a socket takes about that many at once
 _FIRST_READ, _LARGEST_READ = 32 * 1024, 256 * 1024  # a record has slightly more than 16 KiB
@@ -48,10 +48,12 @@ class Tls:
     Attributes:
         client: The context for connections it makes; None if it makes none.
         server: The context for connections it accepts; None if it accepts none.
+        monitors: The same for clients that may only look, and show no certificate; None if there are none.
     """
 
     client: SSLContext | None
     server: SSLContext | None
+    monitors: SSLContext | None = None
 
 
 def pinned(content: bytes, path: str | os.PathLike[str]) -> Tls:
@@ -71,7 +73,27 @@ def pinned(content: bytes, path: str | os.PathLike[str]) -> Tls:
         context.verify_mode = ssl.CERT_REQUIRED
         _load(context, path, content)
         context.load_verify_locations(cadata=certificate.decode())
-    return Tls(client, server)
+    # A monitor's key file has no private key, or its holder could pass for a server.
+    monitors = _context(ssl.PROTOCOL_TLS_SERVER)
+    _load(monitors, path, content)
+    return Tls(client, server, monitors)
+
+
+def watching(content: bytes, path: str | os.PathLike[str]) -> Tls:
+    """Make the context of a monitor: it trusts only the certificate in a key file, and shows none.
+
+    Raises:
+        AuthenticationError: The file lacks a certificate.
+    """
+    certificate = _certificates_in(content, path)[0]
+    client = _context(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False  # as for `pinned`
+    client.verify_mode = ssl.CERT_REQUIRED
+    try:
+        client.load_verify_locations(cadata=certificate.decode("ascii", "replace"))
+    except (OSError, ValueError) as error:
+        raise AuthenticationError(f"cannot read the certificate in {path}: {_why(error)}") from None
+    return Tls(client, None)
 
 
 def own_certificate(
@@ -103,7 +125,7 @@ def own_certificate(
         except (OSError, ValueError) as error:
             raise AuthenticationError(f"cannot read certificates in {client_ca}: {_why(error)}") from None
         context.verify_mode = ssl.CERT_REQUIRED
-    return Tls(None, context)
+    return Tls(None, context, context)
 
 
 def own_context(context: Any) -> Tls:
