@@ -16,9 +16,12 @@ import os
 import pickle
 import resource
 import selectors
+import shutil
 import signal
 import socket
+import tempfile
 import types
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -29,6 +32,7 @@ from farm_executor.client.farm import link as server_module
 from farm_executor.client.farm import outcomes as outcomes_module
 from farm_executor.client.farm.link import ServerLink
 from farm_executor.client.farm.options import TaskOptions
+from farm_executor.client.farm.parcels import Parcels
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.settling import Settler
 from farm_executor.core.batches import (
@@ -42,6 +46,7 @@ from farm_executor.core.batches import (
     encode_tasks_together,
 )
 from farm_executor.core.frames import (
+    ERROR,
     MAX_BODY,
     MAX_HELLO,
     TOGETHER,
@@ -62,13 +67,29 @@ from farm_executor.core.handshake import (
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.messages import TABLE, from_json, to_json
+from farm_executor.core.shipment import (
+    Contents,
+    Difference,
+    Package,
+    decode_contents,
+    decode_differences,
+    decode_offer,
+    decode_question,
+    encode_contents,
+    encode_differences,
+    encode_offer,
+    encode_question,
+)
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.server import lane as lane_module
 from farm_executor.server import sessions as sessions_module
 from farm_executor.server import workers as workers_module
 from farm_executor.server.channel import Channel
+from farm_executor.server.depot import Room
 from farm_executor.server.lane import SentTask, WorkerLane
+from farm_executor.server.modules import ModuleFinder
+from farm_executor.server.packages import PackageCheck
 from farm_executor.server.progress import BEGUN, NOT_BEGUN, Progress
 from farm_executor.server.supervisor import Supervisor
 from farm_executor.wire.connection import Connection
@@ -159,6 +180,46 @@ def _understand(frame: Frame) -> None:
                 with contextlib.suppress(RemoteProtocolError):
                     message = from_json(kind, hello)
                     assert from_json(kind, to_json(message)) == message
+
+
+def shipment(data: bytes) -> None:
+    """The messages about modules: what can be read at all is what could have been sent."""
+    for decode, encode in (
+        (decode_offer, lambda offer: encode_offer(*offer)),
+        (decode_question, lambda question: encode_question(*question)),
+        (decode_contents, encode_contents),
+        (decode_differences, encode_differences),
+    ):
+        with contextlib.suppress(RemoteProtocolError):
+            message = decode(data)
+            assert decode(encode(message)) == message
+
+
+_place = tempfile.TemporaryDirectory(prefix="hostile-")
+
+
+def unpacking(data: bytes) -> None:
+    """Modules that a client sends: all that comes of them is files of theirs, in the session's folder.
+
+    The first two bytes say how long the list is; the next say the same of each module's files.
+    """
+    segments = []
+    while data and len(segments) < 4:
+        end = 2 + int.from_bytes(data[:2], "little")
+        segments.append(data[2:end])
+        data = data[end:]
+    outer = tempfile.mkdtemp(dir=_place.name)
+    room = Room(os.path.join(outer, "room"))
+    finder = ModuleFinder(room, lambda name, own: segments or [b""], PackageCheck(lambda differences: None))
+    with contextlib.suppress(ModuleNotFoundError):
+        finder.fetch("pkg")
+    assert os.listdir(outer) == ["room"]
+    for folder, folders, files in os.walk(room.folder):
+        top = folder == room.folder
+        hidden = [name for name in (*folders, *files) if name.startswith(".")]
+        assert all(name.endswith((".lock", ".json", ".files")) for name in hidden) if top else not hidden
+        assert not any(os.path.islink(os.path.join(folder, name)) for name in (*folders, *files))
+    shutil.rmtree(outer)
 
 
 def server_handshake(data: bytes) -> None:
@@ -417,12 +478,13 @@ def worker(data: bytes) -> None:
     steps = iter([lambda: supervisor.pass_on(pairs[1][1], 0, b""), supervisor.say_end])
     lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True, secure=lambda sock, *_: sock)
     lane._connection = _bounded(pairs[0][1])
+    lane.on_offer = lambda modules, packages: None
     await_more = lane._await
 
-    def await_or_go_on(poll: Any, timeout: float | None) -> list[int]:
-        if not poll.poll(0):
+    def await_or_go_on(poll: Any, timeout: float | None, came: Any = ()) -> list[int]:
+        if not (came or poll.poll(0)):
             next(steps)()
-        return await_more(poll, timeout)
+        return await_more(poll, timeout, came)
 
     lane._await = await_or_go_on  # type: ignore[method-assign]
     system = types.SimpleNamespace(_exit=_end, getpid=os.getpid)
@@ -474,11 +536,12 @@ class _Client:
             ),  # it would unpickle, as it has to
             (Settler, "succeed", lambda settler, *answers: self._answer(*answers)),
             (payload, "loads_together", _unpickle_nothing),
+            (Parcels, "do", lambda parcels, job: job()),
             (outcomes_module, "load_failure", lambda *args: RuntimeError("it failed there")),
         ]
         for owner, name, stand_in in stand_ins:
             self._patches.enter_context(mock.patch.object(owner, name, stand_in))
-        farm = FarmExecutor(["127.0.0.1:1"], key=KEY, caller_leads=False, resume_timeout=10.0)
+        farm = FarmExecutor(["127.0.0.1:1"], key=KEY, caller_leads=False, resume_timeout=10.0, ship=[__file__])
         self.engine = farm._backing.make_engine()
         self.engine.start()
         self.work()
@@ -492,6 +555,7 @@ class _Client:
             self.control = there
             versions = local_versions()._asdict()
             answer = {"session": "session", "slots": 1, "name": "", "versions": versions, "resume_seconds": 10}
+            answer["features"] = hello["features"]
             return Connection(here, MAX_HELLO, _give), answer
         if hello["role"] == "lane" and self._lanes_left:
             self._lanes_left -= 1
@@ -594,6 +658,24 @@ _LANE = _BEGINNING + _joined(
     encode_frame(FrameType.RECALL, count=2),
     encode_frame(FrameType.FORGET, body=(7).to_bytes(4, "little")),
 )
+_OFFER = encode_offer({"pkg": "p", "one": "m"}, {"yaml": Package("PyYAML", "6.0")})
+_CONTENTS = encode_contents(
+    [
+        Contents("pkg", "p", "/home/me", [("pkg/__init__.py", 5), ("pkg/data/words", 3)], ["pkg/big (9 MiB)"]),
+        Contents("one", "m", "/home/me", [("one.py", 5)], []),
+    ]
+)
+_FILES = [zlib.compress(b"x = 1123"), zlib.compress(b"y = 2")]
+_MODULES = _joined(
+    encode_payload(FrameType.MODULES, [_OFFER]),
+    encode_payload(FrameType.MODULE, [_CONTENTS, *_FILES], seq=0),
+    encode_frame(FrameType.MODULE, flags=ERROR, seq=1, body=b"it has gone"),
+)
+_ASKED = _joined(
+    encode_frame(FrameType.WANTED, seq=0, body=encode_question("hostile", "")),
+    encode_frame(FrameType.WANTED, seq=1, body=encode_question("nothing", "?")),
+    encode_frame(FrameType.PACKAGES, body=encode_differences([Difference("numpy", "2.1.0", "")])),
+)
 _READY = _joined(encode_payload(FrameType.READY, [b""]))
 _RESULTS = _joined(
     encode_results(0, [([b"one"], False)], 25),  # the first is sent alone, the others when its result has come
@@ -624,13 +706,31 @@ _SAID, _HEARD = _dialogue()
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (frames, server_handshake, client_handshake, stranger, guest, session, worker, client)
+    for target in (
+        *(
+            frames,
+            shipment,
+            unpacking,
+            server_handshake,
+            client_handshake,
+            stranger,
+            guest,
+            session,
+            worker,
+            client,
+        ),
+    )
 }
 
 SEEDS: dict[str, list[bytes]] = {
     "frames": [
         bytes([size]) + seed for size in (0, 15, 255) for seed in (_LANE, _ANSWERS, _REPORTS, _CONTROL_HELLO)
     ],
+    "shipment": [
+        *(_OFFER, _CONTENTS, encode_question("pkg", "?")),
+        encode_differences([Difference("numpy", "2.1.0", "1.0")]),
+    ],
+    "unpacking": [b"".join(len(part).to_bytes(2, "little") + part for part in (_CONTENTS, *_FILES))],
     "server_handshake": [_SAID],
     "client_handshake": [_HEARD],
     "stranger": [_SAID, _SAID + _CONTROL_HELLO],
@@ -646,11 +746,13 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "worker": [
         bytes([min(len(_LANE), 255)]) + _LANE,
+        bytes([255]) + _MODULES + _LANE,
         bytes([len(_BEGINNING)]) + _BEGINNING + _joined(encode_frame(FrameType.RESUME, seq=2)),
         bytes([len(_BEGINNING)]) + _BEGINNING + _joined(encode_frame(FrameType.RESUME, seq=0)) + _LANE,
     ],
     "client": [
         bytes([0, len(_ANSWERS)]) + _ANSWERS,
+        bytes([0, len(_ASKED + _READY)]) + _ASKED + _READY + _RESULTS,
         bytes([len(_REPORTS), len(_ANSWERS)]) + _REPORTS + _ANSWERS,
         bytes([0, len(_READY)]) + _READY + _joined(encode_frame(FrameType.RESUMED, seq=1)) + _RESULTS,
     ],
