@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from farm_executor._version import __version__
@@ -116,10 +117,14 @@ def _start_private_server(workers: int) -> launching.EmbeddedServer:
     return PrivateServer(workers)
 
 
-def _start_over_ssh(address: Address) -> launching.RemoteServer:
-    from farm_executor.launch.ssh import SshServer
+def _launcher(module: str, name: str) -> Callable[[Address], launching.Source]:
+    """Return a function that imports a launcher when it is first needed, and makes its source of servers."""
 
-    return SshServer(address)
+    def source(address: Address) -> launching.Source:
+        made: launching.Source = getattr(importlib.import_module(module), name)(address)
+        return made
+
+    return source
 
 
 def _end_background_servers() -> None:
@@ -130,4 +135,4 @@ def _end_background_servers() -> None:
 
 atexit.register(_end_background_servers)  # before the executors' own end is, so that it comes after that
 launching.embedded = _start_private_server
-launching.over_ssh = _start_over_ssh
+launching.registry["ssh"] = _launcher("farm_executor.launch.ssh", "SshServer")

@@ -308,7 +308,7 @@ def _launch(options: argparse.Namespace) -> int:
         if address.ssh is None:
             raise AddressError(f"{str(address)!r}: only servers over ssh are launched: ssh://HOST")
         workers = address.ssh.workers or options.workers or 0
-        addresses.append(address._replace(ssh=address.ssh._replace(workers=workers)))
+        addresses.append(address._replace(grant=address.ssh._replace(workers=workers)))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what it runs with &
     try:

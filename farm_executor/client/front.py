@@ -299,15 +299,15 @@ class Front(Executor):
             raise ValueError(f"the farm has no server {removed}")
         if gone is None:
             return  # the engine never dialled it, or there is no engine yet
-        ours = backing.supply.started_at(removed)
-        for server in ours:
-            when_gone(server, gone)
+        ours = backing.supply.sources_at(removed)
+        for source in ours:
+            when_gone(source, gone)
         try:
             gone.result(timeout)
         except FutureTimeoutError:
             raise TimeoutError(f"server {removed} still works after {timeout:g} s") from None
-        for server in ours:
-            server.end()
+        for source in ours:
+            source.end()
 
     def connect(self, timeout: float | None = None) -> None:
         """Start the farm now, not with the first task, and wait until every server has answered.

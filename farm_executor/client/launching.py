@@ -1,7 +1,11 @@
-"""The interface between the client and the launchers, which start servers for it.
+"""Where servers come from: the registry in which an address's scheme chooses how its servers are found or started.
 
-This module owns that interface, nothing else: the package itself sets the two factories. The client must not import
-the launchers.
+This module owns the registry, its interface, and the sources that start nothing: servers that are there already,
+and names. It must not know the launchers, which start servers: the package itself adds those, so that the client
+never imports them.
+
+Another kind of servers, such as those that a cluster's scheduler grants, is one file with a class that is a
+`Source`, and one line in the package that adds it here.
 """
 
 from __future__ import annotations
@@ -12,14 +16,20 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from farm_executor.wire.address import Address
 
-__all__ = ["EmbeddedServer", "RemoteServer", "embedded", "over_ssh"]
+__all__ = ["EmbeddedServer", "Locate", "Source", "StartedServer", "at", "embedded", "registry", "source_of"]
+
+Locate = Callable[[bool], "Address"]
+"""Returns a server's address. Starts it first; restarts it if it has died or, with True, is lost, as when it hangs.
+
+It may take as long as it needs: it is called in a thread that dials.
+"""
 
 
 class StartedServer(Protocol):
     """A server that was started for one executor alone."""
 
     def locate(self, lost: bool = False) -> Address:
-        """Return its address. Start it first, or restart it if it has died or is ``lost``, as when it hangs."""
+        """See `Locate`."""
 
     def end(self) -> None:
         """End it and remove what it leaves behind. May be called twice. It also ends when it is collected."""
@@ -35,15 +45,69 @@ class EmbeddedServer(StartedServer, Protocol):
         """Return the key that it accepts; None if the address has never been its own."""
 
 
-class RemoteServer(StartedServer, Protocol):
-    """A server on another machine; there may be many, and they can end side by side."""
+class Source(Protocol):
+    """The servers of one address. Creating it neither starts nor dials anything.
+
+    An address with ``every`` stands for servers that come and go: it is looked at again and again, in a thread of
+    its own. Any other is looked at once, by callers that cannot wait, and has exactly one server.
+    """
+
+    def look(self) -> list[tuple[Address, Locate]]:
+        """Return the servers that there are now, each with the way to locate it.
+
+        Raises:
+            OSError: They cannot be looked up now; worth trying again.
+        """
 
     def let_go(self) -> None:
-        """Make it end, without waiting for that."""
+        """Make the servers that were started end, without waiting for that."""
+
+    def end(self) -> None:
+        """End them, wait for that, and remove what they leave behind. May be called twice."""
+
+    def abandon(self) -> None:
+        """In a forked child: release them without ending them, as they are the parent's."""
+
+
+class There:
+    """A server that is there already, and outlives the executor."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+
+    def look(self) -> list[tuple[Address, Locate]]:
+        """See `Source`."""
+        return [(self._address, at(self._address))]
+
+    def let_go(self) -> None:
+        """Do nothing: the server is not ours."""
+
+    end = abandon = let_go
+
+
+class Named(There):
+    """A server on each machine that a name stands for, as far as name services know."""
+
+    def look(self) -> list[tuple[Address, Locate]]:
+        """See `Source`."""
+        from farm_executor.wire import sockets  # late: a program that only imports the package has no use for it
+
+        return [(address, at(address)) for address in sockets.resolve(self._address)]
+
+
+def at(address: Address) -> Locate:
+    """Return the way to locate a server at a fixed address, which this program does not start."""
+    return lambda lost: address
+
+
+registry: dict[str, Callable[[Address], Source]] = {"tcp": There, "unix": There, "farm": Named}
+"""The source for an address, by `Address.scheme`."""
+
+
+def source_of(address: Address) -> Source:
+    """Return where the servers of an address come from."""
+    return registry[address.scheme](address)
 
 
 embedded: Callable[[int], EmbeddedServer]
-"""Creates a server that may have that many workers; it is started when it is first located."""
-
-over_ssh: Callable[[Address], RemoteServer]
-"""Creates a server on the machine of that address, likewise."""
+"""Creates a server on this machine, which has no address yet, that may have that many workers."""

@@ -17,7 +17,7 @@ from farm_executor.wire.address import Address
 
 if TYPE_CHECKING:
     from farm_executor.client.farm.servers import Sources
-    from farm_executor.client.launching import EmbeddedServer, RemoteServer
+    from farm_executor.client.launching import EmbeddedServer, Locate, Source
     from farm_executor.client.settings import FarmSettings
 
 __all__ = ["Supply"]
@@ -41,7 +41,7 @@ class Supply:
         self.added: list[Address] = []
         self.embedded: EmbeddedServer | None = None
         self._max_workers = settings.max_workers
-        self._remote: list[tuple[Address, RemoteServer]] = []
+        self._sources: list[tuple[Address, Source]] = []
         lifetime.at_program_end(self.end_embedded)
 
     def addresses(self) -> list[Address]:
@@ -70,10 +70,10 @@ class Supply:
         """Return the servers to dial, for an engine."""
         from farm_executor.client.farm.servers import Sources
 
-        # A name that ends in ?all stands for machines that come and go. They have no quota, because nobody knows
-        # how many there will be to divide ``max_workers`` among.
+        # Servers that come and go have no quota, because nobody knows how many there will be to divide
+        # ``max_workers`` among.
         fixed = [address for address in self.given or () if not address.every]
-        names = [address for address in self.given or () if address.every]
+        names = [(address, self._source(address).look) for address in self.given or () if address.every]
         quotas = _quotas(self._max_workers, len(fixed))
         addresses: list[Address | None] = [*fixed[: len(quotas)], *self.added]
         locations = [self.way_to(address) for address in addresses if address is not None]
@@ -84,17 +84,15 @@ class Supply:
             quotas.insert(0, self.most_workers(0))
         return Sources(addresses, locations, quotas, names)
 
-    def way_to(self, address: Address) -> Callable[[bool], Address]:
-        """Return a function that returns the address to dial, after starting the server if it must be started."""
-        from farm_executor.client.farm.link import at
+    def way_to(self, address: Address) -> Locate:
+        """Return the way to locate the one server of an address; starts nothing."""
+        ((_, locate),) = self._source(address).look()
+        return locate
 
-        if not address.ssh:
-            return at(address)
-        # Nothing is started here, since the caller may hold the executor's lock: `locate` does that in a thread of
-        # the server's link, where it may take as long as ssh needs.
-        server = launching.over_ssh(address)
-        self._remote.append((address, server))
-        return server.locate
+    def _source(self, address: Address) -> Source:
+        source = launching.source_of(address)
+        self._sources.append((address, source))
+        return source
 
     def embedded_server(self) -> EmbeddedServer:
         """Return the embedded server; it is created by the first call, and started when it is first located."""
@@ -116,17 +114,17 @@ class Supply:
             addresses.remove(address)
         return bool(known)
 
-    def started_at(self, address: Address) -> list[RemoteServer]:
-        """Return the servers that were started for this address."""
-        return [server for target, server in self._remote if target == address]
+    def sources_at(self, address: Address) -> list[Source]:
+        """Return where the servers of this address come from, as far as an engine has asked."""
+        return [source for target, source in self._sources if target == address]
 
     def end(self) -> None:
         """End all servers that were started."""
         # All are told before any is waited for, so that they end side by side.
-        for _, server in self._remote:
-            server.let_go()
-        for _, server in self._remote:
-            server.end()
+        for _, source in self._sources:
+            source.let_go()
+        for _, source in self._sources:
+            source.end()
         self.end_embedded()
 
     def end_embedded(self) -> None:
@@ -139,18 +137,18 @@ class Supply:
         if self.embedded is not None:
             self.embedded.abandon()
             self.embedded = None
-        for _, server in self._remote:
-            server.abandon()
-        self._remote = []
+        for _, source in self._sources:
+            source.abandon()
+        self._sources = []
 
 
-def when_gone(server: RemoteServer, gone: Future[None]) -> None:
-    """Make a server end once it is not used any more, without waiting for that."""
-    gone.add_done_callback(partial(_let_go, server))
+def when_gone(source: Source, gone: Future[None]) -> None:
+    """Make the servers of an address end once they are not used any more, without waiting for that."""
+    gone.add_done_callback(partial(_let_go, source))
 
 
-def _let_go(server: RemoteServer, gone: Future[None]) -> None:
-    server.let_go()
+def _let_go(source: Source, gone: Future[None]) -> None:
+    source.let_go()
 
 
 def _cpu_count() -> int:

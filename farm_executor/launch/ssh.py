@@ -30,6 +30,7 @@ from typing import Any
 
 from farm_executor._version import __version__
 from farm_executor.admin import ask
+from farm_executor.client.launching import Locate
 from farm_executor.core.messages import MAX_MESSAGE
 from farm_executor.core.text import one_line
 from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
@@ -131,6 +132,10 @@ class SshServer:
         assert self._held is not None
         assert self._held.process.stdout is not None
         return self._held.process.stdout.fileno()
+
+    def look(self) -> list[tuple[Address, Locate]]:
+        """See `client.launching.Source`."""
+        return [(self._target, self.locate)]
 
     def locate(self, lost: bool = False) -> Address:
         """Return the local end of the tunnel, after starting the server if it is not running or has died.

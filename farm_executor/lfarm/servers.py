@@ -136,7 +136,7 @@ def end_remote_servers(addresses: AddressLike | Iterable[AddressLike]) -> None:
     """
     ending = []
     for address in parse_addresses(addresses):
-        known = address if address.ssh else _known_as(str(address))
+        known = address if address.grant else _known_as(str(address))
         server = _remote.pop(known, None) if known else None
         if server is None:
             warnings.warn(f"end_remote_servers: no server was started over ssh at {address}", stacklevel=2)
@@ -150,7 +150,7 @@ def _over_ssh(address: Address, workers: int) -> Address:
         raise AddressError(
             f"{str(address)!r} is no server over ssh: ssh://[user@]host[:port][?workers=N&python=PATH]"
         )
-    return address._replace(ssh=address.ssh._replace(workers=address.ssh.workers or workers))
+    return address._replace(grant=address.ssh._replace(workers=address.ssh.workers or workers))
 
 
 def _known_as(tunnel: str) -> Address | None:

@@ -42,6 +42,11 @@ class Ssh(NamedTuple):
     workers: int = 0
     python: str = ""
 
+    @property
+    def scheme(self) -> str:
+        """See `Address.scheme`."""
+        return "ssh"
+
     def __str__(self) -> str:
         from urllib.parse import quote  # late: few programs need it
 
@@ -56,21 +61,21 @@ class Ssh(NamedTuple):
 class Address(NamedTuple):
     """Where a server listens: ``host`` and ``port`` for TCP, or ``path`` for a unix socket.
 
-    With ``every``, it stands for one server on each machine that the host name resolves to, now and later.
+    With ``every``, it stands for servers that come and go: one on each machine that the host name resolves to.
 
-    With ``ssh``, the server is to be started over ssh; ``path`` is then the local end of the tunnel to it, empty
-    until the tunnel exists.
+    With ``grant``, a named tuple with a ``scheme``, the server is to be started, such as over ssh; ``path`` is then
+    the local end of the tunnel to it, empty until the tunnel exists.
     """
 
     host: str = ""
     port: int = 0
     path: str = ""
     every: bool = False
-    ssh: Ssh | None = None
+    grant: Any = None
 
     def __str__(self) -> str:
-        if self.ssh:
-            return str(self.ssh)
+        if self.grant:
+            return str(self.grant)
         if self.path:
             if self.path.startswith("\0"):  # an abstract socket; other programs show it the same way
                 return f"unix:@{self.path[1:]}"
@@ -78,6 +83,18 @@ class Address(NamedTuple):
         bracketed = ":" in self.host or self.host == "unix"  # "unix:1" would read as a path
         text = f"[{self.host}]:{self.port}" if bracketed else f"{self.host}:{self.port}"
         return f"farm://{text}?all" if self.every else text
+
+    @property
+    def scheme(self) -> str:
+        """What decides how its servers are found or started; see `client.launching.registry`."""
+        if self.grant:
+            return str(self.grant.scheme)
+        return "unix" if self.path else "farm" if self.every else "tcp"
+
+    @property
+    def ssh(self) -> Ssh | None:
+        """What is to be started over ssh, if that is how it is started."""
+        return self.grant if isinstance(self.grant, Ssh) else None
 
     @property
     def is_local(self) -> bool:
@@ -144,7 +161,7 @@ def _from_text(value: str, any_port: bool, ssh: bool) -> Address:
     if separator and scheme == "ssh":
         if not ssh:
             raise _error(value, "servers are started over ssh by FarmExecutor and by farm-executor launch")
-        return Address(ssh=_ssh(value, rest))
+        return Address(grant=_ssh(value, rest))
     if separator:
         raise _error(value, "it is written without a scheme if a server listens there")
     if "," in value:

@@ -205,7 +205,7 @@ class KeyFinder:
 def _client_key(
     key: bytes | None, key_file: PathLike | None, address: Address, variable: str | None, make: bool
 ) -> Key:
-    ours = bool(address.ssh) or (key is None and key_file is None)  # a server started over ssh has a key of its own
+    ours = bool(address.grant) or (key is None and key_file is None)  # a server started for us has its own key
     if address.path and ours and os.path.exists(address.path + ".key"):
         return read_key(address.path + ".key")
     given = _given_key(key, key_file, variable)

@@ -1,14 +1,17 @@
 """The front with a fake farm behind it: what is asked of the farm, and what its answers mean to the caller."""
 
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import pytest
+from server.processes import wait_until
 
 from farm_executor import FarmExecutor
 from farm_executor.client.backing import Backing
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
-from farm_executor.wire.address import parse_address
+from farm_executor.client.launching import registry
+from farm_executor.wire.address import Address, parse_address
 
 
 class FakeServers:
@@ -175,3 +178,45 @@ def test_other_libraries_find_how_many_workers_there_are(farm, executor):
     executor.submit(abs)
     assert executor._max_workers == 3
     assert not executor._broken
+
+
+class Granted:
+    """A source of servers that come and go, as a cluster's scheduler would be."""
+
+    def __init__(self, address):
+        self.address, self.said = address, []
+
+    def look(self):
+        self.said.append("look")
+        return [
+            (parse_address("127.0.0.1:1"), lambda lost: self.said.append("locate") or parse_address("127.0.0.1:1"))
+        ]
+
+    def let_go(self):
+        self.said.append("let go")
+
+    def end(self):
+        self.said.append("end")
+
+    def abandon(self):
+        self.said.append("abandon")
+
+
+class Cluster(NamedTuple):
+    scheme: str = "cluster"
+
+    def __str__(self):
+        return "cluster://"
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_another_kind_of_servers_is_one_entry_in_the_registry(monkeypatch, every):
+    made = []
+    monkeypatch.setitem(registry, "cluster", lambda address: made.append(Granted(address)) or made[-1])
+    with FarmExecutor([Address(every=every, grant=Cluster())]) as farm:
+        future = farm.submit(abs, -1)
+        (source,) = made
+        wait_until(lambda: "locate" in source.said, "the granted server is dialled")
+        assert "cluster://" in repr(farm)
+        assert future.cancel()
+    assert source.said[-2:] == ["let go", "end"]

@@ -17,6 +17,7 @@ from farm_executor.client.farm import discovery
 from farm_executor.client.farm import link as server
 from farm_executor.core import dialling
 from farm_executor.launch.local import Server
+from farm_executor.wire import sockets
 from farm_executor.wire.address import Address
 from farm_executor.wire.versions import local_versions
 
@@ -225,7 +226,7 @@ def name(monkeypatch):
             raise OSError("no such name")
         return list(found)
 
-    monkeypatch.setattr(discovery, "resolve", resolve)
+    monkeypatch.setattr(sockets, "resolve", resolve)
     monkeypatch.setattr(discovery, "RESOLVE_SECONDS", 0.02)
     monkeypatch.setattr(discovery, "RETRY_SECONDS", 0.02)
     return found

@@ -199,7 +199,7 @@ def test_port_0_is_for_servers_alone():
 )
 def test_an_address_over_ssh_means_its_parts_and_prints_as_one_that_means_the_same(text, ssh, printed):
     address = parse_address(text, ssh=True)
-    assert address == Address(ssh=ssh)
+    assert address == Address(grant=ssh)
     assert not address.is_local
     if printed or "workers=2" not in text:
         assert str(address) == (printed or text)

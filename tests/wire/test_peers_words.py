@@ -8,7 +8,8 @@ from server.peers import SessionPeer
 from server.serving import KEY, Serving
 
 from farm_executor import status
-from farm_executor.client.farm.link import MAX_LANES, ServerLink, Settings, at
+from farm_executor.client.farm.link import MAX_LANES, ServerLink, Settings
+from farm_executor.client.launching import at
 from farm_executor.core.messages import MAX_MESSAGE, Welcome
 from farm_executor.wire.address import Address
 from farm_executor.wire.dialling import _refusal

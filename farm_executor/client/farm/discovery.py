@@ -1,6 +1,6 @@
-"""Looks up the machines that one name stands for, again and again.
+"""Looks for the servers that one address stands for, again and again.
 
-This module owns when a name is looked up. It must not know what is done with the addresses.
+This module owns when it is looked for them. It must not know how, nor what is done with those that are found.
 
 A server that is still there, although the name does not list it any more, is left alone: name services lag behind,
 and may list only some of the addresses.
@@ -13,9 +13,8 @@ import threading
 from collections.abc import Callable
 
 from farm_executor.wire.address import Address
-from farm_executor.wire.sockets import resolve
 
-__all__ = ["Discovery"]
+__all__ = ["Discovery", "Locate", "Look"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +22,26 @@ RESOLVE_SECONDS = 30.0  # between look-ups
 RETRY_SECONDS = 2.0  # after one that has failed
 
 
+Locate = Callable[[bool], Address]
+"""Returns a server's address, after starting it if need be; with True, because it was lost."""
+
+Look = Callable[[], list[tuple[Address, Locate]]]
+
+
 class Discovery:
-    """The look-ups of one name, in a thread of their own: resolving may block for a long time.
+    """The look-ups of one address, in a thread of their own: they may block for a long time.
 
     Args:
         name: An address with ``every``.
-        found: Called after each look-up, in that thread, with the addresses that the name stands for.
+        look: Returns the servers that it stands for now; may raise OSError.
+        found: Called after each look-up, in that thread, with these servers.
 
     Thread safety: all methods may be called from any thread.
     """
 
-    def __init__(self, name: Address, found: Callable[[list[Address]], None]) -> None:
+    def __init__(self, name: Address, look: Look, found: Callable[[list[tuple[Address, Locate]]], None]) -> None:
         self._name = name
+        self._look_for = look
         self._found = found
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="farm-discovery", daemon=True)
@@ -67,7 +74,7 @@ class Discovery:
 
     def _look(self) -> bool:
         try:
-            addresses = resolve(self._name)
+            servers = self._look_for()
         except (OSError, UnicodeError) as error:
             # Warn once, not at each attempt, until the name is found again.
             if not self.last_error:
@@ -78,5 +85,5 @@ class Discovery:
         # The lookup may have taken seconds, in which the farm may have ended: its engine must not be given servers
         # that nobody will let go of.
         if not self._closed.is_set():
-            self._found(addresses)
+            self._found(servers)
         return True

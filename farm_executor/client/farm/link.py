@@ -53,7 +53,7 @@ from farm_executor.wire.sockets import HEARTBEAT_SECONDS, Socket, hang_up
 from farm_executor.wire.versions import local_versions
 from farm_executor.wire.whose import whose
 
-__all__ = ["Listener", "ServerLink", "Settings", "at"]
+__all__ = ["Listener", "ServerLink", "Settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,11 +100,6 @@ class Settings:
         self.label = label  # what the user calls the farm
         self.more_diallers = threading.BoundedSemaphore(MAX_DIALLERS)
         self.proven = False  # whether any server has proven that it holds the farm's key
-
-
-def at(address: Address) -> Callable[[bool], Address]:
-    """Return a ``locate`` function for a server at a fixed address, which this program does not start."""
-    return lambda lost: address
 
 
 class Listener(Protocol):

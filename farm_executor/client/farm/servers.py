@@ -15,9 +15,9 @@ from concurrent.futures import TimeoutError as FutureTimeoutError  # not the bui
 from functools import partial
 from typing import Any, NamedTuple
 
-from farm_executor.client.farm.discovery import Discovery
+from farm_executor.client.farm.discovery import Discovery, Locate, Look
 from farm_executor.client.farm.kills import Kills
-from farm_executor.client.farm.link import ServerLink, Settings, at
+from farm_executor.client.farm.link import ServerLink, Settings
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.session import Around, Session, SessionCrew
@@ -44,13 +44,13 @@ class Sources(NamedTuple):
         addresses: The address of each server as given; None for an embedded one, which does not have its own yet.
         locations: For each server, a function that returns its address, starting it if need be.
         quotas: For each server, the most lanes to open; None for all its slots.
-        names: Names that stand for servers which come and go, each with all its slots.
+        names: Addresses of servers that come and go, each with all its slots, and how to look for these.
     """
 
     addresses: list[Address | None]
-    locations: list[Callable[[bool], Address]]
+    locations: list[Locate]
     quotas: list[int | None]
-    names: list[Address]
+    names: list[tuple[Address, Look]]
 
 
 class Servers:
@@ -95,8 +95,10 @@ class Servers:
             ServerLink(address, locate, quota, settings, self)
             for address, locate, quota in zip(*sources[:3], strict=True)
         ]
-        self._discoveries = {Discovery(name, partial(self._found, name)): name for name in sources.names}
-        self._discovered: dict[Address, dict[Address, ServerLink]] = {name: {} for name in sources.names}
+        self._discoveries = {
+            Discovery(name, look, partial(self._found, name)): name for name, look in sources.names
+        }
+        self._discovered: dict[Address, dict[Address, ServerLink]] = {name: {} for name, _ in sources.names}
         self._aside: dict[ServerLink, Exception] = {}  # the servers that refuse us, and why
         self._next_report: dict[ServerLink, float] = {}
         self._removed: dict[ServerLink, Future[None]] = {}
@@ -112,7 +114,7 @@ class Servers:
             pulse,
         )
         self.answered: dict[ServerLink, Future[int]] = {link: Future() for link in self._links}
-        self.named: dict[Address, Future[None]] = {name: Future() for name in sources.names}
+        self.named: dict[Address, Future[None]] = {name: Future() for name, _ in sources.names}
         self.counts: dict[ServerLink, int] = {}
 
     def __iter__(self) -> Iterator[ServerLink]:
@@ -171,7 +173,7 @@ class Servers:
 
     # -- adding and removing -------------------------------------------------------------------------------
 
-    def add(self, address: Address, locate: Callable[[bool], Address]) -> ServerLink:
+    def add(self, address: Address, locate: Locate) -> ServerLink:
         """Dial one more server, for all its slots."""
         link = ServerLink(address, locate, None, self._settings, self)
         # Before the link starts: its first answer looks for this future.
@@ -221,16 +223,17 @@ class Servers:
             answered.set_exception(WorkerLostError(f"server {link} has been removed"))
         self._removed.pop(link).set_result(None)
 
-    def _found(self, name: Address, addresses: list[Address]) -> None:
-        """Add and remove servers after `Discovery` has found the machines that a name stands for."""
+    def _found(self, name: Address, servers: list[tuple[Address, Locate]]) -> None:
+        """Add and remove servers after `Discovery` has found those that a name stands for."""
         known = self._discovered[name]
-        for address in addresses:
+        for address, locate in servers:
             if address not in known and not self._closed:
-                known[address] = self.add(address, at(address))
+                known[address] = self.add(address, locate)
                 logger.info("server found name=%s server=%s", name, address)
         # A server that is connected stays even if the name no longer lists it, because it evidently works.
+        found = [address for address, _ in servers]
         for address, link in list(known.items()):
-            if address not in addresses and not link.up:
+            if address not in found and not link.up:
                 del known[address]
                 self.remove(address, drain=False)
                 logger.info("server gone name=%s server=%s", name, address)
