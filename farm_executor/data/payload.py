@@ -24,6 +24,7 @@ immutable, and it does not matter if two of them become one object.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import pickle
@@ -54,6 +55,7 @@ __all__ = [
 
 PROTOCOL = 5
 MAPPED_SIZE = 1024 * 1024  # bytes; from this size on, memory comes from the system, page by page as it is touched
+HUGE_SIZE = 4 * MAPPED_SIZE  # from this size on, in huge pages where the system has them, as numpy does
 _BY_VALUE = b"V"
 _MAIN = b"\x8c\x08__main__"  # as spelled in a pickle: the opcode of a short string, its length, and the name
 _SMALL = {type(None), bool, float, complex}
@@ -124,10 +126,11 @@ def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
         return (pickle.dumps(value, PROTOCOL),)  # takes a third of the time
     buffers: list[pickle.PickleBuffer] = []
     try:
-        # `append` returns None, so every buffer goes out of band, which is right only for large ones. Hence the
-        # second round if there are any.
+        # `append` returns None, so every buffer goes out of band, which is right only for large ones. A callback
+        # that chooses would cost every call more than a second round costs the few that need one.
         data = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
-        parts: Payload = _dump(pickle.Pickler, value, out_of_band) if buffers else (data,)
+        large = _all_large(buffers) if out_of_band else None if buffers else []
+        parts: Payload = _dump(pickle.Pickler, value, out_of_band) if large is None else (data, *large)
     except Exception:  # for whatever reason: cloudpickle may succeed, and raises the better error if not
         pass
     else:
@@ -135,6 +138,15 @@ def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
             return parts
     first, *others = _dump_by_value(value, out_of_band)
     return (bytes(first) + _BY_VALUE, *others)
+
+
+def _all_large(buffers: list[pickle.PickleBuffer]) -> list[memoryview] | None:
+    """Return the memory of the buffers if they may all travel out of band; else None."""
+    try:
+        found = [buffer.raw() for buffer in buffers]
+    except BufferError:  # not contiguous
+        return None
+    return found if len(found) < MAX_SEGMENTS and all(raw.nbytes >= BULK_THRESHOLD for raw in found) else None
 
 
 def _dump_by_value(value: Any, out_of_band: bool) -> Payload:
@@ -260,16 +272,25 @@ class _ResolvingUnpickler(pickle.Unpickler):
 def allocate(size: int) -> Buffer:
     """Return writable memory for a received segment.
 
-    The system provides its pages as they are filled, so a size that a peer merely announces costs nothing. numpy
-    does not fill it with zeros first, which at 64 MiB and more would halve the speed of receiving.
+    The system provides its pages as they are filled, so a size that a peer merely announces costs nothing. Memory
+    that is filled with zeros first would halve the speed of receiving at 64 MiB and more.
     """
     numpy: Any = sys.modules.get("numpy")
     try:
         memory: memoryview = numpy.empty(size, numpy.uint8).data
     except AttributeError:  # numpy is not imported, or another thread is just importing it
-        if size < MAPPED_SIZE:
-            return bytearray(size)
-        import mmap  # late: programs without large data never need it
-
-        return memoryview(mmap.mmap(-1, size))
+        return bytearray(size) if size < MAPPED_SIZE else _mapped(size)
     return memory
+
+
+def _mapped(size: int) -> memoryview:
+    import mmap  # late: programs without large data never need it
+
+    if sys.platform == "win32":
+        return memoryview(mmap.mmap(-1, size))
+    # Private, as Python's default is memory shared with children, whose pages take the system six times as long.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= HUGE_SIZE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)

@@ -461,7 +461,7 @@ def test_large_bytes_and_bytearrays_come_out_as_they_went_in():
     ]
 
 
-@pytest.mark.parametrize("size", [0, 1, BULK_THRESHOLD])
+@pytest.mark.parametrize("size", [0, 1, BULK_THRESHOLD, payload.MAPPED_SIZE, payload.HUGE_SIZE])
 def test_memory_for_what_is_received_can_be_written_to(size, monkeypatch):
     for hidden in (False, True):
         if hidden:
@@ -469,6 +469,55 @@ def test_memory_for_what_is_received_can_be_written_to(size, monkeypatch):
         memory = payload.allocate(size)
         assert memoryview(memory).nbytes == size
         assert not memoryview(memory).readonly
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
+def test_memory_for_what_is_received_is_not_shared_with_children():
+    program = (
+        "import os\n"
+        "from farm_executor.data.payload import MAPPED_SIZE, allocate\n"
+        "memory = allocate(MAPPED_SIZE)\n"
+        "if not (child := os.fork()):\n"
+        "    memory[0] = 1\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "print(memory[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 0
+
+
+class Counted:
+    """Counts how often it is pickled, with a buffer of each size."""
+
+    def __init__(self, *sizes):
+        self.buffers = [bytearray(size) for size in sizes]
+        self.pickled = 0
+
+    def __reduce_ex__(self, protocol):
+        self.pickled += 1
+        return list, ([pickle.PickleBuffer(buffer) for buffer in self.buffers],)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts", "rounds"),
+    [
+        ([], 1, 1),
+        ([BULK_THRESHOLD], 2, 1),
+        ([BULK_THRESHOLD, 2 * BULK_THRESHOLD], 3, 1),
+        ([BULK_THRESHOLD, 10], 2, 2),
+        ([10], 1, 2),
+    ],
+)
+def test_what_has_only_large_buffers_is_pickled_once(sizes, parts, rounds):
+    value = Counted(*sizes)
+
+    assert len(dumps(value)) == parts
+    assert value.pickled == rounds
+
+
+def test_what_must_not_have_parts_has_none_however_large():
+    assert len(dumps(Counted(BULK_THRESHOLD), out_of_band=False)) == 1
 
 
 # -- functions ----------------------------------------------------------------------------------------------
