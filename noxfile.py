@@ -168,6 +168,13 @@ def integrations(session: nox.Session) -> None:
     session.run("pytest", "tests/integrations", *session.posargs)
 
 
+@nox.session(python=PYTHONS[-1], default=False)
+def joblib(session: nox.Session) -> None:
+    """Run joblib's own tests of backends with the farm's."""
+    _install(session, *FOR_TESTS, *_group("integrations"))
+    session.run("python", "tests/integrations/joblib_suite.py", *session.posargs)
+
+
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Hold the promises against faults for ten minutes and more, and print the figures; `--short` for two."""

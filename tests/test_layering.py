@@ -22,7 +22,8 @@ STEPS = [
     ("client.farm", "server"),
     ("client", "admin"),
     ("launch",),
-    ("lfarm", "demo", "doctor"),
+    ("lfarm", "demo", "doctor", "integrations"),
+    ("joblib",),
     ("cli",),
     ("__main__", ""),
 ]
@@ -70,6 +71,11 @@ FLOORS = {
         ("census",),
         ("admin",),
         ("supervisor",),
+    ],
+    "integrations": [
+        ("inside", "reused"),
+        ("arrays",),
+        ("backend",),
     ],
     "wire": [
         ("address", "cores", "layered", "race", "trace", "trusted", "versions", "waker", "whose"),

@@ -99,7 +99,8 @@ def _complete_process(parent: Parent, number: int, sentinel: int, module: Any) -
 
 
 def _complete_context(start_method: str, module: Any) -> None:
-    module._default_context.set_start_method(start_method, force=True)
+    with contextlib.suppress(ValueError):  # one that a library of the parent's has added, as loky does
+        module._default_context.set_start_method(start_method, force=True)
 
 
 def _complete_tracker(descriptor: int, module: Any) -> None:

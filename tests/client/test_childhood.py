@@ -93,6 +93,20 @@ def test_an_embedded_worker_starts_children_as_the_program_does():
         multiprocessing.set_start_method(before, force=True)
 
 
+def test_a_start_method_that_a_library_has_added_here_is_left_out(monkeypatch):
+    """As loky does in its workers: theirs have no such method."""
+    contexts = multiprocessing.context._concrete_contexts
+    monkeypatch.setitem(contexts, "added", contexts["spawn"])
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("added", force=True)
+    try:
+        monkeypatch.setattr(contexts["spawn"], "_name", "added")
+        with FarmExecutor(1) as farm:
+            assert farm.submit(tasks.start_method).result(timeout=DEADLINE) in ("fork", "spawn", "forkserver")
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
 def test_the_modules_of_multiprocessing_are_as_they_are_elsewhere(one):
     here, kinds, readable = one.submit(tasks.imported_as_usual).result(timeout=DEADLINE)
     assert (here, kinds, readable) == ([True] * 3, ["SourceFileLoader"] * 3, True)
