@@ -467,3 +467,152 @@ def test_a_package_of_60_modules_costs_one_question(program):
     first, second = program.script(code).splitlines()
     assert first == "59 2 ['WANTED', 'RESULTS']"
     assert second == "59 1 ['RESULTS']"
+
+
+def test_more_files_than_can_be_offered_are_warned_of_and_those_in_use_travel(program):
+    program.write({f"file{number}.py": "" for number in range(12)})
+    program.write({"zzz.py": "value = 1"})
+    code = """
+        import logging, zzz
+        import farm_executor.client.farm.chosen_modules as chosen
+        chosen.MAX_OFFER = 5
+        said = []
+        class Handler(logging.Handler):
+            def emit(self, record):
+                said.append(record.getMessage())
+        logging.getLogger("farm_executor").addHandler(Handler(logging.WARNING))
+        def task():
+            import zzz
+            return zzz.value
+        print(farm.submit(task).result(60), *said)
+    """
+    printed = program.script(code)
+    assert printed.startswith("1 too many modules count=")
+    assert "name those that are wanted, by ship=[...]" in printed
+
+
+def test_data_beside_a_module_that_is_a_file_stays_here(program):
+    program.write(
+        {"words.txt": "some", "reads.py": "def f(): return open(__file__.replace('reads.py', 'words.txt'))"}
+    )
+    assert "FileNotFoundError" in program.script("import reads; print(repr(farm.submit(reads.f).exception(60)))")
+
+
+def test_a_program_that_a_task_starts_finds_modules_by_the_task_s_path(program):
+    program.write({"ours.py": "print('ours')"})
+    code = """
+        import os
+        def task(path):
+            import os, subprocess, sys
+            import ours
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)) if path else ""}
+            command = [sys.executable, "-m", "ours"]
+            return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip()
+        print([farm.submit(task, path).result(60) for path in (False, True)])
+    """
+    assert program.script(code) == "['', 'ours']"
+
+
+@pytest.mark.parametrize("older", ["server", "client"])
+def test_with_an_older_server_or_client_nothing_is_sent(tmp_path, older):
+    folder = tmp_path / "program"
+    folder.mkdir()
+    before = "import farm_executor.core.features as features\nfeatures.shared = lambda *both: frozenset()"
+    with Elsewhere(folder, before=before if older == "server" else "") as server:
+        program = Program(folder, server)
+        program.write({"helpers.py": "def f(): return 1"})
+        printed = program.script(f"""
+            import helpers
+            if {older!r} == "client":
+                import farm_executor.client.farm.link as link
+                link.shared = lambda *both: frozenset()
+            print(farm.submit(abs, -1).result(60), farm.submit(helpers.f).exception(60))
+        """)
+    assert printed.startswith("1 ")
+    assert "No module named 'helpers'; it is this program's own" in printed
+
+
+SLOW = """
+import threading
+from farm_executor.client.farm.parcels import Parcels
+asked, go = threading.Event(), threading.Event()
+real = Parcels._answer
+def slow(self, *question):
+    asked.set()
+    go.wait(60)
+    return real(self, *question)
+Parcels._answer = slow
+"""
+
+
+def test_other_tasks_come_and_are_taken_back_while_one_asks(program):
+    program.write({"helpers.py": "value = 1"})
+    code = f"""{SLOW}
+def task():
+    import helpers
+    return helpers.value
+farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1)
+print(farm.submit(abs, -1).result(60))
+first = farm.submit(task)
+asked.wait(60)
+others = [farm.submit(abs, -number) for number in range(50)]
+print(all(other.cancel() for other in others[10:]))
+go.set()
+print(first.result(60), [other.result(60) for other in others[:10]])
+"""
+    program.file("script.py", "import os\nfrom farm_executor import FarmExecutor\n" + code)
+    assert program.run("script.py").splitlines() == ["1", "True", f"1 {list(range(10))}"]
+
+
+def test_a_connection_that_breaks_while_the_initializer_asks(program):
+    program.write({"setup_it.py": "import builtins\ndef begin(): builtins.began = 'begun'"})
+    code = """
+        import setup_it
+        from farm_executor.client.farm.parcels import Parcels
+        from farm_executor.wire.sockets import hang_up
+        questions = []
+        real = Parcels._answer
+        def cut(self, *question):
+            questions.append(question[0])
+            if len(questions) == 1:
+                for lane in list(farm._engine._lanes.values()):
+                    hang_up(lane.connection.socket)
+            return real(self, *question)
+        Parcels._answer = cut
+        farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1, initializer=setup_it.begin)
+        def task():
+            import builtins
+            return builtins.began
+        print(farm.submit(task).result(60), questions)
+    """
+    assert program.script(code) == "begun ['setup_it', 'setup_it']"
+
+
+def test_what_reads_never_imports(program):
+    """It would wait for the thread that imports, which waits for it."""
+    program.write(LAZY)
+    code = """
+        def watch():
+            import builtins, sys
+            builtins.seen = []
+            class Watching:
+                def find_spec(self, name, path=None, target=None):
+                    frame = sys._getframe()
+                    while frame is not None:
+                        if frame.f_code.co_name == "_receive" and "lane.py" in frame.f_code.co_filename:
+                            builtins.seen.append(name)
+                        frame = frame.f_back
+            sys.meta_path.insert(0, Watching())
+        def load(number, data):
+            import importlib, time
+            return importlib.import_module(f"mod{number}").value + len(data)
+        def seen():
+            import builtins
+            return builtins.seen
+        farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1)
+        farm.submit(watch).result(60)
+        list(farm.map(abs, range(100)))
+        futures = [farm.submit(load, number, bytes(1 << 20)) for number in range(12)]
+        print(sum(future.result(60) for future in futures) == 66 + 12 * (1 << 20), farm.submit(seen).result(60))
+    """
+    assert program.script(code) == "True []"
