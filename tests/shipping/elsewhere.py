@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.serving import Serving
+from server.serving import KEY, Serving
 
 ROOT = str(Path(__file__).parents[2])
 HIDE = 'mount -t tmpfs none "$0" && exec "$@"'
@@ -33,12 +33,13 @@ class Elsewhere(Serving):
         folder: The folder.
         workers: How many.
         arguments: Further ones of the command line.
-        before: See `Serving`.
+        before, key: See `Serving`.
     """
 
-    def __init__(self, folder: Path, *arguments: str, workers: int = 1, before: str = "") -> None:
+    def __init__(self, folder: Path, *arguments: str, workers: int = 1, before: str = "", key: bytes = KEY) -> None:
         within = ["unshare", "--mount", "sh", "-c", HIDE, str(folder)] if CAN_HIDE else []
-        super().__init__(*arguments, workers=workers, within=within, before=f"import os; os.chdir('/')\n{before}")
+        before = f"import os; os.chdir('/')\n{before}"
+        super().__init__(*arguments, workers=workers, within=within, before=before, key=key)
 
 
 class Program:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from server.peers import free_address
 from server.serving import Serving
+from shipping.elsewhere import Elsewhere, Program
 from shipping.test_packages import install
 
 from farm_executor import AuthenticationError, FarmCheck, FarmExecutor
@@ -143,3 +144,20 @@ def test_the_name_of_a_package_is_found_by_its_files(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(site))
     assert package_of("oddly_named") == Package("some-things", "3.1")
     assert package_of("nowhere_at_all") is None
+
+
+def test_modules_and_the_check_over_tls(tmp_path):
+    pytest.importorskip("cryptography")
+    from farm_executor.wire.keygen import make_key_file_content
+
+    (tmp_path / "there").mkdir()
+    install(tmp_path / "there", "numpy", "0.5", "numpy")
+    folder = tmp_path / "program"
+    folder.mkdir()
+    with Elsewhere(folder, "--path", str(tmp_path / "there"), key=make_key_file_content()) as server:
+        program = Program(folder, server)
+        program.write({"helpers.py": "import numpy\ndef f(): return numpy.f()"})
+        printed = program.script("import helpers; print(farm.submit(helpers.f).result()); print(farm.check())")
+    assert ", TLS" in server.greeting
+    assert printed.splitlines()[0] == "0.5"
+    assert "python -m pip install numpy==" in printed
