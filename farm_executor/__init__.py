@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from farm_executor.admin import end_server, ping, status
     from farm_executor.client.check import FarmCheck
     from farm_executor.client.executor import FarmExecutor
+    from farm_executor.client.farm.output import OutputLine
     from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
     from farm_executor.client.front import OptionsView
     from farm_executor.errors import (
@@ -54,6 +55,7 @@ __all__ = [
     "FarmStatistics",
     "ServerStatistics",
     "WorkerStatistics",
+    "OutputLine",
     "Server",
     "start_server",
     "ping",
@@ -89,6 +91,7 @@ _ELSEWHERE = {
     "FarmStatistics": "client.farm.statistics",
     "ServerStatistics": "client.farm.statistics",
     "WorkerStatistics": "client.farm.statistics",
+    "OutputLine": "client.farm.output",
     "Server": "launch.local",
     "start_server": "launch.local",
     "end_server": "admin",

@@ -160,6 +160,16 @@ def _choice(*choices: str) -> Check:
     return check
 
 
+def _output(name: str, value: Any) -> Any:
+    if value is None or callable(value):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f'{name} must be "forward", "server", a callable or None, not {_shown(value)}')
+    if value not in ("forward", "server"):
+        raise ValueError(f'{name} must be "forward", "server", a callable or None, not {_shown(value)}')
+    return value
+
+
 _level = _integer(-_MAX_PRIORITY, most=_MAX_PRIORITY)
 
 
@@ -310,6 +320,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "caller_leads": _flag,
         "ship": _ship,
         "name": _optional(_text),
+        "output": _output,
     },
     "FarmExecutor.submit": {"fn": anything},
     "FarmExecutor.map": {

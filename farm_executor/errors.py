@@ -93,7 +93,22 @@ class RemoteProtocolError(ProtocolError):
 
 
 class TaskError(FarmError):
-    """One task failed for a reason that concerns no other."""
+    """One task failed for a reason that concerns no other.
+
+    Attributes:
+        output: The end of what the task has written, as by ``future.output``; empty where that does not come here.
+        last_lines: The last 20 lines of it at most, without anything that could control a terminal; these are part
+            of the text.
+    """
+
+    output = ""
+    last_lines = ""
+
+    def __str__(self) -> str:
+        return self._with_output(super().__str__())
+
+    def _with_output(self, text: str) -> str:
+        return f'{text}\nthe last that it wrote:\n"""\n{self.last_lines}\n"""' if self.last_lines else text
 
 
 class TaskExecutionError(TaskError):
@@ -133,7 +148,7 @@ class TaskExecutionError(TaskError):
             text += f" [server {self.server}, worker pid {self.pid}, attempt {self.attempt}]"
         if self.remote_traceback:
             text += f'\n"""\n{self.remote_traceback}"""'
-        return text
+        return self._with_output(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException's own reduction restores args and __dict__, which is all the state there is.
@@ -183,9 +198,11 @@ class WorkerLostError(TaskError, BrokenExecutor):
         self.stderr = stderr
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = str(self.args[0]) if len(self.args) == 1 else Exception.__str__(self)
         if self.server:
             text += f" [server {self.server}, slot {self.slot}, worker pid {self.pid}]"
+        if self.last_lines:  # these end with what it wrote to standard error
+            return self._with_output(text)
         if self.stderr:
             text += f'\nthe last that it wrote to standard error:\n"""\n{self.stderr}\n"""'
         return text

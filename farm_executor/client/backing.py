@@ -135,12 +135,13 @@ class Backing:
         from farm_executor.client.farm.budget import Budget
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
-        from farm_executor.core.features import MODULES
+        from farm_executor.core.features import MODULES, OUTPUT
         from farm_executor.data import payload
         from farm_executor.wire.security import KeyFinder
 
         call = None if settings.initializer is None else (settings.initializer, settings.initargs)
         limit = settings.max_pending_bytes
+        shipped = (MODULES,) if settings.ship else ()
         finder = KeyFinder(settings.key, settings.key_file, settings.ssl_context)
         return Engine(
             EngineOptions(
@@ -151,7 +152,8 @@ class Backing:
                     settings.heartbeat,
                     settings.resume_timeout,
                     settings.max_memory_per_worker,
-                    features=(MODULES,) if settings.ship else (),
+                    features=(*shipped, *((OUTPUT,) if settings.output != "server" else ())),
+                    own_features=(*shipped, *((OUTPUT,) if _forwards_own(settings.output) else ())),
                     label=settings.name or "",
                 ),
                 end_servers=supply.end,
@@ -161,6 +163,7 @@ class Backing:
                 caller_leads=settings.caller_leads,
                 budget=None if limit is None else Budget(limit, may_wait=settings.when_full == "wait"),
                 ship=settings.ship,
+                take_output=settings.output if callable(settings.output) else None,
             )
         )
 
@@ -190,6 +193,18 @@ def _unpickle(settings: FarmSettings) -> Backing:
     if settings.key_file and is_worker() and not is_readable_key(settings.key_file):
         settings = settings._replace(key_file=None)
     return Backing(settings)
+
+
+def _forwards_own(output: Any) -> bool:
+    """Return whether what the embedded farm's tasks write comes by way of this process.
+
+    A program's own output is shared with them otherwise, which costs nothing, and leaves a terminal one to them.
+    """
+    if output is not None:
+        return bool(output != "server")
+    from farm_executor.client.farm.output import is_own_terminal
+
+    return not is_own_terminal()
 
 
 def _find_key(finder: KeyFinder, supply: Supply, address: Address) -> Key:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     # Type checkers bring these along; the standard library has them from Python 3.11 on.
     from typing_extensions import TypeVarTuple, Unpack
 
+    from farm_executor.client.farm.output import OutputLine
     from farm_executor.client.settings import KeywordSettings
 
     Ts = TypeVarTuple("Ts")
@@ -88,6 +89,12 @@ class FarmExecutor(Front):
             module is sent when a task first imports it, and stays what it was then for as long as the executor
             lives. An embedded farm has the program's files anyway.
         name: What `farm-executor top` and ``status`` call this farm, beside its program, user and host.
+        output: Where tasks write to. "forward": what they, and the processes that they start, write to standard
+            output and standard error comes out of this program's, line by line, and from servers with the worker in
+            front of it: ``(host:port/slot) ``. "server": it comes out of the server's. A callable gets an
+            `OutputLine` for each line, in a thread of the farm's; what it raises is logged. None: "forward" from
+            servers; an embedded farm shares this program's output as it is, unless that is captured or a
+            notebook's. A task's result never overtakes its output, by more than a second.
 
     Raises:
         AddressError: An address has none of the accepted forms, or the list is empty.
@@ -155,6 +162,7 @@ class FarmExecutor(Front):
         caller_leads: bool = True,
         ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = "auto",
         name: str | None = None,
+        output: Literal["forward", "server"] | Callable[[OutputLine], object] | None = None,
     ) -> None:
         first: Any = addresses
         if isinstance(first, Number):
@@ -182,6 +190,7 @@ class FarmExecutor(Front):
             caller_leads=caller_leads,
             ship=ship,
             name=name,
+            output=output,
         )
         self._stand_before(Backing(settings), TaskOptions(max_attempts=settings.max_attempts))
 

@@ -14,6 +14,7 @@ from farm_executor.arguments import checked
 from farm_executor.wire.address import Address
 
 if TYPE_CHECKING:
+    from farm_executor.client.farm.output import OutputLine
     from farm_executor.wire.security import Key
 
 __all__ = ["FarmSettings", "KeywordSettings", "SharedSettings"]
@@ -37,6 +38,7 @@ class SharedSettings(TypedDict, total=False):
     when_full: Literal["wait", "raise"]
     caller_leads: bool
     ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+    output: Literal["forward", "server"] | Callable[[OutputLine], object] | None
 
 
 class KeywordSettings(SharedSettings, total=False):
@@ -68,6 +70,7 @@ class FarmSettings(NamedTuple):
     caller_leads: bool
     ship: tuple[str, ...]
     name: str | None = None
+    output: Any = None
 
     @classmethod
     def checked(cls, **given: Any) -> FarmSettings:

@@ -27,7 +27,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from farm_executor.core.features import MODULES
+from farm_executor.core.features import MODULES, OUTPUT
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
@@ -117,6 +117,9 @@ class FrameType(enum.IntEnum):
     SPARED = 51
     # optional: from OPTIONAL on
     PACKAGES = 160
+    MARKS = 161
+    OUTPUT = 176
+    HEARD = 177
 
 
 class Way(enum.Flag):
@@ -172,6 +175,9 @@ FRAMES = {
     FrameType.KILL: Meaning(_TO_SERVER),
     FrameType.SPARED: Meaning(_FROM_SERVER),
     FrameType.PACKAGES: Meaning(_FROM_WORKER, 0, MODULES),
+    FrameType.MARKS: Meaning(_FROM_WORKER, 0, OUTPUT),
+    FrameType.OUTPUT: Meaning(_FROM_SERVER, 0, OUTPUT),
+    FrameType.HEARD: Meaning(_TO_SERVER, 0, OUTPUT),
 }
 
 # What the reader looks up for each frame: its type, and the bits that its flags must not have. Of a frame to be

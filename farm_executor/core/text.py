@@ -7,9 +7,21 @@ log lines and lone surrogates get no further, and no more of it is kept than som
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
-__all__ = ["MAX_STDERR", "MAX_STDERR_LINES", "cut", "one_line", "some_lines", "width_of"]
+__all__ = [
+    "MAX_STDERR",
+    "MAX_STDERR_LINES",
+    "cut",
+    "last_lines",
+    "one_line",
+    "plain_lines",
+    "some_lines",
+    "width_of",
+]
+
+_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 MAX_STDERR_LINES = 20
 MAX_STDERR = 2048  # characters of what a worker wrote to standard error, in a report of its death
@@ -49,6 +61,19 @@ def _width(character: str) -> int:
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def last_lines(text: str, lines: int, limit: int) -> str:
+    """Return the last of the lines that `plain_lines` returns, of which no more than ``limit`` characters."""
+    return "\n".join(plain_lines(text)[-lines:])[-limit:]
+
+
+def plain_lines(text: str) -> list[str]:
+    """Return the lines that are not empty as a terminal would show them, without anything that controls one."""
+    text = _ESCAPE_SEQUENCE.sub("", text)
+    shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]  # a progress bar's last state
+    lines = ["".join([c for c in line if c == "\t" or c.isprintable()]).rstrip() for line in shown]
+    return [line for line in lines if line]
 
 
 def _shown(character: str) -> str:

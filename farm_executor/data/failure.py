@@ -26,9 +26,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from farm_executor.core.frames import Payload
+from farm_executor.core.text import MAX_STDERR, MAX_STDERR_LINES, last_lines
 from farm_executor.data import payload
 from farm_executor.data.byvalue import Resolver
-from farm_executor.errors import TaskExecutionError
+from farm_executor.errors import TaskError, TaskExecutionError
 
 __all__ = [
     "Origin",
@@ -465,6 +466,13 @@ def report_of(error: BaseException) -> TaskExecutionError | None:
     """Return the report at the end of the chain of causes of an exception from `load_failure`, or None."""
     end = _last_cause(error)
     return end if end is not error and type(end) is TaskExecutionError else None
+
+
+def give_output(error: BaseException, output: str) -> None:
+    """Put what a task has written into its error, or into the report at the end of that one's chain of causes."""
+    report = error if isinstance(error, TaskError) else report_of(error)
+    if report is not None:
+        report.output, report.last_lines = output, last_lines(output, MAX_STDERR_LINES, MAX_STDERR)
 
 
 def take_report(error: BaseException) -> TaskExecutionError | None:

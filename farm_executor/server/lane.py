@@ -31,7 +31,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from farm_executor.core.batches import (
     decode_tasks,
@@ -62,13 +62,15 @@ from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Questions, is_called_within
 from farm_executor.server.channel import Channel
 from farm_executor.server.keeping import kept
+from farm_executor.server.marks import Marks
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
+from farm_executor.server.sent import SentFunction, SentTask
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.polling import Poller
 from farm_executor.wire.sockets import AnySocket, Socket
 from farm_executor.wire.waker import Waker
 
-__all__ = ["SentFunction", "SentTask", "WorkerLane"]
+__all__ = ["WorkerLane"]
 
 FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while tasks follow
 TICK = 0.005  # seconds between the helper's looks
@@ -76,36 +78,6 @@ REST = 1.0  # seconds without a task after which the helper stops looking
 
 _Outcome = tuple[Any, bool | None, float]
 """A payload, whether it is a failure, and the seconds the task took; or a plain value, None, and the seconds."""
-
-
-class SentFunction:
-    """A function as it was received, with room for the object that the runner loads from it.
-
-    Attributes:
-        data: Its pickle; None once that is no longer needed.
-        generation: The generation of the namespaces when it was loaded; -1 before that.
-    """
-
-    __slots__ = ("data", "generation", "loaded")
-
-    def __init__(self, data: Payload) -> None:
-        self.data: Payload | None = data
-        self.loaded: Any = None
-        self.generation = -1
-
-
-class SentTask(NamedTuple):
-    """A task as it was received.
-
-    Attributes:
-        arguments: A payload; for a plain call, the positional arguments themselves.
-    """
-
-    seq: int
-    function: SentFunction
-    arguments: Any
-    once: bool
-    plain: bool
 
 
 class WorkerLane:
@@ -120,6 +92,7 @@ class WorkerLane:
             secret that came with it.
 
     Attributes:
+        marks: Tells the output of tasks apart; None if it stays here.
         on_offer: Called with what the client offers; see `shipment.decode_offer`.
     """
 
@@ -151,6 +124,7 @@ class WorkerLane:
         self._mute = False  # nothing may be sent: the connection is broken or not yet resumed; guarded by _send
         self._last_flush = 0.0
 
+        self.marks: Marks | None = None
         self._questions = Questions()
         self.on_offer: Callable[[dict[str, str], dict[str, Package]], None] | None = None
         self._tasks: deque[SentTask | Frame] = deque()
@@ -227,12 +201,16 @@ class WorkerLane:
         """Record in shared memory that this task has begun, at that time by `time.perf_counter`."""
         if self._loose:
             self._settle_loose()
+        if self.marks is not None and self.marks.talkative:
+            self.marks.begin()
         self._times[SPENT], self._times[SINCE] = self._spent, began
         self._progress[BEGUN] = seq
 
     def ready(self, failure: Payload | None) -> None:
         """Report how the initializer ended."""
         self._running = False
+        if self.marks is not None:
+            self.marks.begin()  # what the initializer has written is no task's
         flags = ERROR if failure else 0
         self._say(encode_payload(FrameType.READY, failure or [b""], flags=flags))
         self._ready = True
@@ -248,6 +226,8 @@ class WorkerLane:
         """
         now = time.perf_counter()
         self._running = False
+        if self.marks is not None and self.marks.talkative:
+            self.marks.end(self._progress)
         self._spent += (seconds := now - began)
         self._outcomes.append((outcome, error, seconds))
         if not self._tasks:
@@ -317,6 +297,9 @@ class WorkerLane:
                 return
             busy_us = int(sum([seconds for _, _, seconds in outcomes]) * 1e6)
             frames = _encode(self._sent, outcomes, busy_us)
+            if self.marks is not None:
+                self.marks.end(self._progress, self._sent)
+                frames = self.marks.take(keep=self._resumable) + frames
             self._sent += len(outcomes)
             if self._resumable:
                 self._unacknowledged.extend(outcomes)
@@ -411,6 +394,8 @@ class WorkerLane:
             if not self._mute or not self._sent - len(self._unacknowledged) <= lacking <= self._sent:
                 raise RemoteProtocolError(f"resumed at result {lacking}, when {self._sent} was the next")
             self._acknowledge(lacking)
+            if self.marks is not None:
+                self.marks.say_again()
             # Outcomes are numbered in the order in which they are sent, so the old ones go before those that wait.
             self._outcomes.extendleft(reversed(self._unacknowledged))
             self._unacknowledged.clear()
@@ -427,6 +412,8 @@ class WorkerLane:
 
     def _acknowledge(self, number: int) -> None:
         """Let go of the outcomes before that one, which the client has; ``_send`` is held."""
+        if self.marks is not None:
+            self.marks.acknowledge(number)
         while self._unacknowledged and self._sent - len(self._unacknowledged) < number:
             self._unacknowledged.popleft()
         self._loose = self._loose and bool(self._unacknowledged or self._outcomes)

@@ -81,6 +81,15 @@ class OutputPipe:
                 break
         self._write()
 
+    def begin(self) -> None:
+        """Leave the other end to the worker; called in the supervisor once there is one."""
+        os.close(self._write_end)
+
+    def abandon(self) -> None:
+        """Close both ends; called in the supervisor when there is no worker after all."""
+        os.close(self._write_end)
+        os.close(self._read_end)
+
     def close(self) -> None:
         """Close the pipe; anything written after that is lost."""
         os.close(self._read_end)

@@ -14,7 +14,7 @@ from farm_executor.server.progress import NOT_BEGUN, Progress
 from farm_executor.wire.sockets import Socket, hang_up
 
 if TYPE_CHECKING:
-    from farm_executor.server.stderr import StderrPipe
+    from farm_executor.server.forwarding import WorkerOutput
 
 __all__ = ["Figures", "Worker"]
 
@@ -50,7 +50,7 @@ class Worker:
         socket: Socket,
         channel: Channel,
         progress: Progress,
-        stderr: StderrPipe,
+        pipes: WorkerOutput,
         oom_kills: int | None,
     ) -> None:
         self.pid = pid
@@ -59,7 +59,7 @@ class Worker:
         self.socket = socket  # our own descriptor of the lane
         self.channel = channel
         self.progress = progress
-        self.stderr = stderr
+        self.pipes = pipes
         self.oom_kills = oom_kills  # the system's count when this worker was started
         self.started = time.time()
         self.stopped = False  # whether it stands still, whatever has stopped it

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from farm_executor.core.census import FarmStatus
     from farm_executor.core.messages import ControlHello, WorkerDied
     from farm_executor.server.depot import Room
+    from farm_executor.server.forwarding import Forwarding
     from farm_executor.server.process import Worker
     from farm_executor.wire.connection import Connection
 
@@ -36,6 +37,7 @@ class Session:
         who: The client's hello.
         opened: When it was opened, in seconds since 1970.
         farm: What the client said last of its farm.
+        forwarding: The way of its workers' output to the client; None if that stays here.
         reports: The reports of workers that have died, by lane, for as long as the client may not have got them.
     """
 
@@ -64,6 +66,7 @@ class Session:
         self.workers: dict[int, Worker] = {}
         self.reports: dict[int, WorkerDied] = {}
         self.modules: Room | None = None
+        self.forwarding: Forwarding | None = None
         self.ended = False
         self.number = number
         self.who = who

@@ -15,11 +15,12 @@ import os
 import selectors
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from farm_executor.core.census import FarmStatus
-from farm_executor.core.features import MODULES, shared
-from farm_executor.core.frames import MAX_HELLO, Frame, FrameType, encode_frame
+from farm_executor.core.features import MODULES, OUTPUT, shared
+from farm_executor.core.frames import MAX_HELLO, Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.handshake import Versions, describe_mismatches
 from farm_executor.core.messages import (
     ControlHello,
@@ -36,6 +37,7 @@ from farm_executor.core.messages import (
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.depot import Depot
 from farm_executor.server.door import Door
+from farm_executor.server.forwarding import Forwarding
 from farm_executor.server.guest import Guest
 from farm_executor.server.session import Session
 from farm_executor.server.worker import WorkerStart
@@ -178,6 +180,8 @@ class Sessions:
         )
         if self._depot is not None and MODULES in session.features:
             session.modules = self._depot.open(session.id)
+        if OUTPUT in session.features:
+            session.forwarding = Forwarding(partial(self._forward, session))
         self._welcome(guest, session)
         self._by_id[session.id] = session
         logger.info("session opened client=%s", session.client)
@@ -189,6 +193,7 @@ class Sessions:
             return
         self._drop_control(session)  # we may not have noticed yet that it is broken
         self._welcome(guest, session)
+        self.workers.catch_up(session.forwarding)
         for report in session.reports.values():  # some may have been lost with the old connection
             self._tell(session, report)
         logger.info("session resumed client=%s", session.client)
@@ -207,6 +212,8 @@ class Sessions:
         session.connection = Connection(guest.socket, MAX_HELLO, no_segment)
         session.connection.trace = trace_of(f"client={session.client}")
         session.heard = time.monotonic()
+        if session.forwarding is not None:
+            session.forwarding.restart()
         self._selector.register(guest.socket, selectors.EVENT_READ, lambda: self._on_control(session))
 
     def open_lane(self, guest: Guest, hello: LaneHello) -> WorkerStart | None:
@@ -277,6 +284,15 @@ class Sessions:
             else:
                 self._watch(session, session.connection)
 
+    def _forward(self, session: Session, buffers: list[Buffer]) -> int | None:
+        """Send output to the client; see `Forwarding`."""
+        connection = session.connection
+        if connection is None:
+            return None
+        connection.send(buffers)
+        self._watch(session, connection)
+        return connection.backlog
+
     def _watch(self, session: Session, connection: Connection) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
         self._selector.modify(connection, events, lambda: self._on_control(session))
@@ -287,7 +303,9 @@ class Sessions:
             return  # dropped by another event of this round
         try:
             if connection.unsent:
-                connection.flush()
+                if connection.flush() and session.forwarding is not None:
+                    session.forwarding.drained()
+                    self.workers.go_on(session.forwarding)
                 self._watch(session, connection)
             for frame in connection.receive():
                 if session.connection is not connection:
@@ -309,6 +327,9 @@ class Sessions:
             if len(frame.body):
                 session.farm = decode(FarmStatus, frame)
             self._answer_ping(session, connection, frame.seq)
+        elif frame.type is FrameType.HEARD and session.forwarding is not None:
+            session.forwarding.hear(frame.seq)
+            self.workers.go_on(session.forwarding)
         elif frame.type is FrameType.KILL:
             self.workers.kill(session, decode(KillOrder, frame))
         elif frame.type is FrameType.BYE:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import re
 import sys
 
+from farm_executor.core.text import plain_lines
 from farm_executor.server.output import OutputPipe
 
 __all__ = ["MAX_CHARACTERS", "MAX_LINES", "StderrPipe", "last_words"]
@@ -22,7 +22,6 @@ BEFORE_FATAL = 5  # lines of them: what a library says before it aborts
 KEPT = 16 * 1024  # bytes: Python's report of a crash can be as long, and its beginning says most
 
 FATAL = "Fatal Python error: "
-_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class StderrPipe(OutputPipe):
@@ -47,24 +46,18 @@ class StderrPipe(OutputPipe):
         """The end of what has come."""
         return last_words(self._kept)
 
-    def begin(self) -> None:
-        """Leave the other end to the worker; called in the supervisor once there is one."""
-        os.close(self._write_end)
-
     def attach(self) -> None:
         """Write to the pipe from now on; called in the worker."""
         os.close(self._read_end)
+        self._attach_write_end()
+
+    def _attach_write_end(self) -> None:
         target = self._write_end
         if self._whole:
             target = os.dup2(self._write_end, 2)  # inheritable, for the processes that tasks start
             os.close(self._write_end)
         if not faulthandler.is_enabled():  # else as the user has it, by -X or PYTHONFAULTHANDLER
             faulthandler.enable(target, all_threads=False)
-
-    def abandon(self) -> None:
-        """Close both ends; called in the supervisor when there is no worker after all."""
-        os.close(self._write_end)
-        os.close(self._read_end)
 
     def _read(self) -> bytes:
         data = super()._read()
@@ -82,10 +75,7 @@ def last_words(data: bytes) -> str:
         At most 20 lines and 2,048 characters, all printable except tabs and newlines. If Python has reported a
         crash, these are the beginning of its report and a few lines before it.
     """
-    text = _ESCAPE_SEQUENCE.sub("", data.decode("utf-8", "replace"))
-    shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]  # a progress bar's last state
-    lines = ["".join(c for c in line if c == "\t" or c.isprintable()).rstrip() for line in shown]
-    lines = [line for line in lines if line]
+    lines = plain_lines(data.decode("utf-8", "replace"))
     fatal = [number for number, line in enumerate(lines) if line.startswith(FATAL)]
     if fatal:
         first = max(fatal[-1] - BEFORE_FATAL, 0)

@@ -24,11 +24,13 @@ from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.channel import Channel
 from farm_executor.server.childhood import WorkerMain
 from farm_executor.server.depot import Room
-from farm_executor.server.lane import SentFunction, SentTask, WorkerLane
+from farm_executor.server.lane import WorkerLane
+from farm_executor.server.marks import Marks
 from farm_executor.server.modules import ModuleFinder
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
 from farm_executor.server.packages import PackageCheck
 from farm_executor.server.progress import Progress
+from farm_executor.server.sent import SentFunction, SentTask
 from farm_executor.wire.dialling import HELLO_RECORDS, secure_server_side
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
@@ -53,6 +55,7 @@ class WorkerStart(NamedTuple):
         interruptible: Whether SIGINT interrupts the running call: not if an embedded farm's client ignores it.
         resumable: Whether the worker goes on when its lane's connection breaks.
         modules: The folder for the client's modules; None if the client sends none.
+        marks: Tells its tasks' output apart; None if output stays on the server.
         module_path: Folders that tasks search first for modules. The supervisor itself does not search them: it
             must not import user code.
     """
@@ -67,6 +70,7 @@ class WorkerStart(NamedTuple):
     resumable: bool
     module_path: Sequence[str]
     modules: Room | None = None
+    marks: Marks | None = None
 
 
 def run_worker(start: WorkerStart) -> None:
@@ -88,6 +92,7 @@ def run_worker(start: WorkerStart) -> None:
         return
     sys.path[:0] = [folder for folder in start.module_path if folder not in sys.path]
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
+    lane.marks = start.marks
     finder = None
     if start.modules is not None:
         finder = ModuleFinder(start.modules, lane.ask, PackageCheck(lane.tell))

@@ -24,6 +24,7 @@ from farm_executor.server.channel import Channel
 from farm_executor.server.childhood import Parent, become_child, let_leader_set_sid
 from farm_executor.server.counts import Counts
 from farm_executor.server.descriptors import DescriptorLimit
+from farm_executor.server.forwarding import ForwardedPipe, Forwarding, WorkerOutput
 from farm_executor.server.guest import Guest
 from farm_executor.server.memory import OomCounter, held_by, peak_of
 from farm_executor.server.offspring import kill_family
@@ -31,7 +32,6 @@ from farm_executor.server.output import OutputPipe, StdoutPipe
 from farm_executor.server.process import Worker
 from farm_executor.server.progress import Progress
 from farm_executor.server.session import Session
-from farm_executor.server.stderr import StderrPipe
 from farm_executor.server.tether import die_with
 from farm_executor.server.worker import WorkerStart
 from farm_executor.wire.security import Key, set_ambient_key
@@ -44,7 +44,7 @@ __all__ = ["Workers"]
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTORS_EACH = 3  # taken by each worker in the supervisor: its lane, the line to it, its standard error
+DESCRIPTORS_EACH = 4  # taken by each worker in the supervisor: its lane, the line to it, its two outputs
 DESCRIPTORS_BESIDES = 20  # for the supervisor itself, and for guests
 LOOK_SECONDS = 0.2  # between looks at the memory of workers with a limit, if they have run anything since
 UNSTICK_SECONDS = 0.1  # before the next attempt, when an output of ours takes no more
@@ -194,22 +194,23 @@ class Workers:
             channel, theirs = Channel.pair()
             undo.callback(channel.close)
             undo.callback(theirs.close)
-            stderr = StderrPipe(whole=not self._embedded)
-            undo.callback(stderr.abandon)
+            pipes = WorkerOutput(session.forwarding, lane, embedded=self._embedded)
+            undo.callback(pipes.abandon)
             _flush_output()  # otherwise the child would write it again
             pid = os.fork()
             undo.pop_all()
         if pid == 0:
             try:
                 channel.close()
-                return self._become_worker(session, guest, lane, progress, theirs, stderr, supervisor)
+                return self._become_worker(session, guest, lane, progress, theirs, pipes, supervisor)
             except BaseException:  # whatever happens, the child must never go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
         theirs.close()
-        stderr.begin()
-        self._listen_to(stderr)
-        worker = Worker(pid, slot, lane, guest.raw, channel, progress, stderr, self._oom_counter.read())
+        for pipe in pipes.all():
+            pipe.begin()
+            self._listen_to(pipe)
+        worker = Worker(pid, slot, lane, guest.raw, channel, progress, pipes, self._oom_counter.read())
         session.workers[pid] = worker
         self._all[pid] = (session, worker)
         self.counts.workers += 1
@@ -226,7 +227,7 @@ class Workers:
         lane: int,
         progress: Progress,
         channel: Channel,
-        stderr: StderrPipe,
+        pipes: WorkerOutput,
         supervisor: int,
     ) -> WorkerStart:
         """Let go, in the child, of everything that is not the worker's."""
@@ -244,7 +245,7 @@ class Workers:
             self._outputs.discard(self._stdout)  # attach() closes it, and _let_go must not do so again
             self._stdout.attach()
         self._let_go(guest.raw)
-        stderr.attach()
+        marks = pipes.attach()
         null = os.open(os.devnull, os.O_RDONLY)
         if null == 0:  # as happens when 0 was the owner's end, just closed
             os.set_inheritable(0, True)  # for the processes that tasks start
@@ -266,6 +267,7 @@ class Workers:
             resumable=session.resume_seconds > 0,
             module_path=self._module_path,
             modules=session.modules,
+            marks=marks,
         )
 
     def reap(self) -> None:
@@ -294,9 +296,10 @@ class Workers:
         session, worker = self._all.pop(pid)
         del session.workers[pid]
         doomed = self._doomed.pop(pid, None)
-        worker.stderr.drain()  # before the report, which quotes the last lines
-        if worker.stderr.stuck and worker.stderr not in self._stuck:
-            self._set_aside(worker.stderr)
+        for pipe in worker.pipes.all():
+            pipe.drain()  # before the report, which quotes the last lines
+            if pipe.stuck and pipe not in self._stuck:
+                self._set_aside(pipe)
         why: dict[str, Any] = {}
         if worker.killed is not None:
             why = {"killed": worker.killed}
@@ -311,7 +314,7 @@ class Workers:
         report = WorkerDied(
             *(worker.lane, worker.slot, pid, code, worker.progress.begun),
             peak=peak_of(usage),
-            stderr=worker.stderr.evidence,
+            stderr=worker.pipes.stderr.evidence,
             **why,
         )
         self.counts.worker_ended(session, worker, report, told=doomed is not None)
@@ -347,6 +350,20 @@ class Workers:
         self._selector.unregister(pipe)
         self._stuck.add(pipe)
         self._unstick_at = time.monotonic() + UNSTICK_SECONDS
+
+    def go_on(self, forwarding: Forwarding | None) -> None:
+        """Read again what has waited until a client has shown more of its workers' output."""
+        for pipe in list(self._stuck):
+            if isinstance(pipe, ForwardedPipe) and pipe.forwarding is forwarding:
+                self._stuck.discard(pipe)
+                self._listen_to(pipe)
+        self.catch_up(forwarding)
+
+    def catch_up(self, forwarding: Forwarding | None) -> None:
+        """Tell a client up to where the output has been dropped that it has not been sent."""
+        for pipe in self._outputs:
+            if isinstance(pipe, ForwardedPipe) and pipe.forwarding is forwarding:
+                pipe.catch_up()
 
     def _limited(self) -> Iterator[tuple[Session, Worker]]:
         """Yield the workers that have a memory limit."""

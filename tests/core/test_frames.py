@@ -170,6 +170,9 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "KILL": 50,
         "SPARED": 51,
         "PACKAGES": 160,
+        "MARKS": 161,
+        "OUTPUT": 176,
+        "HEARD": 177,
     }
     assert (BULK, ERROR, ONCE, TOGETHER) == (1, 2, 4, 8)
     assert (MAX_HELLO, MAX_BODY, BULK_THRESHOLD, MAX_BATCH_BYTES) == (2**16, 2**22, 2**16, 2**20)

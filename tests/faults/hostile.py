@@ -87,10 +87,11 @@ from farm_executor.server import sessions as sessions_module
 from farm_executor.server import workers as workers_module
 from farm_executor.server.channel import Channel
 from farm_executor.server.depot import Room
-from farm_executor.server.lane import SentTask, WorkerLane
+from farm_executor.server.lane import WorkerLane
 from farm_executor.server.modules import ModuleFinder
 from farm_executor.server.packages import PackageCheck
 from farm_executor.server.progress import BEGUN, NOT_BEGUN, Progress
+from farm_executor.server.sent import SentTask
 from farm_executor.server.supervisor import Supervisor
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.security import Key

@@ -98,7 +98,7 @@ def test_tasks_print_though_the_reader_of_the_server_s_output_has_gone(no_leaks)
 
 def test_what_tasks_print_is_passed_on_up_to_the_last_line():
     with Serving(workers=2) as server:
-        with FarmExecutor(server.address, key=KEY) as farm:
+        with FarmExecutor(server.address, key=KEY, output="server") as farm:
             # In one piece each, also where Python does not buffer: two workers write at the same time.
             for future in [farm.submit(print, f"line {number}\n", end="") for number in range(100)]:
                 future.result(DEADLINE)

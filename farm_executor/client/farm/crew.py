@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch
 from farm_executor.client.farm.functions import FunctionTable
+from farm_executor.client.farm.hearing import Hearing
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.session import Session
@@ -67,7 +68,7 @@ class CrewListener(Protocol):
     def was_to_be_killed(self, lane: Lane, task: Task) -> bool:
         """Return whether the lane's worker, killed while it ran this task, was meant to be. With the lock held."""
 
-    def on_lost(self, lane: Lane, before: LaneState, had: int, losses: list[Lose]) -> None:
+    def on_lost(self, lane: Lane, before: LaneState, had: int, losses: list[Lose], running: Task | None) -> None:
         """Settle what a lost lane leaves behind.
 
         Args:
@@ -75,6 +76,7 @@ class CrewListener(Protocol):
             before: Its state before the loss.
             had: How many calls it had.
             losses: The tasks among these that must not run again.
+            running: The task that most likely ran; None if there is none.
         """
 
     def on_failed_initializer(self, lane: Lane, failure: Payload) -> None:
@@ -95,6 +97,7 @@ class Crew:
         follow_up: Does what `Dispatch.perform` returns, except for losses.
         functions: The functions that lanes may be sent.
         shipping: Offers the program's modules to workers.
+        hearing: Takes what workers say beside their outcomes.
         initializer: The pickled call that every worker runs first.
         max_tasks_per_child: The number of tasks that a worker may run; None for any number.
         resume_seconds: How long to keep dialling for a broken connection, in seconds.
@@ -114,6 +117,7 @@ class Crew:
         follow_up: Callable[[list[Afterwards]], None],
         functions: FunctionTable,
         shipping: Shipping,
+        hearing: Hearing,
         *,
         initializer: Payload,
         max_tasks_per_child: int | None,
@@ -126,6 +130,7 @@ class Crew:
         self._follow_up = follow_up
         self._functions = functions
         self._shipping = shipping
+        self._hearing = hearing
         self._will_forget = False  # whether a timer is set to check if large functions are still in use
         self._initializer = initializer
         self._max_tasks_per_child = max_tasks_per_child
@@ -265,6 +270,8 @@ class Crew:
         dispatch, state = self._dispatch, lane.state
         if frame.type is FrameType.RESULTS and state is OPEN:
             self._on_results(lane, frame)
+        elif frame.type is FrameType.MARKS and state is OPEN:
+            self._hearing.of(lane).mark(frame, partial(dispatch.scheduler.task_at, lane.id))
         elif frame.type is FrameType.RECALLED and state is OPEN:
             with dispatch.deciding:
                 after = dispatch.perform(dispatch.scheduler.recalled(lane.id, frame.seq, frame.count))
@@ -291,6 +298,7 @@ class Crew:
     def _on_results(self, lane: Lane, frame: Frame) -> None:
         dispatch = self._dispatch
         values: Sequence[Any] | None = None
+        answers: Sequence[tuple[Payload, bool]] = ()
         if frame.flags & TOGETHER:
             busy_us, data = decode_results_together(frame)
             values = payload.loads_together(data, frame.count)
@@ -311,7 +319,10 @@ class Crew:
             self.watch(lane)
         if (lane.kept.large or self._functions.kept.large) and not dispatch.scheduler.unsettled:
             self._forget_later()
-        if values is not None:
+        if lane.hearing is not None:
+            tell = self._listener.on_answers if values is None else self._listener.on_values
+            lane.hearing.settle(frame.seq, calls, partial(tell, lane, calls, answers if values is None else values))
+        elif values is not None:
             self._listener.on_values(lane, calls, values)
         else:
             self._listener.on_answers(lane, calls, answers)
@@ -341,6 +352,10 @@ class Crew:
             self.watch(lane)
 
     # -- what sessions tell --------------------------------------------------------------------------------
+
+    def on_output(self, session: Session, frame: Frame) -> None:
+        """See `session.SessionCrew`."""
+        self._hearing.on_output(session, session.lanes, frame)
 
     def sending(self) -> AbstractContextManager[None]:
         """See `session.SessionCrew`."""
@@ -437,6 +452,8 @@ class Crew:
             had = sum(task.calls for task in scheduler.tasks_on(lane.id))
             killed = death.killed if death else -1 if given_up else None
             victim = scheduler.task_at(lane.id, killed)
+            # Without a report, the oldest is the one that most likely ran.
+            running = scheduler.task_at(lane.id, scheduler.first_seq(lane.id) if begun is None else begun)
             # A kill order names a number. By now that task may have ended, or have come back by a recall so that
             # another task has its number: then the worker was killed for none of the tasks it still had.
             if killed is not None and (victim is None or not self._listener.was_to_be_killed(lane, victim)):
@@ -446,7 +463,8 @@ class Crew:
             had -= sum(decision.task.calls for decision in decisions if isinstance(decision, Cancel))
             after = self._dispatch.perform(decisions)
         self._follow_up(after)
-        self._listener.on_lost(lane, before, had, [loss for loss in after if isinstance(loss, Lose)])
+        self._listener.on_lost(lane, before, had, [loss for loss in after if isinstance(loss, Lose)], running)
+        self._hearing.lane_gone(lane)
         failed = before in (LaneState.STARTING, LaneState.STILLBORN)
         # A worker that ended only because its connection broke says nothing about the initializer.
         if death is not None and failed and death.code != CUT_EXIT_CODE:

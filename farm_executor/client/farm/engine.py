@@ -32,12 +32,14 @@ from farm_executor.client.farm.crew import Crew
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch, Unsent
 from farm_executor.client.farm.functions import Function, FunctionTable
 from farm_executor.client.farm.future import MUST_NOT_WAIT, FarmFuture, call_of
+from farm_executor.client.farm.hearing import Hearing
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.link import Settings
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.outcomes import Outcomes
+from farm_executor.client.farm.output import Output, OutputLine
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.servers import Servers, Sources
 from farm_executor.client.farm.settling import Settler
@@ -76,6 +78,7 @@ class EngineOptions(NamedTuple):
         end_servers: Called once everything is over: ends the servers that were started for this farm alone.
         initializer: The pickled call that every worker runs first.
         ship: The modules that workers may have; see `ChosenModules`.
+        take_output: Called with each line that tasks write; None to write it to this program's own output.
     """
 
     sources: Sources
@@ -87,6 +90,7 @@ class EngineOptions(NamedTuple):
     caller_leads: bool
     budget: Budget | None
     ship: Sequence[str] = ()
+    take_output: Callable[[OutputLine], object] | None = None
 
 
 class Engine:
@@ -115,6 +119,7 @@ class Engine:
         self._kills = kills = Kills(reactor, self._send_kill, lambda lane, meant: self._dispatch.aim(lane, meant))
         self._cancels = Cancels(reactor, lambda request: self._stopping.ask_back(request))
         self._shipping = shipping = Shipping(options.ship, reactor, lambda *answer: self._crew.send_module(*answer))
+        self._hearing = Hearing(reactor, Output(options.take_output))
         self._dispatch = dispatch = Dispatch(self._lanes, kills.watch, shipping.offer, self._follow_up, self.abort)
         self._broadcasts = Broadcasts(
             dispatch,
@@ -133,6 +138,7 @@ class Engine:
             self._follow_up,
             self._functions,
             shipping,
+            self._hearing,
             initializer=options.initializer,
             max_tasks_per_child=options.max_tasks_per_child,
             resume_seconds=options.settings.resume_seconds,
@@ -422,7 +428,7 @@ class Engine:
             return False
         with self._dispatch.deciding:
             # In the same hold of the lock: a task admitted between the check and the close would be forgotten.
-            if not self._dispatch.scheduler.unsettled:
+            if not self._dispatch.scheduler.unsettled and not self._hearing.pending:
                 self._stop_taking()
         return self._dispatch.closed
 
@@ -448,6 +454,7 @@ class Engine:
         self._refuse_incoming()
         self._answer_no_more()
         self._shipping.close()
+        self._hearing.close()
         self._crew.forget()
         # Last, so that embedded servers have been sent their goodbyes before they are ended.
         self._options.end_servers()

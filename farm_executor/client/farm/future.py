@@ -95,11 +95,21 @@ class FarmFuture(Future[Any]):
 
     _call: Owned | None = None
     """The call on its way; None for a future that is settled, or that never had one."""
+    _output = ""
 
     __init__ = object.__init__  # creates nothing: see the module
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("cannot pickle a future, which belongs to one process; wait for it, and send its result")
+
+    @property
+    def output(self) -> str:
+        """The end of what the task has written: at most 8 KiB of standard output, then as much of standard error.
+
+        It is that of the last attempt, complete once the future is settled; what a process writes that the task has
+        left behind does not count. Empty where output does not come here: see ``output`` of `FarmExecutor`.
+        """
+        return self._output
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]

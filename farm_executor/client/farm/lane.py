@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.functions import Function, Kept
+from farm_executor.client.farm.hearing import Host, LaneHearing
 from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_together
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
@@ -42,7 +43,7 @@ def size_of(call: Call) -> int:
     return 0 if arguments is None else payload_size(arguments)
 
 
-class Home(Protocol):
+class Home(Host, Protocol):
     """The session that a lane belongs to, as the lane's crew sees it."""
 
     lanes: dict[int, Lane]
@@ -107,6 +108,7 @@ class Lane:
         self.busy_seconds = 0.0
         self._sent: float | None = None  # when the oldest task was sent; None if the lane was not idle then
         self.kept = Kept()
+        self.hearing: LaneHearing | None = None  # made once the worker has said anything
         self.offered: int | None = 0 if wants_modules else None
         self._acknowledged = 0  # of the bytes received over the connection
 

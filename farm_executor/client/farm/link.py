@@ -90,13 +90,15 @@ class Settings:
         max_memory_per_worker: int | None = None,
         features: tuple[str, ...] = (),
         label: str = "",
+        own_features: tuple[str, ...] = (),
     ) -> None:
         self.find_key = find_key
         self.allow_version_mismatch = allow_version_mismatch
         self.heartbeat = heartbeat
         self.resume_seconds = resume_seconds
         self.max_memory_per_worker = max_memory_per_worker  # bytes
-        self.features = features  # those that hellos name
+        self.features = features  # those that hellos to servers name
+        self.own_features = own_features  # the same for the embedded one
         self.label = label  # what the user calls the farm
         self.more_diallers = threading.BoundedSemaphore(MAX_DIALLERS)
         self.proven = False  # whether any server has proven that it holds the farm's key
@@ -141,6 +143,7 @@ class ServerLink:
         prospects: The number of workers that are certain to come before the server has answered: all of them for an
             embedded one.
         last_error: Why the last attempt failed; empty if none did.
+        is_embedded: Whether the server is this program's own.
 
     Thread safety: all methods may be called from any thread.
     """
@@ -153,7 +156,8 @@ class ServerLink:
         settings: Settings,
         listener: Listener,
     ) -> None:
-        self._embedded = address is None
+        self.is_embedded = address is None
+        self._features = settings.own_features if self.is_embedded else settings.features
         self._locate = locate
         self._quota = quota
         self._settings = settings
@@ -353,7 +357,7 @@ class ServerLink:
         """Return whether this machine has lacked processes or files for so long that waiting is hopeless."""
         # With a single worker the farm makes progress, and the shortage may pass: then it is not hopeless.
         with self._lock:
-            if not self._embedded or self._plan.has_lanes or self._plan.failures(attempt) < MAX_SHORTAGES:
+            if not self.is_embedded or self._plan.has_lanes or self._plan.failures(attempt) < MAX_SHORTAGES:
                 return False
         if isinstance(error, RefusedError):
             return error.code == "fork"
@@ -388,7 +392,7 @@ class ServerLink:
                 heartbeat=min(self._settings.heartbeat, MAX_SECONDS),
                 resume_seconds=min(self._settings.resume_seconds, MAX_SECONDS),
                 max_memory=None if limit is None else min(limit, MAX_COUNT),
-                features=self._settings.features,
+                features=self._features,
                 label=self._settings.label,
                 **whose(),
             ),
@@ -406,7 +410,7 @@ class ServerLink:
         if lanes < slots and self._quota is None:
             logger.warning("server offers too many workers server=%s slots=%d used=%d", self, slots, lanes)
         resumable = hello.resume_seconds > 0
-        features = shared(self._settings.features, hello.features)
+        features = shared(self._features, hello.features)
         session = self._listener.open_session(
             self, hello.session, lanes, resumable=resumable, features=features, peer=connection.peer
         )

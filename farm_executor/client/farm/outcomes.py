@@ -92,13 +92,13 @@ class Outcomes:
         """See `crew.CrewListener`."""
         return self._kills.meant(lane.id, task)
 
-    def on_lost(self, lane: Lane, before: LaneState, had: int, losses: list[Lose]) -> None:
+    def on_lost(self, lane: Lane, before: LaneState, had: int, losses: list[Lose], running: Task | None) -> None:
         """See `crew.CrewListener`."""
         # Threads that wait for this lane to give a task back would wait in vain from now on.
         self._cancels.answered(lane.id)
         # A retired lane had no tasks left, and its end is no loss to be logged.
         if before is not LaneState.RETIRED:
-            self._settle_lost(lane, had, losses)
+            self._settle_lost(lane, had, losses, running)
         # Only after the losses are explained: this forgets whether the lane's oldest task had overrun its time.
         self._kills.lane_lost(lane.id, next((loss.task for loss in losses if loss.killed), None))
 
@@ -119,7 +119,7 @@ class Outcomes:
             lambda: self._break(lambda: caused(BrokenFarmError(f"{text}: {type(error).__name__}: {error}"), error))
         )
 
-    def _settle_lost(self, lane: Lane, had: int, losses: list[Lose]) -> None:
+    def _settle_lost(self, lane: Lane, had: int, losses: list[Lose], running: Task | None) -> None:
         failures: list[tuple[Any, Exception]] = [(loss.task, self._why_lost(lane, loss)) for loss in losses]
         origin = Origin(lane.server, lane.pid)
         # Asked before anything is counted: a task of several calls may go on as others, and then is not lost.
@@ -135,8 +135,15 @@ class Outcomes:
                 *(lane.server, lane.slot, lane.pid, describe_death(death), had - lost, lost),
                 *((death.peak, death.stderr) if death else (None, "")),
             )
-        for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
-            self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
+
+        def settle() -> None:
+            for loss, (task, error), further in zip(losses, failures, goes_on, strict=True):
+                self._settler.fail(task, error, None if further else "killed" if loss.killed else "lost")
+
+        if lane.hearing is None:
+            settle()
+        else:
+            lane.hearing.lost(running if any(running is task for task, _ in failures) else None, settle)
 
     def _why_lost(self, lane: Lane, loss: Lose) -> Exception:
         if not loss.killed:

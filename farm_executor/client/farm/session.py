@@ -23,7 +23,7 @@ from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
-from farm_executor.core.frames import Buffer, FrameType, encode_frame
+from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.lifecycle import SESSION, SessionEvent, SessionState, after
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import Draining, KillOrder, Pong, Spared, WorkerDied, decode, encode
@@ -34,6 +34,7 @@ __all__ = ["Around", "Server", "Session", "SessionCrew"]
 
 logger = logging.getLogger(__name__)
 
+TELL_EVERY = 128 * 1024  # bytes of output shown after which the server hears of it: an eighth of its window
 PROBE_SECONDS = 1.0  # within which bytes sent on a doubtful lane must have moved
 
 
@@ -43,6 +44,7 @@ class Server(Protocol):
     Thread safety: all methods may be called from any thread.
     """
 
+    is_embedded: bool
     last_error: str
 
     def control_lost(self, session: Session) -> None:
@@ -87,6 +89,9 @@ class SessionCrew(Protocol):
 
     def on_stuck(self, lane: int) -> None:
         """Handle a lane on which nothing moves."""
+
+    def on_output(self, session: Session, frame: Frame) -> None:
+        """Take a piece of a worker's output."""
 
     def on_death(self, death: WorkerDied) -> None:
         """Handle a supervisor's report that a lane's worker has ended."""
@@ -158,6 +163,8 @@ class Session:
         self.state = SessionState.OPENING
         self.lanes: dict[int, Lane] = {}
         self.control: Connection | None = None
+        self._counted: Connection | None = None  # over which the output came that has been shown
+        self._shown = self._told = 0  # bytes of it, and those of which the server has heard
         self._cuts = 0  # how often the control connection has broken, so that timers of earlier cuts are ignored
 
     def __str__(self) -> str:
@@ -165,6 +172,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session on {self.server}: {self.state.value}, {len(self.lanes)} of {self.slots} lanes>"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the server is this program's own, so that nobody needs to be told where its output comes from."""
+        return self.server.is_embedded
 
     @property
     def leaving(self) -> bool:
@@ -262,6 +274,8 @@ class Session:
                 if frame.type is FrameType.PONG:
                     watched = {lane.id: lane.connection for lane in self.lanes.values() if lane.state.connected}
                     self._around.liveness.answered(decode(Pong, frame), watched)
+                elif frame.type is FrameType.OUTPUT:
+                    crew.on_output(self, frame)
                 elif frame.type is FrameType.WORKER_DIED:
                     crew.on_death(decode(WorkerDied, frame))
                 elif frame.type is FrameType.SPARED:
@@ -290,6 +304,26 @@ class Session:
         connection.send(encode(order))
         self._around.reactor.want_to_write(connection, connection.unsent)
         return True
+
+    def count_shown(self, connection: Connection | None, size: int) -> int:
+        """Count bytes of output that have been shown; return their number if it is time to tell the server.
+
+        Called in one thread, in the order in which they have come, whichever thread that is.
+        """
+        if connection is not self._counted:  # the server counts those of each connection
+            self._counted = connection
+            self._shown = self._told = 0
+        self._shown += size
+        if self._shown - self._told < TELL_EVERY:
+            return 0
+        self._told = self._shown
+        return self._shown
+
+    def tell_heard(self, connection: Connection | None, shown: int) -> None:
+        """Tell the server how many bytes of output that came over this connection have been shown."""
+        if connection is not None and self.control is connection:
+            connection.send(encode_frame(FrameType.HEARD, seq=shown))
+            self._around.reactor.want_to_write(connection, connection.unsent)
 
     def ping(self, beat: int) -> None:
         """Ask the server for a sign of life."""

@@ -22,7 +22,7 @@ from farm_executor.client.farm.wording import unreadable_value
 from farm_executor.core.frames import Payload, payload_size
 from farm_executor.data import payload
 from farm_executor.data.byvalue import OwnObjects
-from farm_executor.data.failure import Origin, load_failure
+from farm_executor.data.failure import Origin, give_output, load_failure
 from farm_executor.errors import TaskExecutionError
 
 __all__ = ["Settler"]
@@ -114,7 +114,10 @@ class Settler:
         """Settle a call with an error; ``end`` is the count that it goes into, None if its work goes on."""
         if end is not None:
             self.counts[end] += call.calls
-        self._settle([(self._release(call), error)], as_errors=True)
+        future = self._release(call)
+        if future._output:
+            give_output(error, future._output)
+        self._settle([(future, error)], as_errors=True)
 
     def _fail(self, call: Call, error: BaseException, origin: Origin, tell: Callable[[int], None]) -> None:
         goes_on = self.goes_on(call, error, origin)

@@ -1,0 +1,414 @@
+"""What workers say beside their outcomes, in its order: an outcome comes after the output of its task.
+
+This module owns which bytes of a worker's output belong to which task, and when an outcome may be settled. It must
+not know how lines are made and shown, except that a `Voice` does it, nor how outcomes are settled.
+
+Output comes over the control connection and outcomes over the lane, so either may be first. Before the outcomes of
+tasks that have written something, the worker sends *marks*: where in its two streams each task's output begins and
+ends. Such an outcome waits until that much has come and has been shown, but for a second at most, and not at all if
+nothing can come, or the thread that shows it is stuck.
+
+Nothing of this exists for a worker that says nothing: its lane's `hearing` is None.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from farm_executor.client.farm.output import Output, Source
+from farm_executor.client.farm.voice import Voice
+from farm_executor.core.features import OUTPUT
+from farm_executor.core.frames import HEADER_SIZE, Frame
+from farm_executor.core.lines import Lines
+from farm_executor.errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from farm_executor.client.farm.future import FarmFuture
+    from farm_executor.client.farm.reactor import Reactor
+    from farm_executor.core.task import Task
+
+__all__ = ["Hearing", "Host", "LaneHearing", "Speaker"]
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 1.0  # seconds for which an outcome waits for its task's output
+LINGER = 1.0  # seconds after which a line that has not ended is shown as it stands
+KEPT_OF_TASK = 8 * 1024  # bytes of each stream, for `FarmFuture.output`
+KEPT_OF_LANE = 64 * 1024  # bytes of each stream that await their marks: as much as a pipe holds
+MAX_UNSHOWN = 64 * 1024 * 1024  # bytes of all servers together
+MAX_GONE = 256  # lanes that are gone, of which processes that tasks have left behind may still write
+_LANE = struct.Struct("<Q")
+_MARK = struct.Struct("<5Q")
+
+_Offsets = tuple[int, int]  # in standard output, and in standard error
+_Ranges = tuple[_Offsets, _Offsets]  # from, to
+
+
+class Host(Protocol):
+    """The session in which a worker speaks.
+
+    Attributes:
+        control: The control connection, over which output comes; None while it is broken.
+        features: Those that the client and the server both have.
+    """
+
+    control: Any
+    features: frozenset[str]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the server is this program's own."""
+
+    def count_shown(self, connection: Any, size: int) -> int:
+        """Count bytes of output that have been shown; return their number if it is time to tell the server."""
+
+    def tell_heard(self, connection: Any, shown: int) -> None:
+        """Tell the server how many bytes of output that came over this connection have been shown."""
+
+
+class Speaker(Protocol):
+    """A worker, as far as its lane tells who speaks."""
+
+    id: int
+    server: str
+    slot: int
+    pid: int
+    hearing: LaneHearing | None
+
+    @property
+    def session(self) -> Host:
+        """The session that the lane belongs to."""
+
+
+class Hearing:
+    """What all workers of a farm say; see the module.
+
+    Args:
+        reactor: Runs later what must not be done now.
+        output: Where output goes.
+
+    Attributes:
+        pending: How many outcomes wait.
+        voice: The thread that shows and tells.
+
+    Thread safety: none but that of the reactor's handlers. What runs in the voice's thread says so.
+    """
+
+    def __init__(self, reactor: Reactor, output: Output) -> None:
+        self.reactor = reactor
+        self.output = output
+        self.voice = Voice(self._rest)
+        self.pending = 0
+        self._waiting: dict[LaneHearing, None] = {}  # those with outcomes that wait
+        self._timer_set = False
+        self._unshown = 0  # bytes; those that come add here, and those shown are counted in `_shown`
+        self._shown = 0
+        self._begun: dict[Lines, tuple[float, LaneHearing, int]] = {}  # lines not ended; of the voice's thread
+        self._gone: OrderedDict[int, LaneHearing] = OrderedDict()
+
+    # -- handlers ------------------------------------------------------------------------------------------
+
+    def of(self, lane: Speaker) -> LaneHearing:
+        """Return the lane's, which is made when it is first needed."""
+        if lane.hearing is None:
+            lane.hearing = LaneHearing(self, lane)
+        return lane.hearing
+
+    def on_output(self, session: Host, lanes: Mapping[int, Speaker], frame: Frame) -> None:
+        """Take a piece of output from a server.
+
+        Raises:
+            RemoteProtocolError: The frame is malformed.
+        """
+        if len(frame.body) < _LANE.size or frame.count not in (1, 2) or frame.seq >= 1 << 63:
+            raise RemoteProtocolError(f"OUTPUT frame of stream {frame.count}, {len(frame.body)} bytes")
+        (number,) = _LANE.unpack_from(frame.body)
+        data = bytes(memoryview(frame.body)[_LANE.size :])
+        lane = lanes.get(number)
+        hearing = self._gone.get(number) if lane is None else self.of(lane)
+        said = HEADER_SIZE + len(frame.body)
+        count = partial(self._count, session, session.control, said)
+        self._unshown += said
+        # Of a lane that was lost before it said anything, or so many lanes ago that it is forgotten; or there is no
+        # more room, as nobody reads what the program writes.
+        if hearing is None or self._unshown - self._shown > MAX_UNSHOWN:
+            self.voice.put(count)
+        else:
+            hearing.hear(frame.count - 1, frame.seq, data, count)
+
+    def lane_gone(self, lane: Speaker) -> None:
+        """Note that a lane is lost."""
+        if OUTPUT in lane.session.features:
+            self._gone[lane.id] = self.of(lane)
+            if len(self._gone) > MAX_GONE:
+                self._gone.popitem(last=False)
+
+    def waits(self, hearing: LaneHearing) -> None:
+        """Note that a lane's outcome waits."""
+        self.pending += 1
+        self._waiting[hearing] = None
+        # One timer for all of them: a timer for each outcome would wake the farm's own thread each time.
+        if not self._timer_set:
+            self._timer_set = True
+            self.reactor.after(PATIENCE, self._on_time)
+
+    def _on_time(self) -> None:
+        now = time.monotonic()
+        for hearing in list(self._waiting):
+            hearing.lose_patience(now)
+            if not hearing.has_waiting:
+                del self._waiting[hearing]
+        self._timer_set = bool(self._waiting)
+        if self._timer_set:
+            first = min(hearing.deadline for hearing in self._waiting)
+            self.reactor.after(max(first - now, 0.0), self._on_time)
+
+    def close(self) -> None:
+        """Settle all outcomes that wait, and end the thread; called as the farm ends."""
+        # Before the outcomes: most of them are only waiting for this thread, and are settled in order if it ends.
+        left = self.voice.close(PATIENCE)
+        if left:
+            logger.warning("output lost bytes=%d", self._unshown - self._shown)
+        for hearing in self._waiting:
+            hearing.lose_patience(float("inf"))
+
+    # -- the voice's thread --------------------------------------------------------------------------------
+
+    def show(self, hearing: LaneHearing, stream: int, lines: Lines, found: list[str]) -> None:
+        """Write lines, and keep an eye on the one that has begun."""
+        if not lines.has_rest:
+            self._begun.pop(lines, None)
+        elif found or lines not in self._begun:
+            self._begun[lines] = (time.monotonic() + LINGER, hearing, stream)
+        if found:
+            self.output.write(hearing.source, stream + 1, found)
+
+    def _rest(self, closing: bool) -> float | None:
+        # A copy, as showing a line takes it out.
+        now = time.monotonic()
+        for lines, (when, hearing, stream) in list(self._begun.items()):
+            if when <= now or closing:
+                self.show(hearing, stream, lines, lines.end())
+        self.output.flush()
+        return min([when - now for when, _, _ in self._begun.values()], default=None)
+
+    def _count(self, session: Host, connection: Any, size: int) -> None:
+        # Counted per connection, as the server does: after a cut neither knows what has been lost on the way.
+        self._shown += size
+        total = session.count_shown(connection, size)
+        if total:
+            self.reactor.post(partial(session.tell_heard, connection, total))
+
+
+class _Tail:
+    """The last bytes of a stream, by their offsets."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._begin = 0
+
+    def add(self, offset: int, data: bytes) -> None:
+        # What is missing is not filled up: a task that it belongs to has less of its output, and none of another's.
+        if offset != self._begin + len(self._data):
+            self._data.clear()
+            self._begin = offset
+        self._data += data
+        surplus = len(self._data) - KEPT_OF_LANE
+        if surplus > KEPT_OF_LANE:  # not for each piece, as it moves the rest
+            del self._data[:surplus]
+            self._begin += surplus
+
+    def between(self, begin: int, end: int) -> str:
+        """Return the last bytes between two offsets, as far as they are still here."""
+        begin = max(begin, end - KEPT_OF_TASK, self._begin)
+        found = bytes(self._data[begin - self._begin : max(end - self._begin, 0)])
+        return found.decode("utf-8", "replace")
+
+
+class _Outcome:
+    """The outcomes of one frame, which wait for the output of their tasks."""
+
+    __slots__ = ("deadline", "handed_over", "need", "outputs", "settle", "told")
+
+    def __init__(
+        self, need: _Offsets, outputs: list[tuple[FarmFuture | None, _Ranges]], settle: Callable[[], None]
+    ) -> None:
+        self.need = need
+        self.outputs = outputs
+        self.settle = settle
+        self.deadline = time.monotonic() + PATIENCE
+        self.handed_over = self.told = False
+
+
+class LaneHearing:
+    """What one worker says; see the module.
+
+    Attributes:
+        source: What its lines are marked with.
+    """
+
+    def __init__(self, farm: Hearing, lane: Speaker) -> None:
+        self._farm = farm
+        self._session = lane.session
+        self.source = Source.of(lane.server, lane.slot, lane.pid, own=lane.session.is_own)
+        self._lines = (Lines(), Lines())
+        self._tails = (_Tail(), _Tail())
+        self._received = [0, 0]  # up to where each stream has come
+        self._shown = [0, 0]  # up to where it has been shown; written by the voice's thread
+        self._need: _Offsets = (0, 0)  # up to where it belongs to tasks that have ended
+        self._marks: dict[int, _Ranges] = {}  # by task
+        self._waiting: deque[_Outcome] = deque()
+
+    # -- handlers ------------------------------------------------------------------------------------------
+
+    def hear(self, stream: int, offset: int, data: bytes, count: Callable[[], None]) -> None:
+        """Take a piece of output; ``count`` is called once it has been shown."""
+        if offset < self._received[stream]:
+            raise RemoteProtocolError(f"output at offset {offset} after {self._received[stream]}")
+        self._received[stream] = offset + len(data)
+        self._tails[stream].add(offset, data)
+        # Shown before any outcome that waits for it is handed over, as the voice keeps the order.
+        self._farm.voice.put(partial(self._show, stream, offset, data, count))
+        self._advance()
+
+    def mark(self, frame: Frame, task_at: Callable[[int], Task | None]) -> None:
+        """Take the worker's word on where its tasks' output begins and ends.
+
+        Raises:
+            RemoteProtocolError: It names a task that it does not have, or the frame is malformed.
+        """
+        if len(frame.body) != _MARK.size * frame.count:
+            raise RemoteProtocolError(f"MARKS frame of {frame.count} marks in {len(frame.body)} bytes")
+        # Nothing of an offset's size is ever allocated: a wrong one delays an outcome by a second, and no more.
+        for seq, out0, err0, out1, err1 in _MARK.iter_unpack(frame.body):
+            if not (out0 <= out1 < 1 << 63 and err0 <= err1 < 1 << 63) or task_at(seq) is None:
+                raise RemoteProtocolError(f"a mark of task {seq} from {out0}, {err0} to {out1}, {err1}")
+            # The worker may have looked while the task ran, and may repeat itself over another connection.
+            known = self._marks.get(seq)
+            if known is not None:
+                (old_out0, old_err0), (old_out1, old_err1) = known
+                out0, err0 = min(out0, old_out0), min(err0, old_err0)
+                out1, err1 = max(out1, old_out1), max(err1, old_err1)
+            self._marks[seq] = (out0, err0), (out1, err1)
+
+    def settle(self, first: int, calls: Sequence[Any], settle: Callable[[], None]) -> None:
+        """Settle the outcomes of the calls numbered from ``first`` on, now or once their output has been shown."""
+        outputs: list[tuple[FarmFuture | None, _Ranges]] = []
+        # Marks of tasks that were answered before these are those of a lane that was resumed in between: they still
+        # say up to where the streams belong to tasks that have ended.
+        if self._marks:
+            for seq in sorted(seq for seq in self._marks if seq < first + len(calls)):
+                ranges = self._marks.pop(seq)
+                self._need_up_to(ranges[1])
+                if seq >= first:
+                    outputs.append((calls[seq - first].future, ranges))
+        self._put(_Outcome(self._need, outputs, settle), ends=bool(outputs))
+
+    def lost(self, running: Any, settle: Callable[[], None]) -> None:
+        """Settle what follows from a worker's death, once what it wrote last has been shown.
+
+        Args:
+            running: The call that it has last begun, if that has not ended, and may not run again.
+            settle: Settles the tasks that it takes with it.
+        """
+        # The server sends all that the worker has written before it reports the death, over the same connection.
+        before, end = self._need, (self._received[0], self._received[1])
+        self._marks.clear()
+        self._need_up_to(end)
+        outputs = [] if running is None else [(running.future, (before, end))]
+        self._put(_Outcome(self._need, outputs, settle), ends=True)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether any outcome waits."""
+        return bool(self._waiting)
+
+    @property
+    def deadline(self) -> float:
+        """When the first of them has waited long enough."""
+        return self._waiting[0].deadline
+
+    def lose_patience(self, now: float) -> None:
+        """Settle the outcomes that have waited long enough."""
+        while self._waiting and self._waiting[0].deadline <= now:
+            self._finish(self._waiting.popleft())
+
+    def _need_up_to(self, end: _Offsets) -> None:
+        self._need = max(self._need[0], end[0]), max(self._need[1], end[1])
+
+    def _put(self, outcome: _Outcome, *, ends: bool) -> None:
+        """Settle it, now or later; with ``ends``, after lines that have begun and not ended."""
+        has_ended = not ends or not any(lines.has_rest for lines in self._lines)
+        # The usual case of a task that writes nothing, on a lane of which something has been heard before. Not
+        # while others wait: outcomes of one lane are settled in the order in which they have come.
+        if not self._waiting and has_ended and self._is_shown(outcome.need):
+            self._bind(outcome)
+            outcome.settle()
+            return
+        # Nobody takes what is shown, or nothing can come: to wait would delay each outcome by a second, in vain.
+        if self._farm.voice.is_stuck or self._session.control is None:
+            self.lose_patience(float("inf"))
+            self._bind(outcome)
+            outcome.settle()
+            return
+        self._waiting.append(outcome)
+        self._farm.waits(self)
+        self._advance()
+
+    def _is_shown(self, need: _Offsets) -> bool:
+        return self._shown[0] >= need[0] and self._shown[1] >= need[1]
+
+    def _advance(self) -> None:
+        """Hand the outcomes over to the voice whose output has all come."""
+        for outcome in self._waiting:
+            if outcome.handed_over:
+                continue
+            if self._received[0] < outcome.need[0] or self._received[1] < outcome.need[1]:
+                return
+            outcome.handed_over = True
+            # Now, not when it is settled: by then so much may have come that the tail has lost these bytes.
+            self._bind(outcome)
+            self._farm.voice.put(partial(self._end_lines, outcome))
+
+    def _on_told(self) -> None:
+        while self._waiting and self._waiting[0].told:
+            self._finish(self._waiting.popleft())
+
+    def _finish(self, outcome: _Outcome) -> None:
+        self._farm.pending -= 1
+        if not outcome.handed_over:
+            self._bind(outcome)
+        outcome.settle()
+
+    def _bind(self, outcome: _Outcome) -> None:
+        for future, ((out0, err0), (out1, err1)) in outcome.outputs:
+            if future is not None:
+                future._output = self._tails[0].between(out0, out1) + self._tails[1].between(err0, err1)
+
+    # -- the voice's thread --------------------------------------------------------------------------------
+
+    def _show(self, stream: int, offset: int, data: bytes, count: Callable[[], None]) -> None:
+        lines = self._lines[stream]
+        try:
+            self._farm.show(self, stream, lines, lines.feed(offset, data))
+        finally:  # what could not be shown will not be
+            self._shown[stream] = lines.offset
+            count()
+
+    def _end_lines(self, outcome: _Outcome) -> None:
+        """Show lines that a task has begun and not ended, unless what follows them has come already."""
+        try:
+            # Pieces are cut anywhere. If more has come than is this task's, the line may be that of the next one.
+            for stream, lines in enumerate(self._lines):
+                if lines.offset <= outcome.need[stream] and lines.has_rest:
+                    self._farm.show(self, stream, lines, lines.end())
+            self._farm.output.flush()
+        finally:
+            outcome.told = True
+            self._farm.reactor.post(self._on_told)

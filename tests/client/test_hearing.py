@@ -1,0 +1,222 @@
+"""When an outcome is settled, and what is bound to its future, step by step."""
+
+import struct
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+
+from farm_executor.client.farm import hearing
+from farm_executor.client.farm.hearing import Hearing
+from farm_executor.client.farm.output import Output
+from farm_executor.core.frames import Frame, FrameType
+from farm_executor.errors import RemoteProtocolError
+
+
+class Voice:
+    """A thread that does one thing when it is told to."""
+
+    def __init__(self, rest):
+        self.rest = rest
+        self.deeds = deque()
+        self.is_stuck = False
+
+    def put(self, deed):
+        self.deeds.append(deed)
+
+    def work(self):
+        while self.deeds:
+            self.deeds.popleft()()
+        self.rest(False)
+
+    def close(self, seconds):
+        return len(self.deeds)
+
+
+class Reactor:
+    def __init__(self):
+        self.timers = []
+
+    def post(self, action):
+        action()
+
+    def after(self, seconds, action):
+        self.timers.append(action)
+
+
+class Session:
+    control = "a connection"
+    is_own = False
+    features = frozenset({"output"})
+
+    def count_shown(self, connection, size):
+        return 0
+
+
+class Farm:
+    """A hearing, one lane, and what has come of it, in order."""
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(hearing, "Voice", Voice)
+        self.told = []
+        self.reactor = Reactor()
+        self.hearing = Hearing(self.reactor, Output(lambda line: self.told.append(line.text)))
+        self.voice = self.hearing.voice
+        self.session = Session()
+        self.lane = SimpleNamespace(id=1, server="host:1", slot=0, pid=7, session=self.session, hearing=None)
+        self.tasks = [SimpleNamespace(future=SimpleNamespace(_output="")) for _ in range(5)]
+
+    def output(self, offset, data, lane=1, stream=1):
+        frame = Frame(FrameType.OUTPUT, count=stream, seq=offset, body=struct.pack("<Q", lane) + data)
+        self.hearing.on_output(self.session, {1: self.lane}, frame)
+
+    def mark(self, *marks):
+        body = b"".join(struct.pack("<5Q", seq, begin, 0, end, 0) for seq, begin, end in marks)
+        frame = Frame(FrameType.MARKS, count=len(marks), body=body)
+        self.hearing.of(self.lane).mark(frame, lambda seq: self.tasks[seq] if seq < len(self.tasks) else None)
+
+    def result(self, seq):
+        self.lane.hearing.settle(seq, [self.tasks[seq]], lambda: self.told.append(seq))
+
+
+@pytest.fixture
+def farm(monkeypatch):
+    return Farm(monkeypatch)
+
+
+@pytest.mark.parametrize("order", ["output first", "mark first", "result first"])
+def test_a_result_comes_after_its_output_whatever_comes_first(farm, order):
+    if order == "output first":
+        farm.output(0, b"hello\n")
+    farm.mark((0, 0, 6))
+    if order == "mark first":
+        farm.output(0, b"hello\n")
+    farm.result(0)
+    if order == "result first":
+        farm.output(0, b"hello\n")
+    assert farm.told == []
+    assert farm.hearing.pending == 1
+    farm.voice.work()
+    assert farm.told == ["hello", 0]
+    assert farm.hearing.pending == 0
+    assert farm.tasks[0].future._output == "hello\n"
+
+
+def test_a_silent_task_waits_for_nobody_but_those_before_it(farm):
+    farm.output(0, b"hello\n")
+    farm.voice.work()
+    farm.mark((0, 0, 6))
+    farm.result(0)
+    farm.result(1)
+    assert farm.told == ["hello", 0, 1]
+    farm.mark((2, 6, 10))
+    farm.result(2)
+    farm.result(3)
+    assert farm.told == ["hello", 0, 1]
+    farm.output(6, b"bye\n")
+    farm.voice.work()
+    assert farm.told == ["hello", 0, 1, "bye", 2, 3]
+
+
+def test_output_that_does_not_come_is_waited_for_no_longer_than_a_second(farm, monkeypatch):
+    farm.mark((0, 0, 6))
+    farm.result(0)
+    assert len(farm.reactor.timers) == 1, "one for all"
+    monkeypatch.setattr(hearing.time, "monotonic", lambda: float("inf"))
+    farm.reactor.timers.pop()()
+    assert farm.told == [0]
+    assert farm.hearing.pending == 0
+
+
+@pytest.mark.parametrize("why", ["stuck", "cut"])
+def test_nobody_waits_for_what_cannot_come(farm, why):
+    farm.mark((0, 0, 6))
+    farm.result(0)
+    if why == "stuck":
+        farm.voice.is_stuck = True
+    else:
+        farm.session.control = None
+    farm.mark((1, 6, 10))
+    farm.result(1)
+    assert farm.told == [0, 1]
+
+
+def test_marks_are_merged_and_those_of_the_running_task_are_kept(farm):
+    farm.mark((0, 0, 6), (1, 6, 8))
+    farm.output(0, b"hello\nab")
+    farm.result(0)
+    farm.voice.work()
+    assert farm.told == ["hello", 0], "a line that has begun is the next task's"
+    farm.mark((1, 6, 8))
+    farm.mark((1, 8, 10))
+    farm.output(8, b"c\n")
+    farm.result(1)
+    farm.voice.work()
+    assert farm.told == ["hello", 0, "abc", 1]
+    assert farm.tasks[1].future._output == "abc\n"
+
+
+def test_a_dead_worker_leaves_its_last_words_to_the_task_that_ran(farm):
+    farm.output(0, b"last words")
+    farm.lane.hearing.lost(farm.tasks[0], lambda: farm.told.append("lost"))
+    assert farm.told == []
+    farm.voice.work()
+    assert farm.told == ["last words", "lost"]
+    assert farm.tasks[0].future._output == "last words"
+
+
+def test_all_is_settled_when_the_farm_ends(farm):
+    farm.mark((0, 0, 6))
+    farm.result(0)
+    farm.hearing.close()
+    assert farm.told == [0]
+
+
+def test_output_of_a_lane_that_is_not_known_is_dropped(farm):
+    farm.output(0, b"hello\n", lane=2)
+    farm.voice.work()
+    assert farm.told == []
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(FrameType.OUTPUT, count=1, body=b"1234567"),
+        Frame(FrameType.OUTPUT, count=3, body=bytes(9)),
+        Frame(FrameType.OUTPUT, count=0, body=bytes(9)),
+        Frame(FrameType.OUTPUT, count=1, seq=1 << 63, body=bytes(9)),
+    ],
+)
+def test_output_that_breaks_the_protocol(farm, frame):
+    with pytest.raises(RemoteProtocolError):
+        farm.hearing.on_output(farm.session, {0: farm.lane}, frame)
+
+
+def test_output_must_not_go_backwards(farm):
+    farm.output(0, b"hello\n")
+    with pytest.raises(RemoteProtocolError):
+        farm.output(2, b"hello\n")
+
+
+@pytest.mark.parametrize("mark", [(5, 0, 1), (0, 2, 1), (0, 0, 1 << 63), (1 << 62, 0, 1)])
+def test_marks_that_break_the_protocol(farm, mark):
+    with pytest.raises(RemoteProtocolError):
+        farm.mark(mark)
+
+
+def test_marks_of_the_wrong_size(farm):
+    with pytest.raises(RemoteProtocolError):
+        farm.hearing.of(farm.lane).mark(Frame(FrameType.MARKS, count=2, body=bytes(40)), farm.tasks.__getitem__)
+
+
+def test_only_the_tail_is_kept(farm):
+    size = 5 * hearing.KEPT_OF_LANE
+    for offset in range(0, size, 1024):
+        farm.output(offset, b"%1023d\n" % offset)
+        farm.voice.work()
+    farm.mark((0, 0, size))
+    farm.result(0)
+    farm.voice.work()
+    assert len(farm.tasks[0].future._output) == hearing.KEPT_OF_TASK
+    assert farm.tasks[0].future._output.endswith(f"{size - 1024}\n")
+    assert sum(len(tail._data) for tail in farm.lane.hearing._tails) <= 2 * hearing.KEPT_OF_LANE
