@@ -108,12 +108,15 @@ class Depot:
             self.lock = None
 
 
-def _make(parent: str) -> tuple[str, int]:
+def _make(parent: str) -> tuple[str, int | None]:
     """Make a folder and lock it; return its path and the descriptor that holds the lock."""
     while True:
         folder = os.path.join(parent, f"{_start()}{os.urandom(8).hex()}")
         os.mkdir(folder, 0o700)
-        lock = _lock(folder)
+        try:
+            lock = _lock(folder)
+        except OSError:  # a file system without locks: nobody can lock the folder, and so nobody removes it
+            return folder, None
         # Another server may have found it before it was locked, and removed it.
         if lock is not None and os.path.isdir(folder):
             return folder, lock

@@ -95,3 +95,21 @@ def test_no_process_of_a_task_keeps_a_killed_servers_folder(tmp_path, temporary)
     """
     with Elsewhere(folder) as server:
         assert Program(folder, server).script(code) == "[]"
+
+
+NO_LOCKS = """
+import types
+import farm_executor.server.depot as depot
+def no(*arguments): raise OSError(95, "Operation not supported")
+depot.fcntl = types.SimpleNamespace(flock=no, LOCK_EX=0, LOCK_NB=0)
+"""
+
+
+def test_a_file_system_without_locks_is_good_enough(tmp_path, temporary):
+    folder = tmp_path / "program"
+    folder.mkdir()
+    with Elsewhere(folder, before=NO_LOCKS) as server:
+        program = Program(folder, server)
+        program.write({"helpers.py": "def f(): return 1"})
+        assert program.script(CODE) == "1"
+    assert _folders(temporary) == []

@@ -52,8 +52,9 @@ def top_level_names_in(module: Any) -> Iterator[str]:
     """Yield the top-level names of the modules from which the values in a module's namespace come."""
     for value in list(getattr(module, "__dict__", {}).values()):
         try:
-            origin = value.__name__ if type(value) is type(sys) else value.__module__
-        except Exception:  # attributes may raise anything
+            # By way of `object`, as plain access to an attribute of a proxy or a lazy object may do anything.
+            origin = object.__getattribute__(value, "__name__" if type(value) is type(sys) else "__module__")
+        except Exception:
             continue
         if type(origin) is str:
             yield origin.partition(".")[0]

@@ -41,6 +41,7 @@ SendModule = Callable[[Lane, int, int, Payload | None, str], None]
 LOOK_SECONDS = 1.0  # between checks for new or changed files
 FIRST_LOOK_SECONDS = 5.0  # to wait for the first of these, before any worker is there
 PATIENCE = 0.05  # seconds to wait for a later one, which takes a millisecond, while tasks are being sent
+MAX_REMARKS = 10  # on the packages of one server: one that goes on and on must not fill the log
 MAX_QUESTIONS = 1000  # unanswered ones of one worker, which has one per thread at most
 
 
@@ -76,6 +77,7 @@ class Shipping:
         self._look_at = 0.0
         self._questions: dict[int, int] = {}  # by lane, how many are unanswered
         self._differences: dict[str, list[Difference]] = {}  # by server
+        self._told: dict[str, int] = {}  # how often that has been logged
 
     def prepare(self) -> None:
         """Find the modules, before there is a worker to offer them to."""
@@ -188,7 +190,9 @@ class Shipping:
         # All workers of a server say the same, and so do those that replace them: once is enough. What has changed
         # since, after an installation there, is news.
         differences = decode_differences(frame.body)
-        if self._differences.get(lane.server) != differences:
+        told = self._told.get(lane.server, 0)
+        if self._differences.get(lane.server) != differences and told < MAX_REMARKS:
+            self._told[lane.server] = told + 1
             from farm_executor.client.farm.missing import described
 
             self._differences[lane.server] = differences
