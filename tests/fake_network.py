@@ -12,11 +12,13 @@ from unittest import mock
 
 from farm_executor import FarmExecutor
 from farm_executor.client.farm import engine as engine_module
+from farm_executor.client.farm import lane as lane_module
 from farm_executor.client.farm import link as link_module
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.core.batches import decode_tasks, decode_tasks_together, encode_results
-from farm_executor.core.frames import TOGETHER, Frame, FrameReader, FrameType, encode_frame
+from farm_executor.core.frames import HEADER_SIZE, TOGETHER, Frame, FrameReader, FrameType, encode_frame
 from farm_executor.core.messages import Pong, WorkerDied, encode
+from farm_executor.core.outbox import Outbox
 from farm_executor.data import payload
 from farm_executor.wire.address import Address
 from farm_executor.wire.dialling import RefusedError
@@ -24,6 +26,7 @@ from farm_executor.wire.versions import local_versions
 
 READ = 1
 RESUME = 10.0  # seconds
+ACKNOWLEDGE_BYTES = 100  # a few results
 KEY = b"a key that is long enough for all"
 
 
@@ -94,7 +97,10 @@ class Connection:
     def receive(self) -> list[Frame]:
         if self.cut:
             raise EOFError("cut")
-        return [self.back.popleft()] if self.back else []
+        if not self.back:
+            return []
+        self.bytes_received += HEADER_SIZE + len(self.back[0].body)
+        return [self.back.popleft()]
 
     def flush(self) -> bool:
         return True
@@ -118,9 +124,8 @@ class Worker:
         self.functions: dict[int, Any] = {}
         self.tasks: deque[Any] = deque()  # arguments of tasks not begun
         self.expected = self.recalls = 0
-        self.outcomes: list[int] = []  # by number
+        self.outbox: Outbox[int] = Outbox(resumable=True)
         self.begun = -1
-        self.mute = False
         self.alive = True
 
     def deliver(self) -> None:
@@ -147,11 +152,12 @@ class Worker:
             self.recalls += bool(count)
             self.connection.say(encode_frame(FrameType.RECALLED, count=count, seq=self.expected))
         elif frame.type is FrameType.RESUME:
-            self.mute = False
+            self.outbox.resume(frame.seq)
             self.recalls += 1
             self.connection.say(encode_frame(FrameType.RESUMED, seq=self.expected, count=self.recalls))
-            for seq in range(frame.seq, len(self.outcomes)):
-                self._answer(seq)
+            self._answer()
+        elif frame.type is FrameType.ACK:
+            self.outbox.acknowledge(frame.seq)
         elif frame.type is FrameType.BYE:
             self.die()
 
@@ -161,12 +167,13 @@ class Worker:
             number = self.tasks.popleft()
             self.begun += 1
             self.network.runs[number] = self.network.runs.get(number, 0) + 1
-            self.outcomes.append(number)
-            if not self.mute:
-                self._answer(self.begun)
+            self.outbox.waiting.append(number)
+            self._answer()
 
-    def _answer(self, seq: int) -> None:
-        self.connection.say(encode_results(seq, [(payload.dumps(self.outcomes[seq]), False)], 100))
+    def _answer(self) -> None:
+        first, numbers = self.outbox.take()
+        for seq, number in enumerate(numbers, first):
+            self.connection.say(encode_results(seq, [(payload.dumps(number), False)], 100))
 
     def die(self, *, report: bool = True) -> None:
         """End; the supervisor says so, if there is a way to the client."""
@@ -206,6 +213,8 @@ class Network:
         self._patches = contextlib.ExitStack()
         self._patches.enter_context(mock.patch.object(engine_module, "Reactor", Reactor))
         self._patches.enter_context(mock.patch.object(link_module, "connect", self._connect))
+        # After every few results, so that a short history has acknowledgements under way.
+        self._patches.enter_context(mock.patch.object(lane_module, "ACKNOWLEDGE_BYTES", ACKNOWLEDGE_BYTES))
         self._patches.enter_context(
             mock.patch.object(link_module.ServerLink, "_dial_more", lambda link, **hurry: self._dialling.add(link))
         )
@@ -240,7 +249,8 @@ class Network:
             if worker is None:
                 raise RefusedError("worker", "gone")
             worker.connection.break_off()
-            worker.connection, worker.mute = connection, True
+            worker.connection = connection
+            worker.outbox.cut()
         else:
             worker = Worker(self, hello["lane"], hello["slot"], connection)
             self.workers[worker.lane] = worker

@@ -56,6 +56,7 @@ from farm_executor.core.frames import (
     payload_of,
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE
+from farm_executor.core.outbox import Outbox
 from farm_executor.core.shipment import Difference, Package, decode_offer, encode_differences
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
@@ -117,11 +118,8 @@ class WorkerLane:
         self._recalls = 0  # how often numbers have become free again; guarded by _io
 
         self._send = threading.Lock()
-        self._outcomes: deque[_Outcome] = deque()  # waiting to be sent
-        self._sent = 0  # the number of outcomes sent; guarded by _send
-        self._unacknowledged: deque[_Outcome] = deque()  # the last of those; guarded by _send
-        self._loose = False  # whether the next task might change an outcome kept or waiting; guarded by _send
-        self._mute = False  # nothing may be sent: the connection is broken or not yet resumed; guarded by _send
+        self._outbox: Outbox[_Outcome] = Outbox(resumable=resumable)  # guarded by _send
+        self._outcomes = self._outbox.waiting  # any thread may append
         self._last_flush = 0.0
 
         self.marks: Marks | None = None
@@ -199,7 +197,7 @@ class WorkerLane:
 
     def begin(self, seq: int, began: float) -> None:
         """Record in shared memory that this task has begun, at that time by `time.perf_counter`."""
-        if self._loose:
+        if self._outbox.loose:
             self._settle_loose()
         if self.marks is not None and self.marks.talkative:
             self.marks.begin()
@@ -263,7 +261,7 @@ class WorkerLane:
         # and it would go twice over one connection.
         with self._send:
             self._questions.add(question)
-            if not self._mute:
+            if not self._outbox.mute:
                 self._send_all(question.encoded)
         is_main = threading.current_thread() is threading.main_thread()
         # The main thread reads for itself if it can: the helper would take a tick or two to notice. If the helper
@@ -289,25 +287,19 @@ class WorkerLane:
 
     def _flush(self, *, loose: bool = False) -> None:
         with self._send:
-            self._loose = self._resumable and (self._loose or loose)
-            if self._mute:
-                return
-            outcomes = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
+            first, outcomes = self._outbox.take(loose=loose)
             if not outcomes:
                 return
             busy_us = int(sum([seconds for _, _, seconds in outcomes]) * 1e6)
-            frames = _encode(self._sent, outcomes, busy_us)
+            frames = _encode(first, outcomes, busy_us)
             if self.marks is not None:
-                self.marks.end(self._progress, self._sent)
+                self.marks.end(self._progress, first)
                 frames = self.marks.take(keep=self._resumable) + frames
-            self._sent += len(outcomes)
-            if self._resumable:
-                self._unacknowledged.extend(outcomes)
             self._send_all(frames)
 
     def _say(self, buffers: list[Any]) -> None:
         with self._send:
-            if not self._mute:  # otherwise the client asks again once it is back
+            if not self._outbox.mute:  # otherwise the client asks again once it is back
                 self._send_all(buffers)
 
     def _send_all(self, buffers: list[Any]) -> None:
@@ -362,7 +354,7 @@ class WorkerLane:
         # The main thread may hold _send while it waits to send. This makes it fail, and only then is the lock free.
         self._connection.hang_up()
         with self._send:
-            self._mute = True
+            self._outbox.cut()
 
     def _change_connection(self, sock: Socket, secured: int, secret: bytes) -> None:
         """Continue over another socket; send nothing until the client has said which outcome it lacks."""
@@ -372,7 +364,7 @@ class WorkerLane:
                 poll.unregister(old.fileno())
         old.hang_up()  # before the lock, as in _on_cut
         with self._send:
-            self._mute = True
+            self._outbox.cut()
         # Not under _send: TLS may take seconds, and the main thread need not wait, as all that it sends is muted.
         sock.setblocking(True)
         try:
@@ -391,16 +383,10 @@ class WorkerLane:
     def _resume(self, lacking: int) -> None:
         """Send again from that number on: the client has all outcomes before it."""
         with self._send:
-            if not self._mute or not self._sent - len(self._unacknowledged) <= lacking <= self._sent:
-                raise RemoteProtocolError(f"resumed at result {lacking}, when {self._sent} was the next")
-            self._acknowledge(lacking)
+            self._outbox.resume(lacking)
             if self.marks is not None:
+                self.marks.acknowledge(lacking)
                 self.marks.say_again()
-            # Outcomes are numbered in the order in which they are sent, so the old ones go before those that wait.
-            self._outcomes.extendleft(reversed(self._unacknowledged))
-            self._unacknowledged.clear()
-            self._sent = lacking
-            self._mute = False
             # Tasks that were lost on the way are sent again, perhaps others under their numbers: kill orders that
             # were given before must not hit those.
             self._free_numbers()
@@ -414,9 +400,7 @@ class WorkerLane:
         """Let go of the outcomes before that one, which the client has; ``_send`` is held."""
         if self.marks is not None:
             self.marks.acknowledge(number)
-        while self._unacknowledged and self._sent - len(self._unacknowledged) < number:
-            self._unacknowledged.popleft()
-        self._loose = self._loose and bool(self._unacknowledged or self._outcomes)
+        self._outbox.acknowledge(number)
 
     def _settle_loose(self) -> None:
         """Copy outcomes that may still have to be sent, as the next task may write to their memory."""
@@ -427,11 +411,7 @@ class WorkerLane:
             finally:
                 self._io.release()
         with self._send:
-            self._loose = False
-            for outcomes in (self._unacknowledged, self._outcomes):
-                for place, (data, error, seconds) in enumerate(outcomes):
-                    if error is not None and len(data) > 1:
-                        outcomes[place] = kept(data), error, seconds
+            self._outbox.fix(_copied)
 
     def _receive(self) -> None:
         """Read and handle what has come; ``_io`` is held."""
@@ -554,7 +534,7 @@ class WorkerLane:
                     self._flush()
                 # While tasks wait, the main thread may leave an outcome to us at any moment, and wakes no one for
                 # it. With no task behind the present one it flushes by itself, and we may sleep on.
-                unattended = bool(self._tasks or self._outcomes) and not self._mute
+                unattended = bool(self._tasks or self._outcomes) and not self._outbox.mute
                 ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
                 if self._connection.fileno() in ready:
                     self._receive()
@@ -575,6 +555,12 @@ def _encode(seq: int, outcomes: list[_Outcome], busy_us: int) -> list[Buffer]:
             return encode_results_together(seq, len(outcomes), pickle, busy_us)
     pickled = [(payload.dumps(data), False) if error is None else (data, error) for data, error, _ in outcomes]
     return encode_results(seq, pickled, busy_us)
+
+
+def _copied(outcome: _Outcome) -> _Outcome:
+    data, error, seconds = outcome
+    # A plain value, or a payload without buffers, has no memory that a task could write to.
+    return outcome if error is None or len(data) == 1 else (kept(data), error, seconds)
 
 
 def _die(why: str) -> NoReturn:

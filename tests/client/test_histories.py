@@ -3,11 +3,12 @@
 The engine is the real one; the network is played, see `fake_network`.
 """
 
-from fake_network import Network
+from fake_network import ACKNOWLEDGE_BYTES, Network
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from farm_executor.core.frames import HEADER_SIZE
 from farm_executor.core.lifecycle import LaneState, SessionState
 from farm_executor.core.messages import Draining, encode
 
@@ -105,7 +106,7 @@ class Histories(RuleBasedStateMachine):
     def cut_lane(self, pick):
         worker = self._worker(pick)
         if worker is not None:
-            worker.mute = True
+            worker.outbox.cut()
             worker.connection.break_off()
 
     @precondition(lambda self: self.network.control is not None)
@@ -169,6 +170,14 @@ class Histories(RuleBasedStateMachine):
             assert lane.session.state is not SessionState.OVER
             assert (lane.connection in self.network.reactor.handlers) == lane.state.connected
 
+    def little_is_kept(self):
+        """Of what has arrived, no more than what is not worth an acknowledgement yet."""
+        for worker in list(self.network.workers.values()):
+            while worker.alive and worker.connection.there:
+                worker.deliver()
+            if worker.alive and not worker.outbox.mute and not worker.connection.back:
+                assert worker.outbox.kept <= ACKNOWLEDGE_BYTES // HEADER_SIZE
+
     def teardown(self):
         try:
             self.network.settle_down()
@@ -178,6 +187,7 @@ class Histories(RuleBasedStateMachine):
                 assert self.network.settled[number] == 1
                 assert self.network.runs[number] >= 1
             assert not self.network.engine._dispatch.scheduler.unsettled
+            self.little_is_kept()
         finally:
             self.network.close()
 
