@@ -1,4 +1,4 @@
-"""joblib's backend "farm" beside loky, taking turns: ``python tests/bench/backends.py``, with scikit-learn installed.
+"""joblib's backend "farm" beside loky, in turns: ``python tests/bench/backends.py``, with scikit-learn installed.
 
 For each backend the first and the best time of: a small grid search of scikit-learn, 8 sums of one array of 64 MiB,
 10,000 short calls, and 1,000 calls of a millisecond.
