@@ -1,4 +1,4 @@
-"""The command line: ``farm-executor serve | keygen | launch | ping | status | end | doctor | demo``.
+"""The command line: ``farm-executor serve | keygen | launch | ping | status | top | end | doctor | demo``.
 
 This module owns the words and the exit codes; what is done is done elsewhere.
 
@@ -138,6 +138,20 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     doctor.add_arguments(
         _command(commands, "doctor", doctor.main, text, epilog=f"{_EXAMPLES['doctor']}\n\n{_KEYS}")
     )
+    watch = _command(commands, "top", _top, _TOP_TEXT, epilog=f"{_EXAMPLES['top']}\n\n{_KEYS}")
+    watch.add_argument("address", nargs="*", default=[DEFAULT_ADDRESS], help=several)
+    watch.add_argument(
+        "-i",
+        "--interval",
+        type=float,
+        default=1.0,
+        help="seconds between two looks, 0.5 to 60 (default: %(default)s)",
+    )
+    watch.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
+    watch.add_argument(
+        "--once", action="store_true", help="print one table of what happens in an interval, and end"
+    )
+    watch.add_argument("--json", action="store_true", help="print a line of JSON for each server and interval")
     text = "Analyse the whole standard library on a farm."
     demo.add_arguments(_command(commands, "demo", demo.main, text, epilog=f"{_EXAMPLES['demo']}\n\n{_KEYS}"))
     return parser, list(commands.choices)
@@ -175,6 +189,7 @@ class _Formatter(argparse.HelpFormatter):
         return "\n\n".join(part if part.startswith("    ") else fill(part, width, indent) for part in paragraphs)
 
 
+_TOP_TEXT = "Show how servers do, as it changes: their workers, clients, queues and deaths. It only looks."
 _EXAMPLES = {
     "ping": """\
     farm-executor ping && echo up
@@ -183,6 +198,9 @@ _EXAMPLES = {
     farm-executor status
     farm-executor status hostA hostB:22222
     farm-executor status 127.0.0.1:11111 --json | python -m json.tool""",
+    "top": """\
+    farm-executor top hostA hostB:22222
+    farm-executor top --once --key-file monitor.key 'farm://nodes?all'""",
     "end": """\
     farm-executor end 127.0.0.1:11111""",
     "doctor": """\
@@ -383,6 +401,20 @@ def _status(options: argparse.Namespace) -> int:
         return {**data, "address": str(address), "listens": data["address"]}
 
     return _ask_each(options, status, _describe_status, {})
+
+
+def _top(options: argparse.Namespace) -> int:
+    from farm_executor.observe.top import top  # late: only this command needs it
+
+    answered = top(
+        [machine for text in options.address for machine in _machines(text)],
+        key_file=options.key_file,
+        interval=options.interval,
+        timeout=options.timeout,
+        once=options.once,
+        as_json=options.json,
+    )
+    return YES if answered else NO
 
 
 def _describe_status(address: Address, data: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ STEPS = [
     ("client.farm", "server"),
     ("client", "admin"),
     ("launch",),
-    ("lfarm", "demo", "doctor", "integrations"),
+    ("lfarm", "demo", "doctor", "integrations", "observe"),
     ("joblib",),
     ("cli",),
     ("__main__", ""),
