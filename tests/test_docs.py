@@ -504,7 +504,10 @@ def test_every_field_of_a_hello_and_of_a_status_is_documented():
         "resume_seconds": 0.0,
         "max_memory": 2**30,
         "features": ["modules"],
-        **{"host": "h", "user": "u", "program": "p", "label": "l"},
+        "host": "h",
+        "user": "u",
+        "program": "p",
+        "label": "l",
     }
     with start_server("127.0.0.1", 0, background=True, workers=1) as server:
         address = parse_address(server.address)
