@@ -161,3 +161,19 @@ def test_modules_and_the_check_over_tls(tmp_path):
     assert ", TLS" in server.greeting
     assert printed.splitlines()[0] == "0.5"
     assert "python -m pip install numpy==" in printed
+
+
+def test_private_modules_such_as_finders_of_editable_installs_do_not_count(tmp_path, monkeypatch):
+    import importlib
+
+    from farm_executor.client.farm.packages import imported_packages
+
+    site = tmp_path / "site-packages"
+    install(site, "mine", "1.0", "__editable___mine_finder")
+    install(site, "public", "1.0", "public_module")
+    monkeypatch.syspath_prepend(str(site))
+    for name in ("__editable___mine_finder", "public_module"):
+        monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
+    names = {package.name for package in imported_packages().values()}
+    assert "public" in names
+    assert "mine" not in names

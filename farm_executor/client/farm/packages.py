@@ -32,7 +32,9 @@ def package_of(module: str) -> Package | None:
 
 def imported_packages() -> dict[str, Package]:
     """Return the installed packages of which this program has loaded modules, by the name of one of these."""
-    return _packages_of(name for name in list(sys.modules) if "." not in name)
+    # Private modules are not what a program imports. Some are loaded whenever Python starts, such as the finders of
+    # editable installs.
+    return _packages_of(name for name in list(sys.modules) if "." not in name and not name.startswith("_"))
 
 
 def imported_by(own: Container[str]) -> dict[str, Package]:
