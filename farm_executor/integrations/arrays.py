@@ -67,7 +67,7 @@ class Arrays:
         buffers = [
             pickle.PickleBuffer(view) if view.nbytes < self._min_bytes else self._place(view) for view in views
         ]
-        return _Standing(bytes(parts[0]), buffers, self._writable)
+        return _Standing(bytes(parts[0]), buffers, self._writable, views)
 
     def missed(self) -> None:
         """Take note that a worker has not found a buffer: it is on another machine, or another user's."""
@@ -168,10 +168,13 @@ class _Buffer:
 
 
 class _Standing:
-    """Stands for an argument; unpickles as the argument itself."""
+    """Stands for an argument; unpickles as the argument itself. Keeps the argument's memory alive."""
 
-    def __init__(self, data: bytes, buffers: list[Away | pickle.PickleBuffer], writable: bool) -> None:
+    def __init__(
+        self, data: bytes, buffers: list[Away | pickle.PickleBuffer], writable: bool, views: list[memoryview]
+    ) -> None:
         self._parts = data, buffers, writable
+        self._views = views
 
     def __reduce__(self) -> tuple[Any, ...]:
         return revive, self._parts

@@ -17,6 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from joblib import cpu_count
@@ -208,16 +209,17 @@ class _Work:
         self._limit = limit
         self._lock = threading.Lock()
         self._running: set[Future[Any]] = set()
-        self._waiting: deque[tuple[Any, Any, Any]] = deque()
+        self._begun = 0  # batches that count against the limit, also before they are in `_running`
+        self._waiting: deque[tuple[Any, Any]] = deque()
         self._done: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=_call_all, args=(self._done,), name="farm-joblib", daemon=True).start()
 
     def submit(self, batch: Any, callback: Callable[[Any], None] | None) -> Future[Any]:
         with self._lock:
-            if self._limit is not None and len(self._running) >= self._limit:
-                handle: Future[Any] = Future()
-                self._waiting.append((batch, callback, handle))
-                return handle
+            if self._limit is not None and self._begun >= self._limit:
+                self._waiting.append((batch, callback))
+                return Future()  # joblib hears of the batch by the callback alone
+            self._begun += 1
         return self._start(batch, callback, self._standing(batch))
 
     def _standing(self, batch: Any) -> Any:
@@ -240,10 +242,12 @@ class _Work:
             future.set_exception(error)
         with self._lock:
             self._running.add(future)
-        future.add_done_callback(lambda done: self._done.put(lambda: self._end(done, batch, callback)))
+        end = partial(self._end, batch=batch, callback=callback, sent=sent)
+        future.add_done_callback(lambda done: self._done.put(partial(end, done)))
         return future
 
-    def _end(self, future: Future[Any], batch: Any, callback: Callable[[Any], None] | None) -> None:
+    def _end(self, future: Future[Any], batch: Any, callback: Callable[[Any], None] | None, sent: Any) -> None:
+        # Until now `sent` has kept alive what workers map, which may be a copy that pickling has made.
         with self._lock:
             self._running.discard(future)
         if self._arrays is not None and _is_missing(future):
@@ -252,9 +256,10 @@ class _Work:
             return
         with self._lock:
             following = self._waiting.popleft() if self._waiting else None
+            if following is None:
+                self._begun -= 1
         if following is not None:
-            batch_, callback_, _ = following
-            self._start(batch_, callback_, self._standing(batch_))
+            self._start(*following, self._standing(following[0]))
         if callback is not None:
             callback(future)
 

@@ -274,6 +274,34 @@ def test_large_arrays_are_found_in_lists_and_in_sparse_matrices(farm, monkeypatc
         assert len(written) == 1
 
 
+class Halves:
+    """Pickled as a large copy, which nothing but its pickle refers to."""
+
+    __array__ = None
+
+    def __init__(self, array):
+        self.array = array
+
+    def __reduce__(self):
+        return Halves, (self.array[::2].copy(),)
+
+
+@needs_maps
+def test_memory_that_pickling_has_made_is_there_until_the_task_has_ended(farm, monkeypatch):
+    monkeypatch.setattr(inside, "Halves", Halves, raising=False)
+    monkeypatch.setattr(Halves, "__module__", inside.__name__)
+    halves = Halves(numpy.ones(2 * LARGE))
+    place = arrays.Arrays(farm, 1024, False)
+    standing = place.replaced(halves)
+    (descriptor,) = [each.descriptor for each in standing._parts[1]]
+
+    assert os.fstat(descriptor).st_size == LARGE * 8 + inside.TOKEN_SIZE
+    del standing
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
+    place.close()
+
+
 def write_there(array):
     array[0] = 7
     return float(array[:2].sum())
