@@ -34,7 +34,7 @@ from farm_executor.client.farm.wording import culprit, unreadable_value
 from farm_executor.client.protocol import Farm
 from farm_executor.core.frames import Payload, payload_size
 from farm_executor.data import payload
-from farm_executor.data.blocks import PLAIN, BlockOutcome, portable, run_block
+from farm_executor.data.blocks import PLAIN, BlockOutcome, call_each, call_with_each, portable, run_block
 from farm_executor.data.byvalue import OwnObjects
 from farm_executor.data.failure import Origin, load_failure
 from farm_executor.errors import TaskExecutionError, WorkerLostError
@@ -64,11 +64,18 @@ def map_calls(
 ) -> Iterator[Any]:
     """Submit the calls that may go now; return the iterator that submits the rest. See `FarmExecutor.map`."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    items: Iterator[Call] = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
+    items: Iterator[Any]
+    call: Callable[..., Any]
+    if chunksize > 1 and len(iterables) == 1:
+        # The items themselves: a tuple around each would take as long as all else that it costs.
+        items, call = iter(iterables[0]), partial(call_with_each, fn)
+    else:
+        items = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
+        call = partial(call_each, fn) if chunksize > 1 else fn
     engine = backing.start_engine()
     tally = None if progress is None else tally_for(progress, fn, _total(iterables))
     try:
-        results = _submitted(engine, backing, options, fn, items, deadline, chunksize, buffersize, tally)
+        results = _submitted(engine, backing, options, call, items, deadline, chunksize, buffersize, tally)
     except BaseException:
         if tally is not None:
             tally.stop()
@@ -86,7 +93,7 @@ def _submitted(
     backing: Backing,
     options: TaskOptions,
     fn: Callable[..., Any],
-    items: Iterator[Call],
+    items: Iterator[Any],
     deadline: float | None,
     chunksize: int,
     buffersize: int | None,
@@ -102,7 +109,6 @@ def _submitted(
         return mapping.results(deadline)
     if chunksize > 1:
         calls: Iterator[Call] = ((chunk,) for chunk in _chunks(items, chunksize))
-        fn = partial(_call_each, fn)
     else:
         calls = items
     function = _prepared(engine, fn)
@@ -187,10 +193,6 @@ def _take(future: Future[Any], deadline: float | None) -> Any:
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
     while chunk := list(itertools.islice(items, size)):
         yield chunk
-
-
-def _call_each(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
-    return [fn(*args) for args in chunk]
 
 
 # -- items in blocks ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from farm_executor.core.frames import BULK_THRESHOLD, Payload
 from farm_executor.data import payload
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 
-__all__ = ["BLOCK_SECONDS", "PLAIN", "BlockOutcome", "portable", "run_block"]
+__all__ = ["BLOCK_SECONDS", "PLAIN", "BlockOutcome", "call_each", "call_with_each", "portable", "run_block"]
 
 BLOCK_SECONDS = 0.01  # once a block has taken this long, no further item of it is started
 
@@ -88,3 +88,19 @@ def _outcome(values: list[Any], failure: Payload | None) -> BlockOutcome:
             failure = dump_unsendable(error, value)
             break
     return BlockOutcome(len(pickles), False, pickles, failure)
+
+
+# -- chunks -------------------------------------------------------------------------------------------
+# Their size is the user's, so unlike blocks they are never cut, and one failure is the outcome of all. They are
+# here so that a worker need not import the client for them.
+
+
+def call_with_each(fn: Callable[[Any], Any], chunk: list[Any]) -> list[Any]:
+    """Call the function with each item."""
+    # Not `list(map(fn, chunk))`, which would take a StopIteration that the function raises for the end.
+    return [fn(item) for item in chunk]
+
+
+def call_each(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
+    """Call the function with each tuple of arguments."""
+    return [fn(*args) for args in chunk]

@@ -154,6 +154,9 @@ class Bench:
         yield Row(
             "map, the best of some chunk sizes, us an item", 1.0, each(lambda e: workloads.best_map(e, n(200_000)))
         )
+        yield Row(
+            "map, the best of some chunk sizes, beside mp.Pool, us an item", 1.0, self._beside_pool, "mp.Pool"
+        )
         for size in (1, 64, 512):
             if not self.quick or size == 1:
                 yield Row(
@@ -252,6 +255,14 @@ class Bench:
 
     def _pending(self) -> Measured:
         return {name: workloads.pending_bytes(executor, self.n(20_000)) for name, executor in self.all.items()}
+
+    def _beside_pool(self) -> Measured:
+        items = self.n(200_000)
+        with _MultiprocessingPool() as pool:
+            for _ in pool.map(identity, range(200)):  # until its processes are there
+                pass
+            found = {"mp.Pool": workloads.best_map(pool, items)}
+        return found | {name: workloads.best_map(farm, items) for name, farm in self.farms.items()}
 
     def _one_way(self, name: str, family: int, *, fresh: bool) -> Callable[[], Measured]:
         def round() -> Measured:

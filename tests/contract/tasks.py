@@ -30,6 +30,10 @@ def negate(value: int) -> int:
     return -value
 
 
+def invert(number):
+    return 1 / number
+
+
 def pass_gate(address: Address, value: Any = None) -> Any:
     """Comes to the gate, waits until it opens, and returns the value."""
     try:

@@ -122,6 +122,50 @@ def test_the_chunk_size_changes_no_result(executor, chunksize):
     assert list(results) == [2 * number for number in range(40)]
 
 
+@pytest.mark.parametrize("chunksize", [2, 7, 100])
+@pytest.mark.parametrize("kind", [list, tuple, iter, set])
+def test_the_chunk_size_changes_no_result_of_one_iterable(executor, chunksize, kind):
+    results = executor.map(tasks.negate, kind(range(40)), chunksize=chunksize)
+    assert list(results) == [-number for number in range(40)]
+
+
+def test_items_of_one_iterable_that_are_tuples_are_not_taken_apart(executor):
+    pairs = [(number, str(number)) for number in range(10)]
+    assert list(executor.map(len, pairs, chunksize=3)) == [2] * 10
+
+
+def test_an_iterable_is_asked_once_for_its_items(executor):
+    class Once:
+        asked = 0
+
+        def __iter__(self):
+            self.asked += 1
+            return iter(range(10))
+
+    once = Once()
+    assert list(executor.map(tasks.negate, once, chunksize=3)) == [-number for number in range(10)]
+    assert once.asked == 1
+
+
+def test_a_failure_of_one_iterable_s_chunk_comes_in_its_place(executor):
+    results = executor.map(tasks.invert, [1, 2, 0, 4], chunksize=2)
+    assert [next(results), next(results)] == [1.0, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_an_item_that_raises_what_ends_iterations_does_not_shorten_the_results(executor):
+    results = executor.map(next, [iter([1]), iter([]), iter([3])], chunksize=3)
+    with pytest.raises((StopIteration, RuntimeError)):
+        list(results)
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_what_is_not_iterable_is_refused_at_once(executor, chunksize):
+    with pytest.raises(TypeError, match="not iterable"):
+        executor.map(tasks.negate, 5, chunksize=chunksize)
+
+
 @pytest.mark.parametrize("chunksize", [1, 7])
 def test_a_chunk_size_and_nothing_to_do(executor, chunksize):
     assert list(executor.map(tasks.negate, [], chunksize=chunksize)) == []
