@@ -107,16 +107,27 @@ class Liveness(Generic[_Server]):
 
     def answered(self, report: Pong, connections: Mapping[int, Watched]) -> None:
         """Judge each lane by how many bytes its server says it has received and sent, and by its connection."""
+        all_flows = self._flows
         for lane, received, sent in report.lanes:
             connection = connections.get(lane)
             if connection is None:
                 continue
+            flows = all_flows.get(lane)
             # After a cut the lane has another connection, whose bytes are counted from zero.
-            flows = self._flows.get(lane)
             if flows is None or flows.connection is not connection:
-                flows = self._flows[lane] = _Flows(connection)
+                flows = all_flows[lane] = _Flows(connection)
+            # The short way for idle lanes, of which there may be ten thousand: everything had arrived a beat ago,
+            # and nothing has been sent since. Compared one by one, as making a tuple of them costs more.
+            elif (
+                flows.quiet
+                and received == flows.received
+                and sent == flows.sent
+                and connection.bytes_sent == received
+                and connection.bytes_received == sent
+            ):
+                continue
             if flows.beat(received, sent):
-                del self._flows[lane]
+                del all_flows[lane]
                 self._stuck(lane)
 
     def doubt(self, connections: Mapping[int, Watched]) -> None:
@@ -130,23 +141,29 @@ class Liveness(Generic[_Server]):
 
 
 class _Flows:
-    """Both directions of one lane, over one connection."""
+    """Both directions of one lane, over one connection.
+
+    Attributes:
+        received: How many bytes the worker had received at the last beat.
+        sent: How many it had sent.
+        quiet: Whether all that either end had sent had arrived by then.
+    """
+
+    __slots__ = ("_back", "_there", "connection", "quiet", "received", "sent")
 
     def __init__(self, connection: Watched, patience: int = MAX_MISSED) -> None:
         self.connection = connection
         self._there = Flow(patience)
         self._back = Flow(patience)
-        self._before: tuple[int, int, int, int] | None = None
+        self.quiet = False
+        self.received = self.sent = 0
 
     def beat(self, received: int, sent: int) -> bool:
         """Return whether no bytes move in one direction, given how many the worker has received and sent."""
-        now = self.connection.bytes_sent, received, sent, self.connection.bytes_received
-        # The short way for idle lanes, of which there may be ten thousand: everything had arrived a beat ago, and
-        # nothing has been sent since.
-        if now == self._before and now[0] == now[1] and now[2] == now[3]:
-            return False
-        self._before = now
+        given, taken = self.connection.bytes_sent, self.connection.bytes_received
+        self.quiet = given == received and sent == taken
+        self.received, self.sent = received, sent
         # Both are always called, never short-circuited: each counts its own beats.
-        there = self._there.beat(now[0], received)
-        back = self._back.beat(sent, now[3])
+        there = self._there.beat(given, received)
+        back = self._back.beat(sent, taken)
         return there or back
