@@ -426,11 +426,7 @@ class Crew:
         if lane is not None:
             # Do not hang up in this same turn: the handler that called this may still be reading the connection.
             lane.change(LaneEvent.RETIRE)
-            self._reactor.post(partial(self.end_lane, lane))
-
-    def end_lane(self, lane: Lane) -> None:
-        """Hang up on a lane, if that has not been done."""
-        self.lose_lane(lane)
+            self._reactor.post(partial(self.lose_lane, lane))
 
     def lose_lane(self, lane: Lane, *, given_up: bool = False) -> None:
         """Move a lane's tasks elsewhere, report those that may not run again, and ask for another worker."""
