@@ -7,14 +7,37 @@ must not know what the child does.
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import shutil
 import subprocess
+import time
 import weakref
 from collections.abc import Callable
 
-__all__ = ["Held"]
+__all__ = ["Held", "await_exit"]
 
 END_SECONDS = 15.0  # more than the supervisor gives its workers
+
+
+def await_exit(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for a child that ends by itself, at most that many seconds.
+
+    Raises:
+        subprocess.TimeoutExpired: It has not ended.
+    """
+    deadline = time.monotonic() + seconds
+    # Where the system can wait without polling every 50 ms, as `subprocess` does.
+    if hasattr(os, "pidfd_open") and hasattr(select, "poll") and process.returncode is None:
+        with contextlib.suppress(OSError):  # it has been waited for, or the system lacks pidfds
+            descriptor = os.pidfd_open(process.pid)
+            try:
+                poll = select.poll()
+                poll.register(descriptor, select.POLLIN)
+                poll.poll(seconds * 1000)
+            finally:
+                os.close(descriptor)
+    process.wait(max(deadline - time.monotonic(), 0.0))
 
 
 class Held:
@@ -22,8 +45,9 @@ class Held:
 
     Args:
         process: The child; its standard input is an unbuffered pipe.
-        directory: The directory to remove after the child's end.
+        directory: The directory to remove after the child's end; empty if there is none.
         await_end: Waits for the child's end for at most that many seconds; may make it end sooner.
+        ended: Called after the child's end.
     """
 
     def __init__(
@@ -31,11 +55,12 @@ class Held:
         process: subprocess.Popen[bytes],
         directory: str,
         await_end: Callable[[subprocess.Popen[bytes], float], None],
+        ended: Callable[[], None] | None = None,
     ) -> None:
         self.process = process
         self.directory = directory
         # Do not finalize at exit: the executors must end first. If all else fails, the closed pipe ends the child.
-        self._finalizer = weakref.finalize(self, _end, process, directory, await_end)
+        self._finalizer = weakref.finalize(self, _end, process, directory, await_end, ended)
         self._finalizer.atexit = False
 
     def let_go(self) -> None:
@@ -68,6 +93,7 @@ def _end(
     process: subprocess.Popen[bytes],
     directory: str,
     await_end: Callable[[subprocess.Popen[bytes], float], None],
+    ended: Callable[[], None] | None,
 ) -> None:
     _close(process)
     try:
@@ -77,4 +103,7 @@ def _end(
         process.wait()
     if process.stdout is not None:
         process.stdout.close()
-    shutil.rmtree(directory, ignore_errors=True)
+    if ended is not None:
+        ended()
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)

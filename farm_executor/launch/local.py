@@ -13,14 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -29,6 +27,7 @@ from farm_executor.arguments import checked
 from farm_executor.errors import AddressError, BrokenFarmError
 from farm_executor.launch import background as kept
 from farm_executor.launch import frozen
+from farm_executor.launch.held import Held, await_exit
 from farm_executor.launch.kinship import Kinship, authkey
 from farm_executor.launch.path import PACKAGE_ROOT, import_path
 from farm_executor.launch.place import SOCKET, private_directory
@@ -40,7 +39,6 @@ __all__ = ["PrivateServer", "Server", "check_exposure", "default_slots", "is_enc
 
 MAX_EARLY_DEATHS = 3
 CHILDHOOD_SECONDS = 5.0  # a death within that time of the start counts as early
-END_SECONDS = 15.0  # more than the supervisor gives its workers
 
 # The child finds the package where this process has found it, even if another version is installed, and its
 # workers find the user's modules. While the package is being imported, none of the user's directories are on the
@@ -154,8 +152,7 @@ class PrivateServer:
         self._key = new_key()
         self._addresses: set[Address] = set()  # every address it has had
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._finalizer: weakref.finalize[Any, PrivateServer] | None = None
+        self._held: Held | None = None
         self._kinship: Kinship | None = None
         self._address: Address | None = None
         self._started = 0.0
@@ -174,10 +171,10 @@ class PrivateServer:
         with self._lock:
             if self._ended:
                 raise BrokenFarmError("the embedded farm has been shut down")
-            if lost and self._process is not None:
-                self._process.kill()
-                self._process.wait()
-            if self._process is None or self._process.poll() is not None or self._address is None:
+            if lost and self._held is not None:
+                self._held.process.kill()
+                self._held.process.wait()
+            if self._held is None or self._held.process.poll() is not None or self._address is None:
                 self._note_death()
                 self._clean_up()
                 try:
@@ -193,13 +190,13 @@ class PrivateServer:
 
     def _note_death(self) -> None:
         """Give up on a server that keeps dying early, rather than restart it forever."""
-        if self._process is None:
+        if self._held is None:
             return
         young = time.monotonic() - self._started < CHILDHOOD_SECONDS
         self._early_deaths = self._early_deaths + 1 if young else 0
         if self._early_deaths >= MAX_EARLY_DEATHS:
             raise BrokenFarmError(
-                f"the embedded server ended with exit code {self._process.returncode} right after its start, "
+                f"the embedded server ended with exit code {self._held.process.returncode} right after its start, "
                 f"{self._early_deaths} times in a row; what it wrote to standard error says why"
             )
 
@@ -219,7 +216,7 @@ class PrivateServer:
                     "interruptible": _heeds_ctrl_c(),
                     **kinship.words,
                 }
-                self._process = _start([listener], config, group=True, share=kinship.descriptors)
+                process = _start([listener], config, group=True, share=kinship.descriptors)
                 kinship.started()
             except BaseException:
                 kinship.end()
@@ -229,9 +226,7 @@ class PrivateServer:
             raise
         finally:
             listener.close()
-        # Do not finalize at exit: the executors must end first. If all else fails, the closed pipe ends the server.
-        self._finalizer = weakref.finalize(self, _end, self._process, directory, kinship)
-        self._finalizer.atexit = False
+        self._held = Held(process, directory or "", await_exit, kinship.end)
         self._kinship = kinship
         return address
 
@@ -242,19 +237,14 @@ class PrivateServer:
             self._clean_up()
 
     def _clean_up(self) -> None:
-        # Do not call the finalizer itself: once the interpreter is exiting, calling it has no effect.
-        if self._finalizer is not None and (found := self._finalizer.detach()):
-            _, end, arguments, _ = found
-            end(*arguments)
-        self._finalizer = None
-        self._process = None
+        if self._held is not None:
+            self._held.end()
+        self._held = None
 
     def abandon(self) -> None:
         """Close our end of the pipe in a forked child, since only the parent must hold it."""
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        if self._process is not None:
-            _forget(self._process)
+        if self._held is not None:
+            self._held.abandon()
         if self._kinship is not None:
             self._kinship.end(farm_only=False)
 
@@ -292,42 +282,6 @@ def _remove(directory: str | None) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _end(process: subprocess.Popen[bytes], directory: str | None, kinship: Kinship | None = None) -> None:
-    if process.stdin is not None:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-    deadline = time.monotonic() + END_SECONDS
-    try:
-        _await_end(process)
-        process.wait(max(deadline - time.monotonic(), 0.0))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if kinship is not None:
-        kinship.end()
-    _remove(directory)
-
-
-def _await_end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the process to end where the system can do so without polling every 50 ms, as `subprocess` does."""
-    if hasattr(os, "pidfd_open") and hasattr(select, "poll") and process.returncode is None:
-        with contextlib.suppress(OSError):  # it has been waited for, or the system lacks pidfds
-            descriptor = os.pidfd_open(process.pid)
-            try:
-                poll = select.poll()
-                poll.register(descriptor, select.POLLIN)
-                poll.poll(END_SECONDS * 1000)
-            finally:
-                os.close(descriptor)
-
-
-def _forget(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-    process.returncode = 0  # so that its destructor does not wait for a process that is not our child
-
-
 class Server:
     """A server started by `start_server` in the background. It lives until it, or this program, is ended.
 
@@ -343,6 +297,7 @@ class Server:
         self.address: str = str(address)
         self.pid: int = process.pid
         self._process = process
+        self._held = Held(process, "", await_exit)
 
     def __repr__(self) -> str:
         return f"<Server {self.address}: pid {self.pid}, {'ended' if self.ended else 'running'}>"
@@ -369,17 +324,15 @@ class Server:
     def end(self) -> None:
         """End the server at once, even if it has clients, and wait for its end."""
         kept.forget(self)
-        _end(self._process, None)
+        self._held.end()
 
     def let_go(self) -> None:
         """End the server like `end`, without waiting for it."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        self._held.let_go()
 
     def abandon(self) -> None:
         """Close our end of the pipe in a forked child, since only the parent must hold it."""
-        _forget(self._process)
+        self._held.abandon()
 
     def __enter__(self) -> Server:
         return self
