@@ -153,6 +153,13 @@ def house(session: nox.Session) -> None:
     session.run("python", "tests/house.py")
 
 
+@nox.session(python=PYTHONS[-1], default=False)
+def coverage(session: nox.Session) -> None:
+    """Measure which branches the tests take, module by module; those below a limit are named: `-- --limit 90`."""
+    _install(session, *FOR_TESTS, "coverage")
+    session.run("python", "tests/covered.py", *session.posargs)
+
+
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure the executor beside ProcessPoolExecutor, in one run."""
