@@ -1,0 +1,81 @@
+"""The rare ways through a session's life: events that come while a dialling thread's connection is on its way."""
+
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+
+from farm_executor.client.farm.crew import Crew
+from farm_executor.client.farm.lane import Lane
+from farm_executor.client.farm.session import Around, Session
+from farm_executor.core.lifecycle import LaneEvent, LaneState, SessionState
+
+
+@pytest.fixture
+def posted():
+    return []
+
+
+@pytest.fixture
+def session(posted):
+    reactor = mock.Mock(post=posted.append)
+    crew = mock.MagicMock()
+    around = Around(5.0, 15.0, reactor, crew, mock.Mock(), mock.Mock(), lambda beat: [])
+    server = mock.Mock(last_error="", __str__=lambda self: "a:1")
+    return Session(
+        *(server, "id", 2, around, mock.Mock(), mock.Mock()),
+        resumable=True,
+        features=frozenset(),
+        peer=None,
+    )
+
+
+def connection():
+    return mock.Mock(socket=mock.Mock(), unsent=False, bytes_sent=0, bytes_received=0)
+
+
+def run(posted):
+    while posted:
+        posted.pop(0)()
+
+
+def test_a_server_may_be_removed_before_its_connection_is_taken_up(session, posted):
+    late = connection()
+    session.connected(late, first=True)
+    session.leave()
+    assert session.state is SessionState.OVER, "it has no lanes to wait for"
+    run(posted)
+    late.close.assert_called_once_with()
+    session._up.assert_not_called()
+    session._over.assert_called_once_with(session)
+
+
+def test_a_session_that_leaves_while_it_is_cut_may_still_be_resumed(session, posted):
+    session.connected(connection(), first=True)
+    run(posted)
+    session.lanes[1] = SimpleNamespace(
+        id=1, connection=connection(), probe=mock.Mock(), state=LaneState.OPEN, change=mock.Mock()
+    )
+    session._on_end("the network is away")
+    assert session.state is SessionState.CUT
+    session.connected(connection(), first=False)
+    session.leave()
+    assert session.state is SessionState.LEAVING_CUT
+    run(posted)
+    assert session.state is SessionState.LEAVING
+    del session.lanes[1]
+    session.lane_lost(mock.Mock(id=1, slot=0), failed=False)
+    assert session.state is SessionState.OVER
+
+
+def test_a_lane_that_has_ended_may_be_retired_when_its_server_drains():
+    """Its report is awaited, and the scheduler does not know of its end yet."""
+    lane = Lane(1, connection(), SimpleNamespace(), 0, 4711)
+    for event in (LaneEvent.READY, LaneEvent.END):
+        lane.change(event)
+    crew = SimpleNamespace(_lanes={1: lane}, _reactor=mock.Mock(), lose_lane=mock.Mock())
+    Crew.retire_lane(crew, 1)
+    assert lane.state is LaneState.ENDED
+    (posting,) = crew._reactor.post.call_args_list
+    posting.args[0]()
+    crew.lose_lane.assert_called_once_with(lane)
