@@ -22,7 +22,7 @@ from farm_executor.core.census import (
 )
 from farm_executor.core.messages import to_json
 from farm_executor.server.machine import machine
-from farm_executor.server.memory import private_bytes
+from farm_executor.server.memory import private_bytes, read_small
 from farm_executor.server.process import Figures, Worker
 from farm_executor.server.session import Session
 from farm_executor.server.sessions import Sessions, Terms
@@ -143,8 +143,7 @@ def _short(seconds: float) -> float:
 
 def _cpu_seconds(pid: int) -> float | None:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b") ")[2].split()
+        fields = read_small(f"/proc/{pid}/stat").rpartition(b") ")[2].split()
         return round((int(fields[11]) + int(fields[12])) / _TICKS, 1)
     except (OSError, ValueError, IndexError):  # it has ended, or the system has no such file
         return None

