@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.output import OutputLine
     from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
     from farm_executor.client.front import OptionsView
+    from farm_executor.current import CurrentTask, Progress, current_task
     from farm_executor.errors import (
         AddressError,
         AuthenticationError,
@@ -56,6 +57,9 @@ __all__ = [
     "ServerStatistics",
     "WorkerStatistics",
     "OutputLine",
+    "current_task",
+    "CurrentTask",
+    "Progress",
     "Server",
     "start_server",
     "ping",
@@ -92,6 +96,9 @@ _ELSEWHERE = {
     "ServerStatistics": "client.farm.statistics",
     "WorkerStatistics": "client.farm.statistics",
     "OutputLine": "client.farm.output",
+    "current_task": "current",
+    "CurrentTask": "current",
+    "Progress": "current",
     "Server": "launch.local",
     "start_server": "launch.local",
     "end_server": "admin",

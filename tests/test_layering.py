@@ -17,7 +17,7 @@ STEPS = [
     ("core",),
     ("data",),
     ("wire",),
-    ("arguments",),
+    ("arguments", "current"),
     ("progress",),
     ("client.farm", "server"),
     ("client", "admin"),
@@ -70,7 +70,7 @@ FLOORS = {
     "server": [
         (
             *("asking", "channel", "childhood", "depot", "descriptors", "keeping", "log", "machine", "manager"),
-            *("memory", "modules", "namespaces", "offspring", "output", "packages", "progress"),
+            *("memory", "modules", "namespaces", "offspring", "output", "packages", "progress", "reports"),
             *("sent", "tether"),
         ),
         ("marks", "stderr"),

@@ -135,13 +135,13 @@ class Backing:
         from farm_executor.client.farm.budget import Budget
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
-        from farm_executor.core.features import MODULES, OUTPUT
+        from farm_executor.core.features import MODULES, OUTPUT, REPORTS
         from farm_executor.data import payload
         from farm_executor.wire.security import KeyFinder
 
         call = None if settings.initializer is None else (settings.initializer, settings.initargs)
         limit = settings.max_pending_bytes
-        shipped = (MODULES,) if settings.ship else ()
+        always = (REPORTS, MODULES) if settings.ship else (REPORTS,)
         finder = KeyFinder(settings.key, settings.key_file, settings.ssl_context)
         return Engine(
             EngineOptions(
@@ -152,8 +152,8 @@ class Backing:
                     settings.heartbeat,
                     settings.resume_timeout,
                     settings.max_memory_per_worker,
-                    features=(*shipped, *((OUTPUT,) if settings.output != "server" else ())),
-                    own_features=(*shipped, *((OUTPUT,) if _forwards_own(settings.output) else ())),
+                    features=(*always, *((OUTPUT,) if settings.output != "server" else ())),
+                    own_features=(*always, *((OUTPUT,) if _forwards_own(settings.output) else ())),
                     label=settings.name or "",
                 ),
                 end_servers=supply.end,

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["MAX_FEATURE", "MAX_FEATURES", "MODULES", "OUTPUT", "is_feature", "shared"]
+__all__ = ["MAX_FEATURE", "MAX_FEATURES", "MODULES", "OUTPUT", "REPORTS", "is_feature", "shared"]
 
 MODULES = "modules"
 """Workers may ask for modules of the client's."""
 
 OUTPUT = "output"
 """What workers write comes to the client; it names this only if it wants that."""
+
+REPORTS = "reports"
+"""Tasks may report how far they have come."""
 
 MAX_FEATURES = 64  # in one hello: far more than there will be, and little to keep
 MAX_FEATURE = 32  # characters in a name

@@ -27,7 +27,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from farm_executor.core.features import MODULES, OUTPUT
+from farm_executor.core.features import MODULES, OUTPUT, REPORTS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
@@ -118,6 +118,7 @@ class FrameType(enum.IntEnum):
     # optional: from OPTIONAL on
     PACKAGES = 160
     MARKS = 161
+    REPORT = 162
     OUTPUT = 176
     HEARD = 177
 
@@ -176,6 +177,7 @@ FRAMES = {
     FrameType.SPARED: Meaning(_FROM_SERVER),
     FrameType.PACKAGES: Meaning(_FROM_WORKER, 0, MODULES),
     FrameType.MARKS: Meaning(_FROM_WORKER, 0, OUTPUT),
+    FrameType.REPORT: Meaning(_FROM_WORKER, 0, REPORTS),
     FrameType.OUTPUT: Meaning(_FROM_SERVER, 0, OUTPUT),
     FrameType.HEARD: Meaning(_TO_SERVER, 0, OUTPUT),
 }

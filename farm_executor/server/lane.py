@@ -65,6 +65,7 @@ from farm_executor.server.channel import Channel
 from farm_executor.server.keeping import kept
 from farm_executor.server.marks import Marks
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
+from farm_executor.server.reports import Report, Reports
 from farm_executor.server.sent import SentFunction, SentTask
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.polling import Poller
@@ -123,6 +124,7 @@ class WorkerLane:
         self._last_flush = 0.0
 
         self.marks: Marks | None = None
+        self._reports = Reports()
         self._questions = Questions()
         self.on_offer: Callable[[dict[str, str], dict[str, Package]], None] | None = None
         self._tasks: deque[SentTask | Frame] = deque()
@@ -283,6 +285,18 @@ class WorkerLane:
         if not is_called_within():  # else, as in `ask`, we may hold the lock that is needed
             self._say(encode_frame(FrameType.PACKAGES, body=encode_differences(differences)))
 
+    def report(self, report: Report) -> None:
+        """Tell the client how far the running task has come, now or soon."""
+        self._reports.add(self._progress[BEGUN], report)
+        if not self._reports.due:
+            self._wanted.wake()  # a sleeping helper would not look
+        elif self._send.acquire(blocking=False):  # we may have interrupted our own thread while it holds the lock
+            try:
+                if not self._outbox.mute:
+                    self._send_all(self._reports.take())
+            finally:
+                self._send.release()
+
     # -- either thread ---------------------------------------------------------------------------------
 
     def _flush(self, *, loose: bool = False) -> None:
@@ -295,6 +309,8 @@ class WorkerLane:
             if self.marks is not None:
                 self.marks.end(self._progress, first)
                 frames = self.marks.take(keep=self._resumable) + frames
+            if self._reports.pending:
+                frames = self._reports.take() + frames
             self._send_all(frames)
 
     def _say(self, buffers: list[Any]) -> None:
@@ -532,9 +548,12 @@ class WorkerLane:
             while True:
                 if self._outcomes:
                     self._flush()
+                if self._reports.due:
+                    self._say(self._reports.take())
                 # While tasks wait, the main thread may leave an outcome to us at any moment, and wakes no one for
                 # it. With no task behind the present one it flushes by itself, and we may sleep on.
-                unattended = bool(self._tasks or self._outcomes) and not self._outbox.mute
+                waits = self._tasks or self._outcomes or self._reports.pending
+                unattended = bool(waits) and not self._outbox.mute
                 ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
                 if self._connection.fileno() in ready:
                     self._receive()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from farm_executor.core.frames import Frame, Payload, payload_of
+from farm_executor.current import set_listener
 from farm_executor.data import payload
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
@@ -56,6 +57,7 @@ class WorkerStart(NamedTuple):
         resumable: Whether the worker goes on when its lane's connection breaks.
         modules: The folder for the client's modules; None if the client sends none.
         marks: Tells its tasks' output apart; None if output stays on the server.
+        reports: Whether the client hears how far tasks say that they have come.
         module_path: Folders that tasks search first for modules. The supervisor itself does not search them: it
             must not import user code.
     """
@@ -71,6 +73,7 @@ class WorkerStart(NamedTuple):
     module_path: Sequence[str]
     modules: Room | None = None
     marks: Marks | None = None
+    reports: bool = False
 
 
 def run_worker(start: WorkerStart) -> None:
@@ -93,6 +96,8 @@ def run_worker(start: WorkerStart) -> None:
     sys.path[:0] = [folder for folder in start.module_path if folder not in sys.path]
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
     lane.marks = start.marks
+    if start.reports:
+        set_listener(lane.report)
     finder = None
     if start.modules is not None:
         finder = ModuleFinder(start.modules, lane.ask, PackageCheck(lane.tell))

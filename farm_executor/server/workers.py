@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from farm_executor.core.features import REPORTS
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello
 from farm_executor.server.channel import Channel
@@ -268,6 +269,7 @@ class Workers:
             module_path=self._module_path,
             modules=session.modules,
             marks=marks,
+            reports=REPORTS in session.features,
         )
 
     def reap(self) -> None:

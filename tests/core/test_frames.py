@@ -171,6 +171,7 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "SPARED": 51,
         "PACKAGES": 160,
         "MARKS": 161,
+        "REPORT": 162,
         "OUTPUT": 176,
         "HEARD": 177,
     }

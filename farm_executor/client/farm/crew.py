@@ -270,6 +270,8 @@ class Crew:
         dispatch, state = self._dispatch, lane.state
         if frame.type is FrameType.RESULTS and state is OPEN:
             self._on_results(lane, frame)
+        elif frame.type is FrameType.REPORT and state is OPEN:
+            self._hearing.on_report(lane, frame, dispatch.scheduler.task_at(lane.id, frame.seq))
         elif frame.type is FrameType.MARKS and state is OPEN:
             self._hearing.of(lane).mark(frame, partial(dispatch.scheduler.task_at, lane.id))
         elif frame.type is FrameType.RECALLED and state is OPEN:

@@ -28,6 +28,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from farm_executor.client.farm.locks import is_mine
+from farm_executor.current import Progress
 
 __all__ = ["MUST_NOT_WAIT", "FarmFuture", "Owner", "call_of", "renew_lock", "settle_plainly", "start_all", "tell"]
 
@@ -96,11 +97,35 @@ class FarmFuture(Future[Any]):
     _call: Owned | None = None
     """The call on its way; None for a future that is settled, or that never had one."""
     _output = ""
+    _progress: Progress | None = None
+    _progress_callbacks: list[Callable[[Any], object]] | None = None
 
     __init__ = object.__init__  # creates nothing: see the module
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("cannot pickle a future, which belongs to one process; wait for it, and send its result")
+
+    @property
+    def progress(self) -> Progress | None:
+        """The task's latest report of how far it has come, by `current_task`; None before the first."""
+        return self._progress
+
+    def add_progress_callback(self, fn: Callable[[Any], object]) -> None:
+        """Have a function called with this future when its task reports how far it has come.
+
+        It is called in a thread of the farm's, one call after the other and before callbacks of the future's end,
+        which wait for it, but for a second at most; what it raises is logged. If there is a report already, it is
+        called with that at once, in the calling thread.
+
+        Raises:
+            TypeError: ``fn`` is not callable.
+        """
+        if not callable(fn):
+            raise TypeError(f"fn must be a callable, not {fn!r:.100}")
+        with _lock:
+            self._progress_callbacks = [*(self._progress_callbacks or ()), fn]
+        if self._progress is not None:
+            fn(self)
 
     @property
     def output(self) -> str:

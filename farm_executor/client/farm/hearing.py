@@ -19,6 +19,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from farm_executor.client.farm.output import Output, Source
@@ -26,6 +27,9 @@ from farm_executor.client.farm.voice import Voice
 from farm_executor.core.features import OUTPUT
 from farm_executor.core.frames import HEADER_SIZE, Frame
 from farm_executor.core.lines import Lines
+from farm_executor.core.text import one_line
+from farm_executor.current import MAX_MESSAGE, Progress
+from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -141,6 +145,22 @@ class Hearing:
             self.voice.put(count)
         else:
             hearing.hear(frame.count - 1, frame.seq, data, count)
+
+    def on_report(self, lane: Speaker, frame: Frame, call: Any) -> None:
+        """Take a task's word on how far it has come.
+
+        Raises:
+            RemoteProtocolError: The frame is malformed.
+        """
+        done, total, message = payload.loads_together(frame.body, 3)
+        if type(done) not in (int, float) or type(total) not in (int, float, NoneType) or type(message) is not str:
+            raise RemoteProtocolError("a report that is not of two numbers and a text")
+        # None where the task has been taken from the lane meanwhile, as by a recall: then another attempt reports.
+        future: FarmFuture | None = None if call is None else call.future
+        if future is not None:
+            future._progress = Progress(done, total, one_line(message, MAX_MESSAGE))
+            for fn in list(future._progress_callbacks or ()):
+                self.of(lane).note(partial(fn, future))
 
     def lane_gone(self, lane: Speaker) -> None:
         """Note that a lane is lost."""
@@ -264,6 +284,7 @@ class LaneHearing:
         self._need: _Offsets = (0, 0)  # up to where it belongs to tasks that have ended
         self._marks: dict[int, _Ranges] = {}  # by task
         self._waiting: deque[_Outcome] = deque()
+        self._untold = False  # whether something was noted that no outcome has been put behind
 
     # -- handlers ------------------------------------------------------------------------------------------
 
@@ -296,6 +317,11 @@ class LaneHearing:
                 out0, err0 = min(out0, old_out0), min(err0, old_err0)
                 out1, err1 = max(out1, old_out1), max(err1, old_err1)
             self._marks[seq] = (out0, err0), (out1, err1)
+
+    def note(self, deed: Callable[[], object]) -> None:
+        """Have something done in the voice's thread before any outcome that follows is settled."""
+        self._untold = True
+        self._farm.voice.put(deed)
 
     def settle(self, first: int, calls: Sequence[Any], settle: Callable[[], None]) -> None:
         """Settle the outcomes of the calls numbered from ``first`` on, now or once their output has been shown."""
@@ -347,7 +373,7 @@ class LaneHearing:
         has_ended = not ends or not any(lines.has_rest for lines in self._lines)
         # The usual case of a task that writes nothing, on a lane of which something has been heard before. Not
         # while others wait: outcomes of one lane are settled in the order in which they have come.
-        if not self._waiting and has_ended and self._is_shown(outcome.need):
+        if not (self._waiting or self._untold) and has_ended and self._is_shown(outcome.need):
             self._bind(outcome)
             outcome.settle()
             return
@@ -357,6 +383,7 @@ class LaneHearing:
             self._bind(outcome)
             outcome.settle()
             return
+        self._untold = False
         self._waiting.append(outcome)
         self._farm.waits(self)
         self._advance()

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 __all__ = ["Voice"]
 
@@ -37,7 +38,7 @@ class Voice:
 
     def __init__(self, rest: Callable[[bool], float | None]) -> None:
         self._rest = rest
-        self._deeds: deque[Callable[[], None]] = deque()
+        self._deeds: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -50,7 +51,7 @@ class Voice:
         since = self._since
         return since is not None and time.monotonic() - since > STUCK_SECONDS
 
-    def put(self, deed: Callable[[], None]) -> None:
+    def put(self, deed: Callable[[], object]) -> None:
         """Have something done after all that was put before."""
         with self._changed:
             if self._closed:
@@ -97,7 +98,7 @@ class Voice:
                     continue
                 self._changed.wait(pause)
 
-    def _do(self, deed: Callable[[], float | None]) -> float | None:
+    def _do(self, deed: Callable[[], Any]) -> Any:
         try:
             return deed()
         except BaseException as error:  # a callback of the user's, which may even try to exit
