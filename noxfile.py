@@ -109,7 +109,8 @@ def minimums(session: nox.Session) -> None:
     extras = itertools.chain(*project["optional-dependencies"].values())
     declared = [*project["dependencies"], *extras, *_group("tests")]
     _install(session, ".", *(requirement.replace(">=", "==") for requirement in declared))
-    session.run("pytest", *SIDE_BY_SIDE, "--minimums", *(session.posargs or ["--ignore=tests/faults"]))
+    others = ["--ignore=tests/faults", "--ignore=tests/integrations"]  # the latter as in `tests`, which lacks them
+    session.run("pytest", *SIDE_BY_SIDE, "--minimums", *(session.posargs or others))
 
 
 @nox.session(python=PYTHONS[-1])
