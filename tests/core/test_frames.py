@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from items import Result, TaskItem
+from skipped import without_skipped
 from strategies import (
     EVERY_BYTE,
     Cuts,
@@ -460,24 +461,6 @@ def read_garbage(stream: bytes, cut: Cuts = EVERY_BYTE) -> tuple[list[Frame], Fr
     except RemoteProtocolError:
         return out, reader, True
     return out, reader, False
-
-
-def without_skipped(stream: bytes) -> bytes:
-    """The stream without the frames of types that are unknown and optional, as far as it can be read."""
-    known = {int(kind) for kind in FrameType}
-    out, at = b"", 0
-    while at + HEADER_SIZE <= len(stream):
-        length, kind, flags, _, _ = struct.unpack_from("<IBBHQ", stream, at)
-        end = at + HEADER_SIZE + length
-        if flags & BULK and kind in known and end <= len(stream) and length >= 4:
-            n = min(struct.unpack_from("<I", stream, at + HEADER_SIZE)[0], (length - 4) // 8)
-            end += sum(struct.unpack_from(f"<{n}Q", stream, at + HEADER_SIZE + 4))
-        if end > len(stream) or (kind not in known and not kind & OPTIONAL):
-            break
-        if kind in known:
-            out += stream[at:end]
-        at = end
-    return out + stream[at:]
 
 
 @unhurried

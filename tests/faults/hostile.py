@@ -27,6 +27,8 @@ from itertools import pairwise
 from typing import Any
 from unittest import mock
 
+from skipped import without_skipped
+
 from farm_executor import FarmExecutor
 from farm_executor.client.farm import link as server_module
 from farm_executor.client.farm import outcomes as outcomes_module
@@ -147,7 +149,8 @@ def frames(data: bytes) -> None:
         for start in range(1, len(data), size):
             whole += reader.receive_data(data[start : start + size])
     assert len(reader._pending) <= len(data)
-    assert b"".join(b"".join(_encoded(frame)) for frame in whole) == data[1:][: sum(map(_size, whole))]
+    read = b"".join(b"".join(_encoded(frame)) for frame in whole)
+    assert without_skipped(data[1:]).startswith(read)
     for frame in whole:
         _understand(frame)
 
@@ -155,10 +158,6 @@ def frames(data: bytes) -> None:
 def _encoded(frame: Frame) -> Any:
     fields = {"flags": frame.flags, "count": frame.count, "seq": frame.seq}
     return encode_frame(frame.type, body=frame.body, segments=frame.segments, **fields)
-
-
-def _size(frame: Frame) -> int:
-    return 16 + len(frame.body) + sum(map(len, frame.segments))
 
 
 def _understand(frame: Frame) -> None:
