@@ -14,6 +14,7 @@ from farm_executor import FarmExecutor
 from farm_executor.client.farm import engine as engine_module
 from farm_executor.client.farm import lane as lane_module
 from farm_executor.client.farm import link as link_module
+from farm_executor.client.launching import at
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.core.batches import decode_tasks, decode_tasks_together, encode_results
 from farm_executor.core.frames import HEADER_SIZE, TOGETHER, Frame, FrameReader, FrameType, encode_frame
@@ -354,7 +355,7 @@ class Network:
             if all(future.done() for future in self.futures):
                 break
             if not list(self.engine.servers):
-                self.engine.servers.add(self.addresses[0], link_module.at(self.addresses[0]))
+                self.engine.servers.add(self.addresses[0], at(self.addresses[0]))
             self.round()
             if not any(connection.back for connection in self.reactor.handlers):
                 self.pass_time(resumable=patience < 200)

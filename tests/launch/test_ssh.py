@@ -174,8 +174,8 @@ def test_a_tilde_is_the_home_directory():
     assert launcher._python(Ssh("host")) == "python3"
 
 
-def test_what_tasks_print_is_seen_on_standard_error(way, capfd):
-    with FarmExecutor([address(workers=1)]) as farm:
+def test_what_tasks_print_is_seen_on_standard_error_if_it_stays_on_the_server(way, capfd):
+    with FarmExecutor([address(workers=1)], output="server") as farm:
         farm.submit(tasks.say, "hello from afar").result(DEADLINE)
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "hello from afar\n")

@@ -499,7 +499,7 @@ def test_data_beside_a_module_that_is_a_file_stays_here(program):
 
 
 def test_a_program_that_a_task_starts_finds_modules_by_the_task_s_path(program):
-    program.write({"ours.py": "print('ours')"})
+    program.write({"ours.py": "if __name__ == '__main__': print('ours')"})
     code = """
         import os
         def task(path):
