@@ -14,8 +14,8 @@ from farm_executor import FarmExecutor
 from farm_executor.client.farm import engine as engine_module
 from farm_executor.client.farm import lane as lane_module
 from farm_executor.client.farm import link as link_module
-from farm_executor.client.launching import at
 from farm_executor.client.farm.options import TaskOptions
+from farm_executor.client.launching import at
 from farm_executor.core.batches import decode_tasks, decode_tasks_together, encode_results
 from farm_executor.core.frames import HEADER_SIZE, TOGETHER, Frame, FrameReader, FrameType, encode_frame
 from farm_executor.core.messages import Pong, WorkerDied, encode

@@ -24,6 +24,7 @@ from farm_executor import (
     start_server,
 )
 from farm_executor.client.farm import hearing
+from farm_executor.client.farm.output import Source
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a server needs fork"),
@@ -399,3 +400,8 @@ def test_map_and_views_are_heard(where, heard):
 def test_output_is_checked(output, error):
     with pytest.raises(error, match="output must be"):
         FarmExecutor(output=output)
+
+
+def test_the_mark_of_a_line_is_the_server_without_how_it_is_started():
+    source = Source.of("ssh://me@host?workers=4&python=/opt/python", 3, 1, own=False)
+    assert source.prefix == "(ssh://me@host/3) "

@@ -52,7 +52,8 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, server: str, slot: int, pid: int, *, own: bool) -> Source:
         """Return the source for a worker; with ``own``, of this program's own farm, which needs no mark."""
-        return cls(server, slot, pid, "" if own else f"({one_line(server, MAX_PREFIX)}/{slot}) ")
+        shown = server.partition("?")[0]  # how a server is started does not tell it from others
+        return cls(server, slot, pid, "" if own else f"({one_line(shown, MAX_PREFIX)}/{slot}) ")
 
 
 class Output:
