@@ -209,13 +209,13 @@ def test_connections_may_break_again_and_again_under_load(book, options, seconds
 
 
 def test_a_connection_may_break_in_the_moment_in_which_its_worker_has_run_all_it_may(monkeypatch):
-    end_lane = crew.Crew.end_lane
+    lose_lane = crew.Crew.lose_lane
 
     def cut_and_end(self, lane):
         self.cut_lane(lane, "the test says so")
-        end_lane(self, lane)
+        lose_lane(self, lane)
 
-    monkeypatch.setattr(crew.Crew, "end_lane", cut_and_end)
+    monkeypatch.setattr(crew.Crew, "lose_lane", cut_and_end)
     with proxied(max_tasks_per_child=1) as (_, farm):
         assert list(farm.map(identity, range(5))) == list(range(5))
 

@@ -366,7 +366,7 @@ def test_receive_frame_leaves_what_is_behind_it(pair, body):
 def test_receive_frame_takes_no_segments(pair):
     one, other = pair
     one.socket.sendall(joined(encode_payload(FrameType.HELLO, [bytes(100_000)]))[:1000])
-    with pytest.raises(RemoteProtocolError, match="segment"):
+    with pytest.raises(RemoteProtocolError, match="HELLO frame with flags"):
         other.receive_frame(soon())
 
 
@@ -683,7 +683,7 @@ def test_a_server_that_says_nothing_large_elsewhere_cannot():
         connection, _ = connect(address, Key(KEY), {"role": "control"}, DEADLINE)
         with contextlib.closing(connection):
             assert connection.reader.max_body == MAX_HELLO
-            with pytest.raises(RemoteProtocolError, match="segment"):
+            with pytest.raises(RemoteProtocolError, match="PONG frame with flags"):
                 connection.receive()
 
 

@@ -111,7 +111,7 @@ class Engine:
         self._shutdown = False
         self._error: Callable[[], BaseException] | None = None
         self._lanes: dict[int, Lane] = {}
-        self._told: tuple[int, list[Buffer]] = 0, []
+        self._told: tuple[int, list[Buffer]] = -1, []  # before the first beat, which is number 0
         self._reactor = reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         # The parts refer to each other in a circle. The lambdas look up those that do not exist yet when they are
         # called, which is not before the reactor has been started.
