@@ -326,6 +326,11 @@ class Workers:
             "worker ended pid=%d slot=%d code=%d peak=%d oom=%s client=%s",
             *(pid, worker.slot, code, report.peak, "unknown" if report.oom is None else report.oom, session.client),
         )
+        if session.forwarding is not None:  # where it is not, this has been written to our own standard error
+            for line in report.stderr.splitlines():
+                _, said, reason = line.partition(f"farm_executor: worker {pid} ends: ")
+                if said:
+                    logger.warning("worker ends pid=%d why=%s", pid, reason)
         session.reports[worker.lane] = report
         self._tell(session, report)
         hang_up(worker.socket)  # after the report, so that the client knows why

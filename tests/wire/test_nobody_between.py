@@ -188,7 +188,7 @@ def test_lanes_cannot_be_exchanged_behind_their_hellos(key_files):
         assert len(set(pids)) == 2
         assert sorted(exchanged) == [0, 1]
         # At least one has seen a wrong proof; the other's connection may have ended with that one's.
-        assert server.wait_for_line("worker [0-9]+ ends: wrong key")
+        assert server.wait_for_line("worker ends pid=[0-9]+ why=wrong key")
 
 
 # -- refusals in the clear ------------------------------------------------------------------------------------
