@@ -190,9 +190,11 @@ def _screen() -> Iterator[int]:
     except OSError:  # the terminal has gone: there is nobody to tell
         raise KeyboardInterrupt from None
     finally:
-        with contextlib.suppress(OSError, ValueError, termios.error):
+        try:
             sys.stdout.write(_LEAVE)
             sys.stdout.flush()
+        except (OSError, ValueError):  # what is left in the buffer must not fail once more at Python's end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         with contextlib.suppress(OSError, termios.error):
             termios.tcsetattr(0, termios.TCSADRAIN, before)
         signal.set_wakeup_fd(wakes)

@@ -10,6 +10,8 @@ from farm_executor.server.door import MAX_GUESTS
 
 @pytest.mark.parametrize(("kind", "count"), [(crowds.HALF_OPEN, MAX_GUESTS + 100), (crowds.PASSING, 600)])
 def test_who_has_the_key_is_served_beside_strangers(serving, kind, count, no_leaks):
+    crowds.first_result_seconds(serving.address, KEY)  # a server keeps its folder for modules from then on
+    wait_until(lambda: not children(serving.pid), "the worker has gone")
     before = len(descriptors(serving.pid))
     with crowds.strangers(kind, serving.address, count) as process:
         assert crowds.seconds_while(process, serving.address, KEY)
