@@ -35,7 +35,7 @@ nitpick_ignore = [
 
 nitpick_ignore_regex = [
     ("py:class", r"(farm_executor\..*\.)?(P|T|T_co|Ts|Target)(\.args|\.kwargs)?"),  # type variables
-    ("py:class", r"Unpack|_Of\w+"),  # how `pfind` and its like say that their options are those of `pfind_if`
+    ("py:class", r"Unpack|_Of\w+|(Address|Progress|Task)Like"),  # options of another function; aliases
 ]
 
 # The names of the standard library that we link to. Its own inventory would have to be downloaded for each build,
@@ -56,7 +56,7 @@ PYTHON_NAMES = {
         "concurrent.futures.as_completed": "function",
     },
     "library/collections.abc": {
-        f"collections.abc.{name}": "class" for name in ("Callable", "Hashable", "Iterable", "Iterator")
+        f"collections.abc.{name}": "class" for name in ("Callable", "Hashable", "Iterable", "Iterator", "Mapping")
     },
     "library/exceptions": dict.fromkeys(
         ("BaseException", "Exception", "OSError", "RuntimeError", "TimeoutError", "TypeError", "ValueError"),

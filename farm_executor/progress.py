@@ -332,7 +332,7 @@ def wait(
         progress: See `FarmExecutor.map`.
 
     Returns:
-        The futures that are done, and those that are not: a named tuple ``(done, not_done)``.
+        A named tuple ``(done, not_done)`` of the futures that are done and those that are not.
     """
     timeout, progress = checked("progress.wait", timeout=timeout, progress=progress)
     futures = set(fs)

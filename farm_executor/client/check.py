@@ -40,7 +40,7 @@ class FarmCheck:
 
     @property
     def differences(self) -> dict[str, dict[str, str]]:
-        """What each server has instead of what is here, by its address: empty if all is alike.
+        """What each server has instead of what is here, by its address; empty if all is alike.
 
         Python differs if its minor version does.
         """

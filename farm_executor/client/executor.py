@@ -91,7 +91,7 @@ class FarmExecutor(Front):
         name: What `farm-executor top` and ``status`` call this farm, beside its program, user and host.
         output: Where tasks write to. "forward": what they, and the processes that they start, write to standard
             output and standard error comes out of this program's, line by line, and from servers with the worker in
-            front of it: ``(host:port/slot) ``. "server": it comes out of the server's. A callable gets an
+            front of it, as ``(host:port/slot)``. "server": it comes out of the server's. A callable gets an
             `OutputLine` for each line, in a thread of the farm's; what it raises is logged. None: "forward" from
             servers; an embedded farm shares this program's output as it is, unless that is captured or a
             notebook's. A task's result never overtakes its output, by more than a second.
