@@ -34,6 +34,12 @@ OF_THE_PYTHON = [
     "tests/wire/test_tls.py",
     "tests/test_exports.py",
 ]
+OF_NEITHER = (  # what depends neither on the Python nor on the versions of what is installed, and takes long
+    "tests/core",
+    "tests/wire/test_nobody_between.py",
+    "tests/wire/test_sealed.py",
+    "tests/test_docs.py",
+)
 SIDE_BY_SIDE = ("-n", "3", "--dist", "worksteal")  # most tests wait for a process most of the time
 
 
@@ -69,7 +75,7 @@ def _group(name: str) -> list[str]:
 
 
 PYTHONS = _find_pythons()
-# `minimums` runs all tests on the oldest Python, so that `tests` need not run some of them there by default.
+# `minimums` runs most tests on the oldest Python, so that `tests` need not run some of them there by default.
 NEWER = [f"tests-{python}" for python in PYTHONS if python != SUPPORTED[0]] or ["tests"]
 nox.options.sessions = ["lint", "types", "house", "minimums", *NEWER, "promises", "not_led", "origins", "docs"]
 FOR_TESTS = [".[completion,tls]", *_group("tests")]
@@ -104,13 +110,16 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=SUPPORTED[0])
 def minimums(session: nox.Session) -> None:
-    """Run the tests, but for those that do harm, with the lowest versions of all that the project declares."""
+    """Run the tests with the lowest versions of all that the project declares.
+
+    Left out are those that do harm, and `OF_NEITHER`, unless named: `-- tests` runs all.
+    """
     project = PROJECT["project"]
     extras = itertools.chain(*project["optional-dependencies"].values())
     declared = [*project["dependencies"], *extras, *_group("tests")]
     _install(session, ".", *(requirement.replace(">=", "==") for requirement in declared))
-    others = ["--ignore=tests/faults", "--ignore=tests/integrations"]  # the latter as in `tests`, which lacks them
-    session.run("pytest", *SIDE_BY_SIDE, "--minimums", *(session.posargs or others))
+    parts = session.posargs or [f"--ignore={path}" for path in ("tests/faults", "tests/integrations", *OF_NEITHER)]
+    session.run("pytest", *SIDE_BY_SIDE, "--minimums", *parts)
 
 
 @nox.session(python=PYTHONS[-1])
