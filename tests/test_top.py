@@ -1,10 +1,12 @@
 """`farm-executor top`: what it shows of any servers, and the terminal that it takes over and gives back."""
 
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -352,12 +354,17 @@ def test_a_reader_that_leaves_ends_it(serving):
     assert "Traceback" not in done.stderr
 
 
+def set_size(terminal, lines, columns):
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+
 class Screen:
     """The command on a terminal of its own."""
 
-    def __init__(self, serving, **environment):
+    def __init__(self, serving, width=100, **environment):
         self.terminal, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (24, 100)) if hasattr(termios, "tcsetwinsize") else None
+        if width is not None:
+            set_size(theirs, 24, width)
         self.before = termios.tcgetattr(theirs)
         self.theirs = theirs
         command = [sys.executable, "-m", "farm_executor", "top", serving.address, "-i", "0.5"]
@@ -433,16 +440,23 @@ def test_a_terminal_that_goes_away_ends_it_without_a_word(screen):
     assert screen.process.stderr.read() == b""
 
 
-@pytest.mark.skipif(not hasattr(termios, "tcsetwinsize"), reason="since Python 3.11")
 def test_another_size_is_another_frame(screen):
     screen.text = ""
-    termios.tcsetwinsize(screen.theirs, (24, 30))
+    set_size(screen.theirs, 24, 30)
     os.kill(screen.process.pid, signal.SIGWINCH)
     screen.wait_for("\x1b[J")
     screen.text = ""
     screen.wait_for("\x1b[J")
     lines = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", screen.text).replace("\r", "").split("\n")
     assert max(map(len, lines)) <= 31
+
+
+def test_a_terminal_that_does_not_say_its_size(serving):
+    screen = Screen(serving, width=None)
+    try:
+        screen.wait_for("q quit")
+    finally:
+        screen.close()
 
 
 def test_no_color(serving):

@@ -69,7 +69,7 @@ def top(
             time.sleep(interval)
             watching.tick(timeout)
             choices = Choices(live=False, blocks=_can_show_blocks(sys.stdout))
-            lines = frame(servers, choices, shutil.get_terminal_size((140, 40)).columns, ONCE_HEIGHT, _clock())
+            lines = frame(servers, choices, _size(140, 40)[0], ONCE_HEIGHT, _clock())
             colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
             painted = paint(lines, colour=colour, plain=not sys.stdout.isatty())
             sys.stdout.write("".join(f"{text.rstrip()}\n" for text in painted))
@@ -148,7 +148,7 @@ def _stay(watching: Watching, servers: Sequence[Server], choices: Choices) -> No
             if time.monotonic() >= due and not choices.paused:
                 watching.tick(PATIENCE)
                 due = time.monotonic() + choices.interval
-            width, height = shutil.get_terminal_size()
+            width, height = _size(80, 24)
             lines = frame(servers, choices, width, height, _clock())
             text = "\x1b[K\r\n".join(paint(lines, colour="NO_COLOR" not in os.environ))
             # In one write, as a synchronized update: no terminal shows half of it.
@@ -202,6 +202,12 @@ def _screen() -> Iterator[int]:
             signal.signal(number, handler)
         os.close(reader)
         os.close(writer)
+
+
+def _size(columns: int, lines: int) -> tuple[int, int]:
+    """Return the terminal's size, or this one where it does not say; before 3.11 shutil lets zeros through."""
+    size = shutil.get_terminal_size((columns, lines))
+    return size.columns or columns, size.lines or lines
 
 
 def _is_screen() -> bool:
