@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from farm_executor.client.farm import hearing
+from farm_executor.client.farm.future import FarmFuture
 from farm_executor.client.farm.hearing import Hearing
 from farm_executor.client.farm.output import Output
 from farm_executor.core.frames import Frame, FrameType
+from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
 
 
@@ -220,3 +222,26 @@ def test_only_the_tail_is_kept(farm):
     assert len(farm.tasks[0].future._output) == hearing.KEPT_OF_TASK
     assert farm.tasks[0].future._output.endswith(f"{size - 1024}\n")
     assert sum(len(tail._data) for tail in farm.lane.hearing._tails) <= 2 * hearing.KEPT_OF_LANE
+
+
+def test_reports_that_come_faster_than_they_are_told_do_not_pile_up(farm):
+    seen = []
+    future = FarmFuture()
+    future.add_progress_callback(lambda future: 1 / 0)
+    future.add_progress_callback(lambda future: seen.append(future.progress.done))
+    for done in range(1000):
+        body = payload.dumps_together([done, None, ""])
+        farm.hearing.on_report(
+            farm.lane, Frame(FrameType.REPORT, count=1, body=body), SimpleNamespace(future=future)
+        )
+    assert len(farm.voice.deeds) == 1
+
+    with pytest.raises(ZeroDivisionError):
+        farm.voice.work()
+    assert seen == [999]
+
+    body = payload.dumps_together([1000, None, ""])
+    farm.hearing.on_report(farm.lane, Frame(FrameType.REPORT, count=1, body=body), SimpleNamespace(future=future))
+    with pytest.raises(ZeroDivisionError):
+        farm.voice.work()
+    assert seen == [999, 1000]

@@ -115,6 +115,7 @@ class Hearing:
         self._shown = 0
         self._begun: dict[Lines, tuple[float, LaneHearing, int]] = {}  # lines not ended; of the voice's thread
         self._gone: OrderedDict[int, LaneHearing] = OrderedDict()
+        self._to_tell: set[FarmFuture] = set()  # futures with progress of which the program has not been told
 
     # -- handlers ------------------------------------------------------------------------------------------
 
@@ -159,8 +160,11 @@ class Hearing:
         future: FarmFuture | None = None if call is None else call.future
         if future is not None:
             future._progress = Progress(done, total, one_line(message, MAX_MESSAGE))
-            for fn in list(future._progress_callbacks or ()):
-                self.of(lane).note(partial(fn, future))
+            # Once for all reports that come before it is told: a callback that takes its time would otherwise have
+            # them pile up, as fast as the server likes.
+            if future._progress_callbacks and future not in self._to_tell:
+                self._to_tell.add(future)
+                self.of(lane).note(partial(self._tell, future))
 
     def lane_gone(self, lane: Speaker) -> None:
         """Note that a lane is lost."""
@@ -208,6 +212,18 @@ class Hearing:
             self._begun[lines] = (time.monotonic() + LINGER, hearing, stream)
         if found:
             self.output.write(hearing.source, stream + 1, found)
+
+    def _tell(self, future: FarmFuture) -> None:
+        """Call a future's callbacks with its progress."""
+        self._to_tell.discard(future)  # before they look: what comes from now on is told again
+        problem = None
+        for fn in list(future._progress_callbacks or ()):
+            try:
+                fn(future)
+            except BaseException as error:  # the user's code: the others are called all the same
+                problem = error
+        if problem is not None:
+            raise problem
 
     def _rest(self, closing: bool) -> float | None:
         # A copy, as showing a line takes it out.
