@@ -243,7 +243,7 @@ def line(
     if failed:
         parts.append(f"{failed:,} failed")
     parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
-    if total is None or done >= total or not done:
+    if total is None or done >= total or not rate:  # a coarse clock may say that no time has passed
         parts.append(_duration(seconds))
     else:
         parts.append(f"{_duration((total - done) / rate)} left")
