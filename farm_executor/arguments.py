@@ -13,10 +13,11 @@ import math
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from farm_executor.core.environment import variable
 from farm_executor.wire.address import parse_address, parse_addresses
 
 __all__ = ["ROWS", "anything", "checked"]
@@ -227,6 +228,24 @@ def _paths(name: str, value: Any) -> Any:
     return [_path(name, one) for one in value]
 
 
+def _env(name: str, value: Any) -> list[tuple[str, str]]:
+    if value is None:
+        return []
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping of names to values, not {_shown(value)}")
+    pairs = []
+    for key, text in value.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise TypeError(f"{name} must map str to str, not {_shown(key)} to {_shown(text)}")
+        if "=" in key:
+            raise ValueError(f"{name}: {_shown(key)} is not the name of an environment variable")
+        try:
+            pairs.append(variable(f"{key}={text}"))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return pairs
+
+
 def _ship(name: str, value: Any) -> tuple[str, ...]:
     """Return the modules to send, none for "off"; paths become absolute, as the program may change directory."""
     one = isinstance(value, (str, os.PathLike))
@@ -365,6 +384,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "private_key": _optional(_path),
         "client_ca": _optional(_path),
         "insecure": _flag,
+        "env": _env,
     },
     "progress.wait": {"fs": anything, "timeout": _DEADLINE, "return_when": anything, "progress": _progress},
     "progress.as_completed": {"fs": anything, "timeout": _DEADLINE, "progress": _progress},

@@ -24,6 +24,7 @@ from typing import Any
 
 from farm_executor import admin, demo, doctor
 from farm_executor._version import __version__
+from farm_executor.core.environment import variable
 from farm_executor.errors import AddressError, AuthenticationError, FarmError
 from farm_executor.launch.local import check_exposure, default_slots, is_encrypted
 from farm_executor.launch.ssh import SSH_VARIABLE, end_servers, start_servers
@@ -111,6 +112,14 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         action="append",
         default=[],
         help="also look for tasks' modules there; may be given several times",
+    )
+    serve.add_argument(
+        "--env",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an environment variable of each worker; {slot} in it is the worker's number from 0 on; may be given "
+        "several times",
     )
     text = "Start servers on other machines over ssh; they run until this command ends."
     launch = _command(commands, "launch", _launch, text, epilog=_LAUNCH)
@@ -280,6 +289,7 @@ def _serve(options: argparse.Namespace) -> int:
     check_exposure(address, options.insecure, server_keys(None, *files, make=False))
     if options.workers is not None and options.workers < 1:
         raise ValueError("--workers must be at least 1")
+    env = [variable(text) for text in options.env]
     slots = options.workers or default_slots()
     listeners = listen_everywhere(address)
     try:
@@ -307,6 +317,7 @@ def _serve(options: argparse.Namespace) -> int:
         name=options.name,
         module_path=[os.path.abspath(folder) for folder in options.path] + _current_folder(),
         monitors=not options.no_monitors,
+        env=env,
     )
     if address.path:
         os.unlink(address.path)

@@ -220,6 +220,24 @@ def test_with_options_refuses(kind, arguments):
         FarmExecutor().with_options(priority="low").with_options(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("kind", "env"),
+    [
+        (TypeError, ["A=1"]),
+        (TypeError, "A=1"),
+        (TypeError, {"A": 1}),
+        (TypeError, {b"A": "1"}),
+        (ValueError, {"A=B": "1"}),
+        (ValueError, {"": "1"}),
+        (ValueError, {"A": "\0"}),
+    ],
+    ids=repr,
+)
+def test_start_server_refuses_what_is_no_environment(kind, env):
+    with pytest.raises(kind, match="env"):
+        start_server("127.0.0.1", 0, background=True, env=env)
+
+
 def test_a_key_is_never_shown():
     for key in (b"a secret", "a secret", [b"a secret"]):
         with pytest.raises((TypeError, ValueError)) as caught:

@@ -16,7 +16,7 @@ from server.processes import DEADLINE, children, wait_until
 from server.serving import KEY, TESTS, Serving
 
 import farm_executor
-from farm_executor import FarmExecutor, ping
+from farm_executor import FarmExecutor, WorkerLostError, ping
 from farm_executor.launch.ssh import SSH_VARIABLE
 from farm_executor.wire.security import KEY_FILE_VARIABLE, write_key
 
@@ -115,6 +115,8 @@ def test_the_installed_command_is_the_same_program():
         (["serve", "127.0.0.1:70000"], "there is no such port"),
         (["serve", "127.0.0.1:0", "--workers", "0"], "at least 1"),
         (["serve", "127.0.0.1:0", "--workers", "many"], "many"),
+        (["serve", "127.0.0.1:0", "--env", "OMP_NUM_THREADS"], "write it as NAME=VALUE"),
+        (["serve", "127.0.0.1:0", "--env", "=1"], "write it as NAME=VALUE"),
         (["serve", "--dance"], "--dance"),
         (["launch"], "address"),
         (["launch", "host:"], "'host:' is no server address"),
@@ -312,6 +314,16 @@ def test_serve_prints_where_it_serves_and_with_how_many_workers():
         assert server.greeting == f"serving on {server.address}, 3 workers for each client\n"
         assert server.port > 0
         assert ping(server.host, server.port, key=KEY)
+
+
+def test_each_worker_gets_the_environment_of_its_slot_and_so_does_the_one_after_it():
+    env = ("--env", "FARM_TEST=gpu {slot}", "--env", "FARM_TEST_TWO=a", "--env", "FARM_TEST_TWO=b")
+    with Serving(*env, workers=2) as server, FarmExecutor(server.address, key=KEY) as farm:
+        assert sorted(farm.broadcast(os.getenv, "FARM_TEST")) == ["gpu 0", "gpu 1"]
+        assert farm.broadcast(os.getenv, "FARM_TEST_TWO") == ["b", "b"]
+        with pytest.raises(WorkerLostError):
+            farm.with_options(max_attempts=1).submit(tasks.die, "kill").result(DEADLINE)
+        assert sorted(farm.broadcast(os.getenv, "FARM_TEST")) == ["gpu 0", "gpu 1"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

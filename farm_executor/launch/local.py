@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -377,6 +377,7 @@ def start_server(
     private_key: PathLike | None = None,
     client_ca: PathLike | None = None,
     insecure: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Server:
     """Start a server.
 
@@ -397,6 +398,8 @@ def start_server(
         private_key: A PEM file with its private key, not encrypted; None if that is in the same file.
         client_ca: A PEM file with the CAs that sign the certificates clients must have; None if they need none.
         insecure: Whether to listen unencrypted on an address that others can reach.
+        env: Environment variables of each worker, set before anything of yours is imported there. ``{slot}`` in a
+            value is the worker's number, from 0 on: ``{"CUDA_VISIBLE_DEVICES": "{slot}"}``. None: none.
 
     Returns:
         The server, a child process.
@@ -408,7 +411,7 @@ def start_server(
         TypeError, ValueError: An argument is invalid; the message names it.
     """
     address = parse_address((host, port), any_port=True)
-    background, name, workers, key, key_file, certificate, private_key, client_ca, insecure = checked(
+    background, name, workers, key, key_file, certificate, private_key, client_ca, insecure, env = checked(
         "start_server",
         background=background,
         name=name,
@@ -419,6 +422,7 @@ def start_server(
         private_key=private_key,
         client_ca=client_ca,
         insecure=insecure,
+        env=env,
     )
     files = {
         "key_file": _absolute(key_file),
@@ -438,6 +442,7 @@ def start_server(
             "directory": None,
             "key": None if key is None else bytes(key).hex(),
             "files": files,
+            "env": env,
             "parent": {"authkey": authkey()} if background else {},
         }
         server = Server(address, _start(listeners, config, group=False))

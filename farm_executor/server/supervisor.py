@@ -70,6 +70,7 @@ class Supervisor:
         parent: The process that its workers take for their parent; None for the supervisor.
         requests: A descriptor for a resource tracker to read, which is started as soon as something can be read.
         monitors: Whether those may look who have a monitor's key, derived from one of the keys.
+        env: Environment variables of the workers; see `core.environment`.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Supervisor:
         parent: Parent | None = None,
         requests: int | None = None,
         monitors: bool = True,
+        env: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._address = address
         self._slots = slots
@@ -116,6 +118,7 @@ class Supervisor:
             parent=parent or Parent(),
             owner=owner,
             interruptible=interruptible,
+            env=env,
             let_go=self._close_all,
         )
         self._sessions = Sessions(self._selector, self._door, terms, self._depot, start_workers, self._on_lost)

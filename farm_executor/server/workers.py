@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from farm_executor.core.environment import for_slot
 from farm_executor.core.features import REPORTS
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello
@@ -63,6 +64,7 @@ class Workers:
         parent: The process that workers take for their parent.
         owner: A file descriptor that reaches its end when that process ends.
         interruptible: Whether Ctrl-C in the terminal interrupts running tasks.
+        env: See `Supervisor`.
         tell: Sends a message to a session's client.
         gone: Called with the session when one of its workers has died and its client has been told.
         let_go: Called in a new process: closes everything of the supervisor's except that socket.
@@ -81,6 +83,7 @@ class Workers:
         parent: Parent,
         owner: int,
         interruptible: bool,
+        env: Sequence[tuple[str, str]],
         tell: Callable[[Session, NamedTuple], None],
         gone: Callable[[Session], None],
         let_go: Callable[[Socket], None],
@@ -92,6 +95,7 @@ class Workers:
         self._parent = parent
         self._owner = owner
         self._interruptible = interruptible
+        self._env = env
         self._tell = tell
         self._gone = gone
         self.counts = Counts()
@@ -203,7 +207,7 @@ class Workers:
         if pid == 0:
             try:
                 channel.close()
-                return self._become_worker(session, guest, lane, progress, theirs, pipes, supervisor)
+                return self._become_worker(session, guest, slot, lane, progress, theirs, pipes, supervisor)
             except BaseException:  # whatever happens, the child must never go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
@@ -225,6 +229,7 @@ class Workers:
         self,
         session: Session,
         guest: Guest,
+        slot: int,
         lane: int,
         progress: Progress,
         channel: Channel,
@@ -255,6 +260,7 @@ class Workers:
             os.close(null)
         self._descriptors.restore()  # only now: the supervisor's are closed, and low numbers are free
         become_child(self._parent, lane, sentinel)
+        os.environ.update(for_slot(self._env, slot))  # before anything of the user's is imported
         set_ambient_key(self._keys[0])
         guest.raw.setblocking(True)
         return WorkerStart(

@@ -20,6 +20,16 @@ def place(address):
 # -- within one process -------------------------------------------------------------------------------
 
 
+def test_its_workers_get_the_environment_of_their_slots(no_leaks):
+    env = {"FARM_TEST": "gpu {slot}"}
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=2, env=env) as server,
+        FarmExecutor(server.address) as farm,
+    ):
+        assert sorted(farm.broadcast(os.getenv, "FARM_TEST")) == ["gpu 0", "gpu 1"]
+    assert "FARM_TEST" not in os.environ
+
+
 def test_a_server_to_which_nobody_refers_lives_until_it_is_ended(no_leaks):
     host, port = place(free_address())
     others = set(background._kept)
