@@ -48,6 +48,70 @@ MAX_BATCH_BYTES = 1024 * 1024  # a larger batch gains nothing, and keeps the lan
 _U32 = struct.Struct("<I")
 _TWO_U32 = struct.Struct("<II")
 
+# Never part of a size: a payload in a batch is shorter than BULK_THRESHOLD.
+_ERROR_BIT = 1 << 31
+
+# -- what tasks and results have in common ----------------------------------------------------------
+
+
+def _runs(payloads: Sequence[Payload]) -> list[tuple[int, int]]:
+    """Return where each run of payloads that travels in one frame begins and ends: a bulk one travels alone.
+
+    Items are numbered by their place in the stream, so a bulk one must not overtake those before it.
+    """
+    sizes = [len(payload[0]) if len(payload) == 1 else BULK_THRESHOLD for payload in payloads]
+    # Most often one frame has room for all, which is seen faster than by adding up one by one.
+    if sizes and len(sizes) <= MAX_COUNT and sum(sizes) <= MAX_BATCH_BYTES and max(sizes) < BULK_THRESHOLD:
+        return [(0, len(sizes))]
+    runs = []
+    begin = total = 0
+    for place, size in enumerate(sizes):
+        bulk = size >= BULK_THRESHOLD
+        if begin < place and (bulk or total > MAX_BATCH_BYTES or place - begin == MAX_COUNT):
+            runs.append((begin, place))
+            begin, total = place, 0
+        total += size
+        if bulk:
+            runs.append((begin, place + 1))
+            begin, total = place + 1, 0
+    return [*runs, (begin, len(sizes))] if begin < len(sizes) else runs
+
+
+def _encode_one(
+    kind: FrameType, flags: int, seq: int, head: int, payload: Payload, error: bool = False
+) -> list[Buffer]:
+    """Encode one item: a bulk one, or a call whose result is awaited, which must not wait for the general code."""
+    body = payload[0]
+    size = len(body)
+    if len(payload) > 1 or size >= BULK_THRESHOLD:  # like is_bulk, but inline: this is done for every call
+        flags |= ERROR if error else 0
+        return encode_payload(kind, payload, seq=seq, flags=flags, prefix=_U32.pack(head))
+    table = _TWO_U32.pack(head, size | _ERROR_BIT if error else size)
+    return [HEADER.pack(8 + size, kind, flags, 1, seq) + table + body]
+
+
+def _encode_run(
+    kind: FrameType, flags: int, seq: int, head: list[int], payloads: list[Payload], errors: list[bool]
+) -> list[Buffer]:
+    """Encode one of the `_runs` as a frame, whose table has the numbers of ``head``, and then the sizes."""
+    if len(payloads) == 1:
+        return _encode_one(kind, flags, seq, head[0], payloads[0], True in errors)
+    bodies = [payload[0] for payload in payloads]
+    sizes = [len(body) for body in bodies]
+    if True in errors:
+        sizes = [size | _ERROR_BIT if error else size for size, error in zip(sizes, errors, strict=True)]
+    table = struct.pack(f"<{len(head) + len(sizes)}I", *head, *sizes)
+    return encode_frame(kind, flags=flags, count=len(sizes), seq=seq, body=b"".join([table, *bodies]))
+
+
+def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Payload]:
+    # Bytes that no item claims are an error as well: then the table and the body are not of one frame.
+    if start + sum(sizes) != len(body):
+        raise RemoteProtocolError(f"a table of {sum(sizes)} bytes over a body of {len(body)}")
+    ends = list(accumulate(sizes, initial=start))
+    return [(body[begin:end],) for begin, end in pairwise(ends)]
+
+
 # -- tasks ------------------------------------------------------------------------------------------
 
 
@@ -62,40 +126,16 @@ def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]], *, once: bool =
         tasks: For each task the number of its function on this lane, and its arguments.
         once: Whether any of them must not be sent again once it has begun. No outcome may wait for others then.
     """
-    out: list[Buffer] = []
     flags = ONCE if once else 0
-    numbers: list[int] = []
-    bodies: list[Buffer] = []
-    size = 0
-    for function, payload in tasks:
-        data = payload[0]
-        # Like is_bulk, but inline: this is done for every call.
-        bulk = len(payload) > 1 or len(data) >= BULK_THRESHOLD
-        # Tasks are numbered by their place in the stream, so a bulk one must not overtake the batch before it.
-        if numbers and (bulk or size > MAX_BATCH_BYTES or len(numbers) == MAX_COUNT):
-            out += _encode_batch(seq, numbers, bodies, flags)
-            seq += len(numbers)
-            numbers, bodies, size = [], [], 0
-        if bulk:
-            out += encode_payload(FrameType.TASKS, payload, seq=seq, flags=flags, prefix=_U32.pack(function))
-            seq += 1
-        else:
-            numbers.append(function)
-            bodies.append(data)
-            size += len(data)
-    if numbers:
-        out += _encode_batch(seq, numbers, bodies, flags)
+    if len(tasks) == 1:
+        ((function, payload),) = tasks
+        return _encode_one(FrameType.TASKS, flags, seq, function, payload)
+    functions = [function for function, _ in tasks]
+    payloads = [payload for _, payload in tasks]
+    out: list[Buffer] = []
+    for begin, end in _runs(payloads):
+        out += _encode_run(FrameType.TASKS, flags, seq + begin, functions[begin:end], payloads[begin:end], [])
     return out
-
-
-def _encode_batch(seq: int, numbers: list[int], bodies: list[Buffer], flags: int) -> list[Buffer]:
-    n = len(numbers)
-    if n == 1:  # a call whose result is awaited: the general code below would take twice as long
-        (data,) = bodies
-        table = _TWO_U32.pack(numbers[0], len(data))
-        return [HEADER.pack(8 + len(data), FrameType.TASKS, flags, 1, seq) + table + data]
-    table = struct.pack(f"<{2 * n}I", *numbers, *map(len, bodies))
-    return encode_frame(FrameType.TASKS, flags=flags, count=n, seq=seq, body=b"".join([table, *bodies]))
 
 
 def decode_tasks(frame: Frame) -> list[tuple[int, Payload]]:
@@ -145,18 +185,7 @@ def decode_tasks_together(frame: Frame) -> tuple[tuple[int, ...], Buffer]:
     return struct.unpack_from(f"<{n}I", body), memoryview(body)[4 * n :]
 
 
-def _split(body: Buffer, start: int, sizes: Sequence[int]) -> list[Payload]:
-    # Bytes that no item claims are an error as well: then the table and the body are not of one frame.
-    if start + sum(sizes) != len(body):
-        raise RemoteProtocolError(f"a table of {sum(sizes)} bytes over a body of {len(body)}")
-    ends = list(accumulate(sizes, initial=start))
-    return [(body[begin:end],) for begin, end in pairwise(ends)]
-
-
 # -- results ----------------------------------------------------------------------------------------
-
-# Never part of a size: a payload in a batch is shorter than BULK_THRESHOLD.
-_ERROR_BIT = 1 << 31
 
 
 def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: int) -> list[Buffer]:
@@ -170,42 +199,18 @@ def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: i
         results: For each outcome its payload, and whether it is an encoded failure instead of a value.
         busy_us: How long the worker was busy with all of them, in microseconds.
     """
-    out: list[Buffer] = []
-    sizes: list[int] = []
-    bodies: list[Buffer] = []
-    size = 0
-    for payload, error in results:
-        data = payload[0]
-        bulk = len(payload) > 1 or len(data) >= BULK_THRESHOLD
-        if sizes and (bulk or size > MAX_BATCH_BYTES or len(sizes) == MAX_COUNT):
-            out += _encode_result_batch(seq, sizes, bodies, busy_us)
-            seq += len(sizes)
-            # The time is that of all outcomes together, so only the first frame may report it.
-            sizes, bodies, size, busy_us = [], [], 0, 0
-        if bulk:
-            flags = ERROR if error else 0
-            busy = _U32.pack(min(busy_us, 0xFFFFFFFF))
-            out += encode_payload(FrameType.RESULTS, payload, seq=seq, flags=flags, prefix=busy)
-            seq += 1
-            busy_us = 0
-        else:
-            sizes.append(len(data) | _ERROR_BIT if error else len(data))
-            bodies.append(data)
-            size += len(data)
-    if sizes:
-        out += _encode_result_batch(seq, sizes, bodies, busy_us)
-    return out
-
-
-def _encode_result_batch(seq: int, sizes: list[int], bodies: list[Buffer], busy_us: int) -> list[Buffer]:
     # More than 71 minutes do not fit a u32. The exact time makes no difference by then.
     busy_us = min(busy_us, 0xFFFFFFFF)
-    n = len(sizes)
-    if n == 1:
-        (data,) = bodies
-        return [HEADER.pack(8 + len(data), FrameType.RESULTS, 0, 1, seq) + _TWO_U32.pack(busy_us, sizes[0]) + data]
-    table = struct.pack(f"<{1 + n}I", busy_us, *sizes)
-    return encode_frame(FrameType.RESULTS, count=n, seq=seq, body=b"".join([table, *bodies]))
+    if len(results) == 1:
+        ((payload, error),) = results
+        return _encode_one(FrameType.RESULTS, 0, seq, busy_us, payload, error)
+    payloads = [payload for payload, _ in results]
+    errors = [error for _, error in results]
+    out: list[Buffer] = []
+    for begin, end in _runs(payloads):
+        out += _encode_run(FrameType.RESULTS, 0, seq + begin, [busy_us], payloads[begin:end], errors[begin:end])
+        busy_us = 0  # the time is that of all outcomes together, so only the first frame may report it
+    return out
 
 
 def decode_results(frame: Frame) -> tuple[int, list[tuple[Payload, bool]]]:
