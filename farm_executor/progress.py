@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TextIO, TypeVar
 
 from farm_executor.arguments import checked
-from farm_executor.core.text import cut, one_line, width_of
+from farm_executor.core.text import cut, name_of, one_line, width_of
 
 __all__ = ["ProgressLike", "Tally", "as_completed", "shown", "tally_for", "wait"]
 
@@ -159,7 +159,7 @@ def tally_for(progress: ProgressLike, label: Callable[..., Any] | str, total: in
     file: TextIO | None = sys.stderr
     if not _is_seen(file):
         return None
-    text = progress if isinstance(progress, str) else label if isinstance(label, str) else _name_of(label)
+    text = progress if isinstance(progress, str) else label if isinstance(label, str) else name_of(label)
     text = one_line(text, MAX_LABEL)
     tqdm = _tqdm()
     return Tally(_Line(file, text) if tqdm is None else _Bar(tqdm, text, total), total)
@@ -305,12 +305,6 @@ def _can_be_written(text: str, file: Any) -> bool:
     except (LookupError, UnicodeEncodeError):
         return False
     return True
-
-
-def _name_of(fn: Any) -> str:
-    while isinstance(fn, partial):
-        fn = fn.func
-    return str(getattr(fn, "__name__", type(fn).__name__))
 
 
 # -- futures ------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ STEPS = [
 # And within the larger packages: a module imports from lower floors, or from its own floor where there is no cycle.
 FLOORS = {
     "client": [
-        ("launching", "protocol", "settings"),
+        ("launching", "notebook", "protocol", "settings"),
         ("lifetime",),
         ("supply",),
         ("backing",),
@@ -59,6 +59,7 @@ FLOORS = {
         ("servers",),
         ("broadcasts", "statistics"),
         ("outcomes", "stopping"),
+        ("sight",),
         ("engine",),
     ],
     "data": [

@@ -203,6 +203,12 @@ class FarmExecutor(Front):
             f"workers, {running} running, {waiting} queued>"
         )
 
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the servers, their workers, and what has become of calls. Starts nothing."""
+        from farm_executor.client.notebook import table
+
+        return table(f"{type(self).__name__} {self._backing.supply.describe()}", self.statistics())
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a client of the same servers, with workers of its own: nested work cannot deadlock.
 

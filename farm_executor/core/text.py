@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import partial
+from typing import Any
 
 __all__ = [
     "MAX_STDERR",
     "MAX_STDERR_LINES",
     "cut",
     "last_lines",
+    "name_of",
     "one_line",
     "plain_lines",
     "some_lines",
@@ -24,6 +27,7 @@ __all__ = [
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 MAX_STDERR_LINES = 20
+MAX_NAME = 200
 MAX_STDERR = 2048  # characters of what a worker wrote to standard error, in a report of its death
 
 
@@ -80,3 +84,13 @@ def _shown(character: str) -> str:
     if character.isprintable():
         return character
     return " " if character.isspace() else "?"
+
+
+def name_of(fn: Any) -> str:
+    """Return what people call a function: its name, also if it is partly applied, or applied to many items."""
+    while isinstance(fn, partial):
+        # Those that call a function for each of a block's items take it first.
+        each = getattr(fn.func, "__module__", "") == "farm_executor.data.blocks"
+        fn = fn.args[0] if each and fn.args else fn.func
+    name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None) or type(fn).__qualname__
+    return one_line(str(name).rpartition("<locals>.")[2], MAX_NAME)

@@ -67,6 +67,12 @@ class Call(Task):
         self.future: FarmFuture | None = FarmFuture()
         self.future._call = self
 
+    @property
+    def name(self) -> str:
+        """The function's name, for people; empty once the call has been released."""
+        function = self.function
+        return "" if function is None else function.name
+
     def release(self) -> FarmFuture:
         """Return the future, and drop everything that is held for the call. Must be called once at most."""
         future, self.future = self.future, None

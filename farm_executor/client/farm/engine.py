@@ -44,14 +44,15 @@ from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.servers import Servers, Sources
 from farm_executor.client.farm.settling import Settler
 from farm_executor.client.farm.shipping import Shipping
+from farm_executor.client.farm.sight import Sight
 from farm_executor.client.farm.stopping import Stopping
 from farm_executor.client.farm.wording import (
     caused,
     copy_of,
     explain_pickling,
 )
-from farm_executor.core.frames import Buffer, Payload, payload_size
-from farm_executor.core.messages import KillOrder, encode
+from farm_executor.core.frames import Payload, payload_size
+from farm_executor.core.messages import KillOrder
 from farm_executor.core.task import Cancel, Retire
 from farm_executor.data import payload
 from farm_executor.data.failure import Origin
@@ -99,6 +100,7 @@ class Engine:
     Attributes:
         servers: The farm's servers.
         counts_tasks: Whether workers are replaced after a fixed number of tasks.
+        sight: What the farm tells of itself.
 
     Thread safety: the methods for callers, and those of `future.Owner`, may be called from any thread.
     """
@@ -111,7 +113,7 @@ class Engine:
         self._shutdown = False
         self._error: Callable[[], BaseException] | None = None
         self._lanes: dict[int, Lane] = {}
-        self._told: tuple[int, list[Buffer]] = -1, []  # before the first beat, which is number 0
+        self.sight: Sight
         self._reactor = reactor = Reactor(self._finished, self._fail, self._close, may_lead=options.caller_leads)
         # The parts refer to each other in a circle. The lambdas look up those that do not exist yet when they are
         # called, which is not before the reactor has been started.
@@ -151,8 +153,9 @@ class Engine:
             kills,
             self._on_seats_gone,
             self._on_refusal,
-            self._pulse,
+            lambda beat: self.sight.pulse(beat),
         )
+        self.sight = Sight(dispatch, self._lanes, self.servers, settler, self._outcomes, self._budget)
 
     def start(self) -> None:
         """Start the I/O thread and begin to dial.
@@ -395,11 +398,7 @@ class Engine:
 
     def statistics(self) -> FarmStatistics:
         """Take a snapshot of the farm's figures."""
-        from farm_executor.client.farm.statistics import snapshot  # late: most programs never ask
-
-        state = "broken" if self._error else "shut down" if self._shutdown else "open"
-        counts = {**self._settler.counts, "resubmitted": self._outcomes.resubmitted}
-        return snapshot(state, self._dispatch, self.servers, self._budget, counts)
+        return self.sight.statistics("broken" if self._error else "shut down" if self._shutdown else "open")
 
     # -- for the reactor -----------------------------------------------------------------------------------
 
@@ -477,15 +476,6 @@ class Engine:
         """Send a kill order on behalf of `Kills`; return whether it could be sent."""
         lane = self._lanes.get(order.lane)
         return lane is not None and lane.session.send(order)
-
-    def _pulse(self, beat: int) -> list[Buffer]:
-        """Return the frame of a heartbeat: what all servers are told of the farm, for those who look at them."""
-        from farm_executor.client.farm.statistics import farm_status  # late, as above
-
-        if self._told[0] != beat:  # one count for all servers
-            counts = {**self._settler.counts, "resubmitted": self._outcomes.resubmitted}
-            self._told = beat, encode(farm_status(self._dispatch, list(self._lanes), counts), beat)
-        return self._told[1]
 
     # -- ends ----------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from farm_executor.core.frames import Payload
+from farm_executor.core.text import name_of
 from farm_executor.data import payload
 from farm_executor.data.byvalue import is_importable, is_made_afresh
 from farm_executor.data.hints import annotated_names, looked_up_names, names_in
@@ -50,11 +51,13 @@ class Function(NamedTuple):
         number: The number.
         data: The pickle.
         weight: How many bytes keeping it takes, on either side.
+        name: What people call it.
     """
 
     number: int
     data: Payload
     weight: int
+    name: str = ""
 
 
 class Kept:
@@ -142,7 +145,7 @@ class FunctionTable:
     def _pickle(self, fn: Callable[..., Any]) -> Function:
         # Before pickling: a part that another thread changes in between must be seen as changed at the next look.
         parts = _Parts(fn) if isinstance(fn, types.FunctionType) else None
-        function = self._number(bytes(payload.dumps(fn, out_of_band=False)[0]))
+        function = self._number(bytes(payload.dumps(fn, out_of_band=False)[0]), fn)
         if payload.by_value(function.data):
             stays = parts is not None and parts.can_be_compared
         else:
@@ -160,13 +163,13 @@ class FunctionTable:
         with self._lock:
             self._forget(self.kept.forget_large())
 
-    def _number(self, data: bytes) -> Function:
+    def _number(self, data: bytes, fn: Callable[..., Any]) -> Function:
         with self._lock:
             function = self._by_content.get(data)
             if function is None:
                 # For one that travels by value, both ends keep the function itself beside its pickle.
                 weight = len(data) * (1 + payload.by_value([data]))
-                function = self._by_content[data] = Function(next(self._numbers), [data], weight)
+                function = self._by_content[data] = Function(next(self._numbers), [data], weight, name_of(fn))
             if self.kept.use(data, function.weight):
                 self._forget(self.kept.trim())
         return function

@@ -50,6 +50,13 @@ def renew_lock() -> None:
     _lock = threading.RLock()
 
 
+class Sight(Protocol):
+    """What an owner tells of itself."""
+
+    def where(self, call: Any) -> str:
+        """Return which worker has the call, for people; empty if none has."""
+
+
 class Owner(Protocol):
     """The object that will settle the future."""
 
@@ -73,11 +80,19 @@ class Owner(Protocol):
     def waiting(self, future: FarmFuture) -> AbstractContextManager[None]:
         """Return a context for a thread that waits for the future without leading."""
 
+    @property
+    def sight(self) -> Sight:
+        """What the owner tells of itself."""
+
 
 class Owned(Protocol):
     """The call that a future is of: to the future, no more than the way to its owner."""
 
     owner: Owner
+
+    @property
+    def name(self) -> str:
+        """Its function, for people."""
 
 
 class FarmFuture(Future[Any]):
@@ -104,6 +119,18 @@ class FarmFuture(Future[Any]):
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("cannot pickle a future, which belongs to one process; wait for it, and send its result")
+
+    def __repr__(self) -> str:
+        """Return its state in one line; until it is settled also its function, worker and progress."""
+        call, progress = self._call, self._progress
+        known = []
+        if call is not None and not self.done():
+            where = call.owner.sight.where(call)
+            known.append(f"{call.name} on {where}" if where else call.name)
+        if progress is not None:
+            of = "" if progress.total is None else f" of {progress.total:g}"
+            known.append(f"{progress.done:g}{of}" + (f", {progress.message}" if progress.message else ""))
+        return f"{super().__repr__()[:-1]}{''.join(f' {text}' for text in known)}>"
 
     @property
     def progress(self) -> Progress | None:

@@ -1,0 +1,73 @@
+"""What a farm tells of itself: to its program, to its servers, and to people.
+
+This module owns who is told what. It must not change anything, nor know how any of it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from farm_executor.client.farm.budget import Budget
+from farm_executor.client.farm.call import Call
+from farm_executor.client.farm.dispatch import Dispatch
+from farm_executor.client.farm.lane import Lane
+from farm_executor.client.farm.outcomes import Outcomes
+from farm_executor.client.farm.servers import Servers
+from farm_executor.client.farm.settling import Settler
+from farm_executor.core.frames import Buffer
+from farm_executor.core.messages import encode
+
+if TYPE_CHECKING:
+    from farm_executor.client.farm.statistics import FarmStatistics
+
+__all__ = ["Sight"]
+
+
+class Sight:
+    """The view of one farm; see the module.
+
+    Thread safety: all methods but `pulse` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        lanes: Mapping[int, Lane],
+        servers: Servers,
+        settler: Settler,
+        outcomes: Outcomes,
+        budget: Budget | None,
+    ) -> None:
+        self._dispatch = dispatch
+        self._lanes = lanes
+        self._servers = servers
+        self._settler = settler
+        self._outcomes = outcomes
+        self._budget = budget
+        self._told: tuple[int, list[Buffer]] = -1, []  # before the first beat, which is number 0
+
+    def statistics(self, state: str) -> FarmStatistics:
+        """Take a snapshot of the farm, which is in that state."""
+        from farm_executor.client.farm.statistics import snapshot  # late: most programs never ask
+
+        return snapshot(state, self._dispatch, self._servers, self._budget, self._counts())
+
+    def pulse(self, beat: int) -> list[Buffer]:
+        """Return the frame of a heartbeat: what all servers are told of the farm, for those who look at them."""
+        from farm_executor.client.farm.statistics import farm_status  # late, as above
+
+        if self._told[0] != beat:  # one count for all servers
+            self._told = beat, encode(farm_status(self._dispatch, list(self._lanes), self._counts()), beat)
+        return self._told[1]
+
+    def where(self, call: Call) -> str:
+        """Return which worker has a call, for people; empty if none has."""
+        # Without the lock, as a future may be shown anywhere: at worst this names the worker that has just had it.
+        lane = self._lanes.get(call.lane) if call.started else None
+        if lane is None:
+            return ""
+        return f"worker pid {lane.pid}" + ("" if lane.server.startswith("unix:") else f" of {lane.server}")
+
+    def _counts(self) -> dict[str, int]:
+        return {**self._settler.counts, "resubmitted": self._outcomes.resubmitted}
