@@ -85,6 +85,8 @@ def no_leaks():
     if os.name == "posix":  # a process keeps the one that its farms share; the standard library's tests end it
         resource_tracker.ensure_running()
     gc.collect()
+    # What has outlived other tests is none of this one's: to look through it once more took half of a run's time.
+    gc.freeze()
     threads, children, descriptors = _threads(), _children(), _descriptors()
     yield
     deadline = time.monotonic() + 10
