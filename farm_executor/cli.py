@@ -26,6 +26,7 @@ from farm_executor import admin, demo, doctor
 from farm_executor._version import __version__
 from farm_executor.core.environment import variable
 from farm_executor.errors import AddressError, AuthenticationError, FarmError
+from farm_executor.extras import MissingExtraError
 from farm_executor.launch.local import check_exposure, default_slots, is_encrypted
 from farm_executor.launch.ssh import SSH_VARIABLE, end_servers, start_servers
 from farm_executor.wire.address import DEFAULT_PORT, Address, parse_address, parse_addresses
@@ -47,6 +48,7 @@ __all__ = ["main"]
 
 DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 YES, NO, WRONG, INTERRUPTED = 0, 1, 2, 130
+_WRONG = (AddressError, AuthenticationError, OSError, ValueError, MissingExtraError)
 
 _KEYS = f"""\
 The key: client and server prove to each other that they hold the same one. For one user on one machine it is found
@@ -80,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         return NO
-    except (FarmError, OSError, ValueError) as error:
+    except (FarmError, OSError, ValueError, MissingExtraError) as error:
         print(f"farm-executor: {error}", file=sys.stderr)
-        return WRONG if isinstance(error, (AddressError, AuthenticationError, OSError, ValueError)) else NO
+        return WRONG if isinstance(error, _WRONG) else NO
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
@@ -143,6 +145,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         command.add_argument("address", nargs="*", default=[DEFAULT_ADDRESS], help=several)
         command.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
         command.add_argument("--json", action="store_true", help="print a line of JSON for each server")
+        if name == "status":
+            command.add_argument("--metrics", action="store_true", help="print what Prometheus scrapes")
     text = "Compare the packages that are installed here with those of servers: exit code 0 if all are alike."
     doctor.add_arguments(
         _command(commands, "doctor", doctor.main, text, epilog=f"{_EXAMPLES['doctor']}\n\n{_KEYS}")
@@ -407,6 +411,9 @@ def _ping(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.metrics:
+        return _metrics(options)
+
     def status(address: Address) -> dict[str, Any]:
         data = admin.ask(address, "status", options.timeout, key_file=options.key_file)
         return {**data, "address": str(address), "listens": data["address"]}
@@ -414,11 +421,25 @@ def _status(options: argparse.Namespace) -> int:
     return _ask_each(options, status, _describe_status, {})
 
 
+def _metrics(options: argparse.Namespace) -> int:
+    from farm_executor.observe.exposition import ServerCollector, exposition  # late: it needs an extra
+    from farm_executor.observe.watching import Watching
+
+    watching = Watching(_machines_of(options), options.key_file, options.timeout)
+    try:
+        watching.tick(options.timeout)
+        servers = list(watching.servers.values())
+        sys.stdout.write(exposition(ServerCollector(lambda: servers)).decode())
+        return YES if all(server.state in ("open", "draining") for server in servers) else NO
+    finally:
+        watching.close()
+
+
 def _top(options: argparse.Namespace) -> int:
     from farm_executor.observe.top import top  # late: only this command needs it
 
     answered = top(
-        [machine for text in options.address for machine in _machines(text)],
+        _machines_of(options),
         key_file=options.key_file,
         interval=options.interval,
         timeout=options.timeout,
@@ -481,7 +502,7 @@ def _ask_each(
         failed: What JSON says of a server that does not answer, beside its address and the error.
     """
     code = YES
-    for address in [machine for text in options.address for machine in _machines(text)]:
+    for address in _machines_of(options):
         try:
             answer = ask(address)
         except (OSError, FarmError) as error:
@@ -502,6 +523,10 @@ def _machines(text: str) -> list[Address]:
     """The server that is meant, or with ?all one for each machine that the name stands for."""
     address = parse_address(text)
     return resolve(address) if address.every else [address]
+
+
+def _machines_of(options: argparse.Namespace) -> list[Address]:
+    return [machine for text in options.address for machine in _machines(text)]
 
 
 def _count(number: int, noun: str) -> str:

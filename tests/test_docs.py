@@ -64,7 +64,7 @@ PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "_bu
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 PACKAGE = Path(farm_executor.__file__).parent
 
-LANGUAGES = {"python", "pycon", "shell", "console", "text", "lisp", "ini"}
+LANGUAGES = {"python", "pycon", "shell", "console", "text", "lisp", "ini", "yaml"}
 NOT_RUN = {"nox", "pip", "scp", "ssh", "ssh-keygen"}
 NOBODY = "127.0.0.1:1"
 DEADLINE = 60.0  # seconds until a page that hangs is ended; a whole page takes one or two
