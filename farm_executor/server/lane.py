@@ -28,23 +28,13 @@ import select
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NoReturn
 
-from farm_executor.core.batches import (
-    decode_tasks,
-    decode_tasks_together,
-    encode_results,
-    encode_results_together,
-    fit_together,
-)
+from farm_executor.core.batches import encode_results, encode_results_together, fit_together
 from farm_executor.core.frames import (
     ERROR,
-    MAX_RECALLS,
-    ONCE,
-    TOGETHER,
     Buffer,
     Frame,
     FrameType,
@@ -66,7 +56,7 @@ from farm_executor.server.keeping import kept
 from farm_executor.server.marks import Marks
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
 from farm_executor.server.reports import Report, Reports
-from farm_executor.server.sent import SentFunction, SentTask
+from farm_executor.server.sent import Backlog, SentFunction, SentTask
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.polling import Poller
 from farm_executor.wire.sockets import AnySocket, Socket
@@ -114,9 +104,8 @@ class WorkerLane:
         self._secure = secure
         self._io = threading.Lock()
         self._wanted = Waker()  # rings when the main thread wants to read and the helper may be asleep doing so
-        self._functions: dict[int, SentFunction] = {}  # guarded by _io, like the reading itself
-        self._expected = 0  # the next task's number; guarded by _io
-        self._recalls = 0  # how often numbers have become free again; guarded by _io
+        self._backlog = Backlog()  # guarded by _io, like the reading itself
+        self._tasks = self._backlog.tasks
 
         self._send = threading.Lock()
         self._outbox: Outbox[_Outcome] = Outbox(resumable=resumable)  # guarded by _send
@@ -127,7 +116,6 @@ class WorkerLane:
         self._reports = Reports()
         self._questions = Questions()
         self.on_offer: Callable[[dict[str, str], dict[str, Package]], None] | None = None
-        self._tasks: deque[SentTask | Frame] = deque()
         self._spent = 0.0  # seconds in tasks that have ended; set by the main thread
         self._run = 0  # how many tasks and initializers the main thread has begun
         self._running = False  # set by the main thread: something has begun and not ended
@@ -158,8 +146,6 @@ class WorkerLane:
             # Set before the queue is looked at, so that the helper does not go to rest on a task just taken.
             self._busy = True
             try:
-                # Tasks are taken here from the front and recalled from the back. Both operations are atomic, so a
-                # task is either run or given back, and never both.
                 task = self._tasks.popleft()
             except IndexError:
                 if self._outcomes:  # the tasks that they were held back for have been recalled
@@ -392,7 +378,7 @@ class WorkerLane:
             old.close()
             self._connection = connection
             self._progress[RECEIVED] = self._progress[SENT] = 0
-        self._functions.clear()  # some may have been lost on the way, so the client starts over, too
+        self._backlog.functions.clear()  # some may have been lost on the way, so the client starts over, too
         for poll in (self._poll, self._helper_poll):
             poll.register(sock.fileno(), select.POLLIN)
 
@@ -407,7 +393,7 @@ class WorkerLane:
             # were given before must not hit those.
             self._free_numbers()
             # RESUMED comes first: the client takes no outcomes before it.
-            self._send_all(encode_frame(FrameType.RESUMED, seq=self._expected, count=self._recalls))
+            self._send_all(encode_frame(FrameType.RESUMED, seq=self._backlog.expected, count=self._backlog.recalls))
             for question in self._questions.open():
                 self._send_all(question.encoded)
         self._flush()
@@ -445,11 +431,11 @@ class WorkerLane:
 
     def _take(self, frame: Frame) -> None:
         if frame.type is FrameType.TASKS:
-            self._queue_tasks(frame)
+            self._backlog.add(frame)
         elif frame.type is FrameType.FUNCTION:
-            self._functions[frame.seq] = SentFunction(payload_of(frame))
+            self._backlog.functions[frame.seq] = SentFunction(payload_of(frame))
         elif frame.type is FrameType.FORGET:
-            self._functions.pop(decode_number(frame), None)
+            self._backlog.functions.pop(decode_number(frame), None)
         elif frame.type is FrameType.RECALL:
             self._give_back(frame.count)
         elif frame.type is FrameType.ACK:
@@ -468,48 +454,14 @@ class WorkerLane:
         else:
             raise RemoteProtocolError(f"{frame.type.name} frame on a lane")
 
-    def _queue_tasks(self, frame: Frame) -> None:
-        if frame.seq != self._expected:
-            raise RemoteProtocolError(f"tasks from {frame.seq} on, when {self._expected} was due")
-        tasks = []
-        once, plain = bool(frame.flags & ONCE), bool(frame.flags & TOGETHER)
-        calls: Iterable[tuple[int, Any]]
-        if plain:
-            numbers, data = decode_tasks_together(frame)
-            calls = zip(numbers, payload.loads_together(data, len(numbers)), strict=True)
-        else:
-            calls = decode_tasks(frame)
-        for number, arguments in calls:
-            function = self._functions.get(number)
-            if function is None:
-                raise RemoteProtocolError(f"task {self._expected} names function {number}, which never came")
-            # The task holds its function: a FORGET behind it concerns later ones only.
-            tasks.append(SentTask(self._expected, function, arguments, once, plain))
-            self._expected += 1
-        self._tasks.extend(tasks)
-
     def _free_numbers(self) -> None:
-        """Count that the numbers from ``_expected`` on will be used again.
-
-        Kill orders name tasks by number. With this count they also say which use of the number they mean.
-        """
-        self._recalls = (self._recalls + 1) % MAX_RECALLS
-        self._progress[RECALLS] = self._recalls
+        self._progress[RECALLS] = self._backlog.free_numbers()
 
     def _give_back(self, count: int) -> None:
-        given = 0
-        # From the back: the numbers that become free are then the highest, and those before them stay as they are.
-        with contextlib.suppress(IndexError):  # the main thread has begun the rest
-            while given < count:
-                last = self._tasks.pop()
-                if isinstance(last, Frame):  # INIT, which is not a task and has no number
-                    self._tasks.append(last)
-                    break
-                given += 1
-        self._expected -= given
+        given = self._backlog.give_back(count)
         if given:
             self._free_numbers()
-        self._say(encode_frame(FrameType.RECALLED, count=given, seq=self._expected))
+        self._say(encode_frame(FrameType.RECALLED, count=given, seq=self._backlog.expected))
 
     # -- the helper thread -----------------------------------------------------------------------------
 

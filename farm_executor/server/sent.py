@@ -1,15 +1,21 @@
 """What a worker has received and not run yet.
 
-It must not know how it is received, nor how it is run.
+This module owns the functions and the tasks that have come, and the numbers of those that are still to come. It
+must not know how they are received, nor how they are run.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from farm_executor.core.frames import Payload
+from farm_executor.core.batches import decode_tasks, decode_tasks_together
+from farm_executor.core.frames import MAX_RECALLS, ONCE, TOGETHER, Frame, Payload
+from farm_executor.data import payload
+from farm_executor.errors import RemoteProtocolError
 
-__all__ = ["SentFunction", "SentTask"]
+__all__ = ["Backlog", "SentFunction", "SentTask"]
 
 
 class SentFunction:
@@ -40,3 +46,72 @@ class SentTask(NamedTuple):
     arguments: Any
     once: bool
     plain: bool
+
+
+class Backlog:
+    """The tasks that wait for the main thread; see the module.
+
+    Attributes:
+        tasks: In their order. The main thread takes them from the front, and they are recalled from the back; both
+            are atomic, so a task is either run or given back, and never both.
+        functions: Those that came over the present connection, by number.
+        expected: The next task's number.
+        recalls: How often numbers have become free again, modulo `MAX_RECALLS`.
+
+    Thread safety: all but `tasks` belongs to the thread that reads the lane.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: deque[SentTask | Frame] = deque()
+        self.functions: dict[int, SentFunction] = {}
+        self.expected = 0
+        self.recalls = 0
+
+    def add(self, frame: Frame) -> None:
+        """Take the tasks of a TASKS frame.
+
+        Raises:
+            RemoteProtocolError: It is malformed, not the one that was due, or names functions that never came.
+        """
+        if frame.seq != self.expected:
+            raise RemoteProtocolError(f"tasks from {frame.seq} on, when {self.expected} was due")
+        tasks = []
+        once, plain = bool(frame.flags & ONCE), bool(frame.flags & TOGETHER)
+        calls: Iterable[tuple[int, Any]]
+        if plain:
+            numbers, data = decode_tasks_together(frame)
+            calls = zip(numbers, payload.loads_together(data, len(numbers)), strict=True)
+        else:
+            calls = decode_tasks(frame)
+        for number, arguments in calls:
+            function = self.functions.get(number)
+            if function is None:
+                raise RemoteProtocolError(f"task {self.expected} names function {number}, which never came")
+            # The task holds its function: a FORGET behind it concerns later ones only.
+            tasks.append(SentTask(self.expected, function, arguments, once, plain))
+            self.expected += 1
+        self.tasks.extend(tasks)
+
+    def give_back(self, count: int) -> int:
+        """Give back up to that many tasks, the last ones; return how many."""
+        given = 0
+        # From the back: the numbers that become free are then the highest, and those before them stay as they are.
+        while given < count:
+            try:
+                last = self.tasks.pop()
+            except IndexError:  # the main thread has begun the rest
+                break
+            if isinstance(last, Frame):  # INIT, which is not a task and has no number
+                self.tasks.append(last)
+                break
+            given += 1
+        self.expected -= given
+        return given
+
+    def free_numbers(self) -> int:
+        """Count that the numbers from `expected` on will be used again; return the count.
+
+        Kill orders name tasks by number. With this count they also say which use of the number they mean.
+        """
+        self.recalls = (self.recalls + 1) % MAX_RECALLS
+        return self.recalls
