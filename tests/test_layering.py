@@ -63,7 +63,7 @@ FLOORS = {
         ("engine",),
     ],
     "data": [
-        ("hints", "importing", "modules", "packages", "refused", "tokens"),
+        ("awaiting", "hints", "importing", "modules", "packages", "refused", "tokens"),
         ("byvalue",),
         ("failure", "payload"),
         ("blocks",),

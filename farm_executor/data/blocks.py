@@ -12,10 +12,12 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Sequence
+from types import CoroutineType
 from typing import Any, NamedTuple
 
 from farm_executor.core.frames import BULK_THRESHOLD, Payload
 from farm_executor.data import payload
+from farm_executor.data.awaiting import all_awaited, awaited
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 
 __all__ = ["BLOCK_SECONDS", "PLAIN", "BlockOutcome", "call_each", "call_with_each", "portable", "run_block"]
@@ -67,7 +69,8 @@ def run_block(fn: Callable[..., Any], items: Sequence[Any], pickled: bool) -> Bl
             failure = dump_failure(error, explain_unreadable(error))
             break
         try:
-            values.append(fn(*args))
+            value = fn(*args)
+            values.append(awaited(value) if type(value) is CoroutineType else value)
         except BaseException as error:  # any exception is the item's outcome, as it would be a task's
             failure = dump_failure(error, skip_frames=1)
             BaseException.with_traceback(error, None)
@@ -98,9 +101,9 @@ def _outcome(values: list[Any], failure: Payload | None) -> BlockOutcome:
 def call_with_each(fn: Callable[[Any], Any], chunk: list[Any]) -> list[Any]:
     """Call the function with each item."""
     # Not `list(map(fn, chunk))`, which would take a StopIteration that the function raises for the end.
-    return [fn(item) for item in chunk]
+    return all_awaited([fn(item) for item in chunk])
 
 
 def call_each(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
     """Call the function with each tuple of arguments."""
-    return [fn(*args) for args in chunk]
+    return all_awaited([fn(*args) for args in chunk])

@@ -22,9 +22,8 @@ _PROXY = (
     "take arguments and return results, or use that of a multiprocessing.Manager(), whose proxies can be sent to "
     "workers of the same machine"
 )
-_COROUTINE = (
-    "async functions are not run as tasks: submit a plain function that calls asyncio.run() on the async one"
-)
+_COROUTINE = "submit the async function itself with its arguments, and await it within a task"
+_GENERATOR = "have what it yields come by stream(), or return a list of it"
 _FILE = "pass its path, and open it in the task"
 
 _INSTEAD = {
@@ -32,9 +31,9 @@ _INSTEAD = {
     ("_io", "BufferedReader"): _FILE,
     ("_io", "BufferedWriter"): _FILE,
     ("_io", "FileIO"): _FILE,
-    ("builtins", "async_generator"): _COROUTINE,
+    ("builtins", "async_generator"): _GENERATOR,
     ("builtins", "coroutine"): _COROUTINE,
-    ("builtins", "generator"): "return a list of what it yields",
+    ("builtins", "generator"): _GENERATOR,
     ("ctypes", "CDLL"): "load the library in the task",
     ("multiprocessing.connection", "Connection"): _CONNECTION,
     ("multiprocessing.connection", "Listener"): _CONNECTION,

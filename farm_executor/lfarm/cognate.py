@@ -18,6 +18,7 @@ from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from farm_executor.arguments import checked
+from farm_executor.data.awaiting import all_awaited
 from farm_executor.lfarm.checks import check_bool, check_callable, checked_index
 from farm_executor.lfarm.parts import bounds, columns, divide, interval, run_all, sliceable
 from farm_executor.lfarm.tasks import TaskLike, sendable
@@ -478,7 +479,7 @@ def _call(task: Callable[..., Any], *args: Any) -> Any:
 
 
 def _map_part(task: Callable[..., Any], *columns: Any) -> list[Any]:
-    return list(map(task, *columns))
+    return all_awaited(list(map(task, *columns)))
 
 
 def _repeat_part(task: Callable[[], Any], times: range) -> list[Any]:

@@ -23,6 +23,7 @@ from contextvars import ContextVar
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from farm_executor.data import payload
+from farm_executor.data.awaiting import awaited
 from farm_executor.data.failure import describe, report_of, take_report
 from farm_executor.errors import FarmError, InvalidTaskError, TaskExecutionError
 from farm_executor.lfarm.checks import check_bool
@@ -217,7 +218,7 @@ def run_task(task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     function = task.function if isinstance(task, Task) else task
     token = _in_task.set(True)
     try:
-        return function(*args, **kwargs)
+        return awaited(function(*args, **kwargs))
     finally:
         _in_task.reset(token)
 

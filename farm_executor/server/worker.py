@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.current import set_listener
 from farm_executor.data import payload
+from farm_executor.data.awaiting import awaited
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.channel import Channel
@@ -154,8 +155,7 @@ class _Runner:
             call = payload.loads(payload_of(frame), self._namespaces.resolver)
             if call is not None:
                 initializer, arguments = call
-                if isinstance(initializer(*arguments), types.CoroutineType):
-                    raise TypeError("async functions are not run: call asyncio.run() in a plain initializer")
+                awaited(initializer(*arguments))
         except BaseException as error:  # an initializer that calls sys.exit() has failed, too
             return dump_failure(error, skip_frames=1, named=self._named_by_client)
         return None
@@ -173,6 +173,8 @@ class _Runner:
         try:
             self._in_call = True
             value = function(*args, **kwargs)
+            if type(value) is types.CoroutineType:
+                value = awaited(value)
             self._in_call = False
         except BaseException as error:  # whatever it is, the future gets it, as in ProcessPoolExecutor
             self._in_call = False
