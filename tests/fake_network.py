@@ -17,8 +17,10 @@ from farm_executor.client.farm import link as link_module
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.launching import at
 from farm_executor.core.batches import decode_tasks, decode_tasks_together, encode_results
+from farm_executor.core.features import COUNTS
 from farm_executor.core.frames import HEADER_SIZE, TOGETHER, Frame, FrameReader, FrameType, encode_frame
-from farm_executor.core.messages import Pong, WorkerDied, encode
+from farm_executor.core.liveness import encode_counts
+from farm_executor.core.messages import WorkerDied, encode
 from farm_executor.core.outbox import Outbox
 from farm_executor.data import payload
 from farm_executor.wire.address import Address
@@ -242,7 +244,7 @@ class Network:
             self.control = connection
             versions = local_versions()._asdict()
             answer = {"session": self.known, "slots": self.slots, "name": "", "versions": versions}
-            return connection, {**answer, "resume_seconds": 10}
+            return connection, {**answer, "resume_seconds": 10, "features": [COUNTS]}
         if hello["session"] != self.known and self.servers == 1:
             raise RefusedError("session", "unknown")
         if hello.get("resume"):
@@ -313,7 +315,7 @@ class Network:
         if self.control is not None and self.control.there:
             frame = self.control.there.popleft()
             if frame.type is FrameType.PING:
-                self.control.say(encode(Pong([]), frame.seq))
+                self.control.say(encode_counts([], frame.seq))
             elif frame.type is FrameType.BYE:
                 self.lose_session()
 

@@ -135,13 +135,13 @@ class Backing:
         from farm_executor.client.farm.budget import Budget
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
-        from farm_executor.core.features import MODULES, OUTPUT, REPORTS
+        from farm_executor.core.features import COUNTS, MODULES, OUTPUT, REPORTS
         from farm_executor.data import payload
         from farm_executor.wire.security import KeyFinder
 
         call = None if settings.initializer is None else (settings.initializer, settings.initargs)
         limit = settings.max_pending_bytes
-        always = (REPORTS, MODULES) if settings.ship else (REPORTS,)
+        always = (COUNTS, REPORTS, *((MODULES,) if settings.ship else ()))
         finder = KeyFinder(settings.key, settings.key_file, settings.ssl_context)
         return Engine(
             EngineOptions(

@@ -142,7 +142,7 @@ class Done(NamedTuple):
 
 
 class Pong(NamedTuple):
-    """The server's answer to a PING: each lane's number, and the bytes that it has received and sent."""
+    """The server's answer to a PING of a client without the feature `COUNTS`; see `liveness.Counts`."""
 
     lanes: list[tuple[int, int, int]]
 

@@ -19,9 +19,10 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from farm_executor.core.census import FarmStatus
-from farm_executor.core.features import MODULES, OUTPUT, shared
+from farm_executor.core.features import COUNTS, MODULES, OUTPUT, shared
 from farm_executor.core.frames import MAX_HELLO, Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.handshake import Versions, describe_mismatches
+from farm_executor.core.liveness import encode_counts
 from farm_executor.core.messages import (
     ControlHello,
     Draining,
@@ -275,10 +276,13 @@ class Sessions:
 
     # -- what is said on control connections -------------------------------------------------------------
 
-    def _tell(self, session: Session, message: NamedTuple, seq: int = 0) -> None:
+    def _tell(self, session: Session, message: NamedTuple) -> None:
         """Send a message to the client, if it is connected."""
+        self._send(session, encode(message))
+
+    def _send(self, session: Session, buffers: list[Buffer]) -> None:
         if session.connection is not None:
-            session.connection.send(encode(message, seq))
+            session.connection.send(buffers)
             if session.connection.backlog > MAX_UNHEARD:
                 self._cut(session, "it does not listen")
             else:
@@ -349,7 +353,8 @@ class Sessions:
         for worker in list(session.workers.values())[:MAX_REPORTS]:
             if not unread(worker.socket):
                 lanes.append((worker.lane, worker.progress.received, worker.progress.sent))
-        self._tell(session, Pong(lanes), seq)
+        counted = COUNTS in session.features
+        self._send(session, encode_counts(lanes, seq) if counted else encode(Pong(lanes), seq))
 
     # -- clients go --------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Without sockets: what a task costs the scheduler with few lanes and with many, and a large farm its client."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ from typing import Any
 from unittest import mock
 
 sys.path.append(str(Path(__file__).parents[1]))
-from fake_network import READ, Network
+from fake_network import READ, Connection, Network
 
-from farm_executor.core.messages import Pong, encode
+from farm_executor.core.liveness import encode_counts
 from farm_executor.core.scheduler import Scheduler
 from farm_executor.core.task import Assign, Task
 
@@ -44,8 +45,8 @@ def farm_costs(servers: int = 1_000, slots: int = 10, tasks: int = 20_000) -> di
     """What a large farm costs its client, with the real engine and no network.
 
     Returns:
-        The seconds of the I/O thread for one heartbeat with all its answers; the longest that `statistics` holds
-        the engine's lock; and those of asking for one task back that has been sent.
+        The seconds of the I/O thread for one heartbeat with all its answers, of idle lanes and of busy ones; the
+        longest that `statistics` holds the engine's lock; and those of asking for one task back that has been sent.
     """
     network = Network(slots=slots, servers=servers)
     try:
@@ -53,25 +54,13 @@ def farm_costs(servers: int = 1_000, slots: int = 10, tasks: int = 20_000) -> di
         engine, dispatch = network.engine, network.engine._dispatch
         for _ in range(tasks):
             network.submit()
-        lanes = {}
-        for lane in engine._lanes.values():
-            lanes.setdefault(lane.session, []).append((lane.id, lane.connection.bytes_sent, 0))
-        answers = {session: encode(Pong(those)) for session, those in lanes.items()}
-        beats = []
-        for _ in range(5):
-            timers, network.reactor.timers[:] = list(network.reactor.timers), []
-            controls = [(session.control, answers[session]) for session in lanes]
-            started = time.process_time()
-            for _, action in timers:
-                action()
-            elapsed = time.process_time() - started
-            for control, answer in controls:
-                control.say(answer)
-            handlers = [network.reactor.handlers[control] for control, _ in controls]
-            started = time.process_time()
-            for handler in handlers:
-                handler(READ)
-            beats.append(elapsed + time.process_time() - started)
+        idle = [_heartbeat(network) for _ in range(10)]
+        busy = []
+        for _ in range(10):
+            for lane in engine._lanes.values():
+                lane.connection.bytes_sent += 100
+                lane.connection.bytes_received += 100
+            busy.append(_heartbeat(network))
         longest = []
         for _ in range(5):  # the garbage collector may strike in any of them
             holds: list[float] = []
@@ -83,12 +72,39 @@ def farm_costs(servers: int = 1_000, slots: int = 10, tasks: int = 20_000) -> di
         for _ in range(1000):
             dispatch.scheduler.take_back(task, lambda: False)
         return {
-            "heartbeat": min(beats),
+            "heartbeat": min(idle),
+            "heartbeat of busy lanes": min(busy),
             "statistics": min(longest),
             "cancel": (time.process_time() - started) / 1000,
         }
     finally:
         network.close()
+
+
+def _heartbeat(network: Network) -> float:
+    """The seconds of one heartbeat: all servers are asked, and answer that all bytes have arrived."""
+
+    def send(connection: Connection, buffers: list[Any]) -> bool:
+        """As costly as a socket's: one system call."""
+        connection.bytes_sent += os.write(nowhere, b"".join(buffers))
+        return True
+
+    sessions = {lane.session for lane in network.engine._lanes.values()}
+    timers, network.reactor.timers[:] = list(network.reactor.timers), []
+    with open(os.devnull, "wb") as sink, mock.patch.object(Connection, "send", send):
+        nowhere = sink.fileno()
+        started = time.process_time()
+        for _, action in timers:
+            action()
+        elapsed = time.process_time() - started
+    for session in sessions:
+        of_all = ((lane.id, lane.connection) for lane in session.lanes.values())
+        session.control.say(encode_counts([(id, end.bytes_sent, end.bytes_received) for id, end in of_all], 1))
+    handlers = [network.reactor.handlers[session.control] for session in sessions]
+    started = time.process_time()
+    for handler in handlers:
+        handler(READ)
+    return elapsed + time.process_time() - started
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The rare ways through a session's life: events that come while a dialling thread's connection is on its way."""
 
+import selectors
 from types import SimpleNamespace
 from unittest import mock
 
@@ -8,7 +9,11 @@ import pytest
 from farm_executor.client.farm.crew import Crew
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.session import Around, Session
+from farm_executor.core.features import COUNTS
+from farm_executor.core.frames import FrameReader
 from farm_executor.core.lifecycle import LaneEvent, LaneState, SessionState
+from farm_executor.core.liveness import encode_counts
+from farm_executor.core.messages import Pong, encode
 
 
 @pytest.fixture
@@ -66,6 +71,20 @@ def test_a_session_that_leaves_while_it_is_cut_may_still_be_resumed(session, pos
     del session.lanes[1]
     session.lane_lost(mock.Mock(id=1, slot=0), failed=False)
     assert session.state is SessionState.OVER
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_lanes_are_judged_by_what_servers_of_either_form_answer(session, posted, counted):
+    session.features = frozenset({COUNTS} if counted else ())
+    control = connection()
+    session.connected(control, first=True)
+    run(posted)
+    counts = [(1, 10, 20), (2, 30, 40)]
+    answer = encode_counts(counts, 1) if counted else encode(Pong(counts), 1)
+    control.receive.return_value = FrameReader().receive_data(b"".join(answer))
+    session._on_events(control, selectors.EVENT_READ)
+    (call,) = session._around.liveness.answered.call_args_list
+    assert list(call.args[0]) == counts
 
 
 def test_a_lane_that_has_ended_may_be_retired_when_its_server_drains():

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_executor.core.liveness import MAX_MISSED, Flow, Pulse
+from farm_executor.core.frames import FrameReader
+from farm_executor.core.liveness import MAX_MISSED, Flow, Pulse, decode_counts, encode_counts
+from farm_executor.errors import RemoteProtocolError
 
 histories = st.lists(st.booleans(), max_size=30)
 
@@ -101,3 +103,23 @@ def test_once_all_has_arrived_there_is_no_doubt_any_more():
     assert not flow.beat(10, 0)
     assert not flow.beat(20, 10)
     assert [flow.beat(20, 10) for _ in range(MAX_MISSED)] == [False] * (MAX_MISSED - 1) + [True]
+
+
+u64 = st.integers(0, 2**64 - 1)
+
+
+@given(st.lists(st.tuples(u64, u64, u64), max_size=9), u64)
+def test_counts_are_read_as_they_were_packed(lanes: list[tuple[int, int, int]], seq: int) -> None:
+    (frame,) = FrameReader().receive_data(b"".join(encode_counts(lanes, seq)))
+    assert (frame.seq, list(decode_counts(frame))) == (seq, lanes)
+
+
+@given(st.integers(0, 9), st.binary(max_size=99))
+def test_counts_of_another_length_are_refused(count: int, body: bytes) -> None:
+    (frame,) = FrameReader().receive_data(b"".join(encode_counts([], 1)))
+    frame = frame._replace(count=count, body=body)
+    if len(body) == 24 * count:
+        assert len(list(decode_counts(frame))) == count
+    else:
+        with pytest.raises(RemoteProtocolError, match="PONG frame of"):
+            decode_counts(frame)

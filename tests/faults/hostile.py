@@ -67,7 +67,7 @@ from farm_executor.core.handshake import (
     decode_hello,
     encode_hello,
 )
-from farm_executor.core.liveness import CUT_EXIT_CODE
+from farm_executor.core.liveness import CUT_EXIT_CODE, encode_counts
 from farm_executor.core.messages import TABLE, from_json, to_json
 from farm_executor.core.shipment import (
     Contents,
@@ -685,7 +685,7 @@ _RESULTS = _joined(
 )
 _ANSWERS = _READY + _RESULTS
 _REPORTS = _joined(
-    encode_hello({"lanes": [[1, 100, 100]]}, FrameType.PONG, 1),
+    encode_counts([(1, 100, 100)], 2),
     encode_hello({"lane": 1, "slot": 0, "pid": 1, "code": -9, "begun": 0, "killed": 0}, FrameType.WORKER_DIED),
     encode_hello({"order": 1, "lane": 1, "recalls": 0}, FrameType.SPARED),
     encode_hello({"leave": False}, FrameType.DRAINING),

@@ -14,8 +14,10 @@ from server.processes import DEADLINE
 from server.serving import KEY
 
 from farm_executor.core.batches import decode_results, decode_results_together, encode_tasks
+from farm_executor.core.features import COUNTS
 from farm_executor.core.frames import TOGETHER, Frame, FrameType, encode_frame, encode_payload, payload_of
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security, decode_hello
+from farm_executor.core.liveness import decode_counts
 from farm_executor.data import payload
 from farm_executor.data.failure import Origin, load_failure
 from farm_executor.wire.address import parse_address
@@ -185,7 +187,8 @@ class SessionPeer(Peer):
         frame = self.receive()
         assert frame.type is FrameType.PONG, frame
         assert frame.seq == number
-        return decode_hello(frame)
+        counted = COUNTS in self.hello.get("features", ())
+        return {"lanes": list(decode_counts(frame))} if counted else decode_hello(frame)
 
     def wait_for_death(self) -> dict[str, Any]:
         """The next report of a worker's death."""

@@ -526,6 +526,14 @@ def test_a_ping_is_answered_with_what_has_come_and_gone_on_each_lane(session, la
     wait_until(lambda: agree(8), "the count begins anew")
 
 
+def test_a_client_that_can_read_them_is_answered_with_packed_counts(serving):
+    with meeting(serving, resume_seconds=60, features=["counts"]) as session:
+        lane = ready_lane(session).connection
+        wait_until(
+            lambda: session.ping()["lanes"] == [(1, lane.bytes_sent, lane.bytes_received)], "all has arrived"
+        )
+
+
 def test_nothing_is_said_of_a_lane_whose_worker_does_not_read(session, lane, tmp_path):
     """What is behind it cannot arrive: that is no fault of the network."""
     book = tmp_path / "book"

@@ -11,11 +11,10 @@ other threads from running cannot be mistaken for a network that swallows everyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from farm_executor.core.liveness import MAX_MISSED, Flow, Pulse
-from farm_executor.core.messages import Pong
+from farm_executor.core.liveness import MAX_MISSED, Counts, Flow, Pulse
 
 __all__ = ["Liveness", "Watched"]
 
@@ -105,10 +104,10 @@ class Liveness(Generic[_Server]):
             else:
                 self._ask(server, self._beats)
 
-    def answered(self, report: Pong, connections: Mapping[int, Watched]) -> None:
+    def answered(self, counts: Iterable[Counts], connections: Mapping[int, Watched]) -> None:
         """Judge each lane by how many bytes its server says it has received and sent, and by its connection."""
         all_flows = self._flows
-        for lane, received, sent in report.lanes:
+        for lane, received, sent in counts:
             connection = connections.get(lane)
             if connection is None:
                 continue
@@ -116,17 +115,12 @@ class Liveness(Generic[_Server]):
             # After a cut the lane has another connection, whose bytes are counted from zero.
             if flows is None or flows.connection is not connection:
                 flows = all_flows[lane] = _Flows(connection)
-            # The short way for idle lanes, of which there may be ten thousand: everything had arrived a beat ago,
-            # and nothing has been sent since. Compared one by one, as making a tuple of them costs more.
-            elif (
-                flows.quiet
-                and received == flows.received
-                and sent == flows.sent
-                and connection.bytes_sent == received
-                and connection.bytes_received == sent
-            ):
-                continue
-            if flows.beat(received, sent):
+            given, taken = connection.bytes_sent, connection.bytes_received
+            # The short way for lanes that are fine, of which there may be ten thousand: all that is due has come.
+            there, back = flows.there, flows.back
+            if flows.steady and received >= there.due and taken >= back.due:
+                there.due, there.arrived, back.due, back.arrived = given, received, sent, taken
+            elif flows.beat(given, received, sent, taken):
                 del all_flows[lane]
                 self._stuck(lane)
 
@@ -144,26 +138,21 @@ class _Flows:
     """Both directions of one lane, over one connection.
 
     Attributes:
-        received: How many bytes the worker had received at the last beat.
-        sent: How many it had sent.
-        quiet: Whether all that either end had sent had arrived by then.
+        steady: Whether neither direction has missed anything of late.
     """
 
-    __slots__ = ("_back", "_there", "connection", "quiet", "received", "sent")
+    __slots__ = ("back", "connection", "steady", "there")
 
     def __init__(self, connection: Watched, patience: int = MAX_MISSED) -> None:
         self.connection = connection
-        self._there = Flow(patience)
-        self._back = Flow(patience)
-        self.quiet = False
-        self.received = self.sent = 0
+        self.there = Flow(patience)
+        self.back = Flow(patience)
+        self.steady = False
 
-    def beat(self, received: int, sent: int) -> bool:
-        """Return whether no bytes move in one direction, given how many the worker has received and sent."""
-        given, taken = self.connection.bytes_sent, self.connection.bytes_received
-        self.quiet = given == received and sent == taken
-        self.received, self.sent = received, sent
+    def beat(self, given: int, received: int, sent: int, taken: int) -> bool:
+        """Return whether no bytes move in one direction, given what each end has sent and received."""
         # Both are always called, never short-circuited: each counts its own beats.
-        there = self._there.beat(given, received)
-        back = self._back.beat(sent, taken)
+        there = self.there.beat(given, received)
+        back = self.back.beat(sent, taken)
+        self.steady = self.there.steady and self.back.steady
         return there or back

@@ -23,9 +23,10 @@ from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
+from farm_executor.core.features import COUNTS
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.lifecycle import SESSION, SessionEvent, SessionState, after
-from farm_executor.core.liveness import MAX_MISSED
+from farm_executor.core.liveness import MAX_MISSED, decode_counts
 from farm_executor.core.messages import Draining, KillOrder, Pong, Spared, WorkerDied, decode, encode
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.connection import Connection
@@ -272,8 +273,9 @@ class Session:
             for frame in connection.receive():
                 self._around.liveness.heard(self)
                 if frame.type is FrameType.PONG:
+                    counts = decode_counts(frame) if COUNTS in self.features else decode(Pong, frame).lanes
                     watched = {lane.id: lane.connection for lane in self.lanes.values() if lane.state.connected}
-                    self._around.liveness.answered(decode(Pong, frame), watched)
+                    self._around.liveness.answered(counts, watched)
                 elif frame.type is FrameType.OUTPUT:
                     crew.on_output(self, frame)
                 elif frame.type is FrameType.WORKER_DIED:
