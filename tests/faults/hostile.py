@@ -19,6 +19,7 @@ import selectors
 import shutil
 import signal
 import socket
+import struct
 import tempfile
 import types
 import zlib
@@ -30,6 +31,8 @@ from unittest import mock
 from skipped import without_skipped
 
 from farm_executor import FarmExecutor
+from farm_executor import admin as admin_module
+from farm_executor.admin import Watch
 from farm_executor.client.farm import link as server_module
 from farm_executor.client.farm import outcomes as outcomes_module
 from farm_executor.client.farm.link import ServerLink
@@ -37,6 +40,7 @@ from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.parcels import Parcels
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.settling import Settler
+from farm_executor.client.farm.voice import Voice
 from farm_executor.core.batches import (
     decode_results,
     decode_results_together,
@@ -47,8 +51,11 @@ from farm_executor.core.batches import (
     encode_tasks,
     encode_tasks_together,
 )
+from farm_executor.core.census import WORKER_COLUMNS, FarmStatus
+from farm_executor.core.features import MODULES, OUTPUT, REPORTS
 from farm_executor.core.frames import (
     ERROR,
+    HEADER_SIZE,
     MAX_BODY,
     MAX_HELLO,
     TOGETHER,
@@ -69,6 +76,7 @@ from farm_executor.core.handshake import (
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE, encode_counts
 from farm_executor.core.messages import TABLE, from_json, to_json
+from farm_executor.core.secret import monitor_secret
 from farm_executor.core.shipment import (
     Contents,
     Difference,
@@ -84,6 +92,10 @@ from farm_executor.core.shipment import (
 )
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
+from farm_executor.observe.frame import Choices
+from farm_executor.observe.frame import frame as frame_of
+from farm_executor.observe.model import Server
+from farm_executor.observe.top import paint
 from farm_executor.server import lane as lane_module
 from farm_executor.server import sessions as sessions_module
 from farm_executor.server import workers as workers_module
@@ -95,6 +107,7 @@ from farm_executor.server.packages import PackageCheck
 from farm_executor.server.progress import BEGUN, NOT_BEGUN, Progress
 from farm_executor.server.sent import SentTask
 from farm_executor.server.supervisor import Supervisor
+from farm_executor.wire.address import parse_address
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.security import Key
 from farm_executor.wire.versions import local_versions
@@ -102,6 +115,7 @@ from farm_executor.wire.versions import local_versions
 __all__ = ["SEEDS", "TARGETS", "no_unpickling"]
 
 KEY = b"the key of those who may come in"
+_MONITOR = monitor_secret(KEY)
 NONCE = bytes(NONCE_SIZE)
 ROOM = 1 << 20  # bytes that a reader is given for one segment here
 SLOTS = 2
@@ -322,6 +336,15 @@ class _Door:
         self._rope.close()
 
 
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """The bytes as somebody sends them; if their number is even, the first frame alone, to wait for an answer."""
+    first = HEADER_SIZE + int.from_bytes(data[:4], "little")
+    place = min(first, 1 << 14) if len(data) % 2 == 0 else 0
+    yield data[:place]
+    for start in range(place, len(data), 1 << 14):
+        yield data[start : start + (1 << 14)]
+
+
 class _House:
     """A supervisor that takes its steps when told to."""
 
@@ -330,7 +353,7 @@ class _House:
         self.supervisor = Supervisor(
             [self.door],  # type: ignore[list-item]
             address="here",
-            keys=[Key(KEY)],
+            keys=[Key(KEY, random=True)],
             slots=SLOTS,
         )
         self.supervisor._door.open()
@@ -341,27 +364,29 @@ class _House:
             for key, _ in ready:
                 key.data()
 
-    def visit(self, data: bytes, *, proven: bool) -> None:
-        """Somebody comes, says this, and goes; nothing may stay of it."""
+    def visit(self, data: bytes, *, proven: bytes | None) -> None:
+        """Somebody comes, proves that key, says this, and goes; nothing may stay of it."""
         supervisor = self.supervisor
         system = _System()
         here = self.door.enter()
         with here, _paper(system):
             self.work()
-            if proven:
-                self._prove(here)
-            for place in range(0, len(data), 1 << 14):
+            if proven is not None:
+                self._prove(here, proven)
+            for piece in _pieces(data):
                 with contextlib.suppress(BrokenPipeError):
-                    here.send(data[place : place + (1 << 14)])
+                    here.send(piece)
                 self.work()
                 supervisor._workers.reap()
-            assert proven or not supervisor._sessions, "a stranger has a session"
-            assert proven or not system.forked, "a stranger has a worker"
+            admitted = proven == KEY
+            assert admitted or not supervisor._sessions, "without the key, a session"
+            assert admitted or not system.forked, "without the key, a worker"
             here.close()
             self.part(system)
         assert not supervisor._door._guests
         assert not supervisor._sessions
-        assert not supervisor._sessions.draining or proven
+        assert not supervisor._admin._watchers
+        assert not supervisor._sessions.draining or admitted
 
     def part(self, system: _System) -> None:
         """Everybody has gone, and is not waited for."""
@@ -373,8 +398,8 @@ class _House:
         supervisor._workers.reap()
         assert not supervisor._workers
 
-    def _prove(self, here: socket.socket) -> None:
-        handshake = ClientHandshake(KEY, NONCE)
+    def _prove(self, here: socket.socket, key: bytes = KEY) -> None:
+        handshake = ClientHandshake(key, NONCE)
         here.send(handshake.start())
         self.work()
         here.send(handshake.receive_data(here.recv(48)))
@@ -402,12 +427,17 @@ def _house(name: str) -> _House:
 
 def stranger(data: bytes) -> None:
     """Somebody without the key, at a server."""
-    _house("stranger").visit(data, proven=False)
+    _house("stranger").visit(data, proven=None)
 
 
 def guest(data: bytes) -> None:
     """Somebody with the key says hello."""
-    _house("guest").visit(data, proven=True)
+    _house("guest").visit(data, proven=KEY)
+
+
+def monitor(data: bytes) -> None:
+    """Somebody with a monitor's key, who may look and do nothing else."""
+    _house("monitor").visit(data, proven=_MONITOR)
 
 
 def session(data: bytes) -> None:
@@ -428,6 +458,7 @@ def session(data: bytes) -> None:
         lane.send(b"".join(encode_hello({"role": "lane", "session": only.id, "slot": 0, "lane": 1})))
         house.work()
         assert system.forked == 1
+        only.forwarding.say(1, 1, 0, b"x" * 1000)  # of which the client may have heard
         with contextlib.suppress(BrokenPipeError):
             control.send(data)
         house.work()
@@ -459,19 +490,27 @@ def _unpickle_nothing(data: Any, count: int) -> list[Any]:
     """In place of `payload.loads_together`: who holds the key may send any pickle, so that would prove nothing."""
     if bytes(data[:1]) != b"\x80":
         raise RemoteProtocolError
+    if count == 3:  # a report's
+        return [0.5, None, bytes(data[1:]).decode("utf-8", "surrogateescape")]
     return [()] * count
+
+
+def _do_now(voice: Voice, deed: Callable[[], object]) -> None:
+    """In place of `Voice.put`, which would do it in a thread."""
+    deed()
+    voice._rest(False)
 
 
 def worker(data: bytes) -> None:
     """A lane, as its worker reads it; its tasks are settled, and not run.
 
-    The first byte says how many bytes come over a first connection, which breaks then; the rest comes over another.
+    The first two bytes say how many come over a first connection, which breaks then; the rest comes over another.
     """
-    place = 1 + (data[0] if data else 0)
+    place = 2 + int.from_bytes(data[:2], "little")
     _progress.cells[BEGUN] = NOT_BEGUN
     supervisor, channel = Channel.pair()
     pairs = [socket.socketpair() for _ in range(2)]
-    for (here, _), part in zip(pairs, (data[1:place], data[place : place + (1 << 16)]), strict=True):
+    for (here, _), part in zip(pairs, (data[2:place], data[place : place + (1 << 16)]), strict=True):
         here.setblocking(False)
         here.send(part)
         here.shutdown(socket.SHUT_WR)
@@ -479,6 +518,8 @@ def worker(data: bytes) -> None:
     lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True, secure=lambda sock, *_: sock)
     lane._connection = _bounded(pairs[0][1])
     lane.on_offer = lambda modules, packages: None
+    question = lane._questions.new("hostile", "")
+    lane._questions.add(question)
     await_more = lane._await
 
     def await_or_go_on(poll: Any, timeout: float | None, came: Any = ()) -> list[int]:
@@ -504,6 +545,8 @@ def worker(data: bytes) -> None:
                     lane.ready(None)
     finally:
         lane.close()
+        with contextlib.suppress(ModuleNotFoundError):
+            question.result()
         for one in (lane._wanted, supervisor, channel, *pairs[0], *pairs[1]):
             one.close()
 
@@ -527,6 +570,7 @@ class _Client:
         links = self._links
         stand_ins: list[tuple[Any, str, Any]] = [
             (server_module, "connect", self._connect),
+            (server_module, "_lane_ids", itertools.count(1)),  # the lanes of every client are 1 and 2
             (ServerLink, "_dial_more", lambda link, **hurry: links.append(link)),
             (Reactor, "start", lambda reactor: None),
             (
@@ -537,17 +581,21 @@ class _Client:
             (Settler, "succeed", lambda settler, *answers: self._answer(*answers)),
             (payload, "loads_together", _unpickle_nothing),
             (Parcels, "do", lambda parcels, job: job()),
+            (Voice, "put", _do_now),
             (outcomes_module, "load_failure", lambda *args: RuntimeError("it failed there")),
         ]
         for owner, name, stand_in in stand_ins:
             self._patches.enter_context(mock.patch.object(owner, name, stand_in))
-        farm = FarmExecutor(["127.0.0.1:1"], key=KEY, caller_leads=False, resume_timeout=10.0, ship=[__file__])
+        farm = FarmExecutor(
+            ["127.0.0.1:1"], key=KEY, caller_leads=False, resume_timeout=10.0, ship=[__file__], output=len
+        )
         self.engine = farm._backing.make_engine()
         self.engine.start()
         self.work()
         self._answered = 0
         for number in range(3):
-            self.engine.submit(pow, (number, 2), {}, TaskOptions())
+            future = self.engine.submit(pow, (number, 2), {}, TaskOptions())
+            future.add_progress_callback(lambda future: repr(future.progress))
 
     def _connect(self, address: Any, key: bytes, hello: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         here, there = socket.socketpair()
@@ -635,6 +683,29 @@ def client(data: bytes) -> None:
         one.close()
 
 
+def watcher(data: bytes) -> None:
+    """Somebody who watches a server that proves the key and then says anything; and what a terminal shows of it."""
+    here, there = socket.socketpair()
+    with there, mock.patch.object(admin_module, "connect", lambda *args: (Connection(here), {})):
+        watch = Watch(parse_address("127.0.0.1:1"), Key(KEY), 1.0)
+        server = Server("127.0.0.1:1")
+        watch.ask()
+        try:
+            for number, place in enumerate(range(0, len(data), 1 << 10)):
+                there.send(data[place : place + (1 << 10)])
+                status = watch.take()
+                if status is not None:
+                    assert from_json(type(status), to_json(status)) == status
+                    server.take(status, float(number))
+        except RemoteProtocolError as error:
+            server.lose(str(error))
+        finally:
+            watch.close()
+    for width in (20, 100):
+        for line in paint(frame_of([server], Choices(), width, 30), colour=False, plain=True):
+            assert line.isprintable()
+
+
 # -- genuine bytes, for others to spoil ---------------------------------------------------------------------------
 
 
@@ -643,7 +714,21 @@ def _joined(*parts: Any) -> bytes:
 
 
 _CONTROL_HELLO = _joined(
-    encode_hello({"role": "control", "versions": local_versions()._asdict(), "client": "somebody"})
+    encode_hello(
+        {
+            "role": "control",
+            "versions": local_versions()._asdict(),
+            "client": "somebody",
+            "features": [OUTPUT, REPORTS, MODULES],
+        }
+    )
+)
+_PULSE = _joined(encode_hello(to_json(FarmStatus(*range(1, 10))), FrameType.PING, 1))
+_HEARD = _joined(encode_frame(FrameType.HEARD, seq=1024), encode_frame(FrameType.HEARD, seq=1024))
+_WATCH = _joined(
+    encode_hello({"role": "admin", "command": "watch"}),
+    encode_frame(FrameType.PING, seq=1),
+    encode_frame(FrameType.PING, seq=2),
 )
 _KILL = {"order": 1, "lane": 1, "first": 0, "recalls": 0, "ranges": [[0, 3], [5, 5]]}
 _BEGINNING = _joined(
@@ -684,11 +769,56 @@ _RESULTS = _joined(
     encode_frame(FrameType.RECALLED, count=1, seq=3),
 )
 _ANSWERS = _READY + _RESULTS
+_OUTPUT = _joined(
+    encode_frame(FrameType.OUTPUT, count=1, seq=0, body=struct.pack("<Q", 1) + b"one\ntw"),
+    encode_frame(FrameType.OUTPUT, count=2, seq=3, body=struct.pack("<Q", 1) + b"\x1b[31m\r\xff"),
+    encode_frame(FrameType.OUTPUT, count=1, seq=6, body=struct.pack("<Q", 1)),
+)
+_MARKED = _joined(
+    encode_frame(FrameType.MARKS, count=1, body=struct.pack("<5Q", 0, 0, 3, 6, 9)),
+    encode_frame(FrameType.REPORT, count=1, seq=0, body=b"\x80half of it"),
+)
 _REPORTS = _joined(
     encode_counts([(1, 100, 100)], 2),
     encode_hello({"lane": 1, "slot": 0, "pid": 1, "code": -9, "begun": 0, "killed": 0}, FrameType.WORKER_DIED),
     encode_hello({"order": 1, "lane": 1, "recalls": 0}, FrameType.SPARED),
     encode_hello({"leave": False}, FrameType.DRAINING),
+)
+
+_STATUS = {
+    "farm_status": 2,
+    "address": "127.0.0.1:1",
+    "name": "a server",
+    "host": "here",
+    "user": "somebody",
+    "pid": 4711,
+    "seconds": 12.5,
+    "now": 1e9,
+    "slots": 2,
+    "draining": False,
+    "versions": local_versions()._asdict(),
+    "machine": {"cpus": 2.0, "load": [0.5, 0.25, 0.125], "memory": 1 << 33, "available": 1 << 32},
+    "totals": {
+        **dict.fromkeys(("sessions", "workers_started", "tasks_begun", "received", "sent"), 1),
+        "workers_ended": {"oom": 1},
+        "busy_seconds": 1.5,
+    },
+    "sessions": [
+        {
+            **dict.fromkeys(("client", "host", "user", "program", "label"), "pid 1 at there"),
+            "id": 1,
+            "seconds": 2.5,
+            "state": "open",
+            "workers": 1,
+            "farm": {"queued": 3},
+        }
+    ],
+    "sessions_left_out": 0,
+    "workers": {"columns": list(WORKER_COLUMNS), "rows": [[1, 0, 4712, 9, "busy", 0.5, 7, 8.5, None, 30, 1, 2]]},
+    "deaths": [{"at": 1e9, "session": 1, "slot": 0, "pid": 4713, "cause": "oom", "code": -9, "peak": 1 << 30}],
+}
+_DOCUMENTS = _joined(
+    encode_hello(_STATUS, FrameType.PONG, 1), encode_hello({**_STATUS, "now": 1e9 + 1}, FrameType.PONG, 2)
 )
 
 
@@ -702,7 +832,15 @@ def _dialogue() -> tuple[bytes, bytes]:
     return b"".join(said), b"".join(heard)
 
 
-_SAID, _HEARD = _dialogue()
+_SAID, _ANSWERED = _dialogue()
+
+
+def _after(first: bytes) -> bytes:
+    """These, before the connection breaks; see `worker`."""
+    return len(first).to_bytes(2, "little") + first
+
+
+_STREAMS = (_LANE, _ANSWERS, _REPORTS, _CONTROL_HELLO, _OUTPUT + _MARKED, _PULSE + _HEARD)
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
@@ -715,46 +853,56 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
             client_handshake,
             stranger,
             guest,
+            monitor,
             session,
             worker,
             client,
+            watcher,
         ),
     )
 }
 
 SEEDS: dict[str, list[bytes]] = {
-    "frames": [
-        bytes([size]) + seed for size in (0, 15, 255) for seed in (_LANE, _ANSWERS, _REPORTS, _CONTROL_HELLO)
-    ],
+    "frames": [bytes([size]) + seed for size in (0, 15, 255) for seed in _STREAMS],
     "shipment": [
         *(_OFFER, _CONTENTS, encode_question("pkg", "?")),
         encode_differences([Difference("numpy", "2.1.0", "1.0")]),
     ],
     "unpacking": [b"".join(len(part).to_bytes(2, "little") + part for part in (_CONTENTS, *_FILES))],
     "server_handshake": [_SAID],
-    "client_handshake": [_HEARD],
+    "client_handshake": [_ANSWERED],
     "stranger": [_SAID, _SAID + _CONTROL_HELLO],
     "guest": [
         _CONTROL_HELLO,
         _joined(encode_hello({"role": "lane", "session": "0", "slot": 0, "lane": 1})),
         *(_joined(encode_hello({"role": "admin", "command": word})) for word in ("ping", "status", "end")),
+        *(_WATCH, _WATCH + b"\0"),
         _CONTROL_HELLO + _joined(encode_hello(_KILL, FrameType.KILL)),
     ],
+    "monitor": [
+        *(_joined(encode_hello({"role": "admin", "command": word})) for word in ("ping", "status", "end")),
+        *(_WATCH, _WATCH + b"\0"),
+        _CONTROL_HELLO,
+        _joined(encode_hello({"role": "lane", "session": "0", "slot": 0, "lane": 1})),
+    ],
     "session": [
+        _PULSE + _HEARD,
         _joined(encode_hello(_KILL, FrameType.KILL)),
         _joined(encode_hello({**_KILL, "ranges": [[7, 9]]}, FrameType.KILL), encode_frame(FrameType.BYE)),
     ],
     "worker": [
-        bytes([min(len(_LANE), 255)]) + _LANE,
-        bytes([255]) + _MODULES + _LANE,
-        bytes([len(_BEGINNING)]) + _BEGINNING + _joined(encode_frame(FrameType.RESUME, seq=2)),
-        bytes([len(_BEGINNING)]) + _BEGINNING + _joined(encode_frame(FrameType.RESUME, seq=0)) + _LANE,
+        _after(_LANE),
+        _after(_MODULES + _LANE),
+        _after(_BEGINNING) + _joined(encode_frame(FrameType.RESUME, seq=2)),
+        _after(_BEGINNING) + _joined(encode_frame(FrameType.RESUME, seq=0)) + _LANE,
     ],
     "client": [
         bytes([0, len(_ANSWERS)]) + _ANSWERS,
         bytes([0, len(_ASKED + _READY)]) + _ASKED + _READY + _RESULTS,
+        bytes([len(_OUTPUT), 255]) + _OUTPUT + _READY + _MARKED + _RESULTS,
         bytes([len(_REPORTS), len(_ANSWERS)]) + _REPORTS + _ANSWERS,
         bytes([0, len(_READY)]) + _READY + _joined(encode_frame(FrameType.RESUMED, seq=1)) + _RESULTS,
     ],
+    "watcher": [_DOCUMENTS],
 }
 """Genuine bytes of each kind."""
