@@ -127,11 +127,11 @@ def _start_private_server(workers: int) -> launching.EmbeddedServer:
     return PrivateServer(workers)
 
 
-def _launcher(module: str, name: str) -> Callable[[Address], launching.Source]:
+def _launcher(module: str, name: str) -> Callable[[Address, launching.FindKey], launching.Source]:
     """Return a function that imports a launcher when it is first needed, and makes its source of servers."""
 
-    def source(address: Address) -> launching.Source:
-        made: launching.Source = getattr(importlib.import_module(module), name)(address)
+    def source(address: Address, find_key: launching.FindKey) -> launching.Source:
+        made: launching.Source = getattr(importlib.import_module(module), name)(address, find_key)
         return made
 
     return source
@@ -145,4 +145,5 @@ def _end_background_servers() -> None:
 
 atexit.register(_end_background_servers)  # before the executors' own end is, so that it comes after that
 launching.embedded = _start_private_server
-launching.registry["ssh"] = _launcher("farm_executor.launch.ssh", "SshServer")
+launching.registry["ssh"] = _launcher("farm_executor.launch.ssh", "source_of")
+launching.registry["back"] = _launcher("farm_executor.launch.back", "Rendezvous")

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import platform
 import selectors
 import signal
 import stat
@@ -98,7 +99,12 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     serve = _command(commands, "serve", _serve, "Start a server; it runs until it is told to end.", epilog=_SERVE)
-    serve.add_argument("address", nargs="?", default=DEFAULT_ADDRESS, help="HOST:PORT (default: %(default)s)")
+    serve.add_argument("address", nargs="?", help=f"HOST:PORT (default: {DEFAULT_ADDRESS})")
+    serve.add_argument(
+        "--back",
+        metavar="HOST:PORT",
+        help="dial a client that waits there, FarmExecutor('back://HOST:PORT'), and listen nowhere",
+    )
     serve.add_argument("--workers", type=int, help="how many workers each client may have (default: one per CPU)")
     serve.add_argument("--name", default="", help="a label, shown by `status`")
     serve.add_argument("--certificate", metavar="FILE", help="a certificate of your own for TLS, PEM")
@@ -288,14 +294,19 @@ def _serve(options: argparse.Namespace) -> int:
 
     open_missing_streams()
     manager = ServiceManager()
-    address = parse_address(options.address, any_port=True)
+    if options.back and options.address:
+        raise ValueError("--back dials, and an address is to listen at: give one of them")
+    address = parse_address(options.back or options.address or DEFAULT_ADDRESS, any_port=not options.back)
+    if options.back and (address.path or address.every):
+        raise AddressError(f"{options.back!r}: --back takes HOST:PORT")
     files = (options.key_file, options.certificate, options.private_key, options.client_ca)
-    check_exposure(address, options.insecure, server_keys(None, *files, make=False))
+    doing = "dial" if options.back else "listen on"
+    check_exposure(address, options.insecure, server_keys(None, *files, make=False), doing)
     if options.workers is not None and options.workers < 1:
         raise ValueError("--workers must be at least 1")
     env = [variable(text) for text in options.env]
     slots = options.workers or default_slots()
-    listeners = listen_everywhere(address)
+    listeners: list[Any] = [] if options.back else listen_everywhere(address)
     try:
         keys = server_keys(None, *files)  # now that nothing is in the way of one that is to be made
     except BaseException:
@@ -304,18 +315,24 @@ def _serve(options: argparse.Namespace) -> int:
         if address.path:
             os.unlink(address.path)
         raise
-    address = bound_address(listeners[0], address)
+    if options.back:
+        from farm_executor.server.dialler import Dialler
+
+        listeners.append(Dialler(address, keys[0], options.name or f"{platform.node()}:{os.getpid()}"))
+    else:
+        address = bound_address(listeners[0], address)
+    where = f"dialling {address}" if options.back else f"serving on {address}"
 
     def greet() -> None:
         encrypted = "" if address.path or not is_encrypted(keys) else ", TLS"
-        say(f"serving on {address}, {_count(slots, 'worker')} for each client{encrypted}")
-        manager.tell("READY=1", f"STATUS=serving on {address}")
+        say(f"{where}, {_count(slots, 'worker')} for each client{encrypted}")
+        manager.tell("READY=1", f"STATUS={where}")
 
     serve(
         listeners,
         on_ready=greet,
         on_drain=lambda: manager.tell("STOPPING=1", "STATUS=waiting for what runs"),
-        address=str(address),
+        address=f"back://{address}" if options.back else str(address),
         keys=keys,
         slots=slots,
         name=options.name,

@@ -276,10 +276,11 @@ class PageRun:
 
     def serve(self, words, shown, host):
         """Start a server on a free port, and remember the address that the page gives it."""
+        back = "--back" in words
         at = next((number for number, word in enumerate(words) if ADDRESS.fullmatch(word)), len(words))
         address = (words[at:] or ["127.0.0.1:11111"])[0]
         process = subprocess.Popen(
-            [*words[:at], "127.0.0.1:0", *words[at + 1 :]],
+            [*words[:at], self.real(address) if back else "127.0.0.1:0", *words[at + 1 :]],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -289,7 +290,9 @@ class PageRun:
         self.resources.callback(_end, process)
         with _killed_if_late(process):
             line = process.stdout.readline()
-        assert line.startswith("serving on "), line
+        assert line.startswith("dialling " if back else "serving on "), line
+        if back:
+            return
         real = line.split()[2].rstrip(",")
         self.servers[f"{host}:{address.rpartition(':')[2]}" if host else address] = real
         if shown:

@@ -78,7 +78,7 @@ FLOORS = {
         ("forwarding", "lane"),
         ("process", "worker"),
         ("guest", "session"),
-        ("counts", "door"),
+        ("counts", "dialler", "door"),
         ("workers",),
         ("sessions",),
         ("census",),

@@ -15,14 +15,28 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from farm_executor.wire.address import Address
+    from farm_executor.wire.security import Key
 
-__all__ = ["EmbeddedServer", "Locate", "Source", "StartedServer", "at", "embedded", "registry", "source_of"]
+__all__ = [
+    "EmbeddedServer",
+    "FindKey",
+    "Locate",
+    "Source",
+    "StartedServer",
+    "at",
+    "embedded",
+    "registry",
+    "source_of",
+]
 
 Locate = Callable[[bool], "Address"]
 """Returns a server's address. Starts it first; restarts it if it has died or, with True, is lost, as when it hangs.
 
 It may take as long as it needs: it is called in a thread that dials.
 """
+
+FindKey = Callable[["Address"], "Key"]
+"""Returns the executor's key for an address; raises AuthenticationError if it has none."""
 
 
 class StartedServer(Protocol):
@@ -59,6 +73,12 @@ class Source(Protocol):
             OSError: They cannot be looked up now; worth trying again.
         """
 
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have ``changed`` called, in any thread, when `look` would return something else than the last time.
+
+        A source that cannot tell does nothing: it is looked at every half minute anyway.
+        """
+
     def let_go(self) -> None:
         """Make the servers that were started end, without waiting for that."""
 
@@ -72,12 +92,15 @@ class Source(Protocol):
 class There:
     """A server that is there already, and outlives the executor."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, find_key: FindKey) -> None:
         self._address = address
 
     def look(self) -> list[tuple[Address, Locate]]:
         """See `Source`."""
         return [(self._address, at(self._address))]
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Do nothing: name services do not tell."""
 
     def let_go(self) -> None:
         """Do nothing: the server is not ours."""
@@ -100,13 +123,13 @@ def at(address: Address) -> Locate:
     return lambda lost: address
 
 
-registry: dict[str, Callable[[Address], Source]] = {"tcp": There, "unix": There, "farm": Named}
-"""The source for an address, by `Address.scheme`."""
+registry: dict[str, Callable[[Address, FindKey], Source]] = {"tcp": There, "unix": There, "farm": Named}
+"""The source for an address, by `Address.scheme`. It gets the address, and the way to find the executor's key."""
 
 
-def source_of(address: Address) -> Source:
+def source_of(address: Address, find_key: FindKey) -> Source:
     """Return where the servers of an address come from."""
-    return registry[address.scheme](address)
+    return registry[address.scheme](address, find_key)
 
 
 embedded: Callable[[int], EmbeddedServer]

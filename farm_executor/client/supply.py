@@ -16,9 +16,11 @@ from farm_executor.client import launching, lifetime
 from farm_executor.wire.address import Address
 
 if TYPE_CHECKING:
+    from farm_executor.client.farm.discovery import Lookout
     from farm_executor.client.farm.servers import Sources
     from farm_executor.client.launching import EmbeddedServer, Locate, Source
     from farm_executor.client.settings import FarmSettings
+    from farm_executor.wire.security import Key
 
 __all__ = ["Supply"]
 
@@ -41,6 +43,7 @@ class Supply:
         self.added: list[Address] = []
         self.embedded: EmbeddedServer | None = None
         self._max_workers = settings.max_workers
+        self._key = (settings.key, settings.key_file, settings.ssl_context)
         self._sources: list[tuple[Address, Source]] = []
         lifetime.at_program_end(self.end_embedded)
 
@@ -73,7 +76,9 @@ class Supply:
         # Servers that come and go have no quota, because nobody knows how many there will be to divide
         # ``max_workers`` among.
         fixed = [address for address in self.given or () if not address.every]
-        names = [(address, self._source(address).look) for address in self.given or () if address.every]
+        names: list[tuple[Address, Lookout]] = [
+            (address, self._source(address)) for address in self.given or () if address.every
+        ]
         quotas = _quotas(self._max_workers, len(fixed))
         addresses: list[Address | None] = [*fixed[: len(quotas)], *self.added]
         locations = [self.way_to(address) for address in addresses if address is not None]
@@ -90,9 +95,14 @@ class Supply:
         return locate
 
     def _source(self, address: Address) -> Source:
-        source = launching.source_of(address)
+        source = launching.source_of(address, self._find_key)
         self._sources.append((address, source))
         return source
+
+    def _find_key(self, address: Address) -> Key:
+        from farm_executor.wire.security import KeyFinder
+
+        return KeyFinder(*self._key)(address)
 
     def embedded_server(self) -> EmbeddedServer:
         """Return the embedded server; it is created by the first call, and started when it is first located."""

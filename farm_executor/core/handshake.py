@@ -106,6 +106,8 @@ class Role(str, enum.Enum):
     CONTROL = "control"
     LANE = "lane"
     ADMIN = "admin"
+    BACK = "back"
+    """A server's own: it waits on this connection for the client at the other end to begin."""
 
 
 class Versions(NamedTuple):

@@ -31,6 +31,7 @@ from farm_executor.errors import RemoteProtocolError
 
 __all__ = [
     "AdminHello",
+    "BackHello",
     "ClientHello",
     "ControlHello",
     "Done",
@@ -101,7 +102,19 @@ class AdminHello(NamedTuple):
     command: str
 
 
-ClientHello: TypeAlias = ControlHello | LaneHello | AdminHello
+class BackHello(NamedTuple):
+    """A server's word to the client that it has dialled, and for which it waits on this connection from now on.
+
+    Attributes:
+        server: Names the server, the same on all its connections.
+        name: What people call it.
+    """
+
+    server: str
+    name: str
+
+
+ClientHello: TypeAlias = ControlHello | LaneHello | AdminHello | BackHello
 
 
 class Welcome(NamedTuple):
@@ -368,6 +381,7 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
     ),
     LaneHello: (FrameType.HELLO, {"session": _LABEL, "lane": _COUNT, "slot": _SLOT, "resume": _flag}),
     AdminHello: (FrameType.HELLO, {"command": _LABEL}),
+    BackHello: (FrameType.HELLO, {"server": _LABEL, "name": _LABEL}),
     Welcome: (
         FrameType.HELLO,
         {
@@ -478,7 +492,12 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
     Spared: (FrameType.SPARED, {"order": _COUNT, "lane": _COUNT, "recalls": _RECALLS}),
 }
 
-ROLES: dict[Any, Role] = {ControlHello: Role.CONTROL, LaneHello: Role.LANE, AdminHello: Role.ADMIN}
+ROLES: dict[Any, Role] = {
+    ControlHello: Role.CONTROL,
+    LaneHello: Role.LANE,
+    AdminHello: Role.ADMIN,
+    BackHello: Role.BACK,
+}
 
 _Message = TypeVar("_Message", bound=NamedTuple)
 

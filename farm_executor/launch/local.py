@@ -348,15 +348,15 @@ def is_encrypted(keys: Sequence[Key]) -> bool:
     return all(key.tls is not None and key.tls.server is not None for key in keys)
 
 
-def check_exposure(address: Address, insecure: bool, keys: Sequence[Key]) -> None:
-    """Refuse to listen unencrypted where other machines can connect, unless that is explicitly allowed.
+def check_exposure(address: Address, insecure: bool, keys: Sequence[Key], doing: str = "listen on") -> None:
+    """Refuse to listen, or what is done instead, unencrypted at an address of others, unless that is allowed.
 
     Raises:
         AddressError: The address is not local, one of the keys is without TLS, and ``insecure`` is false.
     """
     if not address.is_local and not is_encrypted(keys) and not insecure:
         raise AddressError(
-            f"refusing to listen on {address}: with a key that has no certificate nothing is encrypted, so that "
+            f"refusing to {doing} {address}: with a key that has no certificate nothing is encrypted, so that "
             "whoever can see the network can read and change what is sent. Make a key file for TLS with "
             "farm-executor keygen and name it with key_file= (on the command line --key-file); or listen on "
             "127.0.0.1 and reach it through an ssh tunnel; or, in a network that you trust, pass insecure=True "

@@ -23,14 +23,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
 from farm_executor._version import __version__
 from farm_executor.admin import ask
-from farm_executor.client.launching import Locate
+from farm_executor.client.launching import FindKey, Locate
 from farm_executor.core.messages import MAX_MESSAGE
 from farm_executor.core.text import one_line
 from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
@@ -40,7 +40,7 @@ from farm_executor.launch.place import SOCKET, private_directory
 from farm_executor.wire.address import Address, Ssh
 from farm_executor.wire.security import new_key, write_key
 
-__all__ = ["SSH_VARIABLE", "SshServer", "end_servers", "start_servers"]
+__all__ = ["SSH_VARIABLE", "SshServer", "end_servers", "source_of", "start_servers"]
 
 SSH_VARIABLE = "FARM_EXECUTOR_SSH"
 START_SECONDS = 30.0  # for the whole start, until the server has answered through the tunnel
@@ -136,6 +136,9 @@ class SshServer:
     def look(self) -> list[tuple[Address, Locate]]:
         """See `client.launching.Source`."""
         return [(self._target, self.locate)]
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Do nothing: see `client.launching.Source`."""
 
     def locate(self, lost: bool = False) -> Address:
         """Return the local end of the tunnel, after starting the server if it is not running or has died.
@@ -273,6 +276,11 @@ class SshServer:
             said = _log(held.directory) or str(error)
             raise _explain(self._ssh, process.poll(), said) from error
         return address
+
+
+def source_of(address: Address, find_key: FindKey) -> SshServer:
+    """Return the source for an address, see `client.launching`; the server gets a key of its own."""
+    return SshServer(address)
 
 
 def start_servers(addresses: Sequence[Address], *, embedded: bool = False) -> list[SshServer]:

@@ -11,16 +11,19 @@ import selectors
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from farm_executor.core.messages import ClientHello, Refused
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.guest import Guest
 from farm_executor.server.log import Ration
-from farm_executor.server.worker import WorkerStart
 from farm_executor.wire.security import Key
 from farm_executor.wire.sockets import Socket, tune
 
-__all__ = ["Door"]
+if TYPE_CHECKING:
+    from farm_executor.server.worker import WorkerStart
+
+__all__ = ["Door", "Listener"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,26 @@ GUEST_SECONDS = 10.0  # to prove the key and send the hello
 # a round trip or two. Hundreds of clients may share an address, as behind NAT.
 MAX_GUESTS = 512
 MAX_GUESTS_OF_A_HOST = 256
+
+
+class Listener(Protocol):
+    """What connections come from: a listening socket, or what stands in its place."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when a connection has come."""
+
+    def setblocking(self, flag: bool, /) -> None:
+        """Say whether `accept` may wait."""
+
+    def accept(self) -> tuple[Socket, Any]:
+        """Return a connection and its peer's address.
+
+        Raises:
+            OSError: There is none.
+        """
+
+    def close(self) -> None:
+        """Take no more."""
 
 
 class Door:
@@ -46,7 +69,7 @@ class Door:
 
     def __init__(
         self,
-        listeners: Sequence[Socket],
+        listeners: Sequence[Listener],
         keys: Sequence[Key],
         selector: selectors.BaseSelector,
         admit: Callable[[Guest, ClientHello], WorkerStart | None],
@@ -92,7 +115,7 @@ class Door:
         for listener in self._listeners:
             listener.close()
 
-    def _accept(self, listener: Socket) -> None:
+    def _accept(self, listener: Listener) -> None:
         if not self._listeners:
             return  # closed by another event of this round
         try:

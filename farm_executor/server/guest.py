@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameReader, FrameType
 from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, decode_hello
-from farm_executor.core.messages import ClientHello, LaneHello, encode, read_client_hello
+from farm_executor.core.messages import BackHello, ClientHello, LaneHello, encode, read_client_hello
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.wire.connection import no_segment
 from farm_executor.wire.dialling import HELLO_RECORDS, begin_tls, handshake_within
@@ -163,11 +163,12 @@ class Guest:
         if len(frames) > 1 or self._reader.mid_frame or frames[0].type is not FrameType.HELLO:
             raise RemoteProtocolError("more or less than one hello")
         hello = read_client_hello(decode_hello(frames[0]))
-        lane = isinstance(hello, LaneHello)
+        lane = isinstance(hello, (LaneHello, BackHello))  # neither goes on with the supervisor's half of it
         if self._security is (Security.TLS if lane else Security.TLS_LANE):
             raise RemoteProtocolError("TLS begins at another place for this role")
         if lane and isinstance(self.socket, SealedSocket) and not self.socket.is_after(HELLO_RECORDS):
-            # The worker makes a SealedSocket of its own, which starts to count records after the hellos'.
+            # The worker makes a SealedSocket of its own, which starts to count records after the hellos'; and on a
+            # connection of `BackHello` a handshake follows, of which nothing may have been read.
             raise RemoteProtocolError("more or less than one record for the hello")
         return hello
 

@@ -25,12 +25,12 @@ from functools import partial
 from typing import Any
 
 from farm_executor.core.features import COUNTS, MODULES, OUTPUT, REPORTS
-from farm_executor.core.messages import AdminHello, ClientHello, ControlHello, LaneHello
+from farm_executor.core.messages import AdminHello, BackHello, ClientHello, ControlHello, LaneHello
 from farm_executor.server.admin import HARMLESS, Admin
 from farm_executor.server.census import Census
 from farm_executor.server.childhood import Parent, end_process, serve_tracker
 from farm_executor.server.depot import Depot
-from farm_executor.server.door import Door
+from farm_executor.server.door import Door, Listener
 from farm_executor.server.guest import Guest
 from farm_executor.server.log import DroppingHandler
 from farm_executor.server.sessions import GRACE_CRASHED, Sessions, Terms
@@ -45,6 +45,8 @@ from farm_executor.wire.waker import Waker
 __all__ = ["Supervisor", "serve"]
 
 logger = logging.getLogger(__name__)
+
+NO_CLIENT = "a server listens here: --back names where a client waits, FarmExecutor('back://HOST:PORT')"
 
 
 class Supervisor:
@@ -75,7 +77,7 @@ class Supervisor:
 
     def __init__(
         self,
-        listeners: Sequence[Socket],
+        listeners: Sequence[Listener],
         *,
         address: str,
         keys: Sequence[Key],
@@ -237,6 +239,8 @@ class Supervisor:
             return self._sessions.open_lane(guest, hello)
         if isinstance(hello, ControlHello):
             self._sessions.open(guest, hello)
+        elif isinstance(hello, BackHello):
+            self._door.refuse(guest, "role", NO_CLIENT)
         else:
             self._admin.answer(guest, hello)
         return None
@@ -281,7 +285,7 @@ class Supervisor:
 
 
 def serve(
-    listeners: Sequence[Socket],
+    listeners: Sequence[Listener],
     *,
     on_ready: Callable[[], None] = lambda: None,
     on_drain: Callable[[], None] = lambda: None,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from farm_executor.errors import AddressError
 
-__all__ = ["DEFAULT_PORT", "Address", "AddressLike", "Ssh", "parse_address", "parse_addresses"]
+__all__ = ["DEFAULT_PORT", "Address", "AddressLike", "Back", "Ssh", "parse_address", "parse_addresses"]
 
 DEFAULT_PORT = 11111
 """The port used when an address does not give one."""
@@ -20,7 +20,7 @@ _MAX_SHOWN = 200  # characters of the given value in an error message
 _FORMS = (
     '"host:port", "[ipv6]:port", "unix:/path", "farm://name:port?all", or ("host", port), '
     f"with a port from 1 to 65535 ({DEFAULT_PORT} where a string names none), "
-    'and for servers to be started "ssh://[user@]host[:port]"'
+    'for servers to be started "ssh://[user@]host[:port]", and for servers that dial this program "back://host:port"'
 )
 _SHELL = frozenset("'`\"$\\;&<>|(){}")  # ssh may hand names to a shell, for a ProxyCommand
 
@@ -56,6 +56,22 @@ class Ssh(NamedTuple):
         options = [f"workers={self.workers}"] if self.workers else []
         options += [f"python={quote(self.python)}"] if self.python else []
         return f"ssh://{user}{host}{port}{'?' if options else ''}{'&'.join(options)}"
+
+
+class Back(NamedTuple):
+    """Where this program waits for servers that dial it: ``back://host:port``."""
+
+    host: str
+    port: int
+
+    @property
+    def scheme(self) -> str:
+        """See `Address.scheme`."""
+        return "back"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"back://{host}:{self.port}"
 
 
 class Address(NamedTuple):
@@ -162,6 +178,10 @@ def _from_text(value: str, any_port: bool, ssh: bool) -> Address:
         if not ssh:
             raise _error(value, "servers are started over ssh by FarmExecutor and by farm-executor launch")
         return Address(grant=_ssh(value, rest))
+    if separator and scheme == "back":
+        if not ssh:
+            raise _error(value, "it is a program, FarmExecutor, that waits for servers; they dial HOST:PORT")
+        return _back(value, rest)
     if separator:
         raise _error(value, "it is written without a scheme if a server listens there")
     if "," in value:
@@ -199,6 +219,16 @@ def _farm(value: str, rest: str, any_port: bool) -> Address:
     if address.path or address.every:
         raise _error(value, "after farm:// stands a host and a port")
     return address._replace(every=bool(mark))
+
+
+def _back(value: str, rest: str) -> Address:
+    try:
+        where = parse_address(rest)
+    except AddressError:
+        raise _error(value, "after back:// stands a host and a port") from None
+    if where.path or where.every:
+        raise _error(value, "after back:// stands a host and a port")
+    return Address(every=True, grant=Back(where.host, where.port))
 
 
 def _unix(value: Any, path: str) -> Address:

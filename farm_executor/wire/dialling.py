@@ -43,6 +43,7 @@ __all__ = [
     "begin_tls",
     "connect",
     "handshake_within",
+    "offer",
     "secure_server_side",
 ]
 
@@ -96,9 +97,39 @@ def connect(
         VersionMismatchError: The server refused our versions.
         RemoteProtocolError: The peer is not a farm server.
     """
+    connection, answer, _ = _connect(address, key, hello, timeout, dialling, answered, heartbeat, via)
+    return connection, answer
+
+
+def offer(address: Address, key: Key, hello: dict[str, Any], timeout: float) -> Socket:
+    """As a server, dial a client that waits for servers, and prove the key to each other.
+
+    The hellos are sealed whatever the key; all that the client says afterwards begins with a handshake of its own,
+    as on a connection that it has dialled itself.
+
+    Returns:
+        The connection, blocking, on which nothing but that is still to come.
+
+    Raises:
+        Exception: See `connect`.
+    """
+    return _connect(address, key, hello, timeout, lambda sock: None, lambda: None, HEARTBEAT_SECONDS, None)[2]
+
+
+def _connect(
+    address: Address,
+    key: Key,
+    hello: dict[str, Any],
+    timeout: float,
+    dialling: Callable[[Socket], None],
+    answered: Callable[[], None],
+    heartbeat: float,
+    via: Candidate | None,
+) -> tuple[Connection, dict[str, Any], Socket]:
+    """See `connect`; the socket is the one below the connection."""
     deadline = time.monotonic() + timeout
-    encrypted = not address.path and key.tls is not None and key.tls.client is not None
-    lane = hello.get("role") == Role.LANE
+    lane, back = hello.get("role") == Role.LANE, hello.get("role") == Role.BACK
+    encrypted = not address.path and not back and key.tls is not None and key.tls.client is not None
     if encrypted:
         security = Security.TLS_LANE if lane else Security.TLS
     else:
@@ -130,7 +161,7 @@ def connect(
             raise _refusal(decode_hello(frame))
         if frame.type is not FrameType.HELLO:
             raise RemoteProtocolError(f"{frame.type.name} frame instead of a hello")
-        if lane and isinstance(sock, SealedSocket) and not sock.is_after(HELLO_RECORDS):
+        if (lane or back) and isinstance(sock, SealedSocket) and not sock.is_after(HELLO_RECORDS):
             raise RemoteProtocolError("more or less than one record for the hello")
         # A lane's hello goes in a sealed record before TLS begins, which is then set up on the raw socket.
         if security is Security.TLS_LANE:
@@ -141,7 +172,7 @@ def connect(
         sock.settimeout(None)
         connection.count_anew()
         connection.peer = None if address.path else (raw.family, raw.getpeername())
-        return connection, decode_hello(frame)
+        return connection, decode_hello(frame), raw
     except BaseException:
         sock.close()
         raise
@@ -167,6 +198,17 @@ def _dial(
         OSError: Nothing listens there, or there was no answer in time.
         AuthenticationError: The unix socket belongs to another user.
     """
+    take = getattr(address.grant, "take", None)
+    if take is not None:  # the server has dialled us: it waits at the other end of a connection that is there
+        taken: Socket = take(deadline)
+        try:
+            dialling(taken)
+            taken.settimeout(max(deadline - time.monotonic(), 0.001))
+            tune(taken, heartbeat)
+        except BaseException:
+            taken.close()
+            raise
+        return taken
     if not address.path:
         sock = race([via] if via else candidates(address.host, address.port), deadline, dialling)
         sock.settimeout(max(deadline - time.monotonic(), 0.001))

@@ -192,6 +192,9 @@ class Granted:
             (parse_address("127.0.0.1:1"), lambda lost: self.said.append("locate") or parse_address("127.0.0.1:1"))
         ]
 
+    def watch(self, changed):
+        self.said.append("watch")
+
     def let_go(self):
         self.said.append("let go")
 
@@ -212,7 +215,7 @@ class Cluster(NamedTuple):
 @pytest.mark.parametrize("every", [True, False])
 def test_another_kind_of_servers_is_one_entry_in_the_registry(monkeypatch, every):
     made = []
-    monkeypatch.setitem(registry, "cluster", lambda address: made.append(Granted(address)) or made[-1])
+    monkeypatch.setitem(registry, "cluster", lambda address, find_key: made.append(Granted(address)) or made[-1])
     with FarmExecutor([Address(every=every, grant=Cluster())]) as farm:
         future = farm.submit(abs, -1)
         (source,) = made

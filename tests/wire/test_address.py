@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import name_of
 
 from farm_executor import AddressError, FarmExecutor, end_server, ping, start_server, status
-from farm_executor.wire.address import Address, Ssh, parse_address, parse_addresses
+from farm_executor.wire.address import Address, Back, Ssh, parse_address, parse_addresses
 
 FORMS = ('"host:port"', '"[ipv6]:port"', '"unix:/path"', '("host", port)', '"ssh://[user@]host[:port]"')
 
@@ -173,6 +173,46 @@ def test_port_0_is_for_servers_alone():
     assert parse_address(("host", 0), any_port=True) == Address(host="host", port=0)
     with pytest.raises(AddressError):
         parse_address("host:70000", any_port=True)
+
+
+# -- servers that dial ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "back", "printed"),
+    [
+        ("back://0.0.0.0:22222", Back("0.0.0.0", 22222), None),
+        ("back://host", Back("host", 11111), "back://host:11111"),
+        ("back://[::1]:22", Back("::1", 22), None),
+    ],
+)
+def test_a_place_where_servers_are_waited_for(text, back, printed):
+    (address,) = parse_addresses(text)
+    assert (address.grant, address.every, address.scheme) == (back, True, "back")
+    assert str(address) == (printed or text)
+    assert parse_address(str(address), ssh=True) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "back://",
+        "back://:1",
+        "back://host:0",
+        "back://host:x",
+        "back://unix:/a",
+        "back://farm://a?all",
+        "back://h/",
+    ],
+)
+def test_no_such_place_is_waited_at(text):
+    with pytest.raises(AddressError, match="after back:// stands a host and a port"):
+        parse_addresses(text)
+
+
+def test_where_a_server_is_to_listen_or_be_asked_nobody_is_waited_for():
+    with pytest.raises(AddressError, match="FarmExecutor, that waits"):
+        parse_address("back://host:1")
 
 
 # -- over ssh ------------------------------------------------------------------------------------------------

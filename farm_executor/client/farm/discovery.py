@@ -10,22 +10,39 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from typing import Protocol
 
+from farm_executor.errors import FarmError
 from farm_executor.wire.address import Address
 
-__all__ = ["Discovery", "Locate", "Look"]
+__all__ = ["Discovery", "Locate", "Lookout"]
 
 logger = logging.getLogger(__name__)
 
 RESOLVE_SECONDS = 30.0  # between look-ups
 RETRY_SECONDS = 2.0  # after one that has failed
+FIRST_REPORT = 5.0  # seconds of waiting until that is worth a line in the log
+REPORT_EVERY = 30.0  # seconds between two log lines about the same wait
 
 
 Locate = Callable[[bool], Address]
 """Returns a server's address, after starting it if need be; with True, because it was lost."""
 
-Look = Callable[[], list[tuple[Address, Locate]]]
+
+class Lookout(Protocol):
+    """Where the servers of an address are looked for."""
+
+    def look(self) -> list[tuple[Address, Locate]]:
+        """Return the servers that there are now.
+
+        Raises:
+            OSError: None can be found now; worth trying again.
+        """
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have a function called, in any thread, whenever it is worth looking again at once."""
 
 
 class Discovery:
@@ -33,17 +50,27 @@ class Discovery:
 
     Args:
         name: An address with ``every``.
-        look: Returns the servers that it stands for now; may raise OSError.
+        lookout: Where they are looked for.
         found: Called after each look-up, in that thread, with these servers.
+        failed: Called in that thread with an error that waiting does not mend; it is not looked for any more.
 
     Thread safety: all methods may be called from any thread.
     """
 
-    def __init__(self, name: Address, look: Look, found: Callable[[list[tuple[Address, Locate]]], None]) -> None:
+    def __init__(
+        self,
+        name: Address,
+        lookout: Lookout,
+        found: Callable[[list[tuple[Address, Locate]]], None],
+        failed: Callable[[FarmError], None],
+    ) -> None:
         self._name = name
-        self._look_for = look
+        self._lookout = lookout
         self._found = found
-        self._closed = threading.Event()
+        self._failed = failed
+        self._next_report = time.monotonic() + FIRST_REPORT
+        self._closed = False
+        self._news = threading.Event()  # also set to end the thread
         self._thread = threading.Thread(target=self._run, name="farm-discovery", daemon=True)
         self.last_error = ""
 
@@ -56,11 +83,17 @@ class Discovery:
         Raises:
             RuntimeError: No thread can be started any more.
         """
+        self._lookout.watch(self._news.set)
         self._thread.start()
+
+    def look_again(self) -> None:
+        """Look at once: a server that was there has gone."""
+        self._news.set()
 
     def close(self) -> None:
         """Stop looking up the name."""
-        self._closed.set()
+        self._closed = True
+        self._news.set()
 
     def join(self, seconds: float) -> None:
         """After `close`: wait for the thread to end, at most that many seconds."""
@@ -69,21 +102,38 @@ class Discovery:
             self._thread.join(seconds)
 
     def _run(self) -> None:
-        while not self._closed.is_set():
-            self._closed.wait(RESOLVE_SECONDS if self._look() else RETRY_SECONDS)
+        while True:
+            self._news.clear()  # before looking: what changes meanwhile is worth another look
+            if self._closed:
+                return
+            try:
+                found = self._look()
+            except FarmError as error:
+                self.last_error = str(error)
+                self._failed(error)
+                return
+            self._news.wait(RESOLVE_SECONDS if found else RETRY_SECONDS)
+
+    def _report(self, error: Exception) -> None:
+        # Warn once, not at each attempt, until the name is found again; but again and again of what is to be
+        # granted, since nothing else tells the user what the program waits for.
+        if self._name.grant is None:
+            if not self.last_error:
+                logger.warning("name not found name=%s error=%s", self._name, error)
+        elif self._next_report <= time.monotonic():
+            self._next_report = time.monotonic() + REPORT_EVERY
+            logger.warning("farm_executor: waiting for servers of=%s reason=%s", self._name, error)
 
     def _look(self) -> bool:
         try:
-            servers = self._look_for()
+            servers = self._lookout.look()
         except (OSError, UnicodeError) as error:
-            # Warn once, not at each attempt, until the name is found again.
-            if not self.last_error:
-                logger.warning("name not found name=%s error=%s", self._name, error)
+            self._report(error)
             self.last_error = f"{type(error).__name__}: {error}"
             return False
         self.last_error = ""
         # The lookup may have taken seconds, in which the farm may have ended: its engine must not be given servers
         # that nobody will let go of.
-        if not self._closed.is_set():
+        if not self._closed:
             self._found(servers)
         return True

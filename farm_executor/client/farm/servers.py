@@ -15,7 +15,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError  # not the bui
 from functools import partial
 from typing import Any, NamedTuple
 
-from farm_executor.client.farm.discovery import Discovery, Locate, Look
+from farm_executor.client.farm.discovery import Discovery, Locate, Lookout
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.link import ServerLink, Settings
 from farm_executor.client.farm.liveness import Liveness
@@ -25,7 +25,7 @@ from farm_executor.client.farm.wording import copy_of
 from farm_executor.core.features import MODULES
 from farm_executor.core.frames import Buffer
 from farm_executor.core.lifecycle import SessionState
-from farm_executor.errors import WorkerLostError
+from farm_executor.errors import FarmError, WorkerLostError
 from farm_executor.wire.address import Address
 from farm_executor.wire.connection import Connection
 
@@ -44,13 +44,13 @@ class Sources(NamedTuple):
         addresses: The address of each server as given; None for an embedded one, which does not have its own yet.
         locations: For each server, a function that returns its address, starting it if need be.
         quotas: For each server, the most lanes to open; None for all its slots.
-        names: Addresses of servers that come and go, each with all its slots, and how to look for these.
+        names: Addresses of servers that come and go, each with all its slots, and where to look for these.
     """
 
     addresses: list[Address | None]
     locations: list[Locate]
     quotas: list[int | None]
-    names: list[tuple[Address, Look]]
+    names: list[tuple[Address, Lookout]]
 
 
 class Servers:
@@ -96,10 +96,12 @@ class Servers:
             for address, locate, quota in zip(*sources[:3], strict=True)
         ]
         self._discoveries = {
-            Discovery(name, look, partial(self._found, name)): name for name, look in sources.names
+            Discovery(name, lookout, partial(self._found, name), partial(self._fail, name)): name
+            for name, lookout in sources.names
         }
         self._discovered: dict[Address, dict[Address, ServerLink]] = {name: {} for name, _ in sources.names}
         self._aside: dict[ServerLink, Exception] = {}  # the servers that refuse us, and why
+        self._failed: dict[Address, Exception] = {}  # the names behind which nothing can come, and why
         self._next_report: dict[ServerLink, float] = {}
         self._removed: dict[ServerLink, Future[None]] = {}
         self._around = Around(
@@ -265,12 +267,27 @@ class Servers:
         if link not in self._links:
             return
         known = self._aside.setdefault(link, error)
-        # A name may bring a working server at any time, so a farm with names never breaks for this reason.
-        if not self._discoveries and self._aside.keys() >= set(self._links):
+        if self._is_hopeless():
             self._on_refusal(next(iter(self._aside.values())))
         elif known is error or time.monotonic() >= self._next_report[link]:
             self._next_report[link] = time.monotonic() + REPORT_EVERY
             logger.warning("farm_executor: server set aside server=%s error=%s", link, link.last_error)
+
+    def _is_hopeless(self) -> bool:
+        """Return whether no server will ever work; a name may bring one at any time, unless it has failed."""
+        return self._failed.keys() >= set(self.named) and self._aside.keys() >= set(self._links)
+
+    def _fail(self, name: Address, error: FarmError) -> None:
+        """Note, in the thread that looks, that nothing can come of a name any more."""
+        self._reactor.post(partial(self._on_failure, name, error))
+
+    def _on_failure(self, name: Address, error: FarmError) -> None:
+        self._failed[name] = error
+        logger.warning("farm_executor: no servers of=%s error=%s", name, error)
+        if self._is_hopeless():
+            self._on_refusal(error)
+        elif not self.named[name].done():
+            self.named[name].set_result(None)  # those who wait for all servers wait for the others
 
     # -- called by sessions --------------------------------------------------------------------------------
 
@@ -291,6 +308,8 @@ class Servers:
             self._let_go(link)
         else:
             link.control_lost(session)
+            for discovery in self._discoveries:  # it may be one that the name has lost
+                discovery.look_again()
 
     # -- the end -------------------------------------------------------------------------------------------
 

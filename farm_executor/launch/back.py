@@ -1,0 +1,258 @@
+"""Servers that dial this program, because it cannot dial them: on compute nodes, behind NAT, in pods.
+
+This module owns the place where they are waited for: a listening socket, the proof that who dials holds the key,
+and the connections that rest until the farm has a use for one. It must not know what is said on them afterwards,
+which is what would be said if we had dialled.
+
+Anybody may dial, so a guest is treated as a server treats one: the same `Door`, with its limits and its patience. A
+guest that does not prove the key gets no further than that.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from farm_executor.client.launching import FindKey, Locate, at
+from farm_executor.core.messages import BackHello, ClientHello, Done
+from farm_executor.server.door import Door
+from farm_executor.server.guest import Guest
+from farm_executor.wire.address import Address
+from farm_executor.wire.security import Key
+from farm_executor.wire.sockets import Socket, bound_address, listen_everywhere
+from farm_executor.wire.waker import Waker
+
+__all__ = ["Rendezvous"]
+
+logger = logging.getLogger(__name__)
+
+TAKE_SECONDS = 0.5  # to wait for a connection: the server makes another as soon as one is used
+GONE_SECONDS = 15.0  # without a connection, until a server is taken for gone
+MAX_PARKED = 64  # connections of one server that rest, more than any of ours makes
+NOBODY = "no server has dialled in: start some with farm-executor serve --back HOST:PORT, and this program's key"
+NO_SERVER = "a client waits here for servers, and serves nobody: dial a server's own address"
+
+
+class BackServer:
+    """A server that has dialled us. As an `Address.grant` it is the way to reach it.
+
+    Args:
+        where: The rendezvous, for people to read.
+        name: The server's.
+        host: Where it has dialled from, which a certificate of its own must name.
+        gone: Called when it has had no connection for too long.
+    """
+
+    scheme = "back"
+
+    def __init__(self, where: str, name: str, host: str, gone: Callable[[], None]) -> None:
+        self._where = where
+        self._name = name
+        self.host = host
+        self._gone = gone
+        self._changed = threading.Condition()
+        self._parked: deque[Socket] = deque()
+        self._since = time.monotonic()  # a connection was last parked or taken
+        self.forget: Callable[[Socket], None] = lambda sock: None
+
+    def __str__(self) -> str:
+        return f"{self._where}/{self._name}"
+
+    def park(self, sock: Socket) -> bool:
+        """Keep a connection until it is taken; return whether there is room for it."""
+        with self._changed:
+            if len(self._parked) >= MAX_PARKED:
+                return False
+            self._parked.append(sock)
+            self._since = time.monotonic()
+            self._changed.notify()
+        return True
+
+    def drop(self, sock: Socket) -> bool:
+        """Let go of a connection that has ended, unless it has been taken; return whether it was the last."""
+        with self._changed:
+            if sock not in self._parked:
+                return False
+            self._parked.remove(sock)
+            self.forget(sock)
+            sock.close()
+            return not self._parked
+
+    def take(self, deadline: float) -> Socket:
+        """Return a connection on which the server waits for us to begin.
+
+        Raises:
+            OSError: It has none, until the deadline or for half a second.
+        """
+        with self._changed:
+            until = min(deadline - time.monotonic(), TAKE_SECONDS)
+            if self._changed.wait_for(lambda: self._parked, until):
+                sock = self._parked.popleft()
+                # With the lock held: until then, the other thread may find that the connection has ended.
+                self.forget(sock)
+                self._since = time.monotonic()
+                return sock
+            gone = time.monotonic() - self._since > GONE_SECONDS
+        if gone:
+            self._gone()
+        raise TimeoutError(f"{self} has no connection to us at the moment")
+
+    def close(self) -> None:
+        """Close all connections that rest."""
+        while self._parked:
+            self._parked.popleft().close()
+
+
+class Rendezvous:
+    """Where one executor waits for the servers that dial it; a `client.launching.Source`.
+
+    Args:
+        address: Where to listen: one whose ``grant`` is a `wire.address.Back`.
+        find_key: Returns the executor's key.
+
+    Thread safety: all methods may be called from any thread.
+    """
+
+    def __init__(self, address: Address, find_key: FindKey) -> None:
+        self._target = address
+        self._find_key = find_key
+        self._lock = threading.Lock()
+        self._servers: dict[str, BackServer] = {}
+        self._changed: Callable[[], None] = lambda: None
+        self._listeners: list[Socket] = []
+        self._selector: selectors.BaseSelector | None = None
+        self._waker: Waker | None = None
+        self._thread: threading.Thread | None = None
+        self._ended = False
+        self.port = 0
+        """The port at which it listens, once it does."""
+
+    def __str__(self) -> str:
+        return str(self._target)
+
+    # -- for the farm --------------------------------------------------------------------------------------
+
+    def look(self) -> list[tuple[Address, Locate]]:
+        """See `client.launching.Source`.
+
+        Raises:
+            AuthenticationError: There is no key.
+            OSError: It cannot listen there; or no server has dialled in.
+        """
+        with self._lock:
+            if self._thread is None and not self._ended:
+                self._open()
+            found = [Address(host=server.host, grant=server) for server in self._servers.values()]
+        if not found:
+            raise ConnectionError(NOBODY)
+        return [(address, at(address)) for address in found]
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `client.launching.Source`."""
+        self._changed = changed
+
+    def let_go(self) -> None:
+        """Take no more servers."""
+        self._ended = True
+        if self._waker is not None:
+            self._waker.wake()
+
+    def end(self) -> None:
+        """Close all that rests, and wait for the thread. May be called twice."""
+        self.let_go()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()  # without the lock, for which it may wait
+        self._close()
+
+    def abandon(self) -> None:
+        """In a forked child: close its copies of what belongs to the parent."""
+        self._ended = True
+        self._close()
+
+    def _close(self) -> None:
+        # First: after a fork, an epoll object is shared with the parent, and must not be told of these sockets.
+        if self._selector is not None:
+            self._selector.close()
+        if self._waker is not None:
+            self._waker.close()
+        for listener in self._listeners:
+            listener.close()
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
+
+    # -- for the servers -----------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        back = self._target.grant
+        where = Address(back.host, back.port)
+        # Only the proof: a connection that is used later is secured as if we had dialled it.
+        key = Key(self._find_key(where).secret)
+        self._listeners = listen_everywhere(where)
+        self.port = bound_address(self._listeners[0], where).port
+        self._selector, self._waker = selectors.DefaultSelector(), Waker()
+        self._selector.register(self._waker, selectors.EVENT_READ, self._waker.drain)
+        door = Door(self._listeners, [key], self._selector, self._admit, quiet=False)
+        door.open()
+        self._door = door
+        self._thread = threading.Thread(target=self._run, args=(self._selector, door), daemon=True)
+        self._thread.name = "farm-rendezvous"
+        self._thread.start()
+        logger.info("waiting for servers at=%s port=%d", self._target, self.port)
+
+    def _run(self, selector: selectors.BaseSelector, door: Door) -> None:
+        while not self._ended:
+            seconds = None if door.deadline == float("inf") else max(door.deadline - time.monotonic(), 0.0)
+            for key, _ in selector.select(seconds):
+                key.data()
+            door.on_time(time.monotonic())
+        door.close(None)
+
+    def _admit(self, guest: Guest, hello: ClientHello) -> Any:
+        if not isinstance(hello, BackHello):
+            self._door.refuse(guest, "role", NO_SERVER)
+            return
+        guest.reply(Done())
+        self._door.release(guest)
+        with self._lock:
+            server = self._servers.get(hello.server)
+            new = server is None
+            if server is None:
+                server = BackServer(str(self._target), hello.name, guest.host, partial(self._gone, hello.server))
+                server.forget = self._forget
+                self._servers[hello.server] = server
+        assert self._selector is not None
+        # Before it can be taken, which unregisters it.
+        self._selector.register(guest.raw, selectors.EVENT_READ, partial(self._on_end, hello.server, guest.raw))
+        if not server.park(guest.raw):
+            self._forget(guest.raw)
+            guest.raw.close()
+        if new:
+            logger.info("server dialled in at=%s server=%s", self._target, hello.name)
+            self._changed()
+
+    def _forget(self, sock: Socket) -> None:
+        assert self._selector is not None
+        self._selector.unregister(sock)
+
+    def _on_end(self, name: str, sock: Socket) -> None:
+        """Note that a connection that rests can be read: it has ended, as the server does not begin."""
+        with self._lock:
+            server = self._servers.get(name)
+        if server is not None and server.drop(sock):
+            self._gone(name)
+
+    def _gone(self, name: str) -> None:
+        with self._lock:
+            server = self._servers.pop(name, None)
+        if server is not None:
+            logger.info("server gone at=%s server=%s", self._target, server)
+            self._changed()

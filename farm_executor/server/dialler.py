@@ -1,0 +1,157 @@
+"""A server that nobody can dial: it dials the client instead, and waits there until the client begins.
+
+This module owns a process beside the supervisor's, which dials, proves the key, and keeps a few connections at the
+client's end. When the client begins to speak on one, that is handed to the supervisor, as a listening socket would
+give it one. It must not know what is said on it.
+
+It is a process of its own because dialling takes time, which the supervisor, with its one thread, does not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import selectors
+import signal
+import sys
+import time
+from typing import Any
+
+from farm_executor.core.messages import BackHello, to_json
+from farm_executor.errors import FarmError
+from farm_executor.server.channel import Channel
+from farm_executor.server.tether import die_with
+from farm_executor.wire.address import Address
+from farm_executor.wire.dialling import offer
+from farm_executor.wire.security import Key
+from farm_executor.wire.sockets import Socket, tune, unread
+
+__all__ = ["Dialler"]
+
+logger = logging.getLogger(__name__)
+
+PARKED = 4  # connections that rest: a client with many workers opens one after the other
+OFFER_SECONDS = 10.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts; a client that starts must not wait for long
+REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
+
+
+class Dialler:
+    """In a listening socket's place: gives the connections on which a client has begun. See the module.
+
+    Creating it forks, so it must be done before there are threads.
+
+    Args:
+        address: Where a client waits.
+        key: The key to prove.
+        name: What people call this server.
+    """
+
+    def __init__(self, address: Address, key: Key, name: str) -> None:
+        self._address = address
+        supervisor = os.getpid()
+        self._channel, theirs = Channel.pair()
+        if os.fork() == 0:
+            try:
+                self._channel.close()
+                _Parking(address, key, name, theirs).run(supervisor)
+            except BaseException:  # whatever happens, it must never go on as a second supervisor
+                sys.excepthook(*sys.exc_info())
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def fileno(self) -> int:
+        """See `door.Listener`."""
+        return self._channel.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        """Do nothing: `accept` never waits."""
+
+    def accept(self) -> tuple[Socket, Any]:
+        """Return a connection on which the client has begun, and the client's address."""
+        try:
+            found = self._channel.receive()
+        except EOFError:
+            # Nothing of ours ends it before us. Without it nobody can come: those who are there are served.
+            logger.error(
+                "dialling has ended address=%s: this server ends when its clients have gone", self._address
+            )
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise BlockingIOError from None
+        assert found is not None
+        sock = found[0]
+        return sock, sock.getpeername()
+
+    def close(self) -> None:
+        """Dial no more."""
+        self._channel.close()
+
+
+class _Parking:
+    """The process that dials."""
+
+    def __init__(self, address: Address, key: Key, name: str, channel: Channel) -> None:
+        self._address = address
+        self._key = key
+        self._hello = to_json(BackHello(os.urandom(16).hex(), name))
+        self._channel = channel
+        self._parked: set[Socket] = set()
+        self._selector = selectors.DefaultSelector()
+        self._failures = 0
+        self._next = 0.0  # when to dial again
+        self._next_report = 0.0  # 0 until an attempt has failed
+
+    def run(self, supervisor: int) -> None:
+        """Dial and keep connections until the supervisor has ended, or takes no more."""
+        die_with(supervisor)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are the supervisor's to obey
+            signal.signal(number, signal.SIG_IGN)
+        self._selector.register(self._channel.fileno(), selectors.EVENT_READ)
+        while True:
+            seconds = max(self._next - time.monotonic(), 0.0) if len(self._parked) < PARKED else None
+            for key, _ in self._selector.select(seconds):
+                if not isinstance(key.fileobj, Socket):
+                    return
+                self._on_word(key.fileobj)
+            if len(self._parked) < PARKED and self._next <= time.monotonic():
+                self._park()
+
+    def _park(self) -> None:
+        try:
+            sock = offer(self._address, self._key, self._hello, OFFER_SECONDS)
+        except (OSError, EOFError, FarmError) as error:
+            self._pause()
+            now = time.monotonic()
+            if not self._next_report:  # no more than that clients come and go
+                self._next_report = now + REPORT_EVERY
+                logger.info("no client waits at=%s error=%s", self._address, error)
+            elif self._next_report <= now:
+                self._next_report = now + REPORT_EVERY
+                logger.warning("still no client waits at=%s error=%s", self._address, error)
+            return
+        if not self._parked:
+            logger.info("a client waits at=%s", self._address)
+        self._failures, self._next_report = 0, 0.0
+        tune(sock)
+        self._parked.add(sock)
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    def _pause(self) -> None:
+        longest = min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
+        self._failures = min(self._failures + 1, 10)
+        # A random part of it, so that many servers do not all come back at once.
+        self._next = time.monotonic() + longest * random.uniform(0.5, 1.0)
+
+    def _on_word(self, sock: Socket) -> None:
+        """Hand on a connection on which the client has begun, or let go of one that has ended."""
+        self._selector.unregister(sock)
+        self._parked.discard(sock)
+        if unread(sock):
+            with contextlib.suppress(OSError):  # the supervisor is gone or busy: the client will try again
+                self._channel.pass_on(sock, 0, b"")
+        elif not self._parked:
+            self._pause()  # the client has gone
+        sock.close()
