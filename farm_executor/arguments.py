@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any
 
 from farm_executor.core.environment import variable
@@ -169,6 +171,30 @@ def _output(name: str, value: Any) -> Any:
     if value not in ("forward", "server"):
         raise ValueError(f'{name} must be "forward", "server", a callable or None, not {_shown(value)}')
     return value
+
+
+def _variables(name: str, value: Any) -> tuple[str, ...]:
+    """Return where each of the context variables is found, as ``module:name``: by that it can travel."""
+    wrong = f"{name} must be a list of contextvars.ContextVar, not {_shown(value)}"
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(wrong)
+    variables = list(value)
+    if not all(type(variable) is ContextVar for variable in variables):
+        raise TypeError(wrong)
+    return tuple(_place(name, variable) for variable in variables)
+
+
+def _place(name: str, variable: ContextVar[Any]) -> str:
+    # What is in __main__ is something else in a worker; and most modules that have it have it from another.
+    for module in sorted(set(sys.modules) - {"__main__"}, key=lambda module: (module.count("."), module)):
+        attributes = getattr(sys.modules.get(module), "__dict__", {})
+        for attribute, found in list(attributes.items()):
+            if found is variable:
+                return f"{module}:{attribute}"
+    raise ValueError(
+        f"{name}: {variable!r:.100} is not a global of any imported module, so that workers could not find it; "
+        "define it in a module, and not in __main__"
+    )
 
 
 _level = _integer(-_MAX_PRIORITY, most=_MAX_PRIORITY)
@@ -340,6 +366,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "ship": _ship,
         "name": _optional(_text),
         "output": _output,
+        "context": _variables,
     },
     "FarmExecutor.submit": {"fn": anything},
     "FarmExecutor.map": {

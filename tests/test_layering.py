@@ -41,6 +41,7 @@ FLOORS = {
     "client.farm": [
         (
             "budget",
+            "carrying",
             "discovery",
             "functions",
             "interrupt",
@@ -70,7 +71,18 @@ FLOORS = {
     ],
     "server": [
         (
-            *("asking", "channel", "childhood", "depot", "descriptors", "keeping", "log", "machine", "manager"),
+            *(
+                "asking",
+                "carried",
+                "channel",
+                "childhood",
+                "depot",
+                "descriptors",
+                "keeping",
+                "log",
+                "machine",
+                "manager",
+            ),
             *("memory", "modules", "namespaces", "offspring", "output", "packages", "progress", "reports"),
             *("sent", "tether"),
         ),

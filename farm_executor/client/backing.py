@@ -133,15 +133,17 @@ class Backing:
         # Imported here and not at the top, so that a program which creates an executor but submits nothing, such as
         # one that only imports a module with an executor, does not pay for the engine.
         from farm_executor.client.farm.budget import Budget
+        from farm_executor.client.farm.carrying import Carrier, Variables
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
-        from farm_executor.core.features import COUNTS, MODULES, OUTPUT, REPORTS
+        from farm_executor.core.features import ALWAYS, MODULES, OUTPUT
         from farm_executor.data import payload
         from farm_executor.wire.security import KeyFinder
 
         call = None if settings.initializer is None else (settings.initializer, settings.initargs)
         limit = settings.max_pending_bytes
-        always = (COUNTS, REPORTS, *((MODULES,) if settings.ship else ()))
+        always = (*ALWAYS, *((MODULES,) if settings.ship else ()))
+        carriers: list[Carrier] = [Variables(settings.context)] if settings.context else []
         finder = KeyFinder(settings.key, settings.key_file, settings.ssl_context)
         return Engine(
             EngineOptions(
@@ -163,6 +165,7 @@ class Backing:
                 caller_leads=settings.caller_leads,
                 budget=None if limit is None else Budget(limit, may_wait=settings.when_full == "wait"),
                 ship=settings.ship,
+                carriers=carriers,
                 take_output=settings.output if callable(settings.output) else None,
             )
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copyreg
 import os
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from numbers import Number
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -95,6 +96,8 @@ class FarmExecutor(Front):
             `OutputLine` for each line, in a thread of the farm's; what it raises is logged. None: "forward" from
             servers; an embedded farm shares this program's output as it is, unless that is captured or a
             notebook's. A task's result never overtakes its output, by more than a second.
+        context: Context variables whose values travel with each call: a task finds them as they are set where it is
+            submitted. Each must be a global of a module that workers can import, and its values picklable.
 
     Raises:
         AddressError: An address has none of the accepted forms, or the list is empty.
@@ -163,6 +166,7 @@ class FarmExecutor(Front):
         ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = "auto",
         name: str | None = None,
         output: Literal["forward", "server"] | Callable[[OutputLine], object] | None = None,
+        context: Iterable[ContextVar[Any]] = (),
     ) -> None:
         first: Any = addresses
         if isinstance(first, Number):
@@ -191,6 +195,7 @@ class FarmExecutor(Front):
             ship=ship,
             name=name,
             output=output,
+            context=context,
         )
         self._stand_before(Backing(settings), TaskOptions(max_attempts=settings.max_attempts))
 

@@ -17,6 +17,7 @@ Items that may be attempted only once, or that are counted to recycle workers, a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 import weakref
@@ -73,6 +74,8 @@ def map_calls(
         items = zip(*iterables)  # noqa: B905 - the contract is the shortest one's end
         call = partial(call_each, fn) if chunksize > 1 else fn
     engine = backing.start_engine()
+    with contextlib.suppress(Exception):  # else each call holds the error
+        options = engine.laden(options)
     tally = None if progress is None else tally_for(progress, fn, _total(iterables))
     try:
         results = _submitted(engine, backing, options, call, items, deadline, chunksize, buffersize, tally)

@@ -99,6 +99,9 @@ class Farm(Protocol):
     def prepare(self, fn: Callable[..., Any]) -> Function:
         """Pickle a function in its current state, for many calls."""
 
+    def laden(self, options: TaskOptions) -> TaskOptions:
+        """Return the options for calls that carry what a call would that is submitted now, whenever they are."""
+
     def submit(
         self,
         fn: Callable[..., Any] | Function,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from farm_executor.arguments import checked
@@ -39,6 +40,7 @@ class SharedSettings(TypedDict, total=False):
     caller_leads: bool
     ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     output: Literal["forward", "server"] | Callable[[OutputLine], object] | None
+    context: Iterable[ContextVar[Any]]
 
 
 class KeywordSettings(SharedSettings, total=False):
@@ -71,6 +73,7 @@ class FarmSettings(NamedTuple):
     ship: tuple[str, ...]
     name: str | None = None
     output: Any = None
+    context: tuple[str, ...] = ()
 
     @classmethod
     def checked(cls, **given: Any) -> FarmSettings:

@@ -10,10 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["COUNTS", "MAX_FEATURE", "MAX_FEATURES", "MODULES", "OUTPUT", "REPORTS", "is_feature", "shared"]
+__all__ = [
+    "ALWAYS",
+    "COUNTS",
+    "HEADERS",
+    "MAX_FEATURE",
+    "MAX_FEATURES",
+    "MODULES",
+    "OUTPUT",
+    "REPORTS",
+    "is_feature",
+    "shared",
+]
 
 COUNTS = "counts"
 """A heartbeat is answered with packed numbers, which cost a large farm's client a tenth of what JSON does."""
+
+HEADERS = "headers"
+"""Calls may have a header: what travels with them and is no argument."""
 
 MODULES = "modules"
 """Workers may ask for modules of the client's."""
@@ -23,6 +37,9 @@ OUTPUT = "output"
 
 REPORTS = "reports"
 """Tasks may report how far they have come."""
+
+ALWAYS = (COUNTS, HEADERS, REPORTS)
+"""Those that both ends of this version have in any case."""
 
 MAX_FEATURES = 64  # in one hello: far more than there will be, and little to keep
 MAX_FEATURE = 32  # characters in a name

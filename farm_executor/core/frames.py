@@ -27,7 +27,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from farm_executor.core.features import MODULES, OUTPUT, REPORTS
+from farm_executor.core.features import HEADERS, MODULES, OUTPUT, REPORTS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
@@ -104,6 +104,7 @@ class FrameType(enum.IntEnum):
     RESUME = 22
     MODULES = 23
     MODULE = 24
+    CALL_HEADER = 25
     # a lane, worker to client
     READY = 32
     RESULTS = 33
@@ -166,6 +167,7 @@ FRAMES = {
     FrameType.RESUME: Meaning(_TO_WORKER),
     FrameType.MODULES: Meaning(_TO_WORKER, BULK, MODULES),
     FrameType.MODULE: Meaning(_TO_WORKER, BULK | ERROR, MODULES),
+    FrameType.CALL_HEADER: Meaning(_TO_WORKER, 0, HEADERS),
     FrameType.READY: Meaning(_FROM_WORKER, BULK | ERROR),
     FrameType.RESULTS: Meaning(_FROM_WORKER, BULK | ERROR | TOGETHER),
     FrameType.RECALLED: Meaning(_FROM_WORKER),

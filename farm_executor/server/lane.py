@@ -378,7 +378,7 @@ class WorkerLane:
             old.close()
             self._connection = connection
             self._progress[RECEIVED] = self._progress[SENT] = 0
-        self._backlog.functions.clear()  # some may have been lost on the way, so the client starts over, too
+        self._backlog.change_connection()  # some may have been lost on the way: the client starts over, too
         for poll in (self._poll, self._helper_poll):
             poll.register(sock.fileno(), select.POLLIN)
 
@@ -443,6 +443,8 @@ class WorkerLane:
                 self._acknowledge(frame.seq)
         elif frame.type is FrameType.MODULE and self.on_offer is not None:
             self._questions.answer(frame)
+        elif frame.type is FrameType.CALL_HEADER:
+            self._backlog.header = frame.body
         elif frame.type is FrameType.MODULES and self.on_offer is not None:
             self.on_offer(*decode_offer(b"".join(payload_of(frame))))
         elif frame.type is FrameType.INIT:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from farm_executor.core.batches import decode_tasks, decode_tasks_together
-from farm_executor.core.frames import MAX_RECALLS, ONCE, TOGETHER, Frame, Payload
+from farm_executor.core.frames import MAX_RECALLS, ONCE, TOGETHER, Buffer, Frame, Payload
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
 
@@ -39,6 +39,7 @@ class SentTask(NamedTuple):
 
     Attributes:
         arguments: A payload; for a plain call, the positional arguments themselves.
+        header: What travels with the call; see `carried`.
     """
 
     seq: int
@@ -46,6 +47,7 @@ class SentTask(NamedTuple):
     arguments: Any
     once: bool
     plain: bool
+    header: Buffer = b""
 
 
 class Backlog:
@@ -55,6 +57,7 @@ class Backlog:
         tasks: In their order. The main thread takes them from the front, and they are recalled from the back; both
             are atomic, so a task is either run or given back, and never both.
         functions: Those that came over the present connection, by number.
+        header: The header of the tasks to come over it.
         expected: The next task's number.
         recalls: How often numbers have become free again, modulo `MAX_RECALLS`.
 
@@ -64,8 +67,14 @@ class Backlog:
     def __init__(self) -> None:
         self.tasks: deque[SentTask | Frame] = deque()
         self.functions: dict[int, SentFunction] = {}
+        self.header: Buffer = b""
         self.expected = 0
         self.recalls = 0
+
+    def change_connection(self) -> None:
+        """Forget what holds for one connection: the client says it again over the next."""
+        self.functions.clear()
+        self.header = b""
 
     def add(self, frame: Frame) -> None:
         """Take the tasks of a TASKS frame.
@@ -88,7 +97,7 @@ class Backlog:
             if function is None:
                 raise RemoteProtocolError(f"task {self.expected} names function {number}, which never came")
             # The task holds its function: a FORGET behind it concerns later ones only.
-            tasks.append(SentTask(self.expected, function, arguments, once, plain))
+            tasks.append(SentTask(self.expected, function, arguments, once, plain, self.header))
             self.expected += 1
         self.tasks.extend(tasks)
 

@@ -162,6 +162,8 @@ class _Runner:
 
     def run(self, task: SentTask) -> tuple[Any, bool | None]:
         """Call the task's function with its arguments; return the outcome as `WorkerLane.settle` takes it."""
+        if task.header:
+            return self._run_carried(task)
         try:
             function = self._load_function(task.function)
             if task.plain:
@@ -188,6 +190,16 @@ class _Runner:
             return payload.dumps(value), False
         except BaseException as error:  # pickling runs user code, too
             return _as_failure(error, dump_unsendable(error, value, named=self._named_by_client))
+
+    def _run_carried(self, task: SentTask) -> tuple[Any, bool | None]:
+        """Run a task with what travels beside its arguments."""
+        from farm_executor.server.carried import within  # late: few programs need it
+
+        try:
+            header = payload.loads((task.header,), self._namespaces.resolver)
+            return within(header, lambda: self.run(task._replace(header=b"")))
+        except BaseException as error:  # it runs user code, too; the task's own errors have become its outcome
+            return self.failed(error, explain_unreadable(error))
 
     def failed(self, error: BaseException, message: str = "", *, skip_frames: int = 0) -> tuple[Payload, bool]:
         """Return the outcome of a task that has raised this exception."""

@@ -161,6 +161,7 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "RESUME": 22,
         "MODULES": 23,
         "MODULE": 24,
+        "CALL_HEADER": 25,
         "READY": 32,
         "RESULTS": 33,
         "RECALLED": 34,

@@ -41,9 +41,10 @@ class Call(Task):
         arguments: The pickled arguments; None while they are plain.
         plain: Positional arguments that may be pickled later, see `payload`.
         before_settling: See `BeforeSettling`.
+        header: What travels with it beside its arguments; None or empty for nothing.
     """
 
-    __slots__ = ("arguments", "before_settling", "function", "future", "owner", "plain")
+    __slots__ = ("arguments", "before_settling", "function", "future", "header", "owner", "plain")
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class Call(Task):
         # double what a queued task holds.
         super().__init__(id, options.priority, options.category, options.max_attempts, seat)
         self.timeout = options.timeout
+        self.header = options.header
         self.owner = owner
         self.function: Function | None = function
         self.arguments = arguments

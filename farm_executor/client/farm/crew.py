@@ -27,7 +27,7 @@ from farm_executor.client.farm.session import Session
 from farm_executor.client.farm.shipping import Shipping
 from farm_executor.client.farm.wording import last_word
 from farm_executor.core.batches import decode_results, decode_results_together
-from farm_executor.core.features import MODULES
+from farm_executor.core.features import HEADERS, MODULES
 from farm_executor.core.frames import BULK, ERROR, TOGETHER, Frame, FrameType, Payload, payload_of
 from farm_executor.core.lifecycle import LaneEvent, LaneState
 from farm_executor.core.liveness import CUT_EXIT_CODE
@@ -99,6 +99,7 @@ class Crew:
         shipping: Offers the program's modules to workers.
         hearing: Takes what workers say beside their outcomes.
         initializer: The pickled call that every worker runs first.
+        carries: Whether anything travels with calls beside their arguments.
         max_tasks_per_child: The number of tasks that a worker may run; None for any number.
         resume_seconds: How long to keep dialling for a broken connection, in seconds.
 
@@ -120,6 +121,7 @@ class Crew:
         hearing: Hearing,
         *,
         initializer: Payload,
+        carries: bool,
         max_tasks_per_child: int | None,
         resume_seconds: float,
     ) -> None:
@@ -133,6 +135,7 @@ class Crew:
         self._hearing = hearing
         self._will_forget = False  # whether a timer is set to check if large functions are still in use
         self._initializer = initializer
+        self._carries = carries
         self._max_tasks_per_child = max_tasks_per_child
         self._resume_seconds = resume_seconds
         self._stillborn = 0  # workers in a row that died before they were ready
@@ -155,6 +158,7 @@ class Crew:
             *(lane, connection, session, slot, pid),
             resumable=session.resumable,
             wants_modules=MODULES in session.features,
+            takes_headers=self._carries and HEADERS in session.features,
         )
         with self._dispatch.deciding:
             self._lanes[lane] = session.lanes[lane] = new

@@ -28,6 +28,7 @@ from farm_executor.client.farm.broadcasts import Broadcast, Broadcasts
 from farm_executor.client.farm.budget import Budget
 from farm_executor.client.farm.call import BeforeSettling, Call
 from farm_executor.client.farm.cancels import Cancels
+from farm_executor.client.farm.carrying import Carrier, Carriers
 from farm_executor.client.farm.crew import Crew
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch, Unsent
 from farm_executor.client.farm.functions import Function, FunctionTable
@@ -79,6 +80,7 @@ class EngineOptions(NamedTuple):
         end_servers: Called once everything is over: ends the servers that were started for this farm alone.
         initializer: The pickled call that every worker runs first.
         ship: The modules that workers may have; see `ChosenModules`.
+        carriers: What travels with each call beside its arguments.
         take_output: Called with each line that tasks write; None to write it to this program's own output.
     """
 
@@ -92,6 +94,7 @@ class EngineOptions(NamedTuple):
     budget: Budget | None
     ship: Sequence[str] = ()
     take_output: Callable[[OutputLine], object] | None = None
+    carriers: Sequence[Carrier] = ()
 
 
 class Engine:
@@ -110,6 +113,7 @@ class Engine:
         self._budget = options.budget
         self.counts_tasks = options.max_tasks_per_child is not None
         self._functions = FunctionTable()
+        self._carriers = Carriers(options.carriers)
         self._shutdown = False
         self._error: Callable[[], BaseException] | None = None
         self._lanes: dict[int, Lane] = {}
@@ -142,6 +146,7 @@ class Engine:
             shipping,
             self._hearing,
             initializer=options.initializer,
+            carries=bool(options.carriers),
             max_tasks_per_child=options.max_tasks_per_child,
             resume_seconds=options.settings.resume_seconds,
         )
@@ -178,6 +183,14 @@ class Engine:
             Exception: The function cannot be pickled.
         """
         return self._functions.find(fn)
+
+    def laden(self, options: TaskOptions) -> TaskOptions:
+        """Return the options for calls that carry what a call would that is submitted now, whenever they are.
+
+        Raises:
+            Exception: It cannot be pickled, or is too large.
+        """
+        return options._replace(header=self._carriers.header()) if self._carriers else options
 
     def submit(
         self,
@@ -216,6 +229,8 @@ class Engine:
             raise self._error() if self._error is not None else RuntimeError(AFTER_SHUTDOWN)
         plain = self._budget is None and not kwargs and payload.all_plain(args)
         try:
+            if self._options.carriers and options.header is None:
+                options = self.laden(options)
             function = fn if isinstance(fn, Function) else self._functions.find(fn)
             # Plain arguments are immutable, so they can be pickled as late as when they are sent, and then together
             # with those of other tasks.
@@ -310,6 +325,7 @@ class Engine:
             Exception: The call cannot be pickled.
         """
         self.check_may_wait()
+        options = self.laden(options)
         arguments = payload.dumps((args, {}))
         function = fn if isinstance(fn, Function) else self._functions.find(fn)
         return self._broadcasts.make(function, arguments, options, self.servers, persistent=persistent)

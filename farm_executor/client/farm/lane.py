@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import groupby
 from typing import Any, Protocol
 
 from farm_executor.client.farm.call import Call
@@ -32,6 +33,10 @@ ACKNOWLEDGE_BYTES = 64 * 1024
 def arguments_of(call: Call) -> Payload:
     """Return the pickled arguments of a call."""
     return call.arguments if call.arguments is not None else payload.dumps_call(call.plain or (), {})
+
+
+def _header_of(call: Call) -> bytes:
+    return call.header or b""
 
 
 def size_of(call: Call) -> int:
@@ -72,6 +77,7 @@ class Lane:
         pid: The worker's process ID there.
         resumable: Whether the worker goes on if the connection breaks.
         wants_modules: Whether the worker may ask for modules.
+        takes_headers: Whether the worker takes what travels with calls beside their arguments.
 
     Attributes:
         state: Changed only by `change`, in handlers of the reactor.
@@ -93,6 +99,7 @@ class Lane:
         *,
         resumable: bool = False,
         wants_modules: bool = False,
+        takes_headers: bool = False,
     ) -> None:
         self.id = id
         self.connection = connection
@@ -110,6 +117,8 @@ class Lane:
         self.kept = Kept()
         self.hearing: LaneHearing | None = None  # made once the worker has said anything
         self.offered: int | None = 0 if wants_modules else None
+        self._takes_headers = takes_headers
+        self._header = b""  # of the tasks sent last
         self._acknowledged = 0  # of the bytes received over the connection
 
     def __repr__(self) -> str:
@@ -149,6 +158,23 @@ class Lane:
         if seq == self.tasks_done:
             self._sent = time.perf_counter()
         buffers: list[Buffer] = []
+        if self._takes_headers:
+            # One header holds for all that follow: a batch is cut where it changes.
+            for header, some in groupby(calls, _header_of):
+                if header != self._header:
+                    self._header = header
+                    buffers += encode_frame(FrameType.CALL_HEADER, body=header)
+                together = list(some)
+                self._encode(seq, together, buffers)
+                seq += len(together)
+        else:
+            self._encode(seq, calls, buffers)
+        # After the calls, which may still use the functions that are forgotten here.
+        for number in self.kept.trim():
+            buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
+        return self.connection.send(buffers)
+
+    def _encode(self, seq: int, calls: list[Call], buffers: list[Buffer]) -> None:
         numbers = []
         last = None
         for call in calls:
@@ -166,10 +192,6 @@ class Lane:
             buffers += encode_tasks_together(seq, numbers, pickle, once=once)
         else:
             buffers += encode_tasks(seq, list(zip(numbers, map(arguments_of, calls), strict=True)), once=once)
-        # After the calls, which may still use the functions that are forgotten here.
-        for number in self.kept.trim():
-            buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
-        return self.connection.send(buffers)
 
     def send_forget_large(self) -> bool:
         """Make the worker drop its large functions."""
@@ -199,6 +221,7 @@ class Lane:
         self.connection = connection
         # Functions sent just before the cut may not have arrived, so every function is sent again.
         self.kept.clear()
+        self._header = b""
         # The new connection counts its bytes from 0. A round trip that spans the cut tells nothing of the network.
         self._acknowledged = 0
         self._sent = None

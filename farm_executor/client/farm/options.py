@@ -9,9 +9,14 @@ __all__ = ["TaskOptions"]
 
 
 class TaskOptions(NamedTuple):
-    """The options that an executor or a view of it sets for its tasks."""
+    """The options that an executor or a view of it sets for its tasks.
+
+    Attributes:
+        header: What travels with the calls; None to take it when they are submitted.
+    """
 
     priority: float = 0
     category: Hashable = None
     max_attempts: int = 3
     timeout: float | None = None
+    header: bytes | None = None
