@@ -33,6 +33,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from farm_executor.core.batches import encode_results, encode_results_together, fit_together
+from farm_executor.core.features import HEADERS
 from farm_executor.core.frames import (
     ERROR,
     Buffer,
@@ -85,6 +86,7 @@ class WorkerLane:
 
     Attributes:
         marks: Tells the output of tasks apart; None if it stays here.
+        features: Those that the client and the server both have.
         on_offer: Called with what the client offers; see `shipment.decode_offer`.
     """
 
@@ -113,6 +115,7 @@ class WorkerLane:
         self._last_flush = 0.0
 
         self.marks: Marks | None = None
+        self.features: frozenset[str] = frozenset()
         self._reports = Reports()
         self._questions = Questions()
         self.on_offer: Callable[[dict[str, str], dict[str, Package]], None] | None = None
@@ -443,7 +446,7 @@ class WorkerLane:
                 self._acknowledge(frame.seq)
         elif frame.type is FrameType.MODULE and self.on_offer is not None:
             self._questions.answer(frame)
-        elif frame.type is FrameType.CALL_HEADER:
+        elif frame.type is FrameType.CALL_HEADER and HEADERS in self.features:
             self._backlog.header = frame.body
         elif frame.type is FrameType.MODULES and self.on_offer is not None:
             self.on_offer(*decode_offer(b"".join(payload_of(frame))))

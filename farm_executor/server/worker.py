@@ -17,6 +17,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from farm_executor.core.features import REPORTS
 from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.current import set_listener
 from farm_executor.data import payload
@@ -58,7 +59,7 @@ class WorkerStart(NamedTuple):
         resumable: Whether the worker goes on when its lane's connection breaks.
         modules: The folder for the client's modules; None if the client sends none.
         marks: Tells its tasks' output apart; None if output stays on the server.
-        reports: Whether the client hears how far tasks say that they have come.
+        features: Those that the client and the server both have.
         module_path: Folders that tasks search first for modules. The supervisor itself does not search them: it
             must not import user code.
     """
@@ -74,7 +75,7 @@ class WorkerStart(NamedTuple):
     module_path: Sequence[str]
     modules: Room | None = None
     marks: Marks | None = None
-    reports: bool = False
+    features: frozenset[str] = frozenset()
 
 
 def run_worker(start: WorkerStart) -> None:
@@ -97,7 +98,8 @@ def run_worker(start: WorkerStart) -> None:
     sys.path[:0] = [folder for folder in start.module_path if folder not in sys.path]
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
     lane.marks = start.marks
-    if start.reports:
+    lane.features = start.features
+    if REPORTS in start.features:
         set_listener(lane.report)
     finder = None
     if start.modules is not None:

@@ -19,7 +19,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from farm_executor.core.environment import for_slot
-from farm_executor.core.features import REPORTS
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello
 from farm_executor.server.channel import Channel
@@ -275,7 +274,7 @@ class Workers:
             module_path=self._module_path,
             modules=session.modules,
             marks=marks,
-            reports=REPORTS in session.features,
+            features=session.features,
         )
 
     def reap(self) -> None:

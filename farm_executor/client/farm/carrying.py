@@ -53,6 +53,7 @@ class Carriers:
             ValueError: It is too large.
             Exception: Something in it cannot be pickled.
         """
+        # Pickled for each call, although most are equal: nobody can say whether a value has changed inside.
         parts: dict[str, Any] = {}
         for carrier in self._carriers:
             load = carrier.load()
@@ -61,6 +62,7 @@ class Carriers:
         if not parts:
             return b""
         header = bytes(payload.dumps(parts, out_of_band=False)[0])
+        # Here, where the call's own future can hold the error: a lane that sends it could only break.
         if len(header) > MAX_HEADER:
             raise ValueError(
                 f"what travels with the call has {len(header)} bytes, more than {MAX_HEADER}: "
@@ -91,6 +93,7 @@ class Variables:
         """See `Carrier`."""
         context = contextvars.copy_context()  # a default is not set, and workers have it, too
         values = {name: context[variable] for name, variable in self._variables.items() if variable in context}
+        # One by one, so that the error can name the variable.
         for name, value in values.items():
             try:
                 payload.dumps(value)
