@@ -9,6 +9,7 @@ answers is told nothing more until it has.
 
 from __future__ import annotations
 
+import logging
 import selectors
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ from farm_executor.wire.connection import Connection, no_segment
 from farm_executor.wire.sockets import tune
 
 __all__ = ["HARMLESS", "Admin"]
+
+logger = logging.getLogger(__name__)
 
 HARMLESS = ("ping", "status", "watch")
 """The questions that change nothing, which a monitor may ask."""
@@ -96,9 +99,16 @@ class Admin:
                     body = self._census.encoded(MAX_DOCUMENT // 2)
                     connection.send(encode_frame(FrameType.PONG, seq=frame.seq, body=body))
         except (EOFError, RemoteProtocolError):
-            self._watchers.discard(connection)
-            self._selector.unregister(connection)
-            connection.close()
+            self._dismiss(connection)
+            return
+        except Exception:  # a bug of ours must not take the server down
+            logger.exception("watcher failed")
+            self._dismiss(connection)
             return
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
         self._selector.modify(connection, events, lambda: self._on_watcher(connection))
+
+    def _dismiss(self, connection: Connection) -> None:
+        self._watchers.discard(connection)
+        self._selector.unregister(connection)
+        connection.close()

@@ -20,7 +20,7 @@ from contract.tasks import pass_gate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from server import tasks
-from server.peers import SessionPeer, dial, prove_key, read_to_end
+from server.peers import Peer, SessionPeer, dial, prove_key, read_to_end
 from server.processes import DEADLINE, alive, children, descriptors, exists, resident_bytes, wait_until
 from server.serving import KEY, Serving
 from strategies import json_objects, json_values
@@ -641,6 +641,25 @@ def test_a_fault_in_serving_one_guest_is_that_guests_alone():
             lane.start()
         with SessionPeer(server.address) as other:
             assert other.ping() == {"lanes": []}
+
+
+def test_a_fault_in_answering_one_watcher_is_that_watchers_alone():
+    with (
+        Serving(
+            before="import farm_executor.server.census as c\n"
+            "def fail(): raise ZeroDivisionError('of our own')\n"
+            "c.machine = fail"
+        ) as server,
+        SessionPeer(server.address) as session,
+    ):
+        hello = {"role": "admin", "command": "watch"}
+        connection, _ = connect(parse_address(server.address), Key(KEY), hello, DEADLINE)
+        with Peer(connection) as watcher:
+            watcher.send_frame(FrameType.PING, seq=1)
+            watcher.wait_for_end()
+        assert server.wait_for_line("ERROR.*watcher failed")
+        assert server.wait_for_line("ZeroDivisionError: of our own")
+        assert session.ping() == {"lanes": []}
 
 
 def test_a_fault_in_serving_one_session_is_that_sessions_alone():
