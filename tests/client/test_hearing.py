@@ -10,7 +10,7 @@ from farm_executor.client.farm import hearing
 from farm_executor.client.farm.future import FarmFuture
 from farm_executor.client.farm.hearing import Hearing
 from farm_executor.client.farm.output import Output
-from farm_executor.core.frames import Frame, FrameType
+from farm_executor.core.frames import HEADER_SIZE, Frame, FrameType
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
 
@@ -245,3 +245,25 @@ def test_reports_that_come_faster_than_they_are_told_do_not_pile_up(farm):
     with pytest.raises(ZeroDivisionError):
         farm.voice.work()
     assert seen == [999, 1000]
+
+
+@pytest.mark.parametrize("data", [b"", b"x"])
+def test_what_nobody_shows_takes_bounded_memory_however_small_its_pieces(farm, monkeypatch, data):
+    monkeypatch.setattr(hearing, "MAX_UNSHOWN", 100 * hearing.PIECE_COST)
+    heard = []
+    farm.session.count_shown = lambda connection, size: heard.append(size)
+    for offset in range(1000):
+        farm.output(offset * len(data), data)
+    assert len(farm.voice.deeds) <= 101
+    farm.voice.work()
+    assert sum(heard) == 1000 * (HEADER_SIZE + 8 + len(data)), "the server may go on"
+    farm.told.clear()
+    farm.output(1000 * len(data), b"more\n")
+    farm.voice.work()
+    assert farm.told[-1] == "more"
+
+
+def test_of_output_of_a_lane_that_is_not_known_nothing_is_kept(farm):
+    for number in range(1000):
+        farm.output(number, b"x", lane=2)
+    assert len(farm.voice.deeds) == 1

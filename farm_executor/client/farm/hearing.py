@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,8 @@ PATIENCE = 1.0  # seconds for which an outcome waits for its task's output
 LINGER = 1.0  # seconds after which a line that has not ended is shown as it stands
 KEPT_OF_TASK = 8 * 1024  # bytes of each stream, for `FarmFuture.output`
 KEPT_OF_LANE = 64 * 1024  # bytes of each stream that await their marks: as much as a pipe holds
-MAX_UNSHOWN = 64 * 1024 * 1024  # bytes of all servers together
+MAX_UNSHOWN = 256 * 1024 * 1024  # bytes of memory, for what all servers together have said
+PIECE_COST = 512  # bytes of memory that a piece takes beside its own: a server may send them with nothing in them
 MAX_GONE = 256  # lanes that are gone, of which processes that tasks have left behind may still write
 _LANE = struct.Struct("<Q")
 _MARK = struct.Struct("<5Q")
@@ -111,8 +113,11 @@ class Hearing:
         self.pending = 0
         self._waiting: dict[LaneHearing, None] = {}  # those with outcomes that wait
         self._timer_set = False
-        self._unshown = 0  # bytes; those that come add here, and those shown are counted in `_shown`
+        self._unshown = 0  # bytes of memory; those that come add here, and those shown are counted in `_shown`
         self._shown = 0
+        # Bytes of which nothing is kept, by connection, until the voice counts them; and the lock for both threads.
+        self._dropped: dict[tuple[Host, Any], int] = {}
+        self._dropping = threading.Lock()
         self._begun: dict[Lines, tuple[float, LaneHearing, int]] = {}  # lines not ended; of the voice's thread
         self._gone: OrderedDict[int, LaneHearing] = OrderedDict()
         self._to_tell: set[FarmFuture] = set()  # futures with progress of which the program has not been told
@@ -138,14 +143,24 @@ class Hearing:
         lane = lanes.get(number)
         hearing = self._gone.get(number) if lane is None else self.of(lane)
         said = HEADER_SIZE + len(frame.body)
-        count = partial(self._count, session, session.control, said)
-        self._unshown += said
         # Of a lane that was lost before it said anything, or so many lanes ago that it is forgotten; or there is no
         # more room, as nobody reads what the program writes.
         if hearing is None or self._unshown - self._shown > MAX_UNSHOWN:
-            self.voice.put(count)
+            self._drop(session, said)
         else:
+            cost = said + PIECE_COST
+            self._unshown += cost
+            count = partial(self._count, session, session.control, said, cost)
             hearing.hear(frame.count - 1, frame.seq, data, count)
+
+    def _drop(self, session: Host, said: int) -> None:
+        """Count a piece as shown, in its turn, without keeping anything of it."""
+        key = session, session.control
+        with self._dropping:
+            waiting = key in self._dropped
+            self._dropped[key] = self._dropped.get(key, 0) + said
+        if not waiting:
+            self.voice.put(partial(self._count_dropped, key))
 
     def on_report(self, lane: Speaker, frame: Frame, call: Any) -> None:
         """Take a task's word on how far it has come.
@@ -234,9 +249,14 @@ class Hearing:
         self.output.flush()
         return min([when - now for when, _, _ in self._begun.values()], default=None)
 
-    def _count(self, session: Host, connection: Any, size: int) -> None:
+    def _count_dropped(self, key: tuple[Host, Any]) -> None:
+        with self._dropping:
+            size = self._dropped.pop(key)
+        self._count(*key, size)
+
+    def _count(self, session: Host, connection: Any, size: int, cost: int = 0) -> None:
         # Counted per connection, as the server does: after a cut neither knows what has been lost on the way.
-        self._shown += size
+        self._shown += cost
         total = session.count_shown(connection, size)
         if total:
             self.reactor.post(partial(session.tell_heard, connection, total))
