@@ -6,6 +6,7 @@ This module owns how test data is made. It asserts nothing and starts nothing.
 from __future__ import annotations
 
 import array
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 from items import Result, TaskItem
 
-from farm_executor.core.frames import BULK, ERROR, FRAMES, ONCE, TOGETHER, Buffer, Frame, FrameReader, FrameType
+from farm_executor.core.frames import (
+    BULK,
+    ERROR,
+    FRAMES,
+    ONCE,
+    TOGETHER,
+    Buffer,
+    Frame,
+    FrameReader,
+    FrameType,
+    Kind,
+)
 from farm_executor.core.handshake import MIN_KEY_SIZE, NONCE_SIZE, Versions
 
 u16 = st.integers(0, 0xFFFF)
@@ -134,11 +146,11 @@ class Memory:
     limit: int = 1 << 20
     asked: list[int] = field(default_factory=list)
 
-    def __call__(self, size: int) -> bytearray:
+    def __call__(self, size: int, kind: Kind) -> bytearray | io.BytesIO:
         self.asked.append(size)
         if size > self.limit:
             raise MemoryError
-        return bytearray(size)
+        return io.BytesIO(bytes(size)) if kind is Kind.BYTES else bytearray(size)
 
 
 def feed(reader: FrameReader, pieces: Iterator[bytes], straight: Callable[[], bool] = lambda: False) -> list[Frame]:
@@ -147,7 +159,8 @@ def feed(reader: FrameReader, pieces: Iterator[bytes], straight: Callable[[], bo
     for piece in pieces:
         while piece and (destination := reader.destination) is not None and straight():
             count = min(len(piece), len(destination))
-            destination[:count] = piece[:count]
+            with destination:
+                destination[:count] = piece[:count]
             out += reader.received_into(count)
             piece = piece[count:]
         out += reader.receive_data(piece)

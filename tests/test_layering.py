@@ -64,7 +64,7 @@ FLOORS = {
         ("engine",),
     ],
     "data": [
-        ("awaiting", "hints", "importing", "modules", "packages", "refused", "tokens"),
+        ("awaiting", "hints", "importing", "memory", "modules", "packages", "refused", "tokens"),
         ("byvalue",),
         ("failure", "payload"),
         ("blocks",),

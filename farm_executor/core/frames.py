@@ -23,9 +23,10 @@ any memory is taken for it.
 from __future__ import annotations
 
 import enum
+import io
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from farm_executor.core.features import HEADERS, MODULES, OUTPUT, REPORTS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
@@ -44,10 +45,12 @@ __all__ = [
     "ONCE",
     "OPTIONAL",
     "TOGETHER",
+    "Allocate",
     "Buffer",
     "Frame",
     "FrameReader",
     "FrameType",
+    "Kind",
     "Meaning",
     "Payload",
     "Way",
@@ -64,6 +67,21 @@ Buffer = bytes | bytearray | memoryview
 Payload = Sequence[Buffer]
 """An opaque value: its pickle, followed by the buffers that the pickle refers to, in order."""
 
+
+class Kind(enum.IntEnum):
+    """What a segment becomes where it is received; stands in the two top bits of its size."""
+
+    MEMORY = 0
+    """Writable memory of any type."""
+
+    BYTES = 1
+    BYTEARRAY = 2
+
+
+Allocate = Callable[[int, Kind], "Buffer | io.BytesIO"]
+"""Returns writable memory of the given number of bytes for a segment: for BYTES a BytesIO that holds as many, whose
+value is the segment, and for BYTEARRAY a bytearray."""
+
 HEADER = struct.Struct("<IBBHQ")
 _U32 = struct.Struct("<I")
 HEADER_SIZE = HEADER.size
@@ -71,6 +89,8 @@ HEADER_SIZE = HEADER.size
 MAX_BODY = 4 * 1024 * 1024
 MAX_HELLO = 64 * 1024
 MAX_SEGMENTS = 65_536
+_KIND_SHIFT = 62
+_SIZE_MASK = (1 << _KIND_SHIFT) - 1
 MAX_SEGMENT = 1 << 46  # 64 TiB, more memory than any machine has: such a size is garbage
 MAX_MODULES = 320 * 1024 * 1024  # bytes of modules in one frame
 MAX_COUNT = 65_535
@@ -247,10 +267,24 @@ def encode_payload(
     """Encode a frame of one payload, whose body begins with ``prefix``."""
     if not is_bulk(payload):
         return encode_frame(kind, flags=flags, count=1, seq=seq, body=prefix + bytes(payload[0]))
-    # Not len(), which counts the items of a buffer rather than its bytes.
-    sizes = [memoryview(part).nbytes for part in payload]
+    # The pickle itself may be received into any memory: nobody but the unpickler sees it.
+    sizes = [memoryview(payload[0]).nbytes, *map(_size_and_kind, payload[1:])]
     table = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
     return encode_frame(kind, flags=flags | BULK, count=1, seq=seq, body=table + prefix, segments=payload)
+
+
+def _size_and_kind(part: Buffer) -> int:
+    # Not len(), which counts the items of a buffer rather than its bytes.
+    size = memoryview(part).nbytes
+    whole: Any = part
+    while isinstance(whole, memoryview):
+        whole = whole.obj
+    # The very object must be bytes, and all of it be sent: an array over some bytes is more than those.
+    kind = _KINDS.get(type(whole), Kind.MEMORY)
+    return size | kind << _KIND_SHIFT if kind and len(whole) == size else size
+
+
+_KINDS: dict[type, Kind] = {bytes: Kind.BYTES, bytearray: Kind.BYTEARRAY}
 
 
 def payload_of(frame: Frame, prefix: int = 0) -> Payload:
@@ -296,19 +330,19 @@ class FrameReader:
     """A parser that turns a stream of bytes, in whatever pieces it arrives, into frames.
 
     Call `receive_data` with the bytes that were read. After each call `destination` is either ``None`` or the
-    memory that the next bytes of the stream belong in: read straight into it and report that with `received_into`.
-    Using it is optional, as `receive_data` copies into it too; it saves the copy of bulk data.
+    memory that the next bytes of the stream belong in: read straight into it, release it, and report that with
+    `received_into`. Using it is optional, as `receive_data` copies into it too; it saves the copy of bulk data.
 
     After an error the reader is unusable: the connection must end.
 
     Args:
         max_body: The longest body accepted; `MAX_HELLO` in hellos and on control connections, `MAX_BODY` on lanes.
-        allocate: Returns writable memory of the given number of bytes for a segment.
+        allocate: Returns the memory for a segment.
     """
 
-    def __init__(self, max_body: int = MAX_BODY, allocate: Callable[[int], Buffer] = bytearray) -> None:
+    def __init__(self, max_body: int = MAX_BODY, allocate: Allocate | None = None) -> None:
         self.max_body = max_body
-        self._allocate = allocate
+        self._allocate = allocate or _allocate
         self._pending = bytearray()
         self._needed = HEADER_SIZE  # no frame can be complete before this many bytes are pending
         self._bulk: _Bulk | None = None
@@ -345,9 +379,9 @@ class FrameReader:
         view = memoryview(data)
         while len(view):
             if self._bulk is not None:
-                target = self._bulk.remaining()
-                count = min(len(target), len(view))
-                target[:count] = view[:count]
+                with self._bulk.remaining() as target:
+                    count = min(len(target), len(view))
+                    target[:count] = view[:count]
                 view = view[count:]
                 frames += self._advance_bulk(count)
             elif self._pending:
@@ -419,44 +453,60 @@ def _unreadable(kind: int, flags: int) -> RemoteProtocolError:
     )
 
 
+def _allocate(size: int, kind: Kind) -> Buffer | io.BytesIO:
+    return io.BytesIO(bytes(size)) if kind is Kind.BYTES else bytearray(size)
+
+
+_EMPTY: dict[Kind, Buffer] = {Kind.MEMORY: memoryview(b""), Kind.BYTES: b""}
+
+
 class _Bulk:
     """The segments of one frame while they arrive."""
 
-    def __init__(self, head: Frame, allocate: Callable[[int], Buffer]) -> None:
+    def __init__(self, head: Frame, allocate: Allocate) -> None:
         self._head = head
         self._allocate = allocate
-        self._sizes = self._table(head)
-        self._done: list[memoryview] = []
-        self._current: memoryview | None = None
+        self._sizes, self._kinds = self._table(head)
+        self._done: list[Buffer] = []
+        self._made: Buffer | io.BytesIO = b""  # what the current segment is received into
+        self._current: memoryview | None = None  # its memory
         self._filled = 0
         self._next()
 
     @staticmethod
-    def _table(head: Frame) -> tuple[int, ...]:
+    def _table(head: Frame) -> tuple[list[int], list[Kind]]:
         body = memoryview(head.body)
         n = _U32.unpack_from(body)[0] if len(body) >= 4 else 0
         if not 1 <= n <= MAX_SEGMENTS or len(body) < 4 + 8 * n:
             raise RemoteProtocolError(f"{head.type.name} frame with a table of {n} segments in {len(body)} bytes")
+        table: tuple[int, ...] = struct.unpack_from(f"<{n}Q", body, 4)
+        sizes = [entry & _SIZE_MASK for entry in table]
         # The sum is limited, not each size: many segments could promise more together than any one of them may.
-        sizes: tuple[int, ...] = struct.unpack_from(f"<{n}Q", body, 4)
         if sum(sizes) > (MAX_MODULES if head.type in (FrameType.MODULES, FrameType.MODULE) else MAX_SEGMENT):
             raise RemoteProtocolError(f"{head.type.name} frame promises {sum(sizes)} bytes")
-        return sizes
+        try:
+            return sizes, [Kind(entry >> _KIND_SHIFT) for entry in table]
+        except ValueError:
+            raise RemoteProtocolError(f"{head.type.name} frame with a segment of an unknown kind") from None
 
     def _next(self) -> None:
         """Begin the next segment that has bytes to come."""
         # One is allocated only when the one before it is full, so a table alone does not take memory for all.
         while len(self._done) < len(self._sizes):
-            size = self._sizes[len(self._done)]
+            size, kind = self._sizes[len(self._done)], self._kinds[len(self._done)]
             if size:
                 # The peer has promised more than there is memory for: only its connection must end for that.
                 try:
-                    self._current = memoryview(self._allocate(size)).cast("B")
+                    self._made = self._allocate(size, kind)
                 except MemoryError:
                     raise RemoteProtocolError(f"no memory for a segment of {size} bytes") from None
+                if isinstance(self._made, io.BytesIO):
+                    self._current = self._made.getbuffer()
+                else:
+                    self._current = memoryview(self._made).cast("B")
                 self._filled = 0
                 return
-            self._done.append(memoryview(b""))
+            self._done.append(bytearray() if kind is Kind.BYTEARRAY else _EMPTY[kind])
         self._current = None
 
     @property
@@ -471,8 +521,18 @@ class _Bulk:
         assert self._current is not None
         self._filled += count
         if self._filled == len(self._current):
-            self._done.append(self._current)
+            self._done.append(self._received())
             self._next()
+
+    def _received(self) -> Buffer:
+        """Return the segment that is complete."""
+        assert self._current is not None
+        made, self._made = self._made, b""
+        if self._kinds[len(self._done)] is Kind.MEMORY:
+            return self._current
+        self._current.release()
+        # As nobody looks at its memory any more, the file's value is that memory itself; else it would be a copy.
+        return made.getvalue() if isinstance(made, io.BytesIO) else made
 
     def frame(self) -> Frame:
         head = self._head

@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 MAGIC = b"FARM"
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 NONCE_SIZE = 32
 MAX_VERSION = 100  # characters in one version
 MIN_MEMORY_LIMIT = 1024 * 1024  # bytes for a worker: a lower limit was meant in another unit

@@ -24,7 +24,6 @@ immutable, and it does not matter if two of them become one object.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import pickle
@@ -36,13 +35,13 @@ from farm_executor.core.frames import BULK_THRESHOLD, MAX_SEGMENTS, Buffer, Payl
 from farm_executor.data.byvalue import Resolver, imported, pickler
 from farm_executor.data.hints import Hints
 from farm_executor.data.importing import exist_here_only
+from farm_executor.data.memory import copied
 from farm_executor.data.refused import may_hold_silent
 from farm_executor.errors import RemoteProtocolError
 
 __all__ = [
     "PROTOCOL",
     "all_plain",
-    "allocate",
     "by_value",
     "dumps",
     "dumps_call",
@@ -54,8 +53,6 @@ __all__ = [
 ]
 
 PROTOCOL = 5
-MAPPED_SIZE = 1024 * 1024  # bytes; from this size on, memory comes from the system, page by page as it is touched
-HUGE_SIZE = 4 * MAPPED_SIZE  # from this size on, in huge pages where the system has them, as numpy does
 _BY_VALUE = b"V"
 _MAIN = b"\x8c\x08__main__"  # as spelled in a pickle: the opcode of a short string, its length, and the name
 _SMALL = {type(None), bool, float, complex}
@@ -63,7 +60,9 @@ _TEXTS = {str, bytes}
 _SHORT = 1024  # characters or bytes
 _MOST = 1 << 8 * _SHORT
 _LEAST = -_MOST
-_BUILTIN = {int} | _SMALL | _TEXTS
+_NUMBERS_AND_TEXT = {int, str} | _SMALL
+_BYTES = {bytes, bytearray}
+_HOLD_NOTHING = _NUMBERS_AND_TEXT | _BYTES  # no other value of the call can be within them
 
 
 def is_plain(value: Any) -> bool:
@@ -105,8 +104,12 @@ def loads_together(data: Buffer, count: int) -> list[Any]:
 
 def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     """Pickle the arguments of a call; see `dumps`."""
-    if not kwargs and _BUILTIN.issuperset(map(type, args)):
+    if not kwargs and _NUMBERS_AND_TEXT.issuperset(map(type, args)):
         return (pickle.dumps((args, kwargs), PROTOCOL),)
+    values = (*args, *kwargs.values())
+    if not _BYTES.isdisjoint(map(type, values)):
+        values = _put_outside(values)
+        args, kwargs = values[: len(args)], dict(zip(kwargs, values[len(args) :], strict=True))
     return dumps((args, kwargs))
 
 
@@ -116,14 +119,21 @@ def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
     Args:
         value: Any value that pickle or cloudpickle accepts.
         out_of_band: Whether buffers of 64 KiB and more become separate parts of the payload instead of being copied
-            into the pickle. Such a buffer is read when the payload is sent, not before.
+            into the pickle. Such a buffer is read when the payload is sent, not before. The same holds for a value
+            that is `bytes` or a `bytearray`, and for items of one that is a tuple; a `bytearray` is copied now,
+            because it cannot be resized while anybody looks at its memory.
 
     Raises:
         Exception: Any exception that the value's own reduction raises. pickle itself raises PicklingError,
             TypeError, AttributeError or RecursionError.
     """
-    if type(value) in _BUILTIN:
+    kind = type(value)
+    if kind in _NUMBERS_AND_TEXT:
         return (pickle.dumps(value, PROTOCOL),)  # takes a third of the time
+    if out_of_band and kind in _BYTES:
+        (value,) = _put_outside((value,))
+    elif out_of_band and kind is tuple and not _BYTES.isdisjoint(map(type, value)):
+        value = _put_outside(value)
     buffers: list[pickle.PickleBuffer] = []
     try:
         # `append` returns None, so every buffer goes out of band, which is right only for large ones. A callback
@@ -138,6 +148,35 @@ def dumps(value: Any, *, out_of_band: bool = True) -> Payload:
             return parts
     first, *others = _dump_by_value(value, out_of_band)
     return (bytes(first) + _BY_VALUE, *others)
+
+
+class _Outside:
+    """Bytes or a bytearray that are to travel beside the pickle; pickle itself would copy them."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytes | bytearray) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return itself, (pickle.PickleBuffer(self.value),)
+
+
+def itself(value: Any) -> Any:
+    """Return what was received for a buffer. Payloads name this function, so its name is part of the protocol."""
+    return value
+
+
+def _put_outside(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values, with those that are long bytes or bytearrays replaced by what travels out of band."""
+    # A bytearray that another value refers to, too, must stay one object with that. Bytes may become two.
+    movable = _BYTES if _HOLD_NOTHING.issuperset(map(type, values)) else {bytes}
+    outside = {
+        id(value): _Outside(value if type(value) is bytes else copied(value))
+        for value in values
+        if type(value) in movable and len(value) >= BULK_THRESHOLD
+    }
+    return tuple([outside.get(id(value), value) for value in values]) if outside else values
 
 
 def _all_large(buffers: list[pickle.PickleBuffer]) -> list[memoryview] | None:
@@ -267,30 +306,3 @@ class _ResolvingUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         return self.resolver.resolve(module, name, super().find_class(module, name))
-
-
-def allocate(size: int) -> Buffer:
-    """Return writable memory for a received segment.
-
-    The system provides its pages as they are filled, so a size that a peer merely announces costs nothing. Memory
-    that is filled with zeros first would halve the speed of receiving at 64 MiB and more.
-    """
-    numpy: Any = sys.modules.get("numpy")
-    try:
-        memory: memoryview = numpy.empty(size, numpy.uint8).data
-    except AttributeError:  # numpy is not imported, or another thread is just importing it
-        return bytearray(size) if size < MAPPED_SIZE else _mapped(size)
-    return memory
-
-
-def _mapped(size: int) -> memoryview:
-    import mmap  # late: programs without large data never need it
-
-    if sys.platform == "win32":
-        return memoryview(mmap.mmap(-1, size))
-    # Private, as Python's default is memory shared with children, whose pages take the system six times as long.
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= HUGE_SIZE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a system without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)

@@ -21,7 +21,8 @@ __all__ = ["kept"]
 
 def kept(data: Payload) -> Payload:
     """Return the same payload, in memory that nobody else can write to."""
-    return [bytes(part) if _is_shared(memoryview(part)) else part for part in data]
+    # Not as bytes: those would be received as bytes, in which nobody can write.
+    return [memoryview(bytearray(part)) if _is_shared(memoryview(part)) else part for part in data]
 
 
 def _is_shared(view: memoryview) -> bool:

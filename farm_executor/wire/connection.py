@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from farm_executor.core.frames import MAX_BODY, MAX_HELLO, Buffer, Frame, FrameReader
-from farm_executor.data import payload
+from farm_executor.core.frames import MAX_BODY, MAX_HELLO, Allocate, Buffer, Frame, FrameReader, Kind
+from farm_executor.data import memory
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.layered import LayeredSocket
 from farm_executor.wire.race import Candidate
@@ -41,9 +41,7 @@ class Connection:
     Thread safety: one thread receives; one thread at a time sends, and it need not be the receiving one.
     """
 
-    def __init__(
-        self, sock: AnySocket, max_body: int = MAX_BODY, allocate: Callable[[int], Buffer] = payload.allocate
-    ) -> None:
+    def __init__(self, sock: AnySocket, max_body: int = MAX_BODY, allocate: Allocate = memory.allocate) -> None:
         self.socket = sock
         self._layer = sock if isinstance(sock, LayeredSocket) else None
         self._fill = sock.recv_into if self._layer is None else self._layer.fill
@@ -122,9 +120,11 @@ class Connection:
             target = self.reader.destination
             if target is None:
                 return self._receive_into(self._chunk)
-            count = self._read(target, self._fill)
+            with target:
+                room = len(target)
+                count = self._read(target, self._fill)
             frames = self.reader.received_into(count) if count else []
-            if frames or count < len(target):
+            if frames or count < room:
                 return frames
         return []
 
@@ -244,6 +244,6 @@ class Connection:
         self.socket.close()
 
 
-def no_segment(size: int) -> Buffer:
+def no_segment(size: int, kind: Kind) -> Buffer:
     """Refuse to allocate a segment: the `allocate` of connections that carry none."""
     raise RemoteProtocolError(f"a segment of {size} bytes where there is none to be")

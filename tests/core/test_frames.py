@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import random
 import struct
 from collections.abc import Callable
@@ -62,6 +63,7 @@ from farm_executor.core.frames import (
     Frame,
     FrameReader,
     FrameType,
+    Kind,
     Payload,
     decode_number,
     encode_frame,
@@ -195,10 +197,11 @@ def test_batches_are_laid_out_as_documented() -> None:
     assert frame.body == struct.pack("<4I", 7, 8, 2, 0) + b"ab"
     (frame,) = read(encode_results(0, [Result((b"ab",), error=True), Result((b"",))], 5))
     assert frame.body == struct.pack("<3I", 5, 2 | 1 << 31, 0) + b"ab"
-    (frame,) = read(encode_tasks(0, [TaskItem(7, (b"ab", b"c"))]))
+    (frame,) = read(encode_tasks(0, [TaskItem(7, (b"ab", memoryview(b"-c")[1:]))]))
     assert frame.body == struct.pack("<I2QI", 2, 2, 1, 7)
-    (frame,) = read(encode_results(0, [Result((b"ab", b"c"), error=True)], 5))
-    assert (frame.flags, frame.body) == (BULK | ERROR, struct.pack("<I2QI", 2, 2, 1, 5))
+    (frame,) = read(encode_results(0, [Result((b"ab", b"c", bytearray(b"d")), error=True)], 5))
+    assert frame.flags == BULK | ERROR
+    assert frame.body == struct.pack("<I3QI", 3, 2, 1 | 1 << 62, 1 | 2 << 62, 5)
 
 
 @unhurried
@@ -415,6 +418,40 @@ def test_large_segments_go_straight_into_their_own_memory() -> None:
         out += reader.received_into(len(part))
     assert [plain(payload_of(frame)) for frame in out] == [payload]
     assert memory.asked == [len(part) for part in payload if part]
+
+
+@unhurried
+@given(
+    st.lists(
+        st.sampled_from([bytes, bytearray, memoryview]).flatmap(lambda kind: st.binary().map(kind)), min_size=1
+    ),
+    cuts,
+)
+def test_a_segment_is_received_as_what_it_was(parts: list[Buffer], cut: Cuts) -> None:
+    (frame,) = feed(FrameReader(), cut(joined(encode_payload(FrameType.READY, (b"pickle", *parts)))))
+    _, *got = payload_of(frame)
+    assert got == parts
+    assert [type(part) for part in got] == [bytes if type(part) is memoryview else type(part) for part in parts]
+
+
+@pytest.mark.parametrize("part", [memoryview(bytes(4))[:3], memoryview(bytearray(4))[1:], array.array("B", b"123")])
+def test_a_part_of_bytes_is_received_as_memory(part: Buffer) -> None:
+    (frame,) = read(encode_payload(FrameType.READY, (b"pickle", part)))
+    (_, got) = payload_of(frame)
+    assert isinstance(got, memoryview)
+    assert not got.readonly
+
+
+def test_a_segment_of_an_unknown_kind_is_refused() -> None:
+    body = struct.pack("<IQ", 1, 1 | 3 << 62)
+    with pytest.raises(RemoteProtocolError, match="kind"):
+        read(encode_frame(FrameType.READY, flags=BULK, body=body))
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_an_empty_segment_has_its_kind(kind: Kind) -> None:
+    (frame,) = read(encode_frame(FrameType.READY, flags=BULK, count=1, body=struct.pack("<IQ", 1, kind << 62)))
+    assert type(frame.segments[0]) is {Kind.BYTES: bytes, Kind.BYTEARRAY: bytearray}.get(kind, memoryview)
 
 
 def test_received_into_without_a_destination_is_our_error() -> None:

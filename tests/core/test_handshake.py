@@ -219,7 +219,10 @@ def test_a_server_that_accepts_any_key_does_not_pass_for_ours() -> None:
     assert not one.done
 
 
-@pytest.mark.parametrize(("lowest", "highest"), [(4, 4), (4, 255), (0, 2)])
+OURS, OTHER = PROTOCOL_VERSION, PROTOCOL_VERSION + 1
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(OTHER, OTHER), (OTHER, 255), (0, OURS - 1)])
 def test_a_client_of_other_versions_is_told_ours_and_refused(lowest: int, highest: int) -> None:
     other = server()
     assert other.receive_data(preamble(CLIENT_NONCE, lowest, highest)) == preamble(
@@ -229,7 +232,7 @@ def test_a_client_of_other_versions_is_told_ours_and_refused(lowest: int, highes
     assert not other.done
 
 
-@pytest.mark.parametrize(("lowest", "highest"), [(3, 3), (0, 3), (3, 255), (0, 255)])
+@pytest.mark.parametrize(("lowest", "highest"), [(OURS, OURS), (0, OURS), (OURS, 255), (0, 255)])
 def test_a_client_whose_versions_include_ours_is_given_ours(lowest: int, highest: int) -> None:
     other = server()
     first = preamble(CLIENT_NONCE, lowest, highest)
@@ -241,7 +244,7 @@ def test_a_client_whose_versions_include_ours_is_given_ours(lowest: int, highest
 
 def test_a_refused_client_is_not_let_in_afterwards() -> None:
     other = server()
-    first = preamble(CLIENT_NONCE, 4, 9)
+    first = preamble(CLIENT_NONCE, OTHER, 9)
     second = other.receive_data(first)
     try:
         other.receive_data(proof(KEY, b"client", first, second))

@@ -31,18 +31,20 @@ from hypothesis.extra import numpy as nps
 from serialization_tasks import Adder, Backed, module_function
 
 from farm_executor import RemoteProtocolError
-from farm_executor.core.frames import BULK_THRESHOLD
-from farm_executor.data import payload
-from farm_executor.data.payload import by_value, dumps, loads, registered_by_value
+from farm_executor.core.frames import BULK_THRESHOLD, FrameReader, FrameType, Kind, encode_payload, payload_of
+from farm_executor.data import memory, payload
+from farm_executor.data.byvalue import Resolver
+from farm_executor.data.payload import by_value, dumps, dumps_call, loads, registered_by_value
 
 relaxed = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 few = settings(relaxed, max_examples=60)
 
 
 def received(parts):
-    """The payload as it comes out of a socket: in memory of its own, all of it writable."""
-    first, *buffers = (bytearray(part) for part in parts)
-    return [memoryview(first), *buffers]
+    """The payload as it comes out of a socket."""
+    reader = FrameReader(allocate=memory.allocate)
+    (frame,) = reader.receive_data(b"".join(encode_payload(FrameType.READY, parts)))
+    return payload_of(frame)
 
 
 def round_trip(value, **options):
@@ -461,22 +463,93 @@ def test_large_bytes_and_bytearrays_come_out_as_they_went_in():
     ]
 
 
-@pytest.mark.parametrize("size", [0, 1, BULK_THRESHOLD, payload.MAPPED_SIZE, payload.HUGE_SIZE])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize(
+    "size", [0, 1, BULK_THRESHOLD - 1, BULK_THRESHOLD, memory.MAPPED_SIZE, memory.HUGE_SIZE + 1]
+)
+def test_long_bytes_travel_beside_the_pickle(kind, size):
+    value = kind(b"x" * size)
+    for sent in (value, (1, value), (value, value)):
+        parts = dumps(sent)
+        assert len(parts) == 1 + (size >= BULK_THRESHOLD)
+        came = loads(received(parts))
+        assert came == sent
+        assert type(came) is type(sent)
+        last = came[-1] if isinstance(sent, tuple) else came
+        assert type(last) is kind
+    args, kwargs = loads(received(dumps_call((value, 2), {"a": value, "b": 3})))
+    assert (args, kwargs) == ((value, 2), {"a": value, "b": 3})
+    assert args[0] is kwargs["a"] or not size
+    assert len(dumps(value, out_of_band=False)) == 1
+
+
+def test_a_bytearray_that_came_beside_the_pickle_can_be_resized():
+    came = loads(received(dumps(bytearray(BULK_THRESHOLD))))
+    came += b"more"
+    assert len(came) == BULK_THRESHOLD + 4
+
+
+def test_a_bytearray_may_be_changed_and_resized_once_it_is_pickled():
+    value = bytearray(BULK_THRESHOLD)
+    parts = dumps_call((value,), {})
+    value[0] = 1
+    value.clear()
+    ((came,), _) = loads(received(parts))
+    assert came == bytearray(BULK_THRESHOLD)
+
+
+@pytest.mark.parametrize("holder", [lambda value: [value], lambda value: {1: value}, lambda value: (value,)])
+def test_a_bytearray_that_another_value_refers_to_stays_one_object_with_it(holder):
+    value = bytearray(BULK_THRESHOLD)
+    ((direct, held), _) = loads(received(dumps_call((value, holder(value)), {})))
+    assert next(iter(held.values() if isinstance(held, dict) else held)) is direct
+    direct, held = loads(received(dumps((value, holder(value)))))
+    assert next(iter(held.values() if isinstance(held, dict) else held)) is direct
+
+
+def test_long_bytes_beside_what_travels_by_value_come_out_too():
+    value = bytes(BULK_THRESHOLD)
+    came, function = loads(received(dumps((value, lambda: 5))), Resolver)
+    assert (came, function()) == (value, 5)
+
+
+def test_an_array_over_bytes_stays_as_it_is():
+    readonly = np.frombuffer(bytes(BULK_THRESHOLD), np.uint8)
+    writable = np.frombuffer(bytearray(BULK_THRESHOLD), np.uint8)
+    came = loads(received(dumps((readonly, writable))))
+    assert [array.flags.writeable for array in came] == [False, True]
+
+
+def test_bytes_are_received_into_the_object_itself():
+    """As CPython has it: the file gives its memory away."""
+    file = memory.allocate(memory.HUGE_SIZE, Kind.BYTES)
+    with file.getbuffer() as view:
+        view[-1] = 7
+        address = np.frombuffer(view, np.uint8).ctypes.data
+    value = file.getvalue()
+    assert value[-1] == 7
+    assert np.frombuffer(value, np.uint8).ctypes.data == address
+
+
+@pytest.mark.parametrize("size", [0, 1, BULK_THRESHOLD, memory.MAPPED_SIZE, memory.HUGE_SIZE])
 def test_memory_for_what_is_received_can_be_written_to(size, monkeypatch):
     for hidden in (False, True):
         if hidden:
             monkeypatch.delitem(sys.modules, "numpy")
-        memory = payload.allocate(size)
-        assert memoryview(memory).nbytes == size
-        assert not memoryview(memory).readonly
+        for kind in Kind:
+            made = memory.allocate(size, kind)
+            with made.getbuffer() if kind is Kind.BYTES else memoryview(made) as view:
+                assert view.nbytes == size
+                assert not view.readonly
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
 def test_memory_for_what_is_received_is_not_shared_with_children():
     program = (
         "import os\n"
-        "from farm_executor.data.payload import MAPPED_SIZE, allocate\n"
-        "memory = allocate(MAPPED_SIZE)\n"
+        "from farm_executor.core.frames import Kind\n"
+        "from farm_executor.data.memory import MAPPED_SIZE, allocate\n"
+        "memory = allocate(MAPPED_SIZE, Kind.MEMORY)\n"
         "if not (child := os.fork()):\n"
         "    memory[0] = 1\n"
         "    os._exit(0)\n"
@@ -711,9 +784,10 @@ def test_the_marker_of_a_by_value_payload_is_found_in_any_kind_of_buffer():
 def test_a_segment_that_is_only_promised_takes_no_memory_without_numpy():
     program = (
         "import resource\n"
-        "from farm_executor.data.payload import allocate\n"
+        "from farm_executor.core.frames import Kind\n"
+        "from farm_executor.data.memory import allocate\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "segment = allocate(1 << 30)\n"
+        "segment = allocate(1 << 30, Kind.MEMORY)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -25,11 +25,13 @@ from farm_executor.core.frames import (
     MAX_BODY,
     MAX_HELLO,
     FrameType,
+    Kind,
     encode_frame,
     encode_payload,
     payload_of,
 )
-from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, encode_hello
+from farm_executor.core.handshake import NONCE_SIZE, PROTOCOL_VERSION, Security, ServerHandshake, encode_hello
+from farm_executor.data import memory
 from farm_executor.wire.address import Address, parse_address
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.dialling import connect
@@ -193,9 +195,9 @@ def test_a_body_above_the_limit_is_refused_when_its_header_has_come(pair):
 def test_segments_are_received_into_memory_from_the_allocator_given():
     asked = []
 
-    def allocate(size):
-        asked.append(size)
-        return bytearray(size)
+    def allocate(size, kind):
+        asked.append((size, kind))
+        return memory.allocate(size, kind)
 
     one, other = socket.socketpair()
     with one, other:
@@ -203,13 +205,13 @@ def test_segments_are_received_into_memory_from_the_allocator_given():
         one.sendall(joined(encode_payload(FrameType.FUNCTION, [b"pickle", bytes(70_000), b"", b"x"])))
         (frame,) = receive(connection)
         assert list(map(len, payload_of(frame))) == [6, 70_000, 0, 1]
-        assert asked == [6, 70_000, 1]
+        assert asked == [(6, Kind.MEMORY), (70_000, Kind.BYTES), (1, Kind.BYTES)]
 
 
 def test_an_allocator_may_refuse(pair):
     one, other = pair
 
-    def refuse(size):
+    def refuse(size, kind):
         raise RemoteProtocolError("no segments here")
 
     connection = Connection(other.socket, MAX_HELLO, refuse)
@@ -557,7 +559,7 @@ def test_connect_to_a_server_that_does_not_prove_the_key_is_an_authentication_er
             with listener.accept()[0] as sock:
                 sock.settimeout(DEADLINE)
                 sock.recv(48, socket.MSG_WAITALL)
-                sock.sendall(b"FARM\3\3\4" + bytes(41))
+                sock.sendall(b"FARM" + bytes([PROTOCOL_VERSION, PROTOCOL_VERSION, 4]) + bytes(41))
                 sock.recv(32, socket.MSG_WAITALL)
                 sock.sendall(b"\1" + bytes(32))
                 with contextlib.suppress(ConnectionError):

@@ -1,0 +1,104 @@
+"""Provide the memory that large parts of payloads are received into.
+
+This module owns where such memory comes from, by what it becomes. It must not know who sends what.
+
+The system provides the pages as they are filled, so a size that a peer merely announces costs nothing. Memory that
+is filled with zeros first would halve the speed of receiving at 64 MiB and more. So would pages of 4 KiB where the
+system has huge ones, as each page takes about 2 µs to come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from typing import Any
+
+from farm_executor.core.frames import Buffer, Kind
+
+__all__ = ["HUGE_SIZE", "MAPPED_SIZE", "allocate", "copied"]
+
+MAPPED_SIZE = 1024 * 1024  # bytes; from this size on, memory comes from the system, page by page as it is touched
+HUGE_SIZE = 4 * MAPPED_SIZE  # from this size on, in huge pages where the system has them, as numpy does
+
+
+def allocate(size: int, kind: Kind) -> Buffer | io.BytesIO:
+    """Return writable memory for a received segment; see `frames.Allocate`."""
+    if kind is Kind.BYTES:
+        return _file(size)
+    return _array(size) if kind is Kind.BYTEARRAY else _any(size)
+
+
+def copied(array: bytearray) -> bytearray:
+    """Return a copy of the array."""
+    copy = _array(len(array))
+    copy[:] = array
+    return copy
+
+
+def _any(size: int) -> Buffer:
+    numpy: Any = sys.modules.get("numpy")
+    try:
+        memory: memoryview = numpy.empty(size, numpy.uint8).data
+    except AttributeError:  # numpy is not imported, or another thread is just importing it
+        return bytearray(size) if size < MAPPED_SIZE else _mapped(size)
+    return memory
+
+
+def _mapped(size: int) -> memoryview:
+    import mmap  # late: programs without large data never need it
+
+    if sys.platform == "win32":
+        return memoryview(mmap.mmap(-1, size))
+    # Private, as Python's default is memory shared with children, whose pages take the system six times as long.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= HUGE_SIZE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
+
+
+def _file(size: int) -> io.BytesIO:
+    # CPython has the zeros of `bytes(size)` from the system, which has not touched them. The file takes over the
+    # object, as nobody else refers to it, and gives it back as its value.
+    file = io.BytesIO(bytes(size))
+    if size >= HUGE_SIZE:
+        with file.getbuffer() as view:
+            _ask_for_huge_pages(view)
+    return file
+
+
+def _array(size: int) -> bytearray:
+    if size < MAPPED_SIZE:
+        return bytearray(size)
+    try:
+        import ctypes
+
+        make = ctypes.pythonapi.PyByteArray_FromStringAndSize
+        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
+        array: bytearray = make(None, size)  # not filled with zeros, as every byte of it is to be received
+    except (ImportError, AttributeError):  # no libffi, or not CPython
+        return bytearray(size)
+    if size >= HUGE_SIZE:
+        with memoryview(array) as view:
+            _ask_for_huge_pages(view)
+    return array
+
+
+def _ask_for_huge_pages(view: memoryview) -> None:
+    import mmap
+
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None:
+        return
+    # Python's own way is for memory from mmap alone. A refusal does no harm: the pages stay small.
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import ctypes
+
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (start + len(view)) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            madvise(first, last - first, advice)
