@@ -397,7 +397,8 @@ class Scheduler:
             if (guilty and task.losses >= limit) or (may_have_begun and task.max_attempts == 1):
                 decisions.append(Lose(task))
             else:
-                task.begun = task.begun or may_have_begun
+                if may_have_begun:
+                    task.begun = True
                 self._requeue(task)
         decisions.reverse()
         return decisions + self._cancels() + self._dispatch()

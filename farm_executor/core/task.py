@@ -28,21 +28,17 @@ class Task:
             not queued again. None if nobody has asked to cancel it.
     """
 
-    __slots__ = (
-        "begun",
-        "calls",
-        "category",
-        "goes_on",
-        "id",
-        "lane",
-        "losses",
-        "max_attempts",
-        "priority",
-        "seat",
-        "started",
-        "timeout",
-        "unwanted",
-    )
+    # A million tasks may wait. So each has room for what nearly all of them need, and a dict for the rest, which is
+    # made when a task first differs from these defaults.
+    __slots__ = ("__dict__", "category", "id", "lane", "max_attempts", "priority", "started")
+
+    seat: Hashable = None
+    calls = 1
+    goes_on = False
+    timeout: float | None = None
+    losses = 0
+    begun = False
+    unwanted: Callable[[], bool] | None = None
 
     def __init__(
         self,
@@ -56,14 +52,10 @@ class Task:
         self.priority = priority
         self.category = category
         self.max_attempts = max_attempts
-        self.seat = seat
-        self.calls = 1
-        self.goes_on = False
-        self.timeout: float | None = None
-        self.losses = 0
+        if seat is not None:
+            self.seat = seat
         self.lane = -1
-        self.started = self.begun = False
-        self.unwanted: Callable[[], bool] | None = None
+        self.started = False
 
 
 class Assign(NamedTuple):

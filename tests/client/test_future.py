@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 from concurrent import futures
 from concurrent.futures import (
@@ -134,6 +135,21 @@ def test_cancelling_tells_whom_it_concerns_once():
 
 def call_for(owner):
     return Call(1, owner, None, None, (), TaskOptions())
+
+
+def test_an_ordinary_call_has_no_dict():
+    """A million of them may wait, and each dict would take more than all of the rest."""
+
+    def dicts(call):
+        return [held for held in gc.get_referents(call) if type(held) is dict]
+
+    call = call_for(NotedOwner())
+    assert not dicts(call)
+    call.release()
+    assert not dicts(call)
+    assert (call.calls, call.losses, call.timeout, call.begun, call.unwanted) == (1, 0, None, False, None)
+    timed = Call(1, NotedOwner(), None, None, (), TaskOptions(timeout=5.0))
+    assert dicts(timed) == [{"timeout": 5.0}]
 
 
 class NotedOwner:

@@ -44,7 +44,9 @@ class Call(Task):
         header: What travels with it beside its arguments; None or empty for nothing.
     """
 
-    __slots__ = ("arguments", "before_settling", "function", "future", "header", "owner", "plain")
+    __slots__ = ("arguments", "function", "future", "header", "owner", "plain")
+
+    before_settling: BeforeSettling | None = None
 
     def __init__(
         self,
@@ -59,13 +61,13 @@ class Call(Task):
         # The arguments are one of two: pickled by now, or so plain that this can wait. Never both, as that would
         # double what a queued task holds.
         super().__init__(id, options.priority, options.category, options.max_attempts, seat)
-        self.timeout = options.timeout
+        if options.timeout is not None:
+            self.timeout = options.timeout
         self.header = options.header
         self.owner = owner
         self.function: Function | None = function
         self.arguments = arguments
         self.plain = plain
-        self.before_settling: BeforeSettling | None = None
         self.future: FarmFuture | None = FarmFuture()
         self.future._call = self
 
@@ -79,7 +81,9 @@ class Call(Task):
         """Return the future, and drop everything that is held for the call. Must be called once at most."""
         future, self.future = self.future, None
         assert future is not None
-        self.function = self.arguments = self.plain = self.before_settling = None
+        self.function = self.arguments = self.plain = None
+        if self.before_settling is not None:  # no dict is made to say that there is none
+            self.before_settling = None
         # Future and call refer to each other. Cut here, both are freed by counting references; left to the garbage
         # collector, a flood of small tasks would stay in memory until its next full run.
         future._call = None
