@@ -40,7 +40,9 @@ OF_NEITHER = (  # what depends neither on the Python nor on the versions of what
     "tests/wire/test_sealed.py",
     "tests/test_docs.py",
 )
-SIDE_BY_SIDE = ("-n", "3", "--dist", "worksteal")  # most tests wait for a process most of the time
+OURS = ("--rows", "farm-embedded,farm-servers")  # of the contract: not what the standard library's own pools do
+# Most tests wait for a process most of the time.
+SIDE_BY_SIDE = ("-n", str(2 * max(os.cpu_count() or 1, 2)), "--dist", "worksteal")
 
 
 def _find_pythons() -> list[str]:
@@ -68,6 +70,12 @@ def _install(session: nox.Session, *requirements: str) -> None:
     installed = session.run("python", "-m", "pip", "list", "--format=freeze", silent=True) or ""
     python = session.run("python", "--version", silent=True) or ""
     session.log(f"runs with {python.strip()}, {', '.join(installed.split())}")
+
+
+def _pytest(session: nox.Session, *arguments: str) -> None:
+    """Run tests side by side."""
+    # Where Python is told not to keep what it compiles, each of thousands of processes would compile it again.
+    session.run("pytest", *SIDE_BY_SIDE, *arguments, env={"PYTHONDONTWRITEBYTECODE": None})
 
 
 def _group(name: str) -> list[str]:
@@ -104,8 +112,9 @@ def tests(session: nox.Session) -> None:
     On the newest all of them, on others those whose outcome depends on the Python; `-- tests` runs all on each.
     """
     _install(session, *FOR_TESTS)
-    parts = session.posargs or (["--ignore=tests/faults"] if session.python == PYTHONS[-1] else OF_THE_PYTHON)
-    session.run("pytest", *SIDE_BY_SIDE, *parts)
+    whole = ["--ignore=tests/faults"]
+    parts = session.posargs or (whole if session.python == PYTHONS[-1] else [*OURS, *OF_THE_PYTHON])
+    _pytest(session, *parts)
 
 
 @nox.session(python=SUPPORTED[0])
@@ -119,14 +128,14 @@ def minimums(session: nox.Session) -> None:
     declared = [*project["dependencies"], *extras, *_group("tests")]
     _install(session, ".", *(requirement.replace(">=", "==") for requirement in declared))
     parts = session.posargs or [f"--ignore={path}" for path in ("tests/faults", "tests/integrations", *OF_NEITHER)]
-    session.run("pytest", *SIDE_BY_SIDE, "--minimums", *parts)
+    _pytest(session, "--minimums", *parts)
 
 
 @nox.session(python=PYTHONS[-1])
 def promises(session: nox.Session) -> None:
     """Hold the promises against a short form of every fault; `faults` does it at length, and with figures."""
     _install(session, *FOR_TESTS)
-    session.run("pytest", *SIDE_BY_SIDE, "tests/faults", *session.posargs)
+    _pytest(session, "tests/faults", *session.posargs)
 
 
 @nox.session(python=PYTHONS[-1])
@@ -140,14 +149,15 @@ def not_led(session: nox.Session) -> None:
         "tests/client/test_reactor.py",
         "tests/client/test_future.py",
     )
-    session.run("pytest", *SIDE_BY_SIDE, "--not-led", *parts, *session.posargs)
+    # The contract's farm over servers is never led: `tests` has run it.
+    _pytest(session, "--not-led", "--rows", "farm-embedded", *parts, *session.posargs)
 
 
 @nox.session(python=PYTHONS[-1])
 def origins(session: nox.Session) -> None:
     """Send modules from where tools put them: a real Jupyter kernel, editable installs of each build backend."""
     _install(session, *FOR_TESTS, *_group("origins"), "pip")
-    session.run("pytest", *SIDE_BY_SIDE, "tests/shipping/test_origins.py", *session.posargs)
+    _pytest(session, "tests/shipping/test_origins.py", *session.posargs)
 
 
 @nox.session

@@ -27,6 +27,10 @@ def pytest_addoption(parser):
         action="store_true",
         help="the lowest versions that the project declares are installed: fail if they are not",
     )
+    parser.addoption(
+        "--rows",
+        help="of the contract's executors only these, by their names, with commas in between",
+    )
 
 
 def pytest_configure(config):

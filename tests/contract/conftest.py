@@ -98,7 +98,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     needed = {name for mark in metafunc.definition.iter_markers("needs") for name in mark.args}
     unknown = needed - set(CAPABILITIES)
     assert not unknown, f"no such capability: {unknown}"
-    rows = [row for row in ROWS if needed <= row.can]
+    chosen = (metafunc.config.getoption("--rows") or ",".join(row.name for row in ROWS)).split(",")
+    assert {row.name for row in ROWS} >= set(chosen), f"no such row: {chosen}"
+    rows = [row for row in ROWS if needed <= row.can and row.name in chosen]
     metafunc.parametrize("row", rows, ids=[row.name for row in rows])
 
 
