@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 MODULE, PACKAGE, NAMESPACE = "m", "p", "n"
-_KINDS = {MODULE, PACKAGE, NAMESPACE}
+_KINDS = (MODULE, PACKAGE, NAMESPACE)  # not a set: what a peer has put there may not be hashable
 MAX_OFFER = 10_000  # names: a folder with more than that is a data set, not a program
 MAX_PACKAGES = 1000
 MAX_NAME = 255  # bytes, the usual limit of a file's name

@@ -60,6 +60,7 @@ def test_a_question_that_is_none(body):
         ),
         *(b'{"modules": {}, "packages": %s}' % each for each in [b"[]", b'{"a.b": ["a", "1"]}', b'{"a": "1"}']),
         *(b'{"modules": {}, "packages": {"a": %s}}' % each for each in [b'["a"]', b'["a", 1]', b'["a\\n", "1"]']),
+        *(b'{"modules": {"a": %s}, "packages": {}}' % kind for kind in (b"[]", b"{}", b"1", b'"x"')),
     ],
 )
 def test_an_offer_that_is_none(offer):
