@@ -1,17 +1,17 @@
-"""What a task can say of itself while it runs: `current_task`.
+"""What a task can say and ask of itself while it runs: `current_task`.
 
-This module owns the task's side of that. It must not know how what is said reaches the client: the worker sets a
-function for it.
+This module owns the task's side of that. It must not know how what is said reaches the client, nor where answers
+come from: the worker sets an object for it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Hashable
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-__all__ = ["CurrentTask", "Progress", "current_task", "set_listener"]
+__all__ = ["CurrentTask", "Details", "Progress", "Worker", "current_task", "set_worker"]
 
 MAX_MESSAGE = 200  # characters
 MAX_NUMBER = 1 << 63
@@ -31,13 +31,44 @@ class Progress(NamedTuple):
     message: str = ""
 
 
-_listener: tuple[int, Callable[[Progress], None]] | None = None  # with the process that it is for
+class Details(NamedTuple):
+    """What the client knows of a task.
+
+    Attributes:
+        deadline: When its worker will be killed, by `time.monotonic`; None for never.
+    """
+
+    id: int | None = None
+    attempt: int = 1
+    category: Hashable = None
+    deadline: float | None = None
 
 
-def set_listener(listen: Callable[[Progress], None]) -> None:
-    """Have a function called with what tasks of this process report; for the worker."""
-    global _listener
-    _listener = os.getpid(), listen
+class Worker(Protocol):
+    """The worker, as its task sees it. Thread safety: any thread may call any method."""
+
+    def report(self, progress: Progress) -> None:
+        """Tell how far the running task has come."""
+
+    def details(self) -> Details:
+        """Ask what is known of the running task."""
+
+    def is_unwanted(self) -> bool:
+        """Return whether the running task's future has been cancelled."""
+
+
+_worker: tuple[int, Worker] | None = None  # with the process that it is
+
+
+def set_worker(worker: Worker) -> None:
+    """Have tasks of this process speak to this worker."""
+    global _worker
+    _worker = os.getpid(), worker
+
+
+def _here() -> Worker | None:
+    """Return the worker that this process is; None outside one, and in a process that a task has forked."""
+    return _worker[1] if _worker is not None and _worker[0] == os.getpid() else None
 
 
 class CurrentTask:
@@ -62,8 +93,45 @@ class CurrentTask:
         if type(message) is not str:
             raise TypeError(f"message must be a str, not {message!r:.100}")
         progress = Progress(_number("done", done), None if total is None else _number("total", total), message)
-        if _listener is not None and _listener[0] == os.getpid():
-            _listener[1](progress._replace(message=message[:MAX_MESSAGE]))
+        worker = _here()
+        if worker is not None:
+            worker.report(progress._replace(message=message[:MAX_MESSAGE]))
+
+    # The client is asked, once for each task that wants to know: so tasks that do not ask cost nothing.
+
+    @property
+    def id(self) -> int | None:
+        """The call's number in its farm, the same in each attempt; None outside a worker."""
+        return self._details().id
+
+    @property
+    def attempt(self) -> int:
+        """How often the task has been begun, this time included: 1 for the first time."""
+        return self._details().attempt
+
+    @property
+    def category(self) -> Hashable:
+        """The category that `FarmExecutor.with_options` has given it; its repr, if that cannot be sent."""
+        return self._details().category
+
+    @property
+    def deadline(self) -> float | None:
+        """When the task will be killed by its ``timeout``, on the clock of `time.monotonic`; None for never."""
+        return self._details().deadline
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its future's ``cancel`` was called while it ran, so that its result is not wanted.
+
+        The future is not cancelled by that, and gets what the task returns or raises. To look costs next to
+        nothing.
+        """
+        worker = _here()
+        return worker is not None and worker.is_unwanted()
+
+    def _details(self) -> Details:
+        worker = _here()
+        return Details() if worker is None else worker.details()
 
 
 def _number(name: str, value: Any) -> float:
@@ -78,5 +146,5 @@ _current = CurrentTask()
 
 
 def current_task() -> CurrentTask:
-    """Return the task that runs in this process; outside a worker, one whose reports nobody hears."""
+    """Return the task that runs in this process; outside a worker, one that nobody hears and that has no id."""
     return _current

@@ -54,7 +54,7 @@ FLOORS = {
         ),
         ("future", "packages", "reactor"),
         ("call", "hearing"),
-        ("cancels", "chosen_modules", "dispatch", "kills", "lane", "parcels"),
+        ("about", "cancels", "chosen_modules", "dispatch", "kills", "lane", "parcels"),
         ("missing", "session", "shipping", "wording"),
         ("crew", "link", "settling"),
         ("servers",),

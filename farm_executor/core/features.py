@@ -13,6 +13,7 @@ from collections.abc import Iterable
 __all__ = [
     "ALWAYS",
     "COUNTS",
+    "DETAILS",
     "HEADERS",
     "MAX_FEATURE",
     "MAX_FEATURES",
@@ -26,6 +27,9 @@ __all__ = [
 COUNTS = "counts"
 """A heartbeat is answered with packed numbers, which cost a large farm's client a tenth of what JSON does."""
 
+DETAILS = "details"
+"""Tasks may ask what is known of them, and hear that they are no longer wanted."""
+
 HEADERS = "headers"
 """Calls may have a header: what travels with them and is no argument."""
 
@@ -38,7 +42,7 @@ OUTPUT = "output"
 REPORTS = "reports"
 """Tasks may report how far they have come."""
 
-ALWAYS = (COUNTS, HEADERS, REPORTS)
+ALWAYS = (COUNTS, DETAILS, HEADERS, REPORTS)
 """Those that both ends of this version have in any case."""
 
 MAX_FEATURES = 64  # in one hello: far more than there will be, and little to keep

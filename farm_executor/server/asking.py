@@ -1,4 +1,4 @@
-"""A worker's questions for modules, until they are answered.
+"""A worker's questions for modules, and for what is known of its tasks, until they are answered.
 
 This module owns which questions are open. It must not read or send.
 """
@@ -13,23 +13,32 @@ import threading
 from farm_executor.core.frames import BULK, ERROR, Buffer, Frame, FrameType, Payload, encode_frame, payload_of
 from farm_executor.core.shipment import encode_question
 
-__all__ = ["Question", "Questions", "is_called_within"]
+__all__ = ["ModuleQuestion", "Question", "Questions", "is_called_within"]
 
 
 class Question:
     """One question.
 
     Attributes:
+        number: Its number.
         encoded: Its frame.
         answered: Set once there is an answer, or it is certain that there will not be one.
+        frame: The answer; None if there is none.
     """
 
-    def __init__(self, number: int, name: str, own: str) -> None:
+    def __init__(self, number: int, kind: FrameType, body: bytes) -> None:
         self.number = number
-        self.name = name
-        self.encoded: list[Buffer] = encode_frame(FrameType.WANTED, seq=number, body=encode_question(name, own))
+        self.encoded: list[Buffer] = encode_frame(kind, seq=number, body=body)
         self.answered = threading.Event()
         self.frame: Frame | None = None
+
+
+class ModuleQuestion(Question):
+    """The question for a module."""
+
+    def __init__(self, number: int, name: str, own: str) -> None:
+        super().__init__(number, FrameType.WANTED, encode_question(name, own))
+        self.name = name
 
     def result(self) -> Payload | None:
         """Return the client's answer; see `WorkerLane.ask`."""
@@ -54,8 +63,12 @@ class Questions:
         self._over = False
         self._pid = os.getpid()
 
-    def new(self, name: str, own: str) -> Question:
-        """Return a question that is not yet open.
+    def about(self, seq: int) -> Question:
+        """Return a question for what is known of the task with that number, which is not yet open."""
+        return Question(next(self._numbers), FrameType.ABOUT, seq.to_bytes(8, "little"))
+
+    def new(self, name: str, own: str) -> ModuleQuestion:
+        """Return a question for a module, which is not yet open.
 
         Raises:
             ModuleNotFoundError: This is not the worker's own process.
@@ -66,7 +79,7 @@ class Questions:
                 "import it in the task, before",
                 name=name,
             )
-        return Question(next(self._numbers), name, own)
+        return ModuleQuestion(next(self._numbers), name, own)
 
     def add(self, question: Question) -> None:
         """Open a question that is about to be asked."""

@@ -33,7 +33,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from farm_executor.core.batches import encode_results, encode_results_together, fit_together
-from farm_executor.core.features import HEADERS
+from farm_executor.core.features import DETAILS, HEADERS, REPORTS
 from farm_executor.core.frames import (
     ERROR,
     Buffer,
@@ -49,9 +49,10 @@ from farm_executor.core.frames import (
 from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.outbox import Outbox
 from farm_executor.core.shipment import Difference, Package, decode_offer, encode_differences
+from farm_executor.current import Details
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
-from farm_executor.server.asking import Questions, is_called_within
+from farm_executor.server.asking import Question, Questions, is_called_within
 from farm_executor.server.channel import Channel
 from farm_executor.server.keeping import kept
 from farm_executor.server.marks import Marks
@@ -117,6 +118,8 @@ class WorkerLane:
         self.marks: Marks | None = None
         self.features: frozenset[str] = frozenset()
         self._reports = Reports()
+        self._details: tuple[int, Details] = -1, Details()  # with the task that they are of
+        self._unwanted = -2  # the task that was last said to be so
         self._questions = Questions()
         self.on_offer: Callable[[dict[str, str], dict[str, Package]], None] | None = None
         self._spent = 0.0  # seconds in tasks that have ended; set by the main thread
@@ -247,6 +250,30 @@ class WorkerLane:
                 name=name,
             )
         question = self._questions.new(name, own)
+        self._await_answer(question)
+        return question.result()
+
+    def details(self) -> Details:
+        """See `current.Worker`."""
+        seq = self._progress[BEGUN]
+        if self._details[0] == seq or DETAILS not in self.features:
+            return self._details[1] if self._details[0] == seq else Details()
+        if is_called_within():
+            raise RuntimeError("the client cannot be asked here, in a destructor or a signal handler: ask before")
+        question = self._questions.about(seq)
+        self._await_answer(question)
+        details = Details()
+        if question.frame is not None and question.frame.body:
+            id, attempt, category, left = payload.loads((question.frame.body,))
+            details = Details(id, attempt, category, None if left is None else time.monotonic() + left)
+        self._details = seq, details
+        return details
+
+    def is_unwanted(self) -> bool:
+        """See `current.Worker`."""
+        return self._unwanted == self._progress[BEGUN]
+
+    def _await_answer(self, question: Question) -> None:
         self._flush()  # finished tasks need not wait for the answer
         # Added and sent under one lock: else _resume, which asks all open questions, could ask this one in between,
         # and it would go twice over one connection.
@@ -267,7 +294,6 @@ class WorkerLane:
                     self._io.release()
             else:  # the thread that reads takes the answer, too
                 question.answered.wait(TICK if is_main else None)
-        return question.result()
 
     def tell(self, differences: Iterable[Difference]) -> None:
         """Tell the client how this worker's packages differ from its own, if that can be done now."""
@@ -275,7 +301,9 @@ class WorkerLane:
             self._say(encode_frame(FrameType.PACKAGES, body=encode_differences(differences)))
 
     def report(self, report: Report) -> None:
-        """Tell the client how far the running task has come, now or soon."""
+        """See `current.Worker`."""
+        if REPORTS not in self.features:
+            return
         self._reports.add(self._progress[BEGUN], report)
         if not self._reports.due:
             self._wanted.wake()  # a sleeping helper would not look
@@ -444,8 +472,12 @@ class WorkerLane:
         elif frame.type is FrameType.ACK:
             with self._send:
                 self._acknowledge(frame.seq)
-        elif frame.type is FrameType.MODULE and self.on_offer is not None:
+        elif (frame.type is FrameType.MODULE and self.on_offer is not None) or (
+            frame.type is FrameType.DETAILS and DETAILS in self.features
+        ):
             self._questions.answer(frame)
+        elif frame.type is FrameType.STOP and DETAILS in self.features:
+            self._unwanted = frame.seq
         elif frame.type is FrameType.CALL_HEADER and HEADERS in self.features:
             self._backlog.header = frame.body
         elif frame.type is FrameType.MODULES and self.on_offer is not None:

@@ -17,9 +17,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from farm_executor.core.features import REPORTS
 from farm_executor.core.frames import Frame, Payload, payload_of
-from farm_executor.current import set_listener
+from farm_executor.current import set_worker
 from farm_executor.data import payload
 from farm_executor.data.awaiting import awaited
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
@@ -99,8 +98,7 @@ def run_worker(start: WorkerStart) -> None:
     lane = WorkerLane(socket, start.progress, start.channel, resumable=start.resumable, secure=secure)
     lane.marks = start.marks
     lane.features = start.features
-    if REPORTS in start.features:
-        set_listener(lane.report)
+    set_worker(lane)
     finder = None
     if start.modules is not None:
         finder = ModuleFinder(start.modules, lane.ask, PackageCheck(lane.tell))

@@ -173,9 +173,12 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "DRAINING": 49,
         "KILL": 50,
         "SPARED": 51,
+        "STOP": 144,
+        "DETAILS": 145,
         "PACKAGES": 160,
         "MARKS": 161,
         "REPORT": 162,
+        "ABOUT": 163,
         "OUTPUT": 176,
         "HEARD": 177,
     }

@@ -52,7 +52,7 @@ from farm_executor.core.batches import (
     encode_tasks_together,
 )
 from farm_executor.core.census import WORKER_COLUMNS, FarmStatus
-from farm_executor.core.features import MODULES, OUTPUT, REPORTS
+from farm_executor.core.features import ALWAYS, MODULES, OUTPUT
 from farm_executor.core.frames import (
     ERROR,
     HEADER_SIZE,
@@ -517,6 +517,7 @@ def worker(data: bytes) -> None:
     steps = iter([lambda: supervisor.pass_on(pairs[1][1], 0, b""), supervisor.say_end])
     lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True, secure=lambda sock, *_: sock)
     lane._connection = _bounded(pairs[0][1])
+    lane.features = frozenset(ALWAYS)
     lane.on_offer = lambda modules, packages: None
     question = lane._questions.new("hostile", "")
     lane._questions.add(question)
@@ -719,7 +720,7 @@ _CONTROL_HELLO = _joined(
             "role": "control",
             "versions": local_versions()._asdict(),
             "client": "somebody",
-            "features": [OUTPUT, REPORTS, MODULES],
+            "features": [*ALWAYS, OUTPUT, MODULES],
         }
     )
 )
@@ -737,6 +738,9 @@ _BEGINNING = _joined(
     encode_tasks(0, [(7, [b"one"]), (7, [b"two"])], once=True),
 )
 _LANE = _BEGINNING + _joined(
+    encode_frame(FrameType.STOP, seq=0),
+    encode_frame(FrameType.DETAILS, seq=0, body=pickle.dumps((1, 1, None, None))),
+    encode_frame(FrameType.CALL_HEADER, body=pickle.dumps({"vars": {"os:name": 1}, "else": 2})),
     encode_tasks(2, [(7, [b"bulk", b"x" * 100])]),
     encode_tasks_together(3, [7, 7], pickle.dumps([(1,), ("a",)])),
     encode_frame(FrameType.ACK, seq=1),
@@ -776,6 +780,7 @@ _OUTPUT = _joined(
 )
 _MARKED = _joined(
     encode_frame(FrameType.MARKS, count=1, body=struct.pack("<5Q", 0, 0, 3, 6, 9)),
+    encode_frame(FrameType.ABOUT, seq=0, body=bytes(8)),
     encode_frame(FrameType.REPORT, count=1, seq=0, body=b"\x80half of it"),
 )
 _REPORTS = _joined(

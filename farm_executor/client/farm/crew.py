@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
+from farm_executor.client.farm.about import asked_about, details_of
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch
 from farm_executor.client.farm.functions import FunctionTable
@@ -27,7 +28,7 @@ from farm_executor.client.farm.session import Session
 from farm_executor.client.farm.shipping import Shipping
 from farm_executor.client.farm.wording import last_word
 from farm_executor.core.batches import decode_results, decode_results_together
-from farm_executor.core.features import HEADERS, MODULES
+from farm_executor.core.features import DETAILS, HEADERS, MODULES
 from farm_executor.core.frames import BULK, ERROR, TOGETHER, Frame, FrameType, Payload, payload_of
 from farm_executor.core.lifecycle import LaneEvent, LaneState
 from farm_executor.core.liveness import CUT_EXIT_CODE
@@ -67,6 +68,9 @@ class CrewListener(Protocol):
 
     def was_to_be_killed(self, lane: Lane, task: Task) -> bool:
         """Return whether the lane's worker, killed while it ran this task, was meant to be. With the lock held."""
+
+    def seconds_left(self, lane: Lane, task: Task) -> float | None:
+        """Return for how long a task that runs on the lane may go on; None for ever."""
 
     def on_lost(self, lane: Lane, before: LaneState, had: int, losses: list[Lose], running: Task | None) -> None:
         """Settle what a lost lane leaves behind.
@@ -288,12 +292,18 @@ class Crew:
             self._shipping.answer(lane, frame)
         elif frame.type is FrameType.PACKAGES and lane.offered is not None:
             self._shipping.note_packages(lane, frame)
+        elif frame.type is FrameType.ABOUT and DETAILS in lane.session.features:
+            self._tell_about(lane, frame)
         elif frame.type is FrameType.READY and state is LaneState.STARTING:
             self._on_ready(lane, frame)
         elif frame.type is FrameType.RESUMED and state is LaneState.RESUMING:
             lane.change(LaneEvent.RESUME)
             with dispatch.deciding:
                 after = dispatch.perform(dispatch.scheduler.resumed(lane.id, frame.seq, frame.count))
+                # It may have been lost with the connection. The number is still that task's: the oldest one of a
+                # lane is given back by nobody.
+                if dispatch.scheduler.first_seq(lane.id) == lane.unwanted < frame.seq:
+                    lane.send_stop(lane.unwanted)
                 dispatch.watch_time(lane.id)
             self._follow_up(after)
             self._listener.on_renumbered(lane)
@@ -332,6 +342,20 @@ class Crew:
             self._listener.on_values(lane, calls, values)
         else:
             self._listener.on_answers(lane, calls, answers)
+
+    def _tell_about(self, lane: Lane, frame: Frame) -> None:
+        """Answer a task that asks what is known of it."""
+        seq = asked_about(frame)
+        # With the lock: the thread that has just sent the task may not have set its deadline yet.
+        with self._dispatch.deciding:
+            call: Any = self._dispatch.scheduler.task_at(lane.id, seq)
+            left = None if call is None else self._listener.seconds_left(lane, call)
+        # Without it, as this pickles the user's category. There is no call where a thread asks that its task has
+        # left behind.
+        details = b"" if call is None else details_of(call, left)
+        with self._dispatch.deciding:
+            lane.send_details(frame.seq, details)
+        self.watch(lane)
 
     def _forget_later(self) -> None:
         """Check after a while whether the farm is still idle."""

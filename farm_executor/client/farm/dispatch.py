@@ -53,6 +53,9 @@ class Way(Protocol):
     def send_tasks(self, seq: int, calls: list[Any]) -> bool:
         """Send calls, numbered from ``seq`` on; return whether the socket took all of it."""
 
+    def send_stop(self, seq: int) -> bool:
+        """Tell the worker that nobody wants a task's result; return whether the socket took all of it."""
+
     def send_recall(self, count: int) -> bool:
         """Ask for tasks back; return whether the socket took all of it."""
 
@@ -182,6 +185,16 @@ class Dispatch:
         """Report the oldest task on a lane, which may have changed. The lock is held."""
         if self.timed:
             self._watch(lane, self.scheduler.running_on(lane))
+
+    def stop(self, call: Call) -> list[Afterwards]:
+        """Tell the worker that runs a call that nobody wants its result; return what remains to be done."""
+        with self.deciding:
+            way = self._ways.get(call.lane)
+            # The number of one that is not the oldest may be another's before the worker reads this. Such a call
+            # has been asked back, and is cancelled, unless it has become the oldest meanwhile.
+            if way is None or self.scheduler.running_on(call.lane) is not call:
+                return []
+            return [] if way.send_stop(self.scheduler.first_seq(call.lane)) else [Unsent(call.lane)]
 
     def aim(self, lane: int, meant: Callable[[Task], bool]) -> Kill | None:
         """Return the order for a lane's supervisor to kill a matching task if it runs; None if there is none."""

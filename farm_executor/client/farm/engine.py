@@ -381,6 +381,8 @@ class Engine:
         """See `future.Owner`."""
         if self.may_wait():
             self._cancels.take_back(call, cancel)
+        if call.future is not None:  # it has begun, most likely, and can only be told
+            self._reactor.post(partial(self._stopping.tell, call))
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks, and end once those accepted have settled.

@@ -169,6 +169,11 @@ class Kills:
             due = self._due[lane] = _Due(task, time.monotonic() + task.timeout)
             self._look_at(due.when)
 
+    def seconds_left(self, lane: int, task: Task) -> float | None:
+        """Return how long that task may go on, if it is the lane's oldest and has a deadline."""
+        due = self._due.get(lane)
+        return None if due is None or due.task is not task else due.when - time.monotonic()
+
     def _look_at(self, when: float) -> None:
         if when < self._next_look:
             # One timer for the earliest deadline: tasks end before their deadlines as a rule, and a timer for each

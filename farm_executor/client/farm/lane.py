@@ -15,6 +15,7 @@ from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.client.farm.hearing import Host, LaneHearing
 from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_together
+from farm_executor.core.features import DETAILS
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import KillOrder, WorkerDied
@@ -85,6 +86,7 @@ class Lane:
         cuts: How often the connection has broken.
         tasks_done: The number of tasks answered.
         calls_done: The number of calls answered.
+        unwanted: The number of the task of which the worker was last told that nobody wants it.
         kept: The functions that the worker has, by number.
         offered: The version of the list of modules that the worker was last told; None if it never asks for any.
     """
@@ -117,6 +119,7 @@ class Lane:
         self.kept = Kept()
         self.hearing: LaneHearing | None = None  # made once the worker has said anything
         self.offered: int | None = 0 if wants_modules else None
+        self.unwanted = -1
         self._takes_headers = takes_headers
         self._header = b""  # of the tasks sent last
         self._acknowledged = 0  # of the bytes received over the connection
@@ -192,6 +195,15 @@ class Lane:
             buffers += encode_tasks_together(seq, numbers, pickle, once=once)
         else:
             buffers += encode_tasks(seq, list(zip(numbers, map(arguments_of, calls), strict=True)), once=once)
+
+    def send_stop(self, seq: int) -> bool:
+        """Tell the worker that nobody wants the result of the task with that number."""
+        self.unwanted = seq
+        return DETAILS not in self.session.features or self.connection.send(encode_frame(FrameType.STOP, seq=seq))
+
+    def send_details(self, number: int, details: Buffer) -> bool:
+        """Answer a worker's question for what is known of a task."""
+        return self.connection.send(encode_frame(FrameType.DETAILS, seq=number, body=details))
 
     def send_forget_large(self) -> bool:
         """Make the worker drop its large functions."""

@@ -92,6 +92,10 @@ class Outcomes:
         """See `crew.CrewListener`."""
         return self._kills.meant(lane.id, task)
 
+    def seconds_left(self, lane: Lane, task: Task) -> float | None:
+        """See `crew.CrewListener`."""
+        return self._kills.seconds_left(lane.id, task)
+
     def on_lost(self, lane: Lane, before: LaneState, had: int, losses: list[Lose], running: Task | None) -> None:
         """See `crew.CrewListener`."""
         # Threads that wait for this lane to give a task back would wait in vain from now on.

@@ -148,6 +148,10 @@ class Stopping:
         # If it is no longer queued, its turn has come: its future was told then, and must not be told twice.
         self._settler.cancel(call, told=not was_queued)
 
+    def tell(self, call: Call) -> None:
+        """Tell a call that most likely runs that nobody wants its result."""
+        self._follow_up(self._dispatch.stop(call))
+
     def ask_back(self, request: Request) -> tuple[int, bool] | None:
         """Ask for a task back on behalf of `Cancels`.
 
