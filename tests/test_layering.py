@@ -64,7 +64,7 @@ FLOORS = {
         ("engine",),
     ],
     "data": [
-        ("awaiting", "hints", "importing", "memory", "modules", "packages", "refused", "tokens"),
+        ("atoms", "awaiting", "hints", "importing", "memory", "modules", "packages", "refused", "tokens"),
         ("byvalue",),
         ("failure", "payload"),
         ("blocks",),
@@ -96,6 +96,27 @@ FLOORS = {
         ("census",),
         ("admin",),
         ("supervisor",),
+    ],
+    "launch": [
+        ("back", "background", "child", "held", "kinship", "path", "place"),
+        ("frozen",),
+        ("local",),
+        ("remote",),
+        ("ssh",),
+    ],
+    "lfarm": [
+        ("checks", "log"),
+        ("servers", "tasks"),
+        ("submission",),
+        ("task_options",),
+        ("kernel",),
+        ("channel", "parts", "promise"),
+        ("cognate", "seeking"),
+    ],
+    "observe": [
+        ("model",),
+        ("exposition", "frame", "watching"),
+        ("top",),
     ],
     "integrations": [
         ("inside", "reused"),

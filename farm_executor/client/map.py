@@ -35,7 +35,8 @@ from farm_executor.client.farm.wording import culprit, unreadable_value
 from farm_executor.client.protocol import Farm
 from farm_executor.core.frames import Payload, payload_size
 from farm_executor.data import payload
-from farm_executor.data.blocks import PLAIN, BlockOutcome, call_each, call_with_each, portable, run_block
+from farm_executor.data.atoms import ATOMS
+from farm_executor.data.blocks import BlockOutcome, call_each, call_with_each, portable, run_block
 from farm_executor.data.byvalue import OwnObjects
 from farm_executor.data.failure import Origin, load_failure
 from farm_executor.errors import TaskExecutionError, WorkerLostError
@@ -278,7 +279,7 @@ class _Mapping:
     def _submit_items(self, items: list[Call]) -> None:
         """Submit items as blocks. Values that a call might change are pickled for that call alone."""
         kinds = set(map(type, itertools.chain.from_iterable(items)))
-        plain = kinds <= PLAIN
+        plain = kinds <= ATOMS
         if plain and not kinds & _SIZED:
             self._submit_block(items, pickled=False)
             return

@@ -17,15 +17,13 @@ from typing import Any, NamedTuple
 
 from farm_executor.core.frames import BULK_THRESHOLD, Payload
 from farm_executor.data import payload
+from farm_executor.data.atoms import ATOMS
 from farm_executor.data.awaiting import all_awaited, awaited
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 
-__all__ = ["BLOCK_SECONDS", "PLAIN", "BlockOutcome", "call_each", "call_with_each", "portable", "run_block"]
+__all__ = ["BLOCK_SECONDS", "BlockOutcome", "call_each", "call_with_each", "portable", "run_block"]
 
 BLOCK_SECONDS = 0.01  # once a block has taken this long, no further item of it is started
-
-PLAIN: set[type] = {type(None), bool, int, float, complex, str, bytes}
-"""Types whose values may share a pickle: they are immutable and always unpickle."""
 
 
 def portable(data: Payload) -> Payload:
@@ -81,7 +79,7 @@ def run_block(fn: Callable[..., Any], items: Sequence[Any], pickled: bool) -> Bl
 
 
 def _outcome(values: list[Any], failure: Payload | None) -> BlockOutcome:
-    if PLAIN.issuperset(map(type, values)):
+    if ATOMS.issuperset(map(type, values)):
         return BlockOutcome(len(values), True, [portable(payload.dumps(values))], failure)
     pickles = []
     for value in values:

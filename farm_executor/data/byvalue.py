@@ -37,6 +37,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+from farm_executor.data.atoms import ATOMS
 from farm_executor.data.hints import Hints, annotated_names, looked_up_names, names_in, names_in_annotations
 from farm_executor.data.importing import exist_here_only
 from farm_executor.data.refused import Refusals
@@ -389,20 +390,17 @@ def _name(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
 
 
-_ATOMS = {
-    *(type(None), bool, int, float, complex, str, bytes),
-    *(types.ModuleType, types.BuiltinFunctionType, types.FunctionType, type),
-}
+_LEAVES = ATOMS | {types.ModuleType, types.BuiltinFunctionType, types.FunctionType, type}
 
 
 def _holds_nothing(value: Any) -> bool:
     """Return whether the value can contain only objects that are sent in their own way, such as functions."""
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in _LEAVES:
         return True
     if kind is dict:
-        return len(value) < 32 and _ATOMS.issuperset(map(type, value.values()))
-    return (kind is tuple or kind is list) and len(value) < 32 and _ATOMS.issuperset(map(type, value))
+        return len(value) < 32 and _LEAVES.issuperset(map(type, value.values()))
+    return (kind is tuple or kind is list) and len(value) < 32 and _LEAVES.issuperset(map(type, value))
 
 
 def _find(module: Any, qualname: str) -> Any:

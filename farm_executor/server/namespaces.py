@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from farm_executor.data.atoms import ATOMS
 from farm_executor.data.byvalue import (
     Resolver,
     class_by_tracker,
@@ -347,7 +348,7 @@ def _put_in_place(function: types.FunctionType, here: dict[int, Any]) -> None:
             cell.cell_contents = here[id(contents)]
 
 
-_WITHOUT_IDENTITY = {type(None), bool, int, float, complex, str, bytes, tuple, frozenset}
+_WITHOUT_IDENTITY = ATOMS | {tuple, frozenset}
 
 
 def contents_of(cell: types.CellType) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.current import set_worker
 from farm_executor.data import payload
+from farm_executor.data.atoms import ATOMS
 from farm_executor.data.awaiting import awaited
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
@@ -234,7 +235,7 @@ def is_reusable(function: Any) -> bool:
 
 
 def _is_reusable(value: Any, seen: set[int]) -> bool:
-    if type(value) in _IMMUTABLE or isinstance(value, (type, types.ModuleType)) or id(value) in seen:
+    if type(value) in ATOMS or isinstance(value, (type, types.ModuleType)) or id(value) in seen:
         return True
     seen.add(id(value))  # closures may be recursive
     parts: tuple[Any, ...]
@@ -270,7 +271,6 @@ def _may_rebind(code: types.CodeType) -> bool:
 
 
 _REBINDING = {opcode.opmap["STORE_DEREF"], opcode.opmap["DELETE_DEREF"]}
-_IMMUTABLE = {type(None), bool, int, float, complex, str, bytes}
 
 
 def _flush_output() -> None:

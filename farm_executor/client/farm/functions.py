@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from farm_executor.core.frames import Payload
 from farm_executor.core.text import name_of
 from farm_executor.data import payload
+from farm_executor.data.atoms import ATOMS
 from farm_executor.data.byvalue import is_importable, is_made_afresh
 from farm_executor.data.hints import annotated_names, looked_up_names, names_in
 from farm_executor.data.importing import exist_here_only
@@ -38,7 +39,6 @@ SMALL = 8 * 1024  # bytes, up to which a function is a small one
 MAX_LARGE_BYTES = 4 * 1024 * 1024  # of large functions kept, likewise
 MAX_PARTS = 64  # of a function that is remembered: comparing more would cost what it saves
 
-_ATOMS = {type(None), bool, int, float, complex, str, bytes, type(...)}
 _TYPING = (types.GenericAlias, types.UnionType)
 _COMPARABLE = {types.FunctionType, types.BuiltinFunctionType, type}  # each equal only to itself
 _MISSING = object()
@@ -242,7 +242,7 @@ class _Parts:
 
     def _add_value(self, value: Any) -> None:
         kind = type(value)
-        if kind in _ATOMS or value is _MISSING or value is type(None) or is_made_afresh(value):
+        if kind in ATOMS or value is ... or value is _MISSING or value is type(None) or is_made_afresh(value):
             return
         if kind is types.FunctionType:
             self._add(value)
