@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from farm_executor._version import __version__
 from farm_executor.client import launching
+from farm_executor.wire import address as addresses
 
 if TYPE_CHECKING:
     from farm_executor.admin import end_server, ping, status
@@ -137,6 +138,14 @@ def _launcher(module: str, name: str) -> Callable[[Address, launching.FindKey], 
     return source
 
 
+def _form(name: str) -> Callable[[str, str], Any]:
+
+    def read(value: str, rest: str) -> Any:
+        return getattr(importlib.import_module("farm_executor.launch.forms"), name)(value, rest)
+
+    return read
+
+
 def _end_background_servers() -> None:
     background = sys.modules.get("farm_executor.launch.background")
     if background is not None:
@@ -146,4 +155,6 @@ def _end_background_servers() -> None:
 atexit.register(_end_background_servers)  # before the executors' own end is, so that it comes after that
 launching.embedded = _start_private_server
 launching.registry["ssh"] = _launcher("farm_executor.launch.ssh", "source_of")
+addresses.forms["slurm"] = _form("read_slurm")
+launching.registry["slurm"] = _launcher("farm_executor.launch.slurm", "SlurmJobs")
 launching.registry["back"] = _launcher("farm_executor.launch.back", "Rendezvous")

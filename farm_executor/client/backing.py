@@ -216,7 +216,9 @@ def _find_key(finder: KeyFinder, supply: Supply, address: Address) -> Key:
     embedded = supply.embedded
     if embedded is not None and (own := embedded.key_for(address)) is not None:
         return Key(own)
-    return finder(address)
+    # Servers that a cluster grants have a key that was made for them.
+    granted: Key | None = getattr(address.grant, "key", None)
+    return finder(address) if granted is None else granted
 
 
 def _check_not_importing() -> None:

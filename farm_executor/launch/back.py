@@ -60,6 +60,8 @@ class BackServer:
         self._parked: deque[Socket] = deque()
         self._since = time.monotonic()  # a connection was last parked or taken
         self.forget: Callable[[Socket], None] = lambda sock: None
+        self.key: Key | None = None
+        """The server's key; None for the executor's."""
 
     def __str__(self) -> str:
         return f"{self._where}/{self._name}"
@@ -113,15 +115,22 @@ class Rendezvous:
     """Where one executor waits for the servers that dial it; a `client.launching.Source`.
 
     Args:
-        address: Where to listen: one whose ``grant`` is a `wire.address.Back`.
+        address: What the servers are called by: one whose ``grant`` is a `wire.address.Back`, if that is also where
+            to listen.
         find_key: Returns the executor's key.
+        where: Where to listen; None for where the address says.
+        key: The servers' key, if it is not the executor's.
 
     Thread safety: all methods may be called from any thread.
     """
 
-    def __init__(self, address: Address, find_key: FindKey) -> None:
+    def __init__(
+        self, address: Address, find_key: FindKey, *, where: Address | None = None, key: Key | None = None
+    ) -> None:
         self._target = address
+        self._where = where
         self._find_key = find_key
+        self._key = key
         self._lock = threading.Lock()
         self._servers: dict[str, BackServer] = {}
         self._changed: Callable[[], None] = lambda: None
@@ -145,9 +154,8 @@ class Rendezvous:
             AuthenticationError: There is no key.
             OSError: It cannot listen there; or no server has dialled in.
         """
+        self.listen()
         with self._lock:
-            if self._thread is None and not self._ended:
-                self._open()
             found = [Address(host=server.host, grant=server) for server in self._servers.values()]
         if not found:
             raise ConnectionError(NOBODY)
@@ -189,13 +197,24 @@ class Rendezvous:
             server.close()
         self._servers.clear()
 
+    def listen(self) -> int:
+        """Begin to take servers, if it has not begun; return the port.
+
+        Raises:
+            AuthenticationError: There is no key.
+            OSError: It cannot listen there.
+        """
+        with self._lock:
+            if self._thread is None and not self._ended:
+                self._open()
+            return self.port
+
     # -- for the servers -----------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        back = self._target.grant
-        where = Address(back.host, back.port)
+        where = self._where or Address(self._target.grant.host, self._target.grant.port)
         # Only the proof: a connection that is used later is secured as if we had dialled it.
-        key = Key(self._find_key(where).secret)
+        key = Key((self._key or self._find_key(where)).secret)
         self._listeners = listen_everywhere(where)
         self.port = bound_address(self._listeners[0], where).port
         self._selector, self._waker = selectors.DefaultSelector(), Waker()
@@ -226,8 +245,10 @@ class Rendezvous:
             server = self._servers.get(hello.server)
             new = server is None
             if server is None:
-                server = BackServer(str(self._target), hello.name, guest.host, partial(self._gone, hello.server))
-                server.forget = self._forget
+                server = BackServer(
+                    str(self._target).partition("?")[0], hello.name, guest.host, partial(self._gone, hello.server)
+                )
+                server.forget, server.key = self._forget, self._key
                 self._servers[hello.server] = server
         assert self._selector is not None
         # Before it can be taken, which unregisters it.

@@ -72,7 +72,9 @@ class Supervisor:
         parent: The process that its workers take for their parent; None for the supervisor.
         requests: A descriptor for a resource tracker to read, which is started as soon as something can be read.
         monitors: Whether those may look who have a monitor's key, derived from one of the keys.
-        env: Environment variables of the workers; see `core.environment`.
+        env: Environment variables of the workers; see `core.environment.for_slot`.
+        spare_workers: Whether a SIGTERM that reaches the workers, too, is meant for the server alone, which drains:
+            a cluster's scheduler signals every process of a job.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class Supervisor:
         parent: Parent | None = None,
         requests: int | None = None,
         monitors: bool = True,
-        env: Sequence[tuple[str, str]] = (),
+        env: Sequence[tuple[str, str | Sequence[str]]] = (),
+        spare_workers: bool = False,
     ) -> None:
         self._address = address
         self._slots = slots
@@ -121,6 +124,7 @@ class Supervisor:
             owner=owner,
             interruptible=interruptible,
             env=env,
+            spare=spare_workers,
             let_go=self._close_all,
         )
         self._sessions = Sessions(self._selector, self._door, terms, self._depot, start_workers, self._on_lost)

@@ -40,6 +40,7 @@ from farm_executor.wire.sockets import Socket, hang_up
 
 if TYPE_CHECKING:
     import resource
+    from types import FrameType
 
 __all__ = ["Workers"]
 
@@ -64,6 +65,7 @@ class Workers:
         owner: A file descriptor that reaches its end when that process ends.
         interruptible: Whether Ctrl-C in the terminal interrupts running tasks.
         env: See `Supervisor`.
+        spare: See `Supervisor`, ``spare_workers``.
         tell: Sends a message to a session's client.
         gone: Called with the session when one of its workers has died and its client has been told.
         let_go: Called in a new process: closes everything of the supervisor's except that socket.
@@ -82,7 +84,8 @@ class Workers:
         parent: Parent,
         owner: int,
         interruptible: bool,
-        env: Sequence[tuple[str, str]],
+        env: Sequence[tuple[str, str | Sequence[str]]],
+        spare: bool,
         tell: Callable[[Session, NamedTuple], None],
         gone: Callable[[Session], None],
         let_go: Callable[[Socket], None],
@@ -95,6 +98,7 @@ class Workers:
         self._owner = owner
         self._interruptible = interruptible
         self._env = env
+        self._spared = spare
         self._tell = tell
         self._gone = gone
         self.counts = Counts()
@@ -239,7 +243,8 @@ class Workers:
         die_with(supervisor)  # first, so that no child is left behind if the supervisor dies meanwhile
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # A handler and not SIG_IGN, which the processes that tasks start would inherit.
+        signal.signal(signal.SIGTERM, _ignore if self._spared else signal.SIG_DFL)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
         if not self._embedded:
@@ -445,6 +450,10 @@ class Workers:
             worker.thaw_by = 0.0
             logger.warning("worker frozen pid=%d slot=%d", worker.pid, worker.slot)
             kill_family(worker.pid)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 def _flush_output() -> None:

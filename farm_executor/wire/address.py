@@ -11,16 +11,31 @@ from typing import Any, NamedTuple
 
 from farm_executor.errors import AddressError
 
-__all__ = ["DEFAULT_PORT", "Address", "AddressLike", "Back", "Ssh", "parse_address", "parse_addresses"]
+__all__ = [
+    "DEFAULT_PORT",
+    "Address",
+    "AddressLike",
+    "Back",
+    "Ssh",
+    "forms",
+    "parse_address",
+    "parse_addresses",
+    "wrong",
+]
 
 DEFAULT_PORT = 11111
 """The port used when an address does not give one."""
+
+forms: dict[str, Callable[[str, str], Any]] = {}
+"""Further schemes, of servers that are to be granted, each with a function. It is given the whole text and what is
+behind ``://``, and returns an `Address.grant`, or raises what `wrong` returns. The package adds them."""
 
 _MAX_SHOWN = 200  # characters of the given value in an error message
 _FORMS = (
     '"host:port", "[ipv6]:port", "unix:/path", "farm://name:port?all", or ("host", port), '
     f"with a port from 1 to 65535 ({DEFAULT_PORT} where a string names none), "
-    'for servers to be started "ssh://[user@]host[:port]", and for servers that dial this program "back://host:port"'
+    'for servers to be started "ssh://[user@]host[:port]", for servers that dial this program "back://host:port", '
+    'and for servers on a cluster "slurm://[partition]"'
 )
 _SHELL = frozenset("'`\"$\\;&<>|(){}")  # ssh may hand names to a shell, for a ProxyCommand
 
@@ -147,7 +162,7 @@ def parse_address(value: Any, *, any_port: bool = False, ssh: bool = False) -> A
         host, number = value
         if isinstance(host, str) and isinstance(number, int) and not isinstance(number, bool):
             return _tcp(value, host, number, any_port)
-    raise _error(value, "")
+    raise wrong(value, "")
 
 
 def parse_addresses(value: Any) -> list[Address]:
@@ -161,7 +176,7 @@ def parse_addresses(value: Any) -> list[Address]:
     ):
         return [parse_address(value, ssh=True)]
     if isinstance(value, (bytes, bytearray, dict)) or not isinstance(value, Iterable):
-        raise _error(value, "")
+        raise wrong(value, "")
     addresses = list(dict.fromkeys(parse_address(item, ssh=True) for item in value))
     if not addresses:
         raise AddressError(f"no address given: pass one or more of {_FORMS}, or None for a farm on this machine")
@@ -176,48 +191,52 @@ def _from_text(value: str, any_port: bool, ssh: bool) -> Address:
         return _farm(value, rest, any_port)
     if separator and scheme == "ssh":
         if not ssh:
-            raise _error(value, "servers are started over ssh by FarmExecutor and by farm-executor launch")
+            raise wrong(value, "servers are started over ssh by FarmExecutor and by farm-executor launch")
         return Address(grant=_ssh(value, rest))
     if separator and scheme == "back":
         if not ssh:
-            raise _error(value, "it is a program, FarmExecutor, that waits for servers; they dial HOST:PORT")
+            raise wrong(value, "it is a program, FarmExecutor, that waits for servers; they dial HOST:PORT")
         return _back(value, rest)
+    if separator and scheme in forms:
+        if not ssh:
+            raise wrong(value, "servers are granted to FarmExecutor, in its list of addresses")
+        return Address(every=True, grant=forms[scheme](value, rest))
     if separator:
-        raise _error(value, "it is written without a scheme if a server listens there")
+        raise wrong(value, "it is written without a scheme if a server listens there")
     if "," in value:
-        raise _error(value, 'several addresses are given as a list, ["hostA:1", "hostB:1"]')
+        raise wrong(value, 'several addresses are given as a list, ["hostA:1", "hostB:1"]')
     if "/" in value:
-        raise _error(value, 'a host has no slash, and the path of a unix socket is written "unix:/path"')
+        raise wrong(value, 'a host has no slash, and the path of a unix socket is written "unix:/path"')
     host, _, port = _host_and_port(value, value, 0 if any_port else 1)
     if port is None and host.isdecimal():
-        raise _error(value, "it is only a number; a number of workers is given as an int")
+        raise wrong(value, "it is only a number; a number of workers is given as an int")
     return _tcp(value, host, DEFAULT_PORT if port is None else port, any_port)
 
 
 def _tcp(value: Any, host: str, port: int, any_port: bool) -> Address:
     if not host:
-        raise _error(value, "the host is missing")
+        raise wrong(value, "the host is missing")
     if not host.isprintable() or any(character in " []" for character in host):
-        raise _error(value, "a host has no spaces, brackets or control characters")
+        raise wrong(value, "a host has no spaces, brackets or control characters")
     try:
         host.encode("idna")  # resolving would do this, too, and fail late with a bare UnicodeError
     except UnicodeError as error:
-        raise _error(value, f"no name of a host: {error}") from None
+        raise wrong(value, f"no name of a host: {error}") from None
     if not (0 if any_port else 1) <= port <= 65535:
-        raise _error(value, "there is no such port")
+        raise wrong(value, "there is no such port")
     return Address(host=host, port=port)
 
 
 def _farm(value: str, rest: str, any_port: bool) -> Address:
     where, mark, query = rest.partition("?")
     if query != ("all" if mark else ""):
-        raise _error(value, "?all is the only option there is")
+        raise wrong(value, "?all is the only option there is")
     try:
         address = parse_address(where, any_port=any_port)
     except AddressError:
-        raise _error(value, "after farm:// stands a host and a port") from None
+        raise wrong(value, "after farm:// stands a host and a port") from None
     if address.path or address.every:
-        raise _error(value, "after farm:// stands a host and a port")
+        raise wrong(value, "after farm:// stands a host and a port")
     return address._replace(every=bool(mark))
 
 
@@ -225,21 +244,21 @@ def _back(value: str, rest: str) -> Address:
     try:
         where = parse_address(rest)
     except AddressError:
-        raise _error(value, "after back:// stands a host and a port") from None
+        raise wrong(value, "after back:// stands a host and a port") from None
     if where.path or where.every:
-        raise _error(value, "after back:// stands a host and a port")
+        raise wrong(value, "after back:// stands a host and a port")
     return Address(every=True, grant=Back(where.host, where.port))
 
 
 def _unix(value: Any, path: str) -> Address:
     if not path:
-        raise _error(value, "the path is missing")
+        raise wrong(value, "the path is missing")
     try:
         raw = os.fsencode(path)
     except UnicodeError:
-        raise _error(value, "no name of a file") from None
+        raise wrong(value, "no name of a file") from None
     if b"\0" in raw:
-        raise _error(value, "no name of a file")
+        raise wrong(value, "no name of a file")
     return Address(path=path)
 
 
@@ -251,10 +270,10 @@ def _ssh(value: str, text: str) -> Ssh:
     if bracketed:
         _check_ipv6(value, host)
     elif not _is_plain(host):
-        raise _error(value, "the host is missing, or has characters that no host has")
+        raise wrong(value, "the host is missing, or has characters that no host has")
     user = _decoded(value, user)
     if at and not _is_plain(user):
-        raise _error(value, "the user is missing, or has characters that no user has")
+        raise wrong(value, "the user is missing, or has characters that no user has")
     return Ssh(host, user, port or 0, **_ssh_options(value, query))
 
 
@@ -263,11 +282,11 @@ def _ssh_options(value: str, query: str) -> dict[str, Any]:
     for pair in query.split("&") if query else ():
         name, _, given = pair.partition("=")
         if name not in _SSH_OPTIONS or name in options or not given:
-            raise _error(value, "after the question mark come workers=NUMBER and python=PATH, each at most once")
+            raise wrong(value, "after the question mark come workers=NUMBER and python=PATH, each at most once")
         read, meaning = _SSH_OPTIONS[name]
         options[name] = read(_decoded(value, given))
         if options[name] is None:
-            raise _error(value, f"{name} is {meaning}")
+            raise wrong(value, f"{name} is {meaning}")
     return options
 
 
@@ -290,21 +309,21 @@ def _host_and_port(value: str, where: str, lowest: int) -> tuple[str, bool, int 
     if where.startswith("["):
         host, closed, rest = where[1:].partition("]")
         if not closed or (rest and rest[0] != ":"):
-            raise _error(value, "an IPv6 address must be in brackets")
+            raise wrong(value, "an IPv6 address must be in brackets")
         colon, port = rest[:1], rest[1:]
     else:
         host, colon, port = where.rpartition(":") if ":" in where else (where, "", "")
         if ":" in host:
-            raise _error(value, "an IPv6 address must be in brackets")
+            raise wrong(value, "an IPv6 address must be in brackets")
     if not colon:
         return host, where.startswith("["), None
     if not port:
-        raise _error(value, "the port is missing behind the colon")
+        raise wrong(value, "the port is missing behind the colon")
     if not (port.isascii() and port.isdigit()):
-        raise _error(value, "the port is not a number")
+        raise wrong(value, "the port is not a number")
     # Check the length first: int() raises an error of its own on thousands of digits.
     if len(port) > 5 or not lowest <= int(port) <= 65535:
-        raise _error(value, "there is no such port")
+        raise wrong(value, "there is no such port")
     return host, where.startswith("["), int(port)
 
 
@@ -315,9 +334,9 @@ def _check_ipv6(value: str, host: str) -> None:
     try:
         ipaddress.IPv6Address(number)
     except ValueError:
-        raise _error(value, "only an IPv6 address is put in brackets") from None
+        raise wrong(value, "only an IPv6 address is put in brackets") from None
     if percent and not (zone.isascii() and zone.replace("-", "").replace("_", "").replace(".", "").isalnum()):
-        raise _error(value, "a zone has only letters, digits, dots, hyphens and underscores")
+        raise wrong(value, "a zone has only letters, digits, dots, hyphens and underscores")
 
 
 def _is_plain(name: str) -> bool:
@@ -333,10 +352,11 @@ def _decoded(value: str, text: str) -> str:
     try:
         return unquote(text, errors="strict")
     except UnicodeError:
-        raise _error(value, "what is percent-encoded is no UTF-8") from None
+        raise wrong(value, "what is percent-encoded is no UTF-8") from None
 
 
-def _error(value: Any, why: str) -> AddressError:
+def wrong(value: Any, why: str) -> AddressError:
+    """Return the error for a value that is not an address: it shows the value, says why, and names the forms."""
     try:
         shown = repr(value)
     except Exception:  # the value may be any object, with any __repr__

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import name_of
 
 from farm_executor import AddressError, FarmExecutor, end_server, ping, start_server, status
+from farm_executor.launch.forms import Slurm
 from farm_executor.wire.address import Address, Back, Ssh, parse_address, parse_addresses
 
 FORMS = ('"host:port"', '"[ipv6]:port"', '"unix:/path"', '("host", port)', '"ssh://[user@]host[:port]"')
@@ -213,6 +214,80 @@ def test_no_such_place_is_waited_at(text):
 def test_where_a_server_is_to_listen_or_be_asked_nobody_is_waited_for():
     with pytest.raises(AddressError, match="FarmExecutor, that waits"):
         parse_address("back://host:1")
+
+
+# -- on clusters ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "slurm", "printed"),
+    [
+        ("slurm://", Slurm(), None),
+        ("slurm://gpu", Slurm("gpu"), None),
+        ("slurm://gpu,cpu-2_a.b?nodes=4&per=8", Slurm("gpu,cpu-2_a.b", nodes=4, per=8), None),
+        ("slurm://?workers=5&per=2", Slurm(nodes=3, per=2), "slurm://?nodes=3&per=2"),
+        (
+            "slurm://?cpus=2&gpus=1&memory=1024M",
+            Slurm(cpus=2, gpus=1, memory=1 << 30),
+            "slurm://?cpus=2&gpus=1&memory=1G",
+        ),
+        ("slurm://?time=2-12:30:00&account=a&qos=b", Slurm(time="2-12:30:00", account="a", qos="b"), None),
+        ("slurm://?constraint=a%26b|c", Slurm(constraint="a&b|c"), "slurm://?constraint=a%26b%7Cc"),
+        ("slurm://?python=~/venv/bin/python", Slurm(python="~/venv/bin/python"), None),
+        ("slurm://?env=A={slot}&env=B=1,2", Slurm(env=(("A", "{slot}"), ("B", "1,2"))), None),
+    ],
+)
+def test_servers_that_slurm_grants(text, slurm, printed):
+    (address,) = parse_addresses(text)
+    assert (address.grant, address.every, address.scheme) == (slurm, True, "slurm")
+    assert str(address) == (printed or text)
+    assert parse_address(str(address), ssh=True) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("slurm://a/b", "name of a partition"),
+        ("slurm://-a", "name of a partition"),
+        ("slurm://a b", "name of a partition"),
+        ("slurm://a\n", "name of a partition"),
+        ("slurm://host:1", "name of a partition"),
+        ("slurm://?dance=1", "after the question mark come"),
+        ("slurm://?nodes", "after the question mark come"),
+        ("slurm://?nodes=", "after the question mark come"),
+        ("slurm://?nodes=1&nodes=1", "after the question mark come"),
+        ("slurm://?nodes=0", "nodes= is a number"),
+        ("slurm://?nodes=-1", "nodes= is a number"),
+        ("slurm://?nodes=1001", "nodes= is a number"),
+        ("slurm://?workers=x", "workers= is a number"),
+        ("slurm://?workers=0", "workers= is a number"),
+        ("slurm://?workers=1.5", "workers= is a number"),
+        ("slurm://?workers=100000", "workers= is a number"),
+        ("slurm://?workers=2000", "more than 1000 nodes"),
+        ("slurm://?workers=2&nodes=2", "give one of them"),
+        ("slurm://?memory=4", "memory= is the memory"),
+        ("slurm://?memory=0G", "memory= is the memory"),
+        ("slurm://?time=abc", "time= is a time"),
+        ("slurm://?time=-1", "time= is a time"),
+        ("slurm://?account=-a", "account= is the name"),
+        ("slurm://?account=a%20b", "account= is the name"),
+        ("slurm://?constraint=-a", "constraint= is features"),
+        ("slurm://?python=-c", "python= is the name"),
+        ("slurm://?python=a%0Ab", "python= is the name"),
+        ("slurm://?python=%ff", "not UTF-8"),
+        ("slurm://?env=A", "env= is NAME=VALUE"),
+        ("slurm://?via=engine", "after the question mark come"),
+    ],
+)
+def test_no_such_cluster_is_asked(text, why):
+    with pytest.raises(AddressError, match=why) as caught:
+        parse_addresses(text)
+    assert "slurm://[partition]" in str(caught.value)
+
+
+def test_a_cluster_grants_servers_to_an_executor_alone():
+    with pytest.raises(AddressError, match="granted to FarmExecutor"):
+        parse_address("slurm://")
 
 
 # -- over ssh ------------------------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ class Discovery:
             self._news.clear()  # before looking: what changes meanwhile is worth another look
             if self._closed:
                 return
+            # Nothing that is looked for may end the farm while others work, so the owner decides what it means.
             try:
                 found = self._look()
             except FarmError as error:

@@ -282,6 +282,7 @@ class Servers:
         self._reactor.post(partial(self._on_failure, name, error))
 
     def _on_failure(self, name: Address, error: FarmError) -> None:
+        # In a handler, like `_set_aside`: together they decide whether any server may ever work.
         self._failed[name] = error
         logger.warning("farm_executor: no servers of=%s error=%s", name, error)
         if self._is_hopeless():

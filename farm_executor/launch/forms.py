@@ -1,0 +1,182 @@
+"""The addresses of clusters, as users write them.
+
+This module owns their forms: what stands behind ``slurm://``, and the options after the question mark, which one
+table has for all. It must not know how servers are started there, nor open anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+from farm_executor.core.environment import variable
+from farm_executor.wire.address import wrong
+
+__all__ = ["Slurm", "read_slurm"]
+
+MAX_NUMBER = 99_999
+MAX_NODES = 1_000  # each is a job, with an srun of its own here
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _number(text: str) -> int | None:
+    fits = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_NUMBER))
+    return int(text) if fits and int(text) else None
+
+
+def _nodes(text: str) -> int | None:
+    number = _number(text)
+    return number if number is None or number <= MAX_NODES else None
+
+
+def _memory(text: str) -> int | None:
+    found = re.fullmatch(r"([1-9][0-9]{0,9})([KMGT])", text, re.ASCII)
+    return int(found[1]) * _UNITS[found[2]] if found else None
+
+
+def _time(text: str) -> str | None:
+    found = re.fullmatch(r"([0-9]{1,4}-)?[0-9]{1,7}(:[0-9]{1,2}){0,2}", text, re.ASCII)
+    return text if found else None
+
+
+def _word(text: str) -> str | None:
+    return text if re.fullmatch(r"[A-Za-z0-9_.+,@][A-Za-z0-9_.+,@-]{0,99}", text, re.ASCII) else None
+
+
+def _feature(text: str) -> str | None:
+    return text if text[0] != "-" and text.isprintable() and not any(map(str.isspace, text)) else None
+
+
+def _python(text: str) -> str | None:
+    return text if text[0] != "-" and text.isprintable() else None
+
+
+def _env(text: str) -> tuple[str, str] | None:
+    try:
+        return variable(text)
+    except ValueError:
+        return None
+
+
+class Option(NamedTuple):
+    """What may stand after the question mark.
+
+    Attributes:
+        read: Returns the value; None for a text that has none.
+        meaning: What a value is, for the error.
+        several: Whether it may be given several times.
+    """
+
+    read: Callable[[str], Any]
+    meaning: str
+    several: bool = False
+
+
+OPTIONS = {
+    "workers": Option(_number, f"a number of workers in all, from 1 to {MAX_NUMBER}"),
+    "per": Option(_number, f"a number of workers of each server, from 1 to {MAX_NUMBER}"),
+    "cpus": Option(_number, f"a number of CPUs of each worker, from 1 to {MAX_NUMBER}"),
+    "gpus": Option(_number, f"a number of GPUs of each worker, from 1 to {MAX_NUMBER}"),
+    "memory": Option(_memory, "the memory of each worker, such as 500M or 4G"),
+    "python": Option(_python, "the name or the path of an interpreter"),
+    "env": Option(_env, "NAME=VALUE, a variable of each worker", several=True),
+    "nodes": Option(_nodes, f"a number of nodes, from 1 to {MAX_NODES}"),
+    "time": Option(_time, "a time as Slurm has it: 30 minutes, 1:30:00, 2-12"),
+    "account": Option(_word, "the name of an account"),
+    "qos": Option(_word, "the name of a quality of service"),
+    "constraint": Option(_feature, "features of nodes, as Slurm has them"),
+}
+
+
+class Slurm(NamedTuple):
+    """Servers on nodes that Slurm grants: ``slurm://[partition][?options]``.
+
+    Attributes:
+        partition: The partition; empty for Slurm's default.
+        nodes: How many nodes, each with one server.
+        per: How many workers each server has.
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker.
+        memory: Bytes of each worker; 0 for Slurm's default.
+        time: The longest time that each job may take; empty for Slurm's default.
+        account: Whom it is charged to; empty for Slurm's default.
+        qos: The quality of service; empty for Slurm's default.
+        constraint: Features that nodes must have.
+        python: The interpreter there; empty for this program's own.
+        env: Variables of each worker; see `core.environment`.
+    """
+
+    partition: str = ""
+    nodes: int = 1
+    per: int = 1
+    cpus: int = 1
+    gpus: int = 0
+    memory: int = 0
+    time: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    python: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        """See `Address.scheme`."""
+        return "slurm"
+
+    def __str__(self) -> str:
+        given = []
+        for name in self._fields[1:]:
+            value = getattr(self, name)
+            if value == self._field_defaults[name]:
+                continue
+            texts = [f"{key}={text}" for key, text in value] if name == "env" else [_written(name, value)]
+            given += [f"{name}={quote(text, safe='/:=,{}~+')}" for text in texts]
+        return f"slurm://{self.partition}{'?' if given else ''}{'&'.join(given)}"
+
+
+def _written(name: str, value: Any) -> str:
+    if name != "memory":
+        return str(value)
+    unit = max((unit for unit, size in _UNITS.items() if value % size == 0), key=_UNITS.__getitem__)
+    return f"{value // _UNITS[unit]}{unit}"
+
+
+def read_slurm(value: str, rest: str) -> Slurm:
+    """Read what stands behind ``slurm://``.
+
+    Raises:
+        AddressError: It has not the form; the message says why.
+    """
+    partition, _, query = rest.partition("?")
+    if partition and _word(partition) is None:
+        raise wrong(value, "after slurm:// stands the name of a partition, or nothing for the default one")
+    options = _options(value, query, {name: OPTIONS[name] for name in (*Slurm._fields[1:], "workers")})
+    workers = options.pop("workers", None)
+    if workers is not None:
+        if "nodes" in options:
+            raise wrong(value, "workers= says how many nodes there are, as does nodes=: give one of them")
+        options["nodes"] = -(-workers // options.get("per", 1))
+        if options["nodes"] > MAX_NODES:
+            raise wrong(value, f"that takes more than {MAX_NODES} nodes: give each more workers, with per=")
+    return Slurm(partition, **options)
+
+
+def _options(value: str, query: str, known: Mapping[str, Option]) -> dict[str, Any]:
+    """Read the options after the question mark; those that may be given several times become tuples."""
+    found: dict[str, Any] = {}
+    for pair in query.split("&") if query else ():
+        name, _, text = pair.partition("=")
+        if name not in known or (name in found and not known[name].several) or not text:
+            names = ", ".join(f"{one}=" for one in known)
+            raise wrong(value, f"after the question mark come {names} each at most once, but for env=")
+        try:
+            read = known[name].read(unquote(text, errors="strict"))
+        except UnicodeError:
+            raise wrong(value, "what is percent-encoded is not UTF-8") from None
+        if read is None:
+            raise wrong(value, f"{name}= is {known[name].meaning}")
+        found[name] = (*found.get(name, ()), read) if known[name].several else read
+    return found

@@ -1,0 +1,427 @@
+"""Servers on nodes that Slurm grants: one job for each, held by an ``srun`` of ours.
+
+This module owns the near end: srun's command line, what it says, and when a job is asked for again. It must not
+know what the job does, which is in `granted`, nor how its server is reached: it dials us, see `back`.
+
+srun stands where ssh does for `ssh`. What the server needs, the key included, goes down its standard input, never
+on a command line. Standard input stays open; its end means that this process is gone, and ends the server, and with
+it the job. One job a node: each is used as soon as it is granted, and lost alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from farm_executor.client.launching import FindKey, Locate
+from farm_executor.core.messages import MAX_MESSAGE
+from farm_executor.core.text import one_line
+from farm_executor.errors import AuthenticationError, BrokenFarmError
+from farm_executor.launch.back import Rendezvous
+from farm_executor.launch.forms import Slurm
+from farm_executor.launch.place import private_directory
+from farm_executor.wire.address import Address
+from farm_executor.wire.security import Key, read_key, write_key
+
+__all__ = ["SRUN_VARIABLE", "SlurmJobs"]
+
+logger = logging.getLogger(__name__)
+
+SRUN_VARIABLE = "FARM_EXECUTOR_SRUN"
+DRAIN_SECONDS = 60  # ahead of the end of a job's time, for the tasks that run to end
+FIRST_REPORT = 5.0  # seconds of waiting until that is worth a line in the log
+REPORT_EVERY = 30.0  # seconds between two log lines about the same wait
+LOOK_SECONDS = 5.0  # for squeue to answer
+END_SECONDS = 15.0  # more than the supervisor gives its workers
+AGAIN_SECONDS = 5.0  # from the end of a job to the next one, so that a node that fails at once does not cost many
+SHOWN_LINES = 3  # lines of srun's shown in errors
+MAX_LINE = 64 * 1024
+
+LISTEN = "0.0.0.0"  # any of this machine's addresses may be the one that leads here from the nodes; srun knows
+
+# This goes on the command line: no secrets. Nothing is imported from the current directory.
+_COMMAND = (
+    "import sys; sys.path[:] = filter(None, sys.path); import json; exec(json.loads(sys.stdin.buffer.readline()))"
+)
+_OF_SLURM = re.compile(rb"(srun|slurmstepd[^:\s]*): ")
+_BOOT = """\
+config = json.loads(sys.stdin.buffer.readline())
+import os
+config["host"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or config["host"]
+config["name"] = os.environ.get("SLURMD_NODENAME", "") + ":" + os.environ.get("SLURM_JOB_ID", "")
+try:
+    from farm_executor.launch.granted import run_granted
+except Exception as error:
+    words = {"error": type(error).__name__ + ": " + str(error)}
+    if isinstance(error, ImportError):
+        words["missing"] = str(error.name)
+    print(config["mark"] + json.dumps(words), flush=True)
+    os._exit(1)
+run_granted(config)
+os._exit(0)
+"""
+
+
+class SlurmJobs:
+    """The jobs of one address; a `client.launching.Source`.
+
+    Args:
+        address: An address whose ``grant`` is a `forms.Slurm`.
+        find_key: Not used: the servers get a key of their own.
+
+    Thread safety: all methods may be called from any thread.
+    """
+
+    def __init__(self, address: Address, find_key: FindKey) -> None:
+        self._target = address
+        self._slurm: Slurm = address.grant
+        self._find_key = find_key
+        self._lock = threading.Lock()
+        self._jobs: list[_Job] = []
+        self._failure = ""  # why no job can be had
+        self._place: Rendezvous | None = None
+        self._secret = ""
+        self._changed: Callable[[], None] = lambda: None
+        self._timers: set[threading.Timer] = set()
+        self._next_report = 0.0
+        self._reasons: dict[str, str] = {}  # by the numbers of jobs that wait
+        self._next_question = 0.0
+        self._ended = False
+
+    def __str__(self) -> str:
+        return str(self._target)
+
+    def look(self) -> list[tuple[Address, Locate]]:
+        """See `client.launching.Source`.
+
+        Raises:
+            BrokenFarmError: There is no srun here, Slurm takes no such job, or the servers cannot be started.
+            OSError: No job has been granted so far.
+        """
+        with self._lock:
+            if self._ended:
+                return []
+            if self._place is None:
+                self._begin()
+            place, jobs = self._place, list(self._jobs)
+            if self._failure and not any(job.alive for job in jobs):
+                raise BrokenFarmError(self._failure)
+        assert place is not None
+        try:
+            found = place.look()
+        except ConnectionError:
+            raise ConnectionError(self._why(jobs)) from None
+        if len(found) < self._slurm.nodes and self._next_report <= time.monotonic():
+            self._next_report = time.monotonic() + REPORT_EVERY
+            logger.warning(
+                "farm_executor: waiting for nodes of=%s have=%d wanted=%d reason=%s",
+                *(self._target, len(found), self._slurm.nodes, self._why(jobs)),
+            )
+        return found
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `client.launching.Source`."""
+        self._changed = changed
+
+    def let_go(self) -> None:
+        """See `client.launching.Source`."""
+        self._ended = True
+        for timer in list(self._timers):
+            timer.cancel()
+        for job in list(self._jobs):
+            job.let_go()
+        if self._place is not None:
+            self._place.let_go()
+
+    def end(self) -> None:
+        """End the jobs, and wait until they have ended. May be called twice."""
+        with self._lock:
+            self.let_go()
+        for job in self._jobs:
+            job.end()
+        for timer in list(self._timers):
+            timer.join()
+        if self._place is not None:
+            self._place.end()
+
+    def abandon(self) -> None:
+        """In a forked child: release the jobs without ending them, as they are the parent's."""
+        self._ended = True
+        for job in self._jobs:
+            job.abandon()
+        if self._place is not None:
+            self._place.abandon()
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Wait for servers, and ask for the jobs. The lock is held."""
+        self._secret, key = _fresh_key()
+        place = Rendezvous(self._target, self._find_key, where=Address(LISTEN, 0), key=key)
+        place.watch(lambda: self._changed())
+        place.listen()
+        self._place = place
+        self._next_report = time.monotonic() + FIRST_REPORT
+        for _ in range(self._slurm.nodes):
+            self._ask()
+
+    def _ask(self) -> None:
+        """Ask for one more job. The lock is held."""
+        assert self._place is not None
+        mark = secrets.token_hex(16)
+        config = {
+            "mark": mark,
+            "key": self._secret,
+            "host": os.uname().nodename,
+            "port": self._place.port,
+            "slots": self._slurm.per,
+            "gpus": self._slurm.gpus,
+            "env": list(self._slurm.env),
+        }
+        self._jobs.append(_Job(_run_srun(self._slurm), mark, config, self._on_word, self._on_end))
+
+    def _on_word(self, job: _Job, word: dict[str, Any]) -> None:
+        """Hear what a job's server says, in the job's thread."""
+        if "error" in word:
+            self._failure = _explain_word(self._slurm, word)
+        elif "draining" in word:
+            logger.info("job about to end of=%s job=%s", self._target, job.number or "unknown")
+
+    def _on_end(self, job: _Job) -> None:
+        """Ask for another job in place of one that has ended, in the job's thread."""
+        with self._lock:
+            if self._ended:
+                return
+            if not job.was_up:
+                self._failure = self._failure or (
+                    f"cannot start {self._slurm}: srun ended with exit code {job.code}; it said: {job.said}"
+                )
+            else:
+                logger.warning("job ended of=%s job=%s", self._target, job.number or "unknown")
+                timer = threading.Timer(AGAIN_SECONDS, self._ask_again)
+                timer.daemon, timer.name = True, "farm-slurm-timer"
+                self._timers.add(timer)
+                timer.start()
+            self._jobs.remove(job)
+        self._changed()
+
+    def _ask_again(self) -> None:
+        with self._lock:
+            self._timers = {timer for timer in self._timers if timer is not threading.current_thread()}
+            if not self._ended:
+                self._ask()
+
+    def _why(self, jobs: list[_Job]) -> str:
+        """Return what Slurm says about the jobs that wait."""
+        if self._failure:
+            return self._failure
+        waiting = [job for job in jobs if not job.was_up]
+        numbers = [job.number for job in waiting if job.number]
+        if not numbers:
+            return (
+                "srun has been asked, and says nothing so far" if waiting else "its server has not dialled in yet"
+            )
+        if self._next_question <= time.monotonic():
+            self._next_question = time.monotonic() + REPORT_EVERY
+            self._reasons = _ask_squeue(numbers)
+        reasons = {number: self._reasons[number] for number in numbers if number in self._reasons}
+        told = "; ".join(f"job {number}: {reason}" for number, reason in list(reasons.items())[:SHOWN_LINES])
+        return f"{len(numbers)} waiting in Slurm's queue ({told or 'granted, about to start'})"
+
+
+class _Job:
+    """One srun, and the thread that reads what it says.
+
+    Attributes:
+        number: Slurm's number of the job; empty until srun has said it.
+        was_up: Whether its server has served.
+        code: srun's exit code, once it has ended.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        mark: str,
+        config: dict[str, Any],
+        on_word: Callable[[_Job, dict[str, Any]], None],
+        on_end: Callable[[_Job], None],
+    ) -> None:
+        self._process = process
+        self._mark = mark.encode()
+        self._on_word = on_word
+        self._on_end = on_end
+        self._lines: deque[str] = deque(maxlen=SHOWN_LINES)
+        self.number = ""
+        self.was_up = False
+        self.code: int | None = None
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, as reading will tell at once
+            process.stdin.write(b"".join(json.dumps(line).encode() + b"\n" for line in (_BOOT, config)))
+        self._thread = threading.Thread(target=self._read, name="farm-slurm", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether srun runs, as far as is known."""
+        return self.code is None
+
+    @property
+    def said(self) -> str:
+        """The last of srun's own words."""
+        return one_line(" / ".join(self._lines), MAX_MESSAGE) or "nothing"
+
+    def let_go(self) -> None:
+        """Make the server end, or take the job out of the queue, without waiting for it."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        if not self.was_up and self._process.poll() is None:
+            self._process.terminate()  # srun does not read its input while it waits
+
+    def end(self) -> None:
+        """Wait for the end, and kill srun if it does not come."""
+        self.let_go()
+        self._thread.join(END_SECONDS)
+        if self._thread.is_alive():
+            self._process.kill()
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """In a forked child: close our ends of the pipes."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    os.close(pipe.fileno())
+        self._process.returncode = 0  # so that its destructor does not wait for a process that is not our child
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            while line := lines.readline(MAX_LINE):
+                self._hear(line)
+        code = self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self.code = code
+        self._on_end(self)
+
+    def _hear(self, line: bytes) -> None:
+        if line.startswith(self._mark):
+            word: dict[str, Any] = json.loads(line[len(self._mark) :])
+            self.was_up = self.was_up or "ready" in word
+            self._on_word(self, word)
+        elif _OF_SLURM.match(line):
+            text = line.decode(errors="replace").strip()
+            self._lines.append(text)
+            if found := re.search(r"\bjob (\d+)\b", text):
+                self.number = found[1]
+        elif sys.__stderr__ is not None:  # what processes on the node say that belongs to no task
+            with contextlib.suppress(OSError, ValueError):
+                os.write(sys.__stderr__.fileno(), line)
+
+
+def _fresh_key() -> tuple[str, Key]:
+    """Return a new key with a certificate, as the content of its file and read."""
+    from farm_executor.wire.keygen import make_key_file_content
+
+    try:
+        content = make_key_file_content()
+    except AuthenticationError:
+        raise BrokenFarmError(
+            "servers on a cluster are reached over its network, where everything is encrypted; to make the key for "
+            "that needs the package cryptography: python -m pip install 'farm_executor[tls]'"
+        ) from None
+    try:
+        folder = private_directory()
+        try:
+            path = os.path.join(folder, "key")
+            write_key(path, content)
+            return content.decode(), read_key(path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise BrokenFarmError(f"no place for a key file: {error}") from error
+
+
+def _run_srun(slurm: Slurm) -> subprocess.Popen[bytes]:
+    """Run srun in a session of its own, so that Ctrl-C in the terminal does not reach it."""
+    try:
+        program = shlex.split(os.environ.get(SRUN_VARIABLE) or "srun")
+    except ValueError as error:
+        raise BrokenFarmError(f"cannot read the environment variable {SRUN_VARIABLE}: {error}") from None
+    command = [*program, *_options(slurm), slurm.python or sys.executable or "python3", "-u", "-c", _COMMAND]
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            bufsize=0,
+        )
+    except OSError as error:
+        raise BrokenFarmError(
+            f"cannot run {program[0]}, which starts {slurm}: {error.strerror}; run this program where Slurm's "
+            f"commands are, such as on a login node, or name srun in the environment variable {SRUN_VARIABLE}"
+        ) from None
+
+
+def _options(slurm: Slurm) -> list[str]:
+    """Return srun's options for one node with one server."""
+    given = {
+        "partition": slurm.partition,
+        "time": slurm.time,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "mem": f"{-(-slurm.memory * slurm.per // 2**20)}M" if slurm.memory else "",
+        "gres": f"gpu:{slurm.gpus * slurm.per}" if slurm.gpus else "",
+    }
+    return [
+        *("--nodes=1", "--ntasks=1", f"--cpus-per-task={slurm.cpus * slurm.per}"),
+        *("--job-name=farm_executor", "--unbuffered", f"--signal=TERM@{DRAIN_SECONDS}"),
+        *(f"--{name}={value}" for name, value in given.items() if value),
+    ]
+
+
+def _ask_squeue(numbers: list[str]) -> dict[str, str]:
+    """Ask squeue why jobs wait; empty if it does not say."""
+    command = ["squeue", "--noheader", "--format=%i|%r", f"--jobs={','.join(numbers)}", "--states=PENDING"]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=LOOK_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    lines = [line.partition("|") for line in done.stdout.splitlines()]
+    return {number.strip(): one_line(reason.strip(), MAX_MESSAGE) for number, bar, reason in lines if bar}
+
+
+def _explain_word(slurm: Slurm, word: dict[str, Any]) -> str:
+    """Return the error for a failure that the job has reported."""
+    error = one_line(str(word.get("error")), MAX_MESSAGE)
+    if "missing" in word:
+        return (
+            f"cannot start {slurm}: {slurm.python or sys.executable} on the node lacks {word['missing']} "
+            f"({error}); install farm_executor there, or name another interpreter: slurm://?python=/path/to/python"
+        )
+    return f"cannot start {slurm}: {error}"

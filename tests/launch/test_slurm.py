@@ -1,0 +1,236 @@
+"""Servers that Slurm grants, with a script in srun's place: it does as srun does, on this machine."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+
+import pytest
+from server import tasks
+from server.processes import DEADLINE, children, command_line, wait_until
+
+from farm_executor import AddressError, AuthenticationError, BrokenFarmError, FarmExecutor
+from farm_executor.client.farm import discovery
+from farm_executor.launch import slurm
+from farm_executor.launch.forms import Slurm
+from farm_executor.launch.slurm import SRUN_VARIABLE
+from farm_executor.wire import keygen
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    pytest.mark.usefixtures("no_leaks"),
+]
+
+SRUN = """#!/bin/bash
+echo "$@" >> {folder}/asked
+echo "srun: job 17 queued and waiting for resources" >&2
+{does}
+export SLURM_JOB_ID=17 SLURMD_NODENAME=n1 SLURM_LAUNCH_NODE_IPADDR=127.0.0.1 CUDA_VISIBLE_DEVICES=4,5,6,7
+echo "srun: job 17 has been allocated resources" >&2
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Puts a script in srun's place, which does that before it runs the job; returns what it was asked."""
+    monkeypatch.setattr(slurm, "LISTEN", "127.0.0.1")
+    monkeypatch.setattr(slurm, "AGAIN_SECONDS", 0.01)
+    (tmp_path / "asked").touch()
+
+    def become(does="true", squeue="exit 1"):
+        for name, text in (
+            ("srun", SRUN.format(folder=tmp_path, does=does)),
+            ("squeue", f"#!/bin/bash\n{squeue}\n"),
+        ):
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o700)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.delenv(SRUN_VARIABLE, raising=False)
+        return lambda: (tmp_path / "asked").read_text().splitlines()
+
+    return become
+
+
+def servers_of(pid):
+    """The servers in the jobs that this process has: a script that has become a server."""
+    return [child for child in children(pid) if b"sys.stdin.buffer" in command_line(child)]
+
+
+# -- what works ---------------------------------------------------------------------------------------------
+
+
+def test_a_farm_on_two_nodes_computes_and_leaves_nothing(cluster):
+    asked = cluster()
+    with FarmExecutor(
+        "slurm://gpu?nodes=2&per=2&gpus=2&memory=1G&time=30&account=lab&env=FARM_TEST=x{slot}"
+    ) as farm:
+        assert farm.submit(pow, 2, 10).result(DEADLINE) == 1024
+        wait_until(lambda: sum(one.up for one in farm.statistics().servers) == 2, "both have come")
+        seen = farm.broadcast(os.getenv, "FARM_TEST", timeout=DEADLINE)
+        assert sorted(seen) == ["x0", "x0", "x1", "x1"]
+        assert sorted(farm.broadcast(os.getenv, "CUDA_VISIBLE_DEVICES")) == ["4,5", "4,5", "6,7", "6,7"]
+        assert {one.address for one in farm.statistics().servers} == {"slurm://gpu/n1:17"}
+        secret = farm._backing.supply._sources[0][1]._secret
+        for pid in servers_of(os.getpid()):
+            assert not any(
+                line.encode() in command_line(pid) for line in secret.splitlines() if "-----" not in line
+            )
+    one, two = asked()
+    assert one == two
+    assert one.startswith(
+        "--nodes=1 --ntasks=1 --cpus-per-task=2 --job-name=farm_executor --unbuffered --signal=TERM@60 "
+        f"--partition=gpu --time=30 --account=lab --mem=2048M --gres=gpu:4 {sys.executable} -u -c "
+    )
+
+
+def test_a_signal_to_every_process_of_a_job_lets_its_task_end_and_another_is_asked_for(cluster, tmp_path, caplog):
+    asked = cluster()
+    with caplog.at_level(logging.INFO), FarmExecutor("slurm://", max_attempts=1) as farm:
+        worker = farm.submit(tasks.pid).result(DEADLINE)
+        (server,) = servers_of(os.getpid())
+        os.mkfifo(tmp_path / "gate")
+        future = farm.submit(read_line, str(tmp_path / "gate"))
+        with open(tmp_path / "gate", "w") as gate:  # opens once the task reads
+            os.kill(worker, signal.SIGTERM)
+            os.kill(server, signal.SIGTERM)
+            wait_until(lambda: "job about to end of=slurm:// job=17" in caplog.text, "the server drains")
+            assert not future.done()
+            gate.write("done\n")
+        assert future.result(DEADLINE) == "done\n"
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        assert farm.statistics().resubmitted == 0
+    assert len(asked()) == 2
+
+
+def read_line(path):
+    with open(path) as file:
+        return file.readline()
+
+
+def test_a_job_that_dies_is_asked_for_again_and_its_task_is_tried_again(cluster, tmp_path):
+    cluster()
+    with FarmExecutor("slurm://", resume_timeout=0) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        (server,) = servers_of(os.getpid())
+        future = farm.submit(tasks.die_the_first_time, str(tmp_path / "once"), "kill")
+        os.kill(server, signal.SIGKILL)
+        future.result(DEADLINE)
+
+
+def test_a_process_that_a_task_starts_can_be_terminated(cluster):
+    cluster()
+    with FarmExecutor("slurm://") as farm:
+        assert farm.submit(terminate_a_child).result(DEADLINE) == -signal.SIGTERM
+
+
+def terminate_a_child():
+    import subprocess
+
+    with subprocess.Popen(["sleep", "600"]) as process:
+        process.terminate()
+        return process.wait(DEADLINE)
+
+
+# -- what does not ------------------------------------------------------------------------------------------
+
+
+def test_what_slurm_does_not_take_breaks_the_farm_with_its_words_and_is_not_tried_again(cluster):
+    asked = cluster("echo 'srun: error: invalid partition specified: nope' >&2; exit 1")
+    words = "srun: error: invalid partition specified: nope"
+    with FarmExecutor("slurm://nope?nodes=2") as farm, pytest.raises(BrokenFarmError, match=words):
+        farm.submit(abs, -1).result(DEADLINE)
+    assert len(asked()) == 2
+
+
+def test_one_that_fails_does_not_break_a_farm_that_has_others(cluster):
+    from farm_executor import start_server
+
+    cluster("exit 1")
+    with (
+        start_server("127.0.0.1", 0, background=True, workers=1) as server,
+        FarmExecutor(["slurm://", server.address]) as farm,
+    ):
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        farm.connect(DEADLINE)
+
+
+def test_without_srun_it_says_where_to_run(monkeypatch):
+    monkeypatch.setattr(slurm, "LISTEN", "127.0.0.1")
+    monkeypatch.setenv(SRUN_VARIABLE, "/no/such/srun")
+    with FarmExecutor("slurm://") as farm, pytest.raises(BrokenFarmError, match="such as on a login node"):
+        farm.submit(abs, -1).result(DEADLINE)
+    monkeypatch.setenv(SRUN_VARIABLE, "'")
+    with FarmExecutor("slurm://") as farm, pytest.raises(BrokenFarmError, match=SRUN_VARIABLE):
+        farm.submit(abs, -1).result(DEADLINE)
+
+
+def test_without_the_package_for_keys_it_names_the_extra(cluster, monkeypatch):
+    def lacking():
+        raise AuthenticationError("no")
+
+    asked = cluster()
+    monkeypatch.setattr(keygen, "make_key_file_content", lacking)
+    with FarmExecutor("slurm://") as farm, pytest.raises(BrokenFarmError, match=r"farm_executor\[tls\]"):
+        farm.submit(abs, -1).result(DEADLINE)
+    assert asked() == []
+
+
+def test_a_job_that_waits_is_told_of_with_slurms_reason_and_is_taken_back(cluster, caplog, monkeypatch):
+    monkeypatch.setattr(discovery, "FIRST_REPORT", 0.0)
+    monkeypatch.setattr(discovery, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(discovery, "REPORT_EVERY", 0.01)
+    cluster("exec sleep 600", squeue="echo '17|Resources'")
+    with caplog.at_level(logging.WARNING), FarmExecutor("slurm://") as farm:
+        future = farm.submit(abs, -1)
+        told = "1 waiting in Slurm's queue (job 17: Resources)"
+        wait_until(lambda: told in caplog.text, "the reason is told")
+        assert future.cancel()
+
+
+def test_a_wait_ends_with_its_deadline(cluster):
+    cluster("exec sleep 600")
+    with FarmExecutor("slurm://", connect_timeout=0.2) as farm, pytest.raises(TimeoutError, match="slurm://"):
+        farm.submit(abs, -1).result(DEADLINE)
+
+
+def test_some_nodes_have_come_and_others_wait(cluster, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(slurm, "FIRST_REPORT", 0.0)
+    cluster(f"mkdir {tmp_path}/first 2>/dev/null || exec sleep 600")
+    with caplog.at_level(logging.WARNING), FarmExecutor("slurm://?nodes=2") as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        wait_until(lambda: "waiting for nodes of=slurm://?nodes=2 have=1 wanted=2" in caplog.text, "it is told")
+
+
+def test_what_the_job_says_is_explained():
+    lacks = slurm._explain_word(Slurm(), {"error": "ModuleNotFoundError: x", "missing": "farm_executor"})
+    assert "lacks farm_executor" in lacks
+    assert "python=/path/to/python" in lacks
+    assert slurm._explain_word(Slurm("gpu"), {"error": "disk\nfull"}) == "cannot start slurm://gpu: disk full"
+
+
+def test_a_job_that_cannot_start_its_server_breaks_the_farm(cluster):
+    cluster("export PYTHONPATH=/no/such TMPDIR=/no/such; set -- python3 -c 'import sys; sys.exit(3)'")
+    with FarmExecutor("slurm://") as farm, pytest.raises(BrokenFarmError, match="srun ended with exit code 3"):
+        farm.submit(abs, -1).result(DEADLINE)
+
+
+@pytest.mark.parametrize("method", ["add_server", "remove_server"])
+def test_it_is_given_to_the_constructor_alone(method):
+    with FarmExecutor("127.0.0.1:1") as farm, pytest.raises(AddressError, match="servers that come and go"):
+        getattr(farm, method)("slurm://")
+
+
+def test_a_forked_child_leaves_the_jobs_to_its_parent(cluster):
+    cluster()
+    with FarmExecutor("slurm://") as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        if not (pid := os.fork()):
+            with contextlib.suppress(BaseException):
+                threading.Event().wait(0)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert farm.submit(abs, -2).result(DEADLINE) == 2
