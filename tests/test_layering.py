@@ -98,9 +98,9 @@ FLOORS = {
         ("supervisor",),
     ],
     "launch": [
-        ("back", "background", "child", "held", "kinship", "path", "place"),
-        ("frozen",),
-        ("local",),
+        ("back", "background", "child", "forms", "held", "kinship", "path", "place"),
+        ("frozen", "granted"),
+        ("local", "slurm"),
         ("remote",),
         ("ssh",),
     ],
