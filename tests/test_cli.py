@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -174,6 +175,37 @@ def test_status_shows_the_server_its_clients_and_their_workers(serving):
         assert worker in data["workers"]["rows"][0]
     wait_until(lambda: not children(serving.pid), "no worker")
     assert "no clients" in run("status", serving.address, "--key-file", serving.key_file)[0]
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
+def test_status_is_the_same_plain_text_at_a_terminal(serving, environment):
+    """However narrow it is: no colours, nothing cut off, and nothing broken in the middle of an address."""
+    import fcntl
+    import pty
+    import termios
+
+    command = [
+        sys.executable,
+        "-m",
+        "farm_executor",
+        "status",
+        serving.address,
+        "--key-file",
+        str(serving.key_file),
+    ]
+    terminal, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 30, 0, 0))
+    try:
+        subprocess.run(
+            command, stdout=theirs, check=True, timeout=60, env={**os.environ, "TERM": "xterm", **environment}
+        )
+        shown = os.read(terminal, 65536).decode().replace("\r\n", "\n")
+    finally:
+        os.close(terminal)
+        os.close(theirs)
+    plain, _ = run(*command[3:])
+    assert "\x1b" not in shown
+    assert re.sub(r"up \d+ s", "", shown) == re.sub(r"up \d+ s", "", plain)
 
 
 @pytest.mark.parametrize("command", ["status", "end"])
@@ -447,6 +479,28 @@ def test_a_port_in_use_is_exit_code_2_and_a_line_that_names_it(key_file):
     assert len(err.splitlines()) == 1
     assert f"cannot listen on {address}" in err
     assert "in use" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["IN USE"],
+        ["192.0.2.1:0", "--insecure"],
+        ["0.0.0.0:0"],
+        ["127.0.0.1:0", "--workers", "0"],
+        ["127.0.0.1:0", "--key-file", "missing"],
+        ["unix:socket", "--key-file", "missing"],
+        ["127.0.0.1:0", "--certificate", "missing"],
+        ["unix:missing/socket"],
+    ],
+)
+def test_a_serve_that_is_refused_leaves_no_key_and_no_other_file(arguments, tmp_path, monkeypatch):
+    """A key that is left behind would be taken for the one that clients have."""
+    monkeypatch.chdir(tmp_path)
+    home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": "", "XDG_RUNTIME_DIR": "", "TMPDIR": str(tmp_path)}
+    with listening() as (_, address):
+        run("serve", *[address if said == "IN USE" else said for said in arguments], code=2, env=home)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_host_that_is_not_local_is_exit_code_2_and_a_line_that_names_it(key_file):

@@ -1,5 +1,6 @@
 """Servers that come and go while a farm works."""
 
+import contextlib
 import threading
 import time
 from concurrent.futures import wait
@@ -325,6 +326,34 @@ def test_a_server_that_comes_back_with_another_key_loses_what_it_ran_and_nothing
                 gate.open()
                 assert [future.result(DEADLINE) for future in futures] == [0, 1]
                 assert list(farm.map(abs, range(20))) == list(range(20))
+
+
+def test_ten_servers_are_upgraded_one_after_the_other_and_no_program_loses_a_task():
+    """As the page says: half of the servers, then the programs, then the other half. Nor is any task run twice."""
+    with contextlib.ExitStack() as stack:
+
+        def start(port, key):
+            return stack.enter_context(start_server("127.0.0.1", port, background=True, workers=1, key=key))
+
+        servers = [start(0, KEY) for _ in range(10)]
+        addresses = [server.address for server in servers]
+
+        def upgrade(half, farm):
+            futures = [farm.submit(abs, -number) for number in range(50)]
+            for old in half:
+                old.drain()
+                futures += [farm.submit(abs, -number) for number in range(len(futures), len(futures) + 10)]
+                assert old.wait(DEADLINE)
+                start(int(old.address.rpartition(":")[2]), OTHER_KEY)
+            assert [future.result(DEADLINE) for future in futures] == list(range(len(futures)))
+
+        with FarmExecutor(addresses, key=KEY, max_attempts=1) as program:
+            program.connect(DEADLINE)
+            upgrade(servers[:5], program)
+        with FarmExecutor(addresses, key=OTHER_KEY, max_attempts=1) as program:
+            assert program.submit(abs, -1).result(DEADLINE) == 1
+            upgrade(servers[5:], program)
+            wait_until(lambda: len(_workers(program)) == 10, "it has all servers")
 
 
 def test_a_server_of_another_python_is_set_aside_with_a_warning(caplog, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib
+import itertools
 import os
 import pickle
 import resource
@@ -42,6 +43,12 @@ def sign(path: str, value: Any = None) -> Any:
     """Leave a line behind: a side effect that can be counted."""
     write_line(path, os.getpid())
     return value
+
+
+def hold_the_gil(path: str, times: int) -> int:
+    """Leave a line behind, and then let no other thread of the worker run: for about a second for 10**8 times."""
+    write_line(path, os.getpid())
+    return sum(itertools.repeat(1, times))
 
 
 def sign_and_pass_gate(path: str, address: Address) -> int:

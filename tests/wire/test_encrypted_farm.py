@@ -307,6 +307,27 @@ def test_a_connection_that_breaks_is_resumed_encrypted_and_nothing_runs_twice(se
     assert len((tmp_path / "effects").read_text().split()) == 1
 
 
+def test_a_task_that_holds_the_gil_while_connections_break_costs_nobody_a_second_run(serving, key_file, tmp_path):
+    """Its worker cannot take up another connection, nor TLS on it, before it has ended; the other one can."""
+    path = str(tmp_path / "effects")
+    with (
+        Relay(serving.address) as relay,
+        FarmExecutor(relay.address, key_file=key_file, max_workers=2, max_attempts=1) as farm,
+    ):
+        farm.connect(DEADLINE)
+        before = len(serving.lines("session resumed"))
+        held = farm.submit(tasks.hold_the_gil, path, 10**8)
+        wait_until(lambda: os.path.exists(path), "it has begun")
+        others = [farm.submit(tasks.sign, path) for _ in range(20)]
+        relay.cut()
+        serving.wait_for_line("session resumed", count=before + 1)
+        assert held.result(DEADLINE) == 10**8
+        for future in others:
+            future.result(DEADLINE)
+        assert farm.statistics().resubmitted == 0
+    assert len((tmp_path / "effects").read_text().split()) == 21
+
+
 def test_results_on_their_way_survive_connections_that_break_again_and_again(serving, key_file):
     with Relay(serving.address) as relay, FarmExecutor(relay.address, key_file=key_file, max_workers=2) as farm:
         before = len(serving.lines("lane resumed"))
