@@ -367,6 +367,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "name": _optional(_text),
         "output": _output,
         "context": _variables,
+        "logs": _choice("forward", "server"),
     },
     "FarmExecutor.submit": {"fn": anything},
     "FarmExecutor.map": {

@@ -136,13 +136,14 @@ class Backing:
         from farm_executor.client.farm.carrying import Carrier, Variables
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
-        from farm_executor.core.features import ALWAYS, MODULES, OUTPUT
+        from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS
         from farm_executor.data import payload
         from farm_executor.wire.security import KeyFinder
 
         call = None if settings.initializer is None else (settings.initializer, settings.initargs)
         limit = settings.max_pending_bytes
-        always = (*ALWAYS, *((MODULES,) if settings.ship else ()))
+        logs = (RECORDS,) if settings.logs == "forward" else ()
+        always = (*ALWAYS, *logs, *((MODULES,) if settings.ship else ()))
         carriers: list[Carrier] = [Variables(settings.context)] if settings.context else []
         finder = KeyFinder(settings.key, settings.key_file, settings.ssl_context)
         return Engine(

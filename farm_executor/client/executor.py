@@ -99,6 +99,9 @@ class FarmExecutor(Front):
             notebook's. A task's result never overtakes its output, by more than a second.
         context: Context variables whose values travel with each call: a task finds them as they are set where it is
             submitted. Each must be a global of a module that workers can import, and its values picklable.
+        logs: Where records go that tasks log and that no handler of theirs takes. "forward": to this program's
+            logger of the same name, at this program's levels. "server": those from WARNING on to the worker's
+            standard error, as Python does where logging is not set up.
 
     Raises:
         AddressError: An address has none of the accepted forms, or the list is empty.
@@ -168,6 +171,7 @@ class FarmExecutor(Front):
         name: str | None = None,
         output: Literal["forward", "server"] | Callable[[OutputLine], object] | None = None,
         context: Iterable[ContextVar[Any]] = (),
+        logs: Literal["forward", "server"] = "forward",
     ) -> None:
         first: Any = addresses
         if isinstance(first, Number):
@@ -197,6 +201,7 @@ class FarmExecutor(Front):
             name=name,
             output=output,
             context=context,
+            logs=logs,
         )
         self._stand_before(Backing(settings), TaskOptions(max_attempts=settings.max_attempts))
 

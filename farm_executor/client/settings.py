@@ -41,6 +41,7 @@ class SharedSettings(TypedDict, total=False):
     ship: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     output: Literal["forward", "server"] | Callable[[OutputLine], object] | None
     context: Iterable[ContextVar[Any]]
+    logs: Literal["forward", "server"]
 
 
 class KeywordSettings(SharedSettings, total=False):
@@ -74,6 +75,7 @@ class FarmSettings(NamedTuple):
     name: str | None = None
     output: Any = None
     context: tuple[str, ...] = ()
+    logs: Literal["forward", "server"] = "forward"
 
     @classmethod
     def checked(cls, **given: Any) -> FarmSettings:

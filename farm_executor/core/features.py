@@ -19,6 +19,7 @@ __all__ = [
     "MAX_FEATURES",
     "MODULES",
     "OUTPUT",
+    "RECORDS",
     "REPORTS",
     "is_feature",
     "shared",
@@ -38,6 +39,9 @@ MODULES = "modules"
 
 OUTPUT = "output"
 """What workers write comes to the client; it names this only if it wants that."""
+
+RECORDS = "records"
+"""What tasks log comes to the client; it names this only if it wants that."""
 
 REPORTS = "reports"
 """Tasks may report how far they have come."""

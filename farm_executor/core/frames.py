@@ -28,7 +28,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, REPORTS
+from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, RECORDS, REPORTS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
@@ -139,10 +139,12 @@ class FrameType(enum.IntEnum):
     # optional: from OPTIONAL on
     STOP = 144
     DETAILS = 145
+    LEVELS = 146
     PACKAGES = 160
     MARKS = 161
     REPORT = 162
     ABOUT = 163
+    RECORDS = 164
     OUTPUT = 176
     HEARD = 177
 
@@ -202,10 +204,12 @@ FRAMES = {
     FrameType.SPARED: Meaning(_FROM_SERVER),
     FrameType.STOP: Meaning(_TO_WORKER, 0, DETAILS),
     FrameType.DETAILS: Meaning(_TO_WORKER, 0, DETAILS),
+    FrameType.LEVELS: Meaning(_TO_WORKER, 0, RECORDS),
     FrameType.PACKAGES: Meaning(_FROM_WORKER, 0, MODULES),
     FrameType.MARKS: Meaning(_FROM_WORKER, 0, OUTPUT),
     FrameType.REPORT: Meaning(_FROM_WORKER, 0, REPORTS),
     FrameType.ABOUT: Meaning(_FROM_WORKER, 0, DETAILS),
+    FrameType.RECORDS: Meaning(_FROM_WORKER, 0, RECORDS),
     FrameType.OUTPUT: Meaning(_FROM_SERVER, 0, OUTPUT),
     FrameType.HEARD: Meaning(_TO_SERVER, 0, OUTPUT),
 }

@@ -33,7 +33,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from farm_executor.core.batches import encode_results, encode_results_together, fit_together
-from farm_executor.core.features import DETAILS, HEADERS, REPORTS
+from farm_executor.core.features import DETAILS, HEADERS, RECORDS, REPORTS
 from farm_executor.core.frames import (
     ERROR,
     Buffer,
@@ -46,6 +46,7 @@ from farm_executor.core.frames import (
     is_bulk,
     payload_of,
 )
+from farm_executor.core.levels import decode_levels
 from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.outbox import Outbox
 from farm_executor.core.shipment import Difference, Package, decode_offer, encode_differences
@@ -57,6 +58,7 @@ from farm_executor.server.channel import Channel
 from farm_executor.server.keeping import kept
 from farm_executor.server.marks import Marks
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
+from farm_executor.server.records import Levels, Records
 from farm_executor.server.reports import Report, Reports
 from farm_executor.server.sent import Backlog, SentFunction, SentTask
 from farm_executor.wire.connection import Connection
@@ -118,6 +120,8 @@ class WorkerLane:
         self.marks: Marks | None = None
         self.features: frozenset[str] = frozenset()
         self._reports = Reports()
+        self._records = Records(lambda: self._progress[BEGUN], self._on_record)
+        self._levels = Levels()
         self._details: tuple[int, Details] = -1, Details()  # with the task that they are of
         self._unwanted = -2  # the task that was last said to be so
         self._questions = Questions()
@@ -204,7 +208,7 @@ class WorkerLane:
         if self.marks is not None:
             self.marks.begin()  # what the initializer has written is no task's
         flags = ERROR if failure else 0
-        self._say(encode_payload(FrameType.READY, failure or [b""], flags=flags))
+        self._say(self._records.take() + encode_payload(FrameType.READY, failure or [b""], flags=flags))
         self._ready = True
 
     def settle(self, outcome: Any, error: bool | None, began: float, *, once: bool) -> None:
@@ -305,12 +309,22 @@ class WorkerLane:
         if REPORTS not in self.features:
             return
         self._reports.add(self._progress[BEGUN], report)
-        if not self._reports.due:
+        self._tell_soon(self._reports)
+
+    def forward_records(self) -> None:
+        """Send the client what is logged from now on."""
+        self._records.install()
+
+    def _on_record(self) -> None:
+        self._tell_soon(self._records)
+
+    def _tell_soon(self, what: Reports | Records) -> None:
+        if not what.due:
             self._wanted.wake()  # a sleeping helper would not look
         elif self._send.acquire(blocking=False):  # we may have interrupted our own thread while it holds the lock
             try:
                 if not self._outbox.mute:
-                    self._send_all(self._reports.take())
+                    self._send_all(what.take())
             finally:
                 self._send.release()
 
@@ -328,6 +342,8 @@ class WorkerLane:
                 frames = self.marks.take(keep=self._resumable) + frames
             if self._reports.pending:
                 frames = self._reports.take() + frames
+            if self._records.pending:
+                frames = self._records.take() + frames
             self._send_all(frames)
 
     def _say(self, buffers: list[Any]) -> None:
@@ -476,6 +492,8 @@ class WorkerLane:
             frame.type is FrameType.DETAILS and DETAILS in self.features
         ):
             self._questions.answer(frame)
+        elif frame.type is FrameType.LEVELS and RECORDS in self.features:
+            self._levels.set(decode_levels(frame))
         elif frame.type is FrameType.STOP and DETAILS in self.features:
             self._unwanted = frame.seq
         elif frame.type is FrameType.CALL_HEADER and HEADERS in self.features:
@@ -537,11 +555,12 @@ class WorkerLane:
             while True:
                 if self._outcomes:
                     self._flush()
-                if self._reports.due:
-                    self._say(self._reports.take())
+                for what in (self._reports, self._records):
+                    if what.due:
+                        self._say(what.take())
                 # While tasks wait, the main thread may leave an outcome to us at any moment, and wakes no one for
                 # it. With no task behind the present one it flushes by itself, and we may sleep on.
-                waits = self._tasks or self._outcomes or self._reports.pending
+                waits = self._tasks or self._outcomes or self._reports.pending or self._records.pending
                 unattended = bool(waits) and not self._outbox.mute
                 ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
                 if self._connection.fileno() in ready:

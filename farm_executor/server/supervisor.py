@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from farm_executor.core.features import ALWAYS, MODULES, OUTPUT
+from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS
 from farm_executor.core.messages import AdminHello, BackHello, ClientHello, ControlHello, LaneHello
 from farm_executor.server.admin import HARMLESS, Admin
 from farm_executor.server.census import Census
@@ -112,7 +112,7 @@ class Supervisor:
         self._door = Door(listeners, known, self._selector, self._on_hello, quiet=embedded)
         # An embedded server's workers have the program's own files, and its path.
         self._depot = None if embedded and not tunnelled else Depot(self._close_all)
-        features = (*ALWAYS, OUTPUT, *(() if self._depot is None else (MODULES,)))
+        features = (*ALWAYS, OUTPUT, RECORDS, *(() if self._depot is None else (MODULES,)))
         terms = Terms(address, name, slots, local_versions(), features, tunnelled)
         start_workers = partial(
             Workers,

@@ -17,6 +17,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from farm_executor.core.features import RECORDS
 from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.current import set_worker
 from farm_executor.data import payload
@@ -100,6 +101,8 @@ def run_worker(start: WorkerStart) -> None:
     lane.marks = start.marks
     lane.features = start.features
     set_worker(lane)
+    if RECORDS in start.features:
+        lane.forward_records()
     finder = None
     if start.modules is not None:
         finder = ModuleFinder(start.modules, lane.ask, PackageCheck(lane.tell))

@@ -175,10 +175,12 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "SPARED": 51,
         "STOP": 144,
         "DETAILS": 145,
+        "LEVELS": 146,
         "PACKAGES": 160,
         "MARKS": 161,
         "REPORT": 162,
         "ABOUT": 163,
+        "RECORDS": 164,
         "OUTPUT": 176,
         "HEARD": 177,
     }

@@ -52,7 +52,7 @@ from farm_executor.core.batches import (
     encode_tasks_together,
 )
 from farm_executor.core.census import WORKER_COLUMNS, FarmStatus
-from farm_executor.core.features import ALWAYS, MODULES, OUTPUT
+from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS
 from farm_executor.core.frames import (
     ERROR,
     HEADER_SIZE,
@@ -517,7 +517,7 @@ def worker(data: bytes) -> None:
     steps = iter([lambda: supervisor.pass_on(pairs[1][1], 0, b""), supervisor.say_end])
     lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True, secure=lambda sock, *_: sock)
     lane._connection = _bounded(pairs[0][1])
-    lane.features = frozenset(ALWAYS)
+    lane.features = frozenset((*ALWAYS, RECORDS))
     lane.on_offer = lambda modules, packages: None
     question = lane._questions.new("hostile", "")
     lane._questions.add(question)
@@ -720,7 +720,7 @@ _CONTROL_HELLO = _joined(
             "role": "control",
             "versions": local_versions()._asdict(),
             "client": "somebody",
-            "features": [*ALWAYS, OUTPUT, MODULES],
+            "features": [*ALWAYS, OUTPUT, RECORDS, MODULES],
         }
     )
 )
@@ -739,6 +739,7 @@ _BEGINNING = _joined(
 )
 _LANE = _BEGINNING + _joined(
     encode_frame(FrameType.STOP, seq=0),
+    encode_frame(FrameType.LEVELS, body=b'{"": 30, ".": 0, "hostile.logger": 10}'),
     encode_frame(FrameType.DETAILS, seq=0, body=pickle.dumps((1, 1, None, None))),
     encode_frame(FrameType.CALL_HEADER, body=pickle.dumps({"vars": {"os:name": 1}, "else": 2})),
     encode_tasks(2, [(7, [b"bulk", b"x" * 100])]),
@@ -778,8 +779,10 @@ _OUTPUT = _joined(
     encode_frame(FrameType.OUTPUT, count=2, seq=3, body=struct.pack("<Q", 1) + b"\x1b[31m\r\xff"),
     encode_frame(FrameType.OUTPUT, count=1, seq=6, body=struct.pack("<Q", 1)),
 )
+_RECORD = {"name": "hostile.logger", "levelno": 30, "created": 1e9, "msg": "one\ntwo", "lineno": 7, "extra": True}
 _MARKED = _joined(
     encode_frame(FrameType.MARKS, count=1, body=struct.pack("<5Q", 0, 0, 3, 6, 9)),
+    encode_frame(FrameType.RECORDS, count=1, seq=0, body=pickle.dumps([_RECORD], 5)),
     encode_frame(FrameType.ABOUT, seq=0, body=bytes(8)),
     encode_frame(FrameType.REPORT, count=1, seq=0, body=b"\x80half of it"),
 )

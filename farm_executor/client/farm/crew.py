@@ -24,11 +24,12 @@ from farm_executor.client.farm.functions import FunctionTable
 from farm_executor.client.farm.hearing import Hearing
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.reactor import Reactor
+from farm_executor.client.farm.records import Levels
 from farm_executor.client.farm.session import Session
 from farm_executor.client.farm.shipping import Shipping
 from farm_executor.client.farm.wording import last_word
 from farm_executor.core.batches import decode_results, decode_results_together
-from farm_executor.core.features import DETAILS, HEADERS, MODULES
+from farm_executor.core.features import DETAILS, HEADERS, MODULES, RECORDS
 from farm_executor.core.frames import BULK, ERROR, TOGETHER, Frame, FrameType, Payload, payload_of
 from farm_executor.core.lifecycle import LaneEvent, LaneState
 from farm_executor.core.liveness import CUT_EXIT_CODE
@@ -102,6 +103,7 @@ class Crew:
         functions: The functions that lanes may be sent.
         shipping: Offers the program's modules to workers.
         hearing: Takes what workers say beside their outcomes.
+        levels: Those of the program's loggers.
         initializer: The pickled call that every worker runs first.
         carries: Whether anything travels with calls beside their arguments.
         max_tasks_per_child: The number of tasks that a worker may run; None for any number.
@@ -124,6 +126,7 @@ class Crew:
         shipping: Shipping,
         hearing: Hearing,
         *,
+        levels: Levels,
         initializer: Payload,
         carries: bool,
         max_tasks_per_child: int | None,
@@ -138,6 +141,8 @@ class Crew:
         self._shipping = shipping
         self._hearing = hearing
         self._will_forget = False  # whether a timer is set to check if large functions are still in use
+        self._levels = levels
+        self._levels_told = 0
         self._initializer = initializer
         self._carries = carries
         self._max_tasks_per_child = max_tasks_per_child
@@ -169,6 +174,8 @@ class Crew:
             # The initializer may already need the program's modules, so they are offered before it is sent.
             if new.offered is not None:
                 self._shipping.offer(new)
+            self._levels.look()
+            new.send_levels(self._levels)
             new.send_init(self._initializer)
         # The scheduler hears of the lane only when its worker is ready: until then it gets no tasks.
         self._reactor.register(connection, partial(self._on_lane, new))
@@ -256,6 +263,16 @@ class Crew:
             logger.error("lane broken server=%s pid=%d error=%s", lane.server, lane.pid, error)
             self.lose_lane(lane)
 
+    def tell_levels(self) -> None:
+        """Tell workers of loggers' levels that have changed: no task may be about to be sent to them."""
+        with self._dispatch.deciding:
+            self._levels.look()
+            if self._levels.version != self._levels_told:
+                self._levels_told = self._levels.version
+                for lane in self._lanes.values():
+                    if lane.state.ready and lane.state.connected:
+                        lane.send_levels(self._levels)
+
     def _is_gone(self, lane: Lane) -> bool:
         return not lane.state.connected
 
@@ -280,6 +297,8 @@ class Crew:
             self._on_results(lane, frame)
         elif frame.type is FrameType.REPORT and state is OPEN:
             self._hearing.on_report(lane, frame, dispatch.scheduler.task_at(lane.id, frame.seq))
+        elif frame.type is FrameType.RECORDS and RECORDS in lane.session.features:
+            self._hearing.on_records(lane, frame, dispatch.scheduler.task_at(lane.id, frame.seq))
         elif frame.type is FrameType.MARKS and state is OPEN:
             self._hearing.of(lane).mark(frame, partial(dispatch.scheduler.task_at, lane.id))
         elif frame.type is FrameType.RECALLED and state is OPEN:

@@ -27,6 +27,7 @@ from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.future import MUST_NOT_WAIT, start_all
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.locks import OwnedLock
+from farm_executor.client.farm.records import Levels
 from farm_executor.core.scheduler import Scheduler
 from farm_executor.core.task import Assign, Cancel, Decision, Kill, Lose, Recall, Retire, Task
 from farm_executor.wire.trace import pending, tell
@@ -43,9 +44,14 @@ class Way(Protocol):
 
     Attributes:
         offered: See `Lane`.
+        levels: See `Lane`.
     """
 
     offered: int | None
+    levels: int | None
+
+    def send_levels(self, levels: Levels) -> None:
+        """Tell the worker the levels of the program's loggers, unless it knows them."""
 
     def send_offer(self, offer: bytes) -> bool:
         """Tell the worker which modules are available; return whether the socket took all of it."""
@@ -79,6 +85,7 @@ class Dispatch:
             lane.
         offer: Called with the lock held, before tasks are sent to a worker that may lack modules.
         follow_up: Called in any thread with the lock held: does what `perform` returned for tasks just admitted.
+        levels: Those of the program's loggers; None for tests that have none.
         interrupted: Called in any thread with the lock held: told why nobody knows any more what has been done.
 
     Attributes:
@@ -101,8 +108,10 @@ class Dispatch:
         offer: Callable[[Way], None],
         follow_up: Callable[[list[Afterwards]], None],
         interrupted: Callable[[str], None],
+        levels: Levels | None = None,
     ) -> None:
         self._ways = ways
+        self._levels = levels or Levels()
         self._watch = watch
         self._offer = offer
         self._follow_up = follow_up
@@ -165,6 +174,9 @@ class Dispatch:
             if isinstance(decision, Assign):
                 lane = decision.lane
                 way = self._ways[lane]
+                if way.levels is not None:
+                    self._levels.look()
+                    way.send_levels(self._levels)
                 # Before the tasks: their worker may need the modules in order to unpickle them.
                 if way.offered is not None:
                     self._offer(way)

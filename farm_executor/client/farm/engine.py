@@ -42,6 +42,7 @@ from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.outcomes import Outcomes
 from farm_executor.client.farm.output import Output, OutputLine
 from farm_executor.client.farm.reactor import Reactor
+from farm_executor.client.farm.records import Levels
 from farm_executor.client.farm.servers import Servers, Sources
 from farm_executor.client.farm.settling import Settler
 from farm_executor.client.farm.shipping import Shipping
@@ -52,7 +53,7 @@ from farm_executor.client.farm.wording import (
     copy_of,
     explain_pickling,
 )
-from farm_executor.core.frames import Payload, payload_size
+from farm_executor.core.frames import Buffer, Payload, payload_size
 from farm_executor.core.messages import KillOrder
 from farm_executor.core.task import Cancel, Retire
 from farm_executor.data import payload
@@ -125,8 +126,11 @@ class Engine:
         self._kills = kills = Kills(reactor, self._send_kill, lambda lane, meant: self._dispatch.aim(lane, meant))
         self._cancels = Cancels(reactor, lambda request: self._stopping.ask_back(request))
         self._shipping = shipping = Shipping(options.ship, reactor, lambda *answer: self._crew.send_module(*answer))
+        levels = Levels()
         self._hearing = Hearing(reactor, Output(options.take_output))
-        self._dispatch = dispatch = Dispatch(self._lanes, kills.watch, shipping.offer, self._follow_up, self.abort)
+        self._dispatch = dispatch = Dispatch(
+            self._lanes, kills.watch, shipping.offer, self._follow_up, self.abort, levels
+        )
         self._broadcasts = Broadcasts(
             dispatch,
             self,
@@ -145,6 +149,7 @@ class Engine:
             self._functions,
             shipping,
             self._hearing,
+            levels=levels,
             initializer=options.initializer,
             carries=bool(options.carriers),
             max_tasks_per_child=options.max_tasks_per_child,
@@ -158,7 +163,7 @@ class Engine:
             kills,
             self._on_seats_gone,
             self._on_refusal,
-            lambda beat: self.sight.pulse(beat),
+            self._pulse,
         )
         self.sight = Sight(dispatch, self._lanes, self.servers, settler, self._outcomes, self._budget)
 
@@ -489,6 +494,10 @@ class Engine:
     def _on_refusal(self, error: Exception) -> None:
         """Break the farm: every server refuses us, and trying again is pointless."""
         self._break(lambda: copy_of(error))
+
+    def _pulse(self, beat: int) -> list[Buffer]:
+        self._crew.tell_levels()
+        return self.sight.pulse(beat)
 
     def _send_kill(self, order: KillOrder) -> bool:
         """Send a kill order on behalf of `Kills`; return whether it could be sent."""

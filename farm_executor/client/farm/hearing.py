@@ -24,6 +24,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from farm_executor.client.farm.output import Output, Source
+from farm_executor.client.farm.records import handle, records_of
 from farm_executor.client.farm.voice import Voice
 from farm_executor.core.features import OUTPUT
 from farm_executor.core.frames import HEADER_SIZE, Frame
@@ -48,6 +49,7 @@ KEPT_OF_TASK = 8 * 1024  # bytes of each stream, for `FarmFuture.output`
 KEPT_OF_LANE = 64 * 1024  # bytes of each stream that await their marks: as much as a pipe holds
 MAX_UNSHOWN = 256 * 1024 * 1024  # bytes of memory, for what all servers together have said
 PIECE_COST = 512  # bytes of memory that a piece takes beside its own: a server may send them with nothing in them
+MAX_UNHANDLED = 50_000  # records of all servers together
 MAX_GONE = 256  # lanes that are gone, of which processes that tasks have left behind may still write
 _LANE = struct.Struct("<Q")
 _MARK = struct.Struct("<5Q")
@@ -120,6 +122,8 @@ class Hearing:
         self._dropping = threading.Lock()
         self._begun: dict[Lines, tuple[float, LaneHearing, int]] = {}  # lines not ended; of the voice's thread
         self._gone: OrderedDict[int, LaneHearing] = OrderedDict()
+        self._unhandled = self._handled = 0  # records, counted as above
+        self._lost_records, self._said_lost = 0, 0.0
         self._to_tell: set[FarmFuture] = set()  # futures with progress of which the program has not been told
 
     # -- handlers ------------------------------------------------------------------------------------------
@@ -181,6 +185,25 @@ class Hearing:
                 self._to_tell.add(future)
                 self.of(lane).note(partial(self._tell, future))
 
+    def on_records(self, lane: Speaker, frame: Frame, call: Any) -> None:
+        """Take what a task has logged.
+
+        Raises:
+            RemoteProtocolError: The frame is malformed.
+        """
+        records = records_of(frame)
+        room = MAX_UNHANDLED - (self._unhandled - self._handled)
+        if len(records) > room:  # nobody takes them, as a handler is stuck
+            self._lost_records += len(records) - room
+            records = records[:room]
+        if self._lost_records and records and time.monotonic() - self._said_lost > 1.0:
+            logger.warning("log records lost count=%d", self._lost_records)
+            self._lost_records, self._said_lost = 0, time.monotonic()
+        self._unhandled += len(records)
+        hearing = self.of(lane)
+        task = None if call is None else call.id
+        hearing.note(partial(handle, hearing.source, task, records, self._count_handled))
+
     def lane_gone(self, lane: Speaker) -> None:
         """Note that a lane is lost."""
         if OUTPUT in lane.session.features:
@@ -239,6 +262,9 @@ class Hearing:
                 problem = error
         if problem is not None:
             raise problem
+
+    def _count_handled(self) -> None:
+        self._handled += 1
 
     def _rest(self, closing: bool) -> float | None:
         # A copy, as showing a line takes it out.

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.client.farm.hearing import Host, LaneHearing
+from farm_executor.client.farm.records import Levels
 from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_together
-from farm_executor.core.features import DETAILS
+from farm_executor.core.features import DETAILS, RECORDS
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import KillOrder, WorkerDied
@@ -86,6 +87,7 @@ class Lane:
         cuts: How often the connection has broken.
         tasks_done: The number of tasks answered.
         calls_done: The number of calls answered.
+        levels: The version of the loggers' levels that the worker was last told; None if it sends no records.
         unwanted: The number of the task of which the worker was last told that nobody wants it.
         kept: The functions that the worker has, by number.
         offered: The version of the list of modules that the worker was last told; None if it never asks for any.
@@ -120,6 +122,7 @@ class Lane:
         self.hearing: LaneHearing | None = None  # made once the worker has said anything
         self.offered: int | None = 0 if wants_modules else None
         self.unwanted = -1
+        self.levels: int | None = 0 if RECORDS in session.features else None
         self._takes_headers = takes_headers
         self._header = b""  # of the tasks sent last
         self._acknowledged = 0  # of the bytes received over the connection
@@ -147,6 +150,12 @@ class Lane:
     def send_offer(self, names: bytes) -> bool:
         """Tell the worker which modules it may ask for."""
         return self.connection.send(encode_payload(FrameType.MODULES, (names,)))
+
+    def send_levels(self, levels: Levels) -> None:
+        """Tell the worker the levels of the program's loggers, unless it knows them."""
+        if self.levels is not None and self.levels != levels.version:
+            self.levels = levels.version
+            self.connection.send(levels.frame)
 
     def send_module(self, number: int, files: Payload | None, reason: str) -> bool:
         """Answer a request for a module: with its files, with the reason why there are none, or with neither."""
@@ -234,6 +243,7 @@ class Lane:
         # Functions sent just before the cut may not have arrived, so every function is sent again.
         self.kept.clear()
         self._header = b""
+        self.levels = None if self.levels is None else 0
         # The new connection counts its bytes from 0. A round trip that spans the cut tells nothing of the network.
         self._acknowledged = 0
         self._sent = None
