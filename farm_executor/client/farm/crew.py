@@ -33,7 +33,7 @@ from farm_executor.core.features import DETAILS, HEADERS, MODULES, RECORDS
 from farm_executor.core.frames import BULK, ERROR, TOGETHER, Frame, FrameType, Payload, payload_of
 from farm_executor.core.lifecycle import LaneEvent, LaneState
 from farm_executor.core.liveness import CUT_EXIT_CODE
-from farm_executor.core.messages import WorkerDied
+from farm_executor.core.messages import KillOrder, WorkerDied
 from farm_executor.core.task import Cancel, Lose, Task
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
@@ -262,6 +262,11 @@ class Crew:
         except RemoteProtocolError as error:
             logger.error("lane broken server=%s pid=%d error=%s", lane.server, lane.pid, error)
             self.lose_lane(lane)
+
+    def send_kill(self, order: KillOrder) -> bool:
+        """Send a kill order; return whether it could be sent."""
+        lane = self._lanes.get(order.lane)
+        return lane is not None and lane.session.send(order)
 
     def tell_levels(self) -> None:
         """Tell workers of loggers' levels that have changed: no task may be about to be sent to them."""

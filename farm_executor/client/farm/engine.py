@@ -54,7 +54,6 @@ from farm_executor.client.farm.wording import (
     explain_pickling,
 )
 from farm_executor.core.frames import Buffer, Payload, payload_size
-from farm_executor.core.messages import KillOrder
 from farm_executor.core.task import Cancel, Retire
 from farm_executor.data import payload
 from farm_executor.data.failure import Origin
@@ -123,7 +122,9 @@ class Engine:
         # The parts refer to each other in a circle. The lambdas look up those that do not exist yet when they are
         # called, which is not before the reactor has been started.
         self._settler = settler = Settler(reactor, self._budget, lambda *failure: self._shipping.explain(*failure))
-        self._kills = kills = Kills(reactor, self._send_kill, lambda lane, meant: self._dispatch.aim(lane, meant))
+        self._kills = kills = Kills(
+            reactor, lambda order: self._crew.send_kill(order), lambda lane, meant: self._dispatch.aim(lane, meant)
+        )
         self._cancels = Cancels(reactor, lambda request: self._stopping.ask_back(request))
         self._shipping = shipping = Shipping(options.ship, reactor, lambda *answer: self._crew.send_module(*answer))
         levels = Levels()
@@ -498,11 +499,6 @@ class Engine:
     def _pulse(self, beat: int) -> list[Buffer]:
         self._crew.tell_levels()
         return self.sight.pulse(beat)
-
-    def _send_kill(self, order: KillOrder) -> bool:
-        """Send a kill order on behalf of `Kills`; return whether it could be sent."""
-        lane = self._lanes.get(order.lane)
-        return lane is not None and lane.session.send(order)
 
     # -- ends ----------------------------------------------------------------------------------------------
 
