@@ -115,9 +115,11 @@ def _make(parent: str) -> tuple[str, int | None]:
         os.mkdir(folder, 0o700)
         try:
             lock = _lock(folder)
+        except FileNotFoundError:  # another server has found and removed it before it was locked
+            continue
         except OSError:  # a file system without locks: nobody can lock the folder, and so nobody removes it
             return folder, None
-        # Another server may have found it before it was locked, and removed it.
+        # Or while it was being locked.
         if lock is not None and os.path.isdir(folder):
             return folder, lock
         if lock is not None:

@@ -10,6 +10,8 @@ import pytest
 from server.processes import wait_until
 from shipping.elsewhere import Elsewhere, Program
 
+from farm_executor.server import depot
+
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -113,3 +115,23 @@ def test_a_file_system_without_locks_is_good_enough(tmp_path, temporary):
         program.write({"helpers.py": "def f(): return 1"})
         assert program.script(CODE) == "1"
     assert _folders(temporary) == []
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_folder_that_another_server_removes_before_it_is_locked_is_made_again(temporary, monkeypatch, when):
+    """The other one takes it for what a killed server has left behind."""
+    real, removed = depot._lock, []
+
+    def lock(folder):
+        locked = real(folder) if when == "while" else None
+        if not removed:
+            removed.append(folder)
+            os.rmdir(folder)
+        return locked or real(folder)
+
+    monkeypatch.setattr(depot, "_lock", lock)
+    folder, locked = depot._make(str(temporary))
+    assert folder not in removed
+    assert _folders(temporary) == [os.path.basename(folder)]
+    assert locked is not None
+    os.close(locked)
