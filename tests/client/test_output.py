@@ -218,7 +218,7 @@ def test_a_task_that_is_ended_has_its_output_in_its_error(where, heard, end):
             wait_until(heard.texts, "a line")
             assert farm.kill(future)
         else:
-            future = farm.with_options(timeout=0.5).submit(tasks.say_and_hang, "last words")
+            future = farm.with_options(timeout=1.5).submit(tasks.say_and_hang, "last words")
         error = future.exception()
     assert type(error) is {"died": WorkerLostError, "killed": TaskKilledError, "overran": TaskTimeoutError}[end]
     assert error.output.rstrip("\n") == future.output.rstrip("\n") == "last words"

@@ -280,11 +280,11 @@ def test_what_is_queued_while_the_connections_are_broken_can_be_cancelled(gate, 
 
 def test_time_runs_out_for_a_task_also_while_the_connections_are_broken(gate, book):
     with proxied() as (proxy, farm):
-        overdue = farm.with_options(timeout=0.2).submit(tasks.sign_pass_gate, book.path, gate.address, 1)
+        overdue = farm.with_options(timeout=1.0).submit(tasks.sign_pass_gate, book.path, gate.address, 1)
         gate.wait_for_arrivals()
         proxy.refuse()
         proxy.cut()
-        threading.Event().wait(0.3)
+        threading.Event().wait(1.1)
         proxy.admit()
         with pytest.raises(TaskTimeoutError):
             overdue.result(DEADLINE)

@@ -337,7 +337,7 @@ def test_results_on_their_way_survive_connections_that_break_again_and_again(ser
             relay.cut()
         assert [len(future.result(DEADLINE)) for future in futures] == [200_000 + number for number in range(300)]
         assert farm.statistics().resubmitted == 0
-        assert len(serving.lines("lane resumed")) > before
+        serving.wait_for_line("lane resumed", before + 1)
 
 
 # -- nobody else gets in, and everybody is told what to do --------------------------------------------------
