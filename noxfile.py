@@ -202,6 +202,15 @@ def joblib(session: nox.Session) -> None:
     session.run("python", "tests/integrations/joblib_suite.py", *session.posargs)
 
 
+@nox.session(python=PYTHONS[-1], default=False)
+def engines(session: nox.Session) -> None:
+    """Run on real clusters, which are started here: a Slurm of two nodes. Needs root; says so where that lacks."""
+    _install(session, *FOR_TESTS)
+    cluster = ("python", "tests/engines/slurm_cluster.py", "pytest")
+    session.run(*cluster, "tests/engines", *session.posargs)
+    session.run(*cluster, "tests/contract", "--rows", "farm-slurm", *session.posargs)
+
+
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Hold the promises against faults for ten minutes and more, and print the figures; `--short` for two."""

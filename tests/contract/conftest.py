@@ -73,6 +73,12 @@ def make_farm_of_servers(request: pytest.FixtureRequest, max_workers: int | None
     return FarmExecutor(addresses, max_workers=max_workers, key=KEY, **{"caller_leads": False, **options})
 
 
+def make_farm_on_slurm(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
+    from farm_executor import FarmExecutor
+
+    return FarmExecutor(f"slurm://?per={max_workers or 2}", **options)
+
+
 BUFFERS = {"buffers"} if sys.version_info >= (3, 14) else set()
 RECYCLES = {"recycles"} if sys.version_info >= (3, 11) else set()
 
@@ -86,6 +92,8 @@ ROWS = (
     Row("farm-embedded", make_embedded_farm, frozenset(FARM), ("no_leaks",)),
     Row("farm-servers", make_farm_of_servers, frozenset(FARM), ("two_servers", "no_leaks")),
 )
+# Where `tests/engines/slurm_cluster.py` has started one, and the row is asked for.
+ON_CLUSTERS = (Row("farm-slurm", make_farm_on_slurm, frozenset(FARM - {"shares_managers"}), ("no_leaks",)),)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -99,8 +107,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     unknown = needed - set(CAPABILITIES)
     assert not unknown, f"no such capability: {unknown}"
     chosen = (metafunc.config.getoption("--rows") or ",".join(row.name for row in ROWS)).split(",")
-    assert {row.name for row in ROWS} >= set(chosen), f"no such row: {chosen}"
-    rows = [row for row in ROWS if needed <= row.can and row.name in chosen]
+    assert {row.name for row in (*ROWS, *ON_CLUSTERS)} >= set(chosen), f"no such row: {chosen}"
+    rows = [row for row in (*ROWS, *ON_CLUSTERS) if needed <= row.can and row.name in chosen]
     metafunc.parametrize("row", rows, ids=[row.name for row in rows])
 
 
