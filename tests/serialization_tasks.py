@@ -16,6 +16,11 @@ def identity(value):
     return value
 
 
+def add_to(array):
+    array[:] += 1
+    return float(array.sum())
+
+
 def raise_it(error):
     raise error
 

@@ -29,10 +29,12 @@ def allocate(size: int, kind: Kind) -> Buffer | io.BytesIO:
     return _array(size) if kind is Kind.BYTEARRAY else _any(size)
 
 
-def copied(array: bytearray) -> bytearray:
-    """Return a copy of the array."""
-    copy = _array(len(array))
-    copy[:] = array
+def copied(buffer: Buffer) -> bytearray:
+    """Return a copy of the bytes of a contiguous buffer."""
+    with memoryview(buffer).cast("B") as original:
+        copy = _array(len(original))
+        with memoryview(copy) as view:
+            view[:] = original
     return copy
 
 

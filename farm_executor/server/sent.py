@@ -14,6 +14,7 @@ from farm_executor.core.batches import decode_tasks, decode_tasks_together
 from farm_executor.core.frames import MAX_RECALLS, ONCE, TOGETHER, Buffer, Frame, Payload
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
+from farm_executor.server.originals import Originals
 
 __all__ = ["Backlog", "SentFunction", "SentTask"]
 
@@ -23,13 +24,15 @@ class SentFunction:
 
     Attributes:
         data: Its pickle; None once that is no longer needed.
+        originals: The buffers that the pickle refers to, if any.
         generation: The generation of the namespaces when it was loaded; -1 before that.
     """
 
-    __slots__ = ("data", "generation", "loaded")
+    __slots__ = ("data", "generation", "loaded", "originals")
 
     def __init__(self, data: Payload) -> None:
-        self.data: Payload | None = data
+        self.data: Payload | None = data[:1]
+        self.originals = Originals(data[1:]) if len(data) > 1 else None
         self.loaded: Any = None
         self.generation = -1
 

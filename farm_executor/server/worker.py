@@ -213,11 +213,14 @@ class _Runner:
     def _load_function(self, function: SentFunction) -> Any:
         if function.data is None or function.generation == self._namespaces.generation:
             return function.loaded
-        loaded = payload.loads(function.data, self._namespaces.resolver)
+        data = function.data
+        if function.originals is not None:
+            data = [*data, *function.originals.copies()]
+        loaded = payload.loads(data, self._namespaces.resolver)
         if is_reusable(loaded):
             function.loaded, function.generation = loaded, self._namespaces.generation
             if not payload.by_value(function.data):  # nothing that the client sends later can change it
-                function.data = None
+                function.data = function.originals = None
         return loaded
 
 

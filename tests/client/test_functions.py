@@ -1,7 +1,9 @@
 """A function is pickled again exactly when its pickle may be another one."""
 
+import array
 import functools
 import json
+import pickle
 import sys
 import types
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from farm_executor.client.farm.functions import MAX_FUNCTIONS, MAX_LARGE_BYTES, SMALL, FunctionTable, Kept
+from farm_executor.core.frames import BULK_THRESHOLD, payload_size
 from farm_executor.data import payload
 
 
@@ -228,6 +231,10 @@ def test_a_lambda_made_anew_for_each_call_is_one_function_and_is_not_kept_for_ev
     assert f is not None
 
 
+def kept_by(table):
+    return sum(payload_size(content.parts) for content in table._by_content)
+
+
 def test_what_is_kept_is_bounded():
     table = FunctionTable()
     for number in range(3 * MAX_FUNCTIONS):
@@ -235,11 +242,14 @@ def test_what_is_kept_is_bounded():
     assert len(table._by_content) <= MAX_FUNCTIONS
     for number in range(40):
         table.find(functools.partial(len, bytes(1_000_000) + bytes([number])))
-    assert sum(map(len, table._by_content)) <= MAX_LARGE_BYTES + MAX_FUNCTIONS * SMALL
+    assert kept_by(table) <= MAX_LARGE_BYTES + MAX_FUNCTIONS * SMALL
+    for number in range(40):
+        table.find(functools.partial(len, array.array("Q", bytes(1_000_000)) + array.array("Q", [number])))
+    assert kept_by(table) <= MAX_LARGE_BYTES + MAX_FUNCTIONS * SMALL
     for number in range(40):  # their objects weigh as much as their pickles
         table.find(in_main("def f(): return large", large=bytes(1_000_000) + bytes([number])))
     held = sum(len(fn.__globals__["large"]) for fn in table._unchanged if "large" in fn.__globals__)
-    assert sum(map(len, table._by_content)) + held <= MAX_LARGE_BYTES + MAX_FUNCTIONS * SMALL
+    assert kept_by(table) + held <= MAX_LARGE_BYTES + MAX_FUNCTIONS * SMALL
 
 
 def test_large_functions_cost_small_ones_nothing_and_the_last_is_kept_whatever_its_size():
@@ -265,9 +275,42 @@ def test_large_functions_can_be_forgotten():
     table.forget_large()
 
     assert large not in table._unchanged
-    assert list(table._by_content) == [table.find(small).data[0]]
+    assert [content.parts[0] for content in table._by_content] == [table.find(small).data[0]]
     assert table.find(small).number == numbers[0]
     assert table.find(large).number > numbers[1]
+
+
+class Large:
+    """An object with a buffer that travels beside the pickle, as an array of numpy's has."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __reduce_ex__(self, protocol):
+        return Large, (pickle.PickleBuffer(self.data),)
+
+
+def test_a_function_over_a_large_buffer_has_one_number_until_the_buffer_changes():
+    data = bytearray(BULK_THRESHOLD)
+    table, function = FunctionTable(), functools.partial(len, Large(data))
+    first = table.find(function)
+    assert len(first.data) == 2
+    assert table.find(functools.partial(len, Large(bytearray(data)))) is first
+    data[-1] = 1
+    second = table.find(function)
+    assert second.number != first.number
+    assert [bytes(found.data[1])[-1] for found in (first, second)] == [0, 1], "what was sent is a copy"
+    data[-1] = 0
+    assert table.find(function) is first
+    assert table.find(functools.partial(len, Large(data), Large(data))).number not in (first.number, second.number)
+
+
+def test_functions_over_buffers_of_bytes_and_of_memory_are_told_apart():
+    table = FunctionTable()
+    content = bytes(BULK_THRESHOLD)
+    kinds = [table.find(functools.partial(len, Large(kind(content)))) for kind in (bytes, bytearray)]
+    assert len({found.number for found in kinds}) == 2, "one can be written to, the other cannot"
+    assert [table.find(functools.partial(len, Large(kind(content)))) for kind in (bytes, bytearray)] == kinds
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=60))

@@ -12,6 +12,7 @@ import pytest
 import serialization_tasks as tasks
 
 from farm_executor import BrokenFarmError, FarmExecutor, TaskExecutionError
+from farm_executor.core.frames import payload_size
 
 DEADLINE = 60
 WAYS = ["raise", "raise without text", "raise unreadably", "exit", "interrupt"]
@@ -233,6 +234,21 @@ def test_a_map_whose_function_exits_when_it_is_pickled_ends(farm):
 
     with pytest.raises(SystemExit):
         next(results)
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000, 1_000_000])  # in the pickle, copied, and mapped
+def test_each_call_gets_the_array_of_its_function_as_it_is_here(farm, size):
+    array = np.zeros(size)
+
+    def add_one():
+        array[:] += 1
+        return float(array.sum())
+
+    for function in (add_one, functools.partial(tasks.add_to, array)):
+        assert {outcome(farm.submit(function)) for _ in range(10)} == {float(size)}
+        array[0] += 5
+        assert {outcome(farm.submit(function)) for _ in range(4)} == {float(size + 5)}
+        array[:] = 0
 
 
 class Once:
@@ -467,7 +483,8 @@ def test_bound_methods_of_large_objects_are_not_all_kept(farm):
 
         assert farm.submit(array.max).result(timeout=DEADLINE) == number
 
-    assert sum(map(len, farm._engine._functions._by_content)) < 80 * 1024 * 1024
+    kept = farm._engine._functions._by_content
+    assert sum(payload_size(content.parts) for content in kept) < 80 * 1024 * 1024
 
 
 def test_arguments_are_pickled_when_they_are_submitted(farm):

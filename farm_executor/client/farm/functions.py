@@ -10,8 +10,10 @@ made of. As long as all parts are immutable (numbers, strings, modules, what a m
 things again), comparing their identities tells whether the pickle would be the same. A function that holds anything
 else, such as a list or a class of ``__main__``, is pickled each time.
 
-Functions may be large: a bound method is as large as its object. The number of bytes kept of large functions is
-bounded, here as on workers, and the farm forgets them when it has been idle for a while.
+Functions may be large: a bound method is as large as its object, a partial as the arrays that it holds. Large
+buffers are not pickled, but compared with a copy of what was sent. That takes a fraction of the time, and notices
+whatever has changed in place. The number of bytes kept of large functions is bounded, here as on workers, and the
+farm forgets them when it has been idle for a while.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from farm_executor.core.frames import Payload
+from farm_executor.core.frames import Buffer, Payload, payload_size
 from farm_executor.core.text import name_of
 from farm_executor.data import payload
 from farm_executor.data.atoms import ATOMS
 from farm_executor.data.byvalue import is_importable, is_made_afresh
 from farm_executor.data.hints import annotated_names, looked_up_names, names_in
 from farm_executor.data.importing import exist_here_only
+from farm_executor.data.memory import copied
 
 __all__ = ["Function", "FunctionTable", "Kept"]
 
@@ -49,7 +52,7 @@ class Function(NamedTuple):
 
     Attributes:
         number: The number.
-        data: The pickle.
+        data: The pickle, and copies of the buffers that it refers to.
         weight: How many bytes keeping it takes, on either side.
         name: What people call it.
     """
@@ -58,6 +61,35 @@ class Function(NamedTuple):
     data: Payload
     weight: int
     name: str = ""
+
+
+class _Content:
+    """What a function was pickled to, as a key: the pickle by its hash, buffers by comparing them."""
+
+    __slots__ = ("_hash", "parts")
+
+    def __init__(self, parts: Payload) -> None:
+        self.parts = parts
+        self._hash = hash((bytes(parts[0]), *(memoryview(part).nbytes for part in parts[1:])))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Content):
+            return NotImplemented
+        mine, theirs = self.parts, other.parts
+        return mine is theirs or (len(mine) == len(theirs) and all(map(_equal, mine, theirs)))
+
+    def copy(self) -> _Content:
+        """Return the same content in memory that nobody else writes to."""
+        first, *buffers = self.parts
+        return _Content((first, *(part if type(part) is bytes else copied(part) for part in buffers)))
+
+
+def _equal(one: Buffer, other: Buffer) -> bool:
+    # With a bytearray on the left they are compared at the speed of memory; two views are compared item by item.
+    return other == one if type(other) is bytearray else one == other
 
 
 class Kept:
@@ -124,9 +156,10 @@ class FunctionTable:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self.kept = Kept()
-        self._by_content: dict[bytes, Function] = {}
+        self._by_content: dict[_Content, Function] = {}
+        self._contents: dict[int, _Content] = {}  # by number: to look a large content up takes comparing it
         self._unchanged: dict[Callable[..., Any], tuple[Function, _Parts | None]] = {}  # None: pickled as a name
-        # Guards changes of the last three; reentrant, as a destructor may submit while its thread holds it.
+        # Guards changes of the last four; reentrant, as a destructor may submit while its thread holds it.
         self._lock = threading.RLock()
 
     def find(self, fn: Callable[..., Any]) -> Function:
@@ -145,7 +178,7 @@ class FunctionTable:
     def _pickle(self, fn: Callable[..., Any]) -> Function:
         # Before pickling: a part that another thread changes in between must be seen as changed at the next look.
         parts = _Parts(fn) if isinstance(fn, types.FunctionType) else None
-        function = self._number(bytes(payload.dumps(fn, out_of_band=False)[0]), fn)
+        function = self._number(_Content(payload.dumps(fn)), fn)
         if payload.by_value(function.data):
             stays = parts is not None and parts.can_be_compared
         else:
@@ -154,7 +187,7 @@ class FunctionTable:
             with self._lock:
                 if len(self._unchanged) >= MAX_FUNCTIONS:  # as with a new lambda for each call
                     self._unchanged.clear()
-                if function.data[0] in self._by_content:  # else another thread has just made us forget it
+                if function.number in self._contents:  # else another thread has just made us forget it
                     self._unchanged[fn] = function, parts
         return function
 
@@ -163,20 +196,23 @@ class FunctionTable:
         with self._lock:
             self._forget(self.kept.forget_large())
 
-    def _number(self, data: bytes, fn: Callable[..., Any]) -> Function:
+    def _number(self, content: _Content, fn: Callable[..., Any]) -> Function:
         with self._lock:
-            function = self._by_content.get(data)
+            function = self._by_content.get(content)
             if function is None:
+                content = content.copy()
                 # For one that travels by value, both ends keep the function itself beside its pickle.
-                weight = len(data) * (1 + payload.by_value([data]))
-                function = self._by_content[data] = Function(next(self._numbers), [data], weight, name_of(fn))
-            if self.kept.use(data, function.weight):
+                weight = payload_size(content.parts) * (1 + payload.by_value(content.parts))
+                function = Function(next(self._numbers), content.parts, weight, name_of(fn))
+                self._by_content[content], self._contents[function.number] = function, content
+            if self.kept.use(function.number, function.weight):
                 self._forget(self.kept.trim())
         return function
 
-    def _forget(self, contents: Sequence[bytes]) -> None:
-        if contents:
-            numbers = {self._by_content.pop(data).number for data in contents if data in self._by_content}
+    def _forget(self, numbers: Sequence[int]) -> None:
+        if numbers:
+            for number in numbers:
+                del self._by_content[self._contents.pop(number)]
             for fn, (function, _) in list(self._unchanged.items()):
                 if function.number in numbers:
                     self._unchanged.pop(fn, None)
