@@ -1,6 +1,10 @@
 """Where a program's own modules may be, each with a server on which they do not exist."""
 
 import pytest
+from server.serving import KEY, Serving
+from shipping.elsewhere import BECOME_NOBODY, CAN_SWITCH, NOBODY, Program
+
+from farm_executor.wire.security import write_key
 
 HELPERS = """
     import os
@@ -212,3 +216,31 @@ def test_a_traceback_shows_the_clients_file_and_its_lines(program):
     line = f"  File \"{program.folder / 'helpers.py'}\", line 2, in fail\n    raise ValueError('no')  # here"
     assert printed.count(line) == 2, printed
     assert "farm-modules-" not in printed
+
+
+def test_a_kernel_of_lfarm_says_what_travels(program):
+    program.write({"helpers.py": "def double(number): return 2 * number"})
+    code = """
+        import helpers
+        from farm_executor import TaskExecutionError, lfarm
+        for ship in "auto", ["helpers"], "off":
+            with lfarm.make_kernel(os.environ["FARM_ADDRESS"], ship=ship) as kernel, lfarm.use_kernel(kernel):
+                try:
+                    print(lfarm.pmap(helpers.double, [1, 2]))
+                except TaskExecutionError as error:
+                    print("and is not sent to this worker" in str(error))
+    """
+    assert program.script(code).splitlines() == ["[2, 4]", "[2, 4]", "True"]
+
+
+@pytest.mark.skipif(not CAN_SWITCH, reason="it takes root, and a Python that other users may run")
+def test_a_server_of_another_user_who_may_not_read_the_folder(tmp_path):
+    folder = tmp_path / "program"
+    folder.mkdir(mode=0o700)
+    with Serving(workers=1, before=BECOME_NOBODY) as server:
+        server.key_file = tmp_path / "key"  # of each user's own
+        write_key(server.key_file, KEY)
+        program = Program(folder, server)
+        program.write({"helpers.py": "import os\ndef f(path): return os.getuid(), os.access(path, os.R_OK)"})
+        code = "import helpers\nprint(farm.submit(helpers.f, os.path.abspath('helpers.py')).result())"
+        assert program.script(code) == f"({NOBODY}, False)"
