@@ -86,7 +86,7 @@ PYTHONS = _find_pythons()
 # `minimums` runs most tests on the oldest Python, so that `tests` need not run some of them there by default.
 NEWER = [f"tests-{python}" for python in PYTHONS if python != SUPPORTED[0]] or ["tests"]
 nox.options.sessions = ["lint", "types", "house", "minimums", *NEWER, "promises", "not_led", "origins", "docs"]
-FOR_TESTS = [".[completion,metrics,tls]", *_group("tests")]
+FOR_TESTS = [".[completion,dashboard,metrics,tls]", *_group("tests")]
 
 
 @nox.session
@@ -193,6 +193,18 @@ def integrations(session: nox.Session) -> None:
     """Run the tests of what works with other libraries, with the newest of these; elsewhere they are skipped."""
     _install(session, *FOR_TESTS, *_group("integrations"))
     session.run("pytest", "tests/integrations", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1], default=False)
+def dashboard(session: nox.Session) -> None:
+    """Look at the dashboard in a Chromium, which must be installed: its console, keys, frames, and axe's rules."""
+    _install(session, *FOR_TESTS, *_group("browser"))
+    environment = {}
+    if shutil.which("npm"):
+        folder = session.create_tmp()
+        session.run("npm", "install", "--silent", "--no-save", "--prefix", folder, "axe-core", external=True)
+        environment["AXE"] = str(Path(folder).resolve() / "node_modules/axe-core/axe.min.js")
+    session.run("pytest", "tests/dashboard", *session.posargs, env=environment)
 
 
 @nox.session(python=PYTHONS[-1], default=False)

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from farm_executor._version import __version__
-from farm_executor.client import launching
+from farm_executor.client import launching, observing
 from farm_executor.wire import address as addresses
 
 if TYPE_CHECKING:
     from farm_executor.admin import end_server, ping, status
+    from farm_executor.client.backing import Backing
     from farm_executor.client.check import FarmCheck
     from farm_executor.client.executor import FarmExecutor
     from farm_executor.client.farm.output import OutputLine
@@ -128,6 +129,12 @@ def _start_private_server(workers: int) -> launching.EmbeddedServer:
     return PrivateServer(workers)
 
 
+def _open_page(backing: Backing, listen: str, exposed: bool) -> observing.Page:
+    from farm_executor.observe.serving import serve_farm
+
+    return serve_farm(backing, listen, exposed=exposed)
+
+
 def _launcher(module: str, name: str) -> Callable[[Address, launching.FindKey], launching.Source]:
     """Return a function that imports a launcher when it is first needed, and makes its source of servers."""
 
@@ -154,6 +161,7 @@ def _end_background_servers() -> None:
 
 atexit.register(_end_background_servers)  # before the executors' own end is, so that it comes after that
 launching.embedded = _start_private_server
+observing.open_page = _open_page
 launching.registry["ssh"] = _launcher("farm_executor.launch.ssh", "source_of")
 addresses.forms["slurm"] = _form("read_slurm")
 launching.registry["slurm"] = _launcher("farm_executor.launch.slurm", "SlurmJobs")

@@ -389,6 +389,7 @@ ROWS: dict[str, dict[str, Check]] = {
     "FarmExecutor.connect": {"timeout": _TIMEOUT},
     "FarmExecutor.broadcast": {"fn": anything, "persistent": _flag, "timeout": _TIMEOUT},
     "FarmExecutor.check": {"timeout": _TIMEOUT},
+    "FarmExecutor.dashboard": {"listen": _text, "insecure": _flag, "open": _flag},
     "FarmExecutor.kill": {"future": _future},
     "FarmExecutor.kill_tasks": {"category": _category, "dry_run": _flag},
     "FarmExecutor.cancel_all": {},

@@ -171,6 +171,14 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         "--once", action="store_true", help="print one table of what happens in an interval, and end"
     )
     watch.add_argument("--json", action="store_true", help="print a line of JSON for each server and interval")
+    page = _command(commands, "dashboard", _dashboard, _PAGE_TEXT, epilog=f"{_EXAMPLES['dashboard']}\n\n{_KEYS}")
+    page.add_argument("address", nargs="*", default=[DEFAULT_ADDRESS], help=several)
+    page.add_argument("--listen", default="127.0.0.1:8787", help="HOST:PORT of the page (default: %(default)s)")
+    page.add_argument("--host", action="append", default=[], help="another name by which it may be asked")
+    page.add_argument(
+        "--insecure", action="store_true", help="serve it, unencrypted, on an address that others can reach"
+    )
+    page.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
     text = "Analyse the whole standard library on a farm."
     demo.add_arguments(_command(commands, "demo", demo.main, text, epilog=f"{_EXAMPLES['demo']}\n\n{_KEYS}"))
     return parser, list(commands.choices)
@@ -209,7 +217,11 @@ class _Formatter(argparse.HelpFormatter):
 
 
 _TOP_TEXT = "Show how servers do, as it changes: their workers, clients, queues and deaths. It only looks."
+_PAGE_TEXT = "Serve a page that shows how servers do, for browsers, until it is told to end. It only looks."
 _EXAMPLES = {
+    "dashboard": """\
+    farm-executor dashboard hostA hostB:22222
+    farm-executor dashboard --key-file monitor.key 'farm://nodes?all'""",
     "ping": """\
     farm-executor ping && echo up
     farm-executor ping 127.0.0.1:11111 --timeout 60   # as soon as it answers""",
@@ -464,6 +476,31 @@ def _top(options: argparse.Namespace) -> int:
         as_json=options.json,
     )
     return YES if answered else NO
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from farm_executor.observe.exposition import ServerCollector, exposition  # late: they need extras
+    from farm_executor.observe.overview import Overview
+    from farm_executor.observe.serving import Served
+    from farm_executor.observe.watching import Watching
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    watching = Watching(_machines_of(options), options.key_file, options.timeout)
+    collector = ServerCollector(lambda: list(watching.servers.values()))
+    page = Served(
+        Overview(watching),
+        lambda: exposition(collector),
+        options.listen,
+        exposed=options.insecure,
+        hosts=tuple(options.host),
+    )
+    print(page.url, flush=True)
+    try:
+        page.wait()
+    finally:
+        page.close()
+        watching.close()
+    return YES
 
 
 def _describe_status(address: Address, data: dict[str, Any]) -> str:

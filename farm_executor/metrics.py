@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from farm_executor.client.front import Front
+from farm_executor.client.front import Front, backing_of
 from farm_executor.extras import needed
-from farm_executor.observe.exposition import FarmCollector
+from farm_executor.observe.exposition import BackingCollector
 
 __all__ = ["Collector", "collector"]
 
@@ -49,4 +49,7 @@ def collector(*farms: Front) -> Collector:
     needed("prometheus_client", "metrics", "A collector")
     if not farms:
         raise ValueError("a collector needs a farm: collector(farm)")
-    return FarmCollector(farms)
+    for farm in farms:
+        if not isinstance(farm, Front):
+            raise TypeError(f"a farm must be a FarmExecutor, not {farm!r:.100}")
+    return BackingCollector(map(backing_of, farms))

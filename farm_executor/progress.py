@@ -26,7 +26,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 from farm_executor.arguments import checked
 from farm_executor.core.text import cut, name_of, one_line, width_of
 
-__all__ = ["ProgressLike", "Tally", "as_completed", "shown", "tally_for", "wait"]
+__all__ = ["ProgressLike", "Show", "Tally", "as_completed", "shown", "tally_for", "wait"]
 
 logger = logging.getLogger(__name__)
 
@@ -144,25 +144,41 @@ class Tally:
         return True
 
 
-def tally_for(progress: ProgressLike, label: Callable[..., Any] | str, total: int | None) -> Tally | None:
+def tally_for(
+    progress: ProgressLike,
+    label: Callable[..., Any] | str,
+    total: int | None,
+    also: Callable[[str], Show] | None = None,
+) -> Tally | None:
     """Return a tally that is shown as ``progress`` says; None if nobody would see it.
 
     Args:
         progress: As checked by `arguments`.
         label: What the calls are, or their function, unless ``progress`` is a label.
         total: The number of calls; None if it is not known.
+        also: Returns another way to show it, given what the calls are; None for no other.
     """
-    if progress is None or progress is False:
-        return None
-    if callable(progress):
-        return Tally(_Told(progress), total)
-    file: TextIO | None = sys.stderr
-    if not _is_seen(file):
+    if also is None and (progress is None or progress is False):
         return None
     text = progress if isinstance(progress, str) else label if isinstance(label, str) else name_of(label)
     text = one_line(text, MAX_LABEL)
+    show = _show(progress, text, total)
+    if also is not None:
+        other = also(text)
+        show = other if show is None else _Both(show, other)
+    return None if show is None else Tally(show, total)
+
+
+def _show(progress: ProgressLike, label: str, total: int | None) -> Show | None:
+    if progress is None or progress is False:
+        return None
+    if callable(progress):
+        return _Told(progress)
+    file: TextIO | None = sys.stderr
+    if not _is_seen(file):
+        return None
     tqdm = _tqdm()
-    return Tally(_Line(file, text) if tqdm is None else _Bar(tqdm, text, total), total)
+    return _Line(file, label) if tqdm is None else _Bar(tqdm, label, total)
 
 
 # -- ways to show -------------------------------------------------------------------------------------
@@ -182,6 +198,31 @@ class _Told:
 
     def close(self) -> None:
         pass
+
+
+class _Both:
+    """Two ways at once; the second is the farm's own, and goes on when the user's fails."""
+
+    def __init__(self, first: Show, second: Show) -> None:
+        self._first: Show | None = first
+        self._second = second
+
+    def draw(self, done: int, failed: int, total: int | None) -> None:
+        self._second.draw(done, failed, total)
+        self._try(lambda first: first.draw(done, failed, total))
+
+    def close(self) -> None:
+        self._second.close()
+        self._try(lambda first: first.close())
+
+    def _try(self, call: Callable[[Show], None]) -> None:
+        if self._first is None:
+            return
+        try:
+            call(self._first)
+        except BaseException:  # as in `Tally`
+            self._first = None
+            logger.warning("progress cannot be shown any more", exc_info=True)
 
 
 class _Bar:

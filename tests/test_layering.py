@@ -23,14 +23,14 @@ STEPS = [
     ("client", "admin"),
     ("launch",),
     ("lfarm", "demo", "doctor", "integrations", "observe"),
-    ("joblib", "metrics"),
+    ("dashboard", "joblib", "metrics"),
     ("cli",),
     ("__main__", ""),
 ]
 # And within the larger packages: a module imports from lower floors, or from its own floor where there is no cycle.
 FLOORS = {
     "client": [
-        ("launching", "notebook", "protocol", "settings"),
+        ("launching", "notebook", "observing", "protocol", "settings"),
         ("lifetime",),
         ("supply",),
         ("backing",),
@@ -47,6 +47,7 @@ FLOORS = {
             "interrupt",
             "liveness",
             "locks",
+            "observer",
             "options",
             "output",
             "own_modules",

@@ -7,13 +7,14 @@ the methods that users call: they are `front`'s.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import weakref
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from farm_executor.client import lifetime
+from farm_executor.client import lifetime, observing
 from farm_executor.client.farm.interrupt import AllHeldBack
 from farm_executor.client.farm.locks import OwnedLock
 from farm_executor.client.supply import Supply
@@ -22,12 +23,15 @@ from farm_executor.wire.address import Address
 if TYPE_CHECKING:
     from types import FrameType
 
+    from farm_executor.client.farm.observer import Observer, View
     from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.client.protocol import Farm
     from farm_executor.client.settings import FarmSettings
     from farm_executor.wire.security import Key, KeyFinder
 
 __all__ = ["Backing"]
+
+logger = logging.getLogger(__name__)
 
 
 class Backing:
@@ -43,6 +47,8 @@ class Backing:
         supply: The servers. Change it only within `alone`.
         engine: The engine; None until it is started.
         shut_down: Whether the farm has been shut down.
+        observer: Who looks at it; None for nobody.
+        page: Its dashboard, if that is served.
 
     Thread safety: any thread may call any method.
     """
@@ -57,10 +63,49 @@ class Backing:
         self._lock: OwnedLock = OwnedLock()  # see `alone`
         self.engine: Farm | None = None
         self.shut_down: bool = False
+        self.observer: Observer | None = None
+        self.page: observing.Page | None = None
 
     def _begin_in_child(self) -> None:
         self.supply.abandon()
         self._begin()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell somebody what happens in the farm, from now on or once it has been started; None for nobody."""
+        self.observer = observer
+        engine = self.engine
+        if engine is not None:
+            engine.sight.observe(observer)
+
+    def view(self) -> View | None:
+        """Return what can be seen of the farm now; None before it has been started."""
+        engine = self.engine
+        return None if engine is None else engine.sight.view(engine.state)
+
+    def show(self, listen: str, exposed: bool) -> str:
+        """Serve a dashboard of the farm, if there is none yet; return its address. See `FarmExecutor.dashboard`."""
+        # The page has no reference to this object, which can thus be collected, and takes its page along.
+        if self.page is None:
+            self.page = observing.open_page(self, listen, exposed)
+            weakref.finalize(self, self.page.close)
+        return self.page.url
+
+    def hide(self) -> None:
+        """End the dashboard, if there is one."""
+        page, self.page = self.page, None
+        if page is not None:
+            page.close()
+
+    def _show_if_wanted(self) -> None:
+        listen = observing.wanted()
+        if not listen or self.page is not None:
+            return
+        try:
+            url = self.show(listen, False)
+        except (OSError, ValueError, ImportError) as error:  # a program must not fail because nobody can look
+            logger.warning("no dashboard at %s=%s: %s", observing.VARIABLE, listen, error)
+        else:
+            print(f"farm_executor: dashboard at {url}", file=sys.stderr, flush=True)  # noqa: T201 - never in a log
 
     @property
     def max_workers(self) -> int:
@@ -117,6 +162,8 @@ class Backing:
                 engine = self.make_engine()
                 engine.start()
                 self.engine = engine
+                engine.sight.observe(self.observer)
+                self._show_if_wanted()
                 lifetime.track(engine)
                 # The engine has no reference to this object, which can thus be collected while the engine works.
                 weakref.finalize(self, engine.shutdown).atexit = False

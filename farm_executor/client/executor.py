@@ -218,7 +218,9 @@ class FarmExecutor(Front):
         """Return what notebooks show: the servers, their workers, and what has become of calls. Starts nothing."""
         from farm_executor.client.notebook import table
 
-        return table(f"{type(self).__name__} {self._backing.supply.describe()}", self.statistics())
+        page = self._backing.page
+        title = f"{type(self).__name__} {self._backing.supply.describe()}"
+        return table(title, self.statistics(), "" if page is None else page.url)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a client of the same servers, with workers of its own: nested work cannot deadlock.

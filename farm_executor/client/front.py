@@ -182,6 +182,7 @@ class Front(Executor):
             engine = backing.engine
         if engine is None:
             backing.supply.end_embedded()  # which pickling may have started, for others to use
+            backing.hide()
             return
         engine.shutdown(cancel_futures=cancel_futures)
         if wait and not engine.join(timeout) and timeout is not None:
@@ -189,6 +190,8 @@ class Front(Executor):
             raise TimeoutError(
                 f"after {timeout:g} s {running} tasks run and {waiting} wait; kill_workers() would end them"
             )
+        if wait:
+            backing.hide()
 
     def __exit__(self, exc_type: type[BaseException] | None, exc_value: Any, traceback: Any) -> None:
         """Shut down and wait.
@@ -448,6 +451,34 @@ class Front(Executor):
         engine = self._engine
         if engine is not None:
             engine.abort("its workers were killed")
+
+    def dashboard(self, listen: str = "127.0.0.1:0", *, insecure: bool = False, open: bool = False) -> str:
+        """Serve a page that shows what the farm does, for browsers, until the executor ends; return its address.
+
+        The page shows what happens from now on. The address has a token, without which nobody gets in. Calling it
+        once more returns the same address.
+
+        Args:
+            listen: HOST:PORT; port 0 means a free one.
+            insecure: Whether it may be an address that other machines can reach, although nothing is encrypted.
+            open: Whether to open it in this machine's browser.
+
+        Raises:
+            AddressError: ``listen`` has another form, or others could reach it and ``insecure`` is false.
+            OSError: The port is in use.
+            ModuleNotFoundError: starlette or uvicorn is not installed; the message names the extra.
+            RuntimeError: The executor has been shut down.
+        """
+        listen, insecure, open = checked("FarmExecutor.dashboard", listen=listen, insecure=insecure, open=open)
+        backing = self._backing
+        if backing.shut_down:
+            raise RuntimeError("cannot serve a dashboard after shutdown")
+        url = backing.show(listen, insecure)
+        if open:
+            import webbrowser
+
+            webbrowser.open(url)
+        return url
 
     def statistics(self) -> FarmStatistics:
         """Return a snapshot of the farm."""

@@ -77,7 +77,10 @@ def map_calls(
     engine = backing.start_engine()
     with contextlib.suppress(Exception):  # else each call holds the error
         options = engine.laden(options)
-    tally = None if progress is None else tally_for(progress, fn, _total(iterables))
+    observer = backing.observer
+    tally = None
+    if progress is not None or observer is not None:
+        tally = tally_for(progress, fn, _total(iterables), None if observer is None else observer.mapping)
     try:
         results = _submitted(engine, backing, options, call, items, deadline, chunksize, buffersize, tally)
     except BaseException:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.call import BeforeSettling
     from farm_executor.client.farm.functions import Function
     from farm_executor.client.farm.future import FarmFuture
+    from farm_executor.client.farm.observer import Observer, View
     from farm_executor.client.farm.options import TaskOptions
     from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.wire.address import Address
 
-__all__ = ["Farm", "FarmServers"]
+__all__ = ["Farm", "FarmServers", "FarmSight"]
 
 
 # The methods are those of the engine that are called from outside, and no more: nothing here has a second
@@ -50,6 +51,16 @@ class FarmServers(Protocol):
         """Return a text for people that names each server and the result of dialling it."""
 
 
+class FarmSight(Protocol):
+    """What a farm tells of itself. All methods may be called from any thread."""
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell somebody of results from now on; None for nobody."""
+
+    def view(self, state: str) -> View:
+        """Return what can be seen of the farm, which is in that state."""
+
+
 class Farm(Protocol):
     """The client's half of one farm; see `client.farm.engine.Engine` for what each method promises.
 
@@ -73,6 +84,14 @@ class Farm(Protocol):
     @property
     def workers(self) -> int:
         """The number of workers that the servers seen so far give this farm."""
+
+    @property
+    def state(self) -> str:
+        """The state, as `FarmStatistics` call it."""
+
+    @property
+    def sight(self) -> FarmSight:
+        """What it tells of itself."""
 
     # -- its life ------------------------------------------------------------------------------------------
 

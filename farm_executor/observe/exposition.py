@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from farm_executor.client.front import Front, backing_of
 from farm_executor.extras import needed
 from farm_executor.observe.model import Server, workers_of
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from farm_executor.client.backing import Backing
     from farm_executor.core.census import Status
 
-__all__ = ["FarmCollector", "ServerCollector", "exposition"]
+__all__ = ["BackingCollector", "ServerCollector", "exposition"]
 
 STATES = ("starting", "idle", "busy", "stopped")
 CAUSES = ("ended", "killed", "held", "frozen", "oom", "signal", "exit")
@@ -185,15 +184,12 @@ class ServerCollector:
         yield from _families(OF_SERVERS, "server", known)
 
 
-class FarmCollector:
+class BackingCollector:
     """A collector of what this program's farms count, with the label ``farm``; see `farm_executor.metrics`."""
 
-    def __init__(self, farms: Sequence[Front]) -> None:
+    def __init__(self, farms: Iterable[Backing]) -> None:
         self._farms: dict[str, weakref.ref[Backing]] = {}
-        for farm in farms:
-            if not isinstance(farm, Front):
-                raise TypeError(f"a farm must be a FarmExecutor, not {farm!r:.100}")
-            backing = backing_of(farm)
+        for backing in farms:
             name = backing.settings.name or backing.supply.describe()
             if name in self._farms:
                 raise ValueError(f"two farms are called {name!r}: make them with FarmExecutor(name=...)")

@@ -416,13 +416,18 @@ class Engine:
         return self._error is not None
 
     @property
+    def state(self) -> str:
+        """The state, as statistics call it."""
+        return "broken" if self._error else "shut down" if self._shutdown else "open"
+
+    @property
     def workers(self) -> int:
         """The number of lanes that the servers seen so far give this farm."""
         return sum(list(self.servers.counts.values()))
 
     def statistics(self) -> FarmStatistics:
         """Take a snapshot of the farm's figures."""
-        return self.sight.statistics("broken" if self._error else "shut down" if self._shutdown else "open")
+        return self.sight.statistics(self.state)
 
     # -- for the reactor -----------------------------------------------------------------------------------
 

@@ -90,6 +90,7 @@ class Lane:
         levels: The version of the loggers' levels that the worker was last told; None if it sends no records.
         unwanted: The number of the task of which the worker was last told that nobody wants it.
         kept: The functions that the worker has, by number.
+        sent: When the oldest task was sent, by `time.perf_counter`; None if the worker was not idle then.
         offered: The version of the list of modules that the worker was last told; None if it never asks for any.
     """
 
@@ -117,7 +118,7 @@ class Lane:
         self.death: WorkerDied | None = None
         self.tasks_done = self.calls_done = 0
         self.busy_seconds = 0.0
-        self._sent: float | None = None  # when the oldest task was sent; None if the lane was not idle then
+        self.sent: float | None = None
         self.kept = Kept()
         self.hearing: LaneHearing | None = None  # made once the worker has said anything
         self.offered: int | None = 0 if wants_modules else None
@@ -168,7 +169,7 @@ class Lane:
         """Send calls, preceded by any functions that the worker does not have."""
         # Only a batch for an idle lane tells how long a round trip takes: others wait behind what is running.
         if seq == self.tasks_done:
-            self._sent = time.perf_counter()
+            self.sent = time.perf_counter()
         buffers: list[Buffer] = []
         if self._takes_headers:
             # One header holds for all that follow: a batch is cut where it changes.
@@ -246,7 +247,7 @@ class Lane:
         self.levels = None if self.levels is None else 0
         # The new connection counts its bytes from 0. A round trip that spans the cut tells nothing of the network.
         self._acknowledged = 0
-        self._sent = None
+        self.sent = None
         return connection.send(encode_frame(FrameType.RESUME, seq=lacking))
 
     def note_results(self, count: int, busy_us: int) -> float | None:
@@ -254,7 +255,7 @@ class Lane:
         self.tasks_done += count
         self.calls_done += count
         self.busy_seconds += busy_us / 1e6
-        sent, self._sent = self._sent, None
+        sent, self.sent = self.sent, None
         return None if sent is None else (time.perf_counter() - sent) * 1e6 - busy_us
 
     def note_calls(self, more: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from farm_executor.client.farm.broadcasts import Broadcasts
@@ -77,11 +78,21 @@ class Outcomes:
 
     def on_values(self, lane: Lane, calls: list[Call], values: Sequence[Any]) -> None:
         """See `crew.CrewListener`."""
-        self._settler.succeed(zip(calls, values, strict=True), lane.server, lane.pid, lane.note_calls)
+        settler = self._settler
+        settle = partial(settler.succeed, zip(calls, values, strict=True), lane.server, lane.pid, lane.note_calls)
+        if settler.observer is None:
+            settle()
+        else:
+            settler.observer.answered(lane, calls, settle)
 
     def on_answers(self, lane: Lane, calls: list[Call], answers: Sequence[tuple[Payload, bool]]) -> None:
         """See `crew.CrewListener`."""
-        self._settler.answer(zip(calls, answers, strict=True), lane.server, lane.pid, lane.note_calls)
+        settler = self._settler
+        settle = partial(settler.answer, zip(calls, answers, strict=True), lane.server, lane.pid, lane.note_calls)
+        if settler.observer is None:
+            settle()
+        else:
+            settler.observer.answered(lane, calls, settle)
 
     def on_renumbered(self, lane: Lane) -> None:
         """See `crew.CrewListener`."""

@@ -17,6 +17,7 @@ from typing import Any
 from farm_executor.client.farm.budget import Budget
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.future import FarmFuture, settle_plainly, start_all
+from farm_executor.client.farm.observer import Observer
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.wording import unreadable_value
 from farm_executor.core.frames import Payload, payload_size
@@ -40,6 +41,7 @@ class Settler:
 
     Attributes:
         counts: How many calls have ended in each way.
+        observer: Who looks at the farm; None for nobody.
 
     Thread safety: none but that of the reactor's handlers, except for `refuse`.
     """
@@ -50,6 +52,7 @@ class Settler:
         self._reactor = reactor
         self._budget = budget
         self._explain = explain
+        self.observer: Observer | None = None
         self.counts = dict.fromkeys(("succeeded", "failed", "cancelled", "lost", "killed"), 0)
 
     def answer(
@@ -100,6 +103,8 @@ class Settler:
                         self.counts[end] += number
                     self.counts["succeeded"] -= 1  # which is counted below
                     tell(ends["succeeded"] + ends["failed"] - 1)
+                    if self.observer is not None and ends["failed"]:
+                        _guarded(partial(self._show_block, self.observer, call, value, origin))
             settled.append((self._release(call), value))
         self.counts["succeeded"] += len(settled)
         # Counted before they are settled: a caller that has its result finds it in the statistics.
@@ -114,10 +119,19 @@ class Settler:
         """Settle a call with an error; ``end`` is the count that it goes into, None if its work goes on."""
         if end is not None:
             self.counts[end] += call.calls
+        name = call.name if self.observer is not None else ""
+        calls = call.calls
         future = self._release(call)
         if future._output:
             give_output(error, future._output)
+        if self.observer is not None and end is not None:
+            _guarded(partial(self.observer.failed, name, calls, error, end, future.output))
         self._settle([(future, error)], as_errors=True)
+
+    def _show_block(self, observer: Observer, call: Call, outcome: Any, origin: Origin) -> None:
+        """Tell of the item of a block that has failed, whose error nobody may ever ask for."""
+        error = load_failure(outcome.failure, origin, OwnObjects)
+        observer.failed(call.name, 1, error, "failed", "" if call.future is None else call.future.output)
 
     def _fail(self, call: Call, error: BaseException, origin: Origin, tell: Callable[[int], None]) -> None:
         goes_on = self.goes_on(call, error, origin)

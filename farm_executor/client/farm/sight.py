@@ -6,12 +6,14 @@ This module owns who is told what. It must not change anything, nor know how any
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from farm_executor.client.farm.budget import Budget
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.dispatch import Dispatch
+from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.lane import Lane
+from farm_executor.client.farm.observer import Observer, SeenServer, SeenWorker, View
 from farm_executor.client.farm.outcomes import Outcomes
 from farm_executor.client.farm.servers import Servers
 from farm_executor.client.farm.settling import Settler
@@ -53,6 +55,36 @@ class Sight:
 
         return snapshot(state, self._dispatch, self._servers, self._budget, self._counts())
 
+    def observe(self, observer: Observer | None) -> None:
+        """Tell somebody of results from now on; None for nobody."""
+        # One assignment, as other threads settle futures meanwhile.
+        self._settler.observer = observer
+
+    def view(self, state: str) -> View:
+        """Return what can be seen of the farm, which is in that state."""
+        from farm_executor.client.farm.statistics import LANES_AT_ONCE, farm_status  # late, as above
+
+        counts = farm_status(self._dispatch, list(self._lanes), self._counts())
+        links = list(self._servers)
+        sessions = [link.session for link in links]
+        lanes = [[] if session is None else list(session.lanes.values()) for session in sessions]
+        every = [lane for those in lanes for lane in those]
+        running: dict[int, str] = {}
+        for first in range(0, len(every), LANES_AT_ONCE):
+            # An interrupt must not come while the lock is held. In large farms it is let go in between.
+            with HeldBack(), self._dispatch.look():
+                for lane in every[first : first + LANES_AT_ONCE]:
+                    task: Any = self._dispatch.scheduler.running_on(lane.id)
+                    running[lane.id] = "" if task is None else task.name or "?"
+        return View(
+            state,
+            counts,
+            [
+                SeenServer(str(link), link.up, link.last_error, [_seen(lane, running[lane.id]) for lane in those])
+                for link, those in zip(links, lanes, strict=True)
+            ],
+        )
+
     def pulse(self, beat: int) -> list[Buffer]:
         """Return the frame of a heartbeat: what all servers are told of the farm, for those who look at them."""
         from farm_executor.client.farm.statistics import farm_status  # late, as above
@@ -71,3 +103,7 @@ class Sight:
 
     def _counts(self) -> dict[str, int]:
         return {**self._settler.counts, "resubmitted": self._outcomes.resubmitted}
+
+
+def _seen(lane: Lane, running: str) -> SeenWorker:
+    return SeenWorker(lane.id, lane.slot, lane.pid, lane.calls_done, lane.busy_seconds, running, lane.sent)
