@@ -80,7 +80,7 @@ class Backing:
     def view(self) -> View | None:
         """Return what can be seen of the farm now; None before it has been started."""
         engine = self.engine
-        return None if engine is None else engine.sight.view(engine.state)
+        return None if engine is None else engine.sight.view()
 
     def show(self, listen: str, exposed: bool) -> str:
         """Serve a dashboard of the farm, if there is none yet; return its address. See `FarmExecutor.dashboard`."""

@@ -57,8 +57,8 @@ class FarmSight(Protocol):
     def observe(self, observer: Observer | None) -> None:
         """Tell somebody of results from now on; None for nobody."""
 
-    def view(self, state: str) -> View:
-        """Return what can be seen of the farm, which is in that state."""
+    def view(self) -> View:
+        """Return what can be seen of the farm."""
 
 
 class Farm(Protocol):
@@ -84,10 +84,6 @@ class Farm(Protocol):
     @property
     def workers(self) -> int:
         """The number of workers that the servers seen so far give this farm."""
-
-    @property
-    def state(self) -> str:
-        """The state, as `FarmStatistics` call it."""
 
     @property
     def sight(self) -> FarmSight:

@@ -166,7 +166,15 @@ class Engine:
             self._on_refusal,
             self._pulse,
         )
-        self.sight = Sight(dispatch, self._lanes, self.servers, settler, self._outcomes, self._budget)
+        self.sight = Sight(
+            lambda: "broken" if self._error else "shut down" if self._shutdown else "open",
+            dispatch,
+            self._lanes,
+            self.servers,
+            settler,
+            self._outcomes,
+            self._budget,
+        )
 
     def start(self) -> None:
         """Start the I/O thread and begin to dial.
@@ -416,18 +424,13 @@ class Engine:
         return self._error is not None
 
     @property
-    def state(self) -> str:
-        """The state, as statistics call it."""
-        return "broken" if self._error else "shut down" if self._shutdown else "open"
-
-    @property
     def workers(self) -> int:
         """The number of lanes that the servers seen so far give this farm."""
         return sum(list(self.servers.counts.values()))
 
     def statistics(self) -> FarmStatistics:
         """Take a snapshot of the farm's figures."""
-        return self.sight.statistics(self.state)
+        return self.sight.statistics()
 
     # -- for the reactor -----------------------------------------------------------------------------------
 

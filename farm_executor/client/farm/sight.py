@@ -5,7 +5,7 @@ This module owns who is told what. It must not change anything, nor know how any
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from farm_executor.client.farm.budget import Budget
@@ -29,11 +29,21 @@ __all__ = ["Sight"]
 class Sight:
     """The view of one farm; see the module.
 
+    Args:
+        state: Returns the farm's state, as statistics call it.
+        dispatch: Knows what waits and runs.
+        lanes: The farm's workers by number.
+        servers: Its servers.
+        settler: Counts what has ended.
+        outcomes: Counts what was moved to other workers.
+        budget: Counts bytes; None if they are not counted.
+
     Thread safety: all methods but `pulse` may be called from any thread.
     """
 
     def __init__(
         self,
+        state: Callable[[], str],
         dispatch: Dispatch,
         lanes: Mapping[int, Lane],
         servers: Servers,
@@ -41,6 +51,7 @@ class Sight:
         outcomes: Outcomes,
         budget: Budget | None,
     ) -> None:
+        self._state = state
         self._dispatch = dispatch
         self._lanes = lanes
         self._servers = servers
@@ -49,19 +60,19 @@ class Sight:
         self._budget = budget
         self._told: tuple[int, list[Buffer]] = -1, []  # before the first beat, which is number 0
 
-    def statistics(self, state: str) -> FarmStatistics:
-        """Take a snapshot of the farm, which is in that state."""
+    def statistics(self) -> FarmStatistics:
+        """Take a snapshot of the farm."""
         from farm_executor.client.farm.statistics import snapshot  # late: most programs never ask
 
-        return snapshot(state, self._dispatch, self._servers, self._budget, self._counts())
+        return snapshot(self._state(), self._dispatch, self._servers, self._budget, self._counts())
 
     def observe(self, observer: Observer | None) -> None:
         """Tell somebody of results from now on; None for nobody."""
         # One assignment, as other threads settle futures meanwhile.
         self._settler.observer = observer
 
-    def view(self, state: str) -> View:
-        """Return what can be seen of the farm, which is in that state."""
+    def view(self) -> View:
+        """Return what can be seen of the farm."""
         from farm_executor.client.farm.statistics import LANES_AT_ONCE, farm_status  # late, as above
 
         counts = farm_status(self._dispatch, list(self._lanes), self._counts())
@@ -77,7 +88,7 @@ class Sight:
                     task: Any = self._dispatch.scheduler.running_on(lane.id)
                     running[lane.id] = "" if task is None else task.name or "?"
         return View(
-            state,
+            self._state(),
             counts,
             [
                 SeenServer(str(link), link.up, link.last_error, [_seen(lane, running[lane.id]) for lane in those])
