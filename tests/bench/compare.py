@@ -165,6 +165,12 @@ class Bench:
                     each(lambda e, s=size: workloads.echo(e, s)),
                     scale=1e3,
                 )
+        yield Row(
+            "bytes 64 MiB there and back, ms",
+            1 / 8,
+            each(lambda e: workloads.echo_bytes(e, 1 if self.quick else 64)),
+            scale=1e3,
+        )
         for name, family in FAMILIES.items():
             yield Row(
                 f"numpy 64 MiB one way beside a raw socket, {name}, ms",
@@ -189,7 +195,19 @@ class Bench:
             each(lambda e: workloads.large_closure(e, n(200), 8)),
             scale=1e3,
         )
-        yield Row("the same, bytes on the wire, MiB", 1.1, self._wire, base="workers x 8 MiB", scale=1 / (1 << 20))
+        yield Row(
+            "200 calls of a lambda that closes over a new array of 8 MiB, ms",
+            0.012,
+            each(lambda e: workloads.array_closure(e, n(200), 8)),
+            scale=1e3,
+        )
+        yield Row(
+            "the first of these, bytes on the wire, MiB",
+            1.1,
+            self._wire,
+            base="workers x 8 MiB",
+            scale=1 / (1 << 20),
+        )
         if not self.quick:
             yield Row("one task of 2 s and 199 of 10 ms, s", 1.05, self._unbalanced(), base="ideal", scale=1)
             yield Row(

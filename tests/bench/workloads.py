@@ -92,12 +92,19 @@ def best_map(executor: Executor, items: int) -> float:
 
 def echo(executor: Executor, mebibytes: int) -> float:
     """Seconds for an array there and back, several times one after the other if it is small."""
-    array = np.arange(mebibytes << 17, dtype=np.float64)
-    times = max(128 // mebibytes, 1)
+    return _echo(executor, np.arange(mebibytes << 17, dtype=np.float64), max(128 // mebibytes, 1))
+
+
+def echo_bytes(executor: Executor, mebibytes: int) -> float:
+    """Seconds for bytes there and back, likewise."""
+    return _echo(executor, random.Random(0).randbytes(mebibytes << 20), max(128 // mebibytes, 1))
+
+
+def _echo(executor: Executor, data: Any, times: int) -> float:
     started = time.perf_counter()
     for _ in range(times):
-        result = executor.submit(identity, array).result()
-        assert result[-1] == array[-1]
+        result = executor.submit(identity, data).result()
+        assert result[-1] == data[-1]
         del result
     return (time.perf_counter() - started) / times
 
@@ -112,8 +119,16 @@ def one_way(executor: Executor, mebibytes: int) -> float:
 
 
 def large_closure(executor: Executor, calls: int, mebibytes: int) -> float:
-    """Seconds for calls of one function that closes over so much."""
-    data = random.Random(0).randbytes(mebibytes << 20)
+    """Seconds for calls of one function that closes over so many bytes."""
+    return _calls_over(executor, calls, random.Random(0).randbytes(mebibytes << 20))
+
+
+def array_closure(executor: Executor, calls: int, mebibytes: int) -> float:
+    """Seconds for calls of one function that closes over an array, which might change between them."""
+    return _calls_over(executor, calls, np.arange(mebibytes << 17, dtype=np.float64))
+
+
+def _calls_over(executor: Executor, calls: int, data: Any) -> float:
     if isinstance(executor, ProcessPoolExecutor):
         from functools import partial
 
@@ -126,7 +141,7 @@ def large_closure(executor: Executor, calls: int, mebibytes: int) -> float:
     return time.perf_counter() - started
 
 
-def _take(data: bytes, i: int) -> int:
+def _take(data: Any, i: int) -> int:
     return len(data) + i
 
 
