@@ -267,3 +267,12 @@ def test_of_output_of_a_lane_that_is_not_known_nothing_is_kept(farm):
     for number in range(1000):
         farm.output(number, b"x", lane=2)
     assert len(farm.voice.deeds) == 1
+
+
+def test_log_records_that_nobody_handles_take_bounded_memory(farm, monkeypatch):
+    monkeypatch.setattr(hearing, "MAX_UNHANDLED", 10)
+    record = {"name": "x", "levelno": 30, "created": 1.0, "msg": "x"}
+    for number in range(100):
+        body = payload.dumps_together([record] * (number % 2))
+        farm.hearing.on_records(farm.lane, Frame(FrameType.RECORDS, count=number % 2, body=body), None)
+    assert len(farm.voice.deeds) == 10

@@ -199,6 +199,8 @@ class Hearing:
         if self._lost_records and records and time.monotonic() - self._said_lost > 1.0:
             logger.warning("log records lost count=%d", self._lost_records)
             self._lost_records, self._said_lost = 0, time.monotonic()
+        if not records:
+            return  # even of nothing the voice would keep something for each frame
         self._unhandled += len(records)
         hearing = self.of(lane)
         task = None if call is None else call.id
