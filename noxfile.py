@@ -216,10 +216,11 @@ def joblib(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1], default=False)
 def engines(session: nox.Session) -> None:
-    """Run on real clusters, which are started here: a Slurm of two nodes. Needs root; says so where that lacks."""
-    _install(session, *FOR_TESTS)
+    """Run on real clusters, which are started here: Dask, and a Slurm of two nodes, which needs root."""
+    _install(session, *FOR_TESTS, "distributed")
     cluster = ("python", "tests/engines/slurm_cluster.py", "pytest")
-    session.run(*cluster, "tests/engines", *session.posargs)
+    session.run("pytest", "tests/engines/test_dask.py", *session.posargs)
+    session.run(*cluster, "tests/engines/test_slurm.py", *session.posargs)
     session.run(*cluster, "tests/contract", "--rows", "farm-slurm", *session.posargs)
 
 

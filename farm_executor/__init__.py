@@ -163,6 +163,9 @@ atexit.register(_end_background_servers)  # before the executors' own end is, so
 launching.embedded = _start_private_server
 observing.open_page = _open_page
 launching.registry["ssh"] = _launcher("farm_executor.launch.ssh", "source_of")
+addresses.forms["dask"] = _form("read_dask")
+addresses.forms["dask+tls"] = _form("read_dask_tls")
+launching.registry["dask"] = _launcher("farm_executor.launch.dask", "DaskServers")
 addresses.forms["slurm"] = _form("read_slurm")
 launching.registry["slurm"] = _launcher("farm_executor.launch.slurm", "SlurmJobs")
 launching.registry["back"] = _launcher("farm_executor.launch.back", "Rendezvous")

@@ -111,8 +111,8 @@ FLOORS = {
     ],
     "launch": [
         ("back", "background", "child", "forms", "held", "kinship", "path", "place"),
-        ("frozen", "granted"),
-        ("local", "slurm"),
+        ("errand", "frozen", "gateway", "granted"),
+        ("dask", "local", "slurm"),
         ("remote",),
         ("ssh",),
     ],

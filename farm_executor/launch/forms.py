@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from farm_executor.core.environment import variable
-from farm_executor.wire.address import wrong
+from farm_executor.errors import AddressError
+from farm_executor.wire.address import parse_address, wrong
 
-__all__ = ["Slurm", "read_slurm"]
+__all__ = ["Dask", "Slurm", "read_dask", "read_dask_tls", "read_slurm"]
 
 MAX_NUMBER = 99_999
 MAX_NODES = 1_000  # each is a job, with an srun of its own here
@@ -135,6 +136,71 @@ class Slurm(NamedTuple):
             texts = [f"{key}={text}" for key, text in value] if name == "env" else [_written(name, value)]
             given += [f"{name}={quote(text, safe='/:=,{}~+')}" for text in texts]
         return f"slurm://{self.partition}{'?' if given else ''}{'&'.join(given)}"
+
+
+class Dask(NamedTuple):
+    """Servers beside the workers of a Dask cluster: ``dask://host:port[?options]``.
+
+    Attributes:
+        host: The scheduler's host.
+        port: Its port.
+        tls: Whether it speaks TLS, as dask's own configuration has it: ``dask+tls://``.
+        workers: How many workers in all; 0 for as many as the cluster has threads.
+        per: How many workers each server has; 0 for as many as the Dask worker beside it has threads.
+        env: Variables of each worker; see `core.environment`.
+    """
+
+    host: str
+    port: int
+    tls: bool = False
+    workers: int = 0
+    per: int = 0
+    env: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        """See `Address.scheme`."""
+        return "dask"
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler's address as dask has it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'tls' if self.tls else 'tcp'}://{host}:{self.port}"
+
+    def __str__(self) -> str:
+        given = [f"{name}={getattr(self, name)}" for name in ("workers", "per") if getattr(self, name)]
+        given += [f"env={quote(f'{name}={value}', safe='/:=,{}~+')}" for name, value in self.env]
+        where = self.scheduler.partition("://")[2]
+        return f"dask{'+tls' if self.tls else ''}://{where}{'?' if given else ''}{'&'.join(given)}"
+
+
+def read_dask(value: str, rest: str) -> Dask:
+    """Read what stands behind ``dask://``.
+
+    Raises:
+        AddressError: It has not the form; the message says why.
+    """
+    return _read_dask(value, rest, tls=False)
+
+
+def read_dask_tls(value: str, rest: str) -> Dask:
+    """Read what stands behind ``dask+tls://``, like `read_dask`."""
+    return _read_dask(value, rest, tls=True)
+
+
+def _read_dask(value: str, rest: str, *, tls: bool) -> Dask:
+    where, _, query = rest.partition("?")
+    try:
+        if not re.search(r":[0-9]+$", where, re.ASCII) or "//" in where:
+            raise AddressError
+        scheduler = parse_address(where)
+    except AddressError:
+        raise wrong(value, "after dask:// stands the scheduler's host and port") from None
+    if scheduler.path or scheduler.every:
+        raise wrong(value, "after dask:// stands the scheduler's host and port")
+    options = _options(value, query, {name: OPTIONS[name] for name in ("workers", "per", "env")})
+    return Dask(scheduler.host, scheduler.port, tls, **options)
 
 
 def _written(name: str, value: Any) -> str:

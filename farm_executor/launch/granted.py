@@ -33,7 +33,8 @@ def run_granted(config: dict[str, Any]) -> None:
 
     Args:
         config: ``mark``; ``key``, the content of a key file; ``host`` and ``port``, where the program waits;
-            ``slots``; ``name``; ``gpus`` of each worker; ``env``, see `core.environment`.
+            ``slots``; ``name``; ``gpus`` of each worker; ``env``, see `core.environment`; ``patience``, see
+            `Dialler`.
     """
     # Messages get a descriptor of their own; anything printed from now on, mostly by tasks, goes to standard error.
     words = os.dup(1)
@@ -55,7 +56,7 @@ def run_granted(config: dict[str, Any]) -> None:
     env += [(name, value) for name, value in config["env"]]
     where = Address(config["host"], config["port"])
     serve(
-        [Dialler(where, key, config["name"])],
+        [Dialler(where, key, config["name"], config.get("patience"))],
         on_ready=lambda: say(ready=True),
         on_drain=lambda: say(draining=True),
         address=f"back://{where}",

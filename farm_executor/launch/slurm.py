@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -29,12 +28,12 @@ from typing import Any
 from farm_executor.client.launching import FindKey, Locate
 from farm_executor.core.messages import MAX_MESSAGE
 from farm_executor.core.text import one_line
-from farm_executor.errors import AuthenticationError, BrokenFarmError
+from farm_executor.errors import BrokenFarmError
+from farm_executor.launch import errand
 from farm_executor.launch.back import Rendezvous
+from farm_executor.launch.errand import COMMAND, explained, fresh_key
 from farm_executor.launch.forms import Slurm
-from farm_executor.launch.place import private_directory
 from farm_executor.wire.address import Address
-from farm_executor.wire.security import Key, read_key, write_key
 
 __all__ = ["SRUN_VARIABLE", "SlurmJobs"]
 
@@ -50,29 +49,7 @@ AGAIN_SECONDS = 5.0  # from the end of a job to the next one, so that a node tha
 SHOWN_LINES = 3  # lines of srun's shown in errors
 MAX_LINE = 64 * 1024
 
-LISTEN = "0.0.0.0"  # any of this machine's addresses may be the one that leads here from the nodes; srun knows
-
-# This goes on the command line: no secrets. Nothing is imported from the current directory.
-_COMMAND = (
-    "import sys; sys.path[:] = filter(None, sys.path); import json; exec(json.loads(sys.stdin.buffer.readline()))"
-)
 _OF_SLURM = re.compile(rb"(srun|slurmstepd[^:\s]*): ")
-_BOOT = """\
-config = json.loads(sys.stdin.buffer.readline())
-import os
-config["host"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or config["host"]
-config["name"] = os.environ.get("SLURMD_NODENAME", "") + ":" + os.environ.get("SLURM_JOB_ID", "")
-try:
-    from farm_executor.launch.granted import run_granted
-except Exception as error:
-    words = {"error": type(error).__name__ + ": " + str(error)}
-    if isinstance(error, ImportError):
-        words["missing"] = str(error.name)
-    print(config["mark"] + json.dumps(words), flush=True)
-    os._exit(1)
-run_granted(config)
-os._exit(0)
-"""
 
 
 class SlurmJobs:
@@ -169,8 +146,8 @@ class SlurmJobs:
 
     def _begin(self) -> None:
         """Wait for servers, and ask for the jobs. The lock is held."""
-        self._secret, key = _fresh_key()
-        place = Rendezvous(self._target, self._find_key, where=Address(LISTEN, 0), key=key)
+        self._secret, key = fresh_key()
+        place = Rendezvous(self._target, self._find_key, where=Address(errand.LISTEN, 0), key=key)
         place.watch(lambda: self._changed())
         place.listen()
         self._place = place
@@ -188,6 +165,7 @@ class SlurmJobs:
             "host": os.uname().nodename,
             "port": self._place.port,
             "slots": self._slurm.per,
+            "name": "",
             "gpus": self._slurm.gpus,
             "env": list(self._slurm.env),
         }
@@ -196,7 +174,7 @@ class SlurmJobs:
     def _on_word(self, job: _Job, word: dict[str, Any]) -> None:
         """Hear what a job's server says, in the job's thread."""
         if "error" in word:
-            self._failure = _explain_word(self._slurm, word)
+            self._failure = explained(str(self._slurm), self._slurm.python or sys.executable, word)
         elif "draining" in word:
             logger.info("job about to end of=%s job=%s", self._target, job.number or "unknown")
 
@@ -269,7 +247,7 @@ class _Job:
         self.code: int | None = None
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended already, as reading will tell at once
-            process.stdin.write(b"".join(json.dumps(line).encode() + b"\n" for line in (_BOOT, config)))
+            process.stdin.write(errand.errand(**config))
         self._thread = threading.Thread(target=self._read, name="farm-slurm", daemon=True)
         self._thread.start()
 
@@ -334,36 +312,13 @@ class _Job:
                 os.write(sys.__stderr__.fileno(), line)
 
 
-def _fresh_key() -> tuple[str, Key]:
-    """Return a new key with a certificate, as the content of its file and read."""
-    from farm_executor.wire.keygen import make_key_file_content
-
-    try:
-        content = make_key_file_content()
-    except AuthenticationError:
-        raise BrokenFarmError(
-            "servers on a cluster are reached over its network, where everything is encrypted; to make the key for "
-            "that needs the package cryptography: python -m pip install 'farm_executor[tls]'"
-        ) from None
-    try:
-        folder = private_directory()
-        try:
-            path = os.path.join(folder, "key")
-            write_key(path, content)
-            return content.decode(), read_key(path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise BrokenFarmError(f"no place for a key file: {error}") from error
-
-
 def _run_srun(slurm: Slurm) -> subprocess.Popen[bytes]:
     """Run srun in a session of its own, so that Ctrl-C in the terminal does not reach it."""
     try:
         program = shlex.split(os.environ.get(SRUN_VARIABLE) or "srun")
     except ValueError as error:
         raise BrokenFarmError(f"cannot read the environment variable {SRUN_VARIABLE}: {error}") from None
-    command = [*program, *_options(slurm), slurm.python or sys.executable or "python3", "-u", "-c", _COMMAND]
+    command = [*program, *_options(slurm), slurm.python or sys.executable or "python3", "-u", "-c", COMMAND]
     try:
         return subprocess.Popen(
             command,
@@ -414,14 +369,3 @@ def _ask_squeue(numbers: list[str]) -> dict[str, str]:
         return {}
     lines = [line.partition("|") for line in done.stdout.splitlines()]
     return {number.strip(): one_line(reason.strip(), MAX_MESSAGE) for number, bar, reason in lines if bar}
-
-
-def _explain_word(slurm: Slurm, word: dict[str, Any]) -> str:
-    """Return the error for a failure that the job has reported."""
-    error = one_line(str(word.get("error")), MAX_MESSAGE)
-    if "missing" in word:
-        return (
-            f"cannot start {slurm}: {slurm.python or sys.executable} on the node lacks {word['missing']} "
-            f"({error}); install farm_executor there, or name another interpreter: slurm://?python=/path/to/python"
-        )
-    return f"cannot start {slurm}: {error}"

@@ -47,16 +47,17 @@ class Dialler:
         address: Where a client waits.
         key: The key to prove.
         name: What people call this server.
+        patience: Seconds without a client after which the server ends; None for never.
     """
 
-    def __init__(self, address: Address, key: Key, name: str) -> None:
+    def __init__(self, address: Address, key: Key, name: str, patience: float | None = None) -> None:
         self._address = address
         supervisor = os.getpid()
         self._channel, theirs = Channel.pair()
         if os.fork() == 0:
             try:
                 self._channel.close()
-                _Parking(address, key, name, theirs).run(supervisor)
+                _Parking(address, key, name, theirs, patience).run(supervisor)
             except BaseException:  # whatever happens, it must never go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
             finally:
@@ -76,7 +77,7 @@ class Dialler:
             found = self._channel.receive()
         except EOFError:
             # Nothing of ours ends it before us. Without it nobody can come: those who are there are served.
-            logger.error(
+            logger.warning(
                 "dialling has ended address=%s: this server ends when its clients have gone", self._address
             )
             os.kill(os.getpid(), signal.SIGTERM)
@@ -93,11 +94,13 @@ class Dialler:
 class _Parking:
     """The process that dials."""
 
-    def __init__(self, address: Address, key: Key, name: str, channel: Channel) -> None:
+    def __init__(self, address: Address, key: Key, name: str, channel: Channel, patience: float | None) -> None:
         self._address = address
         self._key = key
         self._hello = to_json(BackHello(os.urandom(16).hex(), name))
         self._channel = channel
+        self._patience = float("inf") if patience is None else patience
+        self._seen = time.monotonic()  # a client was there
         self._parked: set[Socket] = set()
         self._selector = selectors.DefaultSelector()
         self._failures = 0
@@ -116,6 +119,10 @@ class _Parking:
                 if not isinstance(key.fileobj, Socket):
                     return
                 self._on_word(key.fileobj)
+            if self._parked:
+                self._seen = time.monotonic()
+            elif time.monotonic() - self._seen > self._patience:
+                return
             if len(self._parked) < PARKED and self._next <= time.monotonic():
                 self._park()
 

@@ -13,8 +13,7 @@ from server.processes import DEADLINE, children, command_line, wait_until
 
 from farm_executor import AddressError, AuthenticationError, BrokenFarmError, FarmExecutor
 from farm_executor.client.farm import discovery
-from farm_executor.launch import slurm
-from farm_executor.launch.forms import Slurm
+from farm_executor.launch import errand, slurm
 from farm_executor.launch.slurm import SRUN_VARIABLE
 from farm_executor.wire import keygen
 
@@ -37,7 +36,7 @@ exec "$@"
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
     """Puts a script in srun's place, which does that before it runs the job; returns what it was asked."""
-    monkeypatch.setattr(slurm, "LISTEN", "127.0.0.1")
+    monkeypatch.setattr(errand, "LISTEN", "127.0.0.1")
     monkeypatch.setattr(slurm, "AGAIN_SECONDS", 0.01)
     (tmp_path / "asked").touch()
 
@@ -159,7 +158,7 @@ def test_one_that_fails_does_not_break_a_farm_that_has_others(cluster):
 
 
 def test_without_srun_it_says_where_to_run(monkeypatch):
-    monkeypatch.setattr(slurm, "LISTEN", "127.0.0.1")
+    monkeypatch.setattr(errand, "LISTEN", "127.0.0.1")
     monkeypatch.setenv(SRUN_VARIABLE, "/no/such/srun")
     with FarmExecutor("slurm://") as farm, pytest.raises(BrokenFarmError, match="such as on a login node"):
         farm.submit(abs, -1).result(DEADLINE)
@@ -206,10 +205,9 @@ def test_some_nodes_have_come_and_others_wait(cluster, caplog, monkeypatch, tmp_
 
 
 def test_what_the_job_says_is_explained():
-    lacks = slurm._explain_word(Slurm(), {"error": "ModuleNotFoundError: x", "missing": "farm_executor"})
-    assert "lacks farm_executor" in lacks
-    assert "python=/path/to/python" in lacks
-    assert slurm._explain_word(Slurm("gpu"), {"error": "disk\nfull"}) == "cannot start slurm://gpu: disk full"
+    lacks = errand.explained("slurm://", "python3", {"error": "ModuleNotFoundError: x", "missing": "farm_executor"})
+    assert "python3 there lacks farm_executor" in lacks
+    assert errand.explained("slurm://gpu", "", {"error": "disk\nfull"}) == "cannot start slurm://gpu: disk full"
 
 
 def test_a_job_that_cannot_start_its_server_breaks_the_farm(cluster):

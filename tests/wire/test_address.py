@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import name_of
 
 from farm_executor import AddressError, FarmExecutor, end_server, ping, start_server, status
-from farm_executor.launch.forms import Slurm
+from farm_executor.launch.forms import Dask, Slurm
 from farm_executor.wire.address import Address, Back, Ssh, parse_address, parse_addresses
 
 FORMS = ('"host:port"', '"[ipv6]:port"', '"unix:/path"', '("host", port)', '"ssh://[user@]host[:port]"')
@@ -283,6 +283,35 @@ def test_no_such_cluster_is_asked(text, why):
     with pytest.raises(AddressError, match=why) as caught:
         parse_addresses(text)
     assert "slurm://[partition]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "dask", "scheduler"),
+    [
+        ("dask://host:8786", Dask("host", 8786), "tcp://host:8786"),
+        ("dask+tls://[::1]:1?workers=4&per=2", Dask("::1", 1, tls=True, workers=4, per=2), "tls://[::1]:1"),
+        ("dask://h:1?env=A={slot}", Dask("h", 1, env=(("A", "{slot}"),)), "tcp://h:1"),
+    ],
+)
+def test_servers_beside_dasks(text, dask, scheduler):
+    (address,) = parse_addresses(text)
+    assert (address.grant, address.every, address.scheme) == (dask, True, "dask")
+    assert str(address) == text
+    assert parse_address(str(address), ssh=True) == address
+    assert dask.scheduler == scheduler
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("dask://", "dask://h", "dask://h:0", "dask://h:x", "dask://:1", "dask://h:1/a", "dask://a b:1"),
+        *("dask://unix:/a:1", "dask://farm://h:1", "dask+tls://", "dask://h:1?workers=0", "dask://h:1?nodes=2"),
+        *("dask://h:1?per=x", "dask://h:1?per=1&per=1", "dask://h:1?env=A", "dask+ssl://h:1"),
+    ],
+)
+def test_no_such_dask_is_asked(text):
+    with pytest.raises(AddressError, match=r'"dask://host:port"'):
+        parse_addresses(text)
 
 
 def test_a_cluster_grants_servers_to_an_executor_alone():
