@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.output import OutputLine
     from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
     from farm_executor.client.front import OptionsView
+    from farm_executor.client.stream import Stream
     from farm_executor.current import CurrentTask, Progress, current_task
     from farm_executor.errors import (
         AddressError,
@@ -59,6 +60,7 @@ __all__ = [
     "ServerStatistics",
     "WorkerStatistics",
     "OutputLine",
+    "Stream",
     "current_task",
     "CurrentTask",
     "Progress",
@@ -98,6 +100,7 @@ _ELSEWHERE = {
     "ServerStatistics": "client.farm.statistics",
     "WorkerStatistics": "client.farm.statistics",
     "OutputLine": "client.farm.output",
+    "Stream": "client.stream",
     "current_task": "current",
     "CurrentTask": "current",
     "Progress": "current",

@@ -125,6 +125,14 @@ def _callable(name: str, value: Any) -> Any:
     return value
 
 
+def _task(name: str, value: Any) -> Any:
+    if not callable(value):
+        from farm_executor.errors import InvalidTaskError
+
+        raise InvalidTaskError(f"{name} must be a callable, not {_shown(value)}")
+    return value
+
+
 def _tuple(name: str, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a tuple of arguments, not {_shown(value)}")
@@ -370,6 +378,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "logs": _choice("forward", "server"),
     },
     "FarmExecutor.submit": {"fn": anything},
+    "FarmExecutor.stream": {"fn": _task},
     "FarmExecutor.map": {
         "fn": anything,
         "timeout": _DEADLINE,

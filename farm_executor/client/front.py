@@ -6,7 +6,7 @@ engine does the work, and is imported on first use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from farm_executor.client.check import FarmCheck
     from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.client.protocol import Farm
+    from farm_executor.client.stream import Stream
     from farm_executor.progress import ProgressLike
 
     T1 = TypeVar("T1")
@@ -37,6 +38,7 @@ __all__ = ["Front", "OptionsView", "backing_of", "options_of", "running_and_wait
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Streamable = Iterable[T] | AsyncIterable[T] | Awaitable[Iterable[T]]
 
 
 class Front(Executor):
@@ -158,6 +160,22 @@ class Front(Executor):
         from farm_executor.client.map import map_calls
 
         return map_calls(self._backing, self._options, fn, iterables, timeout, chunksize, buffersize, progress)
+
+    def stream(self, fn: Callable[P, Streamable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Stream[T]:
+        """Call a generator function, and give what it yields as it yields it.
+
+        ``fn`` may be an asynchronous generator function, or return any iterable, too. The task runs ahead of who
+        takes its items: by 16 of them, by more if they come faster than one a millisecond, and by 16 MiB at most.
+        It keeps its worker until it has ended or is closed, and is not begun again once an item has come.
+
+        Raises:
+            TypeError: ``fn`` is not callable.
+            RuntimeError, BrokenFarmError, FarmFullError: See `submit`.
+        """
+        checked("FarmExecutor.stream", fn=fn)
+        from farm_executor.client.stream import open_stream
+
+        return open_stream(self._backing.start_engine(), self._options, fn, args, kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Accept no more tasks and finish those submitted, as `concurrent.futures.Executor.shutdown` does.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.call import BeforeSettling
     from farm_executor.client.farm.functions import Function
     from farm_executor.client.farm.future import FarmFuture
+    from farm_executor.client.farm.inlet import Inlet
     from farm_executor.client.farm.observer import Observer, View
     from farm_executor.client.farm.options import TaskOptions
     from farm_executor.client.farm.statistics import FarmStatistics
@@ -127,6 +128,7 @@ class Farm(Protocol):
         goes_on: bool = False,
         calls: int = 1,
         before_settling: BeforeSettling | None = None,
+        inlet: Inlet | None = None,
     ) -> FarmFuture:
         """Send a call, or queue it."""
 
@@ -151,6 +153,9 @@ class Farm(Protocol):
         """Cancel every task that has not begun, and kill the running ones."""
 
     # -- waiting -------------------------------------------------------------------------------------------
+
+    def may_wait(self) -> bool:
+        """Return whether this thread may wait for the farm."""
 
     def lead_until(self, done: Callable[[], bool]) -> None:
         """Do the farm's own work in this thread, if it may, until ``done()``. May return early."""

@@ -21,6 +21,7 @@ __all__ = [
     "OUTPUT",
     "RECORDS",
     "REPORTS",
+    "STREAMS",
     "is_feature",
     "shared",
 ]
@@ -46,7 +47,10 @@ RECORDS = "records"
 REPORTS = "reports"
 """Tasks may report how far they have come."""
 
-ALWAYS = (COUNTS, DETAILS, HEADERS, REPORTS)
+STREAMS = "streams"
+"""What a task yields comes item by item."""
+
+ALWAYS = (COUNTS, DETAILS, HEADERS, REPORTS, STREAMS)
 """Those that both ends of this version have in any case."""
 
 MAX_FEATURES = 64  # in one hello: far more than there will be, and little to keep

@@ -28,7 +28,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, RECORDS, REPORTS
+from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, RECORDS, REPORTS, STREAMS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
@@ -131,6 +131,7 @@ class FrameType(enum.IntEnum):
     RECALLED = 34
     RESUMED = 35
     WANTED = 36
+    ITEMS = 37
     # the control connection and admin connections
     WORKER_DIED = 48
     DRAINING = 49
@@ -140,6 +141,7 @@ class FrameType(enum.IntEnum):
     STOP = 144
     DETAILS = 145
     LEVELS = 146
+    CREDIT = 147
     PACKAGES = 160
     MARKS = 161
     REPORT = 162
@@ -198,6 +200,7 @@ FRAMES = {
     FrameType.RECALLED: Meaning(_FROM_WORKER),
     FrameType.RESUMED: Meaning(_FROM_WORKER),
     FrameType.WANTED: Meaning(_FROM_WORKER, 0, MODULES),
+    FrameType.ITEMS: Meaning(_FROM_WORKER, BULK | TOGETHER, STREAMS),
     FrameType.WORKER_DIED: Meaning(_FROM_SERVER),
     FrameType.DRAINING: Meaning(_FROM_SERVER),
     FrameType.KILL: Meaning(_TO_SERVER),
@@ -205,6 +208,7 @@ FRAMES = {
     FrameType.STOP: Meaning(_TO_WORKER, 0, DETAILS),
     FrameType.DETAILS: Meaning(_TO_WORKER, 0, DETAILS),
     FrameType.LEVELS: Meaning(_TO_WORKER, 0, RECORDS),
+    FrameType.CREDIT: Meaning(_TO_WORKER, 0, STREAMS),
     FrameType.PACKAGES: Meaning(_FROM_WORKER, 0, MODULES),
     FrameType.MARKS: Meaning(_FROM_WORKER, 0, OUTPUT),
     FrameType.REPORT: Meaning(_FROM_WORKER, 0, REPORTS),

@@ -91,6 +91,7 @@ from farm_executor.lfarm.servers import (
     start_remote_servers,
     start_server,
 )
+from farm_executor.lfarm.streams import stream_task
 from farm_executor.lfarm.task_options import task_category, task_priority
 from farm_executor.lfarm.tasks import Task, deftask
 
@@ -110,6 +111,7 @@ __all__ = [
     "Channel",
     "make_channel",
     "submit_task",
+    "stream_task",
     "receive_result",
     "try_receive_result",
     "do_fast_receives",

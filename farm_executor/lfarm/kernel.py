@@ -31,6 +31,8 @@ from farm_executor.wire.address import AddressLike, parse_addresses
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
+    from farm_executor.client.stream import Stream
+
     Ts = TypeVarTuple("Ts")
 
 __all__ = [
@@ -221,6 +223,12 @@ class Kernel:
             raise RuntimeError(self._ended_text())
         farm = self._submission.farm_for("broadcasting")
         return farm.broadcast(task, args, current_options.get(), persistent=persistent, timeout=timeout)
+
+    def stream(self, task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Stream[Any]:
+        """See `stream_task`."""
+        if self.ended:
+            raise RuntimeError(self._ended_text())
+        return self._submission.farm_for("streaming").stream(task, args, kwargs, current_options.get())
 
     def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
         """See `kill_tasks`."""

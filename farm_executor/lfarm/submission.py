@@ -20,6 +20,7 @@ from farm_executor.lfarm.tasks import Task, call_pickled, run_task, sendable, tr
 
 if TYPE_CHECKING:
     from farm_executor.client.protocol import Farm
+    from farm_executor.client.stream import Stream
 
 __all__ = ["Options", "Submission", "ToAny", "ToFarm", "submission_to"]
 
@@ -169,6 +170,10 @@ class ToFarm:
         if isinstance(task, Task):
             sent = _prepared(self._backing.start_engine(), task.function)
         return self.view(options).broadcast(sent, *args, persistent=persistent, timeout=timeout)
+
+    def stream(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Stream[Any]:
+        """Run a task whose items come one by one; see `FarmExecutor.stream`."""
+        return self.view(options).stream(sendable(task), *args, **kwargs)
 
     def view(self, options: Options) -> OptionsView:
         """Return the farm's executor for tasks with these options."""

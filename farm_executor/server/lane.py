@@ -32,8 +32,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NoReturn
 
-from farm_executor.core.batches import encode_results, encode_results_together, fit_together
-from farm_executor.core.features import DETAILS, HEADERS, RECORDS, REPORTS
+from farm_executor.core.features import DETAILS, HEADERS, RECORDS, REPORTS, STREAMS
 from farm_executor.core.frames import (
     ERROR,
     Buffer,
@@ -55,12 +54,13 @@ from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Question, Questions, is_called_within
 from farm_executor.server.channel import Channel
-from farm_executor.server.keeping import kept
 from farm_executor.server.marks import Marks
+from farm_executor.server.outcomes import Outcome, copied, encode_outcomes
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
 from farm_executor.server.records import Levels, Records
 from farm_executor.server.reports import Report, Reports
 from farm_executor.server.sent import Backlog, SentFunction, SentTask
+from farm_executor.server.streaming import Outgoing, Streams
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.polling import Poller
 from farm_executor.wire.sockets import AnySocket, Socket
@@ -71,9 +71,6 @@ __all__ = ["WorkerLane"]
 FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while tasks follow
 TICK = 0.005  # seconds between the helper's looks
 REST = 1.0  # seconds without a task after which the helper stops looking
-
-_Outcome = tuple[Any, bool | None, float]
-"""A payload, whether it is a failure, and the seconds the task took; or a plain value, None, and the seconds."""
 
 
 class WorkerLane:
@@ -113,7 +110,7 @@ class WorkerLane:
         self._tasks = self._backlog.tasks
 
         self._send = threading.Lock()
-        self._outbox: Outbox[_Outcome] = Outbox(resumable=resumable)  # guarded by _send
+        self._outbox: Outbox[Outcome] = Outbox(resumable=resumable)  # guarded by _send
         self._outcomes = self._outbox.waiting  # any thread may append
         self._last_flush = 0.0
 
@@ -122,6 +119,7 @@ class WorkerLane:
         self._reports = Reports()
         self._records = Records(lambda: self._progress[BEGUN], self._on_record)
         self._levels = Levels()
+        self._streams = Streams()
         self._details: tuple[int, Details] = -1, Details()  # with the task that they are of
         self._unwanted = -2  # the task that was last said to be so
         self._questions = Questions()
@@ -285,19 +283,35 @@ class WorkerLane:
             self._questions.add(question)
             if not self._outbox.mute:
                 self._send_all(question.encoded)
+        self._wait_for(question.answered.is_set, question.answered)
+
+    def _wait_for(self, done: Callable[[], bool], changed: threading.Event) -> None:
+        """Wait until something has come; the event is set whenever that may be."""
         is_main = threading.current_thread() is threading.main_thread()
         # The main thread reads for itself if it can: the helper would take a tick or two to notice. If the helper
         # has the lock, it may let go of it before the answer comes, so the main thread tries again after a tick.
-        while not question.answered.is_set():
+        while not done():
             if is_main and self._io.acquire(blocking=False):
                 try:
-                    while not (question.answered.is_set() or self._ended):
+                    while not (done() or self._ended):
                         if self._connection.fileno() in self._await(self._poll, None):
                             self._receive()
                 finally:
                     self._io.release()
             else:  # the thread that reads takes the answer, too
-                question.answered.wait(TICK if is_main else None)
+                changed.wait(TICK if is_main else None)
+
+    def open_stream(self) -> Outgoing:
+        """Return the way out for the items of the running task."""
+        return self._streams.open(
+            self._progress[BEGUN], self._send_items, self._wait_for, self.is_unwanted, keep=self._resumable
+        )
+
+    def _send_items(self, stream: Outgoing, frames: list[Buffer], size: int) -> None:
+        with self._send:
+            stream.add_sent(frames, size)
+            if not self._outbox.mute:  # otherwise it is sent once the client is back
+                self._send_all(frames)
 
     def tell(self, differences: Iterable[Difference]) -> None:
         """Tell the client how this worker's packages differ from its own, if that can be done now."""
@@ -336,7 +350,7 @@ class WorkerLane:
             if not outcomes:
                 return
             busy_us = int(sum([seconds for _, _, seconds in outcomes]) * 1e6)
-            frames = _encode(first, outcomes, busy_us)
+            frames = encode_outcomes(first, outcomes, busy_us)
             if self.marks is not None:
                 self.marks.end(self._progress, first)
                 frames = self.marks.take(keep=self._resumable) + frames
@@ -433,6 +447,7 @@ class WorkerLane:
         """Send again from that number on: the client has all outcomes before it."""
         with self._send:
             self._outbox.resume(lacking)
+            self._streams.acknowledge(lacking)
             if self.marks is not None:
                 self.marks.acknowledge(lacking)
                 self.marks.say_again()
@@ -441,8 +456,8 @@ class WorkerLane:
             self._free_numbers()
             # RESUMED comes first: the client takes no outcomes before it.
             self._send_all(encode_frame(FrameType.RESUMED, seq=self._backlog.expected, count=self._backlog.recalls))
-            for question in self._questions.open():
-                self._send_all(question.encoded)
+            for again in (*[question.encoded for question in self._questions.open()], *self._streams.unheard()):
+                self._send_all(again)
         self._flush()
 
     def _acknowledge(self, number: int) -> None:
@@ -450,6 +465,7 @@ class WorkerLane:
         if self.marks is not None:
             self.marks.acknowledge(number)
         self._outbox.acknowledge(number)
+        self._streams.acknowledge(number)
 
     def _settle_loose(self) -> None:
         """Copy outcomes that may still have to be sent, as the next task may write to their memory."""
@@ -460,7 +476,7 @@ class WorkerLane:
             finally:
                 self._io.release()
         with self._send:
-            self._outbox.fix(_copied)
+            self._outbox.fix(copied)
 
     def _receive(self) -> None:
         """Read and handle what has come; ``_io`` is held."""
@@ -496,6 +512,9 @@ class WorkerLane:
             self._levels.set(decode_levels(frame))
         elif frame.type is FrameType.STOP and DETAILS in self.features:
             self._unwanted = frame.seq
+            self._streams.changed.set()
+        elif frame.type is FrameType.CREDIT and STREAMS in self.features:
+            self._streams.credit(frame)
         elif frame.type is FrameType.CALL_HEADER and HEADERS in self.features:
             self._backlog.header = frame.body
         elif frame.type is FrameType.MODULES and self.on_offer is not None:
@@ -555,12 +574,14 @@ class WorkerLane:
             while True:
                 if self._outcomes:
                     self._flush()
+                self._streams.flush()
                 for what in (self._reports, self._records):
                     if what.due:
                         self._say(what.take())
                 # While tasks wait, the main thread may leave an outcome to us at any moment, and wakes no one for
                 # it. With no task behind the present one it flushes by itself, and we may sleep on.
                 waits = self._tasks or self._outcomes or self._reports.pending or self._records.pending
+                waits = waits or self._streams.pending
                 unattended = bool(waits) and not self._outbox.mute
                 ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
                 if self._connection.fileno() in ready:
@@ -572,22 +593,6 @@ class WorkerLane:
                     return
         finally:
             self._io.release()
-
-
-def _encode(seq: int, outcomes: list[_Outcome], busy_us: int) -> list[Buffer]:
-    values, errors, _ = zip(*outcomes, strict=True)
-    if len(outcomes) > 1 and errors.count(None) == len(errors):
-        pickle = payload.dumps_together(list(values))
-        if fit_together(len(outcomes), pickle):
-            return encode_results_together(seq, len(outcomes), pickle, busy_us)
-    pickled = [(payload.dumps(data), False) if error is None else (data, error) for data, error, _ in outcomes]
-    return encode_results(seq, pickled, busy_us)
-
-
-def _copied(outcome: _Outcome) -> _Outcome:
-    data, error, seconds = outcome
-    # A plain value, or a payload without buffers, has no memory that a task could write to.
-    return outcome if error is None or len(data) == 1 else (kept(data), error, seconds)
 
 
 def _die(why: str) -> NoReturn:

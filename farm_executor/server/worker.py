@@ -24,6 +24,7 @@ from farm_executor.data import payload
 from farm_executor.data.atoms import ATOMS
 from farm_executor.data.awaiting import awaited
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
+from farm_executor.data.streamed import Streamed
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.channel import Channel
 from farm_executor.server.childhood import WorkerMain
@@ -35,6 +36,7 @@ from farm_executor.server.namespaces import SharedNamespaces, contents_of
 from farm_executor.server.packages import PackageCheck
 from farm_executor.server.progress import Progress
 from farm_executor.server.sent import SentFunction, SentTask
+from farm_executor.server.streaming import Outgoing
 from farm_executor.wire.dialling import HELLO_RECORDS, secure_server_side
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
@@ -108,7 +110,7 @@ def run_worker(start: WorkerStart) -> None:
         finder = ModuleFinder(start.modules, lane.ask, PackageCheck(lane.tell))
         lane.on_offer = finder.set_offer
         finder.install()
-    runner = _Runner(None if finder is None else finder.named_by_client)
+    runner = _Runner(lane, None if finder is None else finder.named_by_client)
     signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)
     lane.start_helper()
     pid = os.getpid()
@@ -136,7 +138,8 @@ def run_worker(start: WorkerStart) -> None:
 class _Runner:
     """Runs calls, and turns their outcomes into payloads."""
 
-    def __init__(self, named_by_client: Callable[[str], str] | None) -> None:
+    def __init__(self, lane: WorkerLane, named_by_client: Callable[[str], str] | None) -> None:
+        self._lane = lane
         self._named_by_client = named_by_client
         self._namespaces = SharedNamespaces()
         sys.modules["__main__"].__class__ = WorkerMain
@@ -181,9 +184,13 @@ class _Runner:
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:
                 value = awaited(value)
+            elif type(value) is Streamed:
+                value = self._stream_out(value.items)
             self._in_call = False
         except BaseException as error:  # whatever it is, the future gets it, as in ProcessPoolExecutor
             self._in_call = False
+            if type(error) is _UnsendableItemError:
+                return _as_failure(error.why, dump_unsendable(error.why, error.item, named=self._named_by_client))
             return self.failed(error, skip_frames=1)
         finally:
             del args, kwargs
@@ -194,6 +201,26 @@ class _Runner:
             return payload.dumps(value), False
         except BaseException as error:  # pickling runs user code, too
             return _as_failure(error, dump_unsendable(error, value, named=self._named_by_client))
+
+    def _stream_out(self, items: Any) -> Any:
+        """Send items one by one, until there are no more, or nobody wants them; return what a generator returns."""
+        stream = self._lane.open_stream()
+        try:
+            if isinstance(items, types.CoroutineType):
+                items = awaited(items)
+            if hasattr(items, "__aiter__"):
+                return awaited(_send_async(stream, items))
+            iterator = iter(items)
+            while True:
+                try:
+                    item = next(iterator)
+                except StopIteration as end:
+                    return end.value
+                if not _put(stream, item):
+                    close = getattr(iterator, "close", None)
+                    return close() if close is not None else None
+        finally:
+            stream.flush()  # what has been yielded comes, whatever follows
 
     def _run_carried(self, task: SentTask) -> tuple[Any, bool | None]:
         """Run a task with what travels beside its arguments."""
@@ -222,6 +249,33 @@ class _Runner:
             if not payload.by_value(function.data):  # nothing that the client sends later can change it
                 function.data = function.originals = None
         return loaded
+
+
+class _UnsendableItemError(Exception):
+    """An item of a stream cannot be pickled."""
+
+    def __init__(self, why: BaseException, item: Any) -> None:
+        self.why = why
+        self.item = item
+
+
+def _put(stream: Outgoing, item: Any) -> bool:
+    try:
+        return stream.put(item)
+    except Exception as error:  # pickling runs user code
+        raise _UnsendableItemError(error, item) from None
+
+
+async def _send_async(stream: Outgoing, items: Any) -> None:
+    iterator = aiter(items)
+    try:
+        async for item in iterator:
+            if not _put(stream, item):
+                return
+    finally:
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
 
 
 def _as_failure(error: BaseException, failure: Payload) -> tuple[Payload, bool]:

@@ -35,6 +35,7 @@ from farm_executor import admin as admin_module
 from farm_executor.admin import Watch
 from farm_executor.client.farm import link as server_module
 from farm_executor.client.farm import outcomes as outcomes_module
+from farm_executor.client.farm.inlet import Inlet
 from farm_executor.client.farm.link import ServerLink
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.parcels import Parcels
@@ -90,6 +91,7 @@ from farm_executor.core.shipment import (
     encode_offer,
     encode_question,
 )
+from farm_executor.core.streams import encode_credit, encode_items, encode_items_together
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.observe.frame import Choices
@@ -595,7 +597,7 @@ class _Client:
         self.work()
         self._answered = 0
         for number in range(3):
-            future = self.engine.submit(pow, (number, 2), {}, TaskOptions())
+            future = self.engine.submit(pow, (number, 2), {}, TaskOptions(), inlet=None if number else Inlet())
             future.add_progress_callback(lambda future: repr(future.progress))
 
     def _connect(self, address: Any, key: bytes, hello: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -739,6 +741,7 @@ _BEGINNING = _joined(
 )
 _LANE = _BEGINNING + _joined(
     encode_frame(FrameType.STOP, seq=0),
+    encode_credit(0, 0),
     encode_frame(FrameType.LEVELS, body=b'{"": 30, ".": 0, "hostile.logger": 10}'),
     encode_frame(FrameType.DETAILS, seq=0, body=pickle.dumps((1, 1, None, None))),
     encode_frame(FrameType.CALL_HEADER, body=pickle.dumps({"vars": {"os:name": 1}, "else": 2})),
@@ -783,6 +786,9 @@ _RECORD = {"name": "hostile.logger", "levelno": 30, "created": 1e9, "msg": "one\
 _MARKED = _joined(
     encode_frame(FrameType.MARKS, count=1, body=struct.pack("<5Q", 0, 0, 3, 6, 9)),
     encode_frame(FrameType.RECORDS, count=1, seq=0, body=pickle.dumps([_RECORD], 5)),
+    encode_items(0, 0, [[b"one"], [b"two"]]),
+    encode_items(0, 1, [[b"bulk", b"x" * 100]]),
+    encode_items_together(0, 2, 2, pickle.dumps([1, "a"])),
     encode_frame(FrameType.ABOUT, seq=0, body=bytes(8)),
     encode_frame(FrameType.REPORT, count=1, seq=0, body=b"\x80half of it"),
 )

@@ -17,6 +17,7 @@ from farm_executor.core.task import Task
 
 if TYPE_CHECKING:
     from farm_executor.client.farm.functions import Function
+    from farm_executor.client.farm.inlet import Inlet
     from farm_executor.client.farm.options import TaskOptions
     from farm_executor.core.frames import Payload
     from farm_executor.data.failure import Origin
@@ -41,10 +42,11 @@ class Call(Task):
         arguments: The pickled arguments; None while they are plain.
         plain: Positional arguments that may be pickled later, see `payload`.
         before_settling: See `BeforeSettling`.
+        inlet: Where the items go that it yields; None if it is no stream.
         header: What travels with it beside its arguments; None or empty for nothing.
     """
 
-    __slots__ = ("arguments", "function", "future", "header", "owner", "plain")
+    __slots__ = ("arguments", "function", "future", "header", "inlet", "owner", "plain")
 
     before_settling: BeforeSettling | None = None
 
@@ -64,6 +66,7 @@ class Call(Task):
         if options.timeout is not None:
             self.timeout = options.timeout
         self.header = options.header
+        self.inlet: Inlet | None = None
         self.owner = owner
         self.function: Function | None = function
         self.arguments = arguments

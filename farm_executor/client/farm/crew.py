@@ -22,6 +22,7 @@ from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch
 from farm_executor.client.farm.functions import FunctionTable
 from farm_executor.client.farm.hearing import Hearing
+from farm_executor.client.farm.inlets import Inlets
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.records import Levels
@@ -104,6 +105,7 @@ class Crew:
         shipping: Offers the program's modules to workers.
         hearing: Takes what workers say beside their outcomes.
         levels: Those of the program's loggers.
+        inlets: Takes the items of streams.
         initializer: The pickled call that every worker runs first.
         carries: Whether anything travels with calls beside their arguments.
         max_tasks_per_child: The number of tasks that a worker may run; None for any number.
@@ -127,6 +129,7 @@ class Crew:
         hearing: Hearing,
         *,
         levels: Levels,
+        inlets: Inlets,
         initializer: Payload,
         carries: bool,
         max_tasks_per_child: int | None,
@@ -142,6 +145,7 @@ class Crew:
         self._hearing = hearing
         self._will_forget = False  # whether a timer is set to check if large functions are still in use
         self._levels = levels
+        self._inlets = inlets
         self._levels_told = 0
         self._initializer = initializer
         self._carries = carries
@@ -302,6 +306,8 @@ class Crew:
             self._on_results(lane, frame)
         elif frame.type is FrameType.REPORT and state is OPEN:
             self._hearing.on_report(lane, frame, dispatch.scheduler.task_at(lane.id, frame.seq))
+        elif frame.type is FrameType.ITEMS and state is OPEN:
+            self._inlets.on_items(lane, frame, dispatch.scheduler.task_at(lane.id, frame.seq))
         elif frame.type is FrameType.RECORDS and RECORDS in lane.session.features:
             self._hearing.on_records(lane, frame, dispatch.scheduler.task_at(lane.id, frame.seq))
         elif frame.type is FrameType.MARKS and state is OPEN:
@@ -330,6 +336,7 @@ class Crew:
                     lane.send_stop(lane.unwanted)
                 dispatch.watch_time(lane.id)
             self._follow_up(after)
+            self._inlets.lane_resumed(dispatch.scheduler.running_on(lane.id))
             self._listener.on_renumbered(lane)
             logger.info("lane resumed server=%s pid=%d", lane.server, lane.pid)
         else:

@@ -62,6 +62,9 @@ class Way(Protocol):
     def send_stop(self, seq: int) -> bool:
         """Tell the worker that nobody wants a task's result; return whether the socket took all of it."""
 
+    def send_credit(self, seq: int, taken: int) -> bool:
+        """Tell the worker how many frames of a task's items have been taken; return whether the socket took it."""
+
     def send_recall(self, count: int) -> bool:
         """Ask for tasks back; return whether the socket took all of it."""
 
@@ -197,6 +200,14 @@ class Dispatch:
         """Report the oldest task on a lane, which may have changed. The lock is held."""
         if self.timed:
             self._watch(lane, self.scheduler.running_on(lane))
+
+    def credit(self, lane: int, seq: int, taken: int) -> list[Afterwards]:
+        """Tell a worker how many frames of items have been taken; return what remains to be done.
+
+        The lock is held.
+        """
+        way = self._ways.get(lane)
+        return [] if way is None or way.send_credit(seq, taken) else [Unsent(lane)]
 
     def stop(self, call: Call) -> list[Afterwards]:
         """Tell the worker that runs a call that nobody wants its result; return what remains to be done."""

@@ -34,6 +34,8 @@ from farm_executor.client.farm.dispatch import Afterwards, Dispatch, Unsent
 from farm_executor.client.farm.functions import Function, FunctionTable
 from farm_executor.client.farm.future import MUST_NOT_WAIT, FarmFuture, call_of
 from farm_executor.client.farm.hearing import Hearing
+from farm_executor.client.farm.inlet import Inlet
+from farm_executor.client.farm.inlets import Inlets
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
@@ -132,6 +134,7 @@ class Engine:
         self._dispatch = dispatch = Dispatch(
             self._lanes, kills.watch, shipping.offer, self._follow_up, self.abort, levels
         )
+        self._inlets = inlets = Inlets(dispatch, reactor, self._follow_up)
         self._broadcasts = Broadcasts(
             dispatch,
             self,
@@ -151,6 +154,7 @@ class Engine:
             shipping,
             self._hearing,
             levels=levels,
+            inlets=inlets,
             initializer=options.initializer,
             carries=bool(options.carriers),
             max_tasks_per_child=options.max_tasks_per_child,
@@ -216,6 +220,7 @@ class Engine:
         goes_on: bool = False,
         calls: int = 1,
         before_settling: BeforeSettling | None = None,
+        inlet: Inlet | None = None,
     ) -> FarmFuture:
         """Send a call, or queue it.
 
@@ -227,6 +232,7 @@ class Engine:
             goes_on: Whether this is the rest of a task accepted earlier, which a shutdown does not stop.
             calls: The number of user calls that the task stands for.
             before_settling: See `BeforeSettling`.
+            inlet: Where the items go that it yields.
 
         Returns:
             The future of the call. If the call cannot be pickled, the future already holds that error.
@@ -266,6 +272,9 @@ class Engine:
             dispatch.timed = True
         if before_settling is not None:
             call.before_settling, call.calls, call.goes_on = before_settling, calls, goes_on
+        if inlet is not None:
+            call.inlet = inlet
+            inlet.let_go = partial(self._reactor.post, partial(self._stopping.tell, call))
         future = call.future
         assert future is not None
         # The call must be complete by now: as soon as it is in `incoming`, any thread may send it.
@@ -457,6 +466,7 @@ class Engine:
     def _finished(self) -> bool:
         if not self._shutdown:
             return False
+        self._inlets.end_full()
         with self._dispatch.deciding:
             # In the same hold of the lock: a task admitted between the check and the close would be forgotten.
             if not self._dispatch.scheduler.unsettled and not self._hearing.pending:

@@ -20,6 +20,7 @@ from farm_executor.core.features import DETAILS, RECORDS
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import KillOrder, WorkerDied
+from farm_executor.core.streams import encode_credit
 from farm_executor.data import payload
 from farm_executor.wire.connection import Connection
 
@@ -210,6 +211,10 @@ class Lane:
         """Tell the worker that nobody wants the result of the task with that number."""
         self.unwanted = seq
         return DETAILS not in self.session.features or self.connection.send(encode_frame(FrameType.STOP, seq=seq))
+
+    def send_credit(self, seq: int, taken: int) -> bool:
+        """Tell the worker how many frames of a task's items have been taken."""
+        return self.connection.send(encode_credit(seq, taken))
 
     def send_details(self, number: int, details: Buffer) -> bool:
         """Answer a worker's question for what is known of a task."""

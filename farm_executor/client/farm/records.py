@@ -101,6 +101,7 @@ def handle(source: Source, task: int | None, records: list[dict[str, Any]], coun
     for values in records:
         try:
             count()
+            # Looked at again: the level may have changed since the worker was told, or the worker may be wrong.
             logger = logging.getLogger(values["name"])
             if logger.isEnabledFor(int(values["levelno"])):
                 where = {"farm_server": source.server, "farm_slot": source.slot, "farm_pid": source.pid}

@@ -1,0 +1,89 @@
+"""Tasks that yield."""
+
+import asyncio
+import os
+import time
+
+from contract.tasks import pass_gate
+
+
+def count(n):
+    yield from range(n)
+    return "counted"
+
+
+def count_from_the_start(path):
+    """Yields without end, and notes how far it is, and its end."""
+    number = 0
+    try:
+        while True:
+            with open(path, "w") as file:
+                file.write(str(number))
+            yield number
+            number += 1
+            time.sleep(0.002)
+    finally:
+        with open(path, "w") as file:
+            file.write("closed")
+
+
+def fail_after(n):
+    yield from range(n)
+    raise ValueError("after that")
+
+
+def mixed():
+    yield 1
+    yield (2, [3])
+    yield "text"
+    yield b"x" * 100_000
+    yield {"four": 4}
+    yield None
+
+
+def arrays(n, size):
+    import numpy as np
+
+    array = np.zeros(size, np.uint8)
+    for i in range(n):
+        array[:] = i  # one and the same memory
+        yield array
+
+
+async def count_async(n):
+    for i in range(n):
+        await asyncio.sleep(0)
+        yield i
+
+
+async def later(n):
+    await asyncio.sleep(0)
+    return list(range(n))
+
+
+def unsendable():
+    yield 1
+    yield (i for i in "abc")
+
+
+def die_after(n):
+    yield from range(n)
+    time.sleep(0.1)
+    os._exit(3)
+
+
+def die_first(path):
+    if not os.path.exists(path):
+        open(path, "w").close()
+        os._exit(3)
+    yield from range(3)
+
+
+def one_then_pass(address):
+    yield "one"
+    pass_gate(address)
+    yield "two"
+
+
+def raise_at_once():
+    raise ValueError("at once")
