@@ -36,6 +36,8 @@ OF_THE_PYTHON = [
 ]
 OF_NEITHER = (  # what depends neither on the Python nor on the versions of what is installed, and takes long
     "tests/core",
+    "tests/launch/test_ssh.py",
+    "tests/test_demo.py",
     "tests/wire/test_nobody_between.py",
     "tests/wire/test_sealed.py",
     "tests/test_docs.py",
@@ -229,6 +231,14 @@ def faults(session: nox.Session) -> None:
     """Hold the promises against faults for ten minutes and more, and print the figures; `--short` for two."""
     _install(session, *FOR_TESTS)
     session.run("python", "tests/faults/figures.py", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1], default=False)
+def properties(session: nox.Session) -> None:
+    """Test properties with examples that no run has had, and many of them; `tests` has few, and always the same."""
+    _install(session, *FOR_TESTS)
+    parts = session.posargs or ["tests", "--ignore=tests/faults"]
+    _pytest(session, "--hypothesis-profile=many", "-m", "hypothesis", "--timeout=3600", *parts)
 
 
 @nox.session(python="3.11", default=False)  # the newest for which the fuzzer has wheels everywhere

@@ -12,8 +12,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says more of the machine, and of what else it does, than of the test.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Every run of the same code has the same examples, so that it passes or fails by what was changed. Others, and many
+# more of them, are for `nox -s properties`.
+settings.register_profile("same", untimed, max_examples=50, derandomize=True)
+settings.register_profile("many", untimed, max_examples=2000)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser):
