@@ -1,6 +1,7 @@
 """What a lane sends for tasks is what its worker reads."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given, settings
@@ -45,7 +46,7 @@ def send(calls: list[tuple[Any, tuple[Any, ...], bool]], max_attempts: int = 3) 
         call = Call(number, None, table.find(function), pickled, None if pickled else args, options)  # type: ignore[arg-type]
         assert payload.loads(arguments_of(call)) == (args, {})
         tasks.append(call)
-    lane = Lane(1, wire, "server", 0, 4711)  # type: ignore[arg-type]
+    lane = Lane(1, wire, SimpleNamespace(features=frozenset()), 0, 4711)  # type: ignore[arg-type]
     assert lane.send_tasks(0, tasks)
     return wire.frames
 
@@ -111,7 +112,7 @@ def test_large_functions_are_forgotten_only_when_what_was_sent_with_them_has_bee
     large = [table.find(partial(len, bytes([number]) * (MAX_LARGE_BYTES // 2))) for number in range(3)]
     for number, function in enumerate([*large, large[0]]):
         tasks.append(Call(number, None, function, None, (), TaskOptions()))  # type: ignore[arg-type]
-    lane = Lane(1, wire, "server", 0, 4711)  # type: ignore[arg-type]
+    lane = Lane(1, wire, SimpleNamespace(features=frozenset()), 0, 4711)  # type: ignore[arg-type]
     assert lane.send_tasks(0, tasks)
 
     frames = wire.frames
