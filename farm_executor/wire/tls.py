@@ -402,15 +402,7 @@ class TlsSocket(LayeredSocket):
     # -- sending ---------------------------------------------------------------------------------------
 
     def send(self, data: Any) -> int:
-        """Send at most one piece; return the number of bytes sent.
-
-        If the socket does not take all of the piece, none of it counts as sent: the next call must begin with the
-        same bytes, and continues where this one stopped.
-
-        Raises:
-            BlockingIOError: The socket is non-blocking and does not take more.
-            OSError: The connection is lost, or the socket has a timeout and it has expired.
-        """
+        """See `layered.LayeredSocket.send`."""
         if not self._unsent:
             piece = memoryview(data).cast("B")[:PIECE]
             if not piece:

@@ -12,3 +12,11 @@ def program(tmp_path: Path) -> Iterator[Program]:
     folder.mkdir()
     with Elsewhere(folder, workers=2) as server:
         yield Program(folder, server)
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    """A folder in which a test may have its server's tasks look for modules."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    return folder

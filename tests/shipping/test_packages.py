@@ -21,14 +21,6 @@ def install(folder: Path, package: str, version: str, *modules: str) -> None:
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Path:
-    """A folder in which the server's tasks find packages."""
-    folder = tmp_path / "there"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def program(tmp_path, there):
     folder = tmp_path / "program"
     folder.mkdir()

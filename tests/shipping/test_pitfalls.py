@@ -185,10 +185,8 @@ def test_a_task_that_ends_while_it_asks_is_asked_for_again_by_the_next(program, 
     assert program.script(code).split() == ["TaskTimeoutError" if end == "timeout" else "TaskKilledError", "1"]
 
 
-def test_a_connection_that_breaks_while_asked(program):
-    program.write({"helpers.py": "value = 1"})
-    code = """
-        import threading
+# Cuts all lanes of `farm` when the first module is asked for; `questions` are the names that were.
+CUT_WHILE_ASKED = """
         from farm_executor.client.farm.parcels import Parcels
         from farm_executor.wire.sockets import hang_up
         questions = []
@@ -200,6 +198,12 @@ def test_a_connection_that_breaks_while_asked(program):
                     hang_up(lane.connection.socket)
             return real(self, *question)
         Parcels._answer = cut
+"""
+
+
+def test_a_connection_that_breaks_while_asked(program):
+    program.write({"helpers.py": "value = 1"})
+    code = f"""{CUT_WHILE_ASKED}
         def task():
             import helpers
             return helpers.value
@@ -566,19 +570,8 @@ print(first.result(60), [other.result(60) for other in others[:10]])
 
 def test_a_connection_that_breaks_while_the_initializer_asks(program):
     program.write({"setup_it.py": "import builtins\ndef begin(): builtins.began = 'begun'"})
-    code = """
+    code = f"""{CUT_WHILE_ASKED}
         import setup_it
-        from farm_executor.client.farm.parcels import Parcels
-        from farm_executor.wire.sockets import hang_up
-        questions = []
-        real = Parcels._answer
-        def cut(self, *question):
-            questions.append(question[0])
-            if len(questions) == 1:
-                for lane in list(farm._engine._lanes.values()):
-                    hang_up(lane.connection.socket)
-            return real(self, *question)
-        Parcels._answer = cut
         farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1, initializer=setup_it.begin)
         def task():
             import builtins

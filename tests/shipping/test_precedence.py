@@ -1,7 +1,6 @@
 """Whose module is taken where both sides have one, and what ``ship=`` changes."""
 
 import os
-from pathlib import Path
 
 import pytest
 from shipping.elsewhere import Elsewhere, Program
@@ -9,14 +8,6 @@ from shipping.elsewhere import Elsewhere, Program
 from farm_executor import FarmExecutor
 
 MINE = "import os\ndef f(): return 'client'\ndef where(): return os.path.dirname(os.path.abspath(__file__))\n"
-
-
-@pytest.fixture
-def there(tmp_path: Path) -> Path:
-    """A folder in which the server's tasks find modules."""
-    folder = tmp_path / "there"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture
