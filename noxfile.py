@@ -88,7 +88,7 @@ PYTHONS = _find_pythons()
 # `minimums` runs most tests on the oldest Python, so that `tests` need not run some of them there by default.
 NEWER = [f"tests-{python}" for python in PYTHONS if python != SUPPORTED[0]] or ["tests"]
 nox.options.sessions = ["lint", "types", "house", "minimums", *NEWER, "promises", "not_led", "origins", "docs"]
-FOR_TESTS = [".[completion,dashboard,metrics,tls]", *_group("tests")]
+FOR_TESTS = [".[completion,dashboard,metrics,otel,tls]", *_group("tests")]
 
 
 @nox.session

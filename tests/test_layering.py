@@ -23,7 +23,7 @@ STEPS = [
     ("client", "admin"),
     ("launch",),
     ("lfarm", "demo", "doctor", "integrations", "observe"),
-    ("dashboard", "joblib", "metrics"),
+    ("dashboard", "joblib", "metrics", "telemetry"),
     ("cli",),
     ("__main__", ""),
 ]
@@ -109,7 +109,7 @@ FLOORS = {
             ),
             "tether",
         ),
-        ("sent",),
+        ("sent", "spans"),
         ("marks", "outcomes", "stderr", "streaming"),
         ("forwarding", "lane"),
         ("process", "worker"),

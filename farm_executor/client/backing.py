@@ -23,6 +23,7 @@ from farm_executor.wire.address import Address
 if TYPE_CHECKING:
     from types import FrameType
 
+    from farm_executor.client.farm.carrying import Carrier
     from farm_executor.client.farm.observer import Observer, View
     from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.client.protocol import Farm
@@ -56,6 +57,7 @@ class Backing:
     def __init__(self, settings: FarmSettings) -> None:
         self.settings: FarmSettings = settings
         self.supply: Supply = Supply(settings)
+        self._carriers: list[Carrier] = []
         self._begin()
         lifetime.in_forked_child(self._begin_in_child)
 
@@ -81,6 +83,19 @@ class Backing:
         """Return what can be seen of the farm now; None before it has been started."""
         engine = self.engine
         return None if engine is None else engine.sight.view()
+
+    def carry(self, carrier: Carrier) -> None:
+        """Have calls carry something more; once for the same thing.
+
+        Raises:
+            RuntimeError: The farm has been started without it.
+        """
+        with self.alone():
+            if carrier in self._carriers:
+                return
+            if self.engine is not None:
+                raise RuntimeError("the farm has been started: do this before its first task")
+            self._carriers.append(carrier)
 
     def show(self, listen: str, exposed: bool) -> str:
         """Serve a dashboard of the farm, if there is none yet; return its address. See `FarmExecutor.dashboard`."""
@@ -180,7 +195,7 @@ class Backing:
         # Imported here and not at the top, so that a program which creates an executor but submits nothing, such as
         # one that only imports a module with an executor, does not pay for the engine.
         from farm_executor.client.farm.budget import Budget
-        from farm_executor.client.farm.carrying import Carrier, Variables
+        from farm_executor.client.farm.carrying import Variables
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
         from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS
@@ -192,6 +207,7 @@ class Backing:
         logs = (RECORDS,) if settings.logs == "forward" else ()
         always = (*ALWAYS, *logs, *((MODULES,) if settings.ship else ()))
         carriers: list[Carrier] = [Variables(settings.context)] if settings.context else []
+        carriers += self._carriers
         finder = KeyFinder(settings.key, settings.key_file, settings.ssl_context)
         return Engine(
             EngineOptions(

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     T3 = TypeVar("T3")
     Ts = TypeVarTuple("Ts")
 
-__all__ = ["Front", "OptionsView", "backing_of", "options_of", "running_and_waiting"]
+__all__ = ["Front", "OptionsView", "backing_of", "options_of", "running_and_waiting", "view_of"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Streamable = Iterable[T] | AsyncIterable[T] | Awaitable[Iterable[T]]
+View = TypeVar("View", bound="OptionsView")
 
 
 class Front(Executor):
@@ -262,9 +263,7 @@ class Front(Executor):
             max_attempts=mine.max_attempts if max_attempts is None else max_attempts,
             timeout=mine.timeout if timeout is None else timeout,
         )
-        view = OptionsView()
-        view._stand_before(self._backing, options)
-        return view
+        return view_of(OptionsView, self._backing, options)
 
     def add_server(self, address: AddressLike) -> None:
         """Add a server to this farm, with all its slots; it gets tasks as soon as it answers.
@@ -519,6 +518,13 @@ class OptionsView(Front):
 
     It is the same farm: methods that do not concern single tasks, such as `shutdown`, affect all of it.
     """
+
+
+def view_of(kind: type[View], backing: Backing, options: TaskOptions) -> View:
+    """Return a view of that kind of a farm, for code that builds on it."""
+    view = kind()
+    view._stand_before(backing, options)
+    return view
 
 
 def backing_of(executor: Front) -> Backing:

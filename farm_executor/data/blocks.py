@@ -31,6 +31,10 @@ def portable(data: Payload) -> Payload:
     return [pickle.PickleBuffer(part) if len(part) >= BULK_THRESHOLD else bytes(part) for part in data]  # type: ignore[misc]
 
 
+listener: Callable[[int, BaseException | None], None] | None = None
+"""Told how many items of a block have returned, and which error has ended it, while somebody traces the task."""
+
+
 class BlockOutcome(NamedTuple):
     """The outcomes of the first items of a block.
 
@@ -59,22 +63,25 @@ def run_block(fn: Callable[..., Any], items: Sequence[Any], pickled: bool) -> Bl
     """
     values: list[Any] = []
     failure: Payload | None = None
+    wrong: BaseException | None = None
     until = time.perf_counter() + BLOCK_SECONDS
     for item in items:
         try:
             args = payload.loads(item) if pickled else item
         except BaseException as error:  # unpickling runs the user's code, which may raise anything
-            failure = dump_failure(error, explain_unreadable(error))
+            failure, wrong = dump_failure(error, explain_unreadable(error)), error
             break
         try:
             value = fn(*args)
             values.append(awaited(value) if type(value) is CoroutineType else value)
         except BaseException as error:  # any exception is the item's outcome, as it would be a task's
-            failure = dump_failure(error, skip_frames=1)
+            failure, wrong = dump_failure(error, skip_frames=1), error
             BaseException.with_traceback(error, None)
             break
         if time.perf_counter() > until:
             break
+    if listener is not None:
+        listener(len(values), wrong)
     return _outcome(values, failure)
 
 

@@ -14,7 +14,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from farm_executor.core.headers import VARS
+from farm_executor.core.headers import TRACE, VARS
 
 __all__ = ["within"]
 
@@ -28,8 +28,17 @@ def _set_vars(values: Mapping[str, Any]) -> contextlib.AbstractContextManager[ob
     return contextlib.nullcontext()
 
 
+def _in_span(part: Mapping[str, Any]) -> contextlib.AbstractContextManager[object]:
+    from farm_executor.server.spans import consuming  # late: few programs trace
+
+    return consuming(part)
+
+
 # What to do with each part that this version knows: called in the call's own context, before the call.
-_PARTS: dict[str, Callable[[Any], contextlib.AbstractContextManager[object]]] = {VARS: _set_vars}
+_PARTS: dict[str, Callable[[Any], contextlib.AbstractContextManager[object]]] = {
+    VARS: _set_vars,
+    TRACE: _in_span,
+}
 
 
 def within(header: Mapping[str, Any], call: Callable[[], T]) -> T:

@@ -234,6 +234,9 @@ class _Runner:
 
     def failed(self, error: BaseException, message: str = "", *, skip_frames: int = 0) -> tuple[Payload, bool]:
         """Return the outcome of a task that has raised this exception."""
+        spans = sys.modules.get("farm_executor.server.spans")
+        if spans is not None:  # there has been a traced task, and this may be another
+            spans.failed(error)
         data = dump_failure(error, message, skip_frames=skip_frames, named=self._named_by_client)
         return _as_failure(error, data)
 

@@ -15,10 +15,10 @@ import pickle
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from farm_executor.core.headers import MAX_HEADER, VARS
+from farm_executor.core.headers import MAX_HEADER, TRACE, VARS
 from farm_executor.data import payload
 
-__all__ = ["Carrier", "Carriers", "Variables"]
+__all__ = ["Carrier", "Carriers", "Variables", "again"]
 
 
 class Carrier(Protocol):
@@ -103,3 +103,15 @@ class Variables:
                     f"the value of the context variable {name}, of type {kind}, cannot be sent to a worker: {error}"
                 ) from error
         return values or None
+
+
+def again(header: bytes, losses: int) -> bytes:
+    """Return the header of a call that has been begun that many times before."""
+    # For traces alone, where attempts are told apart. The header is our own, of a few builtin values by then.
+    try:
+        parts = payload.loads((header,))
+    except Exception:  # a context variable's value that cannot be read here: it travels as it is
+        return header
+    if TRACE not in parts:
+        return header
+    return bytes(payload.dumps({**parts, TRACE: {**parts[TRACE], "attempt": losses + 1}}, out_of_band=False)[0])

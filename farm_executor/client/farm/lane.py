@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from farm_executor.client.farm.call import Call
+from farm_executor.client.farm.carrying import again
 from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.client.farm.hearing import Host, LaneHearing
 from farm_executor.client.farm.records import Levels
@@ -39,7 +40,8 @@ def arguments_of(call: Call) -> Payload:
 
 
 def _header_of(call: Call) -> bytes:
-    return call.header or b""
+    header = call.header or b""
+    return again(header, call.losses) if header and call.losses else header
 
 
 def size_of(call: Call) -> int:

@@ -1,0 +1,163 @@
+"""A farm's tasks in OpenTelemetry's traces: the extra ``otel``, which brings OpenTelemetry's API.
+
+::
+
+    from farm_executor import FarmExecutor, telemetry
+
+    with FarmExecutor(["hostA:11111", "hostB:11111"], initializer=start_sdk) as farm:
+        traced = telemetry.traced(farm)
+        traced.submit(fit, 1).result()
+
+This module owns the client's half: the spans of those who submit. The worker's half is `server.spans`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from farm_executor.client.front import Front, OptionsView, backing_of, options_of, view_of
+from farm_executor.core import headers
+from farm_executor.core.text import name_of
+from farm_executor.extras import needed
+
+__all__ = ["traced"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PURPOSE = "A trace"
+
+_parent: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("farm_executor_trace", default=None)
+"""What the calls carry that are submitted now."""
+
+
+def traced(farm: Front) -> OptionsView:
+    """Return a view of a farm whose tasks are in the traces of those who submit them.
+
+    A task has a span ``submit FUNCTION`` here, from its submission to its end, and a span ``run FUNCTION`` in the
+    worker, which is its child. A `map` has one span ``map FUNCTION``, and one in the worker for each block of items
+    that travel together, with their number. Further attempts of a task have spans of their own, with a link.
+
+    In workers, spans are recorded if the program's ``initializer`` sets up an SDK there.
+
+    Args:
+        farm: The executor, or a view of it, before its first task.
+
+    Raises:
+        ModuleNotFoundError: OpenTelemetry's API is not installed here; the message names the extra that brings it.
+        RuntimeError: The farm has been started, and its tasks are not traced.
+        TypeError: It is no executor.
+    """
+    if not isinstance(farm, Front):
+        raise TypeError(f"farm must be a FarmExecutor, not {farm!r:.100}")
+    needed("opentelemetry.trace", "otel", PURPOSE)
+    needed("opentelemetry.propagate", "otel", PURPOSE)
+    backing = backing_of(farm)
+    backing.carry(_SPANS)
+    return view_of(_TracedView, backing, options_of(farm))
+
+
+class _Spans:
+    """The part of a call's header that names its parent; a `carrying.Carrier`."""
+
+    part = headers.TRACE
+
+    def load(self) -> dict[str, Any] | None:
+        """Return it, if what is being submitted is traced."""
+        return _parent.get()
+
+
+_SPANS = _Spans()
+
+
+class _TracedView(OptionsView):
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """See `FarmExecutor.submit`; with a span from now to the end."""
+        trace = needed("opentelemetry.trace", "otel", PURPOSE)
+        span, token = _begin("submit", fn, trace.SpanKind.PRODUCER)
+        try:
+            future = super().submit(fn, *args, **kwargs)
+        except BaseException as error:
+            _fail(span, error)
+            span.end()
+            raise
+        finally:
+            _parent.reset(token)
+        if span.is_recording():
+            future.add_done_callback(partial(_settled, span))
+        return future
+
+    # Typed in `Front`, whose overloads hold for this as well.
+    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
+        """See `FarmExecutor.map`; with a span until all results have been taken."""
+        trace = needed("opentelemetry.trace", "otel", PURPOSE)
+        span, token = _begin("map", fn, trace.SpanKind.INTERNAL)
+        try:
+            results = super().map(fn, *iterables, **options)
+        except BaseException as error:
+            _fail(span, error)
+            span.end()
+            raise
+        finally:
+            _parent.reset(token)
+        spanned = _spanned(results, span)
+        next(spanned)  # to its first yield: a generator that has not begun would not end the span when it is closed
+        return spanned
+
+    def with_options(
+        self,
+        *,
+        priority: int | str | None = None,
+        category: Hashable = None,
+        max_attempts: int | None = None,
+        timeout: float | None = None,
+    ) -> OptionsView:
+        """See `FarmExecutor.with_options`; the view is traced, too."""
+        options = super().with_options(
+            priority=priority, category=category, max_attempts=max_attempts, timeout=timeout
+        )
+        return view_of(_TracedView, backing_of(self), options_of(options))
+
+
+def _begin(what: str, fn: Any, kind: Any) -> tuple[Any, contextvars.Token[dict[str, Any] | None]]:
+    """Start a span, and have the calls that are submitted now carry its name."""
+    trace = needed("opentelemetry.trace", "otel", PURPOSE)
+    propagate = needed("opentelemetry.propagate", "otel", PURPOSE)
+    name = name_of(fn)
+    attributes = {headers.SPAN_SYSTEM: headers.SYSTEM, headers.SPAN_FUNCTION: name}
+    span = trace.get_tracer(headers.SYSTEM).start_span(f"{what} {name}", kind=kind, attributes=attributes)
+    parent: dict[str, str] = {}
+    propagate.inject(parent, trace.set_span_in_context(span))
+    return span, _parent.set({"name": name, "parent": parent})
+
+
+def _settled(span: Any, future: Future[Any]) -> None:
+    if future.cancelled():
+        span.set_attribute(headers.SPAN_ERROR, "cancelled")
+    else:
+        error = future.exception()
+        if error is not None:
+            _fail(span, error)
+    span.end()
+
+
+def _spanned(results: Iterator[T], span: Any) -> Generator[Any, None, None]:
+    try:
+        yield None  # see `map`
+        yield from results
+    except Exception as error:
+        _fail(span, error)
+        raise
+    finally:
+        span.end()
+
+
+def _fail(span: Any, error: BaseException) -> None:
+    trace = needed("opentelemetry.trace", "otel", PURPOSE)
+    kind = type(error).__qualname__
+    span.set_attribute(headers.SPAN_ERROR, kind)
+    span.set_status(trace.Status(trace.StatusCode.ERROR, kind))
