@@ -115,6 +115,7 @@ class Backing:
         listen = observing.wanted()
         if not listen or self.page is not None:
             return
+        # Within `alone`: of two threads that start the farm, one opens the page.
         try:
             url = self.show(listen, False)
         except (OSError, ValueError, ImportError) as error:  # a program must not fail because nobody can look
@@ -177,7 +178,8 @@ class Backing:
                 engine = self.make_engine()
                 engine.start()
                 self.engine = engine
-                engine.sight.observe(self.observer)
+                if self.observer is not None:
+                    engine.sight.observe(self.observer)
                 self._show_if_wanted()
                 lifetime.track(engine)
                 # The engine has no reference to this object, which can thus be collected while the engine works.

@@ -79,6 +79,7 @@ def map_calls(
         options = engine.laden(options)
     observer = backing.observer
     tally = None
+    # Who looks at the farm sees how far its maps are, whether or not the program shows that itself.
     if progress is not None or observer is not None:
         tally = tally_for(progress, fn, _total(iterables), None if observer is None else observer.mapping)
     try:

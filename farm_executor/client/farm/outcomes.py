@@ -79,19 +79,21 @@ class Outcomes:
     def on_values(self, lane: Lane, calls: list[Call], values: Sequence[Any]) -> None:
         """See `crew.CrewListener`."""
         settler = self._settler
-        settle = partial(settler.succeed, zip(calls, values, strict=True), lane.server, lane.pid, lane.note_calls)
-        if settler.observer is None:
-            settle()
+        ended = zip(calls, values, strict=True)
+        if settler.observer is None:  # as always where nobody looks, so nothing is made for it before
+            settler.succeed(ended, lane.server, lane.pid, lane.note_calls)
         else:
+            settle = partial(settler.succeed, ended, lane.server, lane.pid, lane.note_calls)
             settler.observer.answered(lane, calls, settle)
 
     def on_answers(self, lane: Lane, calls: list[Call], answers: Sequence[tuple[Payload, bool]]) -> None:
         """See `crew.CrewListener`."""
         settler = self._settler
-        settle = partial(settler.answer, zip(calls, answers, strict=True), lane.server, lane.pid, lane.note_calls)
-        if settler.observer is None:
-            settle()
+        ended = zip(calls, answers, strict=True)
+        if settler.observer is None:  # as always where nobody looks, so nothing is made for it before
+            settler.answer(ended, lane.server, lane.pid, lane.note_calls)
         else:
+            settle = partial(settler.answer, ended, lane.server, lane.pid, lane.note_calls)
             settler.observer.answered(lane, calls, settle)
 
     def on_renumbered(self, lane: Lane) -> None:

@@ -119,6 +119,7 @@ class Settler:
         """Settle a call with an error; ``end`` is the count that it goes into, None if its work goes on."""
         if end is not None:
             self.counts[end] += call.calls
+        # Before it is released, which drops the function.
         name = call.name if self.observer is not None else ""
         calls = call.calls
         future = self._release(call)

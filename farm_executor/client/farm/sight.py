@@ -75,6 +75,7 @@ class Sight:
         """Return what can be seen of the farm."""
         from farm_executor.client.farm.statistics import LANES_AT_ONCE, farm_status  # late, as above
 
+        # Not a snapshot, which looks through all that waits: this is taken twice a second for each page.
         counts = farm_status(self._dispatch, list(self._lanes), self._counts())
         links = list(self._servers)
         sessions = [link.session for link in links]
