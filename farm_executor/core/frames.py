@@ -86,15 +86,19 @@ HEADER = struct.Struct("<IBBHQ")
 _U32 = struct.Struct("<I")
 HEADER_SIZE = HEADER.size
 
+# A body is kept until it is complete, so this is what one connection may make its other end hold.
 MAX_BODY = 4 * 1024 * 1024
+# No hello needs more, and a peer that says hello may not have proven anything yet.
 MAX_HELLO = 64 * 1024
 MAX_SEGMENTS = 65_536
 _KIND_SHIFT = 62
 _SIZE_MASK = (1 << _KIND_SHIFT) - 1
 MAX_SEGMENT = 1 << 46  # 64 TiB, more memory than any machine has: such a size is garbage
 MAX_MODULES = 320 * 1024 * 1024  # bytes of modules in one frame
+# What the 16 bits of the header hold.
 MAX_COUNT = 65_535
 MAX_RECALLS = 1 << 16  # counters of recalls wrap around here, to fit a header's count
+# From about here on, copying a payload into its frame costs more than sending one buffer more.
 BULK_THRESHOLD = 64 * 1024
 
 BULK = 1

@@ -70,6 +70,7 @@ __all__ = [
 
 MAGIC = b"FARM"
 PROTOCOL_VERSION = 4
+# So long that none is ever drawn twice: a proof is then of no use in another dialogue.
 NONCE_SIZE = 32
 MAX_VERSION = 100  # characters in one version
 MIN_MEMORY_LIMIT = 1024 * 1024  # bytes for a worker: a lower limit was meant in another unit

@@ -16,7 +16,9 @@ Two, because a lane is refilled when half of its window is free: the other half 
 
 LONGEST_ROUND_TRIP_US = 1_000_000.0  # anything longer was not a round trip but a program busy with something else
 
+# Six reports lead from one task to the most, so a lane of very short tasks is full within milliseconds.
 GROWTH = 4
+# Several times what the horizon has room for of the shortest tasks: it bounds only estimates that are wrong.
 MAX_WINDOW = 4096
 
 
