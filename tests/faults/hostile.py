@@ -142,7 +142,7 @@ def no_unpickling() -> Iterator[None]:
         yield
 
 
-def _give(size: int) -> bytearray:
+def _give(size: int, kind: object = None) -> bytearray:
     if size > ROOM:
         raise MemoryError
     return bytearray(size)
