@@ -89,7 +89,7 @@ def test_lanes_are_judged_by_what_servers_of_either_form_answer(session, posted,
 
 def test_a_lane_that_has_ended_may_be_retired_when_its_server_drains():
     """Its report is awaited, and the scheduler does not know of its end yet."""
-    lane = Lane(1, connection(), SimpleNamespace(), 0, 4711)
+    lane = Lane(1, connection(), SimpleNamespace(features=frozenset()), 0, 4711)
     for event in (LaneEvent.READY, LaneEvent.END):
         lane.change(event)
     crew = SimpleNamespace(_lanes={1: lane}, _reactor=mock.Mock(), lose_lane=mock.Mock())

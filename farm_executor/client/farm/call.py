@@ -46,9 +46,10 @@ class Call(Task):
         header: What travels with it beside its arguments; None or empty for nothing.
     """
 
-    __slots__ = ("arguments", "function", "future", "header", "inlet", "owner", "plain")
+    __slots__ = ("arguments", "function", "future", "header", "owner", "plain")
 
     before_settling: BeforeSettling | None = None
+    inlet: Inlet | None = None
 
     def __init__(
         self,
@@ -66,7 +67,6 @@ class Call(Task):
         if options.timeout is not None:
             self.timeout = options.timeout
         self.header = options.header
-        self.inlet: Inlet | None = None
         self.owner = owner
         self.function: Function | None = function
         self.arguments = arguments
