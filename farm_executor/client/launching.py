@@ -99,6 +99,7 @@ class There:
         """See `Source`."""
         return [(self._address, at(self._address))]
 
+    # Half a minute's delay is what name services have anyway.
     def watch(self, changed: Callable[[], None]) -> None:
         """Do nothing: name services do not tell."""
 

@@ -100,6 +100,7 @@ class Supply:
         return source
 
     def _find_key(self, address: Address) -> Key:
+        # Made when it is asked for: the environment may name another key file by then.
         from farm_executor.wire.security import KeyFinder
 
         return KeyFinder(*self._key)(address)

@@ -24,6 +24,7 @@ from farm_executor.core.messages import BackHello, ClientHello, Done
 from farm_executor.server.door import Door
 from farm_executor.server.guest import Guest
 from farm_executor.wire.address import Address
+from farm_executor.wire.dialling import WAITS
 from farm_executor.wire.security import Key
 from farm_executor.wire.sockets import Socket, bound_address, listen_everywhere
 from farm_executor.wire.waker import Waker
@@ -133,6 +134,7 @@ class Rendezvous:
         self._key = key
         self._lock = threading.Lock()
         self._servers: dict[str, BackServer] = {}
+        self._coming: set[Socket] = set()  # those whose servers have yet to say that they wait
         self._changed: Callable[[], None] = lambda: None
         self._listeners: list[Socket] = []
         self._selector: selectors.BaseSelector | None = None
@@ -193,6 +195,9 @@ class Rendezvous:
             self._waker.close()
         for listener in self._listeners:
             listener.close()
+        for sock in self._coming:
+            sock.close()
+        self._coming.clear()
         for server in self._servers.values():
             server.close()
         self._servers.clear()
@@ -241,21 +246,36 @@ class Rendezvous:
             return
         guest.reply(Done())
         self._door.release(guest)
+        assert self._selector is not None
+        self._coming.add(guest.raw)
+        waits = partial(self._on_waits, hello, guest.raw, guest.host)
+        self._selector.register(guest.raw, selectors.EVENT_READ, waits)
+
+    def _on_waits(self, hello: BackHello, sock: Socket, host: str) -> None:
+        """Take a connection on which the server has read our answer, and waits."""
+        assert self._selector is not None
+        self._coming.discard(sock)
+        try:
+            said = sock.recv(len(WAITS))
+        except OSError:
+            said = b""
+        if said != WAITS:
+            self._forget(sock)
+            sock.close()
+            return
         with self._lock:
             server = self._servers.get(hello.server)
             new = server is None
             if server is None:
-                server = BackServer(
-                    str(self._target).partition("?")[0], hello.name, guest.host, partial(self._gone, hello.server)
-                )
+                called = str(self._target).partition("?")[0]
+                server = BackServer(called, hello.name, host, partial(self._gone, hello.server))
                 server.forget, server.key = self._forget, self._key
                 self._servers[hello.server] = server
-        assert self._selector is not None
         # Before it can be taken, which unregisters it.
-        self._selector.register(guest.raw, selectors.EVENT_READ, partial(self._on_end, hello.server, guest.raw))
-        if not server.park(guest.raw):
-            self._forget(guest.raw)
-            guest.raw.close()
+        self._selector.modify(sock, selectors.EVENT_READ, partial(self._on_end, hello.server, sock))
+        if not server.park(sock):
+            self._forget(sock)
+            sock.close()
         if new:
             logger.info("server dialled in at=%s server=%s", self._target, hello.name)
             self._changed()

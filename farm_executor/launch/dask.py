@@ -63,6 +63,7 @@ class DaskServers:
         self._key: Key | None = None
         self._gateway: _Gateway | None = None
         self._changed: Callable[[], None] = lambda: None
+        self._was_up = False
         self._ended = False
 
     def __str__(self) -> str:
@@ -90,12 +91,15 @@ class DaskServers:
                 gateway = self._gateway = _Gateway(self._dask, self._order(place), lambda: self._changed())
                 if last is not None:
                     gateway.said = last.said
-        if gateway.failure:
+        # Once there has been a server, what keeps the next from starting may pass.
+        if gateway.failure and not self._was_up:
             raise BrokenFarmError(gateway.failure)
         try:
-            return place.look()
+            found = place.look()
         except ConnectionError:
-            raise ConnectionError(gateway.said) from None
+            raise ConnectionError(gateway.failure or gateway.said) from None
+        self._was_up = True
+        return found
 
     def watch(self, changed: Callable[[], None]) -> None:
         """See `client.launching.Source`."""
@@ -190,15 +194,17 @@ class _Gateway:
             self._thread.join()
 
     def abandon(self) -> None:
-        """In a forked child: close our end of its standard input."""
+        """In a forked child: close our ends of the pipes."""
         self.let_go()
+        if self._process.stdout is not None:
+            self._process.stdout.close()  # not buffered: no lock of it is held by a thread of the parent's
         self._process.returncode = 0  # so that its destructor does not wait for a process that is not our child
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             while line := lines.readline():
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, TypeError):  # something else has printed there
                     self._hear(json.loads(line))
         self._process.wait()
         self.let_go()

@@ -11,6 +11,7 @@ it the job. One job a node: each is used as soon as it is granted, and lost alon
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ REPORT_EVERY = 30.0  # seconds between two log lines about the same wait
 LOOK_SECONDS = 5.0  # for squeue to answer
 END_SECONDS = 15.0  # more than the supervisor gives its workers
 AGAIN_SECONDS = 5.0  # from the end of a job to the next one, so that a node that fails at once does not cost many
+REFUSED_SECONDS = 30.0  # the same after one that was refused
 SHOWN_LINES = 3  # lines of srun's shown in errors
 MAX_LINE = 64 * 1024
 
@@ -69,6 +71,7 @@ class SlurmJobs:
         self._lock = threading.Lock()
         self._jobs: list[_Job] = []
         self._failure = ""  # why no job can be had
+        self._was_up = False  # whether any job's server has served
         self._place: Rendezvous | None = None
         self._secret = ""
         self._changed: Callable[[], None] = lambda: None
@@ -183,13 +186,15 @@ class SlurmJobs:
         with self._lock:
             if self._ended:
                 return
-            if not job.was_up:
+            self._was_up = self._was_up or job.was_up
+            if not self._was_up:
                 self._failure = self._failure or (
                     f"cannot start {self._slurm}: srun ended with exit code {job.code}; it said: {job.said}"
                 )
             else:
+                # Once there has been one, what refuses the next may pass, such as a limit or a node that is down.
                 logger.warning("job ended of=%s job=%s", self._target, job.number or "unknown")
-                timer = threading.Timer(AGAIN_SECONDS, self._ask_again)
+                timer = threading.Timer(AGAIN_SECONDS if job.was_up else REFUSED_SECONDS, self._ask_again)
                 timer.daemon, timer.name = True, "farm-slurm-timer"
                 self._timers.add(timer)
                 timer.start()
@@ -281,13 +286,13 @@ class _Job:
         """In a forked child: close our ends of the pipes."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with contextlib.suppress(OSError):
-                    os.close(pipe.fileno())
+                pipe.close()  # not buffered: no lock of it may be held by a thread that is not in this process
         self._process.returncode = 0  # so that its destructor does not wait for a process that is not our child
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with self._process.stdout as lines:
+        with self._process.stdout as pipe:
+            lines = io.BufferedReader(pipe)  # type: ignore[type-var]
             while line := lines.readline(MAX_LINE):
                 self._hear(line)
         code = self._process.wait()

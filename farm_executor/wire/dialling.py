@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HELLO_RECORDS",
+    "WAITS",
     "RefusedError",
     "begin_tls",
     "connect",
@@ -47,6 +48,7 @@ __all__ = [
     "secure_server_side",
 ]
 
+WAITS = b"\x01"  # from a server that has dialled: it has read the answer to its hello
 HELLO_RECORDS = 1  # in each direction of a lane; the worker's records follow
 
 
@@ -113,7 +115,14 @@ def offer(address: Address, key: Key, hello: dict[str, Any], timeout: float) -> 
     Raises:
         Exception: See `connect`.
     """
-    return _connect(address, key, hello, timeout, lambda sock: None, lambda: None, HEARTBEAT_SECONDS, None)[2]
+    sock = _connect(address, key, hello, timeout, lambda sock: None, lambda: None, HEARTBEAT_SECONDS, None)[2]
+    try:
+        # Only now may the client begin: what it says must not be read along with its answer.
+        sock.sendall(WAITS)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _connect(

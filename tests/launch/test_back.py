@@ -20,6 +20,7 @@ from farm_executor.admin import ask
 from farm_executor.core.messages import BackHello, to_json
 from farm_executor.launch import back
 from farm_executor.launch.back import BackServer, Rendezvous
+from farm_executor.wire import dialling as dialling_module
 from farm_executor.wire.address import parse_address, parse_addresses
 from farm_executor.wire.dialling import RefusedError, offer
 from farm_executor.wire.keygen import make_key_file_content
@@ -188,6 +189,15 @@ def test_a_squatter_gets_nothing(waiting, said):
         place.look()
     sock = offer(where, Key(KEY), HELLO, DEADLINE)  # others are let in meanwhile
     sock.close()
+
+
+def test_a_server_that_does_not_say_that_it_waits_is_not_used(waiting, monkeypatch):
+    place, where = waiting
+    monkeypatch.setattr(dialling_module, "WAITS", b"x")
+    with offer(where, Key(KEY), HELLO, DEADLINE) as sock:
+        assert sock.recv(1) == b""
+    with pytest.raises(ConnectionError, match="no server has dialled in"):
+        place.look()
 
 
 def test_who_takes_a_program_for_a_server_is_told(waiting):

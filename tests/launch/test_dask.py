@@ -57,8 +57,8 @@ def test_there_is_a_server_beside_each_worker_and_nothing_is_left(cluster):
     cluster(threads={ONE: 2, TWO: 1})
     with FarmExecutor(f"{WHERE}?env=FARM_TEST=x{{slot}}") as farm:
         assert farm.submit(pow, 2, 10).result(DEADLINE) == 1024
-        wait_until(lambda: len(up(farm)) == 2, "both have come")
-        assert up(farm) == {f"{WHERE}/127.0.0.1:1001": 2, f"{WHERE}/127.0.0.1:1002": 1}
+        wanted = {f"{WHERE}/127.0.0.1:1001": 2, f"{WHERE}/127.0.0.1:1002": 1}
+        wait_until(lambda: up(farm) == wanted, "both have come")
         assert sorted(farm.broadcast(os.getenv, "FARM_TEST", timeout=DEADLINE)) == ["x0", "x0", "x1"]
         placed = servers(os.getpid())
         assert len(placed) == 2

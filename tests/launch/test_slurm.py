@@ -145,6 +145,17 @@ def test_what_slurm_does_not_take_breaks_the_farm_with_its_words_and_is_not_trie
     assert len(asked()) == 2
 
 
+def test_one_that_is_refused_after_another_has_served_is_asked_for_again(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "REFUSED_SECONDS", 0.01)
+    asked = cluster(f"[[ $(wc -l < {tmp_path}/asked) == [23] ]] && exit 1")
+    with FarmExecutor("slurm://", resume_timeout=0) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        (server,) = servers_of(os.getpid())
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: len(asked()) == 4, "another has been asked for until there was one")
+        assert farm.submit(abs, -2).result(DEADLINE) == 2
+
+
 def test_one_that_fails_does_not_break_a_farm_that_has_others(cluster):
     from farm_executor import start_server
 
