@@ -1,6 +1,7 @@
 """Who may import whom: a ladder without cycles, and a core without effects."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -200,7 +201,12 @@ def _floor(package, module):
     return next(number for number, names in enumerate(FLOORS[package]) if own in names)
 
 
+@functools.cache
 def _imports(path):
+    return frozenset(_found_imports(path))
+
+
+def _found_imports(path):
     """Every module that is imported, whatever the form and wherever in the file."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
