@@ -375,6 +375,12 @@ class FrameReader:
         """The number of bytes that are certainly part of the current or next frame; not valid in a segment."""
         return self._needed - len(self._pending)
 
+    def close(self) -> None:
+        """Let go of a segment that will not arrive whole."""
+        if self._bulk is not None:
+            self._bulk.close()
+            self._bulk = None
+
     @property
     def mid_frame(self) -> bool:
         """Whether the stream is within a frame, so that it would be truncated if it ended here."""
@@ -506,6 +512,13 @@ class _Bulk:
             return sizes, [Kind(entry >> _KIND_SHIFT) for entry in table]
         except ValueError:
             raise RemoteProtocolError(f"{head.type.name} frame with a segment of an unknown kind") from None
+
+    def close(self) -> None:
+        """Let go of the current segment."""
+        # A BytesIO complains if it is collected, among what refers to it, with a view of its memory still there.
+        if self._current is not None:
+            self._current.release()
+            self._current = None
 
     def _next(self) -> None:
         """Begin the next segment that has bytes to come."""

@@ -241,6 +241,7 @@ class Connection:
     def close(self) -> None:
         """Close the socket and drop all unsent buffers."""
         self._unsent.clear()
+        self.reader.close()
         self.socket.close()
 
 

@@ -63,6 +63,7 @@ from farm_executor.core.frames import (
     Frame,
     FrameReader,
     FrameType,
+    Kind,
     decode_number,
     encode_frame,
     encode_payload,
@@ -93,6 +94,7 @@ from farm_executor.core.shipment import (
 )
 from farm_executor.core.streams import encode_credit, encode_items, encode_items_together
 from farm_executor.data import payload
+from farm_executor.data.memory import allocate
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 from farm_executor.observe.frame import Choices
 from farm_executor.observe.frame import frame as frame_of
@@ -142,10 +144,10 @@ def no_unpickling() -> Iterator[None]:
         yield
 
 
-def _give(size: int, kind: object = None) -> bytearray:
+def _give(size: int, kind: Kind) -> Any:
     if size > ROOM:
         raise MemoryError
-    return bytearray(size)
+    return allocate(size, kind)
 
 
 def _bounded(sock: socket.socket) -> Connection:

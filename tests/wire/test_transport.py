@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import socket
@@ -766,3 +767,17 @@ def test_a_waker_wakes_at_a_signal():
         signal.set_wakeup_fd(before)
         signal.signal(signal.SIGUSR1, handler)
         waker.close()
+
+
+@pytest.mark.parametrize("segment", [b"x" * 200_000, bytearray(200_000)])
+def test_a_connection_that_ends_within_a_segment_goes_without_a_word(segment):
+    here, there = socket.socketpair()
+    with here:
+        connection = Connection(there)
+        connection.itself = connection  # collected with all that it has, in any order
+        here.sendall(joined(encode_payload(FrameType.FUNCTION, [b"pickle", segment]))[:100_000])
+        connection.receive()
+        assert connection.reader.mid_frame
+        connection.close()
+        del connection
+        gc.collect()
