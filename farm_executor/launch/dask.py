@@ -38,7 +38,7 @@ END_SECONDS = 2.0  # for a server to answer that it ends
 GATEWAY_SECONDS = 15.0  # for the gateway to end
 
 _GATEWAY = (
-    f"import sys; sys.path[:] = [{PACKAGE_ROOT!r}, *filter(None, sys.path)]; "
+    f"import sys; sys.path[:] = [*filter(None, sys.path), {PACKAGE_ROOT!r}]; "
     "from farm_executor.launch.gateway import main; main()"
 )
 
