@@ -210,6 +210,13 @@ def dashboard(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[-1], default=False)
+def screenshots(session: nox.Session) -> None:
+    """Make the screenshots of the documentation, in a Chromium, which must be installed."""
+    _install(session, ".[dashboard]", *_group("browser"))
+    session.run("python", "tests/dashboard/screenshots.py")
+
+
+@nox.session(python=PYTHONS[-1], default=False)
 def joblib(session: nox.Session) -> None:
     """Run joblib's own tests of backends with the farm's."""
     _install(session, *FOR_TESTS, *_group("integrations"))

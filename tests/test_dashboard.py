@@ -417,7 +417,7 @@ def test_an_environment_that_wants_what_cannot_be_costs_a_warning():
     )
 
     assert done.stdout == "1\n"
-    assert "no dashboard at FARM_EXECUTOR_DASHBOARD=0.0.0.0:0" in done.stderr
+    assert "no dashboard listen=0.0.0.0:0" in done.stderr
 
 
 # -- mounted -------------------------------------------------------------------------------------------

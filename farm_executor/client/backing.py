@@ -119,7 +119,7 @@ class Backing:
         try:
             url = self.show(listen, False)
         except (OSError, ValueError, ImportError) as error:  # a program must not fail because nobody can look
-            logger.warning("no dashboard at %s=%s: %s", observing.VARIABLE, listen, error)
+            logger.warning("no dashboard listen=%s error=%s", listen, error)
         else:
             print(f"farm_executor: dashboard at {url}", file=sys.stderr, flush=True)  # noqa: T201 - never in a log
 

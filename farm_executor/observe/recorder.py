@@ -32,7 +32,7 @@ LONGEST = 0.25  # seconds of a piece of several calls
 MAX_NAMES = 200  # functions that are told apart
 MAX_FAILURES, MAX_TRACEBACK, MAX_OUTPUT = 100, 6000, 2000
 TRACEBACKS_A_SECOND = 20  # of failures; of further ones only the numbers are kept
-MAX_MAPS = 12
+MAX_MAPS, OVER_MAPS = 12, 3
 OTHERS = "(other functions)"
 
 
@@ -270,11 +270,16 @@ class Recorder:
                 "history": {"first": noted - len(history), "new": history},
                 "heat": {"first": warmed - len(heat), "new": heat if hot else []},
                 "tiles": self._tiles(view),
-                "maps": [_map(one, now) for one in reversed(self._maps)],
+                "maps": self._shown_maps(),
                 "tables": [self._function_table(), _server_table(servers), *self._worker_table(servers, now, hot)],
                 "failures": {"first": failed - len(failures), "new": failures},
             }
         return document, Cursor(behind - growing, failed, noted, warmed)
+
+    def _shown_maps(self) -> list[dict[str, Any]]:
+        """Return the maps that go on, and the last that are over; the newest comes first."""
+        last = [one for one in self._maps if one.over][-OVER_MAPS:]
+        return [_map(one) for one in reversed(self._maps) if not one.over or one in last]
 
     def _tiles(self, view: View | None) -> list[Any]:
         if view is None:
@@ -348,7 +353,7 @@ def _rounded(piece: list[Any]) -> list[Any]:
     return [piece[0], round(piece[1], 4), round(piece[2], 4), piece[3], piece[4], round(piece[5], 5), piece[6]]
 
 
-def _map(one: Mapping, now: float) -> dict[str, Any]:
+def _map(one: Mapping) -> dict[str, Any]:
     return {"label": one.label, "done": one.done, "total": one.total, "failed": one.failed, "over": one.over}
 
 
