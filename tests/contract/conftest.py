@@ -76,7 +76,7 @@ def make_farm_of_servers(request: pytest.FixtureRequest, max_workers: int | None
 def make_farm_on_slurm(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
     from farm_executor import FarmExecutor
 
-    return FarmExecutor(f"slurm://?per={max_workers or 2}", **options)
+    return FarmExecutor(f"slurm://?per={max(max_workers or 2, 1)}", max_workers=max_workers, **options)
 
 
 BUFFERS = {"buffers"} if sys.version_info >= (3, 14) else set()
