@@ -14,7 +14,17 @@ else:
     import tomli as tomllib  # which pytest needs there
 
 # Of extras whose tests are skipped where they are not installed, and run in sessions of their own.
-ELSEWHERE = {"joblib", "prometheus-client", "starlette", "uvicorn", "opentelemetry-api", "opentelemetry-sdk"}
+ELSEWHERE = {
+    *(
+        "distributed",
+        "joblib",
+        "opentelemetry-api",
+        "opentelemetry-sdk",
+        "prometheus-client",
+        "starlette",
+        "uvicorn",
+    ),
+}
 ROOT = Path(__file__).resolve().parents[1]
 
 

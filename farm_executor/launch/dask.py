@@ -220,7 +220,7 @@ class _Gateway:
         elif "missing" in word:
             self.failure = (
                 f"cannot ask {self._dask}: the package {word['missing']} is not installed here: "
-                "python -m pip install 'farm_executor[dask]'"
+                "python -m pip install 'farm_executor[dask,tls]'"
             )
         elif "unreachable" in word:
             self.said = one_line(str(word["unreachable"]), MAX_MESSAGE)

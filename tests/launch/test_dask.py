@@ -86,7 +86,7 @@ def test_a_worker_that_joins_is_used_and_a_server_that_dies_is_placed_again(clus
 
 def test_without_the_package_it_names_the_extra(cluster):
     cluster(lacking="distributed")
-    with FarmExecutor(WHERE) as farm, pytest.raises(BrokenFarmError, match=r"farm_executor\[dask\]"):
+    with FarmExecutor(WHERE) as farm, pytest.raises(BrokenFarmError, match=r"farm_executor\[dask,tls\]"):
         farm.submit(abs, -1).result(DEADLINE)
 
 
