@@ -38,6 +38,7 @@ from farm_executor.client.farm.engine import Engine
 from farm_executor.client.farm.link import CLEAR_REFUSALS
 from farm_executor.core import dialling as core_dialling
 from farm_executor.core.frames import BULK, FrameType, encode_frame
+from farm_executor.core.handshake import PROTOCOL_VERSION
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -220,11 +221,15 @@ def test_a_wrong_key_is_an_authentication_error_for_every_task_that_waits(servin
         assert len({id(error) for error in errors}) == len(errors), "each has its own, for tracebacks grow"
 
 
+# The beginning of a server's: sealed, in our version.
+PREAMBLE = b"FARM" + bytes([PROTOCOL_VERSION, PROTOCOL_VERSION, 4])
+
+
 def refuse(listener):
     """Be somebody who says that the key is wrong, as anybody can."""
     with listener.accept()[0] as sock:
         sock.recv(48, socket.MSG_WAITALL)
-        sock.sendall(b"FARM\3\3\4" + bytes(41))
+        sock.sendall(PREAMBLE + bytes(41))
         sock.recv(32, socket.MSG_WAITALL)
         sock.sendall(bytes(33))
         assert read_to_end(sock) == b""
@@ -267,7 +272,7 @@ def test_a_server_that_does_not_know_the_key_gets_no_task():
         for _ in range(CLEAR_REFUSALS):
             with listener.accept()[0] as sock:
                 heard = sock.recv(48, socket.MSG_WAITALL)
-                sock.sendall(b"FARM\3\3\4" + bytes(41))
+                sock.sendall(PREAMBLE + bytes(41))
                 heard += sock.recv(32, socket.MSG_WAITALL)
                 sock.sendall(b"\1" + bytes(32))
                 assert read_to_end(sock) == b""
@@ -284,7 +289,7 @@ STRANGERS = {
     "a letter": b"F",
     "a promise of 1 GiB": PROMISE,
     "an HTTP client": b"GET / HTTP/1.1\r\nHost: localhost:11111\r\nUser-Agent: curl/8\r\n\r\n",
-    "half a preamble": b"FARM\3\3\4" + bytes(20),
+    "half a preamble": PREAMBLE + bytes(20),
 }
 
 

@@ -253,7 +253,8 @@ def test_a_failure_has_its_remote_traceback_and_the_end_of_its_output():
         assert "folding 3" in failure["output"]
         document = document_of(farm)
         assert [row[4] for row in table_of(document, "Functions")] == [{"bad": 1}]
-        assert [piece[6] for piece in document["pieces"]["new"]] == [1]
+        # The result is there before its piece.
+        wait_until(lambda: [piece[6] for piece in document_of(farm)["pieces"]["new"]] == [1], "a piece that failed")
 
 
 def test_an_item_of_a_block_that_fails_is_a_failure():

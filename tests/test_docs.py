@@ -359,7 +359,9 @@ def test_what_a_page_shows_runs(page, tmp_path, no_leaks):
 def test_an_example_is_shown_and_run_by_a_page(script):
     texts = [page.read_text("utf-8") for page in PAGES]
 
-    assert any(f"examples/{script.name}\n" in text and f"\n$ python {script.name}\n" in text for text in texts)
+    used = (f"\n$ python {script.name}\n", f"\nimport {script.stem}\n")  # as a program, or by one
+
+    assert any(f"examples/{script.name}\n" in text and any(use in text for use in used) for text in texts)
 
 
 # -- links ------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from farm_executor.data import payload
 
 __all__ = ["Levels", "Records"]
 
-SECONDS = 0.02  # between two sendings, but for what comes with results
+SECONDS = 0.02  # between two sendings, but for what comes with results, and for warnings
 MOST = 256  # records in one frame
 RATE = 10_000  # records a second; a task that logs more waits
 MAX_TEXT = 16 * 1024  # characters
@@ -52,6 +52,7 @@ class Records:
         self._on_record = told
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
         self._told = 0.0
+        self._urgent = False
         self._pid = os.getpid()
         self._begun, self._count = 0.0, 0  # of the present second
         self._lost = 0
@@ -64,7 +65,9 @@ class Records:
     @property
     def due(self) -> bool:
         """Whether it is time to."""
-        return bool(self._waiting) and (len(self._waiting) >= MOST or time.perf_counter() - self._told >= SECONDS)
+        if not self._waiting:
+            return False
+        return self._urgent or len(self._waiting) >= MOST or time.perf_counter() - self._told >= SECONDS
 
     def install(self) -> None:
         """Take the records of this process's loggers from now on."""
@@ -83,6 +86,8 @@ class Records:
             self._lost += 1
             return
         self._waiting.append((self._seq() & (1 << 64) - 1, _portable(record)))
+        # A warning may be the last that is heard of a process.
+        self._urgent = self._urgent or record.levelno >= logging.WARNING
         self._on_record()
         # Lost records are worse than slow ones: who floods the client waits for it, roughly.
         now = time.perf_counter()
@@ -95,7 +100,7 @@ class Records:
 
     def take(self) -> list[Buffer]:
         """Return the frames that tell everything."""
-        self._told = time.perf_counter()
+        self._told, self._urgent = time.perf_counter(), False
         if self._lost:
             lost, self._lost = self._lost, 0
             text = f"{lost} log records were lost while the client could not be reached"

@@ -12,14 +12,14 @@ def count(n):
     return "counted"
 
 
-def count_from_the_start(path):
-    """Yields without end, and notes how far it is, and its end."""
+def count_from_the_start(path, padding=0):
+    """Yields without end, and notes how far it is, and its end; with padding, numbers as bytes that it follows."""
     number = 0
     try:
         while True:
             with open(path, "w") as file:
                 file.write(str(number))
-            yield number
+            yield number.to_bytes(8, "little") + bytes(padding) if padding else number
             number += 1
             time.sleep(0.002)
     finally:
@@ -66,9 +66,11 @@ def unsendable():
     yield (i for i in "abc")
 
 
-def die_after(n):
+def die_after(n, path):
+    """Die once there is such a file."""
     yield from range(n)
-    time.sleep(0.1)
+    while not os.path.exists(path):
+        time.sleep(0.01)
     os._exit(3)
 
 

@@ -17,6 +17,7 @@ import farm_executor.client.farm.link
 import farm_executor.wire.versions
 from farm_executor import FarmExecutor, FarmStatistics, VersionMismatchError, WorkerLostError, start_server
 from farm_executor.client.farm.functions import MAX_LARGE_BYTES
+from farm_executor.core.frames import payload_size
 
 DEADLINE = 30.0
 
@@ -369,6 +370,6 @@ def test_what_is_kept_of_large_functions_is_bounded_and_goes_when_the_farm_is_id
     table = farm._engine._functions
 
     assert _until(lambda: not table.kept.large)
-    assert sum(map(len, table._by_content)) < slack
+    assert sum(payload_size(content.parts) for content in table._by_content) < slack
     assert max(farm.broadcast(tasks.held_of_functions)) < slack
     assert farm.submit(large).result(DEADLINE) == size, "it is sent again"

@@ -23,7 +23,7 @@ from farm_executor import (
     start_server,
 )
 from farm_executor.client.farm.inlet import Inlet
-from farm_executor.core.frames import FrameReader, FrameType, encode_frame
+from farm_executor.core.frames import BULK_THRESHOLD, FrameReader, FrameType, encode_frame
 from farm_executor.core.streams import (
     MAX_AHEAD,
     decode_credit,
@@ -130,10 +130,11 @@ def test_an_item_comes_before_the_next_is_there(farm):
 
 def test_the_task_is_ahead_by_so_much_and_waits(farm, tmp_path):
     path = tmp_path / "number"
-    with farm.stream(tasks.count_from_the_start, str(path)) as stream:
-        assert next(stream) == 0
+    # So large that each travels in a frame of its own, as frames are what is counted.
+    with farm.stream(tasks.count_from_the_start, str(path), BULK_THRESHOLD) as stream:
+        assert next(stream)[0] == 0
         wait_until(lambda: path.read_text() == str(MAX_AHEAD), "the window to be full")
-        assert next(stream) == 1
+        assert next(stream)[0] == 1
     wait_until(lambda: path.read_text() == "closed", "its end")
     assert farm.submit(abs, -1).result(DEADLINE) == 1
 
@@ -200,8 +201,9 @@ def test_kill_and_timeout(farm, tmp_path):
 
 
 def test_it_is_not_begun_again_once_an_item_has_come(farm, tmp_path):
-    stream = farm.stream(tasks.die_after, 2)
+    stream = farm.stream(tasks.die_after, 2, str(tmp_path / "now"))
     assert [next(stream), next(stream)] == [0, 1]
+    (tmp_path / "now").touch()
     with pytest.raises(WorkerLostError):
         next(stream)
     assert list(farm.stream(tasks.die_first, str(tmp_path / "died"))) == [0, 1, 2]

@@ -195,6 +195,5 @@ def bind_all() -> dict[str, type[unittest.TestCase]]:
 
 
 def end_helpers() -> None:
-    """Ends the servers, and what multiprocessing keeps for managers, as the suite does after its modules."""
+    """End the servers. What multiprocessing keeps for managers stays, as other tests of this process may use it."""
     own_servers.end()
-    multiprocessing.util._cleanup_tests()  # type: ignore[attr-defined]

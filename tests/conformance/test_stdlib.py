@@ -15,7 +15,7 @@ globals().update(suite.bind_all())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_helpers_of_multiprocessing_left():
+def _no_servers_left():
     yield
     suite.end_helpers()
 

@@ -98,7 +98,7 @@ def test_a_destructor_amid_the_workers_own_work_cannot_ask(program):
     code = """
         def task():
             import builtins, gc, sys
-            import farm_executor.server.lane as lane
+            import farm_executor.server.outcomes as outcomes
             builtins.said = []
             class Late:
                 def __del__(self):
@@ -106,12 +106,12 @@ def test_a_destructor_amid_the_workers_own_work_cannot_ask(program):
                         import mod3
                     except ModuleNotFoundError as error:
                         builtins.said.append(str(error))
-            real = lane.encode_results
+            real = outcomes.encode_results
             def encode(*arguments, **others):
-                lane.encode_results = real
+                outcomes.encode_results = real
                 Late()
                 return real(*arguments, **others)
-            lane.encode_results = encode
+            outcomes.encode_results = encode
             return object
         def said():
             import builtins

@@ -34,6 +34,7 @@ from farm_executor import (
 from farm_executor.cli import main
 from farm_executor.core.frames import FrameType
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security
+from farm_executor.core.messages import AdminHello, LaneHello, Role, to_json
 from farm_executor.wire.address import parse_address
 from farm_executor.wire.dialling import connect
 from farm_executor.wire.keygen import make_key_file_content
@@ -473,11 +474,14 @@ def test_a_lane_whose_client_is_gone_before_tls_ends_its_worker_without_a_word(k
 def test_tls_begins_where_the_role_says_and_nowhere_else(serving, key, security, role, monkeypatch):
     from farm_executor.wire import dialling
 
-    wrong = type("Wrong", (), {"LANE": "admin" if role == "admin" else "no such role"})
+    wrong = type("Wrong", (), {"LANE": "admin" if role == "admin" else "no such role", "BACK": Role.BACK})
     monkeypatch.setattr(dialling, "Role", wrong)
+    hello = to_json(LaneHello("session", 1) if role == "lane" else AdminHello("ping"))
+    said = "dismissed .*TLS begins at another place for this role"
+    before = len(serving.lines(said))
     with pytest.raises((OSError, EOFError)):
-        connect(parse_address(serving.address), key, {"role": role, "command": "ping"}, DEADLINE)
-    serving.wait_for_line("dismissed .*TLS begins at another place for this role")
+        connect(parse_address(serving.address), key, hello, DEADLINE)
+    serving.wait_for_line(said, before + 1)
 
 
 def test_a_session_and_its_lanes_by_hand(serving, key):

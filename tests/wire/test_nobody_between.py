@@ -196,7 +196,7 @@ def test_lanes_cannot_be_exchanged_behind_their_hellos(key_files):
 
 def forged(kind, preamble):
     """A refusal by somebody who has nothing."""
-    answer = bytearray(b"FARM\3\3" + preamble[6:7] + bytes(41))
+    answer = bytearray(preamble[:7] + bytes(41))
     if kind == "version":
         answer[4:6] = b"\0\1"
     elif kind == "security":
