@@ -41,10 +41,11 @@ class Stream(Generic[T_co]):
     Thread safety: several threads, or one and an event loop, may take items; each item is taken once.
     """
 
-    def __init__(self, farm: Farm, future: Future[Any], inlet: Inlet) -> None:
+    # Any: else everything public that mentions a stream would have checkers look into the farm's own parts.
+    def __init__(self, farm: Any, future: Future[Any], inlet: Any) -> None:
         self.future = future
-        self._farm = farm
-        self._inlet = inlet
+        self._farm: Farm = farm
+        self._inlet: Inlet = inlet
         self._items: deque[Any] = deque()  # of the frame taken last
         self._lock = threading.Lock()  # held while a frame is taken and unpickled, never while waiting
 

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import gc
 import os
+import pickle
 import threading
 import time
 import typing
@@ -202,3 +203,13 @@ def pass_first(path, number):
     if not number:
         pass_gate(path)
     return number
+
+
+class Large:
+    """An object with a buffer that travels beside the pickle, as an array of numpy's has."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __reduce_ex__(self, protocol):
+        return Large, (pickle.PickleBuffer(self.data),)

@@ -3,13 +3,13 @@
 import array
 import functools
 import json
-import pickle
 import sys
 import types
 from collections.abc import Callable
 
 import cloudpickle
 import pytest
+from client.tasks import Large
 from contract import tasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -278,16 +278,6 @@ def test_large_functions_can_be_forgotten():
     assert [content.parts[0] for content in table._by_content] == [table.find(small).data[0]]
     assert table.find(small).number == numbers[0]
     assert table.find(large).number > numbers[1]
-
-
-class Large:
-    """An object with a buffer that travels beside the pickle, as an array of numpy's has."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __reduce_ex__(self, protocol):
-        return Large, (pickle.PickleBuffer(self.data),)
 
 
 def test_a_function_over_a_large_buffer_has_one_number_until_the_buffer_changes():

@@ -10,6 +10,7 @@ from faults.proxy import Proxy
 from server.processes import wait_until
 
 from farm_executor import FarmExecutor, WorkerLostError, lfarm, start_server
+from farm_executor.client.farm import hearing, voice
 from farm_executor.client.farm.records import records_of
 from farm_executor.core.frames import Frame, FrameType
 from farm_executor.core.levels import decode_levels, encode_levels
@@ -21,6 +22,13 @@ pytestmark = [
     pytest.mark.usefixtures("no_leaks"),
 ]
 NAME = "tasks.of.tests"
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """On a busy machine a record may take longer than a program would have to wait for it."""
+    monkeypatch.setattr(hearing, "PATIENCE", DEADLINE)
+    monkeypatch.setattr(voice, "STUCK_SECONDS", DEADLINE)
 
 
 @pytest.fixture(scope="module")

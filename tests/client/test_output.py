@@ -23,7 +23,7 @@ from farm_executor import (
     WorkerLostError,
     start_server,
 )
-from farm_executor.client.farm import hearing
+from farm_executor.client.farm import hearing, voice
 from farm_executor.client.farm.output import Source
 
 pytestmark = [
@@ -47,6 +47,13 @@ def heard():
     return Listener()
 
 
+@pytest.fixture
+def _patience(monkeypatch):
+    """On a busy machine output may take longer than an outcome would have to wait for it."""
+    monkeypatch.setattr(hearing, "PATIENCE", DEADLINE)
+    monkeypatch.setattr(voice, "STUCK_SECONDS", DEADLINE)
+
+
 @pytest.fixture(scope="module")
 def server():
     with start_server("127.0.0.1", 0, background=True, workers=2) as server:
@@ -61,6 +68,7 @@ def where(request, server):
 # -- all of it, in order ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_patience")
 def test_output_of_every_kind_comes_in_order(where, heard):
     with FarmExecutor(**where, output=heard) as farm:
         farm.submit(tasks.say_in_every_way).result()
@@ -85,6 +93,7 @@ def test_a_program_writes_it_with_its_source_in_front(server, capsys):
     assert capsys.readouterr() == (f"({server.address}/0) out\n", f"({server.address}/0) err\n")
 
 
+@pytest.mark.usefixtures("_patience")
 def test_an_embedded_farm_is_heard_under_capture_and_needs_no_source(capsys):
     with FarmExecutor(1) as farm:
         farm.submit(tasks.say, "hello").result()
@@ -143,6 +152,7 @@ def test_code_that_holds_the_interpreter_may_write_more_than_a_pipe_takes(where,
     assert sum(map(len, heard.texts())) == 1_000_000
 
 
+@pytest.mark.usefixtures("_patience")
 def test_a_flood_comes_whole_and_in_order(where, heard):
     with FarmExecutor(**where, output=heard) as farm:
         farm.submit(tasks.say_many, 20_000, 100).result()
@@ -152,6 +162,7 @@ def test_a_flood_comes_whole_and_in_order(where, heard):
 # -- bound to futures, before results ----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_patience")
 def test_no_result_overtakes_its_output_and_each_future_has_its_own(where, heard):
     """Thousands of short tasks, of which half write, in batches and one after the other."""
 
@@ -175,6 +186,7 @@ def test_no_result_overtakes_its_output_and_each_future_has_its_own(where, heard
             assert said in heard.texts()[: behind[future]]
 
 
+@pytest.mark.usefixtures("_patience")
 def test_the_first_output_of_a_worker_that_was_silent_for_long_is_bound_right(where, heard):
     with FarmExecutor(**where, output=heard) as farm:
         list(farm.map(abs, range(5000)))
@@ -191,6 +203,7 @@ def test_output_of_the_initializer_is_shown_and_belongs_to_no_task(where, heard)
     assert future.output == "working\n"
 
 
+@pytest.mark.usefixtures("_patience")
 def test_a_tail_of_both_streams_is_kept(where, heard):
     with FarmExecutor(**where, output=heard) as farm:
         future = farm.submit(tasks.say_many, 1000, 100)
@@ -199,6 +212,7 @@ def test_a_tail_of_both_streams_is_kept(where, heard):
     assert len(future.output) == hearing.KEPT_OF_TASK
 
 
+@pytest.mark.usefixtures("_patience")
 def test_a_failed_task_has_its_output_in_its_report(where, heard):
     with FarmExecutor(**where, output=heard) as farm:
         future = farm.submit(tasks.say_and_fail, "\x1b[31mabout to fail\x1b[0m")
@@ -208,6 +222,7 @@ def test_a_failed_task_has_its_output_in_its_report(where, heard):
     assert str(report).endswith('the last that it wrote:\n"""\nabout to fail\n"""'), "nothing controls a terminal"
 
 
+@pytest.mark.usefixtures("_patience")
 @pytest.mark.parametrize("end", ["died", "killed", "overran"])
 def test_a_task_that_is_ended_has_its_output_in_its_error(where, heard, end):
     with FarmExecutor(**where, output=heard) as farm:
@@ -226,6 +241,7 @@ def test_a_task_that_is_ended_has_its_output_in_its_error(where, heard, end):
     assert heard.texts() == ["last words"]
 
 
+@pytest.mark.usefixtures("_patience")
 def test_a_task_that_runs_again_has_the_output_of_its_last_attempt(where, heard, tmp_path):
     with FarmExecutor(**where, output=heard) as farm:
         future = farm.with_options(max_attempts=2).submit(tasks.say_and_die, "again")
@@ -234,6 +250,7 @@ def test_a_task_that_runs_again_has_the_output_of_its_last_attempt(where, heard,
     assert heard.texts() == ["again", "again"]
 
 
+@pytest.mark.usefixtures("_patience")
 def test_lines_of_tasks_do_not_run_into_each_other(where, heard):
     with FarmExecutor(**where, output=heard) as farm:
         for text in ("one", "two"):
@@ -387,6 +404,7 @@ def test_workers_that_are_replaced_after_each_task_are_heard(server, heard):
     assert sorted(heard.texts()) == sorted(f"<{n}>" for n in range(10))
 
 
+@pytest.mark.usefixtures("_patience")
 def test_map_and_views_are_heard(where, heard):
     with FarmExecutor(**where, output=heard) as farm:
         view = farm.with_options(priority="high")
