@@ -117,7 +117,7 @@ class WorkerLane:
         self.marks: Marks | None = None
         self.features: frozenset[str] = frozenset()
         self._reports = Reports()
-        self._records = Records(lambda: self._progress[BEGUN], self._on_record)
+        self._records = Records(lambda: self._progress[BEGUN], lambda: self._tell_soon(self._records))
         self._levels = Levels()
         self._streams = Streams()
         self._details: tuple[int, Details] = -1, Details()  # with the task that they are of
@@ -277,8 +277,7 @@ class WorkerLane:
 
     def _await_answer(self, question: Question) -> None:
         self._flush()  # finished tasks need not wait for the answer
-        # Added and sent under one lock: else _resume, which asks all open questions, could ask this one in between,
-        # and it would go twice over one connection.
+        # In one hold: else _resume, which asks all open questions, could send it as well, over the same connection.
         with self._send:
             self._questions.add(question)
             if not self._outbox.mute:
@@ -329,20 +328,22 @@ class WorkerLane:
         """Send the client what is logged from now on."""
         self._records.install()
 
-    def _on_record(self) -> None:
-        self._tell_soon(self._records)
-
     def _tell_soon(self, what: Reports | Records) -> None:
         if not what.due:
             self._wanted.wake()  # a sleeping helper would not look
-        elif self._send.acquire(blocking=False):  # we may have interrupted our own thread while it holds the lock
+        else:
+            self._tell(what, wait=False)  # we may have interrupted our own thread while it holds the lock
+
+    # -- either thread ---------------------------------------------------------------------------------
+
+    def _tell(self, what: Reports | Records, *, wait: bool) -> None:
+        # Taken with the lock held: else the other thread could send the outcome of their task before them.
+        if self._send.acquire(wait):
             try:
                 if not self._outbox.mute:
                     self._send_all(what.take())
             finally:
                 self._send.release()
-
-    # -- either thread ---------------------------------------------------------------------------------
 
     def _flush(self, *, loose: bool = False) -> None:
         with self._send:
@@ -577,12 +578,11 @@ class WorkerLane:
                 self._streams.flush()
                 for what in (self._reports, self._records):
                     if what.due:
-                        self._say(what.take())
+                        self._tell(what, wait=True)
                 # While tasks wait, the main thread may leave an outcome to us at any moment, and wakes no one for
                 # it. With no task behind the present one it flushes by itself, and we may sleep on.
-                waits = self._tasks or self._outcomes or self._reports.pending or self._records.pending
-                waits = waits or self._streams.pending
-                unattended = bool(waits) and not self._outbox.mute
+                words = self._reports.pending or self._records.pending or self._streams.pending
+                unattended = bool(self._tasks or self._outcomes or words) and not self._outbox.mute
                 ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
                 if self._connection.fileno() in ready:
                     self._receive()
