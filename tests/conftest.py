@@ -9,7 +9,8 @@ import time
 from multiprocessing import resource_tracker
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 # How long an example takes says more of the machine, and of what else it does, than of the test.
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -48,8 +49,17 @@ def pytest_configure(config):
         FarmExecutor.__init__.__kwdefaults__["caller_leads"] = False
 
 
+@given(st.none())
+def _first_example(_):
+    """Have Hypothesis find the random numbers that it manages, for which it asks who refers to them.
+
+    Of what is frozen, the garbage collector tells no referrers.
+    """
+
+
 def pytest_collection_finish(session):
     """What is loaded by now stays, so that looking for leaks need not look through it, test by test."""
+    _first_example()
     gc.collect()
     gc.freeze()
 

@@ -216,7 +216,10 @@ def _encode(exc: BaseException, index: dict[int, int]) -> _Node:
 
 def _reduce(exc: BaseException) -> tuple[Any, ...]:
     cls = type(exc)
-    if cls in copyreg.dispatch_table or any(_defined_by_user(cls, name) for name in _REDUCTIONS):
+    reducer = copyreg.dispatch_table.get(cls)
+    # tblib, which Dask for one installs for all exceptions, calls `__init__`, which may take other arguments.
+    theirs = reducer is not None and getattr(reducer, "__module__", "") != "tblib.pickling_support"
+    if theirs or any(_defined_by_user(cls, name) for name in _REDUCTIONS):
         return ("object", exc)
     args, attributes = _ARGS.__get__(exc), dict(_attribute(exc, "__dict__"))
     if _group_class(cls):

@@ -21,6 +21,7 @@ import urllib.error
 from dataclasses import dataclass
 
 import pytest
+import tblib.pickling_support
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -293,6 +294,22 @@ ERRORS = {
     "ours": (TaskExecutionError("text", server="s", pid=3, remote_traceback="r"), "server pid remote_traceback"),
     "mismatch": (errors.VersionMismatchError("text", {"a": ("1", "2")}), "mismatches"),
 }
+
+
+@pytest.fixture
+def _reducers_of_tblib():
+    """As in a program that has imported Dask's distributed."""
+    before = dict(copyreg.dispatch_table)
+    tblib.pickling_support.install()
+    yield
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
+
+
+@pytest.mark.usefixtures("_reducers_of_tblib")
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_exception_rises_as_itself_in_spite_of_tblibs_own_reducers(name):
+    test_an_exception_rises_as_itself(name)
 
 
 @pytest.mark.parametrize("name", ERRORS)
