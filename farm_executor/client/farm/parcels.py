@@ -86,8 +86,13 @@ class Parcels:
         # The thread is started late: most farms never have a job. Two dialling threads may come at once.
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="farm-parcels", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="farm-parcels", daemon=True)
+                try:
+                    thread.start()
+                    self._thread = thread
+                except RuntimeError:  # the program ends, and starts no threads any more, but its tasks go on
+                    self._jobs.put(None)
+                    self._work()
 
     def close(self) -> None:
         """Stop answering, and wait for the thread to end."""

@@ -42,6 +42,9 @@ class Voice:
         self._changed = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._alone = (
+            False  # whether there is no thread, as the program ends: then deeds are done where they are put
+        )
         self._since: float | None = None  # when the present deed has begun
         self._complained = -COMPLAIN_EVERY
 
@@ -62,10 +65,13 @@ class Voice:
                 # Within the lock: two threads must not both find that there is none.
                 try:
                     self._thread.start()
-                except RuntimeError:  # the program ends, and has nobody to tell any more
-                    self._thread, self._closed = None, True
-                    self._deeds.clear()
+                except RuntimeError:  # the program ends, and starts no threads any more, but its tasks go on
+                    self._thread, self._alone = None, True
             self._changed.notify()
+        # Nothing of the program's is kept waiting by that but its end.
+        while self._alone and self._deeds:
+            self._do(self._deeds.popleft())
+            self._do(partial(self._rest, False))
 
     def close(self, seconds: float) -> int:
         """End the thread once all has been told, waiting for it at most that long; return how much is left."""
@@ -75,6 +81,8 @@ class Voice:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(seconds)
+        elif self._alone:
+            self._do(partial(self._rest, True))
         return len(self._deeds)
 
     def _run(self) -> None:
