@@ -193,7 +193,9 @@ def _screen() -> Iterator[int]:
         try:
             sys.stdout.write(_LEAVE)
             sys.stdout.flush()
-        except (OSError, ValueError):  # what is left in the buffer must not fail once more at Python's end
+        # What is left in the buffer must not fail once more at Python's end. A terminal that goes may be told of
+        # twice.
+        except (OSError, ValueError, KeyboardInterrupt):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         with contextlib.suppress(OSError, termios.error):
             termios.tcsetattr(0, termios.TCSADRAIN, before)

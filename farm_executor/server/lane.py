@@ -119,7 +119,7 @@ class WorkerLane:
         self._reports = Reports()
         self._records = Records(lambda: self._progress[BEGUN], lambda: self._tell_soon(self._records))
         self._levels = Levels()
-        self._streams = Streams()
+        self._streams = Streams(self._wanted.wake)
         self._details: tuple[int, Details] = -1, Details()  # with the task that they are of
         self._unwanted = -2  # the task that was last said to be so
         self._questions = Questions()

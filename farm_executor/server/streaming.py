@@ -49,6 +49,7 @@ class Outgoing:
         wait: Waits until a condition holds that may change whenever the event is set.
         is_unwanted: Returns whether the consumer is gone.
         changed: The event.
+        wake: Has another thread flush soon.
         keep: Whether what has been sent may have to be sent again.
 
     Thread safety: `put` and `finish` are for the thread that runs the task, `flush` for any; `add_sent`, `credit`
@@ -62,9 +63,11 @@ class Outgoing:
         wait: Wait,
         is_unwanted: Callable[[], bool],
         changed: threading.Event,
+        wake: Callable[[], None],
         *,
         keep: bool,
     ) -> None:
+        self._wake = wake
         self.seq = seq
         self._send = send
         self._wait = wait
@@ -113,6 +116,8 @@ class Outgoing:
             count = len(self._plain) or len(self._pickled)
             if count and (now - self._flushed >= TOGETHER_SECONDS or self._size >= MAX_BYTES or count == MAX_COUNT):
                 self._flush()
+            elif count == 1:  # the first that waits: the helper may be asleep, and would not look
+                self._wake()
         if not self._has_room():
             self.flush()
             self._wait(self._may_go_on, self._changed)
@@ -174,17 +179,21 @@ class Outgoing:
 class Streams:
     """The streams of one lane.
 
+    Args:
+        wake: Has the helper look soon.
+
     Attributes:
         changed: Set whenever a task that waits for its consumer may go on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
         self.changed = threading.Event()
         self._streams: deque[Outgoing] = deque()  # the last is the present one, others have outcomes on their way
 
     def open(self, seq: int, send: Send, wait: Wait, is_unwanted: Callable[[], bool], *, keep: bool) -> Outgoing:
         """Return another stream, that of the task with this number."""
-        stream = Outgoing(seq, send, wait, is_unwanted, self.changed, keep=keep)
+        stream = Outgoing(seq, send, wait, is_unwanted, self.changed, self._wake, keep=keep)
         if not keep:
             self._streams.clear()
         self._streams.append(stream)

@@ -34,6 +34,7 @@ from farm_executor.core.streams import (
     number_of,
 )
 from farm_executor.errors import RemoteProtocolError
+from farm_executor.server import streaming
 from farm_executor.server.streaming import Outgoing
 
 pytestmark = [
@@ -320,7 +321,7 @@ def test_too_much_credit_is_an_error_of_the_peer():
         stream.add_sent(frames, size)
         sent.append(frames)
 
-    stream = Outgoing(0, send, lambda *args: None, lambda: False, threading.Event(), keep=True)
+    stream = Outgoing(0, send, lambda *args: None, lambda: False, threading.Event(), int, keep=True)
     stream.put("item")
     assert stream.unheard() == sent
     stream.credit(0)
@@ -329,3 +330,25 @@ def test_too_much_credit_is_an_error_of_the_peer():
     stream.credit(1)
     stream.credit(0)
     assert stream.unheard() == []
+
+
+def test_the_helper_is_woken_for_the_first_item_that_waits(monkeypatch):
+    """It may be asleep, and the task may yield nothing more for an hour."""
+    monkeypatch.setattr(streaming, "TOGETHER_SECONDS", 3600.0)
+    woken, sent = [], []
+    stream = Outgoing(
+        0,
+        lambda stream, frames, size: sent.append(frames),
+        lambda *args: None,
+        lambda: False,
+        threading.Event(),
+        lambda: woken.append(len(sent)),
+        keep=False,
+    )
+    for item in range(3):
+        stream.put(item)
+    assert stream.pending
+    assert woken == [len(sent)]
+    stream.flush()
+    stream.put(3)
+    assert len(woken) == 2

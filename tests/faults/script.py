@@ -32,6 +32,7 @@ ITEMS = 24
 
 _HANDSHAKE = {TO_SERVER: 48 + 32, TO_CLIENT: 48 + 33}
 _HEADER = struct.Struct("<IBBHQ")
+_SIZE_MASK = (1 << 62) - 1  # of an entry in a table of segments; the bits above are its kind
 
 
 def play(farm: FarmExecutor, book: Book, *, once: bool) -> list[Expectation]:
@@ -97,7 +98,8 @@ def _frames(link: Link, direction: Direction) -> Iterator[tuple[int, FrameType, 
         segments = 0
         if flags & BULK:
             count = int.from_bytes(data[place + _HEADER.size : place + _HEADER.size + 4], "little")
-            segments = sum(struct.unpack_from(f"<{count}Q", data, place + _HEADER.size + 4))
+            table = struct.unpack_from(f"<{count}Q", data, place + _HEADER.size + 4)
+            segments = sum(entry & _SIZE_MASK for entry in table)
         yield (
             place + shifts[bisect(shifts, place, key=itemgetter(0)) - 1][1],
             FrameType(kind),
