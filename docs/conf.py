@@ -30,12 +30,16 @@ napoleon_use_ivar = True
 napoleon_custom_sections = ["Thread safety"]
 nitpick_ignore = [
     ("py:class", "farm_executor.wire.address.Address"),  # users write strings and tuples
-    ("py:exc", "CancelledError"),  # its name in the standard library is longer
+    ("py:class", "farm_executor.client.front.Front"),  # an executor or a view of one
+    ("py:class", "ContextVar"),  # names in the standard library are longer, and not all of them are listed below
+    ("py:class", "collections.abc.Awaitable"),
+    ("py:class", "collections.abc.MutableMapping"),
+    ("py:exc", "CancelledError"),
 ]
 
 nitpick_ignore_regex = [
     ("py:class", r"(farm_executor\..*\.)?(P|T|T_co|Ts|Target)(\.args|\.kwargs)?"),  # type variables
-    ("py:class", r"Unpack|_Of\w+|(Address|Progress|Task)Like"),  # options of another function; aliases
+    ("py:class", r"Unpack|_Of\w+|(Address|Progress|Task)Like|Streamable"),  # options of another function; aliases
 ]
 
 # The names of the standard library that we link to. Its own inventory would have to be downloaded for each build,

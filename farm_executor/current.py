@@ -106,7 +106,7 @@ class CurrentTask:
 
     @property
     def attempt(self) -> int:
-        """How often the task has been begun, this time included: 1 for the first time."""
+        """Return how often the task has been begun, this time included. The first time it is 1."""
         return self._details().attempt
 
     @property
