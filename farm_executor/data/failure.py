@@ -18,6 +18,7 @@ import copyreg
 import functools
 import itertools
 import pickle
+import pkgutil
 import re
 import sys
 import traceback
@@ -218,14 +219,27 @@ def _reduce(exc: BaseException) -> tuple[Any, ...]:
     cls = type(exc)
     reducer = copyreg.dispatch_table.get(cls)
     # tblib, which Dask for one installs for all exceptions, calls `__init__`, which may take other arguments.
-    theirs = reducer is not None and getattr(reducer, "__module__", "") != "tblib.pickling_support"
-    if theirs or any(_defined_by_user(cls, name) for name in _REDUCTIONS):
-        return ("object", exc)
+    is_tblibs = getattr(reducer, "__module__", "") == "tblib.pickling_support"
+    if (reducer is not None and not is_tblibs) or any(_defined_by_user(cls, name) for name in _REDUCTIONS):
+        return ("object", _AsItSays(exc) if is_tblibs else exc)
     args, attributes = _ARGS.__get__(exc), dict(_attribute(exc, "__dict__"))
     if _group_class(cls):
         args = (_attribute(exc, "message"),)  # the members are nodes
         attributes.pop("_exceptions", None)  # where the package exceptiongroup keeps them
     return ("plain", cls, args, attributes, _descriptors(exc))
+
+
+class _AsItSays:
+    """An exception that is pickled as its class says, whatever is registered for that."""
+
+    def __init__(self, exc: BaseException) -> None:
+        self._exc = exc
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = self._exc.__reduce_ex__(protocol)
+        if isinstance(reduced, str):  # the name of a global, which pickle would look for in this class's module
+            return pkgutil.resolve_name, (f"{type(self._exc).__module__}:{reduced}",)
+        return reduced
 
 
 def _defined_by_user(cls: type, name: str) -> bool:

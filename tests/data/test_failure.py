@@ -312,6 +312,12 @@ def test_an_exception_rises_as_itself_in_spite_of_tblibs_own_reducers(name):
     test_an_exception_rises_as_itself(name)
 
 
+@pytest.mark.usefixtures("_reducers_of_tblib")
+def test_reductions_of_the_users_own_count_in_spite_of_tblibs():
+    test_one_and_the_same_object_may_rise_again_and_again()
+    test_one_that_is_no_exception_once_rebuilt_is_told_of()
+
+
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_exception_rises_as_itself(name):
     error, attributes = ERRORS[name]
@@ -504,6 +510,7 @@ def test_what_makes_no_sense_at_all_is_told_of(data):
 
 
 def test_one_and_the_same_object_may_rise_again_and_again():
+    SINGLE.__cause__ = None
     data = dump_failure(SINGLE)
     for _ in range(3):
         result = load_failure(data, ORIGIN)
