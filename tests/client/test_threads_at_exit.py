@@ -26,6 +26,16 @@ def test_what_tasks_say_is_told_by_the_thread_that_hears_it():
     assert told[4:] == [True]
 
 
+def test_no_thread_comes_later_that_would_disturb_the_order(monkeypatch):
+    """Threads may be refused for want of memory, too, and then granted again."""
+    started, told = [], []
+    voice = Voice(lambda closing: None)
+    voice.put(lambda: told.append("one"))
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    voice.put(lambda: told.append("two"))
+    assert (told, started) == (["one", "two"], [])
+
+
 def test_a_voice_that_was_never_needed_says_nothing_at_its_end():
     told = []
     assert Voice(lambda closing: told.append(closing)).close(0.0) == 0

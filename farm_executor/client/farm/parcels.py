@@ -81,7 +81,7 @@ class Parcels:
         self.do(lambda: answer(*self._answer_in_any_case(name, own, places)))
 
     def do(self, job: Callable[[], None]) -> None:
-        """Run a job in this object's own thread, after those before it."""
+        """Run a job in this object's own thread, after those before it; or here, if none can be started."""
         self._jobs.put(job)
         # The thread is started late: most farms never have a job. Two dialling threads may come at once.
         with self._starting:

@@ -4,7 +4,8 @@ This module owns that thread, and whether it is stuck. It must not know what is 
 
 Writing to standard output may block for as long as its reader likes, and a handler of log records, or a callback,
 may do anything. Neither may keep results from coming, so none of it happens in the farm's own thread, nor in that
-of a caller who leads. The thread exists only once there is something to tell.
+of a caller who leads. The thread exists only once there is something to tell. If none can be started, as when the
+program ends, those who put something do it themselves.
 """
 
 from __future__ import annotations
@@ -60,12 +61,13 @@ class Voice:
             if self._closed:
                 return
             self._deeds.append(deed)
-            if self._thread is None:
+            # Not tried again: where it failed for want of memory, a thread that came later would disturb the order.
+            if self._thread is None and not self._alone:
                 self._thread = threading.Thread(target=self._run, name="farm-voice", daemon=True)
                 # Within the lock: two threads must not both find that there is none.
                 try:
                     self._thread.start()
-                except RuntimeError:  # the program ends, and starts no threads any more, but its tasks go on
+                except RuntimeError:
                     self._thread, self._alone = None, True
             self._changed.notify()
         # Nothing of the program's is kept waiting by that but its end.
