@@ -14,6 +14,7 @@ from contract.tasks import pass_gate
 
 from farm_executor import BrokenFarmError, FarmExecutor, TaskKilledError, TaskTimeoutError, start_server
 from farm_executor.client.farm.kills import Kills
+from farm_executor.client.farm.stopping import Stopping
 from farm_executor.core.task import Kill, Task
 
 DEADLINE = 30.0
@@ -215,6 +216,17 @@ def test_one_task_is_killed_by_its_future(farm, tmp_path):
         victim.result(DEADLINE)
     assert not farm.kill(victim)
     assert farm.submit(pow, 2, 2).result(DEADLINE) == 4
+
+
+def test_a_task_that_runs_is_not_asked_to_end_before_it_is_killed(farm, tmp_path, monkeypatch):
+    # One that ends when asked, as a stream does, would be faster than the kill now and then, and return something.
+    asked = []
+    monkeypatch.setattr(Stopping, "tell", lambda stopping, call: asked.append(call))
+    path = tmp_path / "begun"
+    victim = farm.submit(tasks.sign_and_compute, str(path))
+    until(lambda: begun(path))
+    assert farm.kill(victim)
+    assert not asked
 
 
 def test_a_task_that_waits_is_cancelled(no_leaks):

@@ -32,7 +32,7 @@ from farm_executor.client.farm.carrying import Carrier, Carriers
 from farm_executor.client.farm.crew import Crew
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch, Unsent
 from farm_executor.client.farm.functions import Function, FunctionTable
-from farm_executor.client.farm.future import MUST_NOT_WAIT, FarmFuture, call_of
+from farm_executor.client.farm.future import MUST_NOT_WAIT, FarmFuture, call_of, cancel_waiting
 from farm_executor.client.farm.hearing import Hearing
 from farm_executor.client.farm.inlet import Inlet
 from farm_executor.client.farm.inlets import Inlets
@@ -366,7 +366,8 @@ class Engine:
         call = call_of(future)
         if call is None or call.owner is not self:
             return False  # it has just been settled, or is not ours
-        return future.cancel() or self._stopping.kill_one(call)
+        # Without telling it to stop: it might end by itself before it is killed, and return something.
+        return cancel_waiting(future) or self._stopping.kill_one(call)
 
     def cancel_all(self) -> None:
         """Cancel every task that has not begun, and kill the running ones; see `FarmExecutor.cancel_all`."""
@@ -404,7 +405,10 @@ class Engine:
         """See `future.Owner`."""
         if self.may_wait():
             self._cancels.take_back(call, cancel)
-        if call.future is not None:  # it has begun, most likely, and can only be told
+
+    def tell_unwanted(self, call: Call) -> None:
+        """See `future.Owner`."""
+        if call.future is not None:
             self._reactor.post(partial(self._stopping.tell, call))
 
     def shutdown(self, *, cancel_futures: bool = False) -> None:

@@ -30,7 +30,17 @@ from typing import Any, Protocol
 from farm_executor.client.farm.locks import is_mine
 from farm_executor.current import Progress
 
-__all__ = ["MUST_NOT_WAIT", "FarmFuture", "Owner", "call_of", "renew_lock", "settle_plainly", "start_all", "tell"]
+__all__ = [
+    "MUST_NOT_WAIT",
+    "FarmFuture",
+    "Owner",
+    "call_of",
+    "cancel_waiting",
+    "renew_lock",
+    "settle_plainly",
+    "start_all",
+    "tell",
+]
 
 standard_logger = logging.getLogger("concurrent.futures")  # where the standard library reports callbacks that raise
 
@@ -69,6 +79,9 @@ class Owner(Protocol):
         If the worker gives it back in time, ``cancel``, the future's `_cancel_started`, has been called when this
         returns.
         """
+
+    def tell_unwanted(self, call: Any) -> None:
+        """Tell a call that most likely runs that nobody wants its result."""
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """Let the calling thread, which is about to wait for the future, do some of the owner's work meanwhile.
@@ -295,10 +308,19 @@ class FarmFuture(Future[Any]):
         takes a round trip; without an answer within half a second, the call is not cancelled. In a callback, the
         answer is not waited for.
         """
-        if self._state == FINISHED:
-            return False
         # Read before: another thread may start or settle the future at any time, and settling clears it.
         call = self._call
+        if self._cancel_waiting():
+            return True
+        if self._state == RUNNING and call is not None:
+            call.owner.tell_unwanted(call)
+        return False
+
+    def _cancel_waiting(self) -> bool:
+        """Do the same, but do not tell a call that runs that nobody wants its result."""
+        if self._state == FINISHED:
+            return False
+        call = self._call  # read before, see above
         if self._cancel_unsent():
             return True
         if self._state == RUNNING and call is not None:
@@ -345,6 +367,11 @@ class FarmFuture(Future[Any]):
 def call_of(future: Future[Any]) -> Any:
     """Return the call that a future is of, if it is a farm's and on its way."""
     return future._call if isinstance(future, FarmFuture) else None
+
+
+def cancel_waiting(future: Future[Any]) -> bool:
+    """Cancel a call that no worker has begun; unlike `cancel`, leave one that runs in peace."""
+    return isinstance(future, FarmFuture) and future._cancel_waiting()
 
 
 def tell(future: Future[Any], arrive: Callable[[Future[Any]], object]) -> bool:
