@@ -68,8 +68,9 @@ def recorded(folder, items):
     """What workers have recorded, which is complete when they have ended: a client does not wait for a server's."""
 
     def read():
-        lines = [line for path in folder.iterdir() for line in path.read_text().splitlines()]
-        spans = [json.loads(line) for line in lines]
+        # A worker may be in the middle of a line.
+        written = [path.read_text().rpartition("\n")[0] for path in folder.iterdir()]
+        spans = [json.loads(line) for text in written for line in text.splitlines()]
         return spans if sum(span["attributes"].get(headers.SPAN_ITEMS, 1) for span in spans) >= items else None
 
     spans = wait_until(read, f"{items} calls in spans")
