@@ -80,8 +80,9 @@ def test_a_worker_that_joins_is_used_and_a_server_that_dies_is_placed_again(clus
         assert future.result(DEADLINE) == 1
         (server,) = servers(os.getpid())
         os.kill(server, signal.SIGKILL)
-        assert farm.submit(abs, -2).result(DEADLINE) == 2
-        assert servers(os.getpid()) != [server]
+        # Its worker may still have taken this one, and died with it.
+        assert farm.with_options(max_attempts=3).submit(abs, -2).result(DEADLINE) == 2
+        wait_until(lambda: servers(os.getpid()) not in ([], [server]), "another is there")
 
 
 def test_without_the_package_it_names_the_extra(cluster):
