@@ -1,8 +1,10 @@
 """How Sphinx builds the documentation: ``nox -s docs``, or ``sphinx-build -n -W docs docs/_build/html``."""
 
+import os
 import zlib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
@@ -14,10 +16,39 @@ author = "the farm_executor authors"
 copyright = f"2026, {author}"
 version = release = farm_executor.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
+extensions = [
+    "myst_parser",
+    "notfound.extension",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxext.opengraph",
+]
 exclude_patterns = ["_build", "examples"]
 html_theme = "furo"
 html_title = f"farm_executor {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_logo = html_favicon = "_static/logo.svg"
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#2f7d4f", "color-brand-content": "#23693f"},
+    "dark_css_variables": {"color-brand-primary": "#5fbf86", "color-brand-content": "#74cc97"},
+}
+
+# Where the pages are published, if anywhere: the project itself has no host, so whoever publishes them says so.
+html_baseurl = os.environ.get("DOCS_URL", "")
+ogp_site_url = html_baseurl
+ogp_site_name = "farm_executor"
+ogp_image = "_static/top.png"
+ogp_image_alt = "FarmExecutor: ProcessPoolExecutor whose workers may live on other machines"
+ogp_social_cards = {"enable": False}  # drawing one for each page would need matplotlib
+notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
@@ -25,6 +56,8 @@ myst_enable_extensions = ["colon_fence"]
 default_role = "literal"  # docstrings write `name` as Markdown does
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autosummary_generate = False  # summaries lead to what is on the same page
+python_maximum_signature_line_length = 60  # a parameter a line where they do not all fit into one
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Thread safety"]
