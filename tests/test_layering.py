@@ -112,7 +112,7 @@ FLOORS = {
             "tether",
         ),
         ("sent",),
-        ("marks", "outcomes", "stderr", "streaming"),
+        ("marks", "outcomes", "stderr", "streaming", "words"),
         ("forwarding", "lane"),
         ("process", "worker"),
         ("guest", "session"),

@@ -57,10 +57,10 @@ from farm_executor.server.channel import Channel
 from farm_executor.server.marks import Marks
 from farm_executor.server.outcomes import Outcome, copied, encode_outcomes
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
-from farm_executor.server.records import Levels, Records
-from farm_executor.server.reports import Report, Reports
+from farm_executor.server.reports import Report
 from farm_executor.server.sent import Backlog, SentFunction, SentTask
 from farm_executor.server.streaming import Outgoing, Streams
+from farm_executor.server.words import Words
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.polling import Poller
 from farm_executor.wire.sockets import AnySocket, Socket
@@ -116,9 +116,7 @@ class WorkerLane:
 
         self.marks: Marks | None = None
         self.features: frozenset[str] = frozenset()
-        self._reports = Reports()
-        self._records = Records(lambda: self._progress[BEGUN], lambda: self._tell_soon(self._records))
-        self._levels = Levels()
+        self._words = Words(lambda: self._progress[BEGUN], self._tell, self._wanted.wake)
         self._streams = Streams(self._wanted.wake)
         self._details: tuple[int, Details] = -1, Details()  # with the task that they are of
         self._unwanted = -2  # the task that was last said to be so
@@ -206,7 +204,7 @@ class WorkerLane:
         if self.marks is not None:
             self.marks.begin()  # what the initializer has written is no task's
         flags = ERROR if failure else 0
-        self._say(self._records.take() + encode_payload(FrameType.READY, failure or [b""], flags=flags))
+        self._say(self._words.records.take() + encode_payload(FrameType.READY, failure or [b""], flags=flags))
         self._ready = True
 
     def settle(self, outcome: Any, error: bool | None, began: float, *, once: bool) -> None:
@@ -319,29 +317,21 @@ class WorkerLane:
 
     def report(self, report: Report) -> None:
         """See `current.Worker`."""
-        if REPORTS not in self.features:
-            return
-        self._reports.add(self._progress[BEGUN], report)
-        self._tell_soon(self._reports)
+        if REPORTS in self.features:
+            self._words.report(report)
 
     def forward_records(self) -> None:
         """Send the client what is logged from now on."""
-        self._records.install()
-
-    def _tell_soon(self, what: Reports | Records) -> None:
-        if not what.due:
-            self._wanted.wake()  # a sleeping helper would not look
-        else:
-            self._tell(what, wait=False)  # we may have interrupted our own thread while it holds the lock
+        self._words.records.install()
 
     # -- either thread ---------------------------------------------------------------------------------
 
-    def _tell(self, what: Reports | Records, *, wait: bool) -> None:
+    def _tell(self, take: Callable[[], list[Buffer]], *, wait: bool) -> None:
         # Taken with the lock held: else the other thread could send the outcome of their task before them.
         if self._send.acquire(wait):
             try:
                 if not self._outbox.mute:
-                    self._send_all(what.take())
+                    self._send_all(take())
             finally:
                 self._send.release()
 
@@ -355,10 +345,8 @@ class WorkerLane:
             if self.marks is not None:
                 self.marks.end(self._progress, first)
                 frames = self.marks.take(keep=self._resumable) + frames
-            if self._reports.pending:
-                frames = self._reports.take() + frames
-            if self._records.pending:
-                frames = self._records.take() + frames
+            if self._words.pending:
+                frames = self._words.take() + frames
             self._send_all(frames)
 
     def _say(self, buffers: list[Any]) -> None:
@@ -510,7 +498,7 @@ class WorkerLane:
         ):
             self._questions.answer(frame)
         elif frame.type is FrameType.LEVELS and RECORDS in self.features:
-            self._levels.set(decode_levels(frame))
+            self._words.levels.set(decode_levels(frame))
         elif frame.type is FrameType.STOP and DETAILS in self.features:
             self._unwanted = frame.seq
             self._streams.changed.set()
@@ -576,12 +564,10 @@ class WorkerLane:
                 if self._outcomes:
                     self._flush()
                 self._streams.flush()
-                for what in (self._reports, self._records):
-                    if what.due:
-                        self._tell(what, wait=True)
+                self._words.look()
                 # While tasks wait, the main thread may leave an outcome to us at any moment, and wakes no one for
                 # it. With no task behind the present one it flushes by itself, and we may sleep on.
-                words = self._reports.pending or self._records.pending or self._streams.pending
+                words = self._words.pending or self._streams.pending
                 unattended = bool(self._tasks or self._outcomes or words) and not self._outbox.mute
                 ready = self._await(self._helper_poll, (TICK if unattended else None) if long else 0)
                 if self._connection.fileno() in ready:
