@@ -153,7 +153,7 @@ FLOORS = {
         ("address", "cores", "layered", "race", "trace", "trusted", "versions", "waker", "whose"),
         ("keygen", "polling", "sealed", "tls"),
         ("security", "sockets"),
-        ("connection",),
+        ("connection", "memfd"),
         ("dialling",),
         ("advice",),
     ],
@@ -254,7 +254,7 @@ def test_only_what_opens_connections_imports_socket_and_ssl():
 
     wire = {
         f"farm_executor.wire.{name}"
-        for name in ("dialling", "layered", "race", "sealed", "sockets", "tls", "waker")
+        for name in ("dialling", "layered", "memfd", "race", "sealed", "sockets", "tls", "waker")
     }
     assert importers == {"socket": {"farm_executor.server.channel", *wire}, "ssl": {"farm_executor.wire.tls"}}
 

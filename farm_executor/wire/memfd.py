@@ -1,0 +1,157 @@
+"""Memory that several processes map: made, sealed, passed on as a descriptor over a unix socket, checked, mapped.
+
+It must not know what the memory holds. There is none but on Linux: elsewhere `AVAILABLE` is false, and `create`
+raises an `OSError`.
+
+Such memory has no name, so nothing stays behind once the last process has closed and unmapped it, however the
+processes end. A peer could truncate it while it is mapped here, and the next access would kill this process; or it
+could promise more than the system has. So its size is sealed and its pages are taken before anybody uses it, and
+what comes from a peer is checked before it is mapped.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import socket
+import sys
+
+from farm_executor.errors import RemoteProtocolError
+from farm_executor.wire.sockets import Socket
+
+__all__ = ["AVAILABLE", "check", "create", "fix_size", "freeze", "map_private", "map_shared", "receive", "send"]
+
+AVAILABLE = sys.platform == "linux" and hasattr(os, "memfd_create")
+_NOEXEC_SEAL = 8  # MFD_NOEXEC_SEAL, in Linux 6.3 and later; where vm.memfd_noexec is 2, it must be there
+_WORD = 64  # bytes that come with a descriptor, at most
+
+# Python's names for these are missing where the C library that it was built with does not have them.
+_ADD_SEALS, _GET_SEALS = 1033, 1034
+_SEAL, _SHRINK, _GROW, _WRITE = 1, 2, 4, 8
+_FIXED = _SEAL | _SHRINK | _GROW
+_FROZEN = _FIXED | _WRITE
+
+
+def create(name: str, size: int) -> int:
+    """Return a descriptor of memory of that many bytes, all of which the system has set aside.
+
+    Args:
+        name: Shown in ``/proc``, and good for nothing else.
+        size: In bytes, at least 1.
+
+    Raises:
+        OSError: There is no memory, no descriptor left, or no memfd on this system.
+    """
+    if sys.platform != "linux" or not AVAILABLE:
+        raise OSError(errno.ENOSYS, "this system has no memfd")
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        descriptor = os.memfd_create(name, flags | _NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # an older system does not know the flag
+            raise
+        descriptor = os.memfd_create(name, flags)
+    try:
+        os.ftruncate(descriptor, size)
+        # A page that is not there when it is first written to means SIGBUS.
+        os.posix_fallocate(descriptor, 0, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def fix_size(descriptor: int) -> None:
+    """Seal the memory's size for good; the contents may still change.
+
+    Raises:
+        OSError: It is no memfd, or sealed against seals.
+    """
+    _add_seals(descriptor, _FIXED)
+
+
+def freeze(descriptor: int) -> None:
+    """Seal the memory's size and contents for good.
+
+    Raises:
+        OSError: It is no memfd, or mapped so that it could be written to, here or elsewhere.
+    """
+    _add_seals(descriptor, _FROZEN)
+
+
+def check(descriptor: int, size: int, *, frozen: bool = False) -> None:
+    """Make sure that a descriptor from a peer is memory of that size that nobody can change any more.
+
+    Args:
+        descriptor: What has been received.
+        size: How many bytes the peer has announced.
+        frozen: Whether the contents must be sealed, too, and not the size alone.
+
+    Raises:
+        RemoteProtocolError: It is not.
+    """
+    import fcntl  # missing on Windows
+
+    wanted = _FROZEN if frozen else _FIXED
+    try:
+        seals = fcntl.fcntl(descriptor, _GET_SEALS)
+    except OSError as error:
+        raise RemoteProtocolError(f"a descriptor that is no memfd: {error}") from None
+    if seals & wanted != wanted:
+        raise RemoteProtocolError(f"shared memory with seals {seals}, not {wanted}")
+    # After the seals: before, it could still change.
+    found = os.fstat(descriptor).st_size
+    if found != size:
+        raise RemoteProtocolError(f"shared memory of {found} bytes, not {size}")
+
+
+def map_shared(descriptor: int, size: int) -> mmap.mmap:
+    """Map the memory so that what is written here is seen wherever it is mapped.
+
+    Raises:
+        OSError: It cannot be mapped, as where a limit forbids it.
+    """
+    return mmap.mmap(descriptor, size)
+
+
+def map_private(descriptor: int, size: int) -> mmap.mmap:
+    """Map the memory so that what is written here is seen nowhere else; pages are copied as they are written to.
+
+    Raises:
+        OSError: It cannot be mapped, as where a limit forbids it.
+    """
+    if sys.platform == "win32":
+        raise OSError(errno.ENOSYS, "this system has no memfd")
+    return mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE)
+
+
+def send(sock: Socket, word: bytes, descriptor: int) -> None:
+    """Send a descriptor over a unix socket, with 1 to 64 bytes about it; ours stays open.
+
+    Raises:
+        OSError: The other end is gone or does not read, or this is no unix socket.
+    """
+    socket.send_fds(sock, [word], [descriptor])
+
+
+def receive(sock: Socket) -> tuple[bytes, int | None]:
+    """Return what has been sent with `send`: the bytes, none at the end of the connection, and the descriptor.
+
+    The descriptor is None if none has come: the peer sent none, somebody in between has dropped it, as ssh does, or
+    this process has no room for another.
+
+    Raises:
+        OSError: The connection is lost, or nothing has come although the socket does not block.
+    """
+    word, descriptors, _, _ = socket.recv_fds(sock, _WORD, 1)
+    if not descriptors:
+        return word, None
+    os.set_inheritable(descriptors[0], False)
+    return word, descriptors[0]
+
+
+def _add_seals(descriptor: int, seals: int) -> None:
+    import fcntl  # missing on Windows
+
+    fcntl.fcntl(descriptor, _ADD_SEALS, seals)
