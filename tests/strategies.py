@@ -22,11 +22,11 @@ from farm_executor.core.frames import (
     TOGETHER,
     Buffer,
     Frame,
-    FrameReader,
     FrameType,
     Kind,
 )
 from farm_executor.core.handshake import MIN_KEY_SIZE, NONCE_SIZE, Versions
+from farm_executor.core.reader import FrameReader
 
 u16 = st.integers(0, 0xFFFF)
 u32 = st.integers(0, 0xFFFF_FFFF)

@@ -48,8 +48,9 @@ import farm_executor.lfarm
 from farm_executor import start_server
 from farm_executor.cli import _parser
 from farm_executor.core.batches import decode_results, decode_tasks, encode_results, encode_tasks
-from farm_executor.core.frames import FrameReader, FrameType, encode_frame, encode_payload, payload_of
+from farm_executor.core.frames import FrameType, encode_frame, encode_payload, payload_of
 from farm_executor.core.handshake import ClientHandshake, Security, ServerHandshake, encode_hello
+from farm_executor.core.reader import FrameReader
 from farm_executor.core.seal import CLIENT, SERVER, Seal
 from farm_executor.data.payload import dumps, loads
 from farm_executor.launch.ssh import SSH_VARIABLE

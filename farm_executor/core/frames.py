@@ -1,4 +1,4 @@
-"""Convert bytes to frames and back: the layout of everything that travels after the handshake.
+"""The layout of everything that travels after the handshake, as frames.
 
 This module owns the header, the frame types, the layout of the bodies and every size limit. It must not know
 what a payload means, nor where bytes come from or go to.
@@ -16,8 +16,7 @@ A frame is a header of 16 bytes, little endian, a body, and, if the frame is fla
 
 Small payloads stand in the body; `batches` has the layout of many in one. A payload whose pickle has 64 KiB or more
 (``BULK_THRESHOLD``), or that has buffers, travels alone in a ``BULK`` frame: its parts are segments, received
-straight into memory of their own, so that a large array is never copied on its way. Every size is checked before
-any memory is taken for it.
+straight into memory of their own, so that a large array is never copied on its way. `reader` is who receives them.
 """
 
 from __future__ import annotations
@@ -38,17 +37,20 @@ __all__ = [
     "FRAMES",
     "HEADER",
     "HEADER_SIZE",
+    "KIND_SHIFT",
     "MAX_BODY",
     "MAX_COUNT",
     "MAX_HELLO",
+    "MAX_MODULES",
     "MAX_RECALLS",
+    "MAX_SEGMENT",
+    "MAX_SEGMENTS",
     "ONCE",
     "OPTIONAL",
     "TOGETHER",
     "Allocate",
     "Buffer",
     "Frame",
-    "FrameReader",
     "FrameType",
     "Kind",
     "Meaning",
@@ -91,8 +93,7 @@ MAX_BODY = 4 * 1024 * 1024
 # No hello needs more, and a peer that says hello may not have proven anything yet.
 MAX_HELLO = 64 * 1024
 MAX_SEGMENTS = 65_536
-_KIND_SHIFT = 62
-_SIZE_MASK = (1 << _KIND_SHIFT) - 1
+KIND_SHIFT = 62
 MAX_SEGMENT = 1 << 46  # 64 TiB, more memory than any machine has: such a size is garbage
 MAX_MODULES = 320 * 1024 * 1024  # bytes of modules in one frame
 # What the 16 bits of the header hold.
@@ -222,13 +223,6 @@ FRAMES = {
     FrameType.HEARD: Meaning(_TO_SERVER, 0, OUTPUT),
 }
 
-# What the reader looks up for each frame: its type, and the bits that its flags must not have. Of a frame to be
-# skipped no flag but BULK matters, which would announce more bytes than the limit of its body bounds.
-_KNOWN: dict[int, tuple[FrameType | None, int]] = {
-    int(kind): (kind, 0xFF & ~meaning.flags) for kind, meaning in FRAMES.items()
-}
-_UNKNOWN = (None, BULK)
-
 
 class Frame(NamedTuple):  # a tuple because it is made for every call
     """One received frame."""
@@ -299,7 +293,7 @@ def _size_and_kind(part: Buffer) -> int:
         whole = whole.obj
     # The very object must be bytes, and all of it be sent: an array over some bytes is more than those.
     kind = _KINDS.get(type(whole), Kind.MEMORY)
-    return size | kind << _KIND_SHIFT if kind and len(whole) == size else size
+    return size | kind << KIND_SHIFT if kind and len(whole) == size else size
 
 
 _KINDS: dict[type, Kind] = {bytes: Kind.BYTES, bytearray: Kind.BYTEARRAY}
@@ -339,232 +333,3 @@ def decode_number(frame: Frame) -> int:
         raise RemoteProtocolError(f"{frame.type.name} frame with a body of {len(frame.body)} bytes, not 4")
     number: int = _U32.unpack(frame.body)[0]
     return number
-
-
-# -- the incremental reader -------------------------------------------------------------------------
-
-
-class FrameReader:
-    """A parser that turns a stream of bytes, in whatever pieces it arrives, into frames.
-
-    Call `receive_data` with the bytes that were read. After each call `destination` is either ``None`` or the
-    memory that the next bytes of the stream belong in: read straight into it, release it, and report that with
-    `received_into`. Using it is optional, as `receive_data` copies into it too; it saves the copy of bulk data.
-
-    After an error the reader is unusable: the connection must end.
-
-    Args:
-        max_body: The longest body accepted; `MAX_HELLO` in hellos and on control connections, `MAX_BODY` on lanes.
-        allocate: Returns the memory for a segment.
-    """
-
-    def __init__(self, max_body: int = MAX_BODY, allocate: Allocate | None = None) -> None:
-        self.max_body = max_body
-        self._allocate = allocate or _allocate
-        self._pending = bytearray()
-        self._needed = HEADER_SIZE  # no frame can be complete before this many bytes are pending
-        self._bulk: _Bulk | None = None
-
-    @property
-    def destination(self) -> memoryview | None:
-        """The memory for the next bytes of the stream while a segment is being received; None otherwise."""
-        return self._bulk.remaining() if self._bulk else None
-
-    @property
-    def wanted(self) -> int:
-        """The number of bytes that are certainly part of the current or next frame; not valid in a segment."""
-        return self._needed - len(self._pending)
-
-    def close(self) -> None:
-        """Let go of a segment that will not arrive whole."""
-        if self._bulk is not None:
-            self._bulk.close()
-            self._bulk = None
-
-    @property
-    def mid_frame(self) -> bool:
-        """Whether the stream is within a frame, so that it would be truncated if it ended here."""
-        return bool(self._pending) or self._bulk is not None
-
-    def received_into(self, count: int) -> list[Frame]:
-        """Take note that the first ``count`` bytes of `destination` have been filled."""
-        if self._bulk is None or not 0 < count <= len(self._bulk.remaining()):
-            raise LocalProtocolError(f"there was no room for {count} bytes")
-        return self._advance_bulk(count)
-
-    def receive_data(self, data: Buffer) -> list[Frame]:
-        """Take the next bytes of the stream; return the frames that they complete.
-
-        Raises:
-            RemoteProtocolError: The stream is not one of frames, or a frame breaks a limit. No other exception
-                comes from here, whatever the bytes.
-        """
-        frames: list[Frame] = []
-        view = memoryview(data)
-        while len(view):
-            if self._bulk is not None:
-                with self._bulk.remaining() as target:
-                    count = min(len(target), len(view))
-                    target[:count] = view[:count]
-                view = view[count:]
-                frames += self._advance_bulk(count)
-            elif self._pending:
-                self._pending += view
-                # Parsed only when it can succeed: a body that trickles in would be copied again for every piece.
-                if len(self._pending) < self._needed:
-                    break
-                whole = memoryview(bytes(self._pending))
-                self._pending.clear()
-                view = self._parse(whole, frames)
-            else:
-                view = self._parse(view, frames)
-        return frames
-
-    def _advance_bulk(self, count: int) -> list[Frame]:
-        assert self._bulk is not None
-        self._bulk.advance(count)
-        if not self._bulk.complete:
-            return []
-        frame = self._bulk.frame()
-        self._bulk = None
-        return [frame]
-
-    def _parse(self, view: memoryview, frames: list[Frame]) -> memoryview:
-        """Parse complete frames and keep a partial one; return the rest of the view, which belongs to a segment."""
-        start, end = 0, len(view)
-        self._needed = HEADER_SIZE
-        while end - start >= HEADER_SIZE:
-            length, kind, flags, count, seq = HEADER.unpack_from(view, start)
-            frame_type, refused = _KNOWN.get(kind, _UNKNOWN)
-            if flags & refused or (frame_type is None and not kind & OPTIONAL):
-                raise _unreadable(kind, flags)
-            # Before anything is kept for the body: a peer must not make us buffer more than the limit.
-            if length > self.max_body:
-                name = f"type {kind}" if frame_type is None else frame_type.name
-                raise RemoteProtocolError(f"{name} frame of {length} bytes; the limit is {self.max_body}")
-            if end - start < HEADER_SIZE + length:
-                self._needed = HEADER_SIZE + length
-                break
-            start += HEADER_SIZE
-            if frame_type is None:  # skipped: the sender's version knows it, and can do without our reading it
-                start += length
-                continue
-            # A copy, because the caller reads the next bytes of the stream into the same memory.
-            body = bytes(view[start : start + length])
-            start += length
-            if flags & BULK:
-                self._bulk = _Bulk(Frame(frame_type, flags, count, seq, body), self._allocate)
-                if not self._bulk.complete:
-                    return view[start:]
-                # All segments are empty, so no more bytes would come to complete it.
-                frames.append(self._bulk.frame())
-                self._bulk = None
-            else:
-                frames.append(Frame(frame_type, flags, count, seq, body))
-        if start < end:
-            self._pending += view[start:]
-        return view[end:]
-
-
-def _unreadable(kind: int, flags: int) -> RemoteProtocolError:
-    if kind in _KNOWN:
-        return RemoteProtocolError(f"{FrameType(kind).name} frame with flags {flags}")
-    if kind & OPTIONAL:
-        return RemoteProtocolError(f"a frame of the unknown type {kind}, optional but with segments")
-    return RemoteProtocolError(
-        f"a frame of the unknown type {kind}, which cannot be skipped: the other end has another version of "
-        "farm_executor, or does not speak its protocol"
-    )
-
-
-def _allocate(size: int, kind: Kind) -> Buffer | io.BytesIO:
-    return io.BytesIO(bytes(size)) if kind is Kind.BYTES else bytearray(size)
-
-
-_EMPTY: dict[Kind, Buffer] = {Kind.MEMORY: memoryview(b""), Kind.BYTES: b""}
-
-
-class _Bulk:
-    """The segments of one frame while they arrive."""
-
-    def __init__(self, head: Frame, allocate: Allocate) -> None:
-        self._head = head
-        self._allocate = allocate
-        self._sizes, self._kinds = self._table(head)
-        self._done: list[Buffer] = []
-        self._made: Buffer | io.BytesIO = b""  # what the current segment is received into
-        self._current: memoryview | None = None  # its memory
-        self._filled = 0
-        self._next()
-
-    @staticmethod
-    def _table(head: Frame) -> tuple[list[int], list[Kind]]:
-        body = memoryview(head.body)
-        n = _U32.unpack_from(body)[0] if len(body) >= 4 else 0
-        if not 1 <= n <= MAX_SEGMENTS or len(body) < 4 + 8 * n:
-            raise RemoteProtocolError(f"{head.type.name} frame with a table of {n} segments in {len(body)} bytes")
-        table: tuple[int, ...] = struct.unpack_from(f"<{n}Q", body, 4)
-        sizes = [entry & _SIZE_MASK for entry in table]
-        # The sum is limited, not each size: many segments could promise more together than any one of them may.
-        if sum(sizes) > (MAX_MODULES if head.type in (FrameType.MODULES, FrameType.MODULE) else MAX_SEGMENT):
-            raise RemoteProtocolError(f"{head.type.name} frame promises {sum(sizes)} bytes")
-        try:
-            return sizes, [Kind(entry >> _KIND_SHIFT) for entry in table]
-        except ValueError:
-            raise RemoteProtocolError(f"{head.type.name} frame with a segment of an unknown kind") from None
-
-    def close(self) -> None:
-        """Let go of the current segment."""
-        # A BytesIO complains if it is collected, among what refers to it, with a view of its memory still there.
-        if self._current is not None:
-            self._current.release()
-            self._current = None
-
-    def _next(self) -> None:
-        """Begin the next segment that has bytes to come."""
-        # One is allocated only when the one before it is full, so a table alone does not take memory for all.
-        while len(self._done) < len(self._sizes):
-            size, kind = self._sizes[len(self._done)], self._kinds[len(self._done)]
-            if size:
-                # The peer has promised more than there is memory for: only its connection must end for that.
-                try:
-                    self._made = self._allocate(size, kind)
-                except MemoryError:
-                    raise RemoteProtocolError(f"no memory for a segment of {size} bytes") from None
-                if isinstance(self._made, io.BytesIO):
-                    self._current = self._made.getbuffer()
-                else:
-                    self._current = memoryview(self._made).cast("B")
-                self._filled = 0
-                return
-            self._done.append(bytearray() if kind is Kind.BYTEARRAY else _EMPTY[kind])
-        self._current = None
-
-    @property
-    def complete(self) -> bool:
-        return self._current is None
-
-    def remaining(self) -> memoryview:
-        assert self._current is not None
-        return self._current[self._filled :]
-
-    def advance(self, count: int) -> None:
-        assert self._current is not None
-        self._filled += count
-        if self._filled == len(self._current):
-            self._done.append(self._received())
-            self._next()
-
-    def _received(self) -> Buffer:
-        """Return the segment that is complete."""
-        assert self._current is not None
-        made, self._made = self._made, b""
-        if self._kinds[len(self._done)] is Kind.MEMORY:
-            return self._current
-        self._current.release()
-        # As nobody looks at its memory any more, the file's value is that memory itself; else it would be a copy.
-        return made.getvalue() if isinstance(made, io.BytesIO) else made
-
-    def frame(self) -> Frame:
-        head = self._head
-        return Frame(head.type, head.flags, head.count, head.seq, head.body, tuple(self._done))

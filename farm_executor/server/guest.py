@@ -15,9 +15,10 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameReader, FrameType
+from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameType
 from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, decode_hello
 from farm_executor.core.messages import BackHello, ClientHello, LaneHello, encode, read_client_hello
+from farm_executor.core.reader import FrameReader
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.wire.connection import no_segment
 from farm_executor.wire.dialling import HELLO_RECORDS, begin_tls, handshake_within

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from farm_executor.core.frames import MAX_BODY, MAX_HELLO, Allocate, Buffer, Frame, FrameReader, Kind
+from farm_executor.core.frames import MAX_BODY, MAX_HELLO, Allocate, Buffer, Frame, Kind
+from farm_executor.core.reader import FrameReader
 from farm_executor.data import memory
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.layered import LayeredSocket

@@ -17,11 +17,11 @@ from farm_executor.core.frames import (
     ONCE,
     TOGETHER,
     Frame,
-    FrameReader,
     FrameType,
     decode_number,
     payload_of,
 )
+from farm_executor.core.reader import FrameReader
 from farm_executor.data import payload
 
 

@@ -10,10 +10,10 @@ from farm_executor.client.farm.crew import Crew
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.session import Around, Session
 from farm_executor.core.features import COUNTS
-from farm_executor.core.frames import FrameReader
 from farm_executor.core.lifecycle import LaneEvent, LaneState, SessionState
 from farm_executor.core.liveness import encode_counts
 from farm_executor.core.messages import Pong, encode
+from farm_executor.core.reader import FrameReader
 
 
 @pytest.fixture

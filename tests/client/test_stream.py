@@ -23,7 +23,8 @@ from farm_executor import (
     start_server,
 )
 from farm_executor.client.farm.inlet import Inlet
-from farm_executor.core.frames import BULK_THRESHOLD, FrameReader, FrameType, encode_frame
+from farm_executor.core.frames import BULK_THRESHOLD, FrameType, encode_frame
+from farm_executor.core.reader import FrameReader
 from farm_executor.core.streams import (
     MAX_AHEAD,
     decode_credit,

@@ -61,7 +61,6 @@ from farm_executor.core.frames import (
     TOGETHER,
     Buffer,
     Frame,
-    FrameReader,
     FrameType,
     Kind,
     Payload,
@@ -72,6 +71,7 @@ from farm_executor.core.frames import (
     payload_of,
     payload_size,
 )
+from farm_executor.core.reader import FrameReader
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 # Examples take as long as a busy machine makes them; how many there are is the profile's to say.

@@ -15,7 +15,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from strategies import EVERY_BYTE, Cuts, cuts, joined, json_objects, json_values, keys, mutated, nonces, versions
 
-from farm_executor.core.frames import BULK, MAX_HELLO, Frame, FrameReader, FrameType, encode_frame
+from farm_executor.core.frames import BULK, MAX_HELLO, Frame, FrameType, encode_frame
 from farm_executor.core.handshake import (
     NONCE_SIZE,
     PROTOCOL_VERSION,
@@ -28,6 +28,7 @@ from farm_executor.core.handshake import (
     encode_hello,
     key_id,
 )
+from farm_executor.core.reader import FrameReader
 from farm_executor.errors import AuthenticationError, RemoteProtocolError, VersionMismatchError
 
 unhurried = settings(deadline=None)

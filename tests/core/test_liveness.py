@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm_executor.core.frames import FrameReader
 from farm_executor.core.liveness import MAX_MISSED, Flow, Pulse, decode_counts, encode_counts
+from farm_executor.core.reader import FrameReader
 from farm_executor.errors import RemoteProtocolError
 
 histories = st.lists(st.booleans(), max_size=30)

@@ -13,7 +13,7 @@ from farm_executor.core import features as features_module
 from farm_executor.core import messages
 from farm_executor.core.census import ClientStatus, Death, FarmStatus, Machine, Status, Totals, WorkerTable
 from farm_executor.core.features import MAX_FEATURE, MAX_FEATURES, shared
-from farm_executor.core.frames import BULK, ERROR, FRAMES, ONCE, TOGETHER, FrameReader, FrameType, Way
+from farm_executor.core.frames import BULK, ERROR, FRAMES, ONCE, TOGETHER, FrameType, Way
 from farm_executor.core.handshake import MAX_VERSION, MIN_MEMORY_LIMIT, Versions
 from farm_executor.core.messages import (
     MAX_COUNT,
@@ -42,6 +42,7 @@ from farm_executor.core.messages import (
     read_client_hello,
     to_json,
 )
+from farm_executor.core.reader import FrameReader
 from farm_executor.core.text import MAX_STDERR, MAX_STDERR_LINES, one_line, some_lines
 from farm_executor.errors import RemoteProtocolError
 

@@ -31,7 +31,8 @@ from hypothesis.extra import numpy as nps
 from serialization_tasks import Adder, Backed, module_function
 
 from farm_executor import RemoteProtocolError
-from farm_executor.core.frames import BULK_THRESHOLD, FrameReader, FrameType, Kind, encode_payload, payload_of
+from farm_executor.core.frames import BULK_THRESHOLD, FrameType, Kind, encode_payload, payload_of
+from farm_executor.core.reader import FrameReader
 from farm_executor.data import memory, payload
 from farm_executor.data.byvalue import Resolver
 from farm_executor.data.payload import by_value, dumps, dumps_call, loads, registered_by_value

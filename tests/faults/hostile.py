@@ -61,7 +61,6 @@ from farm_executor.core.frames import (
     MAX_HELLO,
     TOGETHER,
     Frame,
-    FrameReader,
     FrameType,
     Kind,
     decode_number,
@@ -78,6 +77,7 @@ from farm_executor.core.handshake import (
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE, encode_counts
 from farm_executor.core.messages import TABLE, from_json, to_json
+from farm_executor.core.reader import FrameReader
 from farm_executor.core.secret import monitor_secret
 from farm_executor.core.shipment import (
     Contents,

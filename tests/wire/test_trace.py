@@ -12,7 +12,8 @@ from strategies import joined
 
 from farm_executor import FarmExecutor
 from farm_executor.core.batches import encode_results, encode_tasks
-from farm_executor.core.frames import FrameReader, FrameType, encode_frame
+from farm_executor.core.frames import FrameType, encode_frame
+from farm_executor.core.reader import FrameReader
 from farm_executor.wire import trace
 from farm_executor.wire.trace import Trace, pending, tell, trace_of
 
