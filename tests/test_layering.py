@@ -72,6 +72,7 @@ FLOORS = {
             "hints",
             "importing",
             "memory",
+            "memory_objects",
             "modules",
             "packages",
             "refused",
