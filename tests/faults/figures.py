@@ -29,7 +29,7 @@ from server.processes import resident_bytes
 from server.serving import KEY, Serving
 
 MB = 1 << 20
-GROWTH = 12 * MB  # of memory in a soak that still counts as flat: what allocators keep
+GROWTH = 8 * MB  # of memory in a soak that still counts as flat: notes of the soak, and what allocators keep
 
 
 @dataclass(frozen=True)
