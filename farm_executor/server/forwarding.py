@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from farm_executor.core.flow import DEAF_SECONDS, WINDOW
 from farm_executor.core.frames import Buffer, FrameType, encode_frame
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.marks import STDERR, STDOUT, Counts, Marks
@@ -31,10 +32,8 @@ from farm_executor.server.stderr import StderrPipe
 
 __all__ = ["ForwardedPipe", "Forwarding", "WorkerOutput"]
 
-WINDOW = 1024 * 1024  # bytes of frames that the client has not shown, or not counted, yet
 PIECE = 32 * 1024  # bytes of a frame at most, as a control connection takes no body above 64 KiB
 MAX_UNSENT = 64  # buffers that wait for the socket, so that other messages do not wait behind more
-DEAF_SECONDS = 1.0
 
 _U64 = struct.Struct("<Q")
 
@@ -45,10 +44,14 @@ class Forwarding:
     Args:
         send: Sends buffers over the control connection; returns how many still wait there, or None if there is no
             connection.
+
+    Attributes:
+        restarts: How many connections there have been.
     """
 
     def __init__(self, send: Callable[[list[Buffer]], int | None]) -> None:
         self._send = send
+        self.restarts = 0
         self._said = 0  # bytes of frames sent over the present connection
         self._heard = 0  # those of them that the client has shown
         self._unsent = 0
@@ -58,6 +61,7 @@ class Forwarding:
         """Begin again over another connection, which counts from 0."""
         self._said = self._heard = self._unsent = 0
         self._full_since = None
+        self.restarts += 1
 
     def hear(self, shown: int) -> None:
         """Note that the client has shown that many bytes of the present connection.
@@ -114,7 +118,9 @@ class ForwardedPipe(OutputPipe):
         self._lane = lane
         self._counts: Counts | None = counts
         self._offset = 0  # bytes read so far
-        self._told = 0  # up to where the client knows the stream, by its bytes or by a gap
+        # Up to where the client knows the stream, by its bytes or by a gap, and over which connection it was told.
+        # What the last one has taken may not have arrived.
+        self._told = (0, forwarding.restarts)
         self._full = False
         self._at_the_end = False
 
@@ -145,7 +151,7 @@ class ForwardedPipe(OutputPipe):
 
     def catch_up(self) -> None:
         """Tell the client that what it lacks has been dropped, so that it does not wait for it."""
-        if self._told != self._offset and self.forwarding.has_room:
+        if self._offset and self._told != (self._offset, self.forwarding.restarts) and self.forwarding.has_room:
             self._say(b"")
 
     def _read(self) -> bytes:
@@ -167,7 +173,7 @@ class ForwardedPipe(OutputPipe):
 
     def _say(self, data: bytes) -> None:
         if self.forwarding.say(self.stream, self._lane, self._offset, data):
-            self._told = self._offset + len(data)
+            self._told = (self._offset + len(data), self.forwarding.restarts)
 
     def _write(self) -> None:
         """Do nothing: there is no output of ours."""

@@ -213,13 +213,13 @@ class WorkerLane:
         The outcome is a payload, and whether it is a failure; or a plain value, and None.
 
         It is sent at once if no task follows; if the last send was a while ago; if it is bulk, whose memory the
-        next task might change; or if the task must not run again, so that a crash of the next one cannot lose its
-        outcome. Otherwise it waits to be sent together with others; the helper ensures that it does not wait long.
+        next task might change; if the task must not run again, so that a crash of the next one cannot lose its
+        outcome; or if much was written, see `Marks.end`. Otherwise it waits for others, and the helper sees to it.
         """
         now = time.perf_counter()
         self._running = False
         if self.marks is not None and self.marks.talkative:
-            self.marks.end(self._progress)
+            once |= self.marks.end(self._progress)
         self._spent += (seconds := now - began)
         self._outcomes.append((outcome, error, seconds))
         if not self._tasks:

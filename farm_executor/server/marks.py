@@ -33,7 +33,9 @@ __all__ = ["STDERR", "STDOUT", "Counts", "Marks"]
 STDOUT, STDERR = 1, 2
 TALKATIVE = 1000  # looks in a row that find nothing before tasks are no longer looked at one by one
 MOST_MARKS = 10_000  # in one frame
-TRIES, TRY_SECONDS = 500, 0.0001  # for the supervisor to finish counting what it has read
+MUCH = 64 * 1024  # bytes: a fraction of what a client keeps of a stream until it hears whose it is
+COUNT_SECONDS = 15.0  # for the supervisor to finish counting what it has read
+FIRST_LOOK, LAST_LOOK = 0.0001, 0.005  # seconds between two looks whether it has
 
 _COUNT = struct.Struct("<Q")
 _MARK = struct.Struct("<5Q")
@@ -112,6 +114,7 @@ class Marks:
         self._seen = b""  # the counts before the last full look
         self._written = (0, 0)  # what the last full look has found
         self._left = TALKATIVE
+        self._unsaid = 0  # bytes that tasks have written of which nothing has been sent
         self._marks: deque[tuple[int, bytes]] = deque()  # by task, those to be sent
         self._sent: deque[tuple[int, bytes]] = deque()  # those that may have to be sent again
 
@@ -130,18 +133,21 @@ class Marks:
             if not self._is_quiet():
                 self._look()
 
-    def end(self, progress: memoryview, sent: int = 0) -> None:
+    def end(self, progress: memoryview, sent: int = 0) -> bool:
         """Note that the last task begun has written all that has been written since the last look.
 
         Args:
             progress: Holds its number; see `progress`.
             sent: How many outcomes have been sent: if its own is among them, nothing runs.
+
+        Returns:
+            Whether so much has been written that its mark should be sent before more is.
         """
         with self._lock:
             if self._is_quiet():
                 if self._left:
                     self._left -= 1
-                return
+                return False
             before = self._written
             self._look()
             # Asked after the look: with the lock held no other task can have begun since, of those that print.
@@ -149,13 +155,16 @@ class Marks:
             if self._written != before and seq >= sent:
                 mark = _MARK.pack(seq, *before, *self._written)
                 self._marks.append((seq, mark))
+                self._unsaid += sum(self._written) - sum(before)
                 self._left = TALKATIVE
             elif self._left:
                 self._left -= 1
+            return self._unsaid >= MUCH
 
     def take(self, *, keep: bool) -> list[Buffer]:
         """Return the frames that say what is not yet said; with ``keep`` they may be asked for again."""
         marks = [self._marks.popleft() for _ in range(len(self._marks))]
+        self._unsaid = 0
         if keep:
             self._sent += marks
         frames: list[Buffer] = []
@@ -187,14 +196,15 @@ class Marks:
 
     def _total(self, stream: int) -> int:
         counts = self._counts
-        read = waiting = 0
-        # The supervisor may have to wait for a processor between reading and counting. If it takes too long, the
-        # total is too low: nothing is lost by that, but the end of the output may be taken for another task's.
-        for _ in range(TRIES):
+        # The supervisor may have to wait for a processor between reading and counting, on a busy machine for long.
+        # Without an end only if it stands still: then the total is too low, and the end of this output is taken for
+        # another task's, but nothing waits for ever.
+        pause, slept = FIRST_LOOK, 0.0
+        while True:
             read = counts.read(stream)
             fcntl.ioctl(self._read_ends[stream - 1], termios.FIONREAD, self._size, True)
             waiting = int.from_bytes(self._size, sys.byteorder)
-            if not counts.is_changing and counts.read(stream) == read:
-                break
-            time.sleep(TRY_SECONDS)
-        return max(read + waiting, self._written[stream - 1])
+            if slept > COUNT_SECONDS or (not counts.is_changing and counts.read(stream) == read):
+                return max(read + waiting, self._written[stream - 1])
+            time.sleep(pause)
+            slept, pause = slept + pause, min(2 * pause, LAST_LOOK)

@@ -50,6 +50,10 @@ class Session:
     control = "a connection"
     is_own = False
     features = frozenset({"output"})
+    hears_nothing = False
+
+    def count_received(self, size):
+        pass
 
     def count_shown(self, connection, size):
         return 0
@@ -120,7 +124,7 @@ def test_a_silent_task_waits_for_nobody_but_those_before_it(farm):
     assert farm.told == ["hello", 0, 1, "bye", 2, 3]
 
 
-def test_output_that_does_not_come_is_waited_for_no_longer_than_a_second(farm, monkeypatch):
+def test_output_that_does_not_come_is_not_waited_for_without_an_end(farm, monkeypatch):
     farm.mark((0, 0, 6))
     farm.result(0)
     assert len(farm.reactor.timers) == 1, "one for all"
@@ -130,17 +134,61 @@ def test_output_that_does_not_come_is_waited_for_no_longer_than_a_second(farm, m
     assert farm.hearing.pending == 0
 
 
-@pytest.mark.parametrize("why", ["stuck", "cut"])
-def test_nobody_waits_for_what_cannot_come(farm, why):
+def test_output_that_comes_late_is_whole_though_showing_it_takes_long(farm, monkeypatch):
+    now = hearing.time.monotonic()
+    monkeypatch.setattr(hearing.time, "monotonic", lambda: now)
     farm.mark((0, 0, 6))
     farm.result(0)
-    if why == "stuck":
-        farm.voice.is_stuck = True
-    else:
-        farm.session.control = None
+    for _ in range(5):  # a server that gets no processor for seconds
+        now += hearing.PATIENCE
+        farm.reactor.timers.pop()()
+    assert farm.told == []
+    farm.output(0, b"hel")
+    now += hearing.PATIENCE
+    farm.reactor.timers.pop()()
+    farm.output(3, b"lo\n")
+    farm.reactor.timers.pop()()
+    assert farm.told == [], "it must be shown, too"
+    now += hearing.PATIENCE
+    farm.reactor.timers.pop()()
+    assert farm.told == [0]
+    assert farm.tasks[0].future._output == "hello\n"
+
+
+@pytest.mark.parametrize("come", ["before", "after"])
+def test_a_thread_that_is_stuck_holds_nothing_up_but_output_is_still_bound(farm, come):
+    farm.voice.is_stuck = True
+    farm.mark((0, 0, 6))
+    if come == "before":
+        farm.output(0, b"hello\n")
+    farm.result(0)
+    if come == "after":
+        assert farm.told == []
+        farm.output(0, b"hello\n")
+    assert farm.told == [0]
+    assert farm.tasks[0].future._output == "hello\n"
+    assert farm.hearing.pending == 0
+
+
+def test_nobody_waits_for_what_cannot_come(farm):
+    farm.mark((0, 0, 6))
+    farm.result(0)
+    farm.session.hears_nothing = True
     farm.mark((1, 6, 10))
     farm.result(1)
     assert farm.told == [0, 1]
+
+
+def test_outcomes_that_wait_when_nothing_can_come_any_more_wait_for_the_timer_only(farm):
+    farm.output(0, b"hello\n")
+    farm.mark((0, 0, 6), (1, 6, 10))
+    farm.result(0)
+    farm.result(1)
+    farm.session.hears_nothing = True
+    farm.reactor.timers.pop()()
+    assert farm.told == [], "the first has come, and is to be shown"
+    farm.voice.work()
+    assert farm.told == ["hello", 0, 1]
 
 
 def test_marks_are_merged_and_those_of_the_running_task_are_kept(farm):
@@ -215,13 +263,26 @@ def test_only_the_tail_is_kept(farm):
     size = 5 * hearing.KEPT_OF_LANE
     for offset in range(0, size, 1024):
         farm.output(offset, b"%1023d\n" % offset)
-        farm.voice.work()
+    farm.voice.work()
     farm.mark((0, 0, size))
     farm.result(0)
     farm.voice.work()
     assert len(farm.tasks[0].future._output) == hearing.KEPT_OF_TASK
     assert farm.tasks[0].future._output.endswith(f"{size - 1024}\n")
     assert sum(len(tail._data) for tail in farm.lane.hearing._tails) <= 2 * hearing.KEPT_OF_LANE
+
+
+def test_a_result_that_waits_to_be_read_is_read_before_its_output_is_let_go_of(farm):
+    def read(lane):
+        assert lane is farm.lane
+        farm.mark((0, 0, 6))
+        farm.result(0)
+        farm.hearing.read = lambda lane: None
+
+    farm.hearing.read = read
+    farm.output(0, b"hello\n")
+    farm.output(6, b"x" * 2 * hearing.KEPT_OF_LANE)
+    assert farm.tasks[0].future._output == "hello\n"
 
 
 def test_reports_that_come_faster_than_they_are_told_do_not_pile_up(farm):

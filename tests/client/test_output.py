@@ -186,6 +186,17 @@ def test_no_result_overtakes_its_output_and_each_future_has_its_own(where, heard
             assert said in heard.texts()[: behind[future]]
 
 
+@pytest.mark.parametrize(("size", "count"), [(10, 1000), (30_000, 200)])
+def test_each_future_has_its_own_output_though_showing_it_is_not_waited_for(where, monkeypatch, size, count):
+    monkeypatch.setattr(hearing, "PATIENCE", 0.001)
+    monkeypatch.setattr(voice, "STUCK_SECONDS", 0.0)
+    with FarmExecutor(**where, output=lambda line: None) as farm:
+        futures = [farm.submit(tasks.say, f"<{n}>".ljust(size, ".")) for n in range(count)]
+        for n, future in enumerate(futures):
+            future.result()
+            assert future.output == (f"<{n}>".ljust(size, ".") + "\n")[-hearing.KEPT_OF_TASK :]
+
+
 @pytest.mark.usefixtures("_patience")
 def test_the_first_output_of_a_worker_that_was_silent_for_long_is_bound_right(where, heard):
     with FarmExecutor(**where, output=heard) as farm:

@@ -10,6 +10,7 @@ from farm_executor.client.farm.crew import Crew
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.session import Around, Session
 from farm_executor.core.features import COUNTS
+from farm_executor.core.flow import DEAF_SECONDS, WINDOW
 from farm_executor.core.lifecycle import LaneEvent, LaneState, SessionState
 from farm_executor.core.liveness import encode_counts
 from farm_executor.core.messages import Pong, encode
@@ -98,3 +99,32 @@ def test_a_lane_that_has_ended_may_be_retired_when_its_server_drains():
     (posting,) = crew._reactor.post.call_args_list
     posting.args[0]()
     crew.lose_lane.assert_called_once_with(lane)
+
+
+def test_nothing_is_heard_without_a_connection_or_once_too_much_has_not_been_shown_for_a_second(
+    session, posted, monkeypatch
+):
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    assert session.hears_nothing
+    first = connection()
+    session.connected(first, first=True)
+    run(posted)
+    assert not session.hears_nothing
+    session.count_received(WINDOW - 1)
+    now += DEAF_SECONDS
+    assert not session.hears_nothing, "there is room"
+    session.count_received(1)
+    assert not session.hears_nothing
+    now += DEAF_SECONDS
+    assert session.hears_nothing
+    session.tell_heard(first, WINDOW // 2)
+    now += DEAF_SECONDS
+    assert not session.hears_nothing
+    session.count_received(WINDOW)
+    session.tell_heard(first, WINDOW // 2)
+    assert not session.hears_nothing, "it has been heard of just now"
+    now += DEAF_SECONDS
+    assert session.hears_nothing
+    session.control = connection()
+    assert not session.hears_nothing, "each connection counts for itself"

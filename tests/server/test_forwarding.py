@@ -9,13 +9,13 @@ from client import output_tasks as tasks
 from server.peers import SessionPeer, values_of
 from server.serving import Serving
 
+from farm_executor.core.flow import WINDOW
 from farm_executor.core.frames import HEADER_SIZE, FrameType
 from farm_executor.errors import RemoteProtocolError
-from farm_executor.server import forwarding
-from farm_executor.server.forwarding import Forwarding
+from farm_executor.server.forwarding import MAX_UNSENT, Forwarding
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-FLOOD = 3 * forwarding.WINDOW
+FLOOD = 3 * WINDOW
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_who_floods_waits_for_a_client_that_shows_what_it_gets(session):
         data, size = receive_output_piece(session, received)
         received += data
         heard += size
-        assert heard - said_before(heard) <= forwarding.WINDOW + 2**16
+        assert heard - said_before(heard) <= WINDOW + 2**16
         session.send_frame(FrameType.HEARD, seq=heard)
 
 
@@ -101,7 +101,7 @@ def receive_output_piece(session, offset):
 
 
 def said_before(heard):
-    return max(heard - forwarding.WINDOW, 0)
+    return max(heard - WINDOW, 0)
 
 
 def test_who_floods_a_deaf_client_goes_on_and_the_gap_shows(session):
@@ -123,7 +123,7 @@ def test_who_floods_a_deaf_client_goes_on_and_the_gap_shows(session):
         else:
             assert frame.seq == offset
             offset += len(frame.body) - 8
-            if heard > forwarding.WINDOW // 2:
+            if heard > WINDOW // 2:
                 session.send_frame(FrameType.HEARD, seq=heard)
     assert offset == end
 
@@ -162,9 +162,19 @@ def test_counts_begin_again_with_each_connection():
         way.hear(1)
 
 
+def test_over_another_connection_the_client_hears_where_the_streams_have_come_to(serving):
+    """What the broken one has taken last may not have arrived, and results wait for it."""
+    with SessionPeer(serving.address, features=["output"], resume_seconds=60) as session:
+        start(session, tasks.write).submit(0, (0, b"before\n"))
+        assert receive_output(session, 7)[0] == b"before\n"
+        session.come_back()
+        frame = session.receive()
+        assert (frame.type, frame.seq, frame.body[8:]) == (FrameType.OUTPUT, 7, b"")
+
+
 def test_output_of_a_cut_session_is_dropped_and_nobody_waits():
     way = Forwarding(lambda buffers: None)
-    assert not way.say(1, 1, 0, b"x" * 2 * forwarding.WINDOW)
+    assert not way.say(1, 1, 0, b"x" * 2 * WINDOW)
     assert way.has_room
 
 
@@ -173,7 +183,7 @@ def test_small_pieces_do_not_pile_up_in_front_of_a_socket_that_takes_none():
     way = Forwarding(lambda buffers: waiting.append(buffers) or len(waiting))
     while way.has_room:
         way.say(1, 1, 0, b"x")
-    assert len(waiting) == forwarding.MAX_UNSENT
+    assert len(waiting) == MAX_UNSENT
     way.drained()
     assert way.has_room
     assert os.getpid()

@@ -143,6 +143,7 @@ class Crew:
         self._functions = functions
         self._shipping = shipping
         self._hearing = hearing
+        hearing.read = lambda lane: self._on_lane(lane, selectors.EVENT_READ)
         self._will_forget = False  # whether a timer is set to check if large functions are still in use
         self._levels = levels
         self._inlets = inlets

@@ -5,8 +5,9 @@ not know how lines are made and shown, except that a `Voice` does it, nor how ou
 
 Output comes over the control connection and outcomes over the lane, so either may be first. Before the outcomes of
 tasks that have written something, the worker sends *marks*: where in its two streams each task's output begins and
-ends. Such an outcome waits until that much has come and has been shown, but for a second at most, and not at all if
-nothing can come, or the thread that shows it is stuck.
+ends. Such an outcome waits until that much has come, which only a broken connection can prevent, or a program that
+shows nothing; so what is bound to a future is complete, however busy the machines are. Then it waits until all of
+it has been shown, but for a second at most, and not at all if the thread that shows it is stuck.
 
 Nothing of this exists for a worker that says nothing: its lane's `hearing` is None.
 """
@@ -43,10 +44,11 @@ __all__ = ["Hearing", "Host", "LaneHearing", "Speaker"]
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 1.0  # seconds for which an outcome waits for its task's output
+PATIENCE = 1.0  # seconds for which an outcome waits for output that has come to be shown
+ARRIVAL = 15.0  # seconds for it to come: a server that lives sends it, and one that does not is noticed before
 LINGER = 1.0  # seconds after which a line that has not ended is shown as it stands
 KEPT_OF_TASK = 8 * 1024  # bytes of each stream, for `FarmFuture.output`
-KEPT_OF_LANE = 64 * 1024  # bytes of each stream that await their marks: as much as a pipe holds
+KEPT_OF_LANE = 128 * 1024  # bytes of each stream that await their marks: twice what a worker writes before one
 MAX_UNSHOWN = 256 * 1024 * 1024  # bytes of memory, for what all servers together have said
 PIECE_COST = 512  # bytes of memory that a piece takes beside its own: a server may send them with nothing in them
 MAX_UNHANDLED = 50_000  # records of all servers together
@@ -72,6 +74,13 @@ class Host(Protocol):
     @property
     def is_own(self) -> bool:
         """Whether the server is this program's own."""
+
+    @property
+    def hears_nothing(self) -> bool:
+        """Whether no output comes: there is no connection, or the program has shown too little for too long."""
+
+    def count_received(self, size: int) -> None:
+        """Count bytes of output that have come over the present connection."""
 
     def count_shown(self, connection: Any, size: int) -> int:
         """Count bytes of output that have been shown; return their number if it is time to tell the server."""
@@ -104,6 +113,7 @@ class Hearing:
     Attributes:
         pending: How many outcomes wait.
         voice: The thread that shows and tells.
+        read: Takes what has come on a lane, now.
 
     Thread safety: none but that of the reactor's handlers. What runs in the voice's thread says so.
     """
@@ -113,6 +123,7 @@ class Hearing:
         self.output = output
         self.voice = Voice(self._rest)
         self.pending = 0
+        self.read: Callable[[Any], None] = lambda lane: None
         self._waiting: dict[LaneHearing, None] = {}  # those with outcomes that wait
         self._timer_set = False
         self._unshown = 0  # bytes of memory; those that come add here, and those shown are counted in `_shown`
@@ -147,6 +158,7 @@ class Hearing:
         lane = lanes.get(number)
         hearing = self._gone.get(number) if lane is None else self.of(lane)
         said = HEADER_SIZE + len(frame.body)
+        session.count_received(said)
         # Of a lane that was lost before it said anything, or so many lanes ago that it is forgotten; or there is no
         # more room, as nobody reads what the program writes.
         if hearing is None or self._unshown - self._shown > MAX_UNSHOWN:
@@ -231,7 +243,9 @@ class Hearing:
         self._timer_set = bool(self._waiting)
         if self._timer_set:
             first = min(hearing.deadline for hearing in self._waiting)
-            self.reactor.after(max(first - now, 0.0), self._on_time)
+            # Again within a second: by then an outcome may have its output, which it must be shown within that, or
+            # the program may have stopped to show any.
+            self.reactor.after(min(max(first - now, 0.0), PATIENCE), self._on_time)
 
     def close(self) -> None:
         """Settle all outcomes that wait, and end the thread; called as the farm ends."""
@@ -303,10 +317,16 @@ class _Tail:
             self._data.clear()
             self._begin = offset
         self._data += data
-        surplus = len(self._data) - KEPT_OF_LANE
-        if surplus > KEPT_OF_LANE:  # not for each piece, as it moves the rest
-            del self._data[:surplus]
-            self._begin += surplus
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is to be shortened, which is not done for each piece, as it may move the rest."""
+        return len(self._data) > KEPT_OF_LANE * 5 // 4
+
+    def shorten(self) -> None:
+        surplus = max(len(self._data) - KEPT_OF_LANE, 0)
+        del self._data[:surplus]
+        self._begin += surplus
 
     def between(self, begin: int, end: int) -> str:
         """Return the last bytes between two offsets, as far as they are still here."""
@@ -326,7 +346,7 @@ class _Outcome:
         self.need = need
         self.outputs = outputs
         self.settle = settle
-        self.deadline = time.monotonic() + PATIENCE
+        self.deadline = time.monotonic() + ARRIVAL
         self.handed_over = self.told = False
 
 
@@ -339,10 +359,11 @@ class LaneHearing:
 
     def __init__(self, farm: Hearing, lane: Speaker) -> None:
         self._farm = farm
-        self._session = lane.session
+        self._lane, self._session = lane, lane.session
         self.source = Source.of(lane.server, lane.slot, lane.pid, own=lane.session.is_own)
         self._lines = (Lines(), Lines())
         self._tails = (_Tail(), _Tail())
+        self._shortening = False  # whether that is about to happen
         self._received = [0, 0]  # up to where each stream has come
         self._shown = [0, 0]  # up to where it has been shown; written by the voice's thread
         self._need: _Offsets = (0, 0)  # up to where it belongs to tasks that have ended
@@ -357,10 +378,25 @@ class LaneHearing:
         if offset < self._received[stream]:
             raise RemoteProtocolError(f"output at offset {offset} after {self._received[stream]}")
         self._received[stream] = offset + len(data)
-        self._tails[stream].add(offset, data)
+        tail = self._tails[stream]
+        tail.add(offset, data)
+        # In a handler of its own, as it reads from the lane.
+        if tail.is_long and not self._shortening:
+            self._shortening = True
+            self._farm.reactor.post(self._shorten)
         # Shown before any outcome that waits for it is handed over, as the voice keeps the order.
         self._farm.voice.put(partial(self._show, stream, offset, data, count))
         self._advance()
+        if self._waiting and self._farm.voice.is_stuck:
+            self._farm.reactor.post(self._on_told)
+
+    def _shorten(self) -> None:
+        self._shortening = False
+        # The outcomes of tasks that have written the first of this have left their worker before it wrote the last.
+        # So they are here by now, if this thread was kept from reading them, and need it.
+        self._farm.read(self._lane)
+        for tail in self._tails:
+            tail.shorten()
 
     def mark(self, frame: Frame, task_at: Callable[[int], Task | None]) -> None:
         """Take the worker's word on where its tasks' output begins and ends.
@@ -426,7 +462,12 @@ class LaneHearing:
 
     def lose_patience(self, now: float) -> None:
         """Settle the outcomes that have waited long enough."""
-        while self._waiting and self._waiting[0].deadline <= now:
+        # Nobody takes what is shown, or nothing can come: to wait would delay each outcome, in vain.
+        is_stuck, hears_nothing = self._farm.voice.is_stuck, self._session.hears_nothing
+        while self._waiting:
+            first = self._waiting[0]
+            if first.deadline > now and not (is_stuck if first.handed_over else hears_nothing):
+                return
             self._finish(self._waiting.popleft())
 
     def _need_up_to(self, end: _Offsets) -> None:
@@ -441,16 +482,11 @@ class LaneHearing:
             self._bind(outcome)
             outcome.settle()
             return
-        # Nobody takes what is shown, or nothing can come: to wait would delay each outcome by a second, in vain.
-        if self._farm.voice.is_stuck or self._session.control is None:
-            self.lose_patience(float("inf"))
-            self._bind(outcome)
-            outcome.settle()
-            return
         self._untold = False
         self._waiting.append(outcome)
         self._farm.waits(self)
         self._advance()
+        self.lose_patience(time.monotonic())
 
     def _is_shown(self, need: _Offsets) -> bool:
         return self._shown[0] >= need[0] and self._shown[1] >= need[1]
@@ -465,11 +501,13 @@ class LaneHearing:
             outcome.handed_over = True
             # Now, not when it is settled: by then so much may have come that the tail has lost these bytes.
             self._bind(outcome)
+            outcome.deadline = time.monotonic() + PATIENCE
             self._farm.voice.put(partial(self._end_lines, outcome))
 
     def _on_told(self) -> None:
         while self._waiting and self._waiting[0].told:
             self._finish(self._waiting.popleft())
+        self.lose_patience(time.monotonic())
 
     def _finish(self, outcome: _Outcome) -> None:
         self._farm.pending -= 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -24,6 +25,7 @@ from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.core.features import COUNTS
+from farm_executor.core.flow import DEAF_SECONDS, TELL_EVERY, WINDOW
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.lifecycle import SESSION, SessionEvent, SessionState, after
 from farm_executor.core.liveness import MAX_MISSED, decode_counts
@@ -35,7 +37,6 @@ __all__ = ["Around", "Server", "Session", "SessionCrew"]
 
 logger = logging.getLogger(__name__)
 
-TELL_EVERY = 128 * 1024  # bytes of output shown after which the server hears of it: an eighth of its window
 PROBE_SECONDS = 1.0  # within which bytes sent on a doubtful lane must have moved
 
 
@@ -165,7 +166,10 @@ class Session:
         self.lanes: dict[int, Lane] = {}
         self.control: Connection | None = None
         self._counted: Connection | None = None  # over which the output came that has been shown
-        self._shown = self._told = 0  # bytes of it, and those of which the server has heard
+        self._shown = self._told = 0  # bytes of it, and those of which the server is to hear
+        self._receiving: Connection | None = None  # over which the output comes that is counted here:
+        self._came = self._heard = 0  # bytes of it, and those of which the server has heard
+        self._full_since: float | None = None  # while the server may send no more of it
         self._cuts = 0  # how often the control connection has broken, so that timers of earlier cuts are ignored
 
     def __str__(self) -> str:
@@ -307,6 +311,26 @@ class Session:
         self._around.reactor.want_to_write(connection, connection.unsent)
         return True
 
+    def count_received(self, size: int) -> None:
+        """Count bytes of output that have come over the present connection."""
+        if self._receiving is not self.control:
+            self._receiving = self.control
+            self._came = self._heard = 0
+            self._full_since = None
+        self._came += size
+        if self._full_since is None:
+            self._note_room()
+
+    @property
+    def hears_nothing(self) -> bool:
+        """Whether no output comes: there is no connection, or the program has shown too little for too long."""
+        # The server drops what it reads then, and says how much only when it has heard of us.
+        full = self._full_since if self._receiving is self.control else None
+        return self.control is None or (full is not None and time.monotonic() - full >= DEAF_SECONDS)
+
+    def _note_room(self) -> None:
+        self._full_since = time.monotonic() if self._came - self._heard >= WINDOW else None
+
     def count_shown(self, connection: Connection | None, size: int) -> int:
         """Count bytes of output that have been shown; return their number if it is time to tell the server.
 
@@ -325,6 +349,8 @@ class Session:
         """Tell the server how many bytes of output that came over this connection have been shown."""
         if connection is not None and self.control is connection:
             connection.send(encode_frame(FrameType.HEARD, seq=shown))
+            self._heard = shown
+            self._note_room()
             self._around.reactor.want_to_write(connection, connection.unsent)
 
     def ping(self, beat: int) -> None:
