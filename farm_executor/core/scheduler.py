@@ -166,9 +166,9 @@ class Scheduler:
             yield from lane.outstanding
         yield from self._queues
 
-    def waiting(self) -> list[Task]:
-        """Return every task that is on no lane."""
-        return list(self._queues)
+    def waiting(self, at_most: int) -> list[Task]:
+        """Return the first so many of the tasks that are on no lane."""
+        return list(islice(self._queues, at_most))
 
     def tasks_on(self, lane: int) -> list[Task]:
         """Return the tasks that the lane has not answered, oldest first."""

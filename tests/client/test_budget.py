@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm_executor import BrokenFarmError, FarmExecutor, FarmFullError
+from farm_executor.client.farm import statistics
 from farm_executor.client.farm.budget import Budget
 
 DEADLINE = 20.0
@@ -208,3 +209,17 @@ def test_what_a_worker_gives_back_of_a_map_goes_on_however_full_the_farm_is(no_l
     items = [bytes([number % 256]) * 3000 for number in range(300)]
     with FarmExecutor(2, max_pending_bytes=20_000) as farm:
         assert list(farm.map(tasks.size_after, items, [0.002] * 300)) == [3000] * 300
+
+
+def test_the_bytes_of_a_long_queue_are_reckoned_from_its_first(no_leaks, monkeypatch):
+    monkeypatch.setattr(statistics, "QUEUED_AT_MOST", 10)
+    with Gate() as gate, FarmExecutor(1) as farm:
+        blocker = farm.submit(tasks.pass_gate, gate.address)
+        gate.wait_for_arrivals()
+        waiting = [farm.submit(tasks.identity, LARGE) for _ in range(100)]
+        found = farm.statistics()
+        assert found.queued + found.running == 101
+        assert 100 * len(LARGE) <= found.pending_bytes < 101 * len(LARGE)
+        gate.open()
+        assert [future.result(DEADLINE) for future in waiting] == [LARGE] * 100
+        blocker.result(DEADLINE)
