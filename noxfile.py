@@ -191,6 +191,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[-1], default=False)
+def scale(session: nox.Session) -> None:
+    """Print what grows with servers, workers, sessions and tasks, and how fast."""
+    _install(session, ".", "numpy")
+    session.run("python", "tests/bench/scale.py", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1], default=False)
 def integrations(session: nox.Session) -> None:
     """Run the tests of what works with other libraries, with the newest of these; elsewhere they are skipped."""
     _install(session, *FOR_TESTS, *_group("integrations"))
