@@ -9,7 +9,6 @@ import copyreg
 import os
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from numbers import Number
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from farm_executor.client.backing import Backing
@@ -174,7 +173,7 @@ class FarmExecutor(Front):
         logs: Literal["forward", "server"] = "forward",
     ) -> None:
         first: Any = addresses
-        if isinstance(first, Number):
+        if _is_number(first):
             if max_workers is not None:
                 raise TypeError("max_workers given twice: a number as the first argument sets it already")
             addresses, max_workers = None, first  # type: ignore[assignment]
@@ -234,3 +233,12 @@ class FarmExecutor(Front):
     def __setstate__(self, backing: Any) -> None:
         """Become the executor of another process, as `__reduce__` has described it."""
         self._stand_before(backing, TaskOptions(max_attempts=backing.settings.max_attempts))
+
+
+def _is_number(value: Any) -> bool:
+    # What is usual is known without the import, which takes as long as that of all our settings.
+    if value is None or isinstance(value, (int, str, list, tuple)):
+        return isinstance(value, int)
+    from numbers import Number
+
+    return isinstance(value, Number)

@@ -21,7 +21,6 @@ from farm_executor.core.census import (
     WorkerTable,
 )
 from farm_executor.core.messages import to_json
-from farm_executor.server.machine import machine
 from farm_executor.server.memory import private_bytes, read_small
 from farm_executor.server.process import Figures, Worker
 from farm_executor.server.session import Session
@@ -59,6 +58,8 @@ class Census:
 
     def status(self, room: int) -> Status:
         """Take the document now, with as many sessions, and their workers, as about ``room`` bytes take."""
+        from farm_executor.server.machine import machine  # late: what it imports would delay the start
+
         now, clock = time.time(), time.perf_counter()
         terms, sessions, workers = self._terms, list(self._sessions), self._sessions.workers
         counts = workers.counts

@@ -14,7 +14,6 @@ second is *deaf*: until it is heard of again, what is written is dropped, and no
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import struct
@@ -288,6 +287,8 @@ def _open(stream: int, name: str, marks: Marks) -> io.TextIOWrapper:
 
 def _buffer_lines() -> None:
     """Have C's standard output buffered by lines: into a pipe it would go in blocks, too late for its task."""
+    import ctypes  # late: workers of an embedded farm do not need it
+
     with contextlib.suppress(Exception):  # another C library: then its lines come later
         library = ctypes.CDLL(None)
         stdout = ctypes.c_void_p.in_dll(library, "__stdoutp" if sys.platform == "darwin" else "stdout")
