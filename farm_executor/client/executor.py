@@ -176,7 +176,7 @@ class FarmExecutor(Front):
         if _is_number(first):
             if max_workers is not None:
                 raise TypeError("max_workers given twice: a number as the first argument sets it already")
-            addresses, max_workers = None, first  # type: ignore[assignment]
+            addresses, max_workers = None, first
         settings = FarmSettings.checked(
             addresses=addresses,
             mp_context=mp_context,
