@@ -1,4 +1,4 @@
-"""The levels of loggers on their way to a worker: how LEVELS is laid out.
+"""The levels of loggers on their way to a worker: how LEVELS is laid out; and how a gap in its records shows.
 
 This module owns that, and its limits. It must not know loggers.
 """
@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.errors import RemoteProtocolError
 
-__all__ = ["MAX_LEVELS", "decode_levels", "encode_levels"]
+__all__ = ["MAX_LEVELS", "NUMBER", "decode_levels", "encode_levels"]
+
+NUMBER = "farm_number"
+"""The key, in the first record of a frame, of how many records the worker has sent before."""
 
 MAX_LEVELS = 10_000  # loggers whose level is set
 MAX_NAME = 200  # characters

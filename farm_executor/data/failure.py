@@ -103,12 +103,18 @@ def _type_name(value: BaseException) -> str:
 # -- on the worker -----------------------------------------------------------------------------------
 
 
-def dump_unsendable(error: BaseException, value: Any, *, named: Callable[[str], str] | None = None) -> list[Any]:
-    """Encode why a result could not be pickled: the error is raised unchanged, as by ProcessPoolExecutor.
+def dump_unsendable(
+    error: BaseException,
+    value: Any,
+    what: str = "the task's result",
+    *,
+    named: Callable[[str], str] | None = None,
+) -> list[Any]:
+    """Encode why a result, or what else is named, could not be pickled.
 
-    An explanation is added as its cause.
+    The error is raised unchanged, as by ProcessPoolExecutor. An explanation is added as its cause.
     """
-    text = f"the task's result, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
+    text = f"{what}, of type {type(value).__qualname__}, could not be pickled: {describe(error)}"
     return dump_failure(error, text, skip_frames=1, as_cause=True, named=named)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from farm_executor.core.frames import Buffer, FrameType, encode_frame
+from farm_executor.core.levels import NUMBER
 from farm_executor.data import payload
 
 __all__ = ["Levels", "Records"]
@@ -56,6 +57,7 @@ class Records:
         self._pid = os.getpid()
         self._begun, self._count = 0.0, 0  # of the present second
         self._lost = 0
+        self._sent = 0
 
     @property
     def pending(self) -> bool:
@@ -117,6 +119,9 @@ class Records:
             except IndexError:  # that was all, or another thread is faster
                 pass
             if some:
+                # Those of a frame arrive together or not at all. The next one shows how many have not.
+                some[0][NUMBER] = self._sent
+                self._sent += len(some)
                 body = payload.dumps_together(some)
                 frames += encode_frame(FrameType.RECORDS, count=len(some), seq=seq, body=body)
         return frames

@@ -52,6 +52,9 @@ class Outgoing:
         wake: Has another thread flush soon.
         keep: Whether what has been sent may have to be sent again.
 
+    Attributes:
+        items: How many have been put.
+
     Thread safety: `put` and `finish` are for the thread that runs the task, `flush` for any; `add_sent`, `credit`
     and `unheard` are called as the lane's lock for sending, or for reading, has it.
     """
@@ -80,6 +83,7 @@ class Outgoing:
         self._size = 0  # of both, roughly; only one of them ever has items
         self._flushed = 0.0
         self._number = 0  # of the next frame
+        self.items = 0
         self._sent: deque[tuple[int, list[Buffer]]] = deque()  # those not taken: their sizes, and they, if kept
         self._taken = 0
         self._ahead = 0  # bytes
@@ -97,6 +101,7 @@ class Outgoing:
         """
         is_plain = payload.is_plain(item)
         data = () if is_plain else payload.dumps(item)
+        self.items += 1
         now = time.perf_counter()
         with self._lock:
             if is_plain:

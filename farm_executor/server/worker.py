@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from farm_executor.core.features import RECORDS
+from farm_executor.core.features import RECORDS, STREAMS
 from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.current import set_worker
 from farm_executor.data import payload
@@ -190,7 +190,9 @@ class _Runner:
         except BaseException as error:  # whatever it is, the future gets it, as in ProcessPoolExecutor
             self._in_call = False
             if type(error) is _UnsendableItemError:
-                return _as_failure(error.why, dump_unsendable(error.why, error.item, named=self._named_by_client))
+                what = f"item {error.number} of the stream"
+                data = dump_unsendable(error.why, error.item, what, named=self._named_by_client)
+                return _as_failure(error.why, data)
             return self.failed(error, skip_frames=1)
         finally:
             del args, kwargs
@@ -204,6 +206,10 @@ class _Runner:
 
     def _stream_out(self, items: Any) -> Any:
         """Send items one by one, until there are no more, or nobody wants them; return what a generator returns."""
+        if STREAMS not in self._lane.features:
+            raise RuntimeError(
+                "stream() needs a newer farm_executor on the server or in the client: update it, or return a list"
+            )
         stream = self._lane.open_stream()
         try:
             if isinstance(items, types.CoroutineType):
@@ -257,8 +263,9 @@ class _Runner:
 class _UnsendableItemError(Exception):
     """An item of a stream cannot be pickled."""
 
-    def __init__(self, why: BaseException, item: Any) -> None:
+    def __init__(self, why: BaseException, number: int, item: Any) -> None:
         self.why = why
+        self.number = number
         self.item = item
 
 
@@ -266,7 +273,7 @@ def _put(stream: Outgoing, item: Any) -> bool:
     try:
         return stream.put(item)
     except Exception as error:  # pickling runs user code
-        raise _UnsendableItemError(error, item) from None
+        raise _UnsendableItemError(error, stream.items + 1, item) from None
 
 
 async def _send_async(stream: Outgoing, items: Any) -> None:

@@ -98,3 +98,9 @@ def log_in_a_farm_of_its_own():
 
     with FarmExecutor(1) as farm:
         farm.submit(log, logging.WARNING, "from within").result(DEADLINE)
+
+
+def log_when_passed(address, count, path):
+    pass_gate(address)
+    log_many(count)
+    open(path, "w").close()

@@ -337,3 +337,18 @@ def test_log_records_that_nobody_handles_take_bounded_memory(farm, monkeypatch):
         body = payload.dumps_together([record] * (number % 2))
         farm.hearing.on_records(farm.lane, Frame(FrameType.RECORDS, count=number % 2, body=body), None)
     assert len(farm.voice.deeds) == 10
+
+
+def test_log_records_that_a_broken_connection_took_along_are_missed(farm, caplog):
+    record = {"name": "x", "levelno": 30, "created": 1.0, "msg": "x"}
+    for number, lost in [(0, ""), (2, ""), (7, "count=3"), (9, "")]:
+        caplog.clear()
+        farm.hearing._said_lost = 0.0
+        body = payload.dumps_together([{**record, "farm_number": number}, record])
+        farm.hearing.on_records(farm.lane, Frame(FrameType.RECORDS, count=2, body=body), None)
+        assert lost in caplog.text
+        assert ("log records lost" in caplog.text) == bool(lost)
+    for number in (-1, 1.0, "1"):
+        body = payload.dumps_together([{**record, "farm_number": number}])
+        with pytest.raises(RemoteProtocolError):
+            farm.hearing.on_records(farm.lane, Frame(FrameType.RECORDS, count=1, body=body), None)

@@ -2,12 +2,14 @@
 
 import logging
 import os
+import re
 
 import pytest
 from client import log_tasks as tasks
 from contract.gate import DEADLINE, Gate
 from faults.proxy import Proxy
 from server.processes import wait_until
+from server.serving import KEY, Serving
 
 from farm_executor import FarmExecutor, WorkerLostError, lfarm, start_server
 from farm_executor.client.farm import hearing, voice
@@ -233,6 +235,32 @@ def test_over_a_resumed_connection(server, records):
         farm.submit(tasks.log, logging.INFO, "after").result(DEADLINE)
         farm.submit(tasks.log, logging.DEBUG, "never").result(DEADLINE)
     assert texts(records) == ["before", "after"]
+
+
+def test_of_a_long_cut_a_bounded_number_comes_and_the_rest_is_said(records, caplog, tmp_path):
+    few = "import farm_executor.server.records as records\nrecords.MAX_WAITING = 100"
+    with (
+        Serving(workers=1, before=few) as server,
+        Proxy(server.address) as proxy,
+        FarmExecutor(proxy.address, key=KEY, heartbeat=0.2, resume_timeout=60) as farm,
+        Gate() as gate,
+    ):
+        future = farm.submit(tasks.log_when_passed, gate.address, 1000, str(tmp_path / "logged"))
+        gate.wait_for_arrivals()
+        proxy.stall()
+        proxy.cut()
+        gate.open()
+        wait_until((tmp_path / "logged").exists, "all to be logged")
+        proxy.flow()
+        future.result(DEADLINE)
+        farm.submit(tasks.log, logging.WARNING, "after").result(DEADLINE)
+    *numbers, after = texts(records)
+    assert after == "after"
+    assert list(map(int, numbers)) == sorted(map(int, numbers))
+    # Those before the cut was noticed may have been on their way, and are said at the next.
+    said = re.findall(r"([0-9]+) log records were lost|log records lost count=([0-9]+)", caplog.text)
+    assert len(numbers) >= 100
+    assert len(numbers) + sum(int(first or second) for first, second in said) == 1000
 
 
 @pytest.mark.parametrize("logs", [None, 5, "foo", "Forward"])

@@ -106,8 +106,9 @@ def test_an_error_comes_after_the_items_before_it(farm):
 def test_an_item_that_cannot_be_pickled(farm):
     stream = farm.stream(tasks.unsendable)
     assert next(stream) == 1
-    with pytest.raises(TypeError, match="generator"):
+    with pytest.raises(TypeError, match="have what it yields come by stream") as caught:
         next(stream)
+    assert "item 2 of the stream, of type generator, could not be pickled" in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("what", [5, None, "x"])

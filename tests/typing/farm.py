@@ -1,17 +1,24 @@
 """What FarmExecutor has beyond ProcessPoolExecutor, and faults in its use."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar
 from functools import partial
 
 from typing_extensions import assert_type
 
 from farm_executor import (
     BroadcastError,
+    CurrentTask,
     FarmExecutor,
     FarmStatistics,
     OptionsView,
+    OutputLine,
+    Progress,
+    Stream,
+    TaskExecutionError,
     WorkerLostError,
+    current_task,
     end_server,
     ping,
     progress,
@@ -118,3 +125,65 @@ def progresses(farm: FarmExecutor) -> None:
     futures = [farm.submit(square, 3)]
     assert_type(progress.as_completed(futures), Iterator[Future[int]])
     assert_type(progress.wait(futures)[0], set[Future[int]])
+
+
+def count(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+async def count_slowly(n: int) -> AsyncIterator[str]:
+    for i in range(n):
+        yield str(i)
+
+
+def streams(farm: FarmExecutor) -> None:
+    assert_type(farm.stream(count, 3), Stream[int])
+    assert_type(farm.with_options(timeout=3).stream(count, n=3), Stream[int])
+    assert_type(farm.stream(count_slowly, 3), Stream[str])
+    assert_type(farm.stream(lambda: [1.5]), Stream[float])
+    with farm.stream(count, 3) as stream:
+        assert_type(next(stream), int)
+        assert_type(list(stream), list[int])
+        stream.close()
+        stream.future.cancel()
+    farm.stream(count)  # E
+    farm.stream(count, "3")  # E
+    farm.stream(square, 3)  # E
+    farm.stream(3)  # E
+
+
+async def async_streams(farm: FarmExecutor) -> None:
+    async for item in farm.stream(count_slowly, 3):
+        assert_type(item, str)
+    assert_type(await anext(farm.stream(count, 3)), int)
+
+
+user: ContextVar[str] = ContextVar("user")
+
+
+def said() -> None:
+    FarmExecutor(2, context=[user], logs="server", output="forward", name="nightly")
+    FarmExecutor(output=lambda line: print(line.text, line.stream, line.slot + 1))
+    lines: list[OutputLine] = []
+    FarmExecutor(output=lines.append)
+    FarmExecutor(output="nowhere")  # E
+    FarmExecutor(logs="nowhere")  # E
+    FarmExecutor(context=["user"])  # E
+    FarmExecutor(output=3)  # E
+
+
+def outputs(error: TaskExecutionError) -> None:
+    assert_type(error.output, str)
+
+
+def inside() -> None:
+    task = current_task()
+    assert_type(task, CurrentTask)
+    assert_type(task.id, int | None)
+    assert_type(task.attempt, int)
+    assert_type(task.deadline, float | None)
+    assert_type(task.cancelled, bool)
+    assert_type(Progress(1).total, float | None)
+    task.report(1, 2, "half")
+    task.report("half")  # E
+    task.report(1, message=2)  # E

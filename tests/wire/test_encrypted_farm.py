@@ -14,7 +14,9 @@ import time
 
 import pytest
 from certificates import Authority
+from client import context_tasks, current_tasks, log_tasks, output_tasks, progress_tasks, stream_tasks
 from contract.gate import Gate
+from faults.proxy import Proxy
 from server import tasks
 from server.peers import LanePeer, SessionPeer, dial, listening, prove_key, read_to_end
 from server.processes import DEADLINE, children, command_line, environment, wait_until
@@ -32,14 +34,25 @@ from farm_executor import (
     status,
 )
 from farm_executor.cli import main
+from farm_executor.client.farm import hearing, voice
 from farm_executor.core.frames import FrameType
 from farm_executor.core.handshake import NONCE_SIZE, ClientHandshake, Security
 from farm_executor.core.messages import AdminHello, LaneHello, Role, to_json
+from farm_executor.observe.overview import Overview
+from farm_executor.observe.series import Cursor
+from farm_executor.observe.watching import Watching
 from farm_executor.wire.address import parse_address
 from farm_executor.wire.dialling import connect
 from farm_executor.wire.keygen import make_key_file_content
 from farm_executor.wire.sealed import SealedSocket
-from farm_executor.wire.security import KEY_FILE_VARIABLE, Key, default_key_file, read_key, write_key
+from farm_executor.wire.security import (
+    KEY_FILE_VARIABLE,
+    Key,
+    default_key_file,
+    monitor_content,
+    read_key,
+    write_key,
+)
 from farm_executor.wire.tls import TlsSocket, own_context
 
 pytestmark = [
@@ -82,6 +95,79 @@ def place(server):
 
 
 # -- everything works as without ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """What tasks say comes before their results, on a busy machine, too."""
+    monkeypatch.setattr(hearing, "PATIENCE", DEADLINE)
+    monkeypatch.setattr(voice, "STUCK_SECONDS", DEADLINE)
+    return []
+
+
+def test_what_tasks_say(serving, key_file, heard, caplog):
+    with (
+        FarmExecutor(
+            serving.address, max_workers=1, key_file=key_file, output=heard.append, context=[context_tasks.user]
+        ) as farm,
+        caplog.at_level(logging.INFO, "tasks.of.tests"),
+    ):
+        future = farm.submit(output_tasks.say, "hello")
+        future.result(DEADLINE)
+        assert (future.output, [line.text for line in heard]) == ("hello\n", ["hello"])
+        flood = farm.submit(output_tasks.say_many, 5000, 100)
+        flood.result(DEADLINE)
+        assert len(heard) == 5001
+        farm.submit(log_tasks.log, logging.INFO, "logged").result(DEADLINE)
+        assert "logged" in caplog.messages
+        future = farm.submit(progress_tasks.report, 1, 2, "half")
+        future.result(DEADLINE)
+        assert future.progress == (1, 2, "half")
+        token = context_tasks.user.set("me")
+        assert farm.submit(context_tasks.look_async).result(DEADLINE)[0] == "me"
+        context_tasks.user.reset(token)
+        assert farm.with_options(category="c").submit(current_tasks.look).result(DEADLINE)[1:] == (1, "c", False)
+
+
+def test_streams_of_small_and_large_items(serving, key_file):
+    with FarmExecutor(serving.address, key_file=key_file) as farm:
+        assert list(farm.stream(stream_tasks.count, 5000)) == list(range(5000))
+        assert list(farm.stream(stream_tasks.mixed))[3] == b"x" * 100_000
+        with farm.stream(stream_tasks.count, 10**9) as stream:
+            assert next(stream) == 0
+        assert stream.future.result(DEADLINE) is None
+
+
+def test_output_and_streams_over_cuts(serving, key_file):
+    with (
+        Proxy(serving.address) as proxy,
+        FarmExecutor(proxy.address, key_file=key_file, heartbeat=0.2, output=lambda line: None) as farm,
+    ):
+        stream = farm.stream(stream_tasks.count, 5000)
+        items = [next(stream) for _ in range(2000)]
+        proxy.cut()
+        assert [*items, *stream] == list(range(5000))
+        assert farm.submit(output_tasks.say, "after").result(DEADLINE) == "after"
+
+
+def test_who_watches_with_a_monitors_key_sees_it(serving, key_file, folder):
+    """As `top` and the dashboard of servers do."""
+    write_key(folder / "monitor", monitor_content(key_file))
+    with FarmExecutor(serving.address, key_file=key_file, name="the name", heartbeat=0.1) as farm:
+        farm.submit(abs, 1).result(DEADLINE)
+        watching = Watching([parse_address(serving.address)], folder / "monitor")
+        try:
+            overview = Overview(watching)
+
+            def clients():
+                overview.sample()
+                (table,) = [table for table in overview.document(Cursor())[0]["tables"] if table.title == "Clients"]
+                return [row[0] for row in table.rows]
+
+            wait_until(lambda: clients() == ["the name"], "the farm's name")
+            assert overview.document(Cursor())[0]["tiles"][0][0] == "1 / 1"
+        finally:
+            watching.close()
 
 
 def test_calls_maps_and_errors(serving, key_file):

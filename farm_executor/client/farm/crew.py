@@ -168,6 +168,8 @@ class Crew:
             connection.close()
             return
         connection.socket.setblocking(False)
+        if self._carries and HEADERS not in session.features and not session.lanes:
+            logger.warning("context not sent server=%s: update farm_executor there", session)
         new = Lane(
             *(lane, connection, session, slot, pid),
             resumable=session.resumable,

@@ -25,7 +25,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from farm_executor.client.farm.output import Output, Source
-from farm_executor.client.farm.records import handle, records_of
+from farm_executor.client.farm.records import handle, number_of, records_of
 from farm_executor.client.farm.voice import Voice
 from farm_executor.core.features import OUTPUT
 from farm_executor.core.frames import HEADER_SIZE, Frame
@@ -204,6 +204,8 @@ class Hearing:
             RemoteProtocolError: The frame is malformed.
         """
         records = records_of(frame)
+        hearing = self.of(lane)
+        self._lost_records += hearing.lost_before(number_of(records), len(records))
         room = MAX_UNHANDLED - (self._unhandled - self._handled)
         if len(records) > room:  # nobody takes them, as a handler is stuck
             self._lost_records += len(records) - room
@@ -214,7 +216,6 @@ class Hearing:
         if not records:
             return  # even of nothing the voice would keep something for each frame
         self._unhandled += len(records)
-        hearing = self.of(lane)
         task = None if call is None else call.id
         hearing.note(partial(handle, hearing.source, task, records, self._count_handled))
 
@@ -363,6 +364,7 @@ class LaneHearing:
         self.source = Source.of(lane.server, lane.slot, lane.pid, own=lane.session.is_own)
         self._lines = (Lines(), Lines())
         self._tails = (_Tail(), _Tail())
+        self._records_due = 0  # how many have been sent, as far as is known
         self._shortening = False  # whether that is about to happen
         self._received = [0, 0]  # up to where each stream has come
         self._shown = [0, 0]  # up to where it has been shown; written by the voice's thread
@@ -422,6 +424,13 @@ class LaneHearing:
         """Have something done in the voice's thread before any outcome that follows is settled."""
         self._untold = True
         self._farm.voice.put(deed)
+
+    def lost_before(self, number: int | None, count: int) -> int:
+        """Return how many log records are missing before the next ones: a connection has taken them along."""
+        if number is None:
+            return 0
+        due, self._records_due = self._records_due, number + count
+        return max(number - due, 0)
 
     def settle(self, first: int, calls: Sequence[Any], settle: Callable[[], None]) -> None:
         """Settle the outcomes of the calls numbered from ``first`` on, now or once their output has been shown."""

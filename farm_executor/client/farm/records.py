@@ -12,11 +12,11 @@ from typing import Any
 
 from farm_executor.client.farm.output import Source
 from farm_executor.core.frames import Buffer, Frame
-from farm_executor.core.levels import encode_levels
+from farm_executor.core.levels import NUMBER, encode_levels
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
 
-__all__ = ["Levels", "handle", "records_of"]
+__all__ = ["Levels", "handle", "number_of", "records_of"]
 
 MAX_TEXT = 64 * 1024  # characters of a value
 MAX_VALUES = 100  # of a record
@@ -81,6 +81,18 @@ def records_of(frame: Frame) -> list[dict[str, Any]]:
         if type(record.get("name")) is not str or type(record.get("msg")) is not str:
             raise RemoteProtocolError("a record without its logger or text")
     return records
+
+
+def number_of(records: list[dict[str, Any]]) -> int | None:
+    """Return how many records the worker has sent before these, and take it out of them; None if it does not say.
+
+    Raises:
+        RemoteProtocolError: It is not a number.
+    """
+    number = records[0].pop(NUMBER, None) if records else None
+    if number is not None and (type(number) is not int or number < 0):
+        raise RemoteProtocolError(f"records after {number!r:.100} others")
+    return number
 
 
 def _is_sound(name: Any, value: Any) -> bool:
