@@ -21,6 +21,7 @@ __all__ = [
     "OUTPUT",
     "RECORDS",
     "REPORTS",
+    "RINGS",
     "STREAMS",
     "is_feature",
     "shared",
@@ -46,6 +47,9 @@ RECORDS = "records"
 
 REPORTS = "reports"
 """Tasks may report how far they have come."""
+
+RINGS = "rings"
+"""Large segments go through shared memory where both ends are on one machine; not in `ALWAYS`: it takes Linux."""
 
 STREAMS = "streams"
 """What a task yields comes item by item."""

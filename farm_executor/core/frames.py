@@ -8,7 +8,7 @@ A frame is a header of 16 bytes, little endian, a body, and, if the frame is fla
     offset  size  field
     0       4     length of the body in bytes, at most 4 MiB (``MAX_BODY``)
     4       1     type: one of ``FrameType``; from 128 on (``OPTIONAL``) a receiver skips one that it does not know
-    5       1     flags: BULK = 1, ERROR = 2, ONCE = 4, TOGETHER = 8
+    5       1     flags: BULK = 1, ERROR = 2, ONCE = 4, TOGETHER = 8, RING = 16
     6       2     count: the number of items in the body, where the type has items
     8       8     seq: number of the first item, where the type has numbers
     16      ...   body
@@ -27,7 +27,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, RECORDS, REPORTS, STREAMS
+from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, RECORDS, REPORTS, RINGS, STREAMS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "MAX_SEGMENTS",
     "ONCE",
     "OPTIONAL",
+    "RING",
     "TOGETHER",
     "Allocate",
     "Buffer",
@@ -106,6 +107,7 @@ BULK = 1
 ERROR = 2
 ONCE = 4
 TOGETHER = 8
+RING = 16  # with BULK only: large segments go through shared memory; see `ring`
 
 OPTIONAL = 0x80
 """The bit of a type that makes a frame optional: a receiver that does not know the type skips it."""
@@ -130,6 +132,7 @@ class FrameType(enum.IntEnum):
     MODULES = 23
     MODULE = 24
     CALL_HEADER = 25
+    RINGED = 26
     # a lane, worker to client
     READY = 32
     RESULTS = 33
@@ -183,6 +186,7 @@ class Meaning(NamedTuple):
     feature: str = ""
 
 
+_BULK = BULK | RING
 # The one table of frames: ``docs/reference/protocol.md`` shows it, and a test compares the two.
 FRAMES = {
     FrameType.HELLO: Meaning(_TO_SERVER | _FROM_SERVER),
@@ -190,22 +194,23 @@ FRAMES = {
     FrameType.BYE: Meaning(_TO_SERVER | _FROM_SERVER | _TO_WORKER),
     FrameType.PING: Meaning(_TO_SERVER),
     FrameType.PONG: Meaning(_FROM_SERVER),
-    FrameType.INIT: Meaning(_TO_WORKER, BULK),
-    FrameType.FUNCTION: Meaning(_TO_WORKER, BULK),
+    FrameType.INIT: Meaning(_TO_WORKER, _BULK),
+    FrameType.FUNCTION: Meaning(_TO_WORKER, _BULK),
     FrameType.FORGET: Meaning(_TO_WORKER),
-    FrameType.TASKS: Meaning(_TO_WORKER, BULK | ONCE | TOGETHER),
+    FrameType.TASKS: Meaning(_TO_WORKER, _BULK | ONCE | TOGETHER),
     FrameType.RECALL: Meaning(_TO_WORKER),
     FrameType.ACK: Meaning(_TO_WORKER),
     FrameType.RESUME: Meaning(_TO_WORKER),
-    FrameType.MODULES: Meaning(_TO_WORKER, BULK, MODULES),
-    FrameType.MODULE: Meaning(_TO_WORKER, BULK | ERROR, MODULES),
+    FrameType.MODULES: Meaning(_TO_WORKER, _BULK, MODULES),
+    FrameType.MODULE: Meaning(_TO_WORKER, _BULK | ERROR, MODULES),
     FrameType.CALL_HEADER: Meaning(_TO_WORKER, 0, HEADERS),
-    FrameType.READY: Meaning(_FROM_WORKER, BULK | ERROR),
-    FrameType.RESULTS: Meaning(_FROM_WORKER, BULK | ERROR | TOGETHER),
+    FrameType.RINGED: Meaning(_TO_WORKER, 0, RINGS),
+    FrameType.READY: Meaning(_FROM_WORKER, _BULK | ERROR),
+    FrameType.RESULTS: Meaning(_FROM_WORKER, _BULK | ERROR | TOGETHER),
     FrameType.RECALLED: Meaning(_FROM_WORKER),
     FrameType.RESUMED: Meaning(_FROM_WORKER),
     FrameType.WANTED: Meaning(_FROM_WORKER, 0, MODULES),
-    FrameType.ITEMS: Meaning(_FROM_WORKER, BULK | TOGETHER, STREAMS),
+    FrameType.ITEMS: Meaning(_FROM_WORKER, _BULK | TOGETHER, STREAMS),
     FrameType.WORKER_DIED: Meaning(_FROM_SERVER),
     FrameType.DRAINING: Meaning(_FROM_SERVER),
     FrameType.KILL: Meaning(_TO_SERVER),

@@ -88,12 +88,13 @@ class ControlHello(NamedTuple):
 
 
 class LaneHello(NamedTuple):
-    """A client's request for a worker in a slot, or for another connection to the worker of a lane."""
+    """A client's request for a worker in a slot, or for another connection to a lane's worker, or for its ring."""
 
     session: str
     lane: int
     slot: int | None = None
     resume: bool = False
+    ring: bool = False
 
 
 class AdminHello(NamedTuple):
@@ -122,6 +123,7 @@ class Welcome(NamedTuple):
 
     Attributes:
         features: What it can do beyond the protocol's version, in this session.
+        beside: The name of an abstract unix socket of its own, for clients on its machine; empty if there is none.
     """
 
     session: str
@@ -130,6 +132,7 @@ class Welcome(NamedTuple):
     versions: Versions
     resume_seconds: float
     features: tuple[str, ...] = ()
+    beside: str = ""
 
 
 class WorkerHello(NamedTuple):
@@ -379,7 +382,10 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
             "label": _LABEL,
         },
     ),
-    LaneHello: (FrameType.HELLO, {"session": _LABEL, "lane": _COUNT, "slot": _SLOT, "resume": _flag}),
+    LaneHello: (
+        FrameType.HELLO,
+        {"session": _LABEL, "lane": _COUNT, "slot": _SLOT, "resume": _flag, "ring": _flag},
+    ),
     AdminHello: (FrameType.HELLO, {"command": _LABEL}),
     BackHello: (FrameType.HELLO, {"server": _LABEL, "name": _LABEL}),
     Welcome: (
@@ -391,6 +397,7 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
             "versions": _VERSIONS,
             "resume_seconds": _seconds,
             "features": _features,
+            "beside": _LABEL,
         },
     ),
     WorkerHello: (FrameType.HELLO, {"pid": _PID}),

@@ -1,13 +1,14 @@
 """Turn received bytes into frames.
 
 This module owns the parser, and every check of a size that a peer has announced: it is made before any memory is
-taken. It must not know what a payload means, nor where bytes come from.
+taken. It must not know what a payload means, nor where bytes come from, or what is behind a ring.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+from typing import Protocol
 
 from farm_executor.core.frames import (
     BULK,
@@ -20,15 +21,17 @@ from farm_executor.core.frames import (
     MAX_SEGMENT,
     MAX_SEGMENTS,
     OPTIONAL,
+    RING,
     Allocate,
     Buffer,
     Frame,
     FrameType,
     Kind,
 )
+from farm_executor.core.ring import LEAST, MARK, MOST_CHUNKS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["FrameReader"]
+__all__ = ["FrameReader", "RingEnd"]
 
 _U32 = struct.Struct("<I")
 _SIZE_MASK = (1 << KIND_SHIFT) - 1
@@ -39,6 +42,16 @@ _KNOWN: dict[int, tuple[FrameType | None, int]] = {
     int(kind): (kind, 0xFF & ~meaning.flags) for kind, meaning in FRAMES.items()
 }
 _UNKNOWN = (None, BULK)
+
+
+class RingEnd(Protocol):
+    """The receiver's end of a ring, with the memory that `ring` decides about."""
+
+    def pieces(self, size: int) -> int:
+        """Return how many pieces of that many bytes there may be in the ring."""
+
+    def take(self, target: memoryview) -> int:
+        """Copy the next piece of a segment out of the ring to the beginning of what lacks; return its size."""
 
 
 class FrameReader:
@@ -53,6 +66,9 @@ class FrameReader:
     Args:
         max_body: The longest body accepted; `MAX_HELLO` in hellos and on control connections, `MAX_BODY` on lanes.
         allocate: Returns the memory for a segment.
+
+    Attributes:
+        ring: What large segments of frames with the flag RING come through; None if they do not.
     """
 
     def __init__(self, max_body: int = MAX_BODY, allocate: Allocate | None = None) -> None:
@@ -61,6 +77,7 @@ class FrameReader:
         self._pending = bytearray()
         self._needed = HEADER_SIZE  # no frame can be complete before this many bytes are pending
         self._bulk: _Bulk | None = None
+        self.ring: RingEnd | None = None
 
     @property
     def destination(self) -> memoryview | None:
@@ -149,8 +166,11 @@ class FrameReader:
             # A copy, because the caller reads the next bytes of the stream into the same memory.
             body = bytes(view[start : start + length])
             start += length
-            if flags & BULK:
-                self._bulk = _Bulk(Frame(frame_type, flags, count, seq, body), self._allocate)
+            if flags & (BULK | RING):
+                if flags & RING and (self.ring is None or not flags & BULK):
+                    raise RemoteProtocolError(f"{frame_type.name} frame with a ring where there is none")
+                head = Frame(frame_type, flags & ~RING, count, seq, body)
+                self._bulk = _Bulk(head, self._allocate, self.ring if flags & RING else None)
                 if not self._bulk.complete:
                     return view[start:]
                 # All segments are empty, so no more bytes would come to complete it.
@@ -184,8 +204,12 @@ _EMPTY: dict[Kind, Buffer] = {Kind.MEMORY: memoryview(b""), Kind.BYTES: b""}
 class _Bulk:
     """The segments of one frame while they arrive."""
 
-    def __init__(self, head: Frame, allocate: Allocate) -> None:
+    def __init__(self, head: Frame, allocate: Allocate, ring: RingEnd | None) -> None:
         self._head = head
+        self._ring = ring
+        self._through: RingEnd | None = None  # the same if the current segment comes through it
+        # What is read in place of such a segment: one mark for each of its pieces.
+        self._marks = memoryview(b"" if ring is None else bytearray(MOST_CHUNKS))
         self._allocate = allocate
         self._sizes, self._kinds = self._table(head)
         self._done: list[Buffer] = []
@@ -233,6 +257,7 @@ class _Bulk:
                 else:
                     self._current = memoryview(self._made).cast("B")
                 self._filled = 0
+                self._through = self._ring if size >= LEAST else None
                 return
             self._done.append(bytearray() if kind is Kind.BYTEARRAY else _EMPTY[kind])
         self._current = None
@@ -243,11 +268,20 @@ class _Bulk:
 
     def remaining(self) -> memoryview:
         assert self._current is not None
+        if self._through is not None:
+            return self._marks[: self._through.pieces(len(self._current) - self._filled)]
         return self._current[self._filled :]
 
     def advance(self, count: int) -> None:
         assert self._current is not None
-        self._filled += count
+        if self._through is not None:
+            if self._marks[:count] != MARK * count:
+                raise RemoteProtocolError(f"{self._head.type.name} frame without the marks of its ring")
+            for _ in range(count):
+                with self._current[self._filled :] as target:
+                    self._filled += self._through.take(target)
+        else:
+            self._filled += count
         if self._filled == len(self._current):
             self._done.append(self._received())
             self._next()

@@ -12,7 +12,10 @@ import socket
 
 from farm_executor.wire.sockets import Socket
 
-__all__ = ["Channel"]
+__all__ = ["RING", "Channel"]
+
+RING = 255
+"""The note of a socket over which a ring is to be offered; keys, which the others number, are never that many."""
 
 _SECRET = 32
 _END = bytes([0, 255]) + bytes(_SECRET)  # all words have one length, as several may arrive together

@@ -65,6 +65,7 @@ class Door:
         admit: Called with a guest that has proven a key, and with its hello. It takes the guest over with
             `release`, or refuses it; in a worker's new process it returns what the worker starts with.
         quiet: Whether nobody need know which guests were dismissed.
+        beside: One more listening socket, for guests on this machine, who are told apart; see `Guest`.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Door:
         admit: Callable[[Guest, ClientHello], WorkerStart | None],
         *,
         quiet: bool,
+        beside: Socket | None = None,
     ) -> None:
-        self._listeners = list(listeners)
+        self._listeners = list(listeners) if beside is None else [*listeners, beside]
+        self._beside = beside
         self._keys = keys
         self._selector = selector
         self._admit = admit
@@ -84,7 +87,7 @@ class Door:
         self._ration = Ration(logger)
         self._guests: dict[Guest, None] = {}  # in the order of their deadlines
         self._deaf_until = 0.0  # the listeners are not watched before that time; 0 if they are watched
-        for listener in listeners:
+        for listener in self._listeners:
             listener.setblocking(False)
 
     @property
@@ -136,6 +139,7 @@ class Door:
         name = "local" if local else f"{host}:{peer[1]}"
         deadline = time.monotonic() + GUEST_SECONDS
         guest = Guest(sock, host=host, name=name, keys=self._keys, local=local, deadline=deadline)
+        guest.beside = listener is self._beside
         of_host = [other for other in self._guests if other.host == host]
         if len(of_host) >= MAX_GUESTS_OF_A_HOST:
             self.dismiss(min(of_host, key=_progressed), "too many connections without a key from its address")

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NoReturn
 
-from farm_executor.core.features import DETAILS, HEADERS, RECORDS, REPORTS, STREAMS
+from farm_executor.core.features import DETAILS, HEADERS, RECORDS, REPORTS, RINGS, STREAMS
 from farm_executor.core.frames import (
     ERROR,
     Buffer,
@@ -53,7 +53,7 @@ from farm_executor.current import Details
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Question, Questions, is_called_within
-from farm_executor.server.channel import Channel
+from farm_executor.server.channel import RING, Channel
 from farm_executor.server.marks import Marks
 from farm_executor.server.outcomes import Outcome, copied, encode_outcomes
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
@@ -361,7 +361,7 @@ class WorkerLane:
         self._progress[SENT] = due
         with contextlib.suppress(OSError):  # if the client is gone, the next read says so
             self._connection.send_all(buffers)
-            if self._connection.layered:  # records have headers, too: the client must notice if the last is missing
+            if not self._connection.as_given:  # the client must notice if the last byte that travels is missing
                 self._progress[SENT] = self._connection.bytes_sent
 
     def _await(self, poll: select.poll, timeout: float | None, came: Any = ()) -> list[int]:
@@ -380,7 +380,13 @@ class WorkerLane:
             if passed_on is None:
                 self._end()
             else:
-                self._change_connection(*passed_on)
+                sock, note, secret = passed_on
+                if note == RING:
+                    from farm_executor.wire.ring import offer  # late: most workers never need it
+
+                    offer(sock, self._connection.expect_ring)
+                else:
+                    self._change_connection(sock, note, secret)
             return []
         return ready
 
@@ -425,6 +431,8 @@ class WorkerLane:
             sock.close()  # the client dials again
             return
         with self._send:
+            # A ring in use has its marks on the old connection. One that is not may be taken over the new one.
+            connection.expect_ring(old.expect_ring(None))
             old.close()
             self._connection = connection
             self._progress[RECEIVED] = self._progress[SENT] = 0
@@ -508,6 +516,8 @@ class WorkerLane:
             self._backlog.header = frame.body
         elif frame.type is FrameType.MODULES and self.on_offer is not None:
             self.on_offer(*decode_offer(b"".join(payload_of(frame))))
+        elif frame.type is FrameType.RINGED and RINGS in self.features and self._connection.use_ring():
+            pass
         elif frame.type is FrameType.INIT:
             self._tasks.append(frame)
         elif frame.type is FrameType.RESUME:

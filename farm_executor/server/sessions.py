@@ -19,7 +19,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from farm_executor.core.census import FarmStatus
-from farm_executor.core.features import COUNTS, MODULES, OUTPUT, shared
+from farm_executor.core.features import COUNTS, MODULES, OUTPUT, RINGS, shared
 from farm_executor.core.frames import MAX_HELLO, Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.handshake import Versions, describe_mismatches
 from farm_executor.core.liveness import encode_counts
@@ -36,6 +36,7 @@ from farm_executor.core.messages import (
     encode,
 )
 from farm_executor.errors import RemoteProtocolError
+from farm_executor.server.channel import RING
 from farm_executor.server.depot import Depot
 from farm_executor.server.door import Door
 from farm_executor.server.forwarding import Forwarding
@@ -68,6 +69,7 @@ class Terms(NamedTuple):
         slots: The number of workers that each session may have.
         versions: Its versions.
         features: Those that it has.
+        beside: See `messages.Welcome`.
         tunnelled: Whether there is a network behind its unix socket.
     """
 
@@ -76,6 +78,7 @@ class Terms(NamedTuple):
     slots: int
     versions: Versions
     features: tuple[str, ...]
+    beside: str
     tunnelled: bool
 
 
@@ -206,6 +209,7 @@ class Sessions:
             Welcome(
                 *(session.id, terms.slots, terms.name, terms.versions, session.resume_seconds),
                 features=tuple(sorted(session.features)),
+                beside=terms.beside if RINGS in session.features else "",
             )
         )
         self._door.release(guest)
@@ -227,6 +231,9 @@ class Sessions:
         slot, lane = hello.slot, hello.lane
         if session is None or session.ended:
             self._door.refuse(guest, "session", "there is no such session on this server")
+            return None
+        if hello.ring:
+            self._pass_ring(guest, session, lane)
             return None
         if hello.resume:
             self._resume_lane(guest, session, lane)
@@ -253,6 +260,20 @@ class Sessions:
                 guest.reply(Refused("fork", f"cannot start a worker: {error}"))
             guest.socket.close()
             return None
+
+    def _pass_ring(self, guest: Guest, session: Session, lane: int) -> None:
+        """Pass the connection on to the lane's worker, to offer a ring of shared memory over it."""
+        worker = next((worker for worker in session.workers.values() if worker.lane == lane), None)
+        if worker is None or is_tcp(guest.raw) or guest.secret or RINGS not in session.features:
+            self._door.refuse(guest, "worker", "that lane's worker is gone, or this is no place for its ring")
+            return
+        self._door.release(guest)
+        try:
+            guest.reply(WorkerHello(worker.pid))
+            worker.channel.pass_on(guest.raw, RING, b"")
+        except OSError as error:
+            logger.debug("no ring pid=%d error=%s", worker.pid, error)
+        guest.socket.close()
 
     def _resume_lane(self, guest: Guest, session: Session, lane: int) -> None:
         """Pass the connection on to the lane's worker, which is still alive."""

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS
+from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS, RINGS
 from farm_executor.core.messages import AdminHello, BackHello, ClientHello, ControlHello, LaneHello
 from farm_executor.server.admin import HARMLESS, Admin
 from farm_executor.server.census import Census
@@ -36,8 +36,9 @@ from farm_executor.server.log import DroppingHandler
 from farm_executor.server.sessions import GRACE_CRASHED, Sessions, Terms
 from farm_executor.server.worker import WorkerStart, run_worker
 from farm_executor.server.workers import Workers
+from farm_executor.wire import memfd
 from farm_executor.wire.security import Key, monitors_of
-from farm_executor.wire.sockets import Socket
+from farm_executor.wire.sockets import Socket, is_tcp, listen_beside
 from farm_executor.wire.trace import pending, tell
 from farm_executor.wire.versions import local_versions
 from farm_executor.wire.waker import Waker
@@ -109,11 +110,14 @@ class Supervisor:
         self._waker = Waker()
         # An embedded server's guests are its own client, which knows why it left.
         known = [*keys, *monitors_of(keys)] if monitors else keys  # these last: workers count keys from the first
-        self._door = Door(listeners, known, self._selector, self._on_hello, quiet=embedded)
+        over_tcp = any(isinstance(listener, Socket) and is_tcp(listener) for listener in listeners)
+        name_beside, beside = listen_beside() if over_tcp and memfd.AVAILABLE else ("", None)
+        self._door = Door(listeners, known, self._selector, self._on_hello, quiet=embedded, beside=beside)
         # An embedded server's workers have the program's own files, and its path.
         self._depot = None if embedded and not tunnelled else Depot(self._close_all)
-        features = (*ALWAYS, OUTPUT, RECORDS, *(() if self._depot is None else (MODULES,)))
-        terms = Terms(address, name, slots, local_versions(), features, tunnelled)
+        rings = (RINGS,) if memfd.AVAILABLE else ()
+        features = (*ALWAYS, OUTPUT, RECORDS, *rings, *(() if self._depot is None else (MODULES,)))
+        terms = Terms(address, name, slots, local_versions(), features, name_beside, tunnelled)
         start_workers = partial(
             Workers,
             self._selector,
@@ -238,6 +242,9 @@ class Supervisor:
     def _on_hello(self, guest: Guest, hello: ClientHello) -> WorkerStart | None:
         if guest.read_only and not (isinstance(hello, AdminHello) and hello.command in HARMLESS):
             self._door.refuse(guest, "read-only", "this key may only look: it is a monitor's")
+            return None
+        if guest.beside and not (isinstance(hello, LaneHello) and hello.ring):
+            self._door.refuse(guest, "role", "here is nothing but rings: come by the server's address")
             return None
         if isinstance(hello, LaneHello):
             return self._sessions.open_lane(guest, hello)

@@ -1,23 +1,29 @@
 """Frames over a connected socket, blocking or not, with counts of the bytes they took.
 
-It must not know what the frames mean, nor how the socket was connected, sealed or encrypted.
+It must not know what the frames mean, nor how the socket was connected, sealed or encrypted, nor what is in a ring.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any
 
 from farm_executor.core.frames import MAX_BODY, MAX_HELLO, Allocate, Buffer, Frame, Kind
 from farm_executor.core.reader import FrameReader
+from farm_executor.core.ring import LEAST, MARK, Part, divert
 from farm_executor.data import memory
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.layered import LayeredSocket
 from farm_executor.wire.race import Candidate
 from farm_executor.wire.sockets import AnySocket, Socket, hang_up
 from farm_executor.wire.trace import Trace
+
+if TYPE_CHECKING:
+    from farm_executor.wire.ring import Ring
 
 __all__ = ["Connection", "no_segment"]
 
@@ -49,7 +55,9 @@ class Connection:
         self._received = self._sent = 0
         self.reader = FrameReader(max_body, allocate)
         self._chunk = memoryview(bytearray(4096 if max_body == MAX_HELLO else _CHUNK))
-        self._unsent: deque[memoryview] = deque()
+        self._unsent: deque[memoryview | Part] = deque()
+        self._ring: Ring | None = None
+        self._diverts = False
         self.peer: Candidate | None = None
         self.trace: Trace | None = None
 
@@ -65,9 +73,9 @@ class Connection:
         return self.socket.fileno()
 
     @property
-    def layered(self) -> bool:
-        """Whether the bytes are sealed or encrypted, so that more of them travel than are sent."""
-        return self._layer is not None
+    def as_given(self) -> bool:
+        """Whether the bytes travel as they are given: not sealed, encrypted, or some of them through a ring."""
+        return self._layer is None and not self._diverts
 
     @property
     def bytes_received(self) -> int:
@@ -93,7 +101,39 @@ class Connection:
     @property
     def unsent(self) -> bool:
         """Whether buffers are waiting for the socket to take them."""
-        return bool(self._unsent)
+        return bool(self._unsent) and not self.starved
+
+    @property
+    def starved(self) -> bool:
+        """Whether what is to be sent next waits for the ring, and so for `bell`."""
+        return bool(self._unsent) and isinstance(self._unsent[0], Part)
+
+    @property
+    def bell(self) -> int | None:
+        """The descriptor that can be read when the ring has room again; None if there is no ring."""
+        return None if self._ring is None else self._ring.bell.fileno()
+
+    @property
+    def laden(self) -> bool:
+        """Whether a large segment waits for the socket that a ring would take."""
+        return not self._diverts and any(not isinstance(item, Part) and len(item) >= LEAST for item in self._unsent)
+
+    def expect_ring(self, ring: Ring | None) -> Ring | None:
+        """Receive large segments through this ring as soon as the other end sends them so; own it from now on.
+
+        Returns:
+            The ring that was expected before and has not been used, which is the caller's now.
+        """
+        if self._diverts:
+            return ring
+        before, self._ring = self._ring, ring
+        self.reader.ring = ring
+        return before
+
+    def use_ring(self) -> bool:
+        """Send large segments through the expected ring from now on; return whether there is one."""
+        self._diverts = self._ring is not None
+        return self._diverts
 
     @property
     def backlog(self) -> int:
@@ -172,13 +212,17 @@ class Connection:
         return self.flush()
 
     def _queue(self, buffers: Sequence[Buffer]) -> None:
-        self._unsent.extend([memoryview(buffer).cast("B") for buffer in buffers if len(buffer)])
+        # A single buffer has no segments, and may be the rest of one.
+        items = divert(buffers) if self._diverts and len(buffers) > 1 else buffers
+        self._unsent.extend(
+            [item if isinstance(item, Part) else memoryview(item).cast("B") for item in items if len(item)]
+        )
 
     def flush(self) -> bool:
         """Send what is left; return whether all was sent."""
         try:
             while self._unsent:
-                self._send_some()
+                self._send_some(wait=False)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -199,21 +243,43 @@ class Connection:
             return
         self._queue(buffers)
         while self._unsent:
-            self._send_some()
+            self._send_some(wait=True)
 
-    def _send_some(self) -> None:
+    def _send_some(self, *, wait: bool) -> None:
+        first = self._unsent[0]
+        if isinstance(first, Part):
+            self._put(first, wait=wait)
+            return
         if len(self._unsent) > 1 and (_HAS_SENDMSG or self._layer is not None):
-            count = self.socket.sendmsg(list(islice(self._unsent, _VECTOR)))
+            some: Any = islice(self._unsent, _VECTOR)
+            count = self.socket.sendmsg(list(takewhile(_is_no_part, some) if self._diverts else some))
         else:
-            count = self.socket.send(self._unsent[0])
+            count = self.socket.send(first)
         self._sent += count
         while count:
             first = self._unsent[0]
+            assert not isinstance(first, Part), "no more is sent than was given"
             if count < len(first):
                 self._unsent[0] = first[count:]
                 return
             count -= len(first)
             self._unsent.popleft()
+
+    def _put(self, part: Part, *, wait: bool) -> None:
+        """Copy a piece into the ring, and queue the mark that tells of it."""
+        assert self._ring is not None, "parts are made for a ring"
+        try:
+            size = self._ring.put(part.view, self.fileno() if wait else None)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # What has been sent of the frame cannot be taken back. The reading side will see that this is the end.
+            self.hang_up()
+            raise
+        part.view = part.view[size:]
+        if not len(part):
+            self._unsent.popleft()
+        self._unsent.appendleft(memoryview(MARK))
 
     def receive_frame(self, deadline: float) -> Frame:
         """Wait for the next frame on a blocking socket and read no further; the deadline is monotonic time.
@@ -238,12 +304,28 @@ class Connection:
     def hang_up(self) -> None:
         """End the connection, but keep its file descriptor valid."""
         hang_up(self.socket)
+        if self._ring is not None:
+            self._ring.hang_up()  # a thread may be waiting for it
 
     def close(self) -> None:
         """Close the socket and drop all unsent buffers."""
         self._unsent.clear()
         self.reader.close()
+        if self._ring is not None:
+            self._ring.close()
         self.socket.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors that are the parent's, too, without ending its connection."""
+        if self._ring is not None:
+            self._ring.close()
+        if self.fileno() >= 0:
+            os.close(self.fileno())
+        self.socket.detach()
+
+
+def _is_no_part(item: memoryview | Part) -> bool:
+    return not isinstance(item, Part)
 
 
 def no_segment(size: int, kind: Kind) -> Buffer:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -32,7 +34,7 @@ from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
 from farm_executor.wire.sockets import HEARTBEAT_SECONDS, AnySocket, Socket, tune
 from farm_executor.wire.trace import trace_of
-from farm_executor.wire.trusted import check_socket
+from farm_executor.wire.trusted import check_peer, check_socket
 
 if TYPE_CHECKING:
     from farm_executor.wire.tls import TlsSocket
@@ -229,6 +231,10 @@ def _dial(
         dialling(sock)
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
         sock.connect(address.path)
+        if sys.platform == "linux" and address.path.startswith("\0"):
+            size = struct.calcsize("3i")
+            _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+            check_peer(uid, str(address))
     except BaseException:
         sock.close()
         raise

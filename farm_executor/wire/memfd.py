@@ -1,7 +1,7 @@
-"""Memory that several processes map: made, sealed, passed on as a descriptor over a unix socket, checked, mapped.
+"""Memory that two ends of a connection write and read at once: made, passed on over a unix socket, checked, mapped.
 
 It must not know what the memory holds. There is none but on Linux: elsewhere `AVAILABLE` is false, and `create`
-raises an `OSError`.
+raises an `OSError`. What is written once, and then only read, is `memory_objects`'.
 
 Such memory has no name, so nothing stays behind once the last process has closed and unmapped it, however the
 processes end. A peer could truncate it while it is mapped here, and the next access would kill this process; or it
@@ -12,15 +12,18 @@ what comes from a peer is checked before it is mapped.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.sockets import Socket
 
-__all__ = ["AVAILABLE", "check", "create", "fix_size", "freeze", "map_private", "map_shared", "receive", "send"]
+if TYPE_CHECKING:
+    import mmap
+
+__all__ = ["AVAILABLE", "check", "create", "fix_size", "map_shared", "receive", "send"]
 
 AVAILABLE = sys.platform == "linux" and hasattr(os, "memfd_create")
 _NOEXEC_SEAL = 8  # MFD_NOEXEC_SEAL, in Linux 6.3 and later; where vm.memfd_noexec is 2, it must be there
@@ -28,9 +31,7 @@ _WORD = 64  # bytes that come with a descriptor, at most
 
 # Python's names for these are missing where the C library that it was built with does not have them.
 _ADD_SEALS, _GET_SEALS = 1033, 1034
-_SEAL, _SHRINK, _GROW, _WRITE = 1, 2, 4, 8
-_FIXED = _SEAL | _SHRINK | _GROW
-_FROZEN = _FIXED | _WRITE
+_FIXED = 1 | 2 | 4  # F_SEAL_SEAL, F_SEAL_SHRINK and F_SEAL_GROW
 
 
 def create(name: str, size: int) -> int:
@@ -68,38 +69,29 @@ def fix_size(descriptor: int) -> None:
     Raises:
         OSError: It is no memfd, or sealed against seals.
     """
-    _add_seals(descriptor, _FIXED)
+    import fcntl  # missing on Windows
+
+    fcntl.fcntl(descriptor, _ADD_SEALS, _FIXED)
 
 
-def freeze(descriptor: int) -> None:
-    """Seal the memory's size and contents for good.
-
-    Raises:
-        OSError: It is no memfd, or mapped so that it could be written to, here or elsewhere.
-    """
-    _add_seals(descriptor, _FROZEN)
-
-
-def check(descriptor: int, size: int, *, frozen: bool = False) -> None:
-    """Make sure that a descriptor from a peer is memory of that size that nobody can change any more.
+def check(descriptor: int, size: int) -> None:
+    """Make sure that a descriptor from a peer is memory of that size, which nobody can change any more.
 
     Args:
         descriptor: What has been received.
         size: How many bytes the peer has announced.
-        frozen: Whether the contents must be sealed, too, and not the size alone.
 
     Raises:
         RemoteProtocolError: It is not.
     """
     import fcntl  # missing on Windows
 
-    wanted = _FROZEN if frozen else _FIXED
     try:
         seals = fcntl.fcntl(descriptor, _GET_SEALS)
     except OSError as error:
         raise RemoteProtocolError(f"a descriptor that is no memfd: {error}") from None
-    if seals & wanted != wanted:
-        raise RemoteProtocolError(f"shared memory with seals {seals}, not {wanted}")
+    if seals & _FIXED != _FIXED:
+        raise RemoteProtocolError(f"shared memory with seals {seals}, not {_FIXED}")
     # After the seals: before, it could still change.
     found = os.fstat(descriptor).st_size
     if found != size:
@@ -112,18 +104,9 @@ def map_shared(descriptor: int, size: int) -> mmap.mmap:
     Raises:
         OSError: It cannot be mapped, as where a limit forbids it.
     """
+    import mmap  # late: most programs never need it
+
     return mmap.mmap(descriptor, size)
-
-
-def map_private(descriptor: int, size: int) -> mmap.mmap:
-    """Map the memory so that what is written here is seen nowhere else; pages are copied as they are written to.
-
-    Raises:
-        OSError: It cannot be mapped, as where a limit forbids it.
-    """
-    if sys.platform == "win32":
-        raise OSError(errno.ENOSYS, "this system has no memfd")
-    return mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE)
 
 
 def send(sock: Socket, word: bytes, descriptor: int) -> None:
@@ -149,9 +132,3 @@ def receive(sock: Socket) -> tuple[bytes, int | None]:
         return word, None
     os.set_inheritable(descriptors[0], False)
     return word, descriptors[0]
-
-
-def _add_seals(descriptor: int, seals: int) -> None:
-    import fcntl  # missing on Windows
-
-    fcntl.fcntl(descriptor, _ADD_SEALS, seals)

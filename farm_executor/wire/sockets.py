@@ -25,10 +25,12 @@ __all__ = [
     "AnySocket",
     "Socket",
     "UnknownHostError",
+    "beside",
     "bound_address",
     "hang_up",
     "is_tcp",
     "listen",
+    "listen_beside",
     "listen_everywhere",
     "resolve",
     "send_datagram",
@@ -58,6 +60,24 @@ def listen(address: Address) -> Socket:
         OSError: The port is in use, the host is not this machine, or the path cannot be made.
     """
     return _listen(address, None if address.path else _places(address)[0])
+
+
+def listen_beside() -> tuple[str, Socket | None]:
+    """Listen, on Linux, where only programs on this machine can connect: at an abstract unix socket.
+
+    Returns:
+        What makes its name its own, see `beside`, and the socket; nothing and None if there can be none.
+    """
+    name = os.urandom(16).hex()
+    try:
+        return name, listen(beside(name))
+    except OSError:  # no descriptor is left: everything but rings goes on without
+        return "", None
+
+
+def beside(name: str) -> Address:
+    """Return the address of the abstract socket with that name."""
+    return Address(path=f"\0farm-executor-{name}")
 
 
 def listen_everywhere(address: Address) -> list[Socket]:

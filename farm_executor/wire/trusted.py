@@ -18,7 +18,7 @@ import stat
 
 from farm_executor.errors import AuthenticationError
 
-__all__ = ["check_socket", "read_trusted"]
+__all__ = ["check_peer", "check_socket", "read_trusted"]
 
 _MAX_LINKS = 40  # as on Linux
 _MAX_SIZE = 64 * 1024  # bytes
@@ -83,6 +83,16 @@ def check_socket(path: str) -> None:
             return
         path = os.path.join(os.path.dirname(path), os.readlink(path))
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def check_peer(uid: int, address: str) -> None:
+    """Check that who listens at an abstract socket, which has no file, is this user or root.
+
+    Raises:
+        AuthenticationError: It is another user.
+    """
+    if uid not in (0, os.geteuid()):
+        raise AuthenticationError(f"{address} belongs to another user (uid {uid}), so it is not used")
 
 
 def _open(path: PathLike, what: str) -> int:

@@ -33,6 +33,7 @@ def session(posted):
         resumable=True,
         features=frozenset(),
         peer=None,
+        dial_ring=None,
     )
 
 

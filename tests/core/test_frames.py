@@ -58,6 +58,7 @@ from farm_executor.core.frames import (
     MAX_SEGMENTS,
     ONCE,
     OPTIONAL,
+    RING,
     TOGETHER,
     Buffer,
     Frame,
@@ -164,6 +165,7 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "MODULES": 23,
         "MODULE": 24,
         "CALL_HEADER": 25,
+        "RINGED": 26,
         "READY": 32,
         "RESULTS": 33,
         "RECALLED": 34,
@@ -186,7 +188,7 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "OUTPUT": 176,
         "HEARD": 177,
     }
-    assert (BULK, ERROR, ONCE, TOGETHER) == (1, 2, 4, 8)
+    assert (BULK, ERROR, ONCE, TOGETHER, RING) == (1, 2, 4, 8, 16)
     assert (MAX_HELLO, MAX_BODY, BULK_THRESHOLD, MAX_BATCH_BYTES) == (2**16, 2**22, 2**16, 2**20)
     assert (MAX_COUNT, MAX_SEGMENTS, MAX_SEGMENT) == (2**16 - 1, 2**16, 2**46)
 

@@ -13,7 +13,7 @@ from farm_executor.core import features as features_module
 from farm_executor.core import messages
 from farm_executor.core.census import ClientStatus, Death, FarmStatus, Machine, Status, Totals, WorkerTable
 from farm_executor.core.features import MAX_FEATURE, MAX_FEATURES, shared
-from farm_executor.core.frames import BULK, ERROR, FRAMES, ONCE, TOGETHER, FrameType, Way
+from farm_executor.core.frames import BULK, ERROR, FRAMES, ONCE, RING, TOGETHER, FrameType, Way
 from farm_executor.core.handshake import MAX_VERSION, MIN_MEMORY_LIMIT, Versions
 from farm_executor.core.messages import (
     MAX_COUNT,
@@ -80,10 +80,10 @@ MESSAGES = {
         features,
         *[words] * 4,
     ),
-    LaneHello: st.builds(LaneHello, words, counts, maybe | slots, st.booleans()),
+    LaneHello: st.builds(LaneHello, words, counts, maybe | slots, st.booleans(), st.booleans()),
     AdminHello: st.builds(AdminHello, words),
     BackHello: st.builds(BackHello, words, words),
-    Welcome: st.builds(Welcome, words, pids, words, versions, seconds, features),
+    Welcome: st.builds(Welcome, words, pids, words, versions, seconds, features, words),
     WorkerHello: st.builds(WorkerHello, pids),
     Refused: st.builds(Refused, words, words, maybe | pairs),
     FarmStatus: farms,
@@ -284,7 +284,7 @@ def test_the_page_has_the_table_of_frames():
         (int(number), name, ways.strip(), *(tuple(re.findall(r"`(\w+)`", cell)) for cell in cells))
         for number, name, ways, *cells in rows
     ]
-    flags = {"BULK": BULK, "ERROR": ERROR, "ONCE": ONCE, "TOGETHER": TOGETHER}
+    flags = {"BULK": BULK, "RING": RING, "ERROR": ERROR, "ONCE": ONCE, "TOGETHER": TOGETHER}
     assert told == [
         (
             *(int(kind), kind.name),

@@ -29,13 +29,6 @@ def test_what_is_written_through_one_mapping_is_read_through_another(memory):
         assert other[:4] == b"farm"
 
 
-def test_what_is_written_to_a_private_mapping_stays_there(memory):
-    with memfd.map_shared(memory, SIZE) as one, memfd.map_private(memory, SIZE) as other:
-        one[:4] = b"farm"
-        other[:4] = b"mine"
-        assert one[:4] == b"farm"
-
-
 def test_memory_of_a_fixed_size_can_be_neither_truncated_nor_extended(memory):
     memfd.fix_size(memory)
 
@@ -43,27 +36,6 @@ def test_memory_of_a_fixed_size_can_be_neither_truncated_nor_extended(memory):
     for size in (0, 2 * SIZE):
         with pytest.raises(PermissionError):
             os.ftruncate(memory, size)
-    with pytest.raises(PermissionError):  # nor can it be sealed further
-        memfd.freeze(memory)
-
-
-def test_frozen_memory_cannot_be_written_to(memory):
-    os.pwrite(memory, b"farm", 0)
-    memfd.freeze(memory)
-
-    memfd.check(memory, SIZE, frozen=True)
-    with pytest.raises(PermissionError):
-        os.pwrite(memory, b"mine", 0)
-    with pytest.raises(PermissionError):
-        memfd.map_shared(memory, SIZE)
-    with memfd.map_private(memory, SIZE) as private:
-        private[:4] = b"mine"
-    assert os.pread(memory, 4, 0) == b"farm"
-
-
-def test_memory_that_is_mapped_for_writing_cannot_be_frozen(memory):
-    with memfd.map_shared(memory, SIZE), pytest.raises(OSError, match="busy"):
-        memfd.freeze(memory)
 
 
 def test_memory_that_is_not_as_promised_is_refused(memory, tmp_path):
@@ -72,8 +44,6 @@ def test_memory_that_is_not_as_promised_is_refused(memory, tmp_path):
     memfd.fix_size(memory)
     with pytest.raises(RemoteProtocolError, match=f"of {SIZE} bytes, not {SIZE + 1}"):
         memfd.check(memory, SIZE + 1)
-    with pytest.raises(RemoteProtocolError, match=r"seals \d+, not 15"):
-        memfd.check(memory, SIZE, frozen=True)
     with open(tmp_path / "file", "wb") as file, pytest.raises(RemoteProtocolError, match="seals|no memfd"):
         memfd.check(file.fileno(), 0)
     reading, writing = os.pipe()

@@ -26,6 +26,7 @@ from farm_executor.client.farm.inlets import Inlets
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.records import Levels
+from farm_executor.client.farm.ringing import Rings
 from farm_executor.client.farm.session import Session
 from farm_executor.client.farm.shipping import Shipping
 from farm_executor.client.farm.wording import last_word
@@ -35,6 +36,7 @@ from farm_executor.core.frames import BULK, ERROR, TOGETHER, Frame, FrameType, P
 from farm_executor.core.lifecycle import LaneEvent, LaneState
 from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.messages import KillOrder, WorkerDied
+from farm_executor.core.ring import is_large
 from farm_executor.core.task import Cancel, Lose, Task
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
@@ -106,6 +108,7 @@ class Crew:
         hearing: Takes what workers say beside their outcomes.
         levels: Those of the program's loggers.
         inlets: Takes the items of streams.
+        rings: Gives lanes rings of shared memory.
         initializer: The pickled call that every worker runs first.
         carries: Whether anything travels with calls beside their arguments.
         max_tasks_per_child: The number of tasks that a worker may run; None for any number.
@@ -130,6 +133,7 @@ class Crew:
         *,
         levels: Levels,
         inlets: Inlets,
+        rings: Rings,
         initializer: Payload,
         carries: bool,
         max_tasks_per_child: int | None,
@@ -147,6 +151,7 @@ class Crew:
         self._will_forget = False  # whether a timer is set to check if large functions are still in use
         self._levels = levels
         self._inlets = inlets
+        self._rings = rings
         self._levels_told = 0
         self._initializer = initializer
         self._carries = carries
@@ -242,6 +247,8 @@ class Crew:
         """Have the selector report when a lane's socket takes more, as long as there is more to send."""
         if lane.state.connected and lane.id in self._lanes:
             self._reactor.want_to_write(lane.connection, lane.connection.unsent)
+            if lane.connection.laden:
+                self._rings.want(lane)
 
     def watch_by_number(self, lane: int) -> None:
         """Do the same for a lane that may be gone by now."""
@@ -367,6 +374,8 @@ class Crew:
             self._follow_up(after)
         if unsent:
             self.watch(lane)
+        if frame.flags & BULK and is_large(frame):
+            self._rings.want(lane)
         if (lane.kept.large or self._functions.kept.large) and not dispatch.scheduler.unsettled:
             self._forget_later()
         if lane.hearing is not None:
@@ -504,6 +513,7 @@ class Crew:
             scheduler = self._dispatch.scheduler
             # In one hold with `lane_lost`: the scheduler must not assign tasks to a lane that cannot be sent any.
             del self._lanes[lane.id], lane.session.lanes[lane.id]
+            self._rings.forget(lane.id)
             if before.connected:
                 lane.send_bye()
                 self._reactor.unregister(lane.connection)
@@ -547,6 +557,7 @@ class Crew:
 
     def close(self) -> None:
         """Hang up on all workers, as the farm ends."""
+        self._rings.close()
         for lane in self._lanes.values():
             lane.change(LaneEvent.LOSE)
             lane.send_bye()
@@ -560,4 +571,4 @@ class Crew:
 
     def connections(self) -> list[Connection]:
         """Return the connections to the workers. Any thread may call this."""
-        return [lane.connection for lane in list(self._lanes.values())]
+        return [*self._rings.connections(), *(lane.connection for lane in list(self._lanes.values()))]

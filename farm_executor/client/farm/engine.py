@@ -17,7 +17,6 @@ If the engine itself fails, every future settles with `BrokenFarmError`: nothing
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -45,6 +44,7 @@ from farm_executor.client.farm.outcomes import Outcomes
 from farm_executor.client.farm.output import Output, OutputLine
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.records import Levels
+from farm_executor.client.farm.ringing import Rings
 from farm_executor.client.farm.servers import Servers, Sources
 from farm_executor.client.farm.settling import Settler
 from farm_executor.client.farm.shipping import Shipping
@@ -155,6 +155,7 @@ class Engine:
             self._hearing,
             levels=levels,
             inlets=inlets,
+            rings=Rings(reactor, dispatch.deciding),
             initializer=options.initializer,
             carries=bool(options.carriers),
             max_tasks_per_child=options.max_tasks_per_child,
@@ -559,9 +560,7 @@ class Engine:
         # Only this process's descriptors are closed. The sockets are shared with the parent, whose connections a
         # goodbye or a shutdown would end, too.
         for connection in (*self.servers.abandon(), *self._crew.connections()):
-            if connection.fileno() >= 0:
-                os.close(connection.fileno())
-            connection.socket.detach()
+            connection.abandon()
         self._reactor.abandon()
         error = BrokenFarmError("this future belongs to the process that this one was forked from")
         calls: list[Any] = [*self._dispatch.incoming, *self._dispatch.scheduler.tasks()]

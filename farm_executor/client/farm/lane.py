@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -20,10 +21,11 @@ from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_
 from farm_executor.core.features import DETAILS, RECORDS
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
-from farm_executor.core.messages import KillOrder, WorkerDied
+from farm_executor.core.messages import KillOrder, LaneHello, WorkerDied
 from farm_executor.core.streams import encode_credit
 from farm_executor.data import payload
 from farm_executor.wire.connection import Connection
+from farm_executor.wire.sockets import Socket
 
 __all__ = ["Home", "Lane", "arguments_of", "size_of"]
 
@@ -57,6 +59,8 @@ class Home(Host, Protocol):
     """The session that a lane belongs to, as the lane's crew sees it."""
 
     lanes: dict[int, Lane]
+    id: str
+    dial_ring: Callable[[LaneHello, Callable[[Socket], None]], Connection] | None
 
     def seat(self, slot: int) -> tuple[Any, int]:
         """Return the scheduler's name for a slot."""

@@ -26,11 +26,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from farm_executor.client.farm.session import Session
 from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict
-from farm_executor.core.features import shared
+from farm_executor.core.features import RINGS, shared
 from farm_executor.core.handshake import describe_mismatches
 from farm_executor.core.messages import (
     MAX_COUNT,
@@ -49,7 +50,7 @@ from farm_executor.wire.advice import explained
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.dialling import RefusedError, connect
 from farm_executor.wire.security import Key
-from farm_executor.wire.sockets import HEARTBEAT_SECONDS, Socket, hang_up
+from farm_executor.wire.sockets import HEARTBEAT_SECONDS, Socket, beside, hang_up
 from farm_executor.wire.versions import local_versions
 from farm_executor.wire.whose import whose
 
@@ -108,7 +109,15 @@ class Listener(Protocol):
     """The owner of the links. Every method is called in a link's threads."""
 
     def open_session(
-        self, link: ServerLink, id: str, slots: int, *, resumable: bool, features: frozenset[str], peer: Any
+        self,
+        link: ServerLink,
+        id: str,
+        slots: int,
+        *,
+        resumable: bool,
+        features: frozenset[str],
+        peer: Any,
+        dial_ring: Any,
     ) -> Session:
         """Create the object for a session that the server has opened; it is told everything that follows."""
 
@@ -411,8 +420,14 @@ class ServerLink:
             logger.warning("server offers too many workers server=%s slots=%d used=%d", self, slots, lanes)
         resumable = hello.resume_seconds > 0
         features = shared(self._features, hello.features)
+        # A unix socket's other end is here, or behind a tunnel: then dialling shows that there can be no ring.
+        place = beside(hello.beside) if hello.beside else self.address if self.address.path else None
         session = self._listener.open_session(
-            self, hello.session, lanes, resumable=resumable, features=features, peer=connection.peer
+            *(self, hello.session, lanes),
+            resumable=resumable,
+            features=features,
+            peer=connection.peer,
+            dial_ring=partial(self._dial_ring, place) if place and RINGS in features else None,
         )
         with self._lock:
             if self._plan.closed:
@@ -477,6 +492,12 @@ class ServerLink:
                 return
             self._plan.lane_resumed(attempt.lane)
         session.lane_resumed(connection, attempt.lane)
+
+    def _dial_ring(self, address: Address, hello: LaneHello, dialling: Callable[[Socket], None]) -> Connection:
+        """Dial for a lane's ring, in a thread of the caller's; see `dialling.connect`."""
+        assert self.address is not None
+        key = self._settings.find_key(self.address)
+        return connect(address, key, to_json(hello), CONNECT_SECONDS, dialling)[0]
 
     def _peer(self) -> Any:
         """Return the address at which the session's first connection was answered."""

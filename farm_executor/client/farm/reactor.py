@@ -188,15 +188,25 @@ class Reactor:
             self.post(partial(handler, selectors.EVENT_READ))
 
     def want_to_write(self, connection: Connection, wanted: bool) -> None:
-        """Start or stop calling the handler when the connection is writable, too."""
+        """Start or stop calling the handler when the connection is writable, too, or its ring has room."""
         key = self._selector.get_key(connection)
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
         if key.events != events:
             self._selector.modify(connection, events, key.data)
+        # What waits for room in a ring is not helped by a socket that takes more: such a socket is always ready.
+        bell = connection.bell
+        if bell is not None and connection.starved != (bell in self._selector.get_map()):
+            if connection.starved:
+                handler = partial(_on_bell, key.data)
+                self._selector.register(bell, selectors.EVENT_READ, handler)
+            else:
+                self._selector.unregister(bell)
 
     def unregister(self, connection: Connection) -> None:
         """Stop watching the connection."""
         self._selector.unregister(connection)
+        if connection.bell is not None and connection.bell in self._selector.get_map():
+            self._selector.unregister(connection.bell)
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Call something in the I/O thread after that many seconds."""
@@ -385,6 +395,10 @@ class _Waiting(AbstractContextManager[None]):  # a generator-based one would tak
 
     def __exit__(self, *error: object) -> None:
         self._waiting.pop(threading.get_ident(), None)
+
+
+def _on_bell(handler: _Handler, events: int) -> None:
+    handler(selectors.EVENT_WRITE)
 
 
 def _raise(error: BaseException) -> None:

@@ -245,7 +245,15 @@ class Servers:
     # -- called by links, in their threads -----------------------------------------------------------------
 
     def open_session(
-        self, link: ServerLink, id: str, slots: int, *, resumable: bool, features: frozenset[str], peer: Any
+        self,
+        link: ServerLink,
+        id: str,
+        slots: int,
+        *,
+        resumable: bool,
+        features: frozenset[str],
+        peer: Any,
+        dial_ring: Any,
     ) -> Session:
         """See `link.Listener`."""
         if MODULES in features:
@@ -256,6 +264,7 @@ class Servers:
             resumable=resumable,
             features=features,
             peer=peer,
+            dial_ring=dial_ring,
         )
 
     def refused(self, link: ServerLink, error: Exception) -> None:

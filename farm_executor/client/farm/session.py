@@ -29,9 +29,10 @@ from farm_executor.core.flow import DEAF_SECONDS, TELL_EVERY, WINDOW
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.lifecycle import SESSION, SessionEvent, SessionState, after
 from farm_executor.core.liveness import MAX_MISSED, decode_counts
-from farm_executor.core.messages import Draining, KillOrder, Pong, Spared, WorkerDied, decode, encode
+from farm_executor.core.messages import Draining, KillOrder, LaneHello, Pong, Spared, WorkerDied, decode, encode
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.connection import Connection
+from farm_executor.wire.sockets import Socket
 
 __all__ = ["Around", "Server", "Session", "SessionCrew"]
 
@@ -130,6 +131,8 @@ class Session:
         resumable: Whether the server waits for a broken connection to be resumed.
         features: Those that the client and the server both have.
         peer: The address at which the first connection was answered: all others go there.
+        dial_ring: Dials for the ring that a lane's worker offers, and tells of the socket before it is connected;
+            None if there are no rings.
 
     Attributes:
         state: Changed in handlers only.
@@ -152,6 +155,7 @@ class Session:
         resumable: bool,
         features: frozenset[str],
         peer: Any,
+        dial_ring: Callable[[LaneHello, Callable[[Socket], None]], Connection] | None,
     ) -> None:
         self.server = server
         self.id = id
@@ -159,6 +163,7 @@ class Session:
         self.resumable = resumable
         self.features = features
         self.peer = peer
+        self.dial_ring = dial_ring
         self._around = around
         self._up = up
         self._over = over

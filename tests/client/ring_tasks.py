@@ -1,0 +1,62 @@
+"""What tasks do in the tests of rings."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+
+def echo(value):
+    return value
+
+
+def change(value):
+    value[0] ^= 1
+    value += b"more"
+    return bytes(value)
+
+
+def is_private(value):
+    """Whether what is written to an argument stays there: it is not the memory that the next one comes through."""
+    before = bytes(value[:100])
+    value[:100] = bytes(100)
+    return before
+
+
+def make(size, byte):
+    return bytes([byte]) * size
+
+
+def die_once(path, value):
+    """Kill this worker when it has something large, but only the first time."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return value
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("this worker is dead")
+
+
+def fork_and_die(path, value):
+    """The same, but a process that this has forked goes on, with all of its descriptors."""
+    if not os.path.exists(path):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    return die_once(path, value)
+
+
+def sum_in_a_child(value):
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(sum, (value[:1000],))
+
+
+def pid(_):
+    return os.getpid()
+
+
+def mapped():
+    """Whether this process has a ring."""
+    with open("/proc/self/maps") as maps:
+        return "farm-ring" in maps.read()
