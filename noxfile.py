@@ -232,10 +232,13 @@ def joblib(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1], default=False)
 def engines(session: nox.Session) -> None:
-    """Run on real clusters, which are started here: Dask, and a Slurm of two nodes, which needs root."""
-    _install(session, *FOR_TESTS, "distributed")
+    """Run on real clusters, which are started here: Dask, and, as root alone, Ray and a Slurm of two nodes."""
+    _install(session, *FOR_TESTS, "distributed", "ray[client]")
     cluster = ("python", "tests/engines/slurm_cluster.py", "pytest")
     session.run("pytest", "tests/engines/test_dask.py", *session.posargs)
+    ray = ("python", "tests/engines/ray_cluster.py", "pytest")
+    session.run(*ray, "tests/engines/test_ray.py", *session.posargs)
+    session.run(*ray, "tests/contract", "--rows", "farm-ray", *session.posargs)
     session.run(*cluster, "tests/engines/test_slurm.py", *session.posargs)
     session.run(*cluster, "tests/contract", "--rows", "farm-slurm", *session.posargs)
 

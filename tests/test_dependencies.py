@@ -17,10 +17,12 @@ else:
 ELSEWHERE = {
     *(
         "distributed",
+        "grpcio",
         "joblib",
         "opentelemetry-api",
         "opentelemetry-sdk",
         "prometheus-client",
+        "ray",
         "starlette",
         "uvicorn",
     ),

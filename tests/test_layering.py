@@ -125,11 +125,13 @@ FLOORS = {
         ("supervisor",),
     ],
     "launch": [
-        ("back", "background", "child", "forms", "held", "kinship", "path", "place"),
-        ("errand", "frozen", "gateway", "granted"),
-        ("dask", "local", "slurm"),
+        ("back", "background", "child", "forms", "held", "kinship", "path", "place", "relay"),
+        ("errand", "frozen"),
+        ("cluster", "gateway", "granted", "local"),
+        ("dask", "engine", "opened", "ray", "slurm"),
         ("remote",),
         ("ssh",),
+        ("command",),
     ],
     "lfarm": [
         ("checks", "log"),

@@ -17,7 +17,7 @@ from farm_executor.errors import AuthenticationError, BrokenFarmError
 from farm_executor.launch.place import private_directory
 from farm_executor.wire.security import Key, read_key, write_key
 
-__all__ = ["COMMAND", "LISTEN", "errand", "explained", "fresh_key"]
+__all__ = ["COMMAND", "LISTEN", "errand", "explained", "fresh_key", "read_content"]
 
 LISTEN = "0.0.0.0"  # any of this machine's addresses may be the one that leads here from the jobs
 
@@ -29,7 +29,8 @@ _BOOT = """\
 config = json.loads(sys.stdin.buffer.readline())
 import os
 config["host"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or config["host"]
-config["name"] = config["name"] or os.environ.get("SLURMD_NODENAME", "") + ":" + os.environ.get("SLURM_JOB_ID", "")
+node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+config["name"] = config["name"] or node + ":" + (os.environ.get("SLURM_JOB_ID") or str(os.getpid()))
 try:
     from farm_executor.launch.granted import run_granted
 except Exception as error:
@@ -59,8 +60,8 @@ def explained(who: str, python: str, word: dict[str, Any]) -> str:
     return f"cannot start {who}: {error}"
 
 
-def fresh_key() -> tuple[str, Key]:
-    """Return a new key with a certificate, as the content of its file and read.
+def fresh_key() -> str:
+    """Return a new key with a certificate, as the content of its file.
 
     Raises:
         BrokenFarmError: None can be made.
@@ -68,18 +69,26 @@ def fresh_key() -> tuple[str, Key]:
     from farm_executor.wire import keygen
 
     try:
-        content = keygen.make_key_file_content()
+        return keygen.make_key_file_content().decode()
     except AuthenticationError:
         raise BrokenFarmError(
             "servers on a cluster are reached over its network, where everything is encrypted; to make the key for "
             "that needs the package cryptography: python -m pip install 'farm_executor[tls]'"
         ) from None
+
+
+def read_content(content: str) -> Key:
+    """Read a key from the content of its file: certificates are read from files only.
+
+    Raises:
+        BrokenFarmError: There is no place for a file.
+    """
     try:
         folder = private_directory()
         try:
             path = os.path.join(folder, "key")
-            write_key(path, content)
-            return content.decode(), read_key(path)
+            write_key(path, content.encode())
+            return read_key(path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:

@@ -7,7 +7,7 @@ table has for all. It must not know how servers are started there, nor open anyt
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -15,7 +15,7 @@ from farm_executor.core.environment import variable
 from farm_executor.errors import AddressError
 from farm_executor.wire.address import parse_address, wrong
 
-__all__ = ["Dask", "Slurm", "read_dask", "read_dask_tls", "read_slurm"]
+__all__ = ["Dask", "Ray", "Slurm", "read_dask", "read_dask_tls", "read_ray", "read_slurm"]
 
 MAX_NUMBER = 99_999
 MAX_NODES = 1_000  # each is a job, with an srun of its own here
@@ -128,14 +128,7 @@ class Slurm(NamedTuple):
         return "slurm"
 
     def __str__(self) -> str:
-        given = []
-        for name in self._fields[1:]:
-            value = getattr(self, name)
-            if value == self._field_defaults[name]:
-                continue
-            texts = [f"{key}={text}" for key, text in value] if name == "env" else [_written(name, value)]
-            given += [f"{name}={quote(text, safe='/:=,{}~+')}" for text in texts]
-        return f"slurm://{self.partition}{'?' if given else ''}{'&'.join(given)}"
+        return f"slurm://{self.partition}{_query(self, self._fields[1:])}"
 
 
 class Dask(NamedTuple):
@@ -147,6 +140,7 @@ class Dask(NamedTuple):
         tls: Whether it speaks TLS, as dask's own configuration has it: ``dask+tls://``.
         workers: How many workers in all; 0 for as many as the cluster has threads.
         per: How many workers each server has; 0 for as many as the Dask worker beside it has threads.
+        python: The interpreter there; empty for that of the Dask worker.
         env: Variables of each worker; see `core.environment`.
     """
 
@@ -155,6 +149,7 @@ class Dask(NamedTuple):
     tls: bool = False
     workers: int = 0
     per: int = 0
+    python: str = ""
     env: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -163,16 +158,58 @@ class Dask(NamedTuple):
         return "dask"
 
     @property
-    def scheduler(self) -> str:
+    def gpus(self) -> int:
+        """GPUs of each worker."""
+        return 0
+
+    @property
+    def cluster(self) -> str:
         """The scheduler's address as dask has it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'tls' if self.tls else 'tcp'}://{host}:{self.port}"
+        return f"{'tls' if self.tls else 'tcp'}://{_host_and_port(self.host, self.port)}"
 
     def __str__(self) -> str:
-        given = [f"{name}={getattr(self, name)}" for name in ("workers", "per") if getattr(self, name)]
-        given += [f"env={quote(f'{name}={value}', safe='/:=,{}~+')}" for name, value in self.env]
-        where = self.scheduler.partition("://")[2]
-        return f"dask{'+tls' if self.tls else ''}://{where}{'?' if given else ''}{'&'.join(given)}"
+        where = _host_and_port(self.host, self.port)
+        return f"dask{'+tls' if self.tls else ''}://{where}{_query(self, self._fields[3:])}"
+
+
+class Ray(NamedTuple):
+    """Servers that a Ray cluster holds: ``ray://host:port[?options]``, or ``ray://auto[?options]``.
+
+    Attributes:
+        host: The host of Ray Client's server; empty for the cluster that this machine belongs to.
+        port: Its port.
+        workers: How many workers in all; 0 for as many as the cluster has CPUs for now.
+        per: How many workers each server has.
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker.
+        memory: Bytes of each worker; 0 to ask for none.
+        python: The interpreter there; empty for Ray's.
+        env: Variables of each worker; see `core.environment`.
+    """
+
+    host: str
+    port: int
+    workers: int = 0
+    per: int = 1
+    cpus: int = 1
+    gpus: int = 0
+    memory: int = 0
+    python: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        """See `Address.scheme`."""
+        return "ray"
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's address as Ray has it."""
+        return f"ray://{_host_and_port(self.host, self.port)}" if self.host else "auto"
+
+    def __str__(self) -> str:
+        where = _host_and_port(self.host, self.port) if self.host else "auto"
+        return f"ray://{where}{_query(self, self._fields[2:])}"
 
 
 def read_dask(value: str, rest: str) -> Dask:
@@ -191,16 +228,47 @@ def read_dask_tls(value: str, rest: str) -> Dask:
 
 def _read_dask(value: str, rest: str, *, tls: bool) -> Dask:
     where, _, query = rest.partition("?")
+    host, port = _head(value, where, "after dask:// stands the scheduler's host and port")
+    return Dask(host, port, tls, **_options(value, query, Dask._fields[3:]))
+
+
+def read_ray(value: str, rest: str) -> Ray:
+    """Read what stands behind ``ray://``, like `read_dask`."""
+    where, _, query = rest.partition("?")
+    words = "after ray:// stands the host and the port of Ray Client's server, or auto"
+    host, port = ("", 0) if where == "auto" else _head(value, where, words)
+    if host == "auto":
+        raise wrong(value, words)
+    return Ray(host, port, **_options(value, query, Ray._fields[2:]))
+
+
+def _head(value: str, where: str, words: str) -> tuple[str, int]:
+    """Read the host and the port of an engine's head."""
     try:
         if not re.search(r":[0-9]+$", where, re.ASCII) or "//" in where:
             raise AddressError
-        scheduler = parse_address(where)
+        head = parse_address(where)
     except AddressError:
-        raise wrong(value, "after dask:// stands the scheduler's host and port") from None
-    if scheduler.path or scheduler.every:
-        raise wrong(value, "after dask:// stands the scheduler's host and port")
-    options = _options(value, query, {name: OPTIONS[name] for name in ("workers", "per", "env")})
-    return Dask(scheduler.host, scheduler.port, tls, **options)
+        raise wrong(value, words) from None
+    if head.path or head.every:
+        raise wrong(value, words)
+    return head.host, head.port
+
+
+def _host_and_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _query(form: Any, names: Sequence[str]) -> str:
+    """Write those of the options that are not as they are by default."""
+    given = []
+    for name in names:
+        value = getattr(form, name)
+        if value == form._field_defaults[name]:
+            continue
+        texts = [f"{key}={text}" for key, text in value] if name == "env" else [_written(name, value)]
+        given += [f"{name}={quote(text, safe='/:=,{}~+')}" for text in texts]
+    return f"{'?' if given else ''}{'&'.join(given)}"
 
 
 def _written(name: str, value: Any) -> str:
@@ -219,7 +287,7 @@ def read_slurm(value: str, rest: str) -> Slurm:
     partition, _, query = rest.partition("?")
     if partition and _word(partition) is None:
         raise wrong(value, "after slurm:// stands the name of a partition, or nothing for the default one")
-    options = _options(value, query, {name: OPTIONS[name] for name in (*Slurm._fields[1:], "workers")})
+    options = _options(value, query, (*Slurm._fields[1:], "workers"))
     workers = options.pop("workers", None)
     if workers is not None:
         if "nodes" in options:
@@ -230,14 +298,15 @@ def read_slurm(value: str, rest: str) -> Slurm:
     return Slurm(partition, **options)
 
 
-def _options(value: str, query: str, known: Mapping[str, Option]) -> dict[str, Any]:
+def _options(value: str, query: str, names: Sequence[str]) -> dict[str, Any]:
     """Read the options after the question mark; those that may be given several times become tuples."""
+    known = {name: OPTIONS[name] for name in names}
     found: dict[str, Any] = {}
     for pair in query.split("&") if query else ():
         name, _, text = pair.partition("=")
         if name not in known or (name in found and not known[name].several) or not text:
-            names = ", ".join(f"{one}=" for one in known)
-            raise wrong(value, f"after the question mark come {names} each at most once, but for env=")
+            listed = ", ".join(f"{one}=" for one in known)
+            raise wrong(value, f"after the question mark come {listed} each at most once, but for env=")
         try:
             read = known[name].read(unquote(text, errors="strict"))
         except UnicodeError:

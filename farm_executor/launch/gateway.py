@@ -1,39 +1,104 @@
-"""A child process of a program's that alone imports dask, and places servers beside the workers of a cluster.
+"""A child process of a program's that alone imports Dask or Ray, and has them hold servers.
 
 It reads its configuration, a line of JSON, from standard input, and ends with it. What it says are lines of JSON on
 standard output. It is a process of its own so that no thread, signal handler or exit function of the engine's gets
 into the user's program.
 
-This module owns what is said to the engine. It must not know how the servers are reached: they dial the program.
+This module owns which servers are asked for, and when they are asked for again. It must not know how an engine is
+spoken to, which `dask` and `ray` do, nor how the servers are reached: they dial the program.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import importlib
 import json
 import os
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, Protocol
 
-LOOK_SECONDS = 1.0  # between looks at which workers the cluster has
-ANSWER_SECONDS = 10.0  # for the scheduler
+from farm_executor.launch.errand import COMMAND, errand
+
+__all__ = ["ANSWER_SECONDS", "Engine", "Grant", "Room", "main"]
+
+LOOK_SECONDS = 1.0  # between looks at what the cluster has
+ANSWER_SECONDS = 10.0  # for the engine to answer
 
 # This runs in the engine's worker, where farm_executor may be missing: so it is sent as it is written here. It
-# holds one of the worker's threads until the server ends.
-HOLD = """\
-def hold(command, errand, mark):
+# holds what the engine has granted until the server ends.
+_HOLD = """\
+def hold(python, command, errand, mark):
     import base64, json, subprocess, sys
-    process = subprocess.Popen([sys.executable, "-u", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process.stdin.write(base64.b64decode(errand))
-    process.stdin.flush()
+    program = [python or sys.executable, "-u", "-c", command]
+    try:
+        process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    except OSError as error:
+        return {"error": "cannot run " + program[0] + ": " + str(error)}
     said = {}
     with process:
+        try:
+            process.stdin.write(base64.b64decode(errand))
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass
         for line in process.stdout:
             if line.startswith(mark.encode()):
                 said.update(json.loads(line[len(mark):]))
     return said if "ready" in said or "error" in said else {"error": "it ended with " + str(process.returncode)}
 """
+
+
+class Grant(Protocol):
+    """What an engine has been asked for: to run `hold`, which lasts as long as the server."""
+
+    def done(self) -> bool:
+        """Whether it has returned, or has failed."""
+
+    def outcome(self) -> dict[str, Any]:
+        """Once it is done: return what it has returned.
+
+        Raises:
+            Exception: It has failed.
+        """
+
+    def cancel(self) -> None:
+        """Have it no more. What runs need not end by that."""
+
+
+class Room(NamedTuple):
+    """What a cluster has for servers now.
+
+    Attributes:
+        free: Where a server may be placed, by name, and how many workers it may have.
+        gone: Where one was, and cannot be any more.
+        said: What the cluster has, for people.
+    """
+
+    free: dict[str, int]
+    gone: list[str]
+    said: str
+
+
+class Engine(Protocol):
+    """An engine's client."""
+
+    here: str
+    """This machine's address, as the cluster sees it."""
+
+    def room(self, taken: Collection[str]) -> Room:
+        """Look what the cluster has beside the places that are taken."""
+
+    def place(self, place: str, slots: int, hold: Callable[..., dict[str, Any]], *arguments: str) -> Grant:
+        """Ask for what a server with that many workers takes, and have ``hold`` called there, once."""
+
+    def name(self, place: str) -> str:
+        """Return what the server there is to be called; empty for its machine's name."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 def say(**word: Any) -> None:
@@ -45,19 +110,17 @@ def say(**word: Any) -> None:
 def main() -> None:
     """Place servers until standard input ends."""
     config = json.loads(sys.stdin.buffer.readline())
-    try:
-        import distributed
-    except ImportError as error:
-        say(missing=str(error.name))
-        return
     ended = threading.Event()
     threading.Thread(target=_await_end, args=(ended,), daemon=True).start()
     try:
-        client = distributed.Client(config["scheduler"], timeout=ANSWER_SECONDS, set_as_default=False)
+        engine = importlib.import_module(f"farm_executor.launch.{config['engine']}").connect(config)
+    except ImportError as error:
+        say(lacking=str(error.name))
+        return
     except Exception as error:
         say(unreachable=f"{type(error).__name__}: {error}")
         return
-    placing = Placing(client, config, distributed.utils.get_ip(config["host"]))
+    placing = Placing(engine, config)
     try:
         while not ended.is_set():
             placing.look()
@@ -65,7 +128,7 @@ def main() -> None:
     except Exception as error:
         say(unreachable=f"{type(error).__name__}: {error}")
     with contextlib.suppress(Exception):
-        client.close(ANSWER_SECONDS)
+        engine.close()
 
 
 def _await_end(ended: threading.Event) -> None:
@@ -77,59 +140,47 @@ def _await_end(ended: threading.Event) -> None:
 
 
 class Placing:
-    """One server beside each worker of the cluster, as many as are wanted.
+    """One server at each place that the cluster has, as many as are wanted.
 
     Args:
-        client: The engine's client.
+        engine: The engine's client.
         config: What the program wants.
-        here: This machine's address, as the cluster sees it.
     """
 
-    def __init__(self, client: Any, config: dict[str, Any], here: str) -> None:
+    def __init__(self, engine: Engine, config: dict[str, Any]) -> None:
         names: dict[str, Any] = {"__name__": "__main__"}  # so that it travels by value
-        exec(HOLD, names)
+        exec(_HOLD, names)
         self._hold = names["hold"]
-        self._client = client
+        self._engine = engine
         self._config = config
-        self._here = here
-        self._placed: dict[str, tuple[Any, int]] = {}  # by the worker's address: its future, the server's workers
+        self._workers: int = config["wanted"]["workers"]
+        self._placed: dict[str, tuple[Grant, int]] = {}  # by place: what was asked for, the server's workers
 
     def look(self) -> None:
         """Place servers where there are none yet, and again where they have ended."""
-        threads: dict[str, int] = self._client.nthreads()
-        for worker, (future, _) in list(self._placed.items()):
-            if worker not in threads:
-                future.cancel()
-                del self._placed[worker]
-            elif future.done():
-                del self._placed[worker]
-                word = {"error": str(future.exception())} if future.status == "error" else future.result()
-                say(ended=worker, **{name: word[name] for name in ("error", "missing") if name in word})
-        for worker, count in threads.items():
-            have = sum(workers for _, workers in self._placed.values())
-            wanted = self._config["workers"] - have if self._config["workers"] else sys.maxsize
-            if worker not in self._placed and wanted > 0:
-                self._place(worker, min(self._config["per"] or count, wanted))
-        say(threads=sum(threads.values()), servers=len(self._placed))
+        for place, (grant, _) in list(self._placed.items()):
+            if grant.done():
+                del self._placed[place]
+                try:
+                    word = grant.outcome()
+                except Exception as error:
+                    word = {"error": str(error)}
+                say(ended=place, **{name: word[name] for name in ("error", "missing") if name in word})
+        room = self._engine.room(self._placed)
+        for place in room.gone:
+            self._placed.pop(place)[0].cancel()
+        for place, most in room.free.items():
+            slots = min(most, self._workers - self._asked()) if self._workers else most
+            if slots > 0:
+                self._place(place, slots)
+        said = f"{room.said}, and {len(self._placed)} servers have been asked for"
+        say(said=said, servers=len(self._placed), lacks=self._workers > self._asked())
 
-    def _place(self, worker: str, slots: int) -> None:
-        import base64
+    def _asked(self) -> int:
+        return sum(workers for _, workers in self._placed.values())
 
-        from farm_executor.launch.errand import COMMAND, errand
-
-        name = worker.partition("://")[2]
-        lines = errand(**self._config["job"], host=self._here, slots=slots, name=name)
-        future = self._client.submit(
-            self._hold,
-            COMMAND,
-            base64.b64encode(lines).decode(),
-            self._config["job"]["mark"],
-            workers=[worker],
-            pure=False,
-            retries=0,
-        )
-        self._placed[worker] = future, slots
-
-
-if __name__ == "__main__":
-    main()
+    def _place(self, place: str, slots: int) -> None:
+        job = self._config["job"]
+        lines = errand(**job, host=self._engine.here, slots=slots, name=self._engine.name(place))
+        arguments = (self._config["wanted"]["python"], COMMAND, base64.b64encode(lines).decode(), job["mark"])
+        self._placed[place] = self._engine.place(place, slots, self._hold, *arguments), slots

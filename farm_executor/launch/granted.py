@@ -12,16 +12,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
 from farm_executor.core.environment import shares
-from farm_executor.launch.place import private_directory
+from farm_executor.errors import BrokenFarmError
+from farm_executor.launch.errand import read_content
 from farm_executor.server.dialler import Dialler
 from farm_executor.server.supervisor import serve
 from farm_executor.wire.address import Address
-from farm_executor.wire.security import Key, read_key, write_key
 
 __all__ = ["run_granted"]
 
@@ -45,8 +44,8 @@ def run_granted(config: dict[str, Any]) -> None:
             os.write(words, f"{config['mark']}{json.dumps(word)}\n".encode())
 
     try:
-        key = _read(config["key"])
-    except OSError as error:
+        key = read_content(config["key"])
+    except BrokenFarmError as error:
         say(error=str(error))
         return
     env: list[tuple[str, str | Sequence[str]]] = []
@@ -67,14 +66,3 @@ def run_granted(config: dict[str, Any]) -> None:
         env=env,
         spare_workers=True,
     )
-
-
-def _read(content: str) -> Key:
-    """Read a key that has come as the content of its file: certificates are read from files only."""
-    folder = private_directory()
-    try:
-        path = os.path.join(folder, "key")
-        write_key(path, content.encode())
-        return read_key(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

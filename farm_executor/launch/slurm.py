@@ -1,7 +1,7 @@
 """Servers on nodes that Slurm grants: one job for each, held by an ``srun`` of ours.
 
 This module owns the near end: srun's command line, what it says, and when a job is asked for again. It must not
-know what the job does, which is in `granted`, nor how its server is reached: it dials us, see `back`.
+know what the job does, which is in `granted`, nor how its server is reached: it dials us, see `cluster`.
 
 srun stands where ssh does for `ssh`. What the server needs, the key included, goes down its standard input, never
 on a command line. Standard input stays open; its end means that this process is gone, and ends the server, and with
@@ -26,24 +26,23 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from farm_executor.client.launching import FindKey, Locate
+from farm_executor.client.launching import FindKey
 from farm_executor.core.messages import MAX_MESSAGE
 from farm_executor.core.text import one_line
 from farm_executor.errors import BrokenFarmError
 from farm_executor.launch import errand
-from farm_executor.launch.back import Rendezvous
-from farm_executor.launch.errand import COMMAND, explained, fresh_key
+from farm_executor.launch.cluster import ClusterServers, Home
+from farm_executor.launch.errand import COMMAND, explained
 from farm_executor.launch.forms import Slurm
 from farm_executor.wire.address import Address
 
-__all__ = ["SRUN_VARIABLE", "SlurmJobs"]
+__all__ = ["SRUN_VARIABLE", "SlurmJobs", "source_of"]
 
 logger = logging.getLogger(__name__)
 
 SRUN_VARIABLE = "FARM_EXECUTOR_SRUN"
 DRAIN_SECONDS = 60  # ahead of the end of a job's time, for the tasks that run to end
-FIRST_REPORT = 5.0  # seconds of waiting until that is worth a line in the log
-REPORT_EVERY = 30.0  # seconds between two log lines about the same wait
+REASONS_SECONDS = 30.0  # for which squeue's reasons are not asked for again
 LOOK_SECONDS = 5.0  # for squeue to answer
 END_SECONDS = 15.0  # more than the supervisor gives its workers
 AGAIN_SECONDS = 5.0  # from the end of a job to the next one, so that a node that fails at once does not cost many
@@ -54,119 +53,77 @@ MAX_LINE = 64 * 1024
 _OF_SLURM = re.compile(rb"(srun|slurmstepd[^:\s]*): ")
 
 
+def source_of(address: Address, find_key: FindKey) -> ClusterServers:
+    """Return the servers of an address whose ``grant`` is a `forms.Slurm`."""
+    return ClusterServers(address, find_key, SlurmJobs(address.grant))
+
+
 class SlurmJobs:
-    """The jobs of one address; a `client.launching.Source`.
+    """The jobs of one address; a `cluster.Asker`."""
 
-    Args:
-        address: An address whose ``grant`` is a `forms.Slurm`.
-        find_key: Not used: the servers get a key of their own.
+    told = False
 
-    Thread safety: all methods may be called from any thread.
-    """
-
-    def __init__(self, address: Address, find_key: FindKey) -> None:
-        self._target = address
-        self._slurm: Slurm = address.grant
-        self._find_key = find_key
+    def __init__(self, slurm: Slurm) -> None:
+        self._slurm = slurm
         self._lock = threading.Lock()
         self._jobs: list[_Job] = []
-        self._failure = ""  # why no job can be had
+        self._home: Home | None = None  # since the jobs were asked for
+        self._failure = ""
         self._was_up = False  # whether any job's server has served
-        self._place: Rendezvous | None = None
-        self._secret = ""
-        self._changed: Callable[[], None] = lambda: None
         self._timers: set[threading.Timer] = set()
-        self._next_report = 0.0
         self._reasons: dict[str, str] = {}  # by the numbers of jobs that wait
         self._next_question = 0.0
         self._ended = False
 
-    def __str__(self) -> str:
-        return str(self._target)
-
-    def look(self) -> list[tuple[Address, Locate]]:
-        """See `client.launching.Source`.
-
-        Raises:
-            BrokenFarmError: There is no srun here, Slurm takes no such job, or the servers cannot be started.
-            OSError: No job has been granted so far.
-        """
+    def ask(self, home: Home) -> None:
+        """See `cluster.Asker`."""
         with self._lock:
-            if self._ended:
-                return []
-            if self._place is None:
-                self._begin()
-            place, jobs = self._place, list(self._jobs)
-            if self._failure and not any(job.alive for job in jobs):
-                raise BrokenFarmError(self._failure)
-        assert place is not None
-        try:
-            found = place.look()
-        except ConnectionError:
-            raise ConnectionError(self._why(jobs)) from None
-        if len(found) < self._slurm.nodes and self._next_report <= time.monotonic():
-            self._next_report = time.monotonic() + REPORT_EVERY
-            logger.warning(
-                "farm_executor: waiting for nodes of=%s have=%d wanted=%d reason=%s",
-                *(self._target, len(found), self._slurm.nodes, self._why(jobs)),
-            )
-        return found
+            if self._home is None:
+                self._home = home
+                for _ in range(self._slurm.nodes):
+                    self._ask()
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """See `client.launching.Source`."""
-        self._changed = changed
+    @property
+    def failure(self) -> str:
+        """See `cluster.Asker`."""
+        return "" if any(job.alive for job in self._jobs) else self._failure
+
+    def lacks(self, have: int) -> bool:
+        """See `cluster.Asker`."""
+        return have < self._slurm.nodes
 
     def let_go(self) -> None:
-        """See `client.launching.Source`."""
+        """See `cluster.Asker`."""
         self._ended = True
         for timer in list(self._timers):
             timer.cancel()
         for job in list(self._jobs):
             job.let_go()
-        if self._place is not None:
-            self._place.let_go()
 
     def end(self) -> None:
-        """End the jobs, and wait until they have ended. May be called twice."""
+        """See `cluster.Asker`."""
         with self._lock:
             self.let_go()
-        for job in self._jobs:
+        for job in list(self._jobs):
             job.end()
         for timer in list(self._timers):
             timer.join()
-        if self._place is not None:
-            self._place.end()
 
     def abandon(self) -> None:
-        """In a forked child: release the jobs without ending them, as they are the parent's."""
+        """See `cluster.Asker`."""
         self._ended = True
         for job in self._jobs:
             job.abandon()
-        if self._place is not None:
-            self._place.abandon()
-
-    # -- jobs ----------------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        """Wait for servers, and ask for the jobs. The lock is held."""
-        self._secret, key = fresh_key()
-        place = Rendezvous(self._target, self._find_key, where=Address(errand.LISTEN, 0), key=key)
-        place.watch(lambda: self._changed())
-        place.listen()
-        self._place = place
-        self._next_report = time.monotonic() + FIRST_REPORT
-        for _ in range(self._slurm.nodes):
-            self._ask()
 
     def _ask(self) -> None:
         """Ask for one more job. The lock is held."""
-        assert self._place is not None
+        assert self._home is not None
         mark = secrets.token_hex(16)
         config = {
             "mark": mark,
-            "key": self._secret,
+            "key": self._home.secret,
             "host": os.uname().nodename,
-            "port": self._place.port,
+            "port": self._home.port,
             "slots": self._slurm.per,
             "name": "",
             "gpus": self._slurm.gpus,
@@ -179,7 +136,7 @@ class SlurmJobs:
         if "error" in word:
             self._failure = explained(str(self._slurm), self._slurm.python or sys.executable, word)
         elif "draining" in word:
-            logger.info("job about to end of=%s job=%s", self._target, job.number or "unknown")
+            logger.info("job about to end of=%s job=%s", self._slurm, job.number or "unknown")
 
     def _on_end(self, job: _Job) -> None:
         """Ask for another job in place of one that has ended, in the job's thread."""
@@ -193,13 +150,14 @@ class SlurmJobs:
                 )
             else:
                 # Once there has been one, what refuses the next may pass, such as a limit or a node that is down.
-                logger.warning("job ended of=%s job=%s", self._target, job.number or "unknown")
+                logger.warning("job ended of=%s job=%s", self._slurm, job.number or "unknown")
                 timer = threading.Timer(AGAIN_SECONDS if job.was_up else REFUSED_SECONDS, self._ask_again)
                 timer.daemon, timer.name = True, "farm-slurm-timer"
                 self._timers.add(timer)
                 timer.start()
             self._jobs.remove(job)
-        self._changed()
+        assert self._home is not None
+        self._home.changed()
 
     def _ask_again(self) -> None:
         with self._lock:
@@ -207,18 +165,18 @@ class SlurmJobs:
             if not self._ended:
                 self._ask()
 
-    def _why(self, jobs: list[_Job]) -> str:
+    def why(self) -> str:
         """Return what Slurm says about the jobs that wait."""
         if self._failure:
             return self._failure
-        waiting = [job for job in jobs if not job.was_up]
+        waiting = [job for job in list(self._jobs) if not job.was_up]
         numbers = [job.number for job in waiting if job.number]
         if not numbers:
             return (
                 "srun has been asked, and says nothing so far" if waiting else "its server has not dialled in yet"
             )
         if self._next_question <= time.monotonic():
-            self._next_question = time.monotonic() + REPORT_EVERY
+            self._next_question = time.monotonic() + REASONS_SECONDS
             self._reasons = _ask_squeue(numbers)
         reasons = {number: self._reasons[number] for number in numbers if number in self._reasons}
         told = "; ".join(f"job {number}: {reason}" for number, reason in list(reasons.items())[:SHOWN_LINES])

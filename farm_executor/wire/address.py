@@ -35,7 +35,7 @@ _FORMS = (
     '"host:port", "[ipv6]:port", "unix:/path", "farm://name:port?all", or ("host", port), '
     f"with a port from 1 to 65535 ({DEFAULT_PORT} where a string names none), "
     'for servers to be started "ssh://[user@]host[:port]", for servers that dial this program "back://host:port", '
-    'and for servers on a cluster "slurm://[partition]" or "dask://host:port"'
+    'and for servers on a cluster "slurm://[partition]", "dask://host:port" or "ray://host:port"'
 )
 _SHELL = frozenset("'`\"$\\;&<>|(){}")  # ssh may hand names to a shell, for a ProxyCommand
 

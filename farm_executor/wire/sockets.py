@@ -27,11 +27,13 @@ __all__ = [
     "UnknownHostError",
     "beside",
     "bound_address",
+    "end_sending",
     "hang_up",
     "is_tcp",
     "listen",
     "listen_beside",
     "listen_everywhere",
+    "own_host",
     "resolve",
     "send_datagram",
     "tune",
@@ -237,6 +239,27 @@ def hang_up(sock: AnySocket) -> None:
     """End a connection for every process that has it open, but keep its file descriptor here valid."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def end_sending(sock: Socket) -> None:
+    """Tell the peer that nothing more comes.
+
+    Raises:
+        OSError: The peer is gone.
+    """
+    sock.shutdown(socket.SHUT_WR)
+
+
+def own_host(host: str) -> str:
+    """Return this machine's address on the way to a host; nothing is sent.
+
+    Raises:
+        OSError: There is no such host, or no way to it.
+    """
+    family, kind, protocol, _, where = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as sock:
+        sock.connect(where)
+        return str(sock.getsockname()[0])
 
 
 def unread(sock: Socket) -> int:

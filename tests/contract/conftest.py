@@ -79,6 +79,13 @@ def make_farm_on_slurm(request: pytest.FixtureRequest, max_workers: int | None, 
     return FarmExecutor(f"slurm://?per={max(max_workers or 2, 1)}", max_workers=max_workers, **options)
 
 
+def make_farm_on_ray(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
+    from farm_executor import FarmExecutor
+
+    workers = max(max_workers or 2, 1)
+    return FarmExecutor(f"ray://auto?workers={workers}&per={workers}", max_workers=max_workers, **options)
+
+
 BUFFERS = {"buffers"} if sys.version_info >= (3, 14) else set()
 RECYCLES = {"recycles"} if sys.version_info >= (3, 11) else set()
 
@@ -92,8 +99,11 @@ ROWS = (
     Row("farm-embedded", make_embedded_farm, frozenset(FARM), ("no_leaks",)),
     Row("farm-servers", make_farm_of_servers, frozenset(FARM), ("two_servers", "no_leaks")),
 )
-# Where `tests/engines/slurm_cluster.py` has started one, and the row is asked for.
-ON_CLUSTERS = (Row("farm-slurm", make_farm_on_slurm, frozenset(FARM - {"shares_managers"}), ("no_leaks",)),)
+# Where `tests/engines/slurm_cluster.py` or `ray_cluster.py` has started one, and the row is asked for.
+ON_CLUSTERS = (
+    Row("farm-slurm", make_farm_on_slurm, frozenset(FARM - {"shares_managers"}), ("no_leaks",)),
+    Row("farm-ray", make_farm_on_ray, frozenset(FARM - {"shares_managers"}), ("no_leaks",)),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

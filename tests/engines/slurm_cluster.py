@@ -18,8 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import alone
+
 PACKAGES = {"srun": "slurm-client", "slurmctld": "slurmctld", "slurmd": "slurmd", "munged": "munge"}
-INSIDE = "FARM_EXECUTOR_TESTS_INSIDE"
 HERE = (
     "10.99.0.1"  # on the loopback device, but not of 127.0.0.0/8: Slurm resolves no name where there is only that
 )
@@ -62,10 +63,8 @@ PartitionName=debug Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 def why_not() -> str:
     """What is lacking; empty if nothing is."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "it needs root on Linux"
-    if not shutil.which("unshare") or not shutil.which("ip"):
-        return "it needs unshare and ip"
+    if reason := alone.why_not():
+        return reason
     if lacking := [package for program, package in PACKAGES.items() if not shutil.which(program)]:
         if not shutil.which("apt-get"):
             return f"it needs {', '.join(lacking)}, and there is no apt-get"
@@ -73,25 +72,11 @@ def why_not() -> str:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             return f"{', '.join(lacking)} cannot be installed: {done.stderr.strip()[-200:]}"
-    if subprocess.run(["unshare", "-n", "-p", "-f", "--mount-proc", "true"], stderr=subprocess.DEVNULL).returncode:
-        return "no namespaces can be made"
     return ""
-
-
-def main() -> int:
-    if os.environ.get(INSIDE):
-        return run(sys.argv[1:])
-    if reason := why_not():
-        print(f"SKIPPED, the tests with a real Slurm: {reason}")
-        return 0
-    namespaces = ["unshare", "-n", "-p", "-f", "--mount-proc", "--kill-child"]
-    command = [*namespaces, sys.executable, __file__, *sys.argv[1:]]
-    return subprocess.run(command, env={**os.environ, INSIDE: "1"}).returncode
 
 
 def run(command: list[str]) -> int:
     """Run the command beside the cluster, within the namespaces."""
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["ip", "address", "add", f"{HERE}/32", "dev", "lo"], check=True)
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         folder = Path(name)
@@ -118,4 +103,4 @@ def run(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(alone.run("Slurm", why_not, run))

@@ -128,8 +128,8 @@ def test_a_killed_program_leaves_nothing(cluster):
     code = [
         "import sys, time",
         "from farm_executor import FarmExecutor",
-        "from farm_executor.launch import dask, errand",
-        "dask.PATIENCE_SECONDS, errand.LISTEN = 0.5, '127.0.0.1'",
+        "from farm_executor.launch import engine, errand",
+        "engine.PATIENCE_SECONDS, errand.LISTEN = 0.5, '127.0.0.1'",
         f"farm = FarmExecutor('{WHERE}', resume_timeout=0)",
         "print(farm.submit(abs, -1).result(60), flush=True)",
         "farm.submit(time.sleep, 600)",

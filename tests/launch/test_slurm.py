@@ -13,6 +13,7 @@ from server.processes import DEADLINE, children, command_line, wait_until
 
 from farm_executor import AddressError, AuthenticationError, BrokenFarmError, FarmExecutor
 from farm_executor.client.farm import discovery
+from farm_executor.launch import cluster as cluster_module
 from farm_executor.launch import errand, slurm
 from farm_executor.launch.slurm import SRUN_VARIABLE
 from farm_executor.wire import keygen
@@ -73,7 +74,7 @@ def test_a_farm_on_two_nodes_computes_and_leaves_nothing(cluster):
         assert sorted(seen) == ["x0", "x0", "x1", "x1"]
         assert sorted(farm.broadcast(os.getenv, "CUDA_VISIBLE_DEVICES")) == ["4,5", "4,5", "6,7", "6,7"]
         assert {one.address for one in farm.statistics().servers} == {"slurm://gpu/n1:17"}
-        secret = farm._backing.supply._sources[0][1]._secret
+        secret = farm._backing.supply._sources[0][1]._home.secret
         for pid in servers_of(os.getpid()):
             assert not any(
                 line.encode() in command_line(pid) for line in secret.splitlines() if "-----" not in line
@@ -208,11 +209,14 @@ def test_a_wait_ends_with_its_deadline(cluster):
 
 
 def test_some_nodes_have_come_and_others_wait(cluster, caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr(slurm, "FIRST_REPORT", 0.0)
+    monkeypatch.setattr(cluster_module, "FIRST_REPORT", 0.0)
     cluster(f"mkdir {tmp_path}/first 2>/dev/null || exec sleep 600")
     with caplog.at_level(logging.WARNING), FarmExecutor("slurm://?nodes=2") as farm:
         assert farm.submit(abs, -1).result(DEADLINE) == 1
-        wait_until(lambda: "waiting for nodes of=slurm://?nodes=2 have=1 wanted=2" in caplog.text, "it is told")
+        wait_until(
+            lambda: "waiting for more servers of=slurm://?nodes=2 have=1 reason=1 waiting" in caplog.text,
+            "it is told",
+        )
 
 
 def test_what_the_job_says_is_explained():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import name_of
 
 from farm_executor import AddressError, FarmExecutor, end_server, ping, start_server, status
-from farm_executor.launch.forms import Dask, Slurm
+from farm_executor.launch.forms import Dask, Ray, Slurm
 from farm_executor.wire.address import Address, Back, Ssh, parse_address, parse_addresses
 
 FORMS = ('"host:port"', '"[ipv6]:port"', '"unix:/path"', '("host", port)', '"ssh://[user@]host[:port]"')
@@ -136,7 +136,7 @@ def test_anything_else_is_an_address_error_that_names_it_and_the_forms(value):
     with contextlib.suppress(ValueError):  # a number too long to be printed
         assert repr(value)[:100] in text
     assert all(form in text for form in FORMS)
-    assert len(text) < 600
+    assert len(text) < 640
     assert isinstance(caught.value, ValueError)
 
 
@@ -290,7 +290,7 @@ def test_no_such_cluster_is_asked(text, why):
     [
         ("dask://host:8786", Dask("host", 8786), "tcp://host:8786"),
         ("dask+tls://[::1]:1?workers=4&per=2", Dask("::1", 1, tls=True, workers=4, per=2), "tls://[::1]:1"),
-        ("dask://h:1?env=A={slot}", Dask("h", 1, env=(("A", "{slot}"),)), "tcp://h:1"),
+        ("dask://h:1?python=py&env=A={slot}", Dask("h", 1, python="py", env=(("A", "{slot}"),)), "tcp://h:1"),
     ],
 )
 def test_servers_beside_dasks(text, dask, scheduler):
@@ -298,7 +298,7 @@ def test_servers_beside_dasks(text, dask, scheduler):
     assert (address.grant, address.every, address.scheme) == (dask, True, "dask")
     assert str(address) == text
     assert parse_address(str(address), ssh=True) == address
-    assert dask.scheduler == scheduler
+    assert dask.cluster == scheduler
 
 
 @pytest.mark.parametrize(
@@ -311,6 +311,51 @@ def test_servers_beside_dasks(text, dask, scheduler):
 )
 def test_no_such_dask_is_asked(text):
     with pytest.raises(AddressError, match=r'"dask://host:port"'):
+        parse_addresses(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "ray", "cluster"),
+    [
+        ("ray://host:10001", Ray("host", 10001), "ray://host:10001"),
+        ("ray://[::1]:1?workers=4&per=2", Ray("::1", 1, workers=4, per=2), "ray://[::1]:1"),
+        ("ray://auto?cpus=2&gpus=1&memory=4G", Ray("", 0, cpus=2, gpus=1, memory=4 << 30), "auto"),
+        ("ray://auto?python=py&env=A=1&env=B=2", Ray("", 0, python="py", env=(("A", "1"), ("B", "2"))), "auto"),
+    ],
+)
+def test_servers_on_ray(text, ray, cluster):
+    (address,) = parse_addresses(text)
+    assert (address.grant, address.every, address.scheme) == (ray, True, "ray")
+    assert str(address) == text
+    assert parse_address(str(address), ssh=True) == address
+    assert ray.cluster == cluster
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "ray://",
+            "ray://h",
+            "ray://h:0",
+            "ray://auto:1",
+            "ray://:1",
+            "ray://auto/x",
+            "ray://h:1/a",
+            "ray://a b:1",
+        ),
+        *("ray://auto?workers=0", "ray://auto?workers=-1", "ray://h:1?nodes=2", "ray://h:1?memory=4", "ray://-h"),
+        *(
+            "ray://auto?per=1&per=1",
+            "ray://auto?env=A",
+            "ray://auto?python=-c",
+            "ray://h:1?python=a%0Ab",
+            "ray+x://h:1",
+        ),
+    ],
+)
+def test_no_such_ray_is_asked(text):
+    with pytest.raises(AddressError, match=r'"ray://host:port"'):
         parse_addresses(text)
 
 

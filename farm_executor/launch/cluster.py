@@ -1,0 +1,194 @@
+"""Servers that a cluster grants: what is the same for all kinds of clusters.
+
+This module owns the key that is made for one address's servers, the place where they are waited for, what a wait
+and a failure mean, and the end. It must not know how a cluster is asked, which an `Asker` does: `slurm` by srun,
+`engine` by a child process that speaks with Dask or Ray. Another kind of cluster is another asker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from farm_executor.client.launching import FindKey, Locate
+from farm_executor.core.messages import AdminHello, to_json
+from farm_executor.errors import BrokenFarmError, FarmError
+from farm_executor.launch import errand
+from farm_executor.launch.back import Rendezvous
+from farm_executor.launch.errand import fresh_key, read_content
+from farm_executor.wire.address import Address
+from farm_executor.wire.dialling import connect
+from farm_executor.wire.security import Key
+
+__all__ = ["Asker", "ClusterServers", "Home"]
+
+logger = logging.getLogger(__name__)
+
+FIRST_REPORT = 5.0  # seconds of waiting until that is worth a line in the log
+REPORT_EVERY = 30.0  # seconds between two log lines about the same wait
+END_SECONDS = 2.0  # for a server to answer that it ends
+
+
+class Home(NamedTuple):
+    """What servers need to dial this program.
+
+    Attributes:
+        secret: The content of their key file.
+        port: Where they are waited for.
+        changed: To be called, in any thread, when it is worth looking again.
+    """
+
+    secret: str
+    port: int
+    changed: Callable[[], None]
+
+
+class Asker(Protocol):
+    """Asks a cluster for the servers of one address.
+
+    Attributes:
+        told: Whether its servers end by being told to. Others end with what holds them, and need not be dialled.
+
+    Thread safety: `ask` is never called by two threads at once; the others may be called from any.
+    """
+
+    told: bool
+
+    def ask(self, home: Home) -> None:
+        """Have as many servers asked for as are wanted, without waiting for them. Called with each look.
+
+        Raises:
+            BrokenFarmError: This program lacks what it takes to ask.
+        """
+
+    @property
+    def failure(self) -> str:
+        """Why no server can be had; empty if one may come yet."""
+
+    def why(self) -> str:
+        """Return why there is no further server so far, for people. It may ask, and take seconds."""
+
+    def lacks(self, have: int) -> bool:
+        """Return whether more is wanted than these servers."""
+
+    def let_go(self) -> None:
+        """Ask for no more, and make all servers end that end with this, without waiting."""
+
+    def end(self) -> None:
+        """Wait for that. May be called twice."""
+
+    def abandon(self) -> None:
+        """In a forked child: release everything without ending it, as it is the parent's."""
+
+
+class ClusterServers:
+    """The servers of one address; a `client.launching.Source`.
+
+    Args:
+        address: The address that they are called by.
+        find_key: Not used: the servers get a key of their own.
+        asker: Asks for them.
+
+    Attributes:
+        key: The content of the key file that the servers get, if that is not to be made for them. Set it before the
+            first look.
+
+    Thread safety: all methods may be called from any thread.
+    """
+
+    def __init__(self, address: Address, find_key: FindKey, asker: Asker) -> None:
+        self._target = address
+        self._find_key = find_key
+        self._asker = asker
+        self.key = ""
+        self._lock = threading.Lock()
+        self._place: Rendezvous | None = None
+        self._key: Key | None = None
+        self._home: Home | None = None
+        self._changed: Callable[[], None] = lambda: None
+        self._was_up = False  # whether any server has dialled in
+        self._next_report = 0.0
+        self._ended = False
+
+    def __str__(self) -> str:
+        return str(self._target)
+
+    def look(self) -> list[tuple[Address, Locate]]:
+        """See `client.launching.Source`.
+
+        Raises:
+            BrokenFarmError: The cluster, or this machine, lacks what it takes, or the cluster refuses.
+            OSError: There is no server so far.
+        """
+        with self._lock:
+            if self._ended:
+                return []
+            place, home = self._open()
+            failure = self._asker.failure
+            # Once there has been a server, what keeps the next from starting may pass, such as a limit.
+            if failure and not self._was_up:
+                raise BrokenFarmError(failure)
+            self._asker.ask(home)
+        try:
+            found = place.look()
+        except ConnectionError:
+            raise ConnectionError(failure or self._asker.why()) from None
+        self._was_up = True
+        if self._asker.lacks(len(found)) and self._next_report <= time.monotonic():
+            self._next_report = time.monotonic() + REPORT_EVERY
+            logger.warning(
+                "farm_executor: waiting for more servers of=%s have=%d reason=%s",
+                *(self._target, len(found), self._asker.why()),
+            )
+        return found
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `client.launching.Source`."""
+        self._changed = changed
+
+    def let_go(self) -> None:
+        """See `client.launching.Source`."""
+        self._ended = True
+        self._asker.let_go()
+
+    def end(self) -> None:
+        """End the servers, and wait for what has asked for them. May be called twice."""
+        with self._lock:  # after this, nobody asks
+            self.let_go()
+            place, self._place = self._place, None
+        if place is not None:
+            if self._asker.told:
+                self._tell(place)
+            place.end()
+        self._asker.end()
+
+    def abandon(self) -> None:
+        """In a forked child: release everything without ending it, as it is the parent's."""
+        self._ended = True
+        self._asker.abandon()
+        if self._place is not None:
+            self._place.abandon()
+
+    def _open(self) -> tuple[Rendezvous, Home]:
+        """Return where servers are waited for, and begin to. The lock is held."""
+        if self._place is None or self._home is None:
+            secret = self.key or fresh_key()
+            self._key = read_content(secret)
+            place = Rendezvous(self._target, self._find_key, where=Address(errand.LISTEN, 0), key=self._key)
+            place.watch(lambda: self._changed())
+            self._home = Home(secret, place.listen(), lambda: self._changed())
+            self._next_report = time.monotonic() + FIRST_REPORT
+            self._place = place
+        return self._place, self._home
+
+    def _tell(self, place: Rendezvous) -> None:
+        """Tell all servers to end. Otherwise each would wait for us in vain, and hold what it has been granted."""
+        assert self._key is not None
+        with contextlib.suppress(OSError):  # none is there
+            for address, _ in place.look():
+                with contextlib.suppress(OSError, EOFError, FarmError):
+                    connect(address, self._key, to_json(AdminHello("end")), END_SECONDS)[0].close()

@@ -1,0 +1,218 @@
+"""Servers that an engine holds, Dask or Ray: each by a task of the engine's that lasts as long as the server.
+
+This module owns the near end: the gateway, which talks to the engine, and what becomes of its failures. It must not
+import an engine, which only the gateway does, nor know how a server is reached, see `cluster`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import secrets
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from farm_executor.client.launching import FindKey
+from farm_executor.core.messages import MAX_MESSAGE
+from farm_executor.core.text import one_line
+from farm_executor.launch.cluster import ClusterServers, Home
+from farm_executor.launch.errand import explained
+from farm_executor.launch.path import PACKAGE_ROOT
+from farm_executor.wire.address import Address
+
+__all__ = ["Gateway", "source_of"]
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 10.0  # without us, until a server ends: nothing else tells it that this program was killed
+GATEWAY_SECONDS = 15.0  # for the gateway to end
+
+_GATEWAY = (
+    f"import sys; sys.path[:] = [*filter(None, sys.path), {PACKAGE_ROOT!r}]; "
+    "from farm_executor.launch.gateway import main; main()"
+)
+
+
+class Form(Protocol):
+    """What an address says of an engine; see `forms`."""
+
+    @property
+    def scheme(self) -> str:
+        """The engine's name, which is that of the extra, too."""
+
+    @property
+    def host(self) -> str:
+        """Where it is."""
+
+    @property
+    def cluster(self) -> str:
+        """What the engine itself calls that."""
+
+    @property
+    def python(self) -> str:
+        """The interpreter of the servers; empty for the engine's."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of each worker."""
+
+    @property
+    def env(self) -> tuple[tuple[str, str], ...]:
+        """Variables of each worker."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+def source_of(address: Address, find_key: FindKey) -> ClusterServers:
+    """Return the servers of an address whose ``grant`` is such a form."""
+    return ClusterServers(address, find_key, Gateway(address.grant))
+
+
+class Gateway:
+    """The process that talks to the engine, started again if it ends; a `cluster.Asker`."""
+
+    told = True
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._child: _Child | None = None
+        self._said = f"{form.scheme} has been asked, and says nothing so far"
+        self._servers = 0  # how many have been asked for
+        self._lacks = False  # whether the cluster has no room for all that is wanted
+        self._failure = ""
+        self._changed: Callable[[], None] = lambda: None
+
+    def ask(self, home: Home) -> None:
+        """See `cluster.Asker`."""
+        self._changed = home.changed
+        if self._child is None or self._child.ended:
+            self._failure = ""
+            self._child = _Child(self._order(home), self._hear, home.changed)
+
+    @property
+    def failure(self) -> str:
+        """See `cluster.Asker`."""
+        return self._failure
+
+    def why(self) -> str:
+        """See `cluster.Asker`."""
+        return self._said
+
+    def lacks(self, have: int) -> bool:
+        """See `cluster.Asker`."""
+        return have < self._servers or self._lacks
+
+    def let_go(self) -> None:
+        """See `cluster.Asker`."""
+        if self._child is not None:
+            self._child.let_go()
+
+    def end(self) -> None:
+        """See `cluster.Asker`."""
+        self.let_go()
+        if self._child is not None:
+            self._child.end()
+
+    def abandon(self) -> None:
+        """See `cluster.Asker`."""
+        if self._child is not None:
+            self._child.abandon()
+
+    def _order(self, home: Home) -> dict[str, Any]:
+        form = self._form
+        return {
+            "engine": form.scheme,
+            "cluster": form.cluster,
+            "wanted": form._asdict(),
+            "job": {
+                "mark": secrets.token_hex(16),
+                "key": home.secret,
+                "port": home.port,
+                "gpus": form.gpus,
+                "env": list(form.env),
+                "patience": PATIENCE_SECONDS,
+            },
+        }
+
+    def _hear(self, word: dict[str, Any]) -> None:
+        """Hear what the gateway says, in its thread."""
+        form = self._form
+        if "ended" in word and "error" in word:
+            self._failure = explained(str(form), form.python, word)
+            self._changed()
+        elif "ended" in word:
+            logger.info("server ended of=%s place=%s", form, one_line(str(word["ended"]), MAX_MESSAGE))
+        elif "lacking" in word:
+            self._failure = (
+                f"cannot ask {form}: the package {word['lacking']} is not installed here: "
+                f"python -m pip install 'farm_executor[{form.scheme},tls]'"
+            )
+        elif "unreachable" in word:
+            self._said = one_line(str(word["unreachable"]), MAX_MESSAGE)
+        elif "said" in word:
+            self._said = one_line(str(word["said"]), MAX_MESSAGE)
+            self._servers = int(word["servers"])
+            self._lacks = bool(word["lacks"])
+
+
+class _Child:
+    """The process, and the thread that hears it.
+
+    Attributes:
+        ended: Whether the process has ended.
+    """
+
+    def __init__(
+        self, order: dict[str, Any], hear: Callable[[dict[str, Any]], None], changed: Callable[[], None]
+    ) -> None:
+        self._hear = hear
+        self._changed = changed
+        self.ended = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _GATEWAY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._thread = threading.Thread(target=self._read, name="farm-gateway", daemon=True)
+        self._thread.start()
+
+    def let_go(self) -> None:
+        """Make it end, without waiting for that."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+    def end(self) -> None:
+        """Make it end, and wait."""
+        self.let_go()
+        self._thread.join(GATEWAY_SECONDS)
+        if self._thread.is_alive():
+            self._process.kill()
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """In a forked child: close our ends of the pipes."""
+        self.let_go()
+        if self._process.stdout is not None:
+            self._process.stdout.close()  # not buffered: no lock of it is held by a thread of the parent's
+        self._process.returncode = 0  # so that its destructor does not wait for a process that is not our child
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            while line := lines.readline():
+                with contextlib.suppress(ValueError, TypeError):  # something else has printed there
+                    self._hear(json.loads(line))
+        self._process.wait()
+        self.let_go()
+        self.ended = True
+        self._changed()

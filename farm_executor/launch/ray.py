@@ -1,0 +1,87 @@
+"""Ray, as the gateway speaks with it: servers that are each held by a task of Ray's, wherever Ray puts it.
+
+This module owns Ray's words. It runs in the gateway alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import ray
+
+from farm_executor.launch.gateway import Room
+from farm_executor.wire.sockets import own_host
+
+__all__ = ["connect"]
+
+KINDS = ("CPU", "GPU")  # of resources, to tell people of
+
+
+def connect(config: dict[str, Any]) -> Ray:
+    """Return a client of the cluster.
+
+    Raises:
+        Exception: It does not answer.
+    """
+    ray.init(config["cluster"], log_to_driver=False, logging_level="ERROR")
+    return Ray(config["wanted"])
+
+
+class Ray:
+    """A `gateway.Engine`: its places are numbers, as Ray decides where each server is."""
+
+    def __init__(self, wanted: dict[str, Any]) -> None:
+        self._wanted = wanted
+        self._numbers = map(str, itertools.count())
+        host = wanted["host"] or ray.get_runtime_context().gcs_address.rpartition(":")[0]
+        self.here = own_host(host)
+
+    def room(self, taken: Collection[str]) -> Room:
+        """See `gateway.Engine`."""
+        has, free = ray.cluster_resources(), ray.available_resources()
+        cpus, per, workers = int(has.get("CPU", 0)), self._wanted["per"], self._wanted["workers"]
+        servers = -(-workers // per) if workers else cpus // (self._wanted["cpus"] * per)
+        places = dict.fromkeys(itertools.islice(self._numbers, max(servers - len(taken), 0)), per)
+        said = ", ".join(f"{free.get(kind, 0):g} of {has[kind]:g} {kind}s free" for kind in KINDS if kind in has)
+        # None is gone of those that are taken: what Ray has lost ends, as Ray sees to, and others must go on.
+        return Room(places, [], f"ray has {said or 'nothing'}")
+
+    def place(self, place: str, slots: int, hold: Callable[..., dict[str, Any]], *arguments: str) -> Task:
+        """See `gateway.Engine`."""
+        options = {
+            "num_cpus": self._wanted["cpus"] * slots,
+            "num_gpus": self._wanted["gpus"] * slots,
+            "memory": self._wanted["memory"] * slots or None,
+            "max_retries": 0,  # what is lost is asked for again by the gateway
+        }
+        return Task(ray.remote(**options)(hold).remote(*arguments))
+
+    def name(self, place: str) -> str:
+        """See `gateway.Engine`."""
+        return ""
+
+    def close(self) -> None:
+        """See `gateway.Engine`."""
+        ray.shutdown()
+
+
+class Task:
+    """A `gateway.Grant`."""
+
+    def __init__(self, reference: Any) -> None:
+        self._reference = reference
+
+    def done(self) -> bool:
+        """See `gateway.Grant`."""
+        return bool(ray.wait([self._reference], timeout=0)[0])
+
+    def outcome(self) -> dict[str, Any]:
+        """See `gateway.Grant`."""
+        said: dict[str, Any] = ray.get(self._reference)
+        return said
+
+    def cancel(self) -> None:
+        """See `gateway.Grant`."""
+        ray.cancel(self._reference, force=True)
