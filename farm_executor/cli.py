@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import platform
-import selectors
 import signal
 import stat
 import sys
@@ -28,9 +27,9 @@ from farm_executor._version import __version__
 from farm_executor.core.environment import variable
 from farm_executor.errors import AddressError, AuthenticationError, FarmError
 from farm_executor.extras import MissingExtraError
+from farm_executor.launch import command as launch
 from farm_executor.launch.local import check_exposure, default_slots, is_encrypted
-from farm_executor.launch.ssh import SSH_VARIABLE, end_servers, start_servers
-from farm_executor.wire.address import DEFAULT_PORT, Address, parse_address, parse_addresses
+from farm_executor.wire.address import DEFAULT_PORT, Address, parse_address
 from farm_executor.wire.advice import explained
 from farm_executor.wire.security import (
     KEY_FILE_VARIABLE,
@@ -129,12 +128,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         help="an environment variable of each worker; {slot} in it is the worker's number from 0 on; may be given "
         "several times",
     )
-    text = "Start servers on other machines over ssh; they run until this command ends."
-    launch = _command(commands, "launch", _launch, text, epilog=_LAUNCH)
-    launch.add_argument("address", nargs="+", help="ssh://[USER@]HOST[:PORT][?workers=N&python=PATH]")
-    launch.add_argument(
-        "--workers", type=int, help="how many workers each client may have, unless the address says otherwise"
-    )
+    text = "Start servers on other machines, over ssh or on a cluster; they run until this command ends."
+    launch.add_arguments(_command(commands, "launch", launch.main, text, epilog=launch.EPILOG))
     keygen = commands.add_parser("keygen", **_texts("Make a key file for TLS.", _KEYGEN))
     keygen.set_defaults(run=_keygen, verbose=0)
     keygen.add_argument("file", nargs="?", help="the file to make (default: the user's own key file)")
@@ -271,20 +266,6 @@ with `status` and `top`, and do nothing else.
     farm-executor keygen --monitor lab.key > monitor.key"""
 
 
-_LAUNCH = f"""\
-For each server it prints this machine's end of a tunnel, an address for FarmExecutor on this machine, and for this
-user alone. Nothing listens on the network, there or here. SIGTERM or Ctrl-C: all stop at once. If one fails, the
-reason is printed, all servers are stopped, and the exit code is 1 or 2.
-
-ssh must get there without asking for anything. {SSH_VARIABLE} holds the command to use instead of ssh, such as
-"ssh -F FILE". farm_executor must be installed there, for python3 or for the Python that the address names.
-
-The key: each server gets one of its own, which clients find beside the printed address; {KEY_FILE_VARIABLE} and
---key-file have no effect here.
-
-    farm-executor launch ssh://hostA 'ssh://me@hostB?workers=4&python=~/venv/bin/python'"""
-
-
 def _log(level: int, serving: bool) -> None:
     """Have our own log on standard error; the root logger, which workers inherit, is for tasks to configure."""
     logger = logging.getLogger("farm_executor")
@@ -360,36 +341,6 @@ def _serve(options: argparse.Namespace) -> int:
 def _current_folder() -> list[str]:
     """For tasks' imports, as `python -m` has it."""
     return [] if getattr(sys.flags, "safe_path", False) else [os.getcwd()]
-
-
-def _launch(options: argparse.Namespace) -> int:
-    if options.workers is not None and options.workers < 1:
-        raise ValueError("--workers must be at least 1")
-    addresses = []
-    for address in parse_addresses(options.address):
-        if address.ssh is None:
-            raise AddressError(f"{str(address)!r}: only servers over ssh are launched: ssh://HOST")
-        workers = address.ssh.workers or options.workers or 0
-        addresses.append(address._replace(grant=address.ssh._replace(workers=workers)))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what it runs with &
-    try:
-        servers = start_servers(addresses)
-        try:
-            for server in servers:
-                print(f"{server} {server.address}", flush=True)
-            with selectors.DefaultSelector() as selector:
-                for server in servers:
-                    selector.register(server, selectors.EVENT_READ)
-                ended = {key.fileobj for key, _ in selector.select()}
-            for server in servers:
-                if server in ended:
-                    print(f"farm-executor: a server has ended: {server.wait()}", file=sys.stderr)
-            return NO
-        finally:
-            end_servers(servers)
-    except KeyboardInterrupt:
-        return YES
 
 
 def _keygen(options: argparse.Namespace) -> int:

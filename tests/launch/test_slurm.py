@@ -23,37 +23,6 @@ pytestmark = [
     pytest.mark.usefixtures("no_leaks"),
 ]
 
-SRUN = """#!/bin/bash
-echo "$@" >> {folder}/asked
-echo "srun: job 17 queued and waiting for resources" >&2
-{does}
-export SLURM_JOB_ID=17 SLURMD_NODENAME=n1 SLURM_LAUNCH_NODE_IPADDR=127.0.0.1 CUDA_VISIBLE_DEVICES=4,5,6,7
-echo "srun: job 17 has been allocated resources" >&2
-while [[ $1 == --* ]]; do shift; done
-exec "$@"
-"""
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """Puts a script in srun's place, which does that before it runs the job; returns what it was asked."""
-    monkeypatch.setattr(errand, "LISTEN", "127.0.0.1")
-    monkeypatch.setattr(slurm, "AGAIN_SECONDS", 0.01)
-    (tmp_path / "asked").touch()
-
-    def become(does="true", squeue="exit 1"):
-        for name, text in (
-            ("srun", SRUN.format(folder=tmp_path, does=does)),
-            ("squeue", f"#!/bin/bash\n{squeue}\n"),
-        ):
-            (tmp_path / name).write_text(text)
-            (tmp_path / name).chmod(0o700)
-        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-        monkeypatch.delenv(SRUN_VARIABLE, raising=False)
-        return lambda: (tmp_path / "asked").read_text().splitlines()
-
-    return become
-
 
 def servers_of(pid):
     """The servers in the jobs that this process has: a script that has become a server."""
@@ -63,8 +32,8 @@ def servers_of(pid):
 # -- what works ---------------------------------------------------------------------------------------------
 
 
-def test_a_farm_on_two_nodes_computes_and_leaves_nothing(cluster):
-    asked = cluster()
+def test_a_farm_on_two_nodes_computes_and_leaves_nothing(srun):
+    asked = srun()
     with FarmExecutor(
         "slurm://gpu?nodes=2&per=2&gpus=2&memory=1G&time=30&account=lab&env=FARM_TEST=x{slot}"
     ) as farm:
@@ -87,8 +56,8 @@ def test_a_farm_on_two_nodes_computes_and_leaves_nothing(cluster):
     )
 
 
-def test_a_signal_to_every_process_of_a_job_lets_its_task_end_and_another_is_asked_for(cluster, tmp_path, caplog):
-    asked = cluster()
+def test_a_signal_to_every_process_of_a_job_lets_its_task_end_and_another_is_asked_for(srun, tmp_path, caplog):
+    asked = srun()
     with caplog.at_level(logging.INFO), FarmExecutor("slurm://", max_attempts=1) as farm:
         worker = farm.submit(tasks.pid).result(DEADLINE)
         (server,) = servers_of(os.getpid())
@@ -111,8 +80,8 @@ def read_line(path):
         return file.readline()
 
 
-def test_a_job_that_dies_is_asked_for_again_and_its_task_is_tried_again(cluster, tmp_path):
-    cluster()
+def test_a_job_that_dies_is_asked_for_again_and_its_task_is_tried_again(srun, tmp_path):
+    srun()
     with FarmExecutor("slurm://", resume_timeout=0) as farm:
         assert farm.submit(abs, -1).result(DEADLINE) == 1
         (server,) = servers_of(os.getpid())
@@ -121,8 +90,8 @@ def test_a_job_that_dies_is_asked_for_again_and_its_task_is_tried_again(cluster,
         future.result(DEADLINE)
 
 
-def test_a_process_that_a_task_starts_can_be_terminated(cluster):
-    cluster()
+def test_a_process_that_a_task_starts_can_be_terminated(srun):
+    srun()
     with FarmExecutor("slurm://") as farm:
         assert farm.submit(terminate_a_child).result(DEADLINE) == -signal.SIGTERM
 
@@ -138,17 +107,17 @@ def terminate_a_child():
 # -- what does not ------------------------------------------------------------------------------------------
 
 
-def test_what_slurm_does_not_take_breaks_the_farm_with_its_words_and_is_not_tried_again(cluster):
-    asked = cluster("echo 'srun: error: invalid partition specified: nope' >&2; exit 1")
+def test_what_slurm_does_not_take_breaks_the_farm_with_its_words_and_is_not_tried_again(srun):
+    asked = srun("echo 'srun: error: invalid partition specified: nope' >&2; exit 1")
     words = "srun: error: invalid partition specified: nope"
     with FarmExecutor("slurm://nope?nodes=2") as farm, pytest.raises(BrokenFarmError, match=words):
         farm.submit(abs, -1).result(DEADLINE)
     assert len(asked()) == 2
 
 
-def test_one_that_is_refused_after_another_has_served_is_asked_for_again(cluster, tmp_path, monkeypatch):
+def test_one_that_is_refused_after_another_has_served_is_asked_for_again(srun, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "REFUSED_SECONDS", 0.01)
-    asked = cluster(f"[[ $(wc -l < {tmp_path}/asked) == [23] ]] && exit 1")
+    asked = srun(f"[[ $(wc -l < {tmp_path}/asked) == [23] ]] && exit 1")
     with FarmExecutor("slurm://", resume_timeout=0) as farm:
         assert farm.submit(abs, -1).result(DEADLINE) == 1
         (server,) = servers_of(os.getpid())
@@ -157,10 +126,10 @@ def test_one_that_is_refused_after_another_has_served_is_asked_for_again(cluster
         assert farm.submit(abs, -2).result(DEADLINE) == 2
 
 
-def test_one_that_fails_does_not_break_a_farm_that_has_others(cluster):
+def test_one_that_fails_does_not_break_a_farm_that_has_others(srun):
     from farm_executor import start_server
 
-    cluster("exit 1")
+    srun("exit 1")
     with (
         start_server("127.0.0.1", 0, background=True, workers=1) as server,
         FarmExecutor(["slurm://", server.address]) as farm,
@@ -179,22 +148,22 @@ def test_without_srun_it_says_where_to_run(monkeypatch):
         farm.submit(abs, -1).result(DEADLINE)
 
 
-def test_without_the_package_for_keys_it_names_the_extra(cluster, monkeypatch):
+def test_without_the_package_for_keys_it_names_the_extra(srun, monkeypatch):
     def lacking():
         raise AuthenticationError("no")
 
-    asked = cluster()
+    asked = srun()
     monkeypatch.setattr(keygen, "make_key_file_content", lacking)
     with FarmExecutor("slurm://") as farm, pytest.raises(BrokenFarmError, match=r"farm_executor\[tls\]"):
         farm.submit(abs, -1).result(DEADLINE)
     assert asked() == []
 
 
-def test_a_job_that_waits_is_told_of_with_slurms_reason_and_is_taken_back(cluster, caplog, monkeypatch):
+def test_a_job_that_waits_is_told_of_with_slurms_reason_and_is_taken_back(srun, caplog, monkeypatch):
     monkeypatch.setattr(discovery, "FIRST_REPORT", 0.0)
     monkeypatch.setattr(discovery, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(discovery, "REPORT_EVERY", 0.01)
-    cluster("exec sleep 600", squeue="echo '17|Resources'")
+    srun("exec sleep 600", squeue="echo '17|Resources'")
     with caplog.at_level(logging.WARNING), FarmExecutor("slurm://") as farm:
         future = farm.submit(abs, -1)
         told = "1 waiting in Slurm's queue (job 17: Resources)"
@@ -202,15 +171,15 @@ def test_a_job_that_waits_is_told_of_with_slurms_reason_and_is_taken_back(cluste
         assert future.cancel()
 
 
-def test_a_wait_ends_with_its_deadline(cluster):
-    cluster("exec sleep 600")
+def test_a_wait_ends_with_its_deadline(srun):
+    srun("exec sleep 600")
     with FarmExecutor("slurm://", connect_timeout=0.2) as farm, pytest.raises(TimeoutError, match="slurm://"):
         farm.submit(abs, -1).result(DEADLINE)
 
 
-def test_some_nodes_have_come_and_others_wait(cluster, caplog, monkeypatch, tmp_path):
+def test_some_nodes_have_come_and_others_wait(srun, caplog, monkeypatch, tmp_path):
     monkeypatch.setattr(cluster_module, "FIRST_REPORT", 0.0)
-    cluster(f"mkdir {tmp_path}/first 2>/dev/null || exec sleep 600")
+    srun(f"mkdir {tmp_path}/first 2>/dev/null || exec sleep 600")
     with caplog.at_level(logging.WARNING), FarmExecutor("slurm://?nodes=2") as farm:
         assert farm.submit(abs, -1).result(DEADLINE) == 1
         wait_until(
@@ -225,8 +194,8 @@ def test_what_the_job_says_is_explained():
     assert errand.explained("slurm://gpu", "", {"error": "disk\nfull"}) == "cannot start slurm://gpu: disk full"
 
 
-def test_a_job_that_cannot_start_its_server_breaks_the_farm(cluster):
-    cluster("export PYTHONPATH=/no/such TMPDIR=/no/such; set -- python3 -c 'import sys; sys.exit(3)'")
+def test_a_job_that_cannot_start_its_server_breaks_the_farm(srun):
+    srun("export PYTHONPATH=/no/such TMPDIR=/no/such; set -- python3 -c 'import sys; sys.exit(3)'")
     with FarmExecutor("slurm://") as farm, pytest.raises(BrokenFarmError, match="srun ended with exit code 3"):
         farm.submit(abs, -1).result(DEADLINE)
 
@@ -237,8 +206,8 @@ def test_it_is_given_to_the_constructor_alone(method):
         getattr(farm, method)("slurm://")
 
 
-def test_a_forked_child_leaves_the_jobs_to_its_parent(cluster):
-    cluster()
+def test_a_forked_child_leaves_the_jobs_to_its_parent(srun):
+    srun()
     with FarmExecutor("slurm://") as farm:
         assert farm.submit(abs, -1).result(DEADLINE) == 1
         if not (pid := os.fork()):
