@@ -5,6 +5,8 @@ Absolute figures follow the machine and its load; the ratios within a round are 
 """
 
 import argparse
+import datetime as dt
+import importlib.metadata
 import itertools
 import json
 import multiprocessing
@@ -18,8 +20,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import chart
 import workloads
 from machine import (
     DelayingProxy,
@@ -39,6 +43,7 @@ from farm_executor import FarmExecutor, start_server
 from farm_executor.wire.address import parse_address
 
 WORKERS = 2
+PUBLISHED = Path(__file__).parents[2] / "docs" / "_static"
 POOL, EMBEDDED, SERVERS = "PPE", "embedded", "TCP servers"
 FAMILIES = {EMBEDDED: socket.AF_UNIX, SERVERS: socket.AF_INET}
 
@@ -93,14 +98,14 @@ class Bench:
         """So many, or fewer for a quick look."""
         return max(count // 50, 4) if self.quick else count
 
-    def each(self, measure: Callable[[Executor], float]) -> Callable[[], Measured]:
+    def each(self, measure: Callable[[Executor], float], but: str = "") -> Callable[[], Measured]:
         """A round in which every executor does the same, each round in another order: who comes second finds the
-        machine's memory and caches as the first has left them.
+        machine's memory and caches as the first has left them. One may be left out, which would take minutes.
         """
         first = itertools.count()
 
         def round() -> Measured:
-            names = list(self.all)
+            names = [name for name in self.all if name != but]
             start = next(first) % len(names)
             measured = {name: measure(self.all[name]) for name in names[start:] + names[:start]}
             return {name: measured[name] for name in names}
@@ -149,7 +154,9 @@ class Bench:
         yield Row("20,000 no-op submits, the submit loop, us a task", 0.3, each(self._flood(20_000, 0)))
         yield Row("client's memory of a pending task, bytes", 0.5, self._pending, scale=1)
         yield Row(
-            "map, chunksize 1, 100,000 items, us an item", 0.01, each(lambda e: workloads.map_items(e, n(100_000)))
+            "map, chunksize 1, 100,000 items, us an item",
+            0.01,
+            each(lambda e: workloads.map_items(e, n(100_000)), "dask"),
         )
         yield Row(
             "map, the best of some chunk sizes, us an item", 1.0, each(lambda e: workloads.best_map(e, n(200_000)))
@@ -419,6 +426,33 @@ PEERS: dict[str, Callable[[], Any]] = {
     "dask": _dask,
 }
 
+# -- what the documentation shows -------------------------------------------------------------------------
+
+
+def describe_machine() -> str:
+    """The processor and the system."""
+    processor = platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            processor = next(
+                (line.partition(": ")[2].strip() for line in file if line.startswith("model name")), ""
+            )
+    return f"{processor}, {platform.system()} {platform.release().partition('-')[0]}"
+
+
+def versions_of(packages: list[str]) -> dict[str, str]:
+    """The version of each package that was measured."""
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def publish(figures: dict[str, Any], folder: Path) -> None:
+    """Write the figures, and the pictures drawn from them."""
+    (folder / "bench.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    for name, picture in chart.pictures(figures).items():
+        (folder / name).write_text(picture, "utf-8")
+        print(f"wrote {folder / name}")
+
+
 # -- the table --------------------------------------------------------------------------------------------
 
 
@@ -465,6 +499,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose title holds this")
     parser.add_argument("--json", help="write the results to this file")
     parser.add_argument(
+        "--svg",
+        nargs="?",
+        type=Path,
+        const=PUBLISHED,
+        metavar="FOLDER",
+        help="measure the rows of the documentation's chart alone, and write bench.json and its pictures there "
+        "(default: docs/_static)",
+    )
+    parser.add_argument(
         "--peers", action="store_true", help="also measure other executors, which must be installed"
     )
     parser.add_argument("--long", action="store_true", help="also what takes minutes")
@@ -472,15 +515,26 @@ def main() -> None:
     about = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs, {WORKERS} workers"
     print(f"{about}, medians of {options.rounds} rounds; x: relative to the first, median (range)")
     results = []
+    shown = {group.title for group in chart.GROUPS}
     with ExitStack() as stack:
         bench = Bench(stack, quick=options.quick, peers=options.peers)
         for row in [*bench.rows(), *(bench.long_rows() if options.long else ())]:
-            if options.only in row.title:
+            if options.only in row.title and (not options.svg or row.title in shown):
                 results.append(measure(row, options.rounds))
                 show(results[-1])
+    figures = {
+        "about": about,
+        "machine": describe_machine(),
+        "date": dt.date.today().isoformat(),
+        "versions": versions_of(["loky", "distributed"] if options.peers else []),
+        "rounds": options.rounds,
+        "rows": results,
+    }
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"about": about, "rounds": options.rounds, "rows": results}, file, indent=1)
+            json.dump(figures, file, indent=1)
+    if options.svg:
+        publish(figures, options.svg)
     judged = [result for result in results if result["met"]]
     missed = [result["title"] for result in results if not all(result["met"].values())]
     print(
