@@ -184,7 +184,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure the executor beside ProcessPoolExecutor, in one run."""
+    """Measure the executor beside ProcessPoolExecutor, in one run; `-- --svg` makes the documentation's chart."""
     peers = ["loky", "distributed"] if "--peers" in session.posargs else []
     _install(session, ".", "numpy", *peers)
     session.run("python", "tests/bench/compare.py", *session.posargs)
@@ -202,6 +202,14 @@ def integrations(session: nox.Session) -> None:
     """Run the tests of what works with other libraries, with the newest of these; elsewhere they are skipped."""
     _install(session, *FOR_TESTS, *_group("integrations"))
     session.run("pytest", "tests/integrations", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1], default=False)
+def recipes(session: nox.Session) -> None:
+    """Run the pages that use other libraries, with the newest of these; elsewhere such blocks are passed over."""
+    _install(session, *FOR_TESTS, *_group("recipes"))
+    pages = ("tests/test_docs.py", "-k", "runs and how-to")
+    session.run("pytest", *(session.posargs or pages), env={"RECIPES": "1"})
 
 
 @nox.session(python=PYTHONS[-1], default=False)

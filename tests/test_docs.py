@@ -19,6 +19,8 @@ Notes to this test stand in HTML comments, which no reader sees:
   expected output, ``...`` stands for anything.
 * ``<!-- test: ssh -->`` before a block: every host of it is reached by ssh; it is not run where there is no sshd.
 * ``<!-- test: skip, REASON -->`` before a block: it is not run.
+* ``<!-- test: needs pandas, sklearn -->`` before a block: it is run where these modules are installed, as they are
+  in the session ``recipes``, where one that is missing is an error.
 
 No page uses its ports: an address such as ``hostA:11111``, or ``"hostA", 11111``, becomes the one of the server
 that the page has there, and one at which nobody listens if there is none.
@@ -27,6 +29,7 @@ that the page has there, and one at which nobody listens if there is none.
 import ast
 import contextlib
 import doctest
+import importlib.util
 import json
 import os
 import re
@@ -110,6 +113,14 @@ def _blocks(page):
             note = ""
     assert opened is None, f"{_name(page)}: the block at line {opened[1]} does not end"
     return found
+
+
+def _lacks(block):
+    """The modules that a block needs and that are not installed."""
+    needed = re.findall(r"\w+", block.note.removeprefix("needs ")) if block.note.startswith("needs ") else []
+    lacking = [name for name in needed if importlib.util.find_spec(name) is None]
+    assert not (lacking and os.environ.get("RECIPES")), f"{lacking} are not installed"
+    return lacking
 
 
 def _prose(page):
@@ -212,7 +223,7 @@ class PageRun:
             host = block.note.partition("at ")[2] if block.note.startswith("at ") else ""
             for command, shown in _transcript(block):
                 self.command(command, shown, host)
-        elif block.language == "text" and block.note == "output":
+        elif block.language == "text" and block.note == "output" and self.printed is not None:
             _compare(self.real(block.text), self.printed)
 
     def interpret(self, block):
@@ -350,6 +361,9 @@ def test_what_a_page_shows_runs(page, tmp_path, no_leaks):
             assert block.language in LANGUAGES, f"{where}: a block's language is one of {sorted(LANGUAGES)}"
             if re.match(r"skip, \S", block.note) or (block.note == "ssh" and sshd.WHY_NOT):
                 continue
+            if _lacks(block):
+                run.printed = None  # there is no output to be compared with what the page shows
+                continue
             try:
                 run.run(block)
             except Exception as error:
@@ -360,7 +374,11 @@ def test_what_a_page_shows_runs(page, tmp_path, no_leaks):
 def test_an_example_is_shown_and_run_by_a_page(script):
     texts = [page.read_text("utf-8") for page in PAGES]
 
-    used = (f"\n$ python {script.name}\n", f"\nimport {script.stem}\n")  # as a program, or by one
+    used = (  # as a program, by one, or by pytest
+        f"\n$ python {script.name}\n",
+        f"\nimport {script.stem}\n",
+        f"\n$ python -m pytest -q {script.name}\n",
+    )
 
     assert any(f"examples/{script.name}\n" in text and any(use in text for use in used) for text in texts)
 
