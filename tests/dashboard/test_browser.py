@@ -200,13 +200,16 @@ class Made:
         return self.document_made, cursor
 
 
+# Of each three one as it comes, one with 400 pieces that are new, and one that is drawn afresh, as after a zoom.
 FRAMES = """new Promise(done => {
     const times = [];
     (function next() {
+        if (times.length % 3 === 1) painted.next -= 400;
+        if (times.length % 3 === 2) painted = { next: 0 };
         const began = performance.now();
         drawStream();
         times.push(performance.now() - began);
-        times.length < 60 ? requestAnimationFrame(next) : done(times);
+        times.length < 90 ? requestAnimationFrame(next) : done(times);
     })();
 })"""
 
@@ -222,10 +225,11 @@ def test_a_large_farm_is_drawn_within_a_frame(page, workers, pieces):
         times = page.evaluate(FRAMES)
     finally:
         served.close()
-    times.sort()
-    print(f"{workers} workers, {pieces} pieces: {times[30]:.1f} ms a frame, 9 of 10 within {times[54]:.1f}")
-    # The fastest tell what it takes; others wait for what else this machine does.
-    assert times[6] <= FRAME_MS
+    for start, kind in enumerate(("a frame", "one with what is new", "one drawn afresh")):
+        some = sorted(times[start::3])
+        print(f"{workers} workers, {pieces} pieces: {kind} {some[15]:.1f} ms, 9 of 10 within {some[27]:.1f}")
+        # The fastest tell what it takes; others wait for what else this machine does.
+        assert some[3] <= FRAME_MS
 
 
 def test_a_server_goes_and_comes_back(page, tmp_path):

@@ -46,12 +46,15 @@ function fit(canvas, height) {
 
 // -- the timeline -----------------------------------------------------------------------------------------
 
-function layout() {
-  const rows = state.doc.rows, order = [...rows.keys()].sort((a, b) => rows[a].localeCompare(rows[b], "en", { numeric: true }));
-  const place = [];
+const collator = new Intl.Collator("en", { numeric: true });
+
+function layout() { // once for what is told, not for each frame
+  const doc = state.doc, rows = doc.rows;
+  if (doc.layout) return doc.layout;
+  const order = [...rows.keys()].sort((a, b) => collator.compare(rows[a], rows[b])), place = [];
   order.forEach((row, index) => place[row] = index);
   const high = Math.max(2, Math.min(26, Math.floor(480 / Math.max(rows.length, 1))));
-  return { order, place, high, left: high >= 11 ? 150 : 12, height: Math.max(40, rows.length * high) + 22 };
+  return doc.layout = { order, place, high, left: high >= 11 ? 150 : 12, height: Math.max(40, rows.length * high) + 22 };
 }
 
 function ticks(pen, box, width, start, end, x) {
@@ -87,7 +90,7 @@ function drawStream() {
   pen.rect(box.left, 0, width - box.left, box.height - 18);
   pen.clip();
   if (doc.hot) drawHeat(pen, box, x, start, end);
-  else drawPieces(pen, box, x, start, end);
+  else drawPieces(pen, box, x, start, end, width);
   pen.restore();
   if (state.row >= 0) {
     pen.strokeStyle = ink.accent;
@@ -95,27 +98,59 @@ function drawStream() {
   }
 }
 
-function drawPieces(pen, box, x, start, end) {
-  const gap = box.high > 4 ? 2 : 0, high = box.high - gap, zero = x(0), scale = x(1) - zero, edge = box.left - 1;
-  const seen = state.pieces.filter(piece => piece[2] >= start && piece[1] <= end);
-  const draw = (row, from, to) => {
-    const left = Math.max(zero + from * scale, edge);
-    pen.fillRect(left, box.place[row] * box.high + gap / 2, Math.max(zero + to * scale - left - .5, .7), high);
-  };
-  for (let number = 0; number < PALETTE.length; number++) { // by colour: to change it costs more than to look again
-    pen.fillStyle = PALETTE[number];
-    for (const piece of seen) if (piece[3] % PALETTE.length === number) draw(piece[0], piece[1], piece[2]);
-    pen.globalAlpha = .45; // paler: not over yet
-    for (const one of state.doc.running) if (one[2] % PALETTE.length === number) draw(one[0], one[1], Math.min(end, now()));
-    pen.globalAlpha = 1;
+const layer = document.createElement("canvas"); // the pieces that have ended: they only move, and more are added
+let painted = { next: 0 };
+// As a pixel has them. Pixels are set one by one: a call for each of 20,000 pieces would take ten times as long.
+const inks = [...PALETTE, BAD].map(hex => (0xff000000 | parseInt(hex.slice(5) + hex.slice(3, 5) + hex.slice(1, 3), 16)) >>> 0);
+
+function box32(left, top, right, bottom, ink) {
+  const { pixels, width } = painted;
+  for (let y = top; y < bottom; y++) for (let i = y * width + left, last = y * width + right; i < last; i++) pixels[i] = ink;
+}
+
+function paintPieces(box, scale, high, gap, ratio) {
+  const first = state.pieces.first ?? 0, { start, width, height } = painted, failed = [];
+  const pixel = v => Math.max(0, Math.min(Math.round(v * ratio), width));
+  const top = row => Math.round((box.place[row] * box.high + gap / 2) * ratio), tall = Math.max(Math.round(high * ratio), 1);
+  let from = Math.max(painted.next - first, 0);
+  if (from === state.pieces.length) return;
+  for (; from < state.pieces.length; from++) {
+    const piece = state.pieces[from];
+    if (piece[2] < start) continue;
+    const left = pixel((piece[1] - start) * scale), right = pixel((piece[2] - start) * scale), y = top(piece[0]);
+    box32(left, y, Math.min(Math.max(right - (right - left > 3 ? 1 : 0), left + 1), width), Math.min(y + tall, height), inks[piece[3] % PALETTE.length]);
+    if (piece[6]) failed.push([(piece[2] - start) * scale, y]);
   }
-  pen.fillStyle = BAD;
-  for (const piece of seen) {
-    if (!piece[6]) continue;
-    const right = zero + piece[2] * scale, top = box.place[piece[0]] * box.high + gap / 2;
-    pen.fillRect(right - 3, top, 3, high);
-    if (box.high > 8) pen.fillRect(right - 9, top + box.high / 2 - 2, 9, 3);
+  for (const [right, y] of failed) {
+    box32(pixel(right - 3), y, pixel(right), Math.min(y + tall, height), inks[PALETTE.length]);
+    const middle = y + Math.round((high / 2 - 1.5) * ratio);
+    if (box.high > 8) box32(pixel(right - 9), middle, pixel(right), middle + Math.round(3 * ratio), inks[PALETTE.length]);
   }
+  painted.next = first + state.pieces.length;
+  layer.getContext("2d").putImageData(painted.image, 0, 0);
+}
+
+function drawPieces(pen, box, x, start, end, width) {
+  const doc = state.doc, scale = x(1) - x(0), ratio = devicePixelRatio || 1, gap = box.high > 4 ? 2 : 0, high = box.high - gap;
+  const spare = state.span / 2; // seconds by which the layer is wider, as time goes on
+  const key = [doc.started, doc.rows.length, state.span, width, ratio].join();
+  if (painted.key !== key || start < painted.start || start > painted.start + spare) {
+    layer.width = Math.max(Math.ceil((width - box.left + spare * scale) * ratio), 1);
+    layer.height = Math.max(Math.ceil(box.order.length * box.high * ratio), 1);
+    const image = layer.getContext("2d").createImageData(layer.width, layer.height), pixels = new Uint32Array(image.data.buffer);
+    painted = { key, start, image, pixels, width: layer.width, height: layer.height, next: 0 };
+  }
+  paintPieces(box, scale, high, gap, ratio);
+  const left = box.left - Math.round((start - painted.start) * scale * ratio) / ratio; // whole pixels stay sharp
+  pen.drawImage(layer, left, 0, layer.width / ratio, layer.height / ratio);
+  const until = Math.min(end, now());
+  pen.globalAlpha = .45; // paler: not over yet
+  for (const one of doc.running) {
+    const from = Math.max(x(one[1]), box.left - 1);
+    pen.fillStyle = colour(one[2]);
+    pen.fillRect(from, box.place[one[0]] * box.high + gap / 2, Math.max(x(until) - from - .5, .7), high);
+  }
+  pen.globalAlpha = 1;
 }
 
 const heatmap = document.createElement("canvas");
@@ -310,6 +345,7 @@ source.onmessage = event => {
   }
   state.doc = doc;
   state.arrived = performance.now();
+  painted.next = Math.min(painted.next, doc.pieces.first); // the last ones may have grown
   take(state.pieces, doc.pieces, MAX_PIECES);
   take(state.history, doc.history, 600);
   take(state.heat, doc.heat, 600);
