@@ -106,7 +106,7 @@ EVENTS = {
     "through it: is the server up, the port open, the key the same?",
     "farm_executor: server set aside": "Give that server the version or the key of the program, or remove it.",
     "farm_executor: waiting for servers": "Start them; `connect_timeout` sets an end.",
-    "farm_executor: waiting for nodes": "Slurm's reason is in the line; ask for fewer nodes or less time.",
+    "farm_executor: waiting for more servers": "The cluster's reason is in the line; ask for fewer or for less time.",
     "farm_executor: no servers": "The error is in the line: the port is in use, or the cluster refuses.",
     "connection lost": "Nothing, if it comes back; if it happens often, look at the network.",
     "session lost": "Find out whether the server or the network went away; its tasks run elsewhere.",
