@@ -225,6 +225,15 @@ def dashboard(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[-1], default=False)
+def site(session: nox.Session) -> None:
+    """Look at the documentation in a Chromium, which must be installed: widths, colours, search, links; spelling."""
+    _install(session, ".", *_group("docs"), *_group("browser"), *_group("tests"), "codespell")
+    session.run("codespell", "README.md", "SECURITY.md", "CHANGELOG.md", "docs", "--skip", "_build,_static")
+    session.run("sphinx-build", "-q", "-n", "-W", "-b", "html", "docs", "docs/_build/html")
+    session.run("pytest", "tests/site", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1], default=False)
 def screenshots(session: nox.Session) -> None:
     """Make the screenshots of the documentation, in a Chromium, which must be installed."""
     _install(session, ".[dashboard]", *_group("browser"))

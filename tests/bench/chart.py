@@ -66,7 +66,9 @@ def draw(figures: dict[str, Any], names: tuple[str, ...] = tuple(NAMES)) -> str:
     for group in (group for group in GROUPS if group.title in rows):
         row = rows[group.title]
         measured = {name: row["figures"][name] for name in names if name in row["figures"]}
-        scale = (WIDTH - LEFT - 90) / max(measured.values())
+        base = row["figures"][row["base"]]
+        slowest = [ratio[2] * base for name, ratio in row["ratios"].items() if name in measured]
+        scale = (WIDTH - LEFT - 90) / max(*measured.values(), *slowest)
         y += 18
         parts.append(f'<text class="head" x="0" y="{y}">{escape(group.shown)}</text>')
         y += 8
@@ -78,14 +80,13 @@ def draw(figures: dict[str, Any], names: tuple[str, ...] = tuple(NAMES)) -> str:
                 f'<rect class="{kind}" x="{LEFT}" y="{y}" width="{max(end - LEFT, 1):.1f}" height="15" rx="2"/>'
             )
             if name in row["ratios"]:
-                _, low, high = (ratio * row["figures"][row["base"]] * scale for ratio in row["ratios"][name])
-                high = min(high, WIDTH - LEFT)
+                _, low, high = (ratio * base * scale for ratio in row["ratios"][name])
                 parts.append(
                     f'<path class="spread" d="M{LEFT + low:.1f} {y + 7.5}H{LEFT + max(high, low + 1):.1f}"/>'
                 )
                 end = max(end, LEFT + high)
             text = written(value, group.unit)
-            parts.append(f'<text x="{min(end + 7, WIDTH - 80):.1f}" y="{y + 12}">{text}</text>')
+            parts.append(f'<text x="{end + 7:.1f}" y="{y + 12}">{text}</text>')
             said.append(f"{NAMES[name]} {text}")
             y += ROW
         y += GAP - 18
