@@ -226,11 +226,11 @@ def dashboard(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1], default=False)
 def site(session: nox.Session) -> None:
-    """Look at the documentation in a Chromium, which must be installed: widths, colours, search, links; spelling."""
+    """Look at the documentation in a Chromium, which must be installed: widths, search, links; and its spelling."""
     _install(session, ".", *_group("docs"), *_group("browser"), *_group("tests"), "codespell")
     session.run("codespell", "README.md", "SECURITY.md", "CHANGELOG.md", "docs", "--skip", "_build,_static")
     session.run("sphinx-build", "-q", "-n", "-W", "-b", "html", "docs", "docs/_build/html")
-    session.run("pytest", "tests/site", *session.posargs)
+    session.run("pytest", "tests/pages", *session.posargs)
 
 
 @nox.session(python=PYTHONS[-1], default=False)
@@ -284,15 +284,39 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """Build the distributions, install the wheel, and import it."""
-    session.install("build")
+    """Build the distributions, check them, install each on every Python, and run README's first commands."""
+    session.install("build", "twine", "check-wheel-contents")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
-    (wheel,) = Path("dist").glob("*.whl")
-    session.install(str(wheel))
-    with session.chdir(session.create_tmp()):
-        session.run("python", "-W", "error", "-c", "import farm_executor; print(farm_executor.__version__)")
-        session.run("farm-executor", "--version")
+    (wheel,), (sdist,) = Path("dist").resolve().glob("*.whl"), Path("dist").resolve().glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    session.run("check-wheel-contents", str(wheel))
+    for python in PYTHONS:
+        folder = Path(session.create_tmp()).resolve() / python
+        shutil.rmtree(folder, ignore_errors=True)
+        session.run(f"python{python}", "-m", "venv", str(folder), external=True)
+        inside = str(folder / "bin" / "python")
+        session.run(inside, "-m", "pip", "install", "-q", str(wheel), external=True)
+        with session.chdir(folder):
+            program = "import farm_executor; print(farm_executor.__version__)"
+            session.run(inside, "-W", "error", "-c", program, external=True)
+            session.run(str(folder / "bin" / "farm-executor"), "--version", external=True)
+    _run_readme(session, sdist)
+
+
+def _run_readme(session: nox.Session, sdist: Path) -> None:
+    """Unpack the sdist, and run what the README says to run first, in a fresh environment."""
+    folder = Path(session.create_tmp()).resolve() / "readme"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.unpack_archive(sdist, folder)
+    (project,) = folder.iterdir()
+    install = re.search(r"```shell\n(python -m pip install \..*)\n```", (project / "README.md").read_text("utf-8"))
+    if install is None:
+        session.error("README does not say how to install it")
+    session.run("python", "-m", "venv", str(folder / "env"), external=True)
+    environment = {"PATH": os.pathsep.join([str(folder / "env" / "bin"), os.environ["PATH"]])}
+    with session.chdir(project):
+        session.run("bash", "-ec", install[1], external=True, env=environment)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ TOO_WIDE = """() => {
     const found = [];
     if (document.documentElement.scrollWidth > width) {
         for (const part of document.querySelectorAll("article *")) {
-            if (part.getBoundingClientRect().right > width + 1 && !part.closest(".table-wrapper, .sd-tab-set > label"))
+            if (part.getBoundingClientRect().right > width + 1 && !part.closest(".table-wrapper"))
                 found.push(part.tagName + ": " + part.textContent.slice(0, 60));
         }
         found.push("page: " + document.documentElement.scrollWidth);
