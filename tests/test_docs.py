@@ -417,6 +417,20 @@ def test_every_page_is_in_a_table_of_contents():
     assert listed == {page.resolve() for page in PAGES[1:]} - {(DOCS / "index.md").resolve()}
 
 
+def test_the_figures_beside_the_readmes_promises_are_on_the_pages_that_they_name():
+    text = (ROOT / "README.md").read_text("utf-8")
+    cited = re.findall(r"\| \[([^\]]+)\]\((docs/[^)#]+)#[^)]*\) \|", text)
+    missing = [
+        (figure, page)
+        for claim, page in cited
+        for figure in re.findall(r"\d[\d,.]*(?<=\d)", claim)
+        if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d]|[.,]\d)", (ROOT / page).read_text("utf-8"))
+    ]
+
+    assert len(cited) > 5
+    assert missing == []
+
+
 # -- nothing is left out ----------------------------------------------------------------------------------
 
 

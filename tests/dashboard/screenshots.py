@@ -68,6 +68,14 @@ def as_html(lines):
     return f'<!doctype html><meta charset="utf-8"><body style="{style}"><pre style="margin:0">{text}</pre>'
 
 
+CARD = """<!doctype html><meta charset="utf-8"><style>
+body { margin: 0; width: 1200px; height: 630px; box-sizing: border-box; padding: 84px 90px; background: #f6f8f7;
+       font: 40px/1.35 system-ui, sans-serif; color: #1d2623 }
+h1 { font-size: 84px; margin: 34px 0 22px } svg { width: 130px } code { color: #23693f; font-size: 36px }
+</style>%s<h1>farm_executor</h1>
+<code>concurrent.futures.ProcessPoolExecutor</code><br>whose workers may live on other machines."""
+
+
 def main():
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -104,6 +112,9 @@ def main():
         for server, name in ((None, "top.png"), (servers[0].name, "top-server.png")):
             page.set_content(as_html(frame(servers, Choices(opened=server or ""), 132, 18, "12:00:00")))
             page.screenshot(path=FOLDER / name)
+        page.set_viewport_size({"width": 1200, "height": 630})
+        page.set_content(CARD % (FOLDER / "logo.svg").read_text("utf-8"))
+        page.screenshot(path=FOLDER / "card.png")  # for those who link to the pages
         thread.join()
         farm.cancel_all()
         watching.close()
