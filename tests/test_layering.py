@@ -126,7 +126,7 @@ FLOORS = {
     ],
     "launch": [
         ("back", "background", "child", "forms", "held", "kinship", "path", "place", "relay"),
-        ("errand", "frozen"),
+        ("attending", "errand", "frozen"),
         ("cluster", "gateway", "granted", "local"),
         ("dask", "engine", "opened", "ray", "slurm"),
         ("remote",),

@@ -178,6 +178,7 @@ class Backing:
                 engine = self.make_engine()
                 engine.start()
                 self.engine = engine
+                self.supply.attend(engine)
                 if self.observer is not None:
                     engine.sight.observe(self.observer)
                 self._show_if_wanted()

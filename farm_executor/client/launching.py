@@ -14,6 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from farm_executor.client.farm.observer import View
     from farm_executor.wire.address import Address
     from farm_executor.wire.security import Key
 
@@ -79,6 +82,16 @@ class Source(Protocol):
         A source that cannot tell does nothing: it is looked at every half minute anyway.
         """
 
+    def attend(self, view: Callable[[], View], remove: Callable[[Address], Future[None] | None]) -> None:
+        """Have servers come and go as the farm needs them, which has just been started; only with ``every``.
+
+        A source whose servers are as many as its address says does nothing.
+
+        Args:
+            view: Returns what can be seen of the farm.
+            remove: Lets go of a server once all that it has is done, and returns a future of that.
+        """
+
     def let_go(self) -> None:
         """Make the servers that were started end, without waiting for that."""
 
@@ -102,6 +115,9 @@ class There:
     # Half a minute's delay is what name services have anyway.
     def watch(self, changed: Callable[[], None]) -> None:
         """Do nothing: name services do not tell."""
+
+    def attend(self, view: Callable[[], View], remove: Callable[[Address], Future[None] | None]) -> None:
+        """Do nothing: whoever has started them decides how many there are."""
 
     def let_go(self) -> None:
         """Do nothing: the server is not ours."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.discovery import Lookout
     from farm_executor.client.farm.servers import Sources
     from farm_executor.client.launching import EmbeddedServer, Locate, Source
+    from farm_executor.client.protocol import Farm
     from farm_executor.client.settings import FarmSettings
     from farm_executor.wire.security import Key
 
@@ -88,6 +89,12 @@ class Supply:
             locations.insert(0, self.embedded_server().locate)
             quotas.insert(0, self.most_workers(0))
         return Sources(addresses, locations, quotas, names)
+
+    def attend(self, engine: Farm) -> None:
+        """Have the servers that come and go attend to an engine that has been started."""
+        for address, source in self._sources:
+            if address.every:
+                source.attend(engine.sight.view, partial(engine.servers.remove, drain=True))
 
     def way_to(self, address: Address) -> Locate:
         """Return the way to locate the one server of an address; starts nothing."""

@@ -54,7 +54,7 @@ class BackServer:
 
     def __init__(self, where: str, name: str, host: str, gone: Callable[[], None]) -> None:
         self._where = where
-        self._name = name
+        self.name = name
         self.host = host
         self._gone = gone
         self._changed = threading.Condition()
@@ -65,7 +65,7 @@ class BackServer:
         """The server's key; None for the executor's."""
 
     def __str__(self) -> str:
-        return f"{self._where}/{self._name}"
+        return f"{self._where}/{self.name}"
 
     def park(self, sock: Socket) -> bool:
         """Keep a connection until it is taken; return whether there is room for it."""
@@ -166,6 +166,9 @@ class Rendezvous:
     def watch(self, changed: Callable[[], None]) -> None:
         """See `client.launching.Source`."""
         self._changed = changed
+
+    def attend(self, view: Any, remove: Any) -> None:
+        """Do nothing: those who start them decide how many there are; see `client.launching.Source`."""
 
     def let_go(self) -> None:
         """Take no more servers."""

@@ -12,17 +12,23 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from farm_executor.client.launching import FindKey, Locate
+from farm_executor.core.elastic import Elastic
 from farm_executor.core.messages import AdminHello, to_json
 from farm_executor.errors import BrokenFarmError, FarmError
 from farm_executor.launch import errand
+from farm_executor.launch.attending import Attending
 from farm_executor.launch.back import Rendezvous
 from farm_executor.launch.errand import fresh_key, read_content
 from farm_executor.wire.address import Address
 from farm_executor.wire.dialling import connect
 from farm_executor.wire.security import Key
+
+if TYPE_CHECKING:
+    from farm_executor.client.farm.observer import View
 
 __all__ = ["Asker", "ClusterServers", "Home"]
 
@@ -58,8 +64,13 @@ class Asker(Protocol):
 
     told: bool
 
-    def ask(self, home: Home) -> None:
+    def ask(self, home: Home, most: int | None) -> None:
         """Have as many servers asked for as are wanted, without waiting for them. Called with each look.
+
+        Args:
+            home: Where they are to dial.
+            most: How many are wanted; None for as many as the address says. Those that are too many and have not
+                come may be taken back; those that have come are left alone.
 
         Raises:
             BrokenFarmError: This program lacks what it takes to ask.
@@ -74,6 +85,9 @@ class Asker(Protocol):
 
     def lacks(self, have: int) -> bool:
         """Return whether more is wanted than these servers."""
+
+    def release(self, name: str) -> None:
+        """Ask for none in place of the server of that name, which is about to be told to end."""
 
     def let_go(self) -> None:
         """Ask for no more, and make all servers end that end with this, without waiting."""
@@ -104,6 +118,10 @@ class ClusterServers:
         self._target = address
         self._find_key = find_key
         self._asker = asker
+        form = address.grant
+        self._rule = Elastic(form.min, form.max, form.idle, form.per or 1) if form.max else None
+        self._wanted = None if self._rule is None else self._rule.wanted
+        self._attending: Attending | None = None
         self.key = ""
         self._lock = threading.Lock()
         self._place: Rendezvous | None = None
@@ -132,10 +150,12 @@ class ClusterServers:
             # Once there has been a server, what keeps the next from starting may pass, such as a limit.
             if failure and not self._was_up:
                 raise BrokenFarmError(failure)
-            self._asker.ask(home)
+            self._asker.ask(home, self._wanted)
         try:
             found = place.look()
         except ConnectionError:
+            if self._wanted == 0:
+                return []
             raise ConnectionError(failure or self._asker.why()) from None
         self._was_up = True
         if self._asker.lacks(len(found)) and self._next_report <= time.monotonic():
@@ -150,9 +170,36 @@ class ClusterServers:
         """See `client.launching.Source`."""
         self._changed = changed
 
+    def attend(self, view: Callable[[], View], remove: Callable[[Address], Future[None] | None]) -> None:
+        """See `client.launching.Source`."""
+        if self._rule is not None:
+            self._attending = Attending(self, self._rule, view, remove)
+
+    def there(self) -> list[Address]:
+        """See `attending.Attended`."""
+        try:
+            return [] if self._place is None else [address for address, _ in self._place.look()]
+        except ConnectionError:
+            return []
+
+    def want(self, servers: int) -> None:
+        """See `attending.Attended`."""
+        with self._lock:
+            self._wanted = servers
+            if self._home is not None and not self._ended:
+                self._asker.ask(self._home, servers)
+        self._changed()
+
+    def release(self, address: Address) -> None:
+        """See `attending.Attended`."""
+        self._asker.release(address.grant.name)
+        self._tell(address)
+
     def let_go(self) -> None:
         """See `client.launching.Source`."""
         self._ended = True
+        if self._attending is not None:
+            self._attending.close()
         self._asker.let_go()
 
     def end(self) -> None:
@@ -160,9 +207,11 @@ class ClusterServers:
         with self._lock:  # after this, nobody asks
             self.let_go()
             place, self._place = self._place, None
+        if self._attending is not None:
+            self._attending.join()
         if place is not None:
             if self._asker.told:
-                self._tell(place)
+                self._tell_all(place)
             place.end()
         self._asker.end()
 
@@ -185,10 +234,13 @@ class ClusterServers:
             self._place = place
         return self._place, self._home
 
-    def _tell(self, place: Rendezvous) -> None:
+    def _tell_all(self, place: Rendezvous) -> None:
         """Tell all servers to end. Otherwise each would wait for us in vain, and hold what it has been granted."""
-        assert self._key is not None
         with contextlib.suppress(OSError):  # none is there
             for address, _ in place.look():
-                with contextlib.suppress(OSError, EOFError, FarmError):
-                    connect(address, self._key, to_json(AdminHello("end")), END_SECONDS)[0].close()
+                self._tell(address)
+
+    def _tell(self, address: Address) -> None:
+        assert self._key is not None
+        with contextlib.suppress(OSError, EOFError, FarmError):
+            connect(address, self._key, to_json(AdminHello("end")), END_SECONDS)[0].close()

@@ -66,6 +66,8 @@ def main(options: argparse.Namespace) -> int:
         if address.ssh is not None:
             workers = address.ssh.workers or options.workers or 0
             over_ssh.append(address._replace(grant=address.ssh._replace(workers=workers)))
+        elif getattr(address.grant, "max", 0):
+            raise AddressError(f"{str(address)!r}: max= is for FarmExecutor, which knows what waits: say how many")
         elif address.grant is not None:
             elsewhere.append(address)
         else:

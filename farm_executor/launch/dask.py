@@ -5,6 +5,7 @@ This module owns Dask's words. It runs in the gateway alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -32,22 +33,28 @@ class Dask:
     def __init__(self, client: Any, wanted: dict[str, Any]) -> None:
         self._client = client
         self._per: int = wanted["per"]
+        self._numbers = map(str, itertools.count())
         self.here = own_host(wanted["host"])
 
-    def room(self, taken: Collection[str]) -> Room:
+    def room(self, taken: Collection[str], most: int | None) -> Room:
         """See `gateway.Engine`."""
         threads: dict[str, int] = self._client.nthreads()
+        if most is not None:
+            # Dask decides where each is, and what waits makes a cluster grow that can.
+            numbers = itertools.islice(self._numbers, max(most - len(taken), 0))
+            return Room(dict.fromkeys(numbers, self._per or 1), [], f"dask has {sum(threads.values())} threads")
         free = {worker: self._per or count for worker, count in threads.items() if worker not in taken}
         gone = [worker for worker in taken if worker not in threads]
         return Room(free, gone, f"dask has {sum(threads.values())} threads")
 
     def place(self, place: str, slots: int, hold: Callable[..., dict[str, Any]], *arguments: str) -> Task:
         """See `gateway.Engine`."""
-        return Task(self._client.submit(hold, *arguments, workers=[place], pure=False, retries=0))
+        workers = [place] if "://" in place else None
+        return Task(self._client.submit(hold, *arguments, workers=workers, pure=False, retries=0))
 
     def name(self, place: str) -> str:
         """See `gateway.Engine`."""
-        return place.partition("://")[2]
+        return place.partition("://")[2]  # empty for a number
 
     def close(self) -> None:
         """See `gateway.Engine`."""

@@ -86,12 +86,17 @@ class Gateway:
         self._failure = ""
         self._changed: Callable[[], None] = lambda: None
 
-    def ask(self, home: Home) -> None:
+    def ask(self, home: Home, most: int | None) -> None:
         """See `cluster.Asker`."""
         self._changed = home.changed
         if self._child is None or self._child.ended:
             self._failure = ""
-            self._child = _Child(self._order(home), self._hear, home.changed)
+            self._child = _Child(self._order(home, most), self._hear, home.changed)
+        elif most is not None:
+            self._child.tell({"most": most})
+
+    def release(self, name: str) -> None:
+        """See `cluster.Asker`."""
 
     @property
     def failure(self) -> str:
@@ -122,12 +127,13 @@ class Gateway:
         if self._child is not None:
             self._child.abandon()
 
-    def _order(self, home: Home) -> dict[str, Any]:
+    def _order(self, home: Home, most: int | None) -> dict[str, Any]:
         form = self._form
         return {
             "engine": form.scheme,
             "cluster": form.cluster,
             "wanted": form._asdict(),
+            "most": most,
             "job": {
                 "mark": secrets.token_hex(16),
                 "key": home.secret,
@@ -179,11 +185,15 @@ class _Child:
             bufsize=0,
             start_new_session=True,
         )
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self.tell(order)
         self._thread = threading.Thread(target=self._read, name="farm-gateway", daemon=True)
         self._thread.start()
+
+    def tell(self, word: dict[str, Any]) -> None:
+        """Send it a line, if it is there."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # its end has been closed, or ours
+            self._process.stdin.write(json.dumps(word).encode() + b"\n")
 
     def let_go(self) -> None:
         """Make it end, without waiting for that."""

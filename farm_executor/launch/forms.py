@@ -7,7 +7,7 @@ table has for all. It must not know how servers are started there, nor open anyt
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -19,6 +19,7 @@ __all__ = ["Dask", "Ray", "Slurm", "read_dask", "read_dask_tls", "read_ray", "re
 
 MAX_NUMBER = 99_999
 MAX_NODES = 1_000  # each is a job, with an srun of its own here
+IDLE = 60  # seconds
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -87,6 +88,9 @@ OPTIONS = {
     "time": Option(_time, "a time as Slurm has it: 30 minutes, 1:30:00, 2-12"),
     "account": Option(_word, "the name of an account"),
     "qos": Option(_word, "the name of a quality of service"),
+    "min": Option(_number, f"how many servers there are at least, from 1 to {MAX_NUMBER}"),
+    "max": Option(_nodes, f"how many servers there may be, from 1 to {MAX_NODES}"),
+    "idle": Option(_number, f"seconds without a task after which a server is let go, from 1 to {MAX_NUMBER}"),
     "constraint": Option(_feature, "features of nodes, as Slurm has them"),
 }
 
@@ -107,6 +111,7 @@ class Slurm(NamedTuple):
         constraint: Features that nodes must have.
         python: The interpreter there; empty for this program's own.
         env: Variables of each worker; see `core.environment`.
+        min: See `Dask`; likewise ``max`` and ``idle``.
     """
 
     partition: str = ""
@@ -121,6 +126,9 @@ class Slurm(NamedTuple):
     constraint: str = ""
     python: str = ""
     env: tuple[tuple[str, str], ...] = ()
+    min: int = 0
+    max: int = 0
+    idle: int = IDLE
 
     @property
     def scheme(self) -> str:
@@ -142,6 +150,9 @@ class Dask(NamedTuple):
         per: How many workers each server has; 0 for as many as the Dask worker beside it has threads.
         python: The interpreter there; empty for that of the Dask worker.
         env: Variables of each worker; see `core.environment`.
+        min: How many servers there always are, if they come and go as they are needed.
+        max: How many there may be then; 0 if they do not.
+        idle: Seconds without a task after which one is let go.
     """
 
     host: str
@@ -151,6 +162,9 @@ class Dask(NamedTuple):
     per: int = 0
     python: str = ""
     env: tuple[tuple[str, str], ...] = ()
+    min: int = 0
+    max: int = 0
+    idle: int = IDLE
 
     @property
     def scheme(self) -> str:
@@ -185,6 +199,7 @@ class Ray(NamedTuple):
         memory: Bytes of each worker; 0 to ask for none.
         python: The interpreter there; empty for Ray's.
         env: Variables of each worker; see `core.environment`.
+        min: See `Dask`; likewise ``max`` and ``idle``.
     """
 
     host: str
@@ -196,6 +211,9 @@ class Ray(NamedTuple):
     memory: int = 0
     python: str = ""
     env: tuple[tuple[str, str], ...] = ()
+    min: int = 0
+    max: int = 0
+    idle: int = IDLE
 
     @property
     def scheme(self) -> str:
@@ -229,7 +247,9 @@ def read_dask_tls(value: str, rest: str) -> Dask:
 def _read_dask(value: str, rest: str, *, tls: bool) -> Dask:
     where, _, query = rest.partition("?")
     host, port = _head(value, where, "after dask:// stands the scheduler's host and port")
-    return Dask(host, port, tls, **_options(value, query, Dask._fields[3:]))
+    options = _options(value, query, Dask._fields[3:])
+    _check_elastic(value, options)
+    return Dask(host, port, tls, **options)
 
 
 def read_ray(value: str, rest: str) -> Ray:
@@ -239,7 +259,9 @@ def read_ray(value: str, rest: str) -> Ray:
     host, port = ("", 0) if where == "auto" else _head(value, where, words)
     if host == "auto":
         raise wrong(value, words)
-    return Ray(host, port, **_options(value, query, Ray._fields[2:]))
+    options = _options(value, query, Ray._fields[2:])
+    _check_elastic(value, options)
+    return Ray(host, port, **options)
 
 
 def _head(value: str, where: str, words: str) -> tuple[str, int]:
@@ -288,6 +310,7 @@ def read_slurm(value: str, rest: str) -> Slurm:
     if partition and _word(partition) is None:
         raise wrong(value, "after slurm:// stands the name of a partition, or nothing for the default one")
     options = _options(value, query, (*Slurm._fields[1:], "workers"))
+    _check_elastic(value, options, "nodes")
     workers = options.pop("workers", None)
     if workers is not None:
         if "nodes" in options:
@@ -296,6 +319,18 @@ def read_slurm(value: str, rest: str) -> Slurm:
         if options["nodes"] > MAX_NODES:
             raise wrong(value, f"that takes more than {MAX_NODES} nodes: give each more workers, with per=")
     return Slurm(partition, **options)
+
+
+def _check_elastic(value: str, options: Mapping[str, Any], *fixed: str) -> None:
+    """Refuse numbers of servers that go with each other in no way."""
+    if "max" not in options:
+        if "min" in options or "idle" in options:
+            raise wrong(value, "min= and idle= are for servers that come and go, of which max= says how many")
+    elif any(name in options for name in (*fixed, "workers")):
+        names = " and ".join(f"{name}=" for name in (*fixed, "workers"))
+        raise wrong(value, f"max= says how many servers there may be: leave out {names}")
+    elif options["max"] < options.get("min", 0):
+        raise wrong(value, "max= is less than min=")
 
 
 def _options(value: str, query: str, names: Sequence[str]) -> dict[str, Any]:

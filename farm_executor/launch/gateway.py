@@ -88,8 +88,14 @@ class Engine(Protocol):
     here: str
     """This machine's address, as the cluster sees it."""
 
-    def room(self, taken: Collection[str]) -> Room:
-        """Look what the cluster has beside the places that are taken."""
+    def room(self, taken: Collection[str], most: int | None) -> Room:
+        """Look what the cluster has beside the places that are taken.
+
+        Args:
+            taken: The places where servers are, or have been asked for.
+            most: How many servers are wanted, wherever the cluster has room for them or may make it; None for what
+                it has now.
+        """
 
     def place(self, place: str, slots: int, hold: Callable[..., dict[str, Any]], *arguments: str) -> Grant:
         """Ask for what a server with that many workers takes, and have ``hold`` called there, once."""
@@ -110,8 +116,9 @@ def say(**word: Any) -> None:
 def main() -> None:
     """Place servers until standard input ends."""
     config = json.loads(sys.stdin.buffer.readline())
-    ended = threading.Event()
-    threading.Thread(target=_await_end, args=(ended,), daemon=True).start()
+    word = threading.Event()  # something has been said
+    said: dict[str, Any] = {"most": config["most"], "ended": False}
+    threading.Thread(target=_listen, args=(said, word), daemon=True).start()
     try:
         engine = importlib.import_module(f"farm_executor.launch.{config['engine']}").connect(config)
     except ImportError as error:
@@ -122,19 +129,22 @@ def main() -> None:
         return
     placing = Placing(engine, config)
     try:
-        while not ended.is_set():
-            placing.look()
-            ended.wait(LOOK_SECONDS)
+        while not said["ended"]:
+            word.clear()
+            placing.look(said["most"])
+            word.wait(LOOK_SECONDS)
     except Exception as error:
         say(unreachable=f"{type(error).__name__}: {error}")
     with contextlib.suppress(Exception):
         engine.close()
 
 
-def _await_end(ended: threading.Event) -> None:
-    while os.read(0, 4096):
-        pass
-    ended.set()
+def _listen(said: dict[str, Any], word: threading.Event) -> None:
+    for line in sys.stdin.buffer:
+        said.update(json.loads(line))
+        word.set()
+    said["ended"] = True
+    word.set()
     threading.Event().wait(2 * ANSWER_SECONDS)  # whatever the engine still does, this process does not stay
     os._exit(0)
 
@@ -156,8 +166,8 @@ class Placing:
         self._workers: int = config["wanted"]["workers"]
         self._placed: dict[str, tuple[Grant, int]] = {}  # by place: what was asked for, the server's workers
 
-    def look(self) -> None:
-        """Place servers where there are none yet, and again where they have ended."""
+    def look(self, most: int | None) -> None:
+        """Place servers where there are none yet, and again where they have ended; with ``most``, so many."""
         for place, (grant, _) in list(self._placed.items()):
             if grant.done():
                 del self._placed[place]
@@ -166,7 +176,7 @@ class Placing:
                 except Exception as error:
                     word = {"error": str(error)}
                 say(ended=place, **{name: word[name] for name in ("error", "missing") if name in word})
-        room = self._engine.room(self._placed)
+        room = self._engine.room(self._placed, most)
         for place in room.gone:
             self._placed.pop(place)[0].cancel()
         for place, most in room.free.items():

@@ -56,7 +56,7 @@ def run_granted(config: dict[str, Any]) -> None:
     where = Address(config["host"], config["port"])
     serve(
         [Dialler(where, key, config["name"], config.get("patience"))],
-        on_ready=lambda: say(ready=True),
+        on_ready=lambda: say(ready=True, name=config["name"]),
         on_drain=lambda: say(draining=True),
         address=f"back://{where}",
         keys=[key],

@@ -38,12 +38,13 @@ class Ray:
         host = wanted["host"] or ray.get_runtime_context().gcs_address.rpartition(":")[0]
         self.here = own_host(host)
 
-    def room(self, taken: Collection[str]) -> Room:
+    def room(self, taken: Collection[str], most: int | None) -> Room:
         """See `gateway.Engine`."""
         has, free = ray.cluster_resources(), ray.available_resources()
         cpus, per, workers = int(has.get("CPU", 0)), self._wanted["per"], self._wanted["workers"]
         servers = -(-workers // per) if workers else cpus // (self._wanted["cpus"] * per)
-        places = dict.fromkeys(itertools.islice(self._numbers, max(servers - len(taken), 0)), per)
+        lacking = max((servers if most is None else most) - len(taken), 0)
+        places = dict.fromkeys(itertools.islice(self._numbers, lacking), per)
         said = ", ".join(f"{free.get(kind, 0):g} of {has[kind]:g} {kind}s free" for kind in KINDS if kind in has)
         # None is gone of those that are taken: what Ray has lost ends, as Ray sees to, and others must go on.
         return Room(places, [], f"ray has {said or 'nothing'}")

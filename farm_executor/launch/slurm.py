@@ -68,6 +68,7 @@ class SlurmJobs:
         self._lock = threading.Lock()
         self._jobs: list[_Job] = []
         self._home: Home | None = None  # since the jobs were asked for
+        self._wanted = 0
         self._failure = ""
         self._was_up = False  # whether any job's server has served
         self._timers: set[threading.Timer] = set()
@@ -75,13 +76,28 @@ class SlurmJobs:
         self._next_question = 0.0
         self._ended = False
 
-    def ask(self, home: Home) -> None:
+    def ask(self, home: Home, most: int | None) -> None:
         """See `cluster.Asker`."""
         with self._lock:
-            if self._home is None:
-                self._home = home
-                for _ in range(self._slurm.nodes):
+            begins, self._home = self._home is None, home
+            self._wanted = self._slurm.nodes if most is None else most
+            # One that has ended is asked for again only after some time, see `_on_end`.
+            if begins or most is not None:
+                while self._asked() < self._wanted and not self._ended:
                     self._ask()
+            for job in [job for job in self._jobs if not job.was_up][: max(self._asked() - self._wanted, 0)]:
+                job.leaving = True
+                job.let_go()
+
+    def _asked(self) -> int:
+        """Return how many jobs there are, or are about to be asked for, and are to stay. The lock is held."""
+        return sum(not job.leaving for job in self._jobs) + len(self._timers)
+
+    def release(self, name: str) -> None:
+        """See `cluster.Asker`."""
+        with self._lock:
+            for job in self._jobs:
+                job.leaving = job.leaving or job.name == name
 
     @property
     def failure(self) -> str:
@@ -90,7 +106,7 @@ class SlurmJobs:
 
     def lacks(self, have: int) -> bool:
         """See `cluster.Asker`."""
-        return have < self._slurm.nodes
+        return have < self._wanted
 
     def let_go(self) -> None:
         """See `cluster.Asker`."""
@@ -144,25 +160,27 @@ class SlurmJobs:
             if self._ended:
                 return
             self._was_up = self._was_up or job.was_up
-            if not self._was_up:
+            self._jobs.remove(job)
+            if job.leaving:
+                logger.info("job let go of=%s job=%s", self._slurm, job.number or "unknown")
+            elif not self._was_up:
                 self._failure = self._failure or (
                     f"cannot start {self._slurm}: srun ended with exit code {job.code}; it said: {job.said}"
                 )
-            else:
+            elif self._asked() < self._wanted:
                 # Once there has been one, what refuses the next may pass, such as a limit or a node that is down.
                 logger.warning("job ended of=%s job=%s", self._slurm, job.number or "unknown")
                 timer = threading.Timer(AGAIN_SECONDS if job.was_up else REFUSED_SECONDS, self._ask_again)
                 timer.daemon, timer.name = True, "farm-slurm-timer"
                 self._timers.add(timer)
                 timer.start()
-            self._jobs.remove(job)
         assert self._home is not None
         self._home.changed()
 
     def _ask_again(self) -> None:
         with self._lock:
             self._timers = {timer for timer in self._timers if timer is not threading.current_thread()}
-            if not self._ended:
+            if not self._ended and self._asked() < self._wanted:
                 self._ask()
 
     def why(self) -> str:
@@ -188,7 +206,9 @@ class _Job:
 
     Attributes:
         number: Slurm's number of the job; empty until srun has said it.
+        name: What its server is called by; empty until it has served.
         was_up: Whether its server has served.
+        leaving: Whether it is to end, and no other is wanted in its place.
         code: srun's exit code, once it has ended.
     """
 
@@ -206,6 +226,8 @@ class _Job:
         self._on_end = on_end
         self._lines: deque[str] = deque(maxlen=SHOWN_LINES)
         self.number = ""
+        self.name = ""
+        self.leaving = False
         self.was_up = False
         self.code: int | None = None
         assert process.stdin is not None
@@ -263,7 +285,8 @@ class _Job:
     def _hear(self, line: bytes) -> None:
         if line.startswith(self._mark):
             word: dict[str, Any] = json.loads(line[len(self._mark) :])
-            self.was_up = self.was_up or "ready" in word
+            if "ready" in word:
+                self.was_up, self.name = True, str(word.get("name"))
             self._on_word(self, word)
         elif _OF_SLURM.match(line):
             text = line.decode(errors="replace").strip()

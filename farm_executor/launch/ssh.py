@@ -140,6 +140,9 @@ class SshServer:
     def watch(self, changed: Callable[[], None]) -> None:
         """Do nothing: see `client.launching.Source`."""
 
+    def attend(self, view: Any, remove: Any) -> None:
+        """Do nothing: see `client.launching.Source`."""
+
     def locate(self, lost: bool = False) -> Address:
         """Return the local end of the tunnel, after starting the server if it is not running or has died.
 

@@ -195,6 +195,9 @@ class Granted:
     def watch(self, changed):
         self.said.append("watch")
 
+    def attend(self, view, remove):
+        assert view().state == "open"
+
     def let_go(self):
         self.said.append("let go")
 

@@ -320,6 +320,7 @@ def test_no_such_dask_is_asked(text):
         ("ray://host:10001", Ray("host", 10001), "ray://host:10001"),
         ("ray://[::1]:1?workers=4&per=2", Ray("::1", 1, workers=4, per=2), "ray://[::1]:1"),
         ("ray://auto?cpus=2&gpus=1&memory=4G", Ray("", 0, cpus=2, gpus=1, memory=4 << 30), "auto"),
+        ("ray://auto?min=1&max=3&idle=5", Ray("", 0, min=1, max=3, idle=5), "auto"),
         ("ray://auto?python=py&env=A=1&env=B=2", Ray("", 0, python="py", env=(("A", "1"), ("B", "2"))), "auto"),
     ],
 )
@@ -345,7 +346,10 @@ def test_servers_on_ray(text, ray, cluster):
             "ray://a b:1",
         ),
         *("ray://auto?workers=0", "ray://auto?workers=-1", "ray://h:1?nodes=2", "ray://h:1?memory=4", "ray://-h"),
+        *("ray://auto?min=1", "ray://auto?idle=9"),
         *(
+            "ray://auto?max=2&workers=2",
+            "ray://auto?max=1&min=2",
             "ray://auto?per=1&per=1",
             "ray://auto?env=A",
             "ray://auto?python=-c",

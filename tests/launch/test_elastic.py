@@ -1,0 +1,90 @@
+"""Elastic farms: servers come while tasks wait and go when they have none, with scripts in the clusters' places."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from server.processes import DEADLINE, children, command_line, wait_until
+
+from farm_executor import FarmExecutor
+from farm_executor.core import elastic
+from farm_executor.launch import attending, errand
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    pytest.mark.usefixtures("no_leaks"),
+]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(errand, "LISTEN", "127.0.0.1")
+    monkeypatch.setattr(attending, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(elastic, "PATIENCE", 0.1)
+
+
+@pytest.fixture(params=["ray", "dask"])
+def engine(request, tmp_path, monkeypatch):
+    """The address of a cluster that has nothing yet, and room for as much as is wanted."""
+    has = {"resources": {"CPU": 0}, "threads": {}}
+    (tmp_path / "cluster").write_text(json.dumps(has))
+    monkeypatch.setenv(f"FAKE_{request.param.upper()}", str(tmp_path / "cluster"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / f"fake_{request.param}"), prepend=os.pathsep)
+    return f"{request.param}://127.0.0.1:10001"
+
+
+def up(farm):
+    return sum(one.up for one in farm.statistics().servers)
+
+
+def wait_for(path):
+    wait_until(lambda: os.path.exists(path), "the gate is open")
+    return os.getppid()
+
+
+def jobs():
+    lines = [command_line(child) for child in children(os.getpid())]
+    return [line for line in lines if b"sys.stdin.buffer" in line or b"sleep" in line]
+
+
+def test_servers_come_while_tasks_wait_and_go_when_they_have_none(engine, tmp_path):
+    gate = tmp_path / "gate"
+    with FarmExecutor(f"{engine}?max=3&idle=1", max_attempts=1) as farm:
+        futures = [farm.submit(wait_for, str(gate)) for _ in range(8)]
+        wait_until(lambda: up(farm) == 3, "as many as may be have come")
+        gate.touch()
+        assert len({future.result(DEADLINE) for future in futures}) <= 3
+        wait_until(lambda: up(farm) == 0, "all are gone")
+        wait_until(lambda: not any(map(children, children(os.getpid()))), "and their processes, too")
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        assert farm.statistics().resubmitted == 0
+
+
+def test_some_are_always_there(engine, tmp_path):
+    gate = tmp_path / "gate"
+    with FarmExecutor(f"{engine}?min=1&max=2&idle=1&per=2") as farm:
+        futures = [farm.submit(wait_for, str(gate)) for _ in range(4)]
+        wait_until(lambda: up(farm) == 2, "both have come")
+        gate.touch()
+        last = futures[-1].result(DEADLINE)
+        wait_until(lambda: up(farm) == 1, "one is gone")
+        assert last
+        assert len(farm.broadcast(os.getpid, timeout=DEADLINE)) == 2
+
+
+def test_a_job_that_waits_is_taken_back_and_one_that_is_idle_ends(srun, tmp_path):
+    asked = srun(f"mkdir {tmp_path}/first 2>/dev/null || [[ -e {tmp_path}/room ]] || exec sleep 600")
+    gate = tmp_path / "gate"
+    with FarmExecutor("slurm://?max=2&idle=1", max_attempts=1) as farm:
+        futures = [farm.submit(wait_for, str(gate)) for _ in range(3)]
+        wait_until(lambda: len(asked()) == 2, "another is asked for")
+        gate.touch()
+        assert len({future.result(DEADLINE) for future in futures}) == 1
+        wait_until(lambda: not jobs(), "neither job is left")
+        assert len(asked()) == 2
+        (tmp_path / "room").touch()
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        assert len(asked()) == 3
+        assert farm.statistics().resubmitted == 0
