@@ -177,8 +177,9 @@ class ClusterServers:
 
     def there(self) -> list[Address]:
         """See `attending.Attended`."""
+        place = self._place
         try:
-            return [] if self._place is None else [address for address, _ in self._place.look()]
+            return [] if place is None else [address for address, _ in place.look()]
         except ConnectionError:
             return []
 

@@ -33,12 +33,18 @@ class Dask:
     def __init__(self, client: Any, wanted: dict[str, Any]) -> None:
         self._client = client
         self._per: int = wanted["per"]
+        self._workers: int = wanted["workers"]
         self._numbers = map(str, itertools.count())
+        # Under the names that Dask's documentation has; a worker is started with what it has of them.
+        amounts = {"GPU": wanted["gpus"], "MEMORY": wanted["memory"]}
+        self._resources = {name: amount for name, amount in amounts.items() if amount}
         self.here = own_host(wanted["host"])
 
     def room(self, taken: Collection[str], most: int | None) -> Room:
         """See `gateway.Engine`."""
         threads: dict[str, int] = self._client.nthreads()
+        if most is None and self._resources:
+            most = -(-self._workers // (self._per or 1))
         if most is not None:
             # Dask decides where each is, and what waits makes a cluster grow that can.
             numbers = itertools.islice(self._numbers, max(most - len(taken), 0))
@@ -49,8 +55,10 @@ class Dask:
 
     def place(self, place: str, slots: int, hold: Callable[..., dict[str, Any]], *arguments: str) -> Task:
         """See `gateway.Engine`."""
-        workers = [place] if "://" in place else None
-        return Task(self._client.submit(hold, *arguments, workers=workers, pure=False, retries=0))
+        options: dict[str, Any] = {"workers": [place]} if "://" in place else {}
+        if self._resources:
+            options["resources"] = {name: amount * slots for name, amount in self._resources.items()}
+        return Task(self._client.submit(hold, *arguments, pure=False, retries=0, **options))
 
     def name(self, place: str) -> str:
         """See `gateway.Engine`."""

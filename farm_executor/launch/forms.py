@@ -148,6 +148,8 @@ class Dask(NamedTuple):
         tls: Whether it speaks TLS, as dask's own configuration has it: ``dask+tls://``.
         workers: How many workers in all; 0 for as many as the cluster has threads.
         per: How many workers each server has; 0 for as many as the Dask worker beside it has threads.
+        gpus: Of the resource "GPU", for each worker.
+        memory: Of the resource "MEMORY", in bytes, for each worker.
         python: The interpreter there; empty for that of the Dask worker.
         env: Variables of each worker; see `core.environment`.
         min: How many servers there always are, if they come and go as they are needed.
@@ -160,6 +162,8 @@ class Dask(NamedTuple):
     tls: bool = False
     workers: int = 0
     per: int = 0
+    gpus: int = 0
+    memory: int = 0
     python: str = ""
     env: tuple[tuple[str, str], ...] = ()
     min: int = 0
@@ -170,11 +174,6 @@ class Dask(NamedTuple):
     def scheme(self) -> str:
         """See `Address.scheme`."""
         return "dask"
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of each worker."""
-        return 0
 
     @property
     def cluster(self) -> str:
@@ -249,6 +248,8 @@ def _read_dask(value: str, rest: str, *, tls: bool) -> Dask:
     host, port = _head(value, where, "after dask:// stands the scheduler's host and port")
     options = _options(value, query, Dask._fields[3:])
     _check_elastic(value, options)
+    if {"gpus", "memory"} & options.keys() and not {"workers", "max"} & options.keys():
+        raise wrong(value, "with gpus= or memory=, workers= or max= says how many there are to be")
     return Dask(host, port, tls, **options)
 
 

@@ -141,7 +141,8 @@ def main() -> None:
 
 def _listen(said: dict[str, Any], word: threading.Event) -> None:
     for line in sys.stdin.buffer:
-        said.update(json.loads(line))
+        with contextlib.suppress(ValueError):  # the program was killed amid a line
+            said.update(json.loads(line))
         word.set()
     said["ended"] = True
     word.set()

@@ -72,6 +72,15 @@ def test_no_more_workers_than_were_asked_for(cluster):
         wait_until(lambda: sorted(up(farm).values()) == [2, 3], "they have come")
 
 
+def test_what_each_worker_needs_is_asked_for_wherever_dask_has_it(cluster, tmp_path):
+    cluster(threads={ONE: 4, TWO: 4})
+    with FarmExecutor(f"{WHERE}?workers=3&per=2&gpus=1&memory=1G") as farm:
+        farm.submit(abs, -1)
+        wait_until(lambda: sorted(up(farm).values()) == [1, 2], "they have come")
+    asked = [json.loads(line) for line in (tmp_path / "cluster.asked").read_text().splitlines()]
+    assert asked == [{"GPU": 2, "MEMORY": 2 << 30}, {"GPU": 1, "MEMORY": 1 << 30}]
+
+
 def test_a_worker_that_joins_is_used_and_a_server_that_dies_is_placed_again(cluster):
     cluster(threads={})
     with FarmExecutor(WHERE, resume_timeout=0) as farm:

@@ -290,6 +290,7 @@ def test_no_such_cluster_is_asked(text, why):
     [
         ("dask://host:8786", Dask("host", 8786), "tcp://host:8786"),
         ("dask+tls://[::1]:1?workers=4&per=2", Dask("::1", 1, tls=True, workers=4, per=2), "tls://[::1]:1"),
+        ("dask://h:1?gpus=1&memory=1G&max=2", Dask("h", 1, max=2, gpus=1, memory=1 << 30), "tcp://h:1"),
         ("dask://h:1?python=py&env=A={slot}", Dask("h", 1, python="py", env=(("A", "{slot}"),)), "tcp://h:1"),
     ],
 )
@@ -306,7 +307,7 @@ def test_servers_beside_dasks(text, dask, scheduler):
     [
         *("dask://", "dask://h", "dask://h:0", "dask://h:x", "dask://:1", "dask://h:1/a", "dask://a b:1"),
         *("dask://unix:/a:1", "dask://farm://h:1", "dask+tls://", "dask://h:1?workers=0", "dask://h:1?nodes=2"),
-        *("dask://h:1?per=x", "dask://h:1?per=1&per=1", "dask://h:1?env=A", "dask+ssl://h:1"),
+        *("dask://h:1?per=x", "dask://h:1?per=1&per=1", "dask://h:1?env=A", "dask+ssl://h:1", "dask://h:1?gpus=1"),
     ],
 )
 def test_no_such_dask_is_asked(text):
