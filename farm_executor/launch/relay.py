@@ -83,6 +83,8 @@ class Relay:
             waiting, self._waiting = self._waiting, []
             for each in waiting:
                 self._join(*each)
+        for deed in self._to_do:  # such as listeners that have come too late
+            deed()
         for sock in (*self._listeners, *(near for near, _, _ in self._waiting)):
             sock.close()
         for pair in list(self._pairs):
@@ -119,6 +121,7 @@ class Relay:
             return
         with contextlib.suppress(OSError):  # one of them has gone, as reading will tell
             tune(near)
+            tune(taken)
         self._pairs.add(_Pair(near, taken, self._selector, self._pairs.discard))
 
 
