@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from farm_executor.client.launching import FindKey, Locate
 from farm_executor.core.elastic import Elastic
 from farm_executor.core.messages import AdminHello, to_json
-from farm_executor.errors import BrokenFarmError, FarmError
+from farm_executor.errors import FarmError
 from farm_executor.launch import errand
 from farm_executor.launch.attending import Attending
 from farm_executor.launch.back import Rendezvous
@@ -77,8 +77,8 @@ class Asker(Protocol):
         """
 
     @property
-    def failure(self) -> str:
-        """Why no server can be had; empty if one may come yet."""
+    def failure(self) -> FarmError | None:
+        """Why no server can be had, as an error to be raised once; None if one may come yet."""
 
     def why(self) -> str:
         """Return why there is no further server so far, for people. It may ask, and take seconds."""
@@ -139,6 +139,7 @@ class ClusterServers:
         """See `client.launching.Source`.
 
         Raises:
+            AuthenticationError: The cluster does not let this program in.
             BrokenFarmError: The cluster, or this machine, lacks what it takes, or the cluster refuses.
             OSError: There is no server so far.
         """
@@ -149,14 +150,14 @@ class ClusterServers:
             failure = self._asker.failure
             # Once there has been a server, what keeps the next from starting may pass, such as a limit.
             if failure and not self._was_up:
-                raise BrokenFarmError(failure)
+                raise failure
             self._asker.ask(home, self._wanted)
         try:
             found = place.look()
         except ConnectionError:
             if self._wanted == 0:
                 return []
-            raise ConnectionError(failure or self._asker.why()) from None
+            raise ConnectionError(str(failure or self._asker.why())) from None
         self._was_up = True
         if self._asker.lacks(len(found)) and self._next_report <= time.monotonic():
             self._next_report = time.monotonic() + REPORT_EVERY

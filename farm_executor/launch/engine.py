@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from farm_executor.client.launching import FindKey
 from farm_executor.core.messages import MAX_MESSAGE
 from farm_executor.core.text import one_line
+from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
 from farm_executor.launch.cluster import ClusterServers, Home
 from farm_executor.launch.errand import explained
 from farm_executor.launch.path import PACKAGE_ROOT
@@ -84,13 +85,14 @@ class Gateway:
         self._servers = 0  # how many have been asked for
         self._lacks = False  # whether the cluster has no room for all that is wanted
         self._failure = ""
+        self._kind: type[FarmError] = BrokenFarmError
         self._changed: Callable[[], None] = lambda: None
 
     def ask(self, home: Home, most: int | None) -> None:
         """See `cluster.Asker`."""
         self._changed = home.changed
         if self._child is None or self._child.ended:
-            self._failure = ""
+            self._failure, self._kind = "", BrokenFarmError
             self._child = _Child(self._order(home, most), self._hear, home.changed)
         elif most is not None:
             self._child.tell({"most": most})
@@ -99,9 +101,9 @@ class Gateway:
         """See `cluster.Asker`."""
 
     @property
-    def failure(self) -> str:
+    def failure(self) -> FarmError | None:
         """See `cluster.Asker`."""
-        return self._failure
+        return self._kind(self._failure) if self._failure else None
 
     def why(self) -> str:
         """See `cluster.Asker`."""
@@ -157,6 +159,9 @@ class Gateway:
                 f"cannot ask {form}: the package {word['lacking']} is not installed here: "
                 f"python -m pip install 'farm_executor[{form.scheme},tls]'"
             )
+        elif "refused" in word:
+            said = one_line(str(word["refused"]), MAX_MESSAGE)
+            self._kind, self._failure = AuthenticationError, f"{form} does not let this program in: {said}"
         elif "unreachable" in word:
             self._said = one_line(str(word["unreachable"]), MAX_MESSAGE)
         elif "said" in word:

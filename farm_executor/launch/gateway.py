@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 from farm_executor.launch.errand import COMMAND, errand
 
-__all__ = ["ANSWER_SECONDS", "Engine", "Grant", "Room", "main"]
+__all__ = ["ANSWER_SECONDS", "Engine", "Grant", "RefusedError", "Room", "main"]
 
 LOOK_SECONDS = 1.0  # between looks at what the cluster has
 ANSWER_SECONDS = 10.0  # for the engine to answer
@@ -49,6 +49,10 @@ def hold(python, command, errand, mark):
                 said.update(json.loads(line[len(mark):]))
     return said if "ready" in said or "error" in said else {"error": "it ended with " + str(process.returncode)}
 """
+
+
+class RefusedError(Exception):
+    """An engine does not let the program in, and will not if it is asked again."""
 
 
 class Grant(Protocol):
@@ -123,6 +127,9 @@ def main() -> None:
         engine = importlib.import_module(f"farm_executor.launch.{config['engine']}").connect(config)
     except ImportError as error:
         say(lacking=str(error.name))
+        return
+    except RefusedError as error:
+        say(refused=str(error))
         return
     except Exception as error:
         say(unreachable=f"{type(error).__name__}: {error}")

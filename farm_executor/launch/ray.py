@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from farm_executor.launch.gateway import Room
+from farm_executor.launch.gateway import RefusedError, Room
 from farm_executor.wire.sockets import own_host
 
 __all__ = ["connect"]
@@ -23,9 +23,17 @@ def connect(config: dict[str, Any]) -> Ray:
     """Return a client of the cluster.
 
     Raises:
+        RefusedError: It asks for a token that this program lacks, or does not take the one that it has.
         Exception: It does not answer.
     """
-    ray.init(config["cluster"], log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.init(config["cluster"], log_to_driver=False, logging_level="ERROR")
+    except ray.exceptions.AuthenticationError as error:
+        raise RefusedError(str(error)) from None
+    except ConnectionError as error:
+        if "unauthenticated" in str(error).lower():
+            raise RefusedError(str(error)) from None
+        raise
     return Ray(config["wanted"])
 
 

@@ -29,7 +29,7 @@ from typing import Any
 from farm_executor.client.launching import FindKey
 from farm_executor.core.messages import MAX_MESSAGE
 from farm_executor.core.text import one_line
-from farm_executor.errors import BrokenFarmError
+from farm_executor.errors import BrokenFarmError, FarmError
 from farm_executor.launch import errand
 from farm_executor.launch.cluster import ClusterServers, Home
 from farm_executor.launch.errand import COMMAND, explained
@@ -100,9 +100,10 @@ class SlurmJobs:
                 job.leaving = job.leaving or job.name == name
 
     @property
-    def failure(self) -> str:
+    def failure(self) -> FarmError | None:
         """See `cluster.Asker`."""
-        return "" if any(job.alive for job in self._jobs) else self._failure
+        alive = any(job.alive for job in list(self._jobs))
+        return BrokenFarmError(self._failure) if self._failure and not alive else None
 
     def lacks(self, have: int) -> bool:
         """See `cluster.Asker`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from server.processes import DEADLINE, children, command_line, wait_until
 
-from farm_executor import AddressError, BrokenFarmError, FarmExecutor
+from farm_executor import AddressError, AuthenticationError, BrokenFarmError, FarmExecutor
 from farm_executor.client.farm import discovery
 from farm_executor.launch import cluster as cluster_module
 from farm_executor.launch import errand
@@ -113,6 +113,13 @@ def test_a_head_that_does_not_answer_is_told_of_in_its_words_and_used_later(clus
         wait_until(lambda: "ConnectionError: ray client connection timeout" in caplog.text, "it is told")
         cluster(cpus=1)
         assert future.result(DEADLINE) == 1
+
+
+@pytest.mark.parametrize("how", [{"refused": "no token"}, {"unreachable": "StatusCode.UNAUTHENTICATED: no token"}])
+def test_one_that_does_not_let_the_program_in_says_why_at_once(cluster, how):
+    cluster(**how)
+    with FarmExecutor(WHERE) as farm, pytest.raises(AuthenticationError, match="ray://127.*: .*no token"):
+        farm.submit(abs, -1).result(DEADLINE)
 
 
 def test_without_the_package_it_names_the_extra(cluster):

@@ -1,8 +1,9 @@
 """In Ray's place: a cluster whose tasks are threads of the process that asks for them.
 
 The file that ``FAKE_RAY`` names says, in JSON, what there is: ``lacking`` for a package that is not installed,
-``unreachable`` for a head that does not answer, the ``resources``, how many tasks there is ``room`` for, and what a
-task ``says`` in place of running. What it was asked for is written beside it.
+``unreachable`` for a head that does not answer, ``refused`` for one that asks for a token, the ``resources``, how
+many tasks there is ``room`` for, and what a task ``says`` in place of running. What it was asked for is written
+beside it.
 """
 
 import json
@@ -26,8 +27,17 @@ if lacking := _cluster().get("lacking"):
     raise ImportError(f"No module named {lacking!r}", name=lacking)
 
 
+class _AuthenticationError(Exception):
+    pass
+
+
+exceptions = types.SimpleNamespace(AuthenticationError=_AuthenticationError)
+
+
 def init(address, log_to_driver, logging_level):
     _note(address=address)
+    if words := _cluster().get("refused"):
+        raise exceptions.AuthenticationError(words)
     if words := _cluster().get("unreachable"):
         raise ConnectionError(words)
 
