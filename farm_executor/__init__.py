@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from farm_executor.client.check import FarmCheck
     from farm_executor.client.executor import FarmExecutor
     from farm_executor.client.farm.output import OutputLine
+    from farm_executor.client.farm.shared import Shared
     from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
     from farm_executor.client.front import OptionsView
     from farm_executor.client.stream import Stream
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         NoKernelError,
         ProtocolError,
         RemoteProtocolError,
+        SharedMemoryError,
         TaskError,
         TaskExecutionError,
         TaskKilledError,
@@ -60,6 +62,7 @@ __all__ = [
     "ServerStatistics",
     "WorkerStatistics",
     "OutputLine",
+    "Shared",
     "Stream",
     "current_task",
     "CurrentTask",
@@ -87,6 +90,7 @@ __all__ = [
     "BroadcastOutcome",
     "NoKernelError",
     "KernelCreationError",
+    "SharedMemoryError",
     "FarmFullError",
     "BrokenFarmError",
     "__version__",
@@ -100,6 +104,7 @@ _ELSEWHERE = {
     "ServerStatistics": "client.farm.statistics",
     "WorkerStatistics": "client.farm.statistics",
     "OutputLine": "client.farm.output",
+    "Shared": "client.farm.shared",
     "Stream": "client.stream",
     "current_task": "current",
     "CurrentTask": "current",
@@ -126,10 +131,10 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _start_private_server(workers: int) -> launching.EmbeddedServer:
+def _start_private_server(workers: int, max_shared: int | None) -> launching.EmbeddedServer:
     from farm_executor.launch.local import PrivateServer
 
-    return PrivateServer(workers)
+    return PrivateServer(workers, max_shared)
 
 
 def _open_page(backing: Backing, listen: str, exposed: bool) -> observing.Page:

@@ -376,6 +376,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "output": _output,
         "context": _variables,
         "logs": _choice("forward", "server"),
+        "max_shared": _optional(_integer(0, kind="an integer, a number of bytes")),
     },
     "FarmExecutor.submit": {"fn": anything},
     "FarmExecutor.stream": {"fn": _task},
@@ -386,6 +387,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "buffersize": _optional(_integer(1, kind="an integer or None", small="None or > 0")),
         "progress": _progress,
     },
+    "FarmExecutor.share": {"value": anything, "frozen": _flag},
     "FarmExecutor.shutdown": {"wait": _truth, "cancel_futures": _truth, "timeout": _TIMEOUT},
     "FarmExecutor.with_options": {
         "priority": _optional(_priority),
@@ -423,6 +425,7 @@ ROWS: dict[str, dict[str, Check]] = {
         "client_ca": _optional(_path),
         "insecure": _flag,
         "env": _env,
+        "max_shared": _optional(_integer(0, kind="an integer, a number of bytes")),
     },
     "progress.wait": {"fs": anything, "timeout": _DEADLINE, "return_when": anything, "progress": _progress},
     "progress.as_completed": {"fs": anything, "timeout": _DEADLINE, "progress": _progress},

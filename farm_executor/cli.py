@@ -112,6 +112,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     serve.add_argument(
         "--insecure", action="store_true", help="listen, unencrypted, on an address that others can reach"
     )
+    serve.add_argument(
+        "--max-shared", type=int, metavar="BYTES", help="of shared objects, in all (default: half of the memory)"
+    )
     serve.add_argument("--no-monitors", action="store_true", help="let nobody in with a monitor's key")
     serve.add_argument(
         "--path",
@@ -331,6 +334,7 @@ def _serve(options: argparse.Namespace) -> int:
         name=options.name,
         module_path=[os.path.abspath(folder) for folder in options.path] + _current_folder(),
         monitors=not options.no_monitors,
+        max_shared=options.max_shared,
         env=env,
     )
     if address.path:

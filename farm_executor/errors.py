@@ -18,6 +18,7 @@
     ├── BroadcastError                          a call on every worker failed on some
     ├── NoKernelError                           there is no current kernel (`farm_executor.lfarm`)
     ├── KernelCreationError                     its servers have not all answered
+    ├── SharedMemoryError                       a server cannot hold a shared object
     ├── FarmFullError                           it holds as many bytes of calls as it may
     └── BrokenFarmError (also BrokenExecutor)   the farm itself failed: every future settles with it
 
@@ -48,6 +49,7 @@ __all__ = [
     "BroadcastOutcome",
     "NoKernelError",
     "KernelCreationError",
+    "SharedMemoryError",
     "FarmFullError",
     "BrokenFarmError",
 ]
@@ -245,6 +247,10 @@ class NoKernelError(FarmError):
 
 class KernelCreationError(FarmError):
     """A kernel could not be made; its ``__cause__`` says why."""
+
+
+class SharedMemoryError(FarmError):
+    """A server cannot hold an object that the task needs, or its worker cannot map it; the message says why."""
 
 
 class FarmFullError(FarmError):

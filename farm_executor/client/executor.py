@@ -101,6 +101,8 @@ class FarmExecutor(Front):
         logs: Where records go that tasks log and that no handler of theirs takes. "forward": to this program's
             logger of the same name, at this program's levels. "server": those from WARNING on to the worker's
             standard error, as Python does where logging is not set up.
+        max_shared: How many bytes of objects that are shared with `share` an embedded farm holds. None: half of the
+            memory there is. Other servers have a limit of their own.
 
     Raises:
         AddressError: An address has none of the accepted forms, or the list is empty.
@@ -171,6 +173,7 @@ class FarmExecutor(Front):
         output: Literal["forward", "server"] | Callable[[OutputLine], object] | None = None,
         context: Iterable[ContextVar[Any]] = (),
         logs: Literal["forward", "server"] = "forward",
+        max_shared: int | None = None,
     ) -> None:
         first: Any = addresses
         if _is_number(first):
@@ -201,6 +204,7 @@ class FarmExecutor(Front):
             output=output,
             context=context,
             logs=logs,
+            max_shared=max_shared,
         )
         self._stand_before(Backing(settings), TaskOptions(max_attempts=settings.max_attempts))
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
     from farm_executor.client.check import FarmCheck
+    from farm_executor.client.farm.shared import Shared
     from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.client.protocol import Farm
     from farm_executor.client.stream import Stream
@@ -177,6 +178,33 @@ class Front(Executor):
         from farm_executor.client.stream import open_stream
 
         return open_stream(self._backing.start_engine(), self._options, fn, args, kwargs)
+
+    def share(self, value: T, *, frozen: bool = False) -> Shared[T]:
+        """Share a large object with all workers: send it to each server once, for all calls that refer to it.
+
+        The handle that this returns *is* the object inside a task, wherever a call holds it: as an argument, in a
+        container, a closure, a `functools.partial`. The object is pickled now; what changes in it later does not
+        show. Its large buffers, such as arrays, are held once on each server, whatever the number of its workers,
+        and once here. `bytes` and `bytearray` cannot be mapped, so that each worker has a copy of these.
+
+        Args:
+            value: The object. If it is a handle of this farm, that is returned.
+            frozen: Whether each worker unpickles it once, for all calls, with buffers that are read-only. If not,
+                each call gets it as it was shared, and may change it: nobody else sees that.
+
+        Returns:
+            The handle. When it is closed, or collected, and the calls that refer to it have ended, servers free the
+            object. Passed to a call after that, or to another farm's, it is a ValueError, which the call's future
+            holds as it does for what cannot be pickled. A call fails with `SharedMemoryError` if its server cannot
+            hold the object.
+
+        Raises:
+            Exception: The object cannot be pickled.
+            OSError, MemoryError: This machine has no memory for it.
+            RuntimeError: The executor or the interpreter has been shut down.
+        """
+        (frozen,) = checked("FarmExecutor.share", frozen=frozen)
+        return self._backing.start_engine().sharing.share(value, frozen=frozen)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Accept no more tasks and finish those submitted, as `concurrent.futures.Executor.shutdown` does.

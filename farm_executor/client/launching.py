@@ -149,5 +149,5 @@ def source_of(address: Address, find_key: FindKey) -> Source:
     return registry[address.scheme](address, find_key)
 
 
-embedded: Callable[[int], EmbeddedServer]
+embedded: Callable[[int, int | None], EmbeddedServer]
 """Creates a server on this machine, which has no address yet, that may have that many workers."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from farm_executor.client.farm.broadcasts import Broadcast
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.inlet import Inlet
     from farm_executor.client.farm.observer import Observer, View
     from farm_executor.client.farm.options import TaskOptions
+    from farm_executor.client.farm.shared import Shared
     from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.wire.address import Address
 
-__all__ = ["Farm", "FarmServers", "FarmSight"]
+__all__ = ["Farm", "FarmServers", "FarmSharing", "FarmSight"]
+
+T = TypeVar("T")
 
 
 # The methods are those of the engine that are called from outside, and no more: nothing here has a second
@@ -62,6 +65,18 @@ class FarmSight(Protocol):
         """Return what can be seen of the farm."""
 
 
+class FarmSharing(Protocol):
+    """The shared objects of a farm. All methods may be called from any thread."""
+
+    def share(self, value: T, *, frozen: bool) -> Shared[T]:
+        """Take a copy of an object as it is now, and begin to send it to the servers.
+
+        Raises:
+            RuntimeError: The farm has been shut down.
+            Exception: It cannot be pickled.
+        """
+
+
 class Farm(Protocol):
     """The client's half of one farm; see `client.farm.engine.Engine` for what each method promises.
 
@@ -85,6 +100,10 @@ class Farm(Protocol):
     @property
     def workers(self) -> int:
         """The number of workers that the servers seen so far give this farm."""
+
+    @property
+    def sharing(self) -> FarmSharing:
+        """The objects that are shared with the servers."""
 
     @property
     def sight(self) -> FarmSight:

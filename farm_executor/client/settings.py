@@ -42,6 +42,7 @@ class SharedSettings(TypedDict, total=False):
     output: Literal["forward", "server"] | Callable[[OutputLine], object] | None
     context: Iterable[ContextVar[Any]]
     logs: Literal["forward", "server"]
+    max_shared: int | None
 
 
 class KeywordSettings(SharedSettings, total=False):
@@ -76,6 +77,7 @@ class FarmSettings(NamedTuple):
     output: Any = None
     context: tuple[str, ...] = ()
     logs: Literal["forward", "server"] = "forward"
+    max_shared: int | None = None
 
     @classmethod
     def checked(cls, **given: Any) -> FarmSettings:

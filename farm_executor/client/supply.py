@@ -44,6 +44,7 @@ class Supply:
         self.added: list[Address] = []
         self.embedded: EmbeddedServer | None = None
         self._max_workers = settings.max_workers
+        self._max_shared = settings.max_shared
         self._key = (settings.key, settings.key_file, settings.ssl_context)
         self._sources: list[tuple[Address, Source]] = []
         lifetime.at_program_end(self.end_embedded)
@@ -115,7 +116,7 @@ class Supply:
     def embedded_server(self) -> EmbeddedServer:
         """Return the embedded server; it is created by the first call, and started when it is first located."""
         if self.embedded is None:
-            self.embedded = launching.embedded(self.most_workers(0))
+            self.embedded = launching.embedded(self.most_workers(0), self._max_shared)
         return self.embedded
 
     def add(self, address: Address) -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "RECORDS",
     "REPORTS",
     "RINGS",
+    "SHARING",
     "STREAMS",
     "is_feature",
     "shared",
@@ -51,10 +52,13 @@ REPORTS = "reports"
 RINGS = "rings"
 """Large segments go through shared memory where both ends are on one machine; not in `ALWAYS`: it takes Linux."""
 
+SHARING = "sharing"
+"""Objects may be shared: sent once to a server, for all its workers."""
+
 STREAMS = "streams"
 """What a task yields comes item by item."""
 
-ALWAYS = (COUNTS, DETAILS, HEADERS, REPORTS, STREAMS)
+ALWAYS = (COUNTS, DETAILS, HEADERS, REPORTS, SHARING, STREAMS)
 """Those that both ends of this version have in any case."""
 
 MAX_FEATURES = 64  # in one hello: far more than there will be, and little to keep

@@ -27,7 +27,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, RECORDS, REPORTS, RINGS, STREAMS
+from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, RECORDS, REPORTS, RINGS, SHARING, STREAMS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
@@ -64,6 +64,8 @@ __all__ = [
     "payload_of",
     "payload_size",
     "prefix_of",
+    "size_and_kind",
+    "split_size",
 ]
 
 Buffer = bytes | bytearray | memoryview
@@ -133,6 +135,7 @@ class FrameType(enum.IntEnum):
     MODULE = 24
     CALL_HEADER = 25
     RINGED = 26
+    PIECE = 27
     # a lane, worker to client
     READY = 32
     RESULTS = 33
@@ -150,6 +153,7 @@ class FrameType(enum.IntEnum):
     DETAILS = 145
     LEVELS = 146
     CREDIT = 147
+    UNSHARE = 148
     PACKAGES = 160
     MARKS = 161
     REPORT = 162
@@ -157,6 +161,8 @@ class FrameType(enum.IntEnum):
     RECORDS = 164
     OUTPUT = 176
     HEARD = 177
+    SHARE = 178
+    SHARED = 179
 
 
 class Way(enum.Flag):
@@ -205,6 +211,7 @@ FRAMES = {
     FrameType.MODULE: Meaning(_TO_WORKER, _BULK | ERROR, MODULES),
     FrameType.CALL_HEADER: Meaning(_TO_WORKER, 0, HEADERS),
     FrameType.RINGED: Meaning(_TO_WORKER, 0, RINGS),
+    FrameType.PIECE: Meaning(_TO_WORKER, _BULK, SHARING),
     FrameType.READY: Meaning(_FROM_WORKER, _BULK | ERROR),
     FrameType.RESULTS: Meaning(_FROM_WORKER, _BULK | ERROR | TOGETHER),
     FrameType.RECALLED: Meaning(_FROM_WORKER),
@@ -219,6 +226,7 @@ FRAMES = {
     FrameType.DETAILS: Meaning(_TO_WORKER, 0, DETAILS),
     FrameType.LEVELS: Meaning(_TO_WORKER, 0, RECORDS),
     FrameType.CREDIT: Meaning(_TO_WORKER, 0, STREAMS),
+    FrameType.UNSHARE: Meaning(_TO_WORKER | _TO_SERVER, 0, SHARING),
     FrameType.PACKAGES: Meaning(_FROM_WORKER, 0, MODULES),
     FrameType.MARKS: Meaning(_FROM_WORKER, 0, OUTPUT),
     FrameType.REPORT: Meaning(_FROM_WORKER, 0, REPORTS),
@@ -226,6 +234,8 @@ FRAMES = {
     FrameType.RECORDS: Meaning(_FROM_WORKER, 0, RECORDS),
     FrameType.OUTPUT: Meaning(_FROM_SERVER, 0, OUTPUT),
     FrameType.HEARD: Meaning(_TO_SERVER, 0, OUTPUT),
+    FrameType.SHARE: Meaning(_TO_SERVER, 0, SHARING),
+    FrameType.SHARED: Meaning(_FROM_SERVER, ERROR, SHARING),
 }
 
 
@@ -285,12 +295,13 @@ def encode_payload(
     if not is_bulk(payload):
         return encode_frame(kind, flags=flags, count=1, seq=seq, body=prefix + bytes(payload[0]))
     # The pickle itself may be received into any memory: nobody but the unpickler sees it.
-    sizes = [memoryview(payload[0]).nbytes, *map(_size_and_kind, payload[1:])]
+    sizes = [memoryview(payload[0]).nbytes, *map(size_and_kind, payload[1:])]
     table = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
     return encode_frame(kind, flags=flags | BULK, count=1, seq=seq, body=table + prefix, segments=payload)
 
 
-def _size_and_kind(part: Buffer) -> int:
+def size_and_kind(part: Buffer) -> int:
+    """Return the entry of a part in a table of segments."""
     # Not len(), which counts the items of a buffer rather than its bytes.
     size = memoryview(part).nbytes
     whole: Any = part
@@ -299,6 +310,15 @@ def _size_and_kind(part: Buffer) -> int:
     # The very object must be bytes, and all of it be sent: an array over some bytes is more than those.
     kind = _KINDS.get(type(whole), Kind.MEMORY)
     return size | kind << KIND_SHIFT if kind and len(whole) == size else size
+
+
+def split_size(entry: int) -> tuple[int, Kind]:
+    """Return the size and the kind that an entry of a table stands for.
+
+    Raises:
+        ValueError: There is no such kind.
+    """
+    return entry & ((1 << KIND_SHIFT) - 1), Kind(entry >> KIND_SHIFT)
 
 
 _KINDS: dict[type, Kind] = {bytes: Kind.BYTES, bytearray: Kind.BYTEARRAY}

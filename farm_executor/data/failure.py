@@ -30,7 +30,7 @@ from farm_executor.core.frames import Payload
 from farm_executor.core.text import MAX_STDERR, MAX_STDERR_LINES, last_lines
 from farm_executor.data import payload
 from farm_executor.data.byvalue import Resolver
-from farm_executor.errors import TaskError, TaskExecutionError
+from farm_executor.errors import SharedMemoryError, TaskError, TaskExecutionError
 
 __all__ = [
     "Origin",
@@ -119,7 +119,9 @@ def dump_unsendable(
 
 
 def explain_unreadable(error: BaseException) -> str:
-    """Return the worker's message that a call could not be read."""
+    """Return the worker's message that a call could not be read; none for an error that says so itself."""
+    if isinstance(error, SharedMemoryError):
+        return ""
     return f"the task's function or arguments could not be read on the worker: {describe(error)}"
 
 

@@ -138,17 +138,19 @@ class PrivateServer:
 
     Args:
         slots: The number of workers it may have for each session.
+        max_shared: How many bytes of shared objects it holds; None for half of the memory there is.
 
     Thread safety: all methods may be called from any thread.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, max_shared: int | None = None) -> None:
         if not hasattr(os, "fork"):
             raise BrokenFarmError(
                 "an embedded farm needs a system with fork, such as Linux or macOS; "
                 "on this one, pass the addresses of servers: FarmExecutor(['host:11111'])"
             )
         self._slots = slots
+        self._max_shared = max_shared
         self._key = new_key()
         self._addresses: set[Address] = set()  # every address it has had
         self._lock = threading.Lock()
@@ -214,6 +216,7 @@ class PrivateServer:
                     "files": {},
                     "embedded": True,
                     "interruptible": _heeds_ctrl_c(),
+                    "max_shared": self._max_shared,
                     **kinship.words,
                 }
                 process = _start([listener], config, group=True, share=kinship.descriptors)
@@ -378,6 +381,7 @@ def start_server(
     client_ca: PathLike | None = None,
     insecure: bool = False,
     env: Mapping[str, str] | None = None,
+    max_shared: int | None = None,
 ) -> Server:
     """Start a server.
 
@@ -400,6 +404,8 @@ def start_server(
         insecure: Whether to listen unencrypted on an address that others can reach.
         env: Environment variables of each worker, set before anything of yours is imported there. ``{slot}`` in a
             value is the worker's number, from 0 on: ``{"CUDA_VISIBLE_DEVICES": "{slot}"}``. None: none.
+        max_shared: How many bytes of objects that clients share it holds, for all of them together. None: half of
+            the memory there is.
 
     Returns:
         The server, a child process.
@@ -411,18 +417,21 @@ def start_server(
         TypeError, ValueError: An argument is invalid; the message names it.
     """
     address = parse_address((host, port), any_port=True)
-    background, name, workers, key, key_file, certificate, private_key, client_ca, insecure, env = checked(
-        "start_server",
-        background=background,
-        name=name,
-        workers=workers,
-        key=key,
-        key_file=key_file,
-        certificate=certificate,
-        private_key=private_key,
-        client_ca=client_ca,
-        insecure=insecure,
-        env=env,
+    background, name, workers, key, key_file, certificate, private_key, client_ca, insecure, env, max_shared = (
+        checked(
+            "start_server",
+            background=background,
+            name=name,
+            workers=workers,
+            key=key,
+            key_file=key_file,
+            certificate=certificate,
+            private_key=private_key,
+            client_ca=client_ca,
+            insecure=insecure,
+            env=env,
+            max_shared=max_shared,
+        )
     )
     files = {
         "key_file": _absolute(key_file),
@@ -443,6 +452,7 @@ def start_server(
             "key": None if key is None else bytes(key).hex(),
             "files": files,
             "env": env,
+            "max_shared": max_shared,
             "parent": {"authkey": authkey()} if background else {},
         }
         server = Server(address, _start(listeners, config, group=False))

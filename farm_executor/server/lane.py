@@ -59,6 +59,7 @@ from farm_executor.server.outcomes import Outcome, copied, encode_outcomes
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
 from farm_executor.server.reports import Report
 from farm_executor.server.sent import Backlog, SentFunction, SentTask
+from farm_executor.server.shared import SharedObjects
 from farm_executor.server.streaming import Outgoing, Streams
 from farm_executor.server.words import Words
 from farm_executor.wire.connection import Connection
@@ -70,8 +71,7 @@ __all__ = ["WorkerLane"]
 
 FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while tasks follow
 TICK = 0.005  # seconds between the helper's looks
-# Seconds without a task after which the helper stops looking. To be woken again costs the next task little beside
-# the sleep that it ends; to go on looking costs a server of 200 workers, each of which has had a task lately, a core.
+# Seconds without a task after which the helper stops looking: to wake it costs little, 200 that look on a core.
 REST = 0.05
 
 
@@ -89,6 +89,7 @@ class WorkerLane:
     Attributes:
         marks: Tells the output of tasks apart; None if it stays here.
         features: Those that the client and the server both have.
+        shared: The shared objects; None if the client or the server has none.
         on_offer: Called with what the client offers; see `shipment.decode_offer`.
     """
 
@@ -123,6 +124,7 @@ class WorkerLane:
         self._details: tuple[int, Details] = -1, Details()  # with the task that they are of
         self._unwanted = -2  # the task that was last said to be so
         self._questions = Questions()
+        self.shared: SharedObjects | None = None
         self.on_offer: Callable[[dict[str, str], dict[str, Package]], None] | None = None
         self._spent = 0.0  # seconds in tasks that have ended; set by the main thread
         self._run = 0  # how many tasks and initializers the main thread has begun
@@ -526,7 +528,7 @@ class WorkerLane:
             self._resume(frame.seq)
         elif frame.type is FrameType.BYE:
             self._end()
-        else:
+        elif self.shared is None or not self.shared.heed(frame):
             raise RemoteProtocolError(f"{frame.type.name} frame on a lane")
 
     def _free_numbers(self) -> None:

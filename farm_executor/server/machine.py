@@ -12,7 +12,7 @@ from pathlib import Path
 
 from farm_executor.wire.cores import usable_cores
 
-__all__ = ["machine"]
+__all__ = ["machine", "memory_limit"]
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -26,6 +26,13 @@ def machine() -> tuple[float, list[float], int | None, int | None]:
         free = max(limit - used, 0)
         available = free if available is None else min(available, free)
     return round(usable_cores(cgroups=str(CGROUPS)), 2), _load(), memory, available
+
+
+def memory_limit() -> int | None:
+    """Return how many bytes of memory there are for this process; None if that is unknown."""
+    memory, _ = _host_memory()
+    limit, _ = _cgroup_memory()
+    return min((size for size in (memory, limit) if size is not None), default=None)
 
 
 def _load() -> list[float]:

@@ -33,6 +33,7 @@ from farm_executor.data.byvalue import (
     pickler,
 )
 from farm_executor.data.payload import PROTOCOL, all_plain, is_plain
+from farm_executor.data.shared import take
 from farm_executor.data.tokens import OBJECTS, home_of, named_home, settle
 
 __all__ = ["SharedNamespaces", "contents_of"]
@@ -131,15 +132,30 @@ class SharedNamespaces:
         self.generation += 1
         return True
 
-    def news(self, received: Digests, values: dict[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    def forget_shared(self, number: int) -> None:
+        """Let go of a shared object that globals refer to, as no task needs it. Any thread may call this."""
+        for module, received in list(self._globals.items()):
+            for name, digest in list(received.items()):
+                if digest == _digest_of_shared(number):
+                    received.pop(name, None)
+                    vars(module).pop(name, None)
+                    self._taken.get(module, {}).pop(name, None)
+
+    def news(
+        self, received: Digests, values: dict[str, Any], present: Mapping[str, Any], shared: Mapping[int, int]
+    ) -> dict[str, Any]:
         """Return the values that differ from those that came last.
+
+        ``shared`` has the numbers of shared objects, by their ids.
 
         A value that is ``present`` before the client ever sent one of that name was set by the worker itself, and
         stays.
         """
         news = {}
         for name, value in values.items():
-            digest = _digest(value)
+            # Never of the contents of a shared object, which is large, and does not change.
+            number = shared.get(id(value))
+            digest = _digest(value) if number is None else _digest_of_shared(number)
             if name not in received and name in present:
                 pass
             elif digest is None or received.get(name) != digest:
@@ -164,6 +180,18 @@ class _SharingResolver(Resolver):
         self._parts: list[tuple[types.FunctionType, types.CodeType, dict[str, Any], dict[str, Any]]] = []
         self._known: set[types.FunctionType] = set()
         self._named: set[types.FunctionType] = set()
+        self._taken: list[Any] = []  # shared objects, which must live for as long as their ids are known
+        self._numbers: dict[int, int] = {}  # theirs, by id
+
+    def resolve(self, module: str, name: str, value: Any) -> Any:
+        """Return what to use for a global that is ``value``."""
+        return self._take if value is take else super().resolve(module, name, value)
+
+    def _take(self, number: int) -> Any:
+        value = take(number)
+        self._taken.append(value)
+        self._numbers[id(value)] = number
+        return value
 
     def make_function(
         self, original: Callable[..., Any], code: Any, globals_: dict[str, Any], *others: Any
@@ -290,7 +318,7 @@ class _SharingResolver(Resolver):
         here: dict[int, Any] = {}  # by the id of a copy that is not news, the object here that it is a copy of
         for module, values in self._globals.items():
             namespace = vars(module)
-            news = shared.news(shared.received_globals(module), values, namespace)
+            news = shared.news(shared.received_globals(module), values, namespace, self._numbers)
             namespace.update(news)
             taken = shared.taken_globals(module)
             taken.update(news)
@@ -298,7 +326,7 @@ class _SharingResolver(Resolver):
                 if taken.setdefault(name, value) is not value and type(value) not in _WITHOUT_IDENTITY:
                     here[id(value)] = taken[name]
         for original, cls, attributes, slots in self._classes:
-            news = shared.news(shared.received_attributes(cls), attributes, {})
+            news = shared.news(shared.received_attributes(cls), attributes, {}, self._numbers)
             original(cls, ({name: here.get(id(value), value) for name, value in news.items()}, slots))
         for function, code, attributes, parts in self._parts:
             if shared.is_news(function, code, {**parts, "__dict__": attributes}) and function in self._known:
@@ -398,6 +426,10 @@ class _Hash:
     def write(self, data: Any) -> int:
         self.hash.update(data)
         return len(data)
+
+
+def _digest_of_shared(number: int) -> bytes:
+    return b"shared %d" % number
 
 
 def _digest(value: Any) -> bytes | None:

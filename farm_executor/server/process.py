@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from farm_executor.core.messages import KillOrder
-from farm_executor.server.channel import Channel
+from farm_executor.server.channel import Channel, Line
 from farm_executor.server.progress import NOT_BEGUN, Progress
 from farm_executor.wire.sockets import Socket, hang_up
 
@@ -52,12 +52,14 @@ class Worker:
         progress: Progress,
         pipes: WorkerOutput,
         oom_kills: int | None,
+        line: Line | None = None,
     ) -> None:
         self.pid = pid
         self.slot = slot
         self.lane = lane
         self.socket = socket  # our own descriptor of the lane
         self.channel = channel
+        self.line = line  # on which it speaks of shared objects
         self.progress = progress
         self.pipes = pipes
         self.oom_kills = oom_kills  # the system's count when this worker was started

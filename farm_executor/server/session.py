@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from farm_executor.server.depot import Room
     from farm_executor.server.forwarding import Forwarding
     from farm_executor.server.process import Worker
+    from farm_executor.server.shelves import Shelves
     from farm_executor.wire.connection import Connection
 
 __all__ = ["Session"]
@@ -38,6 +39,7 @@ class Session:
         opened: When it was opened, in seconds since 1970.
         farm: What the client said last of its farm.
         forwarding: The way of its workers' output to the client; None if that stays here.
+        shelves: What it shares; None if it shares nothing.
         reports: The reports of workers that have died, by lane, for as long as the client may not have got them.
     """
 
@@ -67,6 +69,7 @@ class Session:
         self.reports: dict[int, WorkerDied] = {}
         self.modules: Room | None = None
         self.forwarding: Forwarding | None = None
+        self.shelves: Shelves | None = None
         self.ended = False
         self.number = number
         self.who = who

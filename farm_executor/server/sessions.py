@@ -19,7 +19,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from farm_executor.core.census import FarmStatus
-from farm_executor.core.features import COUNTS, MODULES, OUTPUT, RINGS, shared
+from farm_executor.core.features import COUNTS, MODULES, OUTPUT, RINGS, SHARING, shared
 from farm_executor.core.frames import MAX_HELLO, Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.handshake import Versions, describe_mismatches
 from farm_executor.core.liveness import encode_counts
@@ -35,6 +35,7 @@ from farm_executor.core.messages import (
     decode,
     encode,
 )
+from farm_executor.core.sharing import Room, decode_offer
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.channel import RING
 from farm_executor.server.depot import Depot
@@ -42,6 +43,7 @@ from farm_executor.server.door import Door
 from farm_executor.server.forwarding import Forwarding
 from farm_executor.server.guest import Guest
 from farm_executor.server.session import Session
+from farm_executor.server.shelves import Shelves
 from farm_executor.server.worker import WorkerStart
 from farm_executor.server.workers import Workers
 from farm_executor.wire.connection import Connection, no_segment
@@ -58,6 +60,7 @@ MAX_RESUME_SECONDS = 3600.0  # the most that a client may ask for
 MIN_HEARTBEAT, MAX_HEARTBEAT = 0.05, 3600.0  # seconds; a shorter one would only give clients up too soon
 MAX_UNHEARD = 1000  # buffers that may wait for a client to read them
 MAX_REPORTS = 1000  # lanes reported in one PONG
+UNKNOWN_MEMORY = 8 << 30  # bytes that a machine is taken to have that does not tell
 
 
 class Terms(NamedTuple):
@@ -71,6 +74,7 @@ class Terms(NamedTuple):
         features: Those that it has.
         beside: See `messages.Welcome`.
         tunnelled: Whether there is a network behind its unix socket.
+        max_shared: The bytes that all clients together may share; None for half of the memory there is.
     """
 
     address: str
@@ -80,6 +84,7 @@ class Terms(NamedTuple):
     features: tuple[str, ...]
     beside: str
     tunnelled: bool
+    max_shared: int | None = None
 
 
 class StartWorkers(Protocol):
@@ -121,6 +126,7 @@ class Sessions:
         self._depot = depot
         self._on_lost = on_lost
         self._by_id: dict[str, Session] = {}
+        self._room = Room(lambda: _most_shared(terms))
         self.workers = start_workers(tell=self._tell, gone=self._on_worker_gone)
         self.draining = False
         self.opened = 0
@@ -150,6 +156,8 @@ class Sessions:
         for session in self:
             if session.connection is not None:
                 session.connection.socket.close()
+            if session.shelves is not None:
+                session.shelves.close()
 
     # -- clients come ------------------------------------------------------------------------------------
 
@@ -186,6 +194,8 @@ class Sessions:
             session.modules = self._depot.open(session.id)
         if OUTPUT in session.features:
             session.forwarding = Forwarding(partial(self._forward, session))
+        if SHARING in session.features:
+            session.shelves = Shelves(self._room, partial(self._send, session))
         self._welcome(guest, session)
         self._by_id[session.id] = session
         logger.info("session opened client=%s", session.client)
@@ -355,6 +365,10 @@ class Sessions:
         elif frame.type is FrameType.HEARD and session.forwarding is not None:
             session.forwarding.hear(frame.seq)
             self.workers.go_on(session.forwarding)
+        elif frame.type is FrameType.SHARE and session.shelves is not None:
+            session.shelves.offer(*decode_offer(frame))
+        elif frame.type is FrameType.UNSHARE and session.shelves is not None:
+            session.shelves.drop(frame.seq)
         elif frame.type is FrameType.KILL:
             self.workers.kill(session, decode(KillOrder, frame))
         elif frame.type is FrameType.BYE:
@@ -401,6 +415,8 @@ class Sessions:
         session.ended = True
         del self._by_id[session.id]
         self._drop_control(session)
+        if session.shelves is not None:
+            session.shelves.close()
         for worker in session.workers.values():
             self.workers.end(worker, grace)
         self._clear(session)
@@ -439,3 +455,10 @@ class Sessions:
         """End every session."""
         for session in self:
             self._part_with(session)
+
+
+def _most_shared(terms: Terms) -> int:
+    """Return how many bytes of shared objects a server may hold."""
+    from farm_executor.server.machine import memory_limit  # late: few servers come here
+
+    return (memory_limit() or UNKNOWN_MEMORY) // 2 if terms.max_shared is None else terms.max_shared

@@ -76,6 +76,7 @@ class Supervisor:
         env: Environment variables of the workers; see `core.environment.for_slot`.
         spare_workers: Whether a SIGTERM that reaches the workers, too, is meant for the server alone, which drains:
             a cluster's scheduler signals every process of a job.
+        max_shared: How many bytes of shared objects it holds; None for half of the memory there is.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Supervisor:
         monitors: bool = True,
         env: Sequence[tuple[str, str | Sequence[str]]] = (),
         spare_workers: bool = False,
+        max_shared: int | None = None,
     ) -> None:
         self._address = address
         self._slots = slots
@@ -117,7 +119,7 @@ class Supervisor:
         self._depot = None if embedded and not tunnelled else Depot(self._close_all)
         rings = (RINGS,) if memfd.AVAILABLE else ()
         features = (*ALWAYS, OUTPUT, RECORDS, *rings, *(() if self._depot is None else (MODULES,)))
-        terms = Terms(address, name, slots, local_versions(), features, name_beside, tunnelled)
+        terms = Terms(address, name, slots, local_versions(), features, name_beside, tunnelled, max_shared)
         start_workers = partial(
             Workers,
             self._selector,

@@ -26,7 +26,7 @@ from farm_executor.data.awaiting import awaited
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.data.streamed import Streamed
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
-from farm_executor.server.channel import Channel
+from farm_executor.server.channel import Channel, Line
 from farm_executor.server.childhood import WorkerMain
 from farm_executor.server.depot import Room
 from farm_executor.server.lane import WorkerLane
@@ -36,6 +36,7 @@ from farm_executor.server.namespaces import SharedNamespaces, contents_of
 from farm_executor.server.packages import PackageCheck
 from farm_executor.server.progress import Progress
 from farm_executor.server.sent import SentFunction, SentTask
+from farm_executor.server.shared import SharedObjects
 from farm_executor.server.streaming import Outgoing
 from farm_executor.wire.dialling import HELLO_RECORDS, secure_server_side
 from farm_executor.wire.sealed import SealedSocket
@@ -63,6 +64,7 @@ class WorkerStart(NamedTuple):
         modules: The folder for the client's modules; None if the client sends none.
         marks: Tells its tasks' output apart; None if output stays on the server.
         features: Those that the client and the server both have.
+        line: The line on which shared objects are spoken of; None if there are none.
         module_path: Folders that tasks search first for modules. The supervisor itself does not search them: it
             must not import user code.
     """
@@ -79,6 +81,7 @@ class WorkerStart(NamedTuple):
     modules: Room | None = None
     marks: Marks | None = None
     features: frozenset[str] = frozenset()
+    line: Line | None = None
 
 
 def run_worker(start: WorkerStart) -> None:
@@ -110,6 +113,8 @@ def run_worker(start: WorkerStart) -> None:
         finder = ModuleFinder(start.modules, lane.ask, PackageCheck(lane.tell))
         lane.on_offer = finder.set_offer
         finder.install()
+    if start.line is not None:
+        lane.shared = SharedObjects(start.line)
     runner = _Runner(lane, None if finder is None else finder.named_by_client)
     signal.signal(signal.SIGINT, runner.on_interrupt if start.interruptible else signal.SIG_IGN)
     lane.start_helper()
@@ -142,6 +147,8 @@ class _Runner:
         self._lane = lane
         self._named_by_client = named_by_client
         self._namespaces = SharedNamespaces()
+        if lane.shared is not None:
+            lane.shared.serve(self._namespaces.resolver, self._namespaces.forget_shared)
         sys.modules["__main__"].__class__ = WorkerMain
         self._in_call = False
         self._pid = os.getpid()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from farm_executor.core.environment import for_slot
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello
-from farm_executor.server.channel import Channel
+from farm_executor.server.channel import Channel, Line
 from farm_executor.server.childhood import Parent, become_child, let_leader_set_sid
 from farm_executor.server.counts import Counts
 from farm_executor.server.descriptors import DescriptorLimit
@@ -46,7 +46,7 @@ __all__ = ["Workers"]
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTORS_EACH = 4  # taken by each worker in the supervisor: its lane, the line to it, its two outputs
+DESCRIPTORS_EACH = 5  # taken by each worker in the supervisor: its lane, the two lines to it, its two outputs
 DESCRIPTORS_BESIDES = 20  # for the supervisor itself, and for guests
 LOOK_SECONDS = 0.2  # between looks at the memory of workers with a limit, if they have run anything since
 UNSTICK_SECONDS = 0.1  # before the next attempt, when an output of ours takes no more
@@ -174,6 +174,8 @@ class Workers:
             pipe.close()
         for _, worker in self._all.values():
             worker.channel.close()
+            if worker.line is not None:
+                worker.line.close()
             if worker.socket is not but:
                 worker.socket.close()
 
@@ -202,6 +204,10 @@ class Workers:
             channel, theirs = Channel.pair()
             undo.callback(channel.close)
             undo.callback(theirs.close)
+            line, their_line = (None, None) if session.shelves is None else Line.pair()
+            for end in (line, their_line):
+                if end is not None:
+                    undo.callback(end.close)
             pipes = WorkerOutput(session.forwarding, lane, embedded=self._embedded)
             undo.callback(pipes.abandon)
             _flush_output()  # otherwise the child would write it again
@@ -210,15 +216,21 @@ class Workers:
         if pid == 0:
             try:
                 channel.close()
-                return self._become_worker(session, guest, slot, lane, progress, theirs, pipes, supervisor)
+                if line is not None:
+                    line.close()
+                start = self._become_worker(session, guest, slot, lane, progress, theirs, pipes, supervisor)
+                return start._replace(line=their_line)
             except BaseException:  # whatever happens, the child must never go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
         theirs.close()
+        if line is not None and their_line is not None:
+            their_line.close()
+            self._selector.register(line, selectors.EVENT_READ, partial(self._on_line, session, line))
         for pipe in pipes.all():
             pipe.begin()
             self._listen_to(pipe)
-        worker = Worker(pid, slot, lane, guest.raw, channel, progress, pipes, self._oom_counter.read())
+        worker = Worker(pid, slot, lane, guest.raw, channel, progress, pipes, self._oom_counter.read(), line)
         session.workers[pid] = worker
         self._all[pid] = (session, worker)
         self.counts.workers += 1
@@ -332,6 +344,11 @@ class Workers:
         self.counts.worker_ended(session, worker, report, told=doomed is not None)
         worker.progress.close()
         worker.channel.close()
+        if worker.line is not None and session.shelves is not None:
+            session.shelves.forget(worker.line)
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(worker.line)
+            worker.line.close()
         logger.info(
             "worker ended pid=%d slot=%d code=%d peak=%d oom=%s client=%s",
             *(pid, worker.slot, code, report.peak, "unknown" if report.oom is None else report.oom, session.client),
@@ -346,6 +363,12 @@ class Workers:
         hang_up(worker.socket)  # after the report, so that the client knows why
         worker.socket.close()
         self._gone(session)
+
+    def _on_line(self, session: Session, line: Line) -> None:
+        """Do what a worker says of shared objects."""
+        # At its end a line can be read for ever, and its worker may still be there.
+        if line.fileno() >= 0 and session.shelves is not None and not session.shelves.heed(line):
+            self._selector.unregister(line)
 
     def _listen_to(self, pipe: OutputPipe) -> None:
         self._outputs.add(pipe)

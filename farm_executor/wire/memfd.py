@@ -32,14 +32,17 @@ _WORD = 64  # bytes that come with a descriptor, at most
 # Python's names for these are missing where the C library that it was built with does not have them.
 _ADD_SEALS, _GET_SEALS = 1033, 1034
 _FIXED = 1 | 2 | 4  # F_SEAL_SEAL, F_SEAL_SHRINK and F_SEAL_GROW
+_FROZEN = _FIXED | 8  # F_SEAL_WRITE
 
 
-def create(name: str, size: int) -> int:
-    """Return a descriptor of memory of that many bytes, all of which the system has set aside.
+def create(name: str, size: int, *, reserve: bool = True) -> int:
+    """Return a descriptor of memory of that many bytes.
 
     Args:
         name: Shown in ``/proc``, and good for nothing else.
         size: In bytes, at least 1.
+        reserve: Whether the system sets all of them aside, as it must where they are not filled by writing to the
+            descriptor.
 
     Raises:
         OSError: There is no memory, no descriptor left, or no memfd on this system.
@@ -55,43 +58,45 @@ def create(name: str, size: int) -> int:
         descriptor = os.memfd_create(name, flags)
     try:
         os.ftruncate(descriptor, size)
-        # A page that is not there when it is first written to means SIGBUS.
-        os.posix_fallocate(descriptor, 0, size)
+        if reserve:  # a page that is not there when it is first written to through a mapping means SIGBUS
+            os.posix_fallocate(descriptor, 0, size)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def fix_size(descriptor: int) -> None:
-    """Seal the memory's size for good; the contents may still change.
+def fix_size(descriptor: int, *, frozen: bool = False) -> None:
+    """Seal the memory's size for good; the contents may still change, unless they are ``frozen``, too.
 
     Raises:
-        OSError: It is no memfd, or sealed against seals.
+        OSError: It is no memfd, or sealed against seals; or it is to be frozen, and mapped for writing.
     """
     import fcntl  # missing on Windows
 
-    fcntl.fcntl(descriptor, _ADD_SEALS, _FIXED)
+    fcntl.fcntl(descriptor, _ADD_SEALS, _FROZEN if frozen else _FIXED)
 
 
-def check(descriptor: int, size: int) -> None:
+def check(descriptor: int, size: int, *, frozen: bool = False) -> None:
     """Make sure that a descriptor from a peer is memory of that size, which nobody can change any more.
 
     Args:
         descriptor: What has been received.
         size: How many bytes the peer has announced.
+        frozen: Whether nobody may be able to change the contents, either.
 
     Raises:
         RemoteProtocolError: It is not.
     """
     import fcntl  # missing on Windows
 
+    wanted = _FROZEN if frozen else _FIXED
     try:
         seals = fcntl.fcntl(descriptor, _GET_SEALS)
     except OSError as error:
         raise RemoteProtocolError(f"a descriptor that is no memfd: {error}") from None
-    if seals & _FIXED != _FIXED:
-        raise RemoteProtocolError(f"shared memory with seals {seals}, not {_FIXED}")
+    if seals & wanted != wanted:
+        raise RemoteProtocolError(f"shared memory with seals {seals}, not {wanted}")
     # After the seals: before, it could still change.
     found = os.fstat(descriptor).st_size
     if found != size:

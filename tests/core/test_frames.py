@@ -166,6 +166,7 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "MODULE": 24,
         "CALL_HEADER": 25,
         "RINGED": 26,
+        "PIECE": 27,
         "READY": 32,
         "RESULTS": 33,
         "RECALLED": 34,
@@ -180,6 +181,7 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "DETAILS": 145,
         "LEVELS": 146,
         "CREDIT": 147,
+        "UNSHARE": 148,
         "PACKAGES": 160,
         "MARKS": 161,
         "REPORT": 162,
@@ -187,6 +189,8 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "RECORDS": 164,
         "OUTPUT": 176,
         "HEARD": 177,
+        "SHARE": 178,
+        "SHARED": 179,
     }
     assert (BULK, ERROR, ONCE, TOGETHER, RING) == (1, 2, 4, 8, 16)
     assert (MAX_HELLO, MAX_BODY, BULK_THRESHOLD, MAX_BATCH_BYTES) == (2**16, 2**22, 2**16, 2**20)

@@ -30,4 +30,4 @@ def test_a_server_raises_its_limit_and_tasks_find_it_as_it_was():
 def test_a_server_whose_limit_is_too_low_for_its_slots_says_so():
     low = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))"
     with Serving(before=low, workers=40) as server:
-        assert "slots=40 workers=7:" in server.wait_for_line("too few descriptors")
+        assert "slots=40 workers=6:" in server.wait_for_line("too few descriptors")

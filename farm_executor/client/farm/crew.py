@@ -28,6 +28,7 @@ from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.records import Levels
 from farm_executor.client.farm.ringing import Rings
 from farm_executor.client.farm.session import Session
+from farm_executor.client.farm.sharing import Sharing
 from farm_executor.client.farm.shipping import Shipping
 from farm_executor.client.farm.wording import last_word
 from farm_executor.core.batches import decode_results, decode_results_together
@@ -94,6 +95,11 @@ class CrewListener(Protocol):
         """Note that worker after worker dies before it is ready, so that waiting does not help."""
 
 
+def _takes_more(lane: Lane) -> bool:
+    """Return whether to send more as soon as the socket has room: what waits for a ring has its bell."""
+    return lane.connection.unsent or (lane.carrying and not lane.connection.starved)
+
+
 class Crew:
     """The lanes of one farm; see the module.
 
@@ -106,6 +112,7 @@ class Crew:
         functions: The functions that lanes may be sent.
         shipping: Offers the program's modules to workers.
         hearing: Takes what workers say beside their outcomes.
+        sharing: Brings shared objects to servers.
         levels: Those of the program's loggers.
         inlets: Takes the items of streams.
         rings: Gives lanes rings of shared memory.
@@ -130,6 +137,7 @@ class Crew:
         functions: FunctionTable,
         shipping: Shipping,
         hearing: Hearing,
+        sharing: Sharing,
         *,
         levels: Levels,
         inlets: Inlets,
@@ -148,6 +156,7 @@ class Crew:
         self._shipping = shipping
         self._hearing = hearing
         hearing.read = lambda lane: self._on_lane(lane, selectors.EVENT_READ)
+        self.sharing = sharing
         self._will_forget = False  # whether a timer is set to check if large functions are still in use
         self._levels = levels
         self._inlets = inlets
@@ -240,13 +249,14 @@ class Crew:
             seat = lane.session.seat(lane.slot)
             after = self._dispatch.perform(scheduler.lane_up(lane.id, self._max_tasks_per_child, seat))
         self._follow_up(after)
+        self.sharing.lane_ready(lane)
 
     # -- what they say -------------------------------------------------------------------------------------
 
     def watch(self, lane: Lane) -> None:
         """Have the selector report when a lane's socket takes more, as long as there is more to send."""
         if lane.state.connected and lane.id in self._lanes:
-            self._reactor.want_to_write(lane.connection, lane.connection.unsent)
+            self._reactor.want_to_write(lane.connection, _takes_more(lane))
             if lane.connection.laden:
                 self._rings.want(lane)
 
@@ -263,6 +273,7 @@ class Crew:
             # Callers' threads send on this connection, too, so its buffer is flushed under the lock.
             with self._dispatch.deciding:
                 lane.connection.flush()
+            self.sharing.go_on(lane)
             self.watch(lane)
         if not events & selectors.EVENT_READ:
             return
@@ -305,6 +316,7 @@ class Crew:
         else:
             lane.change(LaneEvent.END)
             self._reactor.unregister(lane.connection)
+            self.sharing.lane_gone(lane)
             if lane.death is not None:
                 self.lose_lane(lane)
             else:  # the supervisor knows why, and reports it at once if it can
@@ -346,6 +358,7 @@ class Crew:
                     lane.send_stop(lane.unwanted)
                 dispatch.watch_time(lane.id)
             self._follow_up(after)
+            self.sharing.lane_resumed(lane)
             self._inlets.lane_resumed(dispatch.scheduler.running_on(lane.id))
             self._listener.on_renumbered(lane)
             logger.info("lane resumed server=%s pid=%d", lane.server, lane.pid)
@@ -461,6 +474,7 @@ class Crew:
             self._reactor.unregister(lane.connection)
             lane.connection.close()
             self._dispatch.scheduler.lane_cut(lane.id)
+        self.sharing.lane_gone(lane)
         self._reactor.after(self._resume_seconds, partial(self._give_up_lane, lane, lane.cuts))
         lane.session.lane_cut(lane)
 
@@ -535,6 +549,7 @@ class Crew:
         self._follow_up(after)
         self._listener.on_lost(lane, before, had, [loss for loss in after if isinstance(loss, Lose)], running)
         self._hearing.lane_gone(lane)
+        self.sharing.lane_gone(lane)
         failed = before in (LaneState.STARTING, LaneState.STILLBORN)
         # A worker that ended only because its connection broke says nothing about the initializer.
         if death is not None and failed and death.code != CUT_EXIT_CODE:

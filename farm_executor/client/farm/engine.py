@@ -31,7 +31,14 @@ from farm_executor.client.farm.carrying import Carrier, Carriers
 from farm_executor.client.farm.crew import Crew
 from farm_executor.client.farm.dispatch import Afterwards, Dispatch, Unsent
 from farm_executor.client.farm.functions import Function, FunctionTable
-from farm_executor.client.farm.future import MUST_NOT_WAIT, FarmFuture, call_of, cancel_waiting
+from farm_executor.client.farm.future import (
+    MUST_NOT_WAIT,
+    FarmFuture,
+    call_of,
+    cancel_waiting,
+    cancelled,
+    failed,
+)
 from farm_executor.client.farm.hearing import Hearing
 from farm_executor.client.farm.inlet import Inlet
 from farm_executor.client.farm.inlets import Inlets
@@ -47,6 +54,7 @@ from farm_executor.client.farm.records import Levels
 from farm_executor.client.farm.ringing import Rings
 from farm_executor.client.farm.servers import Servers, Sources
 from farm_executor.client.farm.settling import Settler
+from farm_executor.client.farm.sharing import Sharing
 from farm_executor.client.farm.shipping import Shipping
 from farm_executor.client.farm.sight import Sight
 from farm_executor.client.farm.stopping import Stopping
@@ -106,6 +114,7 @@ class Engine:
         servers: The farm's servers.
         counts_tasks: Whether workers are replaced after a fixed number of tasks.
         sight: What the farm tells of itself.
+        sharing: Its shared objects.
 
     Thread safety: the methods for callers, and those of `future.Owner`, may be called from any thread.
     """
@@ -134,6 +143,9 @@ class Engine:
         self._dispatch = dispatch = Dispatch(
             self._lanes, kills.watch, shipping.offer, self._follow_up, self.abort, levels
         )
+        self.sharing = Sharing(
+            reactor, lambda: dispatch.deciding, lambda lane: self._crew.watch(lane), lambda: self._shutdown
+        )
         self._inlets = inlets = Inlets(dispatch, reactor, self._follow_up)
         self._broadcasts = Broadcasts(
             dispatch,
@@ -153,6 +165,7 @@ class Engine:
             self._functions,
             shipping,
             self._hearing,
+            self.sharing,
             levels=levels,
             inlets=inlets,
             rings=Rings(reactor, dispatch.deciding),
@@ -168,7 +181,8 @@ class Engine:
             self._crew,
             kills,
             self._on_seats_gone,
-            self._on_refusal,
+            # Every server refuses us, and trying again is pointless.
+            lambda error: self._break(lambda: copy_of(error)),
             self._pulse,
         )
         self.sight = Sight(
@@ -201,7 +215,7 @@ class Engine:
         Raises:
             Exception: The function cannot be pickled.
         """
-        return self._functions.find(fn)
+        return self.sharing.pickled(self._functions, fn, (), {}, plain=True)[0]
 
     def laden(self, options: TaskOptions) -> TaskOptions:
         """Return the options for calls that carry what a call would that is submitted now, whenever they are.
@@ -252,23 +266,27 @@ class Engine:
         try:
             if self._options.carriers and options.header is None:
                 options = self.laden(options)
-            function = fn if isinstance(fn, Function) else self._functions.find(fn)
             # Plain arguments are immutable, so they can be pickled as late as when they are sent, and then together
             # with those of other tasks.
-            arguments = None if plain else payload.dumps_call(args, kwargs)
+            if self.sharing.live:
+                function, arguments = self.sharing.pickled(self._functions, fn, args, kwargs, plain=plain)
+            else:
+                function = fn if isinstance(fn, Function) else self._functions.find(fn)
+                arguments = () if plain else payload.dumps_call(args, kwargs)
         except BaseException as problem:  # an error raised by a user's __reduce__ belongs to this future alone
-            error = explain_pickling(problem, fn, args, kwargs)
+            with self.sharing.pickling():
+                error = explain_pickling(problem, fn, args, kwargs)
             if before_settling is not None:
                 before_settling(None, error, Origin())
-            return _failed(error)
+            return failed(error)
         # The rest of a task is submitted while that task settles. If everything queued is being cancelled
         # meanwhile, the rest is in no queue yet and would escape.
         if goes_on and self._stopping.cancelling:
             # These calls were counted as submitted with the original task.
             self._settler.counts["cancelled"] += calls
-            return _cancelled()
+            return cancelled()
         dispatch = self._dispatch
-        call = Call(next(dispatch.ids), self, function, arguments, args if plain else None, options)
+        call = Call(next(dispatch.ids), self, function, arguments or None, args if plain else None, options)
         if options.timeout is not None:
             dispatch.timed = True
         if before_settling is not None:
@@ -350,8 +368,7 @@ class Engine:
         """
         self.check_may_wait()
         options = self.laden(options)
-        arguments = payload.dumps((args, {}))
-        function = fn if isinstance(fn, Function) else self._functions.find(fn)
+        function, arguments = self.sharing.pickled(self._functions, fn, args, {})
         return self._broadcasts.make(function, arguments, options, self.servers, persistent=persistent)
 
     def forget(self, broadcast: Broadcast) -> None:
@@ -500,6 +517,7 @@ class Engine:
         self._refuse_incoming()
         self._answer_no_more()
         self._shipping.close()
+        self.sharing.close()
         self._hearing.close()
         self._crew.forget()
         # Last, so that embedded servers have been sent their goodbyes before they are ended.
@@ -514,10 +532,6 @@ class Engine:
         # Without the lock: settling runs users' callbacks.
         for call in stranded:
             self._settler.refuse(call, WorkerLostError(why))
-
-    def _on_refusal(self, error: Exception) -> None:
-        """Break the farm: every server refuses us, and trying again is pointless."""
-        self._break(lambda: copy_of(error))
 
     def _pulse(self, beat: int) -> list[Buffer]:
         self._crew.tell_levels()
@@ -562,27 +576,12 @@ class Engine:
         for connection in (*self.servers.abandon(), *self._crew.connections()):
             connection.abandon()
         self._reactor.abandon()
+        self.sharing.close()
         error = BrokenFarmError("this future belongs to the process that this one was forked from")
         calls: list[Any] = [*self._dispatch.incoming, *self._dispatch.scheduler.tasks()]
         for call in calls:
             if call.future is not None:
                 call.release()._abandon(error)
-
-
-def _failed(error: BaseException) -> FarmFuture:
-    """Return a future that holds an error."""
-    future: FarmFuture = FarmFuture()
-    future.set_running_or_notify_cancel()
-    future.set_exception(error)
-    return future
-
-
-def _cancelled() -> FarmFuture:
-    """Return a future that has been cancelled."""
-    future: FarmFuture = FarmFuture()
-    future.cancel()
-    future.set_running_or_notify_cancel()
-    return future
 
 
 def _nothing() -> None:

@@ -55,12 +55,14 @@ class Function(NamedTuple):
         data: The pickle, and copies of the buffers that it refers to.
         weight: How many bytes keeping it takes, on either side.
         name: What people call it.
+        records: What keeps the shared objects that the call refers to.
     """
 
     number: int
     data: Payload
     weight: int
     name: str = ""
+    records: tuple[Any, ...] = ()
 
 
 class _Content:

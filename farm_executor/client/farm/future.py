@@ -36,6 +36,8 @@ __all__ = [
     "Owner",
     "call_of",
     "cancel_waiting",
+    "cancelled",
+    "failed",
     "renew_lock",
     "settle_plainly",
     "start_all",
@@ -419,3 +421,19 @@ def settle_plainly(
     for arrive, future in arrived:
         arrive(future)
     return others, to_call
+
+
+def failed(error: BaseException) -> FarmFuture:
+    """Return a future that holds an error."""
+    future: FarmFuture = FarmFuture()
+    future.set_running_or_notify_cancel()
+    future.set_exception(error)
+    return future
+
+
+def cancelled() -> FarmFuture:
+    """Return a future that has been cancelled."""
+    future: FarmFuture = FarmFuture()
+    future.cancel()
+    future.set_running_or_notify_cancel()
+    return future

@@ -98,6 +98,7 @@ class Lane:
         unwanted: The number of the task of which the worker was last told that nobody wants it.
         kept: The functions that the worker has, by number.
         sent: When the oldest task was sent, by `time.perf_counter`; None if the worker was not idle then.
+        carrying: Whether more is to be sent of a shared object, as soon as the socket takes it.
         offered: The version of the list of modules that the worker was last told; None if it never asks for any.
     """
 
@@ -130,6 +131,7 @@ class Lane:
         self.hearing: LaneHearing | None = None  # made once the worker has said anything
         self.offered: int | None = 0 if wants_modules else None
         self.unwanted = -1
+        self.carrying = False
         self.levels: int | None = 0 if RECORDS in session.features else None
         self._takes_headers = takes_headers
         self._header = b""  # of the tasks sent last

@@ -15,18 +15,22 @@ from farm_executor.client.farm.own_modules import is_installed
 from farm_executor.client.farm.packages import package_of
 from farm_executor.core.shipment import Difference
 from farm_executor.data.failure import report_of
-from farm_executor.errors import TaskExecutionError
+from farm_executor.data.shared import take
+from farm_executor.errors import SharedMemoryError, TaskExecutionError
 
 __all__ = ["described", "explain_missing"]
 
 
-def explain_missing(error: BaseException, differences: Sequence[Difference] = ()) -> BaseException:
+def explain_missing(
+    error: BaseException, differences: Sequence[Difference] = (), server: str = ""
+) -> BaseException:
     """Return the error; if an import has failed on a worker, with what is known here of that module.
 
     A task's own exception stays as it was raised: the explanation is added to the report in its chain of causes.
 
     Args:
         error: The error of a task, as `load_failure` has rebuilt it.
+        server: The server, as the client was given it.
         differences: How the server's packages are known to differ from this program's.
     """
     missing: BaseException | None = error
@@ -36,6 +40,11 @@ def explain_missing(error: BaseException, differences: Sequence[Difference] = ()
     if type(missing) not in (ModuleNotFoundError, ImportError) or report is None:
         return error
     assert isinstance(missing, ImportError)
+    if missing.name == take.__module__:
+        return SharedMemoryError(
+            f"server {server} has an older farm_executor, which cannot hold shared objects: "
+            "install the same version there, or pass the .value instead of the handle"
+        )
     known = []
     # If the farm has tried to send the module, the text is another one, and says already why that failed.
     if type(missing.name) is str and str(missing) == f"No module named {missing.name!r}":

@@ -24,12 +24,14 @@ from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
+from farm_executor.client.farm.sharing import Sharing
 from farm_executor.core.features import COUNTS
 from farm_executor.core.flow import DEAF_SECONDS, TELL_EVERY, WINDOW
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.lifecycle import SESSION, SessionEvent, SessionState, after
 from farm_executor.core.liveness import MAX_MISSED, decode_counts
 from farm_executor.core.messages import Draining, KillOrder, LaneHello, Pong, Spared, WorkerDied, decode, encode
+from farm_executor.core.sharing import Deliveries
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.sockets import Socket
@@ -96,6 +98,8 @@ class SessionCrew(Protocol):
     def on_output(self, session: Session, frame: Frame) -> None:
         """Take a piece of a worker's output."""
 
+    sharing: Sharing
+
     def on_death(self, death: WorkerDied) -> None:
         """Handle a supervisor's report that a lane's worker has ended."""
 
@@ -138,6 +142,7 @@ class Session:
         state: Changed in handlers only.
         control: The control connection, while there is one.
         lanes: The lanes that have not been lost, by number. Changed by the crew, with the engine's lock held.
+        deliveries: Which lane carries which shared object; None if the server holds none.
 
     Thread safety: `connected`, `gone`, `lane_up`, `lane_resumed` and `worker_gone` are for the dialling threads,
     and only post to the reactor; the other methods are for its handlers.
@@ -169,6 +174,7 @@ class Session:
         self._over = over
         self.state = SessionState.OPENING
         self.lanes: dict[int, Lane] = {}
+        self.deliveries: Deliveries | None = None
         self.control: Connection | None = None
         self._counted: Connection | None = None  # over which the output came that has been shown
         self._shown = self._told = 0  # bytes of it, and those of which the server is to hear
@@ -243,6 +249,7 @@ class Session:
         self.control = connection
         self._around.reactor.register(connection, partial(self._on_events, connection))
         self._around.liveness.watch(self)
+        self._around.crew.sharing.connected(self, first=first)
         if first:
             self._up(self)
         else:
@@ -287,6 +294,8 @@ class Session:
                     self._around.liveness.answered(counts, watched)
                 elif frame.type is FrameType.OUTPUT:
                     crew.on_output(self, frame)
+                elif frame.type is FrameType.SHARED and self.deliveries is not None:
+                    crew.sharing.on_answer(self, frame)
                 elif frame.type is FrameType.WORKER_DIED:
                     crew.on_death(decode(WorkerDied, frame))
                 elif frame.type is FrameType.SPARED:
@@ -335,6 +344,12 @@ class Session:
 
     def _note_room(self) -> None:
         self._full_since = time.monotonic() if self._came - self._heard >= WINDOW else None
+
+    def tell(self, buffers: list[Buffer]) -> None:
+        """Send the server something, if there is a connection to send it over."""
+        if self.control is not None:
+            self.control.send(buffers)
+            self._around.reactor.want_to_write(self.control, self.control.unsent)
 
     def count_shown(self, connection: Connection | None, size: int) -> int:
         """Count bytes of output that have been shown; return their number if it is time to tell the server.

@@ -202,7 +202,7 @@ class Shipping:
         """Return a task's error; if an import has failed, with what is known of modules and packages."""
         from farm_executor.client.farm.missing import explain_missing  # late: few programs need it
 
-        return explain_missing(error, self._differences.get(server, ()))
+        return explain_missing(error, self._differences.get(server, ()), server)
 
     def close(self) -> None:
         """Stop answering."""

@@ -1,28 +1,24 @@
 """Memory that processes share by its descriptor.
 
-This module owns how such memory is made, sealed, checked and mapped on each system; it is the only one that knows.
-It must not know what is in it, nor how a descriptor gets from one process to another.
+This module owns what stands in for a memfd (`memfd`) where the system has none, and that both are used alike. It
+must not know what is in the memory, nor how a descriptor gets from one process to another.
 
-On Linux it is a memfd: it has no name, so that nothing of it stays once the last process is gone, however it ended.
-*Sealed*, nobody can change or truncate it any more: who maps it need not trust who made it. Elsewhere it is a
-temporary file without a name, which the system may write to its disk, and which cannot be sealed.
+*Sealed*, nobody can change or truncate it any more: who maps it need not trust who made it. Where there is no memfd
+it is a temporary file without a name, which the system may write to its disk, and which cannot be sealed.
 """
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import stat
 import sys
-import tempfile
 
 from farm_executor.core.frames import Buffer
+from farm_executor.errors import RemoteProtocolError
+from farm_executor.wire import memfd
 
 __all__ = ["MemoryObject"]
-
-_NOEXEC_SEAL = 8  # MFD_NOEXEC_SEAL, of Linux 6.3 and later: an administrator may have made it mandatory
-_HAS_MEMFD = hasattr(os, "memfd_create")
 
 
 class MemoryObject:
@@ -54,26 +50,26 @@ class MemoryObject:
         Raises:
             OSError: The system has no descriptor, or no room for it.
         """
-        made = cls(_memfd(name) if _HAS_MEMFD else _unnamed_file(), size)
-        os.ftruncate(made._descriptor, size)
+        if memfd.AVAILABLE:
+            # Nothing is set aside: whoever fills it writes to it, and is told where there is no memory left.
+            return cls(memfd.create(name, size, reserve=False), size)
+        made = cls(_unnamed_file(), size)
+        os.ftruncate(made.fileno(), size)
         return made
 
     @classmethod
-    def received(cls, descriptor: int, *, sealed: bool = True) -> MemoryObject:
+    def received(cls, descriptor: int) -> MemoryObject:
         """Return the memory behind a descriptor that another process has sent, and which is owned from now on.
 
-        Args:
-            descriptor: The descriptor.
-            sealed: Whether it must be sealed against all changes, where the system has seals.
-
         Raises:
-            ValueError: It is something else, or not sealed.
+            RemoteProtocolError: It is something else, or not sealed where the system has seals.
         """
-        made = cls(descriptor, os.fstat(descriptor).st_size)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not made.size:
-            raise ValueError(f"descriptor {descriptor} is not of shared memory")
-        if sealed and _HAS_MEMFD and made._seals() & _all_seals() != _all_seals():
-            raise ValueError(f"descriptor {descriptor} is of memory that can still be changed")
+        found = os.fstat(descriptor)
+        made = cls(descriptor, found.st_size)
+        if not stat.S_ISREG(found.st_mode) or not made.size:
+            raise RemoteProtocolError("a descriptor that is not of shared memory")
+        if memfd.AVAILABLE:
+            memfd.check(descriptor, made.size, frozen=True)
         return made
 
     def fileno(self) -> int:
@@ -93,10 +89,8 @@ class MemoryObject:
 
     def seal(self) -> None:
         """Let nobody change the memory from now on, where the system can see to it. No shared map may be left."""
-        if _HAS_MEMFD:
-            import fcntl
-
-            fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _all_seals())
+        if memfd.AVAILABLE:
+            memfd.fix_size(self._descriptor, frozen=True)
 
     def view(self, *, private: bool) -> memoryview:
         """Map the memory; the mapping lasts as long as the view, or a part of it, does.
@@ -120,34 +114,10 @@ class MemoryObject:
     def __del__(self) -> None:
         self.close()
 
-    def _seals(self) -> int:
-        import fcntl
-
-        try:
-            return fcntl.fcntl(self._descriptor, fcntl.F_GET_SEALS)
-        except OSError:  # a file of another kind
-            return 0
-
-
-def _all_seals() -> int:
-    import fcntl
-
-    return fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-
-
-def _memfd(name: str) -> int:
-    if sys.platform != "linux":
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        return os.memfd_create(name, flags | _NOEXEC_SEAL)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return os.memfd_create(name, flags)  # an older kernel, which does not know that flag
-
 
 def _unnamed_file() -> int:
+    import tempfile  # late: it imports much, and few systems come here
+
     # Where a file that is open can be unlinked, it has no name by now; Windows removes it with its last descriptor.
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -1,0 +1,317 @@
+"""Brings shared objects to servers.
+
+This module owns the list of a farm's shared objects, and how each gets to each server: it is offered over the
+control connection, and sent over one lane if the server wants it. It must not know tasks: whoever needs an object
+waits for it on the server.
+
+Every server is offered every object, whether or not a task there needs it by then, so that it is there when the
+first one does. All but `share` and `drop` runs in handlers of the reactor.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from farm_executor.client.farm.functions import Function, FunctionTable
+from farm_executor.client.farm.reactor import Reactor
+from farm_executor.client.farm.shared import Pickling, Record, Shared
+from farm_executor.core.features import SHARING
+from farm_executor.core.frames import Buffer, Frame, FrameType, Payload, encode_frame, size_and_kind
+from farm_executor.core.sharing import (
+    PIECE,
+    Deliveries,
+    Send,
+    State,
+    decode_answer,
+    encode_offer,
+    encode_piece,
+    layout_of,
+)
+from farm_executor.data import payload
+from farm_executor.wire.connection import Connection
+from farm_executor.wire.memory_objects import MemoryObject
+
+__all__ = ["Sharing"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+PIECES_EACH = 4  # that one lane gets before others have their turn
+
+
+class Way(Protocol):
+    """A lane, as far as it carries shared objects."""
+
+    id: int
+    connection: Connection
+    carrying: bool
+
+    @property
+    def session(self) -> Any:
+        """The session that it belongs to: a `Host`."""
+
+
+class Host(Protocol):
+    """A session, as far as objects are shared in it."""
+
+    features: frozenset[str]
+    deliveries: Deliveries | None
+    lanes: dict[int, Any]
+
+    @property
+    def wants_lanes(self) -> bool:
+        """Whether it goes on."""
+
+    def tell(self, buffers: list[Buffer]) -> None:
+        """Send buffers over the control connection, if there is one."""
+
+
+class _Journey:
+    """An object on its way over a lane."""
+
+    def __init__(self, record: Record) -> None:
+        self.number = record.number
+        self.view = record.memory.view(private=False)  # lasts while anything of it is unsent, whoever closes what
+        self.done = 0
+
+    def next_piece(self) -> list[Buffer]:
+        begin, self.done = self.done, min(self.done + PIECE, len(self.view))
+        return encode_piece(self.number, begin, len(self.view), self.view[begin : self.done])
+
+
+class Sharing:
+    """The shared objects of one farm; see the module.
+
+    Args:
+        reactor: Runs the handlers.
+        sending: Returns the context to hold while something is sent on a lane.
+        watch: Called with a lane after something has been sent on it.
+        shut_down: Whether the farm takes no more calls.
+
+    Attributes:
+        live: The objects that anybody needs, by number. Empty for most farms, which is looked at for each call.
+
+    Thread safety: `share`, `pickling` and `live` are for any thread.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sending: Callable[[], AbstractContextManager[None]],
+        watch: Callable[[Any], None],
+        shut_down: Callable[[], bool],
+    ) -> None:
+        self._reactor = reactor
+        self._sending = sending
+        self._watch = watch
+        self._shut_down = shut_down
+        self._numbers = itertools.count(1)
+        self.live: dict[int, weakref.ref[Record]] = {}
+        self._gone: list[int] = []  # numbers that servers and workers were told to forget
+        self._hosts: list[Host] = []
+        self._journeys: dict[int, _Journey] = {}  # by lane
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def pickling(self) -> Pickling:
+        """Return the context in which handles of this farm may be pickled."""
+        return Pickling(self)
+
+    def pickled(
+        self,
+        functions: FunctionTable,
+        fn: Callable[..., Any] | Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        plain: bool = False,
+    ) -> tuple[Function, Payload]:
+        """Pickle a call, which may refer to objects shared here; if its arguments are ``plain``, only the function.
+
+        Returns:
+            The function, with what the call refers to, and the arguments.
+
+        Raises:
+            Exception: Something cannot be pickled.
+        """
+        with self.pickling() as pickling:
+            function = fn if isinstance(fn, Function) else functions.find(fn)
+            arguments = () if plain else payload.dumps_call(args, kwargs)
+        # Not in the table, which keeps functions for longer than anybody needs what they refer to.
+        if pickling.found:
+            function = function._replace(records=(*function.records, *pickling.found.values()))
+        return function, arguments
+
+    def share(self, value: T, *, frozen: bool) -> Shared[T]:
+        """Take a copy of an object as it is now, and begin to send it to the servers; see `FarmExecutor.share`."""
+        if self._shut_down():
+            raise RuntimeError("cannot share objects after shutdown")
+        if isinstance(value, Shared):
+            if value.record().farm is not self:
+                raise ValueError("this is the handle of an object shared with another farm: share its .value")
+            return value
+        # What is within it may be shared, too: then it holds that for as long as it lives itself.
+        with self.pickling() as pickling:
+            parts = payload.dumps(value)
+        layout = layout_of([memoryview(parts[0]).nbytes, *map(size_and_kind, parts[1:])], frozen=frozen)
+        memory = MemoryObject.create("farm-shared", layout.size)
+        memory.write(0, layout.head)
+        for part, place in zip(parts, layout.parts, strict=True):
+            memory.write(place.begin, part)
+        memory.seal()
+        # Offered in the order of their numbers, whichever threads share them.
+        with self._lock:
+            number = next(self._numbers)
+            record = Record(self, number, memory, tuple(pickling.found.values()), self._drop)
+            self.live[number] = weakref.ref(record)
+            self._reactor.post(partial(self._offer, number))
+        return Shared(value, record, frozen=frozen)
+
+    def _drop(self, number: int) -> None:
+        # Called by the garbage collector, at any point of any thread: so this only leaves word.
+        self.live.pop(number, None)
+        if not self._closed:
+            self._reactor.post(partial(self._forget, number))
+
+    def _record(self, number: int) -> Record | None:
+        reference = self.live.get(number)
+        return None if reference is None else reference()
+
+    # -- handlers ------------------------------------------------------------------------------------------
+
+    def _offer(self, number: int) -> None:
+        # It may have been dropped since: then the word for that comes next, and names what nobody has heard of.
+        record = self._record(number)
+        if record is not None:
+            for host in self._hosts:
+                host.tell(encode_offer(number, record.memory.size))
+
+    def _forget(self, number: int) -> None:
+        """Tell everybody that nobody needs an object any more."""
+        # Kept for good, as a number each: whoever is cut off now has to be told once it is back.
+        self._gone.append(number)
+        word = encode_frame(FrameType.UNSHARE, seq=number)
+        for host in self._hosts:
+            host.tell(word)
+            for lane in list(host.lanes.values()):
+                if lane.state.connected:
+                    self._send(lane, word)
+            self._stop(host, number)
+
+    def connected(self, host: Host, *, first: bool) -> None:
+        """Note that a session has a control connection, for the first time or again."""
+        if SHARING not in host.features:
+            return
+        if first:
+            host.deliveries = Deliveries()
+            self._hosts = [*(known for known in self._hosts if known.wants_lanes), host]
+        else:  # what was said before may not have arrived
+            for number in self._gone:
+                host.tell(encode_frame(FrameType.UNSHARE, seq=number))
+        # In the order of their numbers, as before: what is needed first is most likely first.
+        for number in sorted(self.live):
+            record = self._record(number)
+            if record is not None:
+                host.tell(encode_offer(number, record.memory.size))
+
+    def on_answer(self, host: Host, frame: Frame) -> None:
+        """Take a server's answer to an offer."""
+        number, state, reason = decode_answer(frame)
+        if state is State.REFUSED:
+            logger.warning("shared object refused server=%s error=%s", host, reason)
+            self._stop(host, number)
+        elif host.deliveries is not None and number in self.live:
+            self._carry_out(host, host.deliveries.answered(number, state))
+
+    def lane_ready(self, lane: Way) -> None:
+        """Note that a lane's worker is there, or there again, and takes what it is sent."""
+        host: Host = lane.session
+        if host.deliveries is not None:
+            self._carry_out(host, host.deliveries.lane_ready(lane.id))
+
+    def lane_resumed(self, lane: Way) -> None:
+        """Note that a lane has another connection; what was said over the one before may not have arrived."""
+        if lane.session.deliveries is not None:
+            for number in self._gone:
+                self._send(lane, encode_frame(FrameType.UNSHARE, seq=number))
+            self.lane_ready(lane)
+
+    def lane_gone(self, lane: Way) -> None:
+        """Note that a lane is lost, or cut off."""
+        self._journeys.pop(lane.id, None)
+        lane.carrying = False
+        host: Host = lane.session
+        if host.deliveries is not None:
+            self._carry_out(host, host.deliveries.lane_gone(lane.id))
+
+    def go_on(self, lane: Way) -> None:
+        """Send more of what a lane carries, as its socket takes more."""
+        self._carry_out(lane.session, self._advance(lane))
+
+    def close(self) -> None:
+        """Let go of all contents, as the farm ends or this is a forked child. Servers do so with their sessions."""
+        # Before the contents go: a handle that is collected from now on has nobody to tell.
+        self._closed = True
+        self._journeys.clear()
+        self._hosts.clear()
+        for number in list(self.live):
+            record = self._record(number)
+            if record is not None:
+                record.memory.close()
+
+    def _carry_out(self, host: Host, decisions: list[Send]) -> None:
+        assert host.deliveries is not None
+        due = deque(decisions)
+        while due:
+            number, lane = due[0].number, host.lanes.get(due.popleft().lane)
+            # The lane carries what was decided before, which may have been given up since.
+            record = self._record(number)
+            if record is None or lane is None:  # it is about to be forgotten, as is said soon
+                continue
+            self._journeys[lane.id] = _Journey(record)
+            lane.carrying = True
+            due += self._advance(lane)
+
+    def _advance(self, lane: Way) -> list[Send]:
+        """Send more of what a lane carries, if its socket takes more; return what is to be sent next."""
+        journey = self._journeys.get(lane.id)
+        if journey is None:
+            return []
+        for _ in range(PIECES_EACH):
+            # Never queued behind what the socket has not taken: whatever is sent next would wait for all of it.
+            if lane.connection.backlog:
+                break
+            with self._sending():
+                lane.connection.send(journey.next_piece())
+            if journey.done == len(journey.view):
+                del self._journeys[lane.id]
+                lane.carrying = False
+                self._watch(lane)
+                left: list[Send] = lane.session.deliveries.left(lane.id)
+                return left
+        self._watch(lane)
+        return []
+
+    def _stop(self, host: Host, number: int) -> None:
+        """Send no more of an object."""
+        # The lane is free for another at once: its worker takes what begins anew for the end of what it has.
+        for lane in list(host.lanes.values()):
+            journey = self._journeys.get(lane.id)
+            if journey is not None and journey.number == number:
+                del self._journeys[lane.id]
+                lane.carrying = False
+        if host.deliveries is not None:
+            self._carry_out(host, host.deliveries.drop(number))
+
+    def _send(self, lane: Way, buffers: list[Buffer]) -> None:
+        with self._sending():
+            lane.connection.send(buffers)
+        self._watch(lane)

@@ -1,0 +1,209 @@
+"""Shared objects, as a worker has them.
+
+This module owns how an object becomes a value in a call, and how one that arrives over this worker's lane gets to
+the supervisor. It must not know which objects there are, nor how many bytes of them there may be.
+
+A worker keeps a descriptor of each object that a task of its own has used. For each call the object is unpickled
+over a private mapping: the system copies a page when the call first writes to it. A *frozen* object is unpickled
+once, over a mapping that cannot be written to.
+
+The lane is read by whichever thread has time for it, and objects are asked for by the thread that unpickles a call.
+So the thread that waits for an object may be the one whose lane it comes by: the helper thread reads meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from farm_executor.core.frames import Buffer, Frame, FrameType, Kind
+from farm_executor.core.sharing import Layout, Part, decode_piece, read_layout
+from farm_executor.data import payload, shared
+from farm_executor.data.byvalue import Resolver
+from farm_executor.errors import RemoteProtocolError, SharedMemoryError
+from farm_executor.server.channel import Line, Word
+from farm_executor.wire.memory_objects import MemoryObject
+
+__all__ = ["ASK", "FAILED", "GIVE", "HERE", "REFUSED", "SharedObjects"]
+
+ASK, GIVE, FAILED = b"a", b"g", b"f"  # said by workers
+HERE, REFUSED = b"h", b"r"  # said by the supervisor
+
+
+class _Held:
+    """An object that is here."""
+
+    def __init__(self, memory: MemoryObject) -> None:
+        view = memory.view(private=False)
+        self.memory = memory
+        self.layout: Layout = read_layout(view)
+        self.fixed: dict[Part, bytes] = {}  # parts that nobody can change, and that are made once
+        self.value: Any = None  # of a frozen object
+        self.loaded = False
+
+    def parts(self) -> list[Buffer]:
+        """Return the parts of its payload for one call."""
+        view = self.memory.view(private=not self.layout.frozen)
+        return [self._part(view, part) for part in self.layout.parts]
+
+    def _part(self, view: memoryview, part: Part) -> Buffer:
+        if part.kind is Kind.BYTES:
+            # An object of Python's own has its bytes within it, so it cannot be mapped.
+            if part not in self.fixed:
+                self.fixed[part] = bytes(view[part.begin : part.begin + part.size])
+            return self.fixed[part]
+        found = view[part.begin : part.begin + part.size]
+        return bytearray(found) if part.kind is Kind.BYTEARRAY else found
+
+
+class _Coming:
+    """An object that is on its way over this worker's lane."""
+
+    def __init__(self, number: int, memory: MemoryObject) -> None:
+        self.number = number
+        self.memory = memory
+        self.done = 0
+
+
+class SharedObjects:
+    """The shared objects of one worker.
+
+    Args:
+        line: The line to the supervisor.
+
+    Thread safety: `heed` is for the thread that reads the lane, `take` for any.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._pid = os.getpid()
+        self._asking = threading.Lock()  # held while an answer is awaited
+        self._held: dict[int, _Held] = {}
+        self._coming: _Coming | None = None
+        self._resolver: Callable[[], Resolver] | None = None
+        self.dropped: Callable[[int], None] = lambda number: None
+
+    def serve(self, resolver: Callable[[], Resolver], dropped: Callable[[int], None]) -> None:
+        """Let handles in pickles lead here.
+
+        Args:
+            resolver: See `payload.loads`.
+            dropped: Called, in the thread that reads the lane, with the number of an object that nobody needs.
+        """
+        self._resolver = resolver
+        self.dropped = dropped
+        shared.source = self.take
+
+    def take(self, number: int) -> Any:
+        """Return the object, for one call.
+
+        Raises:
+            SharedMemoryError: The server cannot hold it, or this process cannot map it.
+        """
+        held = self._held.get(number) or self._ask(number)
+        if held.loaded:
+            return held.value
+        try:
+            parts = held.parts()
+        except OSError as error:
+            where = f"cannot be mapped in worker {os.getpid()}"
+            raise SharedMemoryError(
+                f"shared object {number} of {held.memory.size} bytes {where}: {error}"
+            ) from error
+        value = payload.loads(parts, self._resolver)
+        if held.layout.frozen:
+            held.value, held.loaded = value, True
+        return value
+
+    def _ask(self, number: int) -> _Held:
+        if os.getpid() != self._pid:  # the line is the worker's: an answer to us would go to one of the two
+            raise SharedMemoryError(f"shared object {number} is not there in a process that a task has forked")
+        with self._asking:
+            while number not in self._held:
+                try:
+                    self._line.say(Word(ASK, number))
+                    # The answer to a question that was interrupted may come first.
+                    while (word := self._line.hear()).number != number:
+                        self._note(word)
+                except (OSError, EOFError) as error:
+                    raise SharedMemoryError(f"shared object {number} cannot be had: {error}") from error
+                self._note(word)
+                if word.kind == REFUSED:
+                    raise SharedMemoryError(word.text)
+        return self._held[number]
+
+    def _note(self, word: Word) -> None:
+        if word.kind != HERE:
+            return
+        if word.descriptor is None:
+            raise SharedMemoryError(
+                f"shared object {word.number} cannot be had: worker {os.getpid()} has too many files open"
+            )
+        try:
+            self._held[word.number] = _Held(MemoryObject.received(word.descriptor))
+        except (OSError, RemoteProtocolError) as error:
+            raise SharedMemoryError(f"shared object {word.number} cannot be used: {error}") from error
+
+    # -- for the thread that reads the lane --------------------------------------------------------------
+
+    def heed(self, frame: Frame) -> bool:
+        """Do what a frame says; return whether it is one about shared objects.
+
+        Raises:
+            RemoteProtocolError: It is a piece that is malformed, or not the one that is due.
+        """
+        if frame.type is FrameType.PIECE:
+            self._add(frame)
+        elif frame.type is FrameType.UNSHARE:
+            self._drop(frame.seq)
+        else:
+            return False
+        return True
+
+    def _add(self, frame: Frame) -> None:
+        """Take a piece of an object, and hand the object to the supervisor when it is whole."""
+        number, begin, size, data = decode_piece(frame)
+        coming = self._coming
+        if begin == 0:  # it may have been begun before, over a connection that has broken
+            try:
+                coming = self._coming = _Coming(number, MemoryObject.create("farm-shared", size))
+            except OSError as error:
+                self._fail(number, size, error)
+                return
+        if coming is None:
+            return  # the rest of one that has failed, or was dropped on its way
+        if (number, begin, size) != (coming.number, coming.done, coming.memory.size):
+            raise RemoteProtocolError(f"a piece of shared object {number} from {begin} on, which is not due")
+        try:
+            coming.memory.write(begin, data)
+        except OSError as error:
+            self._fail(number, size, error)
+            return
+        coming.done += len(data)
+        if coming.done == size:
+            self._coming = None
+            self._give(coming)
+
+    def _give(self, coming: _Coming) -> None:
+        try:
+            coming.memory.seal()
+            self._line.say(Word(GIVE, coming.number, descriptor=coming.memory.fileno()))
+        except OSError as error:
+            self._fail(coming.number, coming.memory.size, error)
+
+    def _fail(self, number: int, size: int, error: OSError) -> None:
+        self._coming = None
+        text = f"shared object {number} of {size} bytes cannot be held by this server: {error}"
+        try:
+            self._line.say(Word(FAILED, number, text))
+        except OSError:  # the supervisor is gone, and so are we, in a moment
+            pass
+
+    def _drop(self, number: int) -> None:
+        """Let go of an object that nobody needs any more."""
+        self.dropped(number)
+        self._held.pop(number, None)
+        if self._coming is not None and self._coming.number == number:
+            self._coming = None
