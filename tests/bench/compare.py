@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import chart
+import numpy as np
 import workloads
 from machine import (
     DelayingProxy,
@@ -208,6 +209,7 @@ class Bench:
             each(lambda e: workloads.array_closure(e, n(200), 8)),
             scale=1e3,
         )
+        yield from self._shared()
         yield Row(
             "the first of these, bytes on the wire, MiB",
             1.1,
@@ -262,6 +264,26 @@ class Bench:
         """What takes minutes."""
         yield Row("memory after 1,000,000 tasks, MiB", 1.03, self._million, "after 100,000", 1 / (1 << 20))
         yield Row("CPU of client, server and workers, idle for ten minutes, s", 0.0005, self._idle, "the time", 1)
+
+    def _shared(self) -> Iterator[Row]:
+        """What is sent once, for all workers; a pool gets it with each call, of which it makes four."""
+        size = 8 if self.quick else 512
+        data = np.arange(size << 17, dtype=np.float64)
+        pool, embedded = self.pools[POOL], self.farms[EMBEDDED]
+
+        def calls() -> Measured:
+            started = time.perf_counter()
+            for _ in range(4):
+                pool.submit(workloads.size_of, data).result()
+            each = (time.perf_counter() - started) / 4
+            return {"200 arguments of PPE": 200 * each, EMBEDDED: workloads.over_shared(embedded, data, 200)}
+
+        def held() -> Measured:
+            return {"the object": float(data.nbytes), EMBEDDED: workloads.held_of_shared(embedded, data)}
+
+        yield Row(f"200 calls over a shared array of {size} MiB, ms", 0.01, calls, "200 arguments of PPE", 1e3)
+        if sys.platform == "linux":
+            yield Row("memory of its server and workers, MiB", 1.1, held, "the object", 1 / (1 << 20))
 
     # -- rounds that are not one function of each executor ---------------------------------------------------
 

@@ -280,3 +280,32 @@ SPAWN_PROGRAM = (
     "if __name__ == '__main__':\n"
     " with ProcessPoolExecutor(2, multiprocessing.get_context('spawn')) as e: e.submit(pow, 2, 2).result()"
 )
+
+
+def over_shared(executor: Any, data: Any, calls: int) -> float:
+    """Seconds of that many calls over one shared object, which the workers have mapped before."""
+    with executor.share(data) as shared:
+        executor.broadcast(size_of, shared)
+        started = time.perf_counter()
+        futures = [executor.submit(size_of, shared) for _ in range(calls)]
+        for future in futures:
+            assert future.result() == len(data)
+        return time.perf_counter() - started
+
+
+def held_of_shared(executor: Any, data: Any) -> float:
+    """Bytes that the workers, and with them their server, hold of a shared object that all have read."""
+    before = sum(executor.broadcast(_held))
+    with executor.share(data, frozen=True) as shared:
+        executor.broadcast(_sum, shared)
+        return float(sum(executor.broadcast(_held)) - before)
+
+
+def _sum(data: Any) -> float:
+    return float(data.sum())
+
+
+def _held() -> int:
+    """This worker's private memory, and its part of what it shares with others."""
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("Pss:"))
