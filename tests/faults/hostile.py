@@ -79,6 +79,17 @@ from farm_executor.core.liveness import CUT_EXIT_CODE, encode_counts
 from farm_executor.core.messages import TABLE, from_json, to_json
 from farm_executor.core.reader import FrameReader
 from farm_executor.core.secret import monitor_secret
+from farm_executor.core.sharing import (
+    State,
+    decode_answer,
+    decode_piece,
+    encode_answer,
+    encode_piece,
+    layout_of,
+    read_layout,
+)
+from farm_executor.core.sharing import decode_offer as decode_share
+from farm_executor.core.sharing import encode_offer as encode_share
 from farm_executor.core.shipment import (
     Contents,
     Difference,
@@ -103,13 +114,14 @@ from farm_executor.observe.top import paint
 from farm_executor.server import lane as lane_module
 from farm_executor.server import sessions as sessions_module
 from farm_executor.server import workers as workers_module
-from farm_executor.server.channel import Channel
+from farm_executor.server.channel import Channel, Line
 from farm_executor.server.depot import Room
 from farm_executor.server.lane import WorkerLane
 from farm_executor.server.modules import ModuleFinder
 from farm_executor.server.packages import PackageCheck
 from farm_executor.server.progress import BEGUN, NOT_BEGUN, Progress
 from farm_executor.server.sent import SentTask
+from farm_executor.server.shared import SharedObjects
 from farm_executor.server.supervisor import Supervisor
 from farm_executor.wire.address import parse_address
 from farm_executor.wire.connection import Connection
@@ -192,6 +204,16 @@ def _understand(frame: Frame) -> None:
                 assert len(decode_results(frame)[1]) == frame.count
         elif frame.type is FrameType.FORGET:
             decode_number(frame)
+        elif frame.type is FrameType.PIECE:
+            number, begin, size, piece = decode_piece(frame)
+            assert 0 < len(piece) <= size - begin
+            read = FrameReader(allocate=_give).receive_data(b"".join(encode_piece(number, begin, size, piece)))
+            assert decode_piece(read[0]) == (number, begin, size, piece)
+        elif frame.type is FrameType.SHARE:
+            assert b"".join(encode_share(*decode_share(frame)))[16:] == frame.body
+        elif frame.type is FrameType.SHARED:
+            number, state, reason = decode_answer(frame)
+            assert reason.isprintable() or not reason
         else:
             hello = decode_hello(frame)
             for kind in TABLE:
@@ -211,6 +233,15 @@ def shipment(data: bytes) -> None:
         with contextlib.suppress(RemoteProtocolError):
             message = decode(data)
             assert decode(encode(message)) == message
+
+
+def shared(data: bytes) -> None:
+    """The memory of a shared object that somebody else has filled."""
+    with contextlib.suppress(RemoteProtocolError):
+        layout = read_layout(data)
+        ends = [begin + size for begin, size, _ in layout.parts]
+        assert all(end <= part.begin for end, part in zip(ends, layout.parts[1:], strict=False))
+        assert max(ends) <= layout.size == len(data)
 
 
 _place = tempfile.TemporaryDirectory(prefix="hostile-")
@@ -523,6 +554,9 @@ def worker(data: bytes) -> None:
     lane._connection = _bounded(pairs[0][1])
     lane.features = frozenset((*ALWAYS, RECORDS))
     lane.on_offer = lambda modules, packages: None
+    line, theirs = Line.pair()
+    theirs._socket.setblocking(False)  # nobody listens
+    lane.shared = SharedObjects(theirs)
     question = lane._questions.new("hostile", "")
     lane._questions.add(question)
     await_more = lane._await
@@ -552,7 +586,7 @@ def worker(data: bytes) -> None:
         lane.close()
         with contextlib.suppress(ModuleNotFoundError):
             question.result()
-        for one in (lane._wanted, supervisor, channel, *pairs[0], *pairs[1]):
+        for one in (lane._wanted, supervisor, channel, line, theirs, *pairs[0], *pairs[1]):
             one.close()
 
 
@@ -856,7 +890,19 @@ def _after(first: bytes) -> bytes:
     return len(first).to_bytes(2, "little") + first
 
 
-_STREAMS = (_LANE, _ANSWERS, _REPORTS, _CONTROL_HELLO, _OUTPUT + _MARKED, _PULSE + _HEARD)
+_SHARED = layout_of([5, 7], frozen=True).head.ljust(64, b"\0") + bytes(128)
+_OFFERED = _joined(encode_share(1, 192), encode_share(1, 192), encode_frame(FrameType.UNSHARE, seq=1))
+_REPLIED = _joined(*(encode_answer(1, state, "why" * (state == State.REFUSED)) for state in State))
+_PIECES = _joined(
+    *(encode_piece(1, begin, 192, _SHARED[begin : begin + 96]) for begin in (0, 96)),
+    encode_piece(2, 0, 192, _SHARED[:96]),
+    encode_frame(FrameType.UNSHARE, seq=2),
+    encode_frame(FrameType.UNSHARE, seq=1),
+)
+_STREAMS = (
+    *(_LANE, _ANSWERS, _REPORTS, _CONTROL_HELLO, _OUTPUT + _MARKED, _PULSE + _HEARD),
+    *(_OFFERED, _REPLIED, _PIECES),
+)
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
@@ -864,6 +910,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         *(
             frames,
             shipment,
+            shared,
             unpacking,
             server_handshake,
             client_handshake,
@@ -884,6 +931,7 @@ SEEDS: dict[str, list[bytes]] = {
         *(_OFFER, _CONTENTS, encode_question("pkg", "?")),
         encode_differences([Difference("numpy", "2.1.0", "1.0")]),
     ],
+    "shared": [_SHARED, _SHARED[:8] + b"\x01" + _SHARED[9:]],
     "unpacking": [b"".join(len(part).to_bytes(2, "little") + part for part in (_CONTENTS, *_FILES))],
     "server_handshake": [_SAID],
     "client_handshake": [_ANSWERED],
@@ -903,16 +951,19 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "session": [
         _PULSE + _HEARD,
+        _OFFERED,
         _joined(encode_hello(_KILL, FrameType.KILL)),
         _joined(encode_hello({**_KILL, "ranges": [[7, 9]]}, FrameType.KILL), encode_frame(FrameType.BYE)),
     ],
     "worker": [
         _after(_LANE),
         _after(_MODULES + _LANE),
+        _after(_PIECES) + _PIECES,
         _after(_BEGINNING) + _joined(encode_frame(FrameType.RESUME, seq=2)),
         _after(_BEGINNING) + _joined(encode_frame(FrameType.RESUME, seq=0)) + _LANE,
     ],
     "client": [
+        bytes([len(_REPLIED), 0]) + _REPLIED,
         bytes([0, len(_ANSWERS)]) + _ANSWERS,
         bytes([0, len(_ASKED + _READY)]) + _ASKED + _READY + _RESULTS,
         bytes([len(_OUTPUT), 255]) + _OUTPUT + _READY + _MARKED + _RESULTS,
