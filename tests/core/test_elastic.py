@@ -82,7 +82,6 @@ def test_those_that_have_not_come_are_wanted_as_long_as_tasks_wait_and_a_while_l
     assert elastic.wanted == (3 if waiting else 0)
 
 
-@settings(max_examples=60, stateful_step_count=40)
 class Life(RuleBasedStateMachine):
     """A farm whose servers come, work, die and are let go as they may, beside a record of what each has done."""
 
@@ -149,4 +148,5 @@ class Life(RuleBasedStateMachine):
             assert self.least <= self.elastic.wanted <= self.most
 
 
+Life.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestLife = Life.TestCase
