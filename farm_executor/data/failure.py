@@ -120,7 +120,7 @@ def dump_unsendable(
 
 def explain_unreadable(error: BaseException) -> str:
     """Return the worker's message that a call could not be read; none for an error that says so itself."""
-    if isinstance(error, SharedMemoryError):
+    if type(error) is SharedMemoryError:  # its class may define anything, __class__ included
         return ""
     return f"the task's function or arguments could not be read on the worker: {describe(error)}"
 
