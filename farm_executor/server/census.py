@@ -22,7 +22,7 @@ from farm_executor.core.census import (
 )
 from farm_executor.core.messages import to_json
 from farm_executor.server.memory import private_bytes, read_small
-from farm_executor.server.process import Figures, Worker
+from farm_executor.server.process import Figures, Measured, Worker
 from farm_executor.server.session import Session
 from farm_executor.server.sessions import Sessions, Terms
 from farm_executor.wire.whose import whose
@@ -30,6 +30,9 @@ from farm_executor.wire.whose import whose
 __all__ = ["Census"]
 
 FRESH_SECONDS = 0.5
+# Seconds for which what the system says of a worker serves: of one that works, and of one that rests. To ask for it
+# takes more than half of what a worker costs.
+WORKING_SECONDS, RESTING_SECONDS = 1.0, 10.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -129,12 +132,23 @@ def _row(session: Session, worker: Worker, figures: Figures, running: float, now
         state = "busy"
     else:
         state = "starting" if figures.busy and not figures.begun else "idle"
-    held = private_bytes(worker.pid)
+    held, cpu = _measured(worker, state, figures.begun)
     return [
         *(session.number, worker.slot, worker.pid, int(max(now - worker.started, 0.0)), state),
-        *(_short(running), figures.begun, _short(figures.spent + running), _cpu_seconds(worker.pid)),
+        *(_short(running), figures.begun, _short(figures.spent + running), cpu),
         *(None if held is None else held // 2**20, figures.received, figures.sent),
     ]
+
+
+def _measured(worker: Worker, state: str, begun: int) -> tuple[int | None, float | None]:
+    """Return a worker's bytes of memory and seconds of CPU, as they were a moment ago."""
+    clock, known = time.monotonic(), worker.measured
+    # The state, too: what was measured in the middle of a task tells nothing of the time after it.
+    serves = WORKING_SECONDS if state == "busy" else RESTING_SECONDS
+    if known is None or known.of != (state, begun) or clock - known.at >= serves:
+        known = Measured((state, begun), clock, private_bytes(worker.pid), _cpu_seconds(worker.pid))
+        worker.measured = known
+    return known.memory, known.cpu
 
 
 def _short(seconds: float) -> float:

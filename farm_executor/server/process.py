@@ -16,7 +16,7 @@ from farm_executor.wire.sockets import Socket, hang_up
 if TYPE_CHECKING:
     from farm_executor.server.forwarding import WorkerOutput
 
-__all__ = ["Figures", "Worker"]
+__all__ = ["Figures", "Measured", "Worker"]
 
 
 class Figures(NamedTuple):
@@ -37,6 +37,22 @@ class Figures(NamedTuple):
     received: int
     sent: int
     busy: bool
+
+
+class Measured(NamedTuple):
+    """What the system has said of a worker.
+
+    Attributes:
+        of: The worker's state, and how many tasks it had begun.
+        at: When, by `time.monotonic`.
+        memory: Bytes; None if the system does not say.
+        cpu: Seconds; None likewise.
+    """
+
+    of: tuple[str, int]
+    at: float
+    memory: int | None
+    cpu: float | None
 
 
 class Worker:
@@ -73,6 +89,7 @@ class Worker:
         # The bytes of connections before the present one, and of that one when last looked at: see `figures`.
         self._carried = (0, 0)
         self._passed = (0, 0)
+        self.measured: Measured | None = None  # when somebody last looked
         self.looked_at = NOT_BEGUN  # the last task begun when we last looked at its memory
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ from farm_executor import FarmExecutor, status
 from farm_executor.core import census as shape
 from farm_executor.core.census import WORKER_COLUMNS
 from farm_executor.core.frames import FrameType
-from farm_executor.core.messages import WorkerDied
+from farm_executor.core.messages import WorkerDied, to_json
 from farm_executor.server import census as census_module
 from farm_executor.server import machine as machine_module
 from farm_executor.server.census import Census
@@ -194,6 +194,7 @@ def test_names_are_cut_and_cleaned(serving):
 
 class FakeWorker:
     stopped = False
+    measured = None
 
     def __init__(self, pid):
         self.pid, self.slot, self.started = pid, 63, time.time() - 86_400
@@ -222,7 +223,7 @@ class FakeSessions(list):
 
 
 def census_of(sessions):
-    return Census(Terms("a", "", 64, local_versions(), (), False), FakeSessions(sessions))
+    return Census(Terms("a", "", 64, local_versions(), (), "", False), FakeSessions(sessions))
 
 
 def test_a_worker_takes_at_most_80_bytes(monkeypatch):
@@ -243,6 +244,26 @@ def test_the_document_serves_all_who_ask_within_half_a_second(monkeypatch):
     assert worker.looks == 1
     clock[0] += 0.02
     assert census.encoded(2**20) is not first
+
+
+def test_the_system_is_not_asked_again_of_a_worker_that_rests(monkeypatch):
+    clock, asked = [100.0], []
+    monkeypatch.setattr(census_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(census_module, "private_bytes", lambda pid: asked.append(pid) or 2**20 * len(asked))
+    worker = FakeWorker(os.getpid())
+    worker.begun, worker.since = 1, time.perf_counter()
+    worker.figures = lambda: Figures(worker.begun, worker.since, 0.0, 0, 0, bool(worker.since))
+    census = census_of([FakeSession([worker])])
+
+    def memory_after(seconds):
+        clock[0] += seconds
+        return workers_of(json.loads(json.dumps(to_json(census.status(2**20)))))[0]["memory"]
+
+    assert [memory_after(0.5), memory_after(0.5), memory_after(0.5)] == [1, 1, 2], "it works"
+    worker.since = 0.0
+    assert [memory_after(0.1), memory_after(9.0), memory_after(2.0)] == [3, 3, 4], "it rests"
+    worker.begun = 2
+    assert memory_after(0.1) == 5, "it has run something"
 
 
 def test_nobody_looks_and_nothing_is_looked_at():
