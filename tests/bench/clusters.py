@@ -2,6 +2,7 @@
 
     python tests/bench/clusters.py dask://127.0.0.1:8786
     python tests/engines/slurm_cluster.py python tests/bench/clusters.py 'slurm://?nodes=2'
+    python tests/engines/ray_cluster.py python tests/bench/clusters.py 'ray://auto?workers=2&per=2'
 
 Each figure is the best of several, as a busy machine makes all others worse.
 """
