@@ -9,7 +9,6 @@ it is a temporary file without a name, which the system may write to its disk, a
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 import sys
@@ -102,6 +101,8 @@ class MemoryObject:
         Raises:
             OSError: The process may not map as much more.
         """
+        import mmap  # late: a program that shares nothing never needs it
+
         access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
         return memoryview(mmap.mmap(self._descriptor, self.size, access=access))
 
