@@ -72,9 +72,9 @@ class Terms(NamedTuple):
         slots: The number of workers that each session may have.
         versions: Its versions.
         features: Those that it has.
-        beside: See `messages.Welcome`.
         tunnelled: Whether there is a network behind its unix socket.
         max_shared: The bytes that all clients together may share; None for half of the memory there is.
+        beside: See `messages.Welcome`.
     """
 
     address: str
@@ -82,9 +82,9 @@ class Terms(NamedTuple):
     slots: int
     versions: Versions
     features: tuple[str, ...]
-    beside: str
     tunnelled: bool
     max_shared: int | None = None
+    beside: str = ""
 
 
 class StartWorkers(Protocol):

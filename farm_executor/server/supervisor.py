@@ -119,7 +119,7 @@ class Supervisor:
         self._depot = None if embedded and not tunnelled else Depot(self._close_all)
         rings = (RINGS,) if memfd.AVAILABLE else ()
         features = (*ALWAYS, OUTPUT, RECORDS, *rings, *(() if self._depot is None else (MODULES,)))
-        terms = Terms(address, name, slots, local_versions(), features, name_beside, tunnelled, max_shared)
+        terms = Terms(address, name, slots, local_versions(), features, tunnelled, max_shared, name_beside)
         start_workers = partial(
             Workers,
             self._selector,

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import chart
 import numpy as np
@@ -41,6 +42,7 @@ from simulate import cost_per_task
 from workloads import identity
 
 from farm_executor import FarmExecutor, start_server
+from farm_executor.wire import memfd
 from farm_executor.wire.address import parse_address
 
 WORKERS = 2
@@ -90,6 +92,9 @@ class Bench:
             EMBEDDED: stack.enter_context(FarmExecutor(WORKERS)),
             SERVERS: stack.enter_context(FarmExecutor([server.address for server in servers])),
         }
+        with mock.patch.object(memfd, "AVAILABLE", False):  # as with an older peer: it has no rings
+            self.by_socket = stack.enter_context(FarmExecutor(WORKERS))
+            self.by_socket.submit(identity).result()
         self.all = self.pools | self.farms
         for executor in self.all.values():
             for _ in executor.map(identity, range(200)):
@@ -169,10 +174,17 @@ class Bench:
             if not self.quick or size == 1:
                 yield Row(
                     f"numpy {size} MiB there and back, ms",
-                    0.25,
+                    0.25 if size == 1 else 1 / 15,
                     each(lambda e, s=size: workloads.echo(e, s)),
                     scale=1e3,
                 )
+        yield Row(
+            "numpy 64 MiB there and back beside the same over the unix socket, ms",
+            0.6,
+            self._beside_socket,
+            base="unix socket",
+            scale=1e3,
+        )
         yield Row(
             "bytes 64 MiB there and back, ms",
             1 / 8,
@@ -320,6 +332,11 @@ class Bench:
             }
 
         return round
+
+    def _beside_socket(self) -> Measured:
+        size = 1 if self.quick else 64
+        both = {"unix socket": self.by_socket, EMBEDDED: self.farms[EMBEDDED]}
+        return {name: workloads.echo(farm, size) for name, farm in both.items()}
 
     def _peak(self) -> Measured:
         size, found = 64 << 20, {"one payload": 1.0}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import mmap
 import os
 import pickle
 import resource
@@ -53,12 +54,14 @@ from farm_executor.core.batches import (
     encode_tasks_together,
 )
 from farm_executor.core.census import WORKER_COLUMNS, FarmStatus
-from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS
+from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS, RINGS
 from farm_executor.core.frames import (
+    BULK,
     ERROR,
     HEADER_SIZE,
     MAX_BODY,
     MAX_HELLO,
+    RING,
     TOGETHER,
     Frame,
     FrameType,
@@ -78,6 +81,7 @@ from farm_executor.core.handshake import (
 from farm_executor.core.liveness import CUT_EXIT_CODE, encode_counts
 from farm_executor.core.messages import TABLE, from_json, to_json
 from farm_executor.core.reader import FrameReader
+from farm_executor.core.ring import LEAST, USUAL, Shape, shape_of
 from farm_executor.core.secret import monitor_secret
 from farm_executor.core.sharing import (
     State,
@@ -125,6 +129,7 @@ from farm_executor.server.shared import SharedObjects
 from farm_executor.server.supervisor import Supervisor
 from farm_executor.wire.address import parse_address
 from farm_executor.wire.connection import Connection
+from farm_executor.wire.ring import Ring
 from farm_executor.wire.security import Key
 from farm_executor.wire.versions import local_versions
 
@@ -552,7 +557,7 @@ def worker(data: bytes) -> None:
     steps = iter([lambda: supervisor.pass_on(pairs[1][1], 0, b""), supervisor.say_end])
     lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True, secure=lambda sock, *_: sock)
     lane._connection = _bounded(pairs[0][1])
-    lane.features = frozenset((*ALWAYS, RECORDS))
+    lane.features = frozenset((*ALWAYS, RECORDS, RINGS))
     lane.on_offer = lambda modules, packages: None
     line, theirs = Line.pair()
     theirs._socket.setblocking(False)  # nobody listens
@@ -745,6 +750,40 @@ def watcher(data: bytes) -> None:
             assert line.isprintable()
 
 
+def ring(data: bytes) -> None:
+    """A lane with a ring, as its client receives and sends through it.
+
+    The first byte says how many follow as what describes an offered ring, the second how many credits come.
+    """
+    shape, credits = (data[0], data[1]) if len(data) > 1 else (0, 0)
+    with contextlib.suppress(RemoteProtocolError):
+        assert shape_of(data[2 : 2 + shape]).size <= 1 << 31
+    pairs = [socket.socketpair() for _ in range(2)]
+    (here, there), (bell, other) = pairs
+    for sock in (here, there, bell, other):
+        sock.setblocking(False)
+    connection = _bounded(here)
+    small = Shape(1 << 16, 2)
+    assert connection.expect_ring(Ring(mmap.mmap(-1, small.size), bell, small, at_client=True)) is None
+    assert connection.use_ring()
+    place = 2 + shape + credits
+    other.send(data[2 + shape : place])
+    there.send(data[place : place + (1 << 14)])
+    there.shutdown(socket.SHUT_WR)
+    try:
+        connection.send(encode_payload(FrameType.TASKS, [b"", bytes(LEAST)], prefix=bytes(4)))
+        connection.flush()
+        while True:
+            for frame in connection.receive():
+                _understand(frame)
+    except (EOFError, RemoteProtocolError):
+        pass
+    finally:
+        connection.close()
+        there.close()
+        other.close()
+
+
 # -- genuine bytes, for others to spoil ---------------------------------------------------------------------------
 
 
@@ -758,7 +797,7 @@ _CONTROL_HELLO = _joined(
             "role": "control",
             "versions": local_versions()._asdict(),
             "client": "somebody",
-            "features": [*ALWAYS, OUTPUT, RECORDS, MODULES],
+            "features": [*ALWAYS, OUTPUT, RECORDS, RINGS, MODULES],
         }
     )
 )
@@ -813,6 +852,10 @@ _RESULTS = _joined(
     encode_frame(FrameType.RECALLED, count=1, seq=3),
 )
 _ANSWERS = _READY + _RESULTS
+_RINGED = _joined(
+    encode_frame(FrameType.RESULTS, flags=BULK | RING, count=1, body=struct.pack("<I2QI", 2, 4, LEAST + 1, 25)),
+    [b"bulk", b"....."],
+)
 _OUTPUT = _joined(
     encode_frame(FrameType.OUTPUT, count=1, seq=0, body=struct.pack("<Q", 1) + b"one\ntw"),
     encode_frame(FrameType.OUTPUT, count=2, seq=3, body=struct.pack("<Q", 1) + b"\x1b[31m\r\xff"),
@@ -921,6 +964,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
             worker,
             client,
             watcher,
+            ring,
         ),
     )
 }
@@ -939,6 +983,7 @@ SEEDS: dict[str, list[bytes]] = {
     "guest": [
         _CONTROL_HELLO,
         _joined(encode_hello({"role": "lane", "session": "0", "slot": 0, "lane": 1})),
+        _joined(encode_hello({"role": "lane", "session": "0", "ring": True, "lane": 1})),
         *(_joined(encode_hello({"role": "admin", "command": word})) for word in ("ping", "status", "end")),
         *(_WATCH, _WATCH + b"\0"),
         _CONTROL_HELLO + _joined(encode_hello(_KILL, FrameType.KILL)),
@@ -957,6 +1002,7 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "worker": [
         _after(_LANE),
+        _after(_BEGINNING) + _joined(encode_frame(FrameType.RINGED)),
         _after(_MODULES + _LANE),
         _after(_PIECES) + _PIECES,
         _after(_BEGINNING) + _joined(encode_frame(FrameType.RESUME, seq=2)),
@@ -971,5 +1017,9 @@ SEEDS: dict[str, list[bytes]] = {
         bytes([0, len(_READY)]) + _READY + _joined(encode_frame(FrameType.RESUMED, seq=1)) + _RESULTS,
     ],
     "watcher": [_DOCUMENTS],
+    "ring": [
+        bytes([8, 2]) + USUAL.encode() + b"++" + _READY + _RINGED,
+        bytes([8, 4]) + Shape(1 << 16, 2).encode() + b"++++" + _RINGED + _RINGED,
+    ],
 }
 """Genuine bytes of each kind."""
