@@ -14,7 +14,8 @@ import pytest
 from client import share_tasks as tasks
 from client.share_tasks import Plain
 
-from farm_executor import FarmExecutor, Shared, SharedMemoryError, start_server
+from farm_executor import FarmExecutor, Shared, SharedMemoryError, TaskExecutionError, start_server
+from farm_executor.client.farm.missing import explain_missing
 
 SIZE = 3 * 1024 * 1024 + 17  # more than one piece, and not a whole number of them
 KEY = bytes(range(32))
@@ -353,3 +354,13 @@ def test_a_global_of_the_program_may_be_a_handle(tmp_path):
     )
 
     assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_a_server_that_is_too_old_is_named():
+    error = TaskExecutionError("could not be read")
+    error.__cause__ = ModuleNotFoundError("No module named 'x'", name="farm_executor.data.shared")
+
+    told = explain_missing(error, server="old:1")
+
+    assert type(told) is SharedMemoryError
+    assert str(told).startswith("server old:1 has an older farm_executor, which cannot hold shared objects")
