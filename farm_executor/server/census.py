@@ -33,6 +33,7 @@ FRESH_SECONDS = 0.5
 # Seconds for which what the system says of a worker serves: of one that works, and of one that rests. To ask for it
 # takes more than half of what a worker costs.
 WORKING_SECONDS, RESTING_SECONDS = 1.0, 10.0
+MACHINE_SECONDS = 2.0  # likewise, of the machine, whose limits are in a dozen files
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -50,6 +51,8 @@ class Census:
         self._started = time.time()
         self._encoded = b""
         self._fresh_until = float("-inf")
+        self._machine: Machine | None = None
+        self._machine_until = 0.0
 
     def encoded(self, room: int) -> bytes:
         """Return the document as JSON, at most `FRESH_SECONDS` old; ``room`` as in `status`."""
@@ -61,8 +64,6 @@ class Census:
 
     def status(self, room: int) -> Status:
         """Take the document now, with as many sessions, and their workers, as about ``room`` bytes take."""
-        from farm_executor.server.machine import machine  # late: what it imports would delay the start
-
         now, clock = time.time(), time.perf_counter()
         terms, sessions, workers = self._terms, list(self._sessions), self._sessions.workers
         counts = workers.counts
@@ -98,7 +99,7 @@ class Census:
             slots=terms.slots,
             draining=self._sessions.draining,
             versions=terms.versions,
-            machine=Machine(*machine()),
+            machine=self._look_at_machine(),
             totals=Totals(
                 *(self._sessions.opened, counts.workers, dict(counts.ended), tasks, round(busy, 3), received, sent)
             ),
@@ -107,6 +108,14 @@ class Census:
             workers=WorkerTable(list(WORKER_COLUMNS), [row for told in shown for row in rows[told.id]]),
             deaths=list(counts.deaths),
         )
+
+    def _look_at_machine(self) -> Machine:
+        from farm_executor.server.machine import machine  # late: what it imports would delay the start
+
+        clock = time.monotonic()
+        if self._machine is None or clock >= self._machine_until:
+            self._machine, self._machine_until = Machine(*machine()), clock + MACHINE_SECONDS
+        return self._machine
 
 
 def _client(session: Session, now: float) -> ClientStatus:
