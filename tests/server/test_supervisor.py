@@ -646,9 +646,9 @@ def test_a_fault_in_serving_one_guest_is_that_guests_alone():
 def test_a_fault_in_answering_one_watcher_is_that_watchers_alone():
     with (
         Serving(
-            before="import farm_executor.server.census as c\n"
+            before="import farm_executor.server.machine as m\n"
             "def fail(): raise ZeroDivisionError('of our own')\n"
-            "c.machine = fail"
+            "m.machine = fail"
         ) as server,
         SessionPeer(server.address) as session,
     ):
