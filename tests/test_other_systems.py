@@ -11,7 +11,7 @@ import farm_executor
 from farm_executor import start_server
 
 ROOT = Path(farm_executor.__file__).parents[1]
-PROGRAM = Path(__file__).with_name("elsewhere.py")
+PROGRAM = Path(__file__).with_name("other_systems.py")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a server needs fork")
 

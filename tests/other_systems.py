@@ -1,4 +1,4 @@
-"""A client of a server, run without what macOS or Windows lack: ``python elsewhere.py macos|windows ADDRESS``.
+"""A client of a server, run without what macOS or Windows lack: ``python other_systems.py macos|windows ADDRESS``.
 
 It cannot stand for a machine with such a system; it finds names that are used although they are not there.
 """
