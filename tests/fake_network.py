@@ -75,7 +75,7 @@ class Connection:
     """The client's end of one."""
 
     peer = None
-    pending = unsent = False
+    pending = unsent = laden = False
 
     def __init__(self) -> None:
         self.socket = SimpleNamespace(setblocking=lambda blocking: None)
