@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from farm_executor.core.frames import MAX_COUNT, Buffer, Frame, Payload, is_bulk, payload_size
@@ -54,6 +55,7 @@ class Outgoing:
 
     Attributes:
         items: How many have been put.
+        whole: Entered while frames are numbered and sent, which must not be interrupted halfway.
 
     Thread safety: `put` and `finish` are for the thread that runs the task, `flush` for any; `add_sent`, `credit`
     and `unheard` are called as the lane's lock for sending, or for reading, has it.
@@ -84,6 +86,7 @@ class Outgoing:
         self._flushed = 0.0
         self._number = 0  # of the next frame
         self.items = 0
+        self.whole: AbstractContextManager[None] = nullcontext()
         self._sent: deque[tuple[int, list[Buffer]]] = deque()  # those not taken: their sizes, and they, if kept
         self._taken = 0
         self._ahead = 0  # bytes
@@ -138,16 +141,18 @@ class Outgoing:
                 self._lock.release()
 
     def _flush(self) -> None:
-        if self._plain:
-            plain, self._plain = self._plain, []
-            frames = encode_items_together(self.seq, self._number, len(plain), payload.dumps_together(plain))
-        else:
-            pickled, self._pickled = self._pickled, []
-            frames = encode_items(self.seq, self._number, pickled)
-        self._size = 0
-        self._number += 1
-        self._send(self, frames, payload_size(frames))
-        self._flushed = time.perf_counter()
+        # Of a frame whose rest is lost, or that is sent in part twice, the other end would make something else.
+        with self.whole:
+            if self._plain:
+                plain, self._plain = self._plain, []
+                frames = encode_items_together(self.seq, self._number, len(plain), payload.dumps_together(plain))
+            else:
+                pickled, self._pickled = self._pickled, []
+                frames = encode_items(self.seq, self._number, pickled)
+            self._size = 0
+            self._number += 1
+            self._send(self, frames, payload_size(frames))
+            self._flushed = time.perf_counter()
 
     def _has_room(self) -> bool:
         return not self._sent or (len(self._sent) < MAX_AHEAD and self._ahead < MAX_BYTES_AHEAD)

@@ -12,6 +12,7 @@ import opcode
 import os
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Sequence
@@ -151,6 +152,7 @@ class _Runner:
             lane.shared.serve(self._namespaces.resolver, self._namespaces.forget_shared)
         sys.modules["__main__"].__class__ = WorkerMain
         self._in_call = False
+        self._whole = _Whole(self._interrupt)
         self._pid = os.getpid()
 
     def on_interrupt(self, signum: int, frame: Any) -> None:
@@ -158,7 +160,15 @@ class _Runner:
 
         Ctrl-C in the terminal reaches only embedded workers: those of servers are in process groups of their own.
         """
-        if self._in_call or os.getpid() != self._pid:  # a child that a task has forked is always interrupted
+        if os.getpid() != self._pid:  # a child that a task has forked is always interrupted
+            raise KeyboardInterrupt
+        if self._in_call and self._whole.entered:
+            self._whole.came = True
+        else:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._in_call:
             # Once per call: a second Ctrl-C must not hit the code that reports the first.
             self._in_call = False
             raise KeyboardInterrupt
@@ -218,6 +228,7 @@ class _Runner:
                 "stream() needs a newer farm_executor on the server or in the client: update it, or return a list"
             )
         stream = self._lane.open_stream()
+        stream.whole = self._whole
         try:
             if isinstance(items, types.CoroutineType):
                 items = awaited(items)
@@ -265,6 +276,30 @@ class _Runner:
             if not payload.by_value(function.data):  # nothing that the client sends later can change it
                 function.data = function.originals = None
         return loaded
+
+
+class _Whole:
+    """A context in which an interrupt of the running call waits for the end; other threads have no part in it.
+
+    Attributes:
+        entered: Whether the main thread is in it.
+        came: Whether an interrupt waits.
+    """
+
+    def __init__(self, interrupt: Callable[[], None]) -> None:
+        self._interrupt = interrupt
+        self.entered = self.came = False
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.came = False  # what is left of an interrupt that another has overtaken
+            self.entered = True
+
+    def __exit__(self, *error: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.entered = False
+            if self.came:
+                self._interrupt()
 
 
 class _UnsendableItemError(Exception):

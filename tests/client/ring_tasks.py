@@ -5,6 +5,8 @@ import os
 import signal
 import time
 
+from farm_executor.wire.ring import Ring
+
 
 def echo(value):
     return value
@@ -54,6 +56,21 @@ def sum_in_a_child(value):
 
 def pid(_):
     return os.getpid()
+
+
+def interrupted_amid_a_copy(size):
+    """Yield large data, with Ctrl-C just when its first piece is in the ring."""
+    put = Ring.put
+
+    def struck(self, source, lane=None):
+        copied = put(self, source, lane)
+        Ring.put = put
+        signal.raise_signal(signal.SIGINT)
+        return copied
+
+    Ring.put = struck
+    yield os.urandom(size)
+    yield b"never"
 
 
 def mapped():

@@ -143,6 +143,21 @@ def test_a_recall_while_a_segment_is_half_sent_finds_its_way():
                 assert future.result(DEADLINE) == bytes([number]) * SIZE
 
 
+def test_an_interrupt_amid_a_copy_leaves_the_ring_in_step():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with FarmExecutor(1) as farm:
+            until_ringed(farm)
+            worker = farm.submit(tasks.pid, None).result(DEADLINE)
+            with pytest.raises(KeyboardInterrupt):
+                list(farm.stream(tasks.interrupted_amid_a_copy, SIZE))
+            for value in [os.urandom(SIZE) for _ in range(3)]:
+                assert farm.submit(tasks.echo, value).result(DEADLINE) == value
+            assert farm.submit(tasks.pid, None).result(DEADLINE) == worker
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 # -- one end is gone ---------------------------------------------------------------------------------------------
 
 
