@@ -15,13 +15,17 @@ from typing import NamedTuple
 
 from farm_executor.wire.sockets import Socket
 
-__all__ = ["RING", "Channel", "Line", "Word"]
+__all__ = ["RING", "Channel", "Line", "NoRingError", "Word"]
 
 RING = 255
 """The note of a socket over which a ring is to be offered; keys, which the others number, are never that many."""
 
 _SECRET = 32
 _END = bytes([0, 255]) + bytes(_SECRET)  # all words have one length, as several may arrive together
+
+
+class NoRingError(OSError):
+    """A socket for a ring cannot be taken, which its lane can do without."""
 
 
 class Channel:
@@ -62,7 +66,8 @@ class Channel:
 
         Raises:
             EOFError: The other end is gone.
-            OSError: A socket came, but this process has as many files open as it may.
+            NoRingError: A socket for a ring came, but this process has as many files open as it may.
+            OSError: The same for a lane's socket.
         """
         try:
             word, descriptors, _, _ = socket.recv_fds(self._socket, len(_END), 1)
@@ -73,7 +78,8 @@ class Channel:
         if word == _END:
             return None
         if not descriptors:  # the system drops a descriptor for which this process has no room
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            kind = NoRingError if word[0] == RING else OSError
+            raise kind(errno.EMFILE, os.strerror(errno.EMFILE))
         os.set_inheritable(descriptors[0], False)
         return Socket(fileno=descriptors[0]), word[0], word[2 : 2 + word[1]]
 

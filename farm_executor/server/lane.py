@@ -53,7 +53,7 @@ from farm_executor.current import Details
 from farm_executor.data import payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Question, Questions, is_called_within
-from farm_executor.server.channel import RING, Channel
+from farm_executor.server.channel import RING, Channel, NoRingError
 from farm_executor.server.marks import Marks
 from farm_executor.server.outcomes import Outcome, copied, encode_outcomes
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
@@ -379,18 +379,18 @@ class WorkerLane:
                 passed_on = self._channel.receive()
             except EOFError:
                 os._exit(0)  # a worker does not outlive its supervisor
+            except NoRingError:  # its client sees the connection's end, and goes on without
+                return []
             except OSError as error:  # nor its client
                 _die(f"its new connection cannot be taken: {error}")
             if passed_on is None:
                 self._end()
-            else:
-                sock, note, secret = passed_on
-                if note == RING:
-                    from farm_executor.wire.ring import offer  # late: most workers never need it
+            elif passed_on[1] == RING:
+                from farm_executor.wire.ring import offer  # late: most workers never need it
 
-                    offer(sock, self._connection.expect_ring)
-                else:
-                    self._change_connection(sock, note, secret)
+                offer(passed_on[0], self._connection.expect_ring)
+            else:
+                self._change_connection(*passed_on)
             return []
         return ready
 

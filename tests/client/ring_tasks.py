@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
 
 from farm_executor.wire.ring import Ring
+
+opened = []
 
 
 def echo(value):
@@ -56,6 +59,17 @@ def sum_in_a_child(value):
 
 def pid(_):
     return os.getpid()
+
+
+def fill_descriptors():
+    """Open as many files as this process may, and keep them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        while True:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        return os.getpid()
 
 
 def interrupted_amid_a_copy(size):

@@ -279,6 +279,17 @@ def test_a_worker_that_can_have_no_ring_goes_on_with_the_socket_and_it_is_said_o
         assert says(caplog, "no ring, so the socket goes on") == 1
 
 
+def test_a_worker_whose_task_has_taken_all_descriptors_goes_on_with_the_socket(caplog):
+    caplog.set_level(logging.DEBUG, "farm_executor")
+    with FarmExecutor(1) as farm:
+        worker = farm.submit(tasks.fill_descriptors).result(DEADLINE)
+        value = os.urandom(SIZE)
+        assert farm.submit(tasks.echo, value).result(DEADLINE) == value
+        wait_until(lambda: says(caplog, "no ring, so the socket goes on"), "it is said")
+        assert farm.submit(tasks.echo, value).result(DEADLINE) == value
+        assert farm.submit(tasks.pid, None).result(DEADLINE) == worker
+
+
 @pytest.mark.parametrize("call", ["check", "map_shared"])
 def test_a_client_that_can_have_no_ring_goes_on_with_the_socket_and_it_is_said_once(monkeypatch, caplog, call):
     caplog.set_level(logging.DEBUG, "farm_executor")
