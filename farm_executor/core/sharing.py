@@ -61,6 +61,7 @@ __all__ = [
     "encode_answer",
     "encode_offer",
     "encode_piece",
+    "gone",
     "layout_of",
     "read_layout",
     "refusal",
@@ -231,6 +232,11 @@ def refusal(number: int, size: int, limit: int, used: int) -> str:
     )
 
 
+def gone(number: int) -> str:
+    """Return why a worker cannot have an object that its client has dropped, or that was one too many."""
+    return f"shared object {number} is not on this server: nobody needs it any more, or there were too many"
+
+
 class Room:
     """How many bytes of shared objects a server may hold, for all its clients together.
 
@@ -274,7 +280,8 @@ class _Entry:
 class Shelf:
     """The objects of one session, as its server knows them.
 
-    Workers may ask for an object before it is offered, as that goes another way than their tasks: they wait.
+    Workers may ask for an object before it is offered, as that goes another way than their tasks: they wait. One
+    that is not here and has a lower number than another that was offered has been: they would wait for ever.
 
     Args:
         room: Where its bytes count.
@@ -282,6 +289,7 @@ class Shelf:
 
     def __init__(self, room: Room) -> None:
         self._room = room
+        self._latest = 0  # the highest number that was offered; a client offers them in their order
         self._entries: dict[int, _Entry] = {}
         self._waiting: dict[int, list[Hashable]] = {}
 
@@ -290,9 +298,10 @@ class Shelf:
         entry = self._entries.get(number)
         # Room is taken before anything is sent: two objects that are on their way must both fit.
         if entry is None:
-            if len(self._entries) >= MAX_OBJECTS:
-                entry = _Entry(size, State.REFUSED, f"this session shares {MAX_OBJECTS} objects already")
-            elif self._room.take(size):
+            self._latest = max(self._latest, number)
+            if len(self._entries) >= MAX_OBJECTS:  # nor is this kept, as what is refused takes memory, too
+                return State.REFUSED, f"this session shares {MAX_OBJECTS} objects already"
+            if self._room.take(size):
                 entry = _Entry(size, State.WANTED)
             else:
                 reason = refusal(number, size, self._room.limit, self._room.used)
@@ -322,9 +331,11 @@ class Shelf:
     def ask(self, number: int, worker: Hashable) -> tuple[State, str]:
         """Return what to tell a worker that needs an object; on WANTED it waits."""
         entry = self._entries.get(number)
-        # Not offered: it will be, as a task that needs it has been sent. Numbers that were dropped nobody needs.
         if entry is not None and entry.state is not State.WANTED:
             return entry.state, entry.reason
+        if entry is None and number <= self._latest:
+            return State.REFUSED, gone(number)
+        # If it is not offered, it will be, as a task that needs it has been sent.
         self._waiting.setdefault(number, []).append(worker)
         return State.WANTED, ""
 
@@ -340,7 +351,7 @@ class Shelf:
                 del self._waiting[number]
 
     def drop(self, number: int) -> None:
-        """Forget an object."""
+        """Forget an object; who waits for it is to be told."""
         # What was refused has taken nothing, or has given it back.
         entry = self._entries.pop(number, None)
         if entry is not None and entry.state is not State.REFUSED:

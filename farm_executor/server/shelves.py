@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from farm_executor.core.frames import Buffer
-from farm_executor.core.sharing import Room, Shelf, State, encode_answer
+from farm_executor.core.sharing import Room, Shelf, State, encode_answer, gone
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.channel import Line, Word
 from farm_executor.server.shared import ASK, FAILED, GIVE, HERE, REFUSED
@@ -42,6 +42,8 @@ class Shelves:
         """Let go of an object; its memory is free once the last mapping of it is gone."""
         self._shelf.drop(number)
         self._objects.pop(number, None)
+        # A task may still begin whose call has been settled without it, and its worker must not wait for ever.
+        self._release(number, State.REFUSED, gone(number))
 
     def forget(self, line: Line) -> None:
         """Note that a worker has ended."""

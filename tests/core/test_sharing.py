@@ -211,6 +211,30 @@ def test_a_session_has_a_limit_of_objects():
     assert str(MAX_OBJECTS) in reason
 
 
+def test_what_is_one_too_many_takes_no_memory():
+    held, _ = shelf(limit=10**9)
+    for number in range(1, MAX_OBJECTS + 1000):
+        held.offer(number, 1)
+
+    assert len(held._entries) == MAX_OBJECTS
+    state, reason = held.ask(MAX_OBJECTS + 1, "worker")
+    assert state is State.REFUSED
+    assert "too many" in reason
+    assert held.ask(MAX_OBJECTS + 1000, "worker") == (State.WANTED, "")  # it has yet to be offered
+
+
+def test_nobody_waits_for_what_was_dropped():
+    held, _ = shelf()
+    held.offer(1, 10)
+    held.ask(1, "early")
+    held.drop(1)
+
+    assert held.waiting(1) == ["early"]
+    state, reason = held.ask(1, "late")
+    assert state is State.REFUSED
+    assert "nobody needs it" in reason
+
+
 def test_what_was_dropped_or_has_come_already_is_not_kept():
     held, _ = shelf()
     held.offer(1, 10)
