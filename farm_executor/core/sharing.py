@@ -234,22 +234,30 @@ def refusal(number: int, size: int, limit: int, used: int) -> str:
 
 def gone(number: int) -> str:
     """Return why a worker cannot have an object that its client has dropped, or that was one too many."""
-    return f"shared object {number} is not on this server: nobody needs it any more, or there were too many"
+    return f"shared object {number} is not on this server: nobody needs it any more, or there are too many of them"
 
 
 class Room:
-    """How many bytes of shared objects a server may hold, for all its clients together.
+    """How many bytes of shared objects a server may hold, and how many objects, for all its clients together.
 
     Args:
-        limit: Returns how many that is; called when it is first needed, as few servers ever hold any.
+        limit: Returns how many bytes that is; called when it is first needed, as few servers ever hold any.
+        most: Returns how many objects that is: each takes a descriptor.
 
     Attributes:
         used: Bytes that are held, or promised to those that are on their way.
     """
 
-    def __init__(self, limit: Callable[[], int]) -> None:
+    def __init__(self, limit: Callable[[], int], most: Callable[[], int] = lambda: MAX_OBJECTS) -> None:
         self._limit = limit
+        self._most = most
+        self._objects = 0
         self.used = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many objects as there may be."""
+        return self._objects >= self._most()
 
     @cached_property
     def limit(self) -> int:
@@ -261,11 +269,13 @@ class Room:
         if self.used + size > self.limit:
             return False
         self.used += size
+        self._objects += 1
         return True
 
     def give_back(self, size: int) -> None:
-        """Let others have that many bytes."""
+        """Let others have the bytes of an object of that size."""
         self.used -= size
+        self._objects -= 1
 
 
 class _Entry:
@@ -301,6 +311,8 @@ class Shelf:
             self._latest = max(self._latest, number)
             if len(self._entries) >= MAX_OBJECTS:  # nor is this kept, as what is refused takes memory, too
                 return State.REFUSED, f"this session shares {MAX_OBJECTS} objects already"
+            if self._room.full:
+                return State.REFUSED, f"this server has no descriptor left for shared object {number}: share less"
             if self._room.take(size):
                 entry = _Entry(size, State.WANTED)
             else:

@@ -126,7 +126,7 @@ class Sessions:
         self._depot = depot
         self._on_lost = on_lost
         self._by_id: dict[str, Session] = {}
-        self._room = Room(lambda: _most_shared(terms))
+        self._room = Room(lambda: _most_shared(terms), lambda: self.workers.descriptors // 2)
         self.workers = start_workers(tell=self._tell, gone=self._on_worker_gone)
         self.draining = False
         self.opened = 0

@@ -182,7 +182,12 @@ class Workers:
     @property
     def room(self) -> int:
         """The number of workers that there can be at a time, as far as descriptors go."""
-        return max(self._descriptors.limit - DESCRIPTORS_BESIDES, 0) // DESCRIPTORS_EACH
+        return self.descriptors // DESCRIPTORS_EACH
+
+    @property
+    def descriptors(self) -> int:
+        """The number of descriptors that workers and what belongs to them may take."""
+        return max(self._descriptors.limit - DESCRIPTORS_BESIDES, 0)
 
     def pass_on(self) -> None:
         """Pass on what dead workers have written."""

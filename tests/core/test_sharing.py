@@ -223,6 +223,22 @@ def test_what_is_one_too_many_takes_no_memory():
     assert held.ask(MAX_OBJECTS + 1000, "worker") == (State.WANTED, "")  # it has yet to be offered
 
 
+def test_sessions_share_the_descriptors_and_give_them_back():
+    room = Room(lambda: 100, lambda: 2)
+    one, other = Shelf(room), Shelf(room)
+    assert one.offer(1, 1)[0] is other.offer(1, 1)[0] is State.WANTED
+
+    state, reason = one.offer(2, 1)
+    assert state is State.REFUSED
+    assert "no descriptor left for shared object 2" in reason
+    assert one.ask(2, "worker")[0] is State.REFUSED
+    assert one.offer(1, 1)[0] is State.WANTED  # an offer that is repeated takes no more
+    other.fail(1, "no memory")
+    other.drop(1)
+    assert one.offer(3, 1)[0] is State.WANTED
+    assert one.offer(4, 1)[0] is State.REFUSED
+
+
 def test_nobody_waits_for_what_was_dropped():
     held, _ = shelf()
     held.offer(1, 10)
