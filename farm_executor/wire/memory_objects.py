@@ -103,8 +103,12 @@ class MemoryObject:
         """
         import mmap  # late: a program that shares nothing never needs it
 
-        access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
-        return memoryview(mmap.mmap(self._descriptor, self.size, access=access))
+        if private or sys.platform == "win32":
+            access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
+            return memoryview(mmap.mmap(self._descriptor, self.size, access=access))
+        # Not MAP_SHARED, as ACCESS_READ has it: before Linux 6.7 that is refused for what is sealed against writes,
+        # even to those who only read. Pages that nobody writes to are shared either way.
+        return memoryview(mmap.mmap(self._descriptor, self.size, mmap.MAP_PRIVATE, mmap.PROT_READ))
 
     def close(self) -> None:
         """Let go of the descriptor; views stay valid."""

@@ -57,6 +57,19 @@ def test_sealed_memory_can_be_neither_written_nor_truncated():
 
 
 @pytest.mark.skipif(not HAS_SEALS, reason="this system has no seals")
+@pytest.mark.parametrize("private", [False, True])
+def test_sealed_memory_is_mapped_as_systems_before_linux_6_7_allow(private):
+    memory = MemoryObject.create("farm-mapped", 10_000)
+    memory.seal()
+    view = memory.view(private=private)
+
+    with open("/proc/self/maps") as maps:
+        (ours,) = [line.split()[1] for line in maps if "memfd:farm-mapped" in line]
+    assert ours == ("rw-p" if private else "r--p")  # with an s at the end they refuse it
+    view.release()
+
+
+@pytest.mark.skipif(not HAS_SEALS, reason="this system has no seals")
 def test_memory_of_another_process_must_be_sealed():
     memory = made(b"changing")
     copy = os.dup(memory.fileno())
