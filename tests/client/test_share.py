@@ -16,6 +16,7 @@ from client.share_tasks import Plain
 
 from farm_executor import FarmExecutor, Shared, SharedMemoryError, TaskExecutionError, start_server
 from farm_executor.client.farm.missing import explain_missing
+from farm_executor.wire.memory_objects import MemoryObject
 
 SIZE = 3 * 1024 * 1024 + 17  # more than one piece, and not a whole number of them
 KEY = bytes(range(32))
@@ -194,6 +195,19 @@ def test_what_a_server_may_not_hold_fails_the_tasks_that_need_it_and_no_others()
         # Its room is free once it has gone; an object that was refused stays so.
         again = executor.share(Plain(data(9, SIZE + 1000)))
         assert executor.submit(tasks.first, again).result() == 9
+
+
+def test_a_program_that_cannot_map_it_is_told_so_and_its_farm_goes_on(monkeypatch):
+    def refuse(self, *, private):
+        raise OSError(24, "Too many open files")
+
+    with FarmExecutor(1) as executor:
+        executor.connect()
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryObject, "view", refuse)
+            with pytest.raises(OSError, match="Too many open files"):
+                executor.submit(tasks.first, executor.share(Plain(data()))).result()
+        assert executor.submit(tasks.first, executor.share(Plain(data()))).result() == 7
 
 
 # -- how long it stays --------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from farm_executor.data.shared import take
-from farm_executor.wire.memory_objects import MemoryObject
 
 __all__ = ["Pickling", "Record", "Shared"]
 
@@ -36,24 +35,25 @@ class Record:
     Args:
         farm: The farm that it is shared in, compared by identity.
         number: Its number there.
-        memory: What it was pickled to.
+        view: What it was pickled to, in memory; None once the farm has ended.
         inner: The records of the shared objects within it.
         dropped: Called with the number once nobody needs it: from whatever place the garbage collector runs at.
     """
 
-    __slots__ = ("__weakref__", "_dropped", "farm", "inner", "memory", "number")
+    __slots__ = ("__weakref__", "_dropped", "farm", "inner", "number", "size", "view")
 
     def __init__(
         self,
         farm: object,
         number: int,
-        memory: MemoryObject,
+        view: memoryview,
         inner: tuple[Record, ...],
         dropped: Callable[[int], None],
     ) -> None:
         self.farm = farm
         self.number = number
-        self.memory = memory
+        self.view: memoryview | None = view
+        self.size = len(view)
         self.inner = inner
         self._dropped = dropped
 
@@ -77,7 +77,7 @@ class Shared(Generic[T]):
 
     def __init__(self, value: T, record: Record, *, frozen: bool) -> None:
         self.value: T = value
-        self.nbytes: int = record.memory.size
+        self.nbytes: int = record.size
         self.frozen: bool = frozen
         self._number = record.number
         self._record: Record | None = record

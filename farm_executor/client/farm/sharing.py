@@ -77,9 +77,9 @@ class Host(Protocol):
 class _Journey:
     """An object on its way over a lane."""
 
-    def __init__(self, record: Record) -> None:
-        self.number = record.number
-        self.view = record.memory.view(private=False)  # lasts while anything of it is unsent, whoever closes what
+    def __init__(self, number: int, view: memoryview) -> None:
+        self.number = number
+        self.view = view  # lasts while anything of it is unsent, whoever closes what
         self.done = 0
 
     def next_piece(self) -> list[Buffer]:
@@ -167,10 +167,13 @@ class Sharing:
         for part, place in zip(parts, layout.parts, strict=True):
             memory.write(place.begin, part)
         memory.seal()
+        # Mapped here, where it can be refused to the caller: a handler has nobody to tell.
+        view = memory.view(private=False)
+        memory.close()
         # Offered in the order of their numbers, whichever threads share them.
         with self._lock:
             number = next(self._numbers)
-            record = Record(self, number, memory, tuple(pickling.found.values()), self._drop)
+            record = Record(self, number, view, tuple(pickling.found.values()), self._drop)
             self.live[number] = weakref.ref(record)
             self._reactor.post(partial(self._offer, number))
         return Shared(value, record, frozen=frozen)
@@ -192,7 +195,7 @@ class Sharing:
         record = self._record(number)
         if record is not None:
             for host in self._hosts:
-                host.tell(encode_offer(number, record.memory.size))
+                host.tell(encode_offer(number, record.size))
 
     def _forget(self, number: int) -> None:
         """Tell everybody that nobody needs an object any more."""
@@ -220,7 +223,7 @@ class Sharing:
         for number in sorted(self.live):
             record = self._record(number)
             if record is not None:
-                host.tell(encode_offer(number, record.memory.size))
+                host.tell(encode_offer(number, record.size))
 
     def on_answer(self, host: Host, frame: Frame) -> None:
         """Take a server's answer to an offer."""
@@ -265,7 +268,7 @@ class Sharing:
         for number in list(self.live):
             record = self._record(number)
             if record is not None:
-                record.memory.close()
+                record.view = None
 
     def _carry_out(self, host: Host, decisions: list[Send]) -> None:
         assert host.deliveries is not None
@@ -274,9 +277,9 @@ class Sharing:
             number, lane = due[0].number, host.lanes.get(due.popleft().lane)
             # The lane carries what was decided before, which may have been given up since.
             record = self._record(number)
-            if record is None or lane is None:  # it is about to be forgotten, as is said soon
+            if record is None or record.view is None or lane is None:  # about to be forgotten, as is said soon
                 continue
-            self._journeys[lane.id] = _Journey(record)
+            self._journeys[lane.id] = _Journey(number, record.view)
             lane.carrying = True
             due += self._advance(lane)
 
