@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PIECES_EACH = 4  # that one lane gets before others have their turn
+MAX_GONE = 65_536  # dropped objects that are named again after a cut: their frames fill the buffers of a socket
 
 
 class Way(Protocol):
@@ -115,7 +116,7 @@ class Sharing:
         self._shut_down = shut_down
         self._numbers = itertools.count(1)
         self.live: dict[int, weakref.ref[Record]] = {}
-        self._gone: list[int] = []  # numbers that servers and workers were told to forget
+        self._gone: deque[int] = deque(maxlen=MAX_GONE)  # numbers that servers and workers were told to forget
         self._hosts: list[Host] = []
         self._journeys: dict[int, _Journey] = {}  # by lane
         self._lock = threading.Lock()
@@ -199,7 +200,7 @@ class Sharing:
 
     def _forget(self, number: int) -> None:
         """Tell everybody that nobody needs an object any more."""
-        # Kept for good, as a number each: whoever is cut off now has to be told once it is back.
+        # Whoever is cut off now has to be told once it is back.
         self._gone.append(number)
         word = encode_frame(FrameType.UNSHARE, seq=number)
         for host in self._hosts:
@@ -217,8 +218,7 @@ class Sharing:
             host.deliveries = Deliveries()
             self._hosts = [*(known for known in self._hosts if known.wants_lanes), host]
         else:  # what was said before may not have arrived
-            for number in self._gone:
-                host.tell(encode_frame(FrameType.UNSHARE, seq=number))
+            host.tell(self._say_again())
         # In the order of their numbers, as before: what is needed first is most likely first.
         for number in sorted(self.live):
             record = self._record(number)
@@ -243,9 +243,11 @@ class Sharing:
     def lane_resumed(self, lane: Way) -> None:
         """Note that a lane has another connection; what was said over the one before may not have arrived."""
         if lane.session.deliveries is not None:
-            for number in self._gone:
-                self._send(lane, encode_frame(FrameType.UNSHARE, seq=number))
+            self._send(lane, self._say_again())
             self.lane_ready(lane)
+
+    def _say_again(self) -> list[Buffer]:
+        return [buffer for number in self._gone for buffer in encode_frame(FrameType.UNSHARE, seq=number)]
 
     def lane_gone(self, lane: Way) -> None:
         """Note that a lane is lost, or cut off."""
