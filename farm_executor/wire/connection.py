@@ -44,8 +44,10 @@ class Connection:
     Attributes:
         peer: The address at which the other end was reached, if it was dialled over TCP.
         trace: The log of its frames; None if they are not logged.
+        laden: Whether something large that a ring would take has had to wait for the socket.
 
-    Thread safety: one thread receives; one thread at a time sends, and it need not be the receiving one.
+    Thread safety: one thread receives; one thread at a time sends, and it need not be the receiving one. Any thread
+    may look at the attributes.
     """
 
     def __init__(self, sock: AnySocket, max_body: int = MAX_BODY, allocate: Allocate = memory.allocate) -> None:
@@ -58,6 +60,7 @@ class Connection:
         self._unsent: deque[memoryview | Part] = deque()
         self._ring: Ring | None = None
         self._diverts = False
+        self.laden = False
         self.peer: Candidate | None = None
         self.trace: Trace | None = None
 
@@ -106,17 +109,15 @@ class Connection:
     @property
     def starved(self) -> bool:
         """Whether what is to be sent next waits for the ring, and so for `bell`."""
-        return bool(self._unsent) and isinstance(self._unsent[0], Part)
+        try:
+            return isinstance(self._unsent[0], Part)
+        except IndexError:  # asked beforehand, another thread might have sent it in between
+            return False
 
     @property
     def bell(self) -> int | None:
         """The descriptor that can be read when the ring has room again; None if there is no ring."""
         return None if self._ring is None else self._ring.bell.fileno()
-
-    @property
-    def laden(self) -> bool:
-        """Whether a large segment waits for the socket that a ring would take."""
-        return not self._diverts and any(not isinstance(item, Part) and len(item) >= LEAST for item in self._unsent)
 
     def expect_ring(self, ring: Ring | None) -> Ring | None:
         """Receive large segments through this ring as soon as the other end sends them so; own it from now on.
@@ -209,7 +210,12 @@ class Connection:
                 return True
             buffers = [memoryview(buffers[0])[count:]]
         self._queue(buffers)
-        return self.flush()
+        if self.flush():
+            return True
+        # Noted here, where the queue is nobody else's: who looks through it later may find it changing.
+        if not self.laden and not self._diverts:
+            self.laden = any(memoryview(buffer).nbytes >= LEAST for buffer in buffers)
+        return False
 
     def _queue(self, buffers: Sequence[Buffer]) -> None:
         # A single buffer has no segments, and may be the rest of one.

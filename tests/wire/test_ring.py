@@ -6,6 +6,7 @@ import signal
 import socket
 import struct
 import threading
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,26 @@ def ends(*, use=True):
     finally:
         client.close()
         worker.close()
+
+
+class Emptied(deque):
+    """What waits to be sent, as one thread finds it while another sends the rest of it."""
+
+    def __bool__(self):
+        return True
+
+    def __iter__(self):
+        raise RuntimeError("deque mutated during iteration")
+
+
+def test_any_thread_may_look_while_another_sends():
+    with ends(use=False) as (client, _):
+        assert not client.laden
+        client.send(encode_payload(FrameType.TASKS, (bytes(64 * 1024), large())))
+        client._unsent, queued = Emptied(), client._unsent
+        assert client.laden
+        assert not client.starved
+        client._unsent = queued
 
 
 def large(size=20 * USUAL.chunk + 12_345):
