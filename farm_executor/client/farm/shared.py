@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from farm_executor.data.shared import take
 
-__all__ = ["Pickling", "Record", "Shared"]
+__all__ = ["Pickling", "Record", "Shared", "record_of"]
 
 T = TypeVar("T")
 _NOT_HERE = (
@@ -75,7 +75,8 @@ class Shared(Generic[T]):
     Thread safety: all of it may be used from any thread.
     """
 
-    def __init__(self, value: T, record: Record, *, frozen: bool) -> None:
+    # Any: else everything public that mentions a handle would have checkers look into the farm's own parts.
+    def __init__(self, value: T, record: Any, *, frozen: bool) -> None:
         self.value: T = value
         self.nbytes: int = record.size
         self.frozen: bool = frozen
@@ -105,23 +106,24 @@ class Shared(Generic[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Checked for each pickling of each call: what is pickled late must not refer to what has been closed.
-        record = self.record()
+        record = record_of(self)
         pickling = _here.pickling
         if pickling is None or pickling.farm is not record.farm:
             raise ValueError(_NOT_HERE)
         pickling.found[record.number] = record
         return take, (record.number,)
 
-    def record(self) -> Record:
-        """Return the record.
 
-        Raises:
-            ValueError: It has been closed.
-        """
-        record = self._record
-        if record is None:
-            raise ValueError(f"shared object {self._number} has been closed: share it again")
-        return record
+def record_of(handle: Shared[Any]) -> Record:
+    """Return a handle's record.
+
+    Raises:
+        ValueError: It has been closed.
+    """
+    record = handle._record
+    if record is None:
+        raise ValueError(f"shared object {handle._number} has been closed: share it again")
+    return record
 
 
 class _Here(threading.local):

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from farm_executor.client.farm.functions import Function, FunctionTable
 from farm_executor.client.farm.reactor import Reactor
-from farm_executor.client.farm.shared import Pickling, Record, Shared
+from farm_executor.client.farm.shared import Pickling, Record, Shared, record_of
 from farm_executor.core.features import SHARING
 from farm_executor.core.frames import Buffer, Frame, FrameType, Payload, encode_frame, size_and_kind
 from farm_executor.core.sharing import (
@@ -156,7 +156,7 @@ class Sharing:
         if self._shut_down():
             raise RuntimeError("cannot share objects after shutdown")
         if isinstance(value, Shared):
-            if value.record().farm is not self:
+            if record_of(value).farm is not self:
                 raise ValueError("this is the handle of an object shared with another farm: share its .value")
             return value
         # What is within it may be shared, too: then it holds that for as long as it lives itself.
