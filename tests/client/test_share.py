@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from client import share_tasks as tasks
 from client.share_tasks import Plain
+from server.serving import KEY as KEY_OF_SERVING
+from server.serving import Serving
 
 from farm_executor import FarmExecutor, Shared, SharedMemoryError, TaskExecutionError, start_server
 from farm_executor.client.farm.missing import explain_missing
@@ -368,6 +370,12 @@ def test_a_global_of_the_program_may_be_a_handle(tmp_path):
     )
 
     assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_a_server_without_shared_objects_takes_what_does_not_fit_into_its_socket():
+    before = "from farm_executor.server import supervisor; supervisor.ALWAYS = ()"
+    with Serving(before=before, workers=1) as server, FarmExecutor(server.address, key=KEY_OF_SERVING) as executor:
+        assert executor.submit(len, bytes(16 * SIZE)).result(30) == 16 * SIZE
 
 
 def test_a_server_that_is_too_old_is_named():

@@ -259,7 +259,8 @@ class Sharing:
 
     def go_on(self, lane: Way) -> None:
         """Send more of what a lane carries, as its socket takes more."""
-        self._carry_out(lane.session, self._advance(lane))
+        if lane.carrying:  # else its server may be one that knows nothing of shared objects
+            self._carry_out(lane.session, self._advance(lane))
 
     def close(self) -> None:
         """Let go of all contents, as the farm ends or this is a forked child. Servers do so with their sessions."""
