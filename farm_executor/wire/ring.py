@@ -83,7 +83,10 @@ class Ring:
                 self._wait(lane)
         span = self._outgoing.fill(len(source))
         size: int = span.stop - span.start
-        self._view[span] = source[:size]
+        try:
+            self._view[span] = source[:size]
+        except ValueError:  # released: another thread has closed it, as it closes a lane's socket under its sender
+            raise ConnectionAbortedError("the ring has been closed") from None
         return size
 
     def _wait(self, lane: int) -> None:

@@ -68,6 +68,15 @@ def test_any_thread_may_look_while_another_sends():
         client._unsent = queued
 
 
+def test_sending_through_a_ring_that_has_been_closed_fails_as_a_socket_does():
+    with ends() as (client, _):
+        client._ring.close()
+        client.send(encode_payload(FrameType.TASKS, (b"pickle", large())))
+        assert not client.backlog
+        with pytest.raises(EOFError):
+            client.receive()
+
+
 def large(size=20 * USUAL.chunk + 12_345):
     return os.urandom(size)
 
