@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 CHUNK = 256 * 1024  # bytes that one direction of a connection holds at most, on their way
 RETRY_SECONDS = 0.05  # until it is looked again whether the server has a connection for a program that waits
 PATIENCE_SECONDS = 10.0  # for which a program waits for that
+DEAF_SECONDS = 0.5  # for which a port is let be once there is no descriptor for who dials it
+MAX_WAITING = 1024  # programs that wait; a stranger may dial a port, too
 
 
 class Far(Protocol):
@@ -53,6 +55,7 @@ class Relay:
         self._waiting: list[tuple[Socket, Socket, float]] = []  # programs, where they have dialled, and until when
         self._pairs: set[_Pair] = set()
         self._listeners: dict[Socket, Far | None] = {}
+        self._deaf: dict[Socket, float] = {}  # listeners that are let be, and until when
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="farm-relay", daemon=True)
         self._thread.start()
@@ -74,8 +77,12 @@ class Relay:
 
     def _run(self) -> None:
         while not self._closed:
-            for key, events in self._selector.select(RETRY_SECONDS if self._waiting else None):
+            for key, events in self._selector.select(RETRY_SECONDS if self._waiting or self._deaf else None):
                 key.data(events)
+            now = time.monotonic()
+            for listener in [listener for listener, until in self._deaf.items() if until <= now]:
+                del self._deaf[listener]
+                self._listen(listener)
             with self._lock:
                 deeds, self._to_do = self._to_do, []
             for deed in deeds:
@@ -96,13 +103,22 @@ class Relay:
         for listener in listeners:
             if listener not in self._listeners:
                 listener.setblocking(False)
-                self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
+                self._listen(listener)
             self._listeners[listener] = far
+
+    def _listen(self, listener: Socket) -> None:
+        self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
 
     def _accept(self, listener: Socket, events: int) -> None:
         try:
             near = listener.accept()[0]
-        except OSError:  # it has gone already
+        except (BlockingIOError, ConnectionError):  # it has gone already
+            return
+        except OSError as error:
+            # No descriptor is left. The listener stays readable, and to ask again at once would be a busy loop.
+            logger.warning("accept failed error=%s", error)
+            self._selector.unregister(listener)
+            self._deaf[listener] = time.monotonic() + DEAF_SECONDS
             return
         self._join(near, listener, time.monotonic() + PATIENCE_SECONDS)
 
@@ -114,7 +130,7 @@ class Relay:
                 raise ConnectionError("no server is there")
             taken = far.take(now)  # without waiting
         except OSError:
-            if until > now:
+            if until > now and len(self._waiting) < MAX_WAITING:
                 self._waiting.append((near, listener, until))
             else:
                 near.close()

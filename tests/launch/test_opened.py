@@ -1,6 +1,8 @@
 """Servers of clusters for other programs: what passes through, what comes and goes, what is refused."""
 
 import contextlib
+import errno
+import logging
 import os
 import selectors
 import signal
@@ -200,3 +202,24 @@ def test_an_end_that_is_gone_takes_the_other_along(relayed):
         with contextlib.suppress(OSError):
             while True:
                 near.sendall(bytes(CHUNK))
+
+
+def test_without_a_descriptor_a_port_is_let_be_for_a_moment(relayed, monkeypatch, caplog):
+    dial, far = relayed
+    far.add()
+    refused = []
+
+    def accept(listener):
+        refused.append(listener)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(socket.socket, "accept", accept)
+        near = dial()
+        wait_until(lambda: refused, "it is tried")
+    with near:
+        near.sendall(b"x")
+        assert far.ends[0].recv(1) == b"x"
+    # Not asked again and again meanwhile; a busy machine may have let two pauses pass.
+    assert "accept failed" in caplog.text
+    assert len(refused) < 10
