@@ -6,6 +6,7 @@ taken. It must not know what a payload means, nor where bytes come from, or what
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from typing import Protocol
@@ -31,7 +32,7 @@ from farm_executor.core.frames import (
 from farm_executor.core.ring import LEAST, MARK, MOST_CHUNKS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["FrameReader", "RingEnd"]
+__all__ = ["FrameReader", "ReceivedBytes", "RingEnd"]
 
 _U32 = struct.Struct("<I")
 _SIZE_MASK = (1 << KIND_SHIFT) - 1
@@ -194,8 +195,18 @@ def _unreadable(kind: int, flags: int) -> RemoteProtocolError:
     )
 
 
+class ReceivedBytes(io.BytesIO):
+    """A segment that becomes ``bytes``, while it is received."""
+
+    def close(self) -> None:
+        # Called as it is collected, too, whereupon it would complain about views of its memory that are collected
+        # with it: such as one in the traceback of the error that ended the connection.
+        with contextlib.suppress(BufferError):
+            super().close()
+
+
 def _allocate(size: int, kind: Kind) -> Buffer | io.BytesIO:
-    return io.BytesIO(bytes(size)) if kind is Kind.BYTES else bytearray(size)
+    return ReceivedBytes(bytes(size)) if kind is Kind.BYTES else bytearray(size)
 
 
 _EMPTY: dict[Kind, Buffer] = {Kind.MEMORY: memoryview(b""), Kind.BYTES: b""}
@@ -236,7 +247,6 @@ class _Bulk:
 
     def close(self) -> None:
         """Let go of the current segment."""
-        # A BytesIO complains if it is collected, among what refers to it, with a view of its memory still there.
         if self._current is not None:
             self._current.release()
             self._current = None

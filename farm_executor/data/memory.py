@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from farm_executor.core.frames import Buffer, Kind
+from farm_executor.core.reader import ReceivedBytes
 
 __all__ = ["HUGE_SIZE", "MAPPED_SIZE", "allocate", "copied"]
 
@@ -63,7 +64,7 @@ def _mapped(size: int) -> memoryview:
 def _file(size: int) -> io.BytesIO:
     # CPython has the zeros of `bytes(size)` from the system, which has not touched them. The file takes over the
     # object, as nobody else refers to it, and gives it back as its value.
-    file = io.BytesIO(bytes(size))
+    file = ReceivedBytes(bytes(size))
     if size >= HUGE_SIZE:
         with file.getbuffer() as view:
             _ask_for_huge_pages(view)

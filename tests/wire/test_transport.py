@@ -781,3 +781,17 @@ def test_a_connection_that_ends_within_a_segment_goes_without_a_word(segment):
         connection.close()
         del connection
         gc.collect()
+
+
+def test_a_segment_is_collected_with_views_of_its_memory_without_a_word():
+    # Such as one in the frames of a traceback, which refers to the error that refers to it.
+    here, there = socket.socketpair()
+    with here:
+        connection = Connection(there)
+        here.sendall(joined(encode_payload(FrameType.FUNCTION, [b"pickle", b"x" * 200_000]))[:100_000])
+        connection.receive()
+        held = [connection.reader.destination]
+        held.append(held)
+        connection.close()
+        del connection, held
+        gc.collect()
