@@ -259,7 +259,7 @@ class Recorder:
             heat, warmed = self._heat.since(cursor.heat)
             document = {
                 "started": self.started,
-                "now": round(now, 3),
+                "now": round(now, 4),  # as exactly as what has begun before
                 "title": self._title,
                 "state": "not started" if view is None else view.state,
                 "names": list(self._functions),
