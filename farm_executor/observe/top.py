@@ -191,10 +191,12 @@ def _screen() -> Iterator[int]:
         raise KeyboardInterrupt from None
     finally:
         try:
+            # A terminal that goes may be told of twice, and the second time must not interrupt what follows.
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             sys.stdout.write(_LEAVE)
             sys.stdout.flush()
-        # What is left in the buffer must not fail once more at Python's end. A terminal that goes may be told of
-        # twice.
+        # What is left in the buffer must not fail once more at Python's end.
         except (OSError, ValueError, KeyboardInterrupt):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         with contextlib.suppress(OSError, termios.error):
