@@ -36,6 +36,11 @@ OF_THE_PYTHON = [
 ]
 OF_NEITHER = (  # what depends neither on the Python nor on the versions of what is installed, and takes long
     "tests/core",
+    "tests/launch/test_dask.py",
+    "tests/launch/test_elastic.py",
+    "tests/launch/test_opened.py",
+    "tests/launch/test_ray.py",
+    "tests/launch/test_slurm.py",
     "tests/launch/test_ssh.py",
     "tests/test_demo.py",
     "tests/wire/test_nobody_between.py",
