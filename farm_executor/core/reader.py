@@ -199,6 +199,7 @@ class ReceivedBytes(io.BytesIO):
     """A segment that becomes ``bytes``, while it is received."""
 
     def close(self) -> None:
+        """Let go of the memory, unless there are views of it."""
         # Called as it is collected, too, whereupon it would complain about views of its memory that are collected
         # with it: such as one in the traceback of the error that ended the connection.
         with contextlib.suppress(BufferError):
