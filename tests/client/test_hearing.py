@@ -1,6 +1,8 @@
 """When an outcome is settled, and what is bound to its future, step by step."""
 
+import gc
 import struct
+import weakref
 from collections import deque
 from types import SimpleNamespace
 
@@ -59,6 +61,10 @@ class Session:
         return 0
 
 
+class Lane(SimpleNamespace):
+    """One that can be referred to weakly."""
+
+
 class Farm:
     """A hearing, one lane, and what has come of it, in order."""
 
@@ -69,7 +75,7 @@ class Farm:
         self.hearing = Hearing(self.reactor, Output(lambda line: self.told.append(line.text)))
         self.voice = self.hearing.voice
         self.session = Session()
-        self.lane = SimpleNamespace(id=1, server="host:1", slot=0, pid=7, session=self.session, hearing=None)
+        self.lane = Lane(id=1, server="host:1", slot=0, pid=7, session=self.session, hearing=None)
         self.tasks = [SimpleNamespace(future=SimpleNamespace(_output="")) for _ in range(5)]
 
     def output(self, offset, data, lane=1, stream=1):
@@ -352,3 +358,14 @@ def test_log_records_that_a_broken_connection_took_along_are_missed(farm, caplog
         body = payload.dumps_together([{**record, "farm_number": number}])
         with pytest.raises(RemoteProtocolError):
             farm.hearing.on_records(farm.lane, Frame(FrameType.RECORDS, count=1, body=body), None)
+
+
+def test_a_lane_that_is_lost_is_not_kept_by_what_it_has_said(farm):
+    # With its connection, and that one's memory: hundreds of them, where connections break all the time.
+    farm.output(0, b"hello\n")
+    farm.mark((0, 0, 6))
+    farm.voice.work()
+    farm.hearing.lane_gone(farm.lane)
+    lane, farm.lane = weakref.ref(farm.lane), None
+    gc.collect()
+    assert lane() is None

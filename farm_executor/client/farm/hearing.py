@@ -223,6 +223,7 @@ class Hearing:
         """Note that a lane is lost."""
         if OUTPUT in lane.session.features:
             self._gone[lane.id] = self.of(lane)
+            self._gone[lane.id].forget_lane()
             if len(self._gone) > MAX_GONE:
                 self._gone.popitem(last=False)
 
@@ -360,7 +361,8 @@ class LaneHearing:
 
     def __init__(self, farm: Hearing, lane: Speaker) -> None:
         self._farm = farm
-        self._lane, self._session = lane, lane.session
+        self._lane: Speaker | None = lane  # None once it is lost
+        self._session = lane.session
         self.source = Source.of(lane.server, lane.slot, lane.pid, own=lane.session.is_own)
         self._lines = (Lines(), Lines())
         self._tails = (_Tail(), _Tail())
@@ -392,11 +394,16 @@ class LaneHearing:
         if self._waiting and self._farm.voice.is_stuck:
             self._farm.reactor.post(self._on_told)
 
+    def forget_lane(self) -> None:
+        """Let go of the lane, which is lost: its connection, with all its memory, would live on as long as this."""
+        self._lane = None
+
     def _shorten(self) -> None:
         self._shortening = False
         # The outcomes of tasks that have written the first of this have left their worker before it wrote the last.
         # So they are here by now, if this thread was kept from reading them, and need it.
-        self._farm.read(self._lane)
+        if self._lane is not None:
+            self._farm.read(self._lane)
         for tail in self._tails:
             tail.shorten()
 
