@@ -129,3 +129,13 @@ def test_nothing_is_heard_without_a_connection_or_once_too_much_has_not_been_sho
     assert session.hears_nothing
     session.control = connection()
     assert not session.hears_nothing, "each connection counts for itself"
+
+
+def test_a_connection_that_is_over_is_not_kept_for_what_came_over_it(session, posted):
+    first = connection()
+    session.connected(first, first=True)
+    run(posted)
+    session.count_received(100)
+    session.count_shown(first, 100)
+    session.close(hurry=False)
+    assert all(value is not first for value in vars(session).values())

@@ -365,6 +365,10 @@ class Session:
         self._told = self._shown
         return self._shown
 
+    def _forget_counts(self) -> None:
+        """Let go of a connection that is closed: what lanes have said may keep this session for long."""
+        self._counted = self._receiving = None
+
     def tell_heard(self, connection: Connection | None, shown: int) -> None:
         """Tell the server how many bytes of output that came over this connection have been shown."""
         if connection is not None and self.control is connection:
@@ -413,6 +417,7 @@ class Session:
 
     def _drop(self) -> None:
         connection, self.control = self.control, None
+        self._forget_counts()
         self._around.liveness.forget(self)
         if connection is not None:
             self._around.reactor.unregister(connection)
@@ -493,4 +498,5 @@ class Session:
             self.control.send(encode_frame(FrameType.BYE, count=hurry))
             self.control.close()
         self.control = None
+        self._forget_counts()
         self._change(SessionEvent.END)
