@@ -35,7 +35,8 @@ from farm_executor.core.messages import (
     decode,
     encode,
 )
-from farm_executor.core.sharing import Room, decode_offer
+from farm_executor.core.sharing import decode_offer
+from farm_executor.core.shelf import Room
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.channel import RING
 from farm_executor.server.depot import Depot

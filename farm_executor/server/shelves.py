@@ -1,6 +1,6 @@
 """The shared objects of a server's sessions, as the supervisor has them: descriptors, and who waits for them.
 
-This module owns the descriptors. It must not know what may be held (`core.sharing`), nor ever look at what is in an
+This module owns the descriptors. It must not know what may be held (`core.shelf`), nor ever look at what is in an
 object: it neither maps nor reads one.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from farm_executor.core.frames import Buffer
-from farm_executor.core.sharing import Room, Shelf, State, encode_answer, gone
+from farm_executor.core.sharing import State, encode_answer
+from farm_executor.core.shelf import Room, Shelf, gone
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.channel import Line, Word
 from farm_executor.server.shared import ASK, FAILED, GIVE, HERE, REFUSED

@@ -2,7 +2,7 @@
 
 import pytest
 
-from farm_executor.core.sharing import Room
+from farm_executor.core.shelf import Room
 from farm_executor.server.channel import Line, Word
 from farm_executor.server.shared import ASK, REFUSED
 from farm_executor.server.shelves import Shelves

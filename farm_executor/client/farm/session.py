@@ -25,13 +25,13 @@ from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.sharing import Sharing
+from farm_executor.core.deliveries import Deliveries
 from farm_executor.core.features import COUNTS
 from farm_executor.core.flow import DEAF_SECONDS, TELL_EVERY, WINDOW
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.lifecycle import SESSION, SessionEvent, SessionState, after
 from farm_executor.core.liveness import MAX_MISSED, decode_counts
 from farm_executor.core.messages import Draining, KillOrder, LaneHello, Pong, Spared, WorkerDied, decode, encode
-from farm_executor.core.sharing import Deliveries
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.sockets import Socket

@@ -23,12 +23,11 @@ from typing import Any, Protocol, TypeVar
 from farm_executor.client.farm.functions import Function, FunctionTable
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.shared import Pickling, Record, Shared, record_of
+from farm_executor.core.deliveries import Deliveries, Send
 from farm_executor.core.features import SHARING
 from farm_executor.core.frames import Buffer, Frame, FrameType, Payload, encode_frame, size_and_kind
 from farm_executor.core.sharing import (
     PIECE,
-    Deliveries,
-    Send,
     State,
     decode_answer,
     encode_offer,
