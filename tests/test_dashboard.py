@@ -13,6 +13,8 @@ import weakref
 from urllib.parse import urlsplit
 
 import pytest
+from contract.gate import Gate
+from contract.tasks import pass_gate
 from hypothesis import given
 from hypothesis import strategies as st
 from server.processes import DEADLINE, wait_until
@@ -212,11 +214,6 @@ def fails(seed):
     raise ValueError("<script>alert(1)</script>")
 
 
-def waits(path):
-    with open(path) as file:
-        return file.read()
-
-
 def fails_at_seven(seed):
     if seed == 7:
         raise ValueError("seven")
@@ -290,41 +287,36 @@ def test_what_is_lost_and_killed_is_a_failure():
     assert ends == ["lost", "killed"]
 
 
-def test_a_task_that_runs_shows_while_it_does(tmp_path):
-    fifo = str(tmp_path / "fifo")
-    os.mkfifo(fifo)
-    with FarmExecutor(1) as farm:
+def test_a_task_that_runs_shows_while_it_does():
+    # The gate within, so that it opens before the farm waits for its tasks, whatever fails here.
+    with FarmExecutor(1) as farm, Gate() as gate:
         farm.dashboard()
-        future = farm.submit(waits, fifo)
+        future = farm.submit(pass_gate, gate.address, "over")
         wait_until(lambda: document_of(farm)["running"], "the page")
         document = document_of(farm)
         ((row, since, number),) = document["running"]
-        assert (document["names"][number], row) == ("waits", 0)
+        assert (document["names"][number], row) == ("pass_gate", 0)
         assert 0 <= since <= document["now"]
         assert document["tiles"][0][0] == "1 / 1"
-        with open(fifo, "w") as file:
-            file.write("over")
+        gate.open()
         assert future.result(DEADLINE) == "over"
         assert document_of(farm)["running"] == []
 
 
-def test_maps_show_how_far_they_are_without_progress(tmp_path):
-    fifo = str(tmp_path / "fifo")
-    os.mkfifo(fifo)
-    with FarmExecutor(1) as farm:
+def test_maps_show_how_far_they_are_without_progress():
+    with FarmExecutor(1) as farm, Gate() as gate:
         farm.dashboard()
-        results = farm.map(waits, [fifo])
+        results = farm.map(pass_gate, [gate.address])
         (one,) = document_of(farm)["maps"]
-        assert (one["label"], one["done"]) == ("waits", 0)
-        with open(fifo, "w") as file:
-            file.write("over")
-        assert list(results) == ["over"]
+        assert (one["label"], one["done"]) == ("pass_gate", 0)
+        gate.open()
+        assert list(results) == [None]
         told = []
         list(farm.map(abs, range(10), progress=lambda done, total: told.append((done, total))))
         wait_until(lambda: all(one["over"] for one in document_of(farm)["maps"]), "the page")
         maps = document_of(farm)["maps"]
 
-    assert [(one["label"], one["done"], one["total"]) for one in maps] == [("abs", 10, 10), ("waits", 1, 1)]
+    assert [(one["label"], one["done"], one["total"]) for one in maps] == [("abs", 10, 10), ("pass_gate", 1, 1)]
     assert told[-1] == (10, 10)
 
 
