@@ -189,7 +189,9 @@ class ClusterServers:
         with self._lock:
             self._wanted = servers
             if self._home is not None and not self._ended:
-                self._asker.ask(self._home, servers)
+                # The next look asks again, and can tell the farm; an error here would end the thread that attends.
+                with contextlib.suppress(FarmError):
+                    self._asker.ask(self._home, servers)
         self._changed()
 
     def release(self, address: Address) -> None:

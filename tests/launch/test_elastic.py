@@ -4,13 +4,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from server.processes import DEADLINE, children, command_line, wait_until
 
-from farm_executor import FarmExecutor
+from farm_executor import BrokenFarmError, FarmExecutor
 from farm_executor.core import elastic
 from farm_executor.launch import attending, errand
+from farm_executor.launch.cluster import ClusterServers
+from farm_executor.wire.address import parse_addresses
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -88,3 +91,20 @@ def test_a_job_that_waits_is_taken_back_and_one_that_is_idle_ends(srun, tmp_path
         assert farm.submit(abs, -1).result(DEADLINE) == 1
         assert len(asked()) == 3
         assert farm.statistics().resubmitted == 0
+
+
+def test_a_cluster_that_cannot_be_asked_is_told_of_by_the_next_look():
+    asker = mock.Mock(failure=None, told=False)
+    servers = ClusterServers(parse_addresses(["slurm://?max=2"])[0], lambda address: None, asker)
+    looked = []
+    servers.watch(lambda: looked.append(True))
+    try:
+        with pytest.raises(ConnectionError):
+            servers.look()
+        asker.ask.side_effect = BrokenFarmError("srun is not there any more")
+        servers.want(2)  # an error here would end the thread that attends
+        assert looked
+        with pytest.raises(BrokenFarmError, match="not there any more"):
+            servers.look()
+    finally:
+        servers.end()
