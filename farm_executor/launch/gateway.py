@@ -187,8 +187,8 @@ class Placing:
         room = self._engine.room(self._placed, most)
         for place in room.gone:
             self._placed.pop(place)[0].cancel()
-        for place, most in room.free.items():
-            slots = min(most, self._workers - self._asked()) if self._workers else most
+        for place, workers in room.free.items():
+            slots = min(workers, self._workers - self._asked()) if self._workers else workers
             if slots > 0:
                 self._place(place, slots)
         said = f"{room.said}, and {len(self._placed)} servers have been asked for"
