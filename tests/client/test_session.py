@@ -8,7 +8,7 @@ import pytest
 
 from farm_executor.client.farm.crew import Crew
 from farm_executor.client.farm.lane import Lane
-from farm_executor.client.farm.session import Around, Session
+from farm_executor.client.farm.session import Around, Session, Terms
 from farm_executor.core.features import COUNTS
 from farm_executor.core.flow import DEAF_SECONDS, WINDOW
 from farm_executor.core.lifecycle import LaneEvent, LaneState, SessionState
@@ -28,13 +28,8 @@ def session(posted):
     crew = mock.MagicMock()
     around = Around(5.0, 15.0, reactor, crew, mock.Mock(), mock.Mock(), lambda beat: [])
     server = mock.Mock(last_error="", __str__=lambda self: "a:1")
-    return Session(
-        *(server, "id", 2, around, mock.Mock(), mock.Mock()),
-        resumable=True,
-        features=frozenset(),
-        peer=None,
-        dial_ring=None,
-    )
+    terms = Terms("id", 2, resumable=True, features=frozenset(), peer=None, dial_ring=None)
+    return Session(server, terms, around, mock.Mock(), mock.Mock())
 
 
 def connection():

@@ -49,8 +49,8 @@ def test_a_server_s_offer_of_workers_is_bounded_and_said(caplog):
     told = []
     session = SimpleNamespace(id="s", connected=lambda connection, first: None)
 
-    def open_session(link, id, slots, **more):
-        told.append(slots)
+    def open_session(link, terms):
+        told.append(terms.slots)
         return session
 
     listener = SimpleNamespace(open_session=open_session)

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from farm_executor.client.farm.session import Session
+from farm_executor.client.farm.session import Session, Terms
 from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict
 from farm_executor.core.features import RINGS, shared
 from farm_executor.core.handshake import describe_mismatches
@@ -108,17 +108,7 @@ class Settings:
 class Listener(Protocol):
     """The owner of the links. Every method is called in a link's threads."""
 
-    def open_session(
-        self,
-        link: ServerLink,
-        id: str,
-        slots: int,
-        *,
-        resumable: bool,
-        features: frozenset[str],
-        peer: Any,
-        dial_ring: Any,
-    ) -> Session:
+    def open_session(self, link: ServerLink, terms: Terms) -> Session:
         """Create the object for a session that the server has opened; it is told everything that follows."""
 
     def refused(self, link: ServerLink, error: Exception) -> None:
@@ -418,17 +408,12 @@ class ServerLink:
         lanes = min(slots, MAX_LANES if self._quota is None else self._quota)
         if lanes < slots and self._quota is None:
             logger.warning("server offers too many workers server=%s slots=%d used=%d", self, slots, lanes)
-        resumable = hello.resume_seconds > 0
         features = shared(self._features, hello.features)
         # A unix socket's other end is here, or behind a tunnel: then dialling shows that there can be no ring.
         place = beside(hello.beside) if hello.beside else self.address if self.address.path else None
-        session = self._listener.open_session(
-            *(self, hello.session, lanes),
-            resumable=resumable,
-            features=features,
-            peer=connection.peer,
-            dial_ring=partial(self._dial_ring, place) if place and RINGS in features else None,
-        )
+        dial_ring = partial(self._dial_ring, place) if place and RINGS in features else None
+        terms = Terms(hello.session, lanes, hello.resume_seconds > 0, features, connection.peer, dial_ring)
+        session = self._listener.open_session(self, terms)
         with self._lock:
             if self._plan.closed:
                 connection.close()

@@ -20,7 +20,7 @@ from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.link import ServerLink, Settings
 from farm_executor.client.farm.liveness import Liveness
 from farm_executor.client.farm.reactor import Reactor
-from farm_executor.client.farm.session import Around, Session, SessionCrew
+from farm_executor.client.farm.session import Around, Session, SessionCrew, Terms
 from farm_executor.client.farm.wording import copy_of
 from farm_executor.core.features import MODULES
 from farm_executor.core.frames import Buffer
@@ -244,28 +244,12 @@ class Servers:
 
     # -- called by links, in their threads -----------------------------------------------------------------
 
-    def open_session(
-        self,
-        link: ServerLink,
-        id: str,
-        slots: int,
-        *,
-        resumable: bool,
-        features: frozenset[str],
-        peer: Any,
-        dial_ring: Any,
-    ) -> Session:
+    def open_session(self, link: ServerLink, terms: Terms) -> Session:
         """See `link.Listener`."""
-        if MODULES in features:
+        if MODULES in terms.features:
             self._around.crew.prepare()
         up, over = partial(self._on_session, link), partial(self._on_session_over, link)
-        return Session(
-            *(link, id, slots, self._around, up, over),
-            resumable=resumable,
-            features=features,
-            peer=peer,
-            dial_ring=dial_ring,
-        )
+        return Session(link, terms, self._around, up, over)
 
     def refused(self, link: ServerLink, error: Exception) -> None:
         """See `link.Listener`."""

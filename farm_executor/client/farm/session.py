@@ -36,7 +36,7 @@ from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.sockets import Socket
 
-__all__ = ["Around", "Server", "Session", "SessionCrew"]
+__all__ = ["Around", "Server", "Session", "SessionCrew", "Terms"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,21 +122,36 @@ class Around(NamedTuple):
     pulse: Callable[[int], list[Buffer]]
 
 
-class Session:
-    """One session; see the module. Compared by identity: if a server opens a session again, that is another object.
+class Terms(NamedTuple):
+    """What a server and its client have agreed on for a session.
 
-    Args:
-        server: The server that the session is on.
+    Attributes:
         id: The server's name for the session.
         slots: The number of lanes there will be.
-        around: See `Around`.
-        up: Called when there is a control connection for the first time.
-        over: Called when the session is over.
         resumable: Whether the server waits for a broken connection to be resumed.
         features: Those that the client and the server both have.
         peer: The address at which the first connection was answered: all others go there.
         dial_ring: Dials for the ring that a lane's worker offers, and tells of the socket before it is connected;
             None if there are no rings.
+    """
+
+    id: str
+    slots: int
+    resumable: bool
+    features: frozenset[str]
+    peer: Any
+    dial_ring: Callable[[LaneHello, Callable[[Socket], None]], Connection] | None
+
+
+class Session:
+    """One session; see the module. Compared by identity: if a server opens a session again, that is another object.
+
+    Args:
+        server: The server that the session is on.
+        terms: See `Terms`; each is an attribute of the session, too.
+        around: See `Around`.
+        up: Called when there is a control connection for the first time.
+        over: Called when the session is over.
 
     Attributes:
         state: Changed in handlers only.
@@ -151,24 +166,13 @@ class Session:
     def __init__(
         self,
         server: Server,
-        id: str,
-        slots: int,
+        terms: Terms,
         around: Around,
         up: Callable[[Session], None],
         over: Callable[[Session], None],
-        *,
-        resumable: bool,
-        features: frozenset[str],
-        peer: Any,
-        dial_ring: Callable[[LaneHello, Callable[[Socket], None]], Connection] | None,
     ) -> None:
         self.server = server
-        self.id = id
-        self.slots = slots
-        self.resumable = resumable
-        self.features = features
-        self.peer = peer
-        self.dial_ring = dial_ring
+        self.id, self.slots, self.resumable, self.features, self.peer, self.dial_ring = terms
         self._around = around
         self._up = up
         self._over = over
