@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from farm_executor._record import NamedTuple
 
 __all__ = ["CurrentTask", "Details", "Progress", "Worker", "current_task", "set_worker"]
 

@@ -29,7 +29,9 @@ This module imports nothing of the package.
 from __future__ import annotations
 
 from concurrent.futures import BrokenExecutor
-from typing import Any, NamedTuple
+from typing import Any
+
+from farm_executor._record import NamedTuple
 
 __all__ = [
     "FarmError",

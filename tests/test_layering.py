@@ -14,7 +14,8 @@ ROOT = Path(farm_executor.__file__).parent
 
 # From the lowest step to the highest. A package stands for all its modules, but for those with a step of their own.
 STEPS = [
-    ("_version", "errors"),
+    ("_record", "_version"),
+    ("errors",),
     ("core",),
     ("data",),
     ("wire",),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
+from farm_executor._record import NamedTuple, TypedDict
 from farm_executor.arguments import checked
 from farm_executor.wire.address import Address
 

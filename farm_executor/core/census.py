@@ -10,8 +10,9 @@ no output. A monitor must not be able to read a program's data.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.handshake import Versions
 
 __all__ = [

@@ -6,8 +6,8 @@ This module owns that. It must not know what an object is, nor how it is sent.
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.sharing import State
 
 __all__ = ["Deliveries", "Send"]

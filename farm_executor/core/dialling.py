@@ -26,7 +26,8 @@ The rules:
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+
+from farm_executor._record import NamedTuple
 
 __all__ = ["MAX_TOGETHER", "REFUSED_SECONDS", "Attempt", "Dialling", "Kind", "Verdict"]
 

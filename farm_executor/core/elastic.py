@@ -11,7 +11,8 @@ to come, and is lost once it is given back.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from farm_executor._record import NamedTuple
 
 __all__ = ["PATIENCE", "Elastic", "Load"]
 

@@ -25,8 +25,9 @@ import enum
 import io
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, RECORDS, REPORTS, RINGS, SHARING, STREAMS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 

@@ -44,8 +44,9 @@ import hmac
 import json
 import struct
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.secret import MIN_KEY_SIZE, Secret
 from farm_executor.core.text import one_line

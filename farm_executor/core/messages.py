@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.census import (
     ClientStatus,
     Death,

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.frames import BULK, HEADER, HEADER_SIZE, RING, Buffer, Frame
 from farm_executor.errors import RemoteProtocolError
 

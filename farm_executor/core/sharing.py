@@ -25,8 +25,8 @@ import enum
 import struct
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.frames import (
     ERROR,
     MAX_SEGMENT,

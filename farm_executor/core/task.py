@@ -6,7 +6,8 @@ This module owns the vocabulary between the scheduler and its driver. It must no
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+
+from farm_executor._record import NamedTuple
 
 __all__ = ["Assign", "Cancel", "Decision", "Kill", "Lose", "Recall", "Retire", "Task"]
 

@@ -13,8 +13,9 @@ import pickle
 import time
 from collections.abc import Callable, Sequence
 from types import CoroutineType
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.frames import BULK_THRESHOLD, Payload
 from farm_executor.data import payload
 from farm_executor.data.atoms import ATOMS

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
-from typing import NamedTuple
 
+from farm_executor._record import NamedTuple
 from farm_executor.core import shipment
 from farm_executor.core.shipment import MAX_FILES, MODULE, NAMESPACE, PACKAGE
 

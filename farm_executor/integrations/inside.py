@@ -14,8 +14,9 @@ import pickle
 import stat
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.wire.cores import usable_cores
 
 __all__ = [

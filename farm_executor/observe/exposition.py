@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.extras import needed
 from farm_executor.observe.model import Server, workers_of
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.census import Death
 from farm_executor.core.text import cut, one_line, width_of
 from farm_executor.observe.model import Client, Server, Worker, clients_of, workers_of

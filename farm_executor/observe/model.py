@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.census import ClientStatus, FarmStatus, Status
 
 __all__ = ["Client", "Rates", "Server", "Worker", "clients_of", "workers_of"]

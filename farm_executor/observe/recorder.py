@@ -14,8 +14,9 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.client.farm.observer import SeenWorker, View
 from farm_executor.observe.series import Cursor, Series, Table, bad, cells, digit, part, seconds, tile
 

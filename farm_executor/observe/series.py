@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
+
+from farm_executor._record import NamedTuple
 
 __all__ = ["Cursor", "Series", "Table", "bad", "cells", "digit", "part", "seconds", "tile"]
 

@@ -11,8 +11,8 @@ import errno
 import os
 import socket
 import struct
-from typing import NamedTuple
 
+from farm_executor._record import NamedTuple
 from farm_executor.wire.sockets import Socket
 
 __all__ = ["RING", "Channel", "Line", "NoRingError", "Word"]

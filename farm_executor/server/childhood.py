@@ -18,7 +18,9 @@ import threading
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
+
+from farm_executor._record import NamedTuple
 
 __all__ = ["Parent", "WorkerMain", "become_child", "end_process", "let_leader_set_sid", "serve_tracker"]
 

@@ -19,7 +19,8 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from typing import NamedTuple
+
+from farm_executor._record import NamedTuple
 
 __all__ = ["Depot", "Room"]
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameType
 from farm_executor.core.handshake import NONCE_SIZE, Security, ServerHandshake, decode_hello
 from farm_executor.core.messages import BackHello, ClientHello, LaneHello, encode, read_client_hello

@@ -21,8 +21,9 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.data.atoms import ATOMS
 from farm_executor.data.byvalue import (
     Resolver,

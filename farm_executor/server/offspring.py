@@ -13,7 +13,8 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+
+from farm_executor._record import NamedTuple
 
 __all__ = ["kill_family"]
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.frames import Buffer
 from farm_executor.data.memory import copied
 

@@ -6,8 +6,9 @@ This module owns what can be known of a worker from outside. It must not act on 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.messages import KillOrder
 from farm_executor.server.channel import Channel, Line
 from farm_executor.server.progress import NOT_BEGUN, Progress

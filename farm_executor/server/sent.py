@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.batches import decode_tasks, decode_tasks_together
 from farm_executor.core.frames import MAX_RECALLS, ONCE, TOGETHER, Buffer, Frame, Payload
 from farm_executor.data import payload

@@ -21,8 +21,9 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from farm_executor._record import NamedTuple
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.future import MUST_NOT_WAIT, start_all
 from farm_executor.client.farm.interrupt import HeldBack

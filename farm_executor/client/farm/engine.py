@@ -21,8 +21,9 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.client.farm.broadcasts import Broadcast, Broadcasts
 from farm_executor.client.farm.budget import Budget
 from farm_executor.client.farm.call import BeforeSettling, Call

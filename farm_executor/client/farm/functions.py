@@ -24,8 +24,9 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.frames import Buffer, Payload, payload_size
 from farm_executor.core.text import name_of
 from farm_executor.data import payload

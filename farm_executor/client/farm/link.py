@@ -27,7 +27,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from farm_executor.client.farm.session import Session, Terms
 from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict

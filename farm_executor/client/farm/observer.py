@@ -7,7 +7,9 @@ that there is nobody, once for each frame of results.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from farm_executor._record import NamedTuple
 
 if TYPE_CHECKING:
     from farm_executor.client.farm.call import Call

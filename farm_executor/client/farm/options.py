@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+
+from farm_executor._record import NamedTuple
 
 __all__ = ["TaskOptions"]
 

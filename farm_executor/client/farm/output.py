@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, TextIO
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.text import one_line
 
 __all__ = ["Output", "OutputLine", "Source", "is_own_terminal"]

@@ -17,8 +17,9 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.client.farm.packages import top_level_names_in
 from farm_executor.core import shipment
 from farm_executor.core.frames import Payload

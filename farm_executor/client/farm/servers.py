@@ -13,8 +13,9 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError  # not the builtin one before Python 3.11
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.client.farm.discovery import Discovery, Locate, Lookout
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.link import ServerLink, Settings

@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from farm_executor._record import NamedTuple
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.liveness import Liveness
