@@ -5,9 +5,6 @@ This module owns how a secret prints, and when it is too easy to guess. It must 
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-
 __all__ = ["MIN_KEY_SIZE", "Secret", "is_random", "monitor_secret", "weakness"]
 
 MIN_KEY_SIZE = 16
@@ -38,6 +35,9 @@ def monitor_secret(secret: bytes) -> Secret:
 
     It does not tell the other secret, unless that can be guessed: it allows guesses to be tried at leisure.
     """
+    import hashlib  # late, like the next: a client is on its way to start a server
+    import hmac
+
     return Secret(hmac.new(secret, b"farm monitor key", hashlib.sha256).hexdigest().encode())
 
 

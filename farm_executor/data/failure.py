@@ -18,14 +18,14 @@ import copyreg
 import functools
 import itertools
 import pickle
-import pkgutil
 import re
 import sys
 import traceback
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.frames import Payload
 from farm_executor.core.text import MAX_STDERR, MAX_STDERR_LINES, last_lines
 from farm_executor.data import payload
@@ -246,7 +246,9 @@ class _AsItSays:
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = self._exc.__reduce_ex__(protocol)
         if isinstance(reduced, str):  # the name of a global, which pickle would look for in this class's module
-            return pkgutil.resolve_name, (f"{type(self._exc).__module__}:{reduced}",)
+            from pkgutil import resolve_name  # late: few exceptions come here
+
+            return resolve_name, (f"{type(self._exc).__module__}:{reduced}",)
         return reduced
 
 

@@ -7,6 +7,7 @@ needs, because a client waits until the server is up.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -42,6 +43,10 @@ def run(listeners: Sequence[int], parent: BinaryIO) -> None:
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
     sys.path[:], sys.argv[:] = config.pop("path"), config.pop("argv")
+    # What has been imported stays, so it need not be looked at again, neither here nor by the workers, whose memory
+    # remains shared where nothing is written to.
+    gc.freeze()
+    gc.enable()
     serve([Socket(fileno=listener) for listener in listeners], keys=keys, owner=0, parent=kin, **config)
     if directory:
         _remove(directory)

@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from farm_executor._record import NamedTuple
 from farm_executor.client.launching import FindKey, Locate
 from farm_executor.core.elastic import Elastic
 from farm_executor.core.messages import AdminHello, to_json

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, unquote
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.environment import variable
 from farm_executor.errors import AddressError
 from farm_executor.wire.address import parse_address, wrong

@@ -7,7 +7,6 @@ the child would run the whole program again and start further copies without end
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -40,6 +39,8 @@ def freeze_support() -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the supervisor decides otherwise
     parent = open(0, "rb", closefd=False)  # noqa: SIM115
+    import json  # late: a client that starts a server would wait for it
+
     _, listeners = json.loads(parent.readline())
     from farm_executor.launch.child import run
 

@@ -18,8 +18,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from farm_executor._record import NamedTuple
 from farm_executor.launch.errand import COMMAND, errand
 
 __all__ = ["ANSWER_SECONDS", "Engine", "Grant", "RefusedError", "Room", "main"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import subprocess
 import time
 import weakref
@@ -105,5 +104,7 @@ def _end(
         process.stdout.close()
     if ended is not None:
         ended()
-    if directory:
+    if directory and os.path.exists(directory):  # it removes its directory itself, unless it was killed
+        import shutil  # late: it takes long to import
+
         shutil.rmtree(directory, ignore_errors=True)

@@ -5,9 +5,10 @@ This module owns the choice of a directory. It must not know what else is put th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import tempfile
+import sys
 
 __all__ = ["SOCKET", "private_directory"]
 
@@ -26,7 +27,7 @@ def private_directory() -> str:
     errors = []
     for place in (None, "/tmp"):  # None: the default, which follows TMPDIR
         try:
-            directory = tempfile.mkdtemp(prefix="farm-", dir=place)
+            directory = _make(place)
         except OSError as error:
             errors.append(error)
             continue
@@ -35,3 +36,17 @@ def private_directory() -> str:
         os.rmdir(directory)
         errors.append(OSError(errno.ENAMETOOLONG, "too deep for a socket", directory))
     raise errors[0]
+
+
+def _make(place: str | None) -> str:
+    # In the usual case, without `tempfile`: a program waits for its first result, and importing that takes longer
+    # than all else here. Where this fails, `tempfile` knows other places.
+    if place is None and "tempfile" not in sys.modules:
+        usual = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")
+        directory = os.path.join(usual, f"farm-{os.urandom(4).hex()}")
+        with contextlib.suppress(OSError):
+            os.mkdir(directory, 0o700)
+            return directory
+    import tempfile
+
+    return tempfile.mkdtemp(prefix="farm-", dir=place)

@@ -16,8 +16,9 @@ import selectors
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.census import FarmStatus
 from farm_executor.core.features import COUNTS, MODULES, OUTPUT, RINGS, SHARING, shared
 from farm_executor.core.frames import MAX_HELLO, Buffer, Frame, FrameType, encode_frame
@@ -39,7 +40,6 @@ from farm_executor.core.sharing import decode_offer
 from farm_executor.core.shelf import Room
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.channel import RING
-from farm_executor.server.depot import Depot
 from farm_executor.server.door import Door
 from farm_executor.server.forwarding import Forwarding
 from farm_executor.server.guest import Guest
@@ -50,6 +50,9 @@ from farm_executor.server.workers import Workers
 from farm_executor.wire.connection import Connection, no_segment
 from farm_executor.wire.sockets import hang_up, is_tcp, tune, unread
 from farm_executor.wire.trace import trace_of
+
+if TYPE_CHECKING:
+    from farm_executor.server.depot import Depot
 
 __all__ = ["GRACE_CRASHED", "Sessions", "StartWorkers", "Terms"]
 

@@ -22,14 +22,13 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS, RINGS
 from farm_executor.core.messages import AdminHello, BackHello, ClientHello, ControlHello, LaneHello
 from farm_executor.server.admin import HARMLESS, Admin
 from farm_executor.server.census import Census
 from farm_executor.server.childhood import Parent, end_process, serve_tracker
-from farm_executor.server.depot import Depot
 from farm_executor.server.door import Door, Listener
 from farm_executor.server.guest import Guest
 from farm_executor.server.log import DroppingHandler
@@ -42,6 +41,9 @@ from farm_executor.wire.sockets import Socket, is_tcp, listen_beside
 from farm_executor.wire.trace import pending, tell
 from farm_executor.wire.versions import local_versions
 from farm_executor.wire.waker import Waker
+
+if TYPE_CHECKING:
+    from farm_executor.server.depot import Depot
 
 __all__ = ["Supervisor", "serve"]
 
@@ -116,7 +118,11 @@ class Supervisor:
         name_beside, beside = listen_beside() if over_tcp and memfd.AVAILABLE else ("", None)
         self._door = Door(listeners, known, self._selector, self._on_hello, quiet=embedded, beside=beside)
         # An embedded server's workers have the program's own files, and its path.
-        self._depot = None if embedded and not tunnelled else Depot(self._close_all)
+        self._depot: Depot | None = None
+        if tunnelled or not embedded:
+            from farm_executor.server.depot import Depot  # late: an embedded farm does not wait for it
+
+            self._depot = Depot(self._close_all)
         rings = (RINGS,) if memfd.AVAILABLE else ()
         features = (*ALWAYS, OUTPUT, RECORDS, *rings, *(() if self._depot is None else (MODULES,)))
         terms = Terms(address, name, slots, local_versions(), features, tunnelled, max_shared, name_beside)

@@ -8,7 +8,6 @@ in the order in which they came.
 from __future__ import annotations
 
 import functools
-import opcode
 import os
 import signal
 import sys
@@ -16,8 +15,9 @@ import threading
 import time
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from farm_executor._record import NamedTuple
 from farm_executor.core.features import RECORDS, STREAMS
 from farm_executor.core.frames import Frame, Payload, payload_of
 from farm_executor.current import set_worker
@@ -27,22 +27,23 @@ from farm_executor.data.awaiting import awaited
 from farm_executor.data.failure import dump_failure, dump_unsendable, explain_unreadable
 from farm_executor.data.streamed import Streamed
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
-from farm_executor.server.channel import Channel, Line
 from farm_executor.server.childhood import WorkerMain
-from farm_executor.server.depot import Room
 from farm_executor.server.lane import WorkerLane
-from farm_executor.server.marks import Marks
-from farm_executor.server.modules import ModuleFinder
 from farm_executor.server.namespaces import SharedNamespaces, contents_of
-from farm_executor.server.packages import PackageCheck
 from farm_executor.server.progress import Progress
 from farm_executor.server.sent import SentFunction, SentTask
 from farm_executor.server.shared import SharedObjects
-from farm_executor.server.streaming import Outgoing
 from farm_executor.wire.dialling import HELLO_RECORDS, secure_server_side
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
 from farm_executor.wire.sockets import AnySocket, Socket
+
+if TYPE_CHECKING:
+    from farm_executor.server.channel import Channel, Line
+    from farm_executor.server.depot import Room
+    from farm_executor.server.marks import Marks
+    from farm_executor.server.modules import ModuleFinder
+    from farm_executor.server.streaming import Outgoing
 
 __all__ = ["WorkerStart", "is_reusable", "run_worker"]
 
@@ -109,8 +110,11 @@ def run_worker(start: WorkerStart) -> None:
     set_worker(lane)
     if RECORDS in start.features:
         lane.forward_records()
-    finder = None
+    finder: ModuleFinder | None = None
     if start.modules is not None:
+        from farm_executor.server.modules import ModuleFinder  # late, like the next: an embedded farm needs neither
+        from farm_executor.server.packages import PackageCheck
+
         finder = ModuleFinder(start.modules, lane.ask, PackageCheck(lane.tell))
         lane.on_offer = finder.set_offer
         finder.install()
@@ -376,13 +380,13 @@ def _may_rebind(code: types.CodeType) -> bool:
     """Return whether the code may assign to a variable that it closes over, and so leave it changed."""
     if not code.co_freevars:
         return False
+    from opcode import opmap  # late: few functions come here
+
+    rebinding = (opmap["STORE_DEREF"], opmap["DELETE_DEREF"])
     # Every second byte is an opcode; the others are arguments, which may have any value.
-    if any(instruction in _REBINDING for instruction in code.co_code[::2]):
+    if any(instruction in rebinding for instruction in code.co_code[::2]):
         return True
     return any(_may_rebind(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
-
-
-_REBINDING = {opcode.opmap["STORE_DEREF"], opcode.opmap["DELETE_DEREF"]}
 
 
 def _flush_output() -> None:

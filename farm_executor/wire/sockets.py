@@ -13,7 +13,6 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.wire.address import Address
 
 if TYPE_CHECKING:
@@ -219,6 +218,8 @@ def tune(sock: Socket, heartbeat: float = HEARTBEAT_SECONDS) -> None:
     """
     if not is_tcp(sock):
         return
+    from farm_executor.core.liveness import MAX_MISSED  # late: a program that starts an embedded farm waits for it
+
     seconds = max(1, round(heartbeat))
     idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # its name on macOS
     options = [

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TypedDict
+
+from farm_executor._record import TypedDict
 
 __all__ = ["Whose", "whose"]
 
@@ -22,13 +23,20 @@ class Whose(TypedDict):
 
 def whose() -> Whose:
     """Return who runs this program, and where."""
-    import getpass  # late, like the next: nobody waits for them
-    import platform
-
-    try:
-        user = getpass.getuser()
-    except Exception:  # a user without a name, as in containers: KeyError, or OSError since Python 3.13
-        user = str(os.getuid()) if hasattr(os, "getuid") else ""
+    # By hand, as `getpass` and `platform` do it: to import these takes a tenth of the time to the first result.
+    user = next(filter(None, map(os.environ.get, ("LOGNAME", "USER", "LNAME", "USERNAME"))), "") or _own_name()
     # Not the arguments, which may hold what is nobody else's business.
     program = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
-    return Whose(host=platform.node(), user=user, program=program or "python")
+    host = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    return Whose(host=host, user=user, program=program or "python")
+
+
+def _own_name() -> str:
+    if not hasattr(os, "getuid"):
+        return ""
+    import pwd  # late: not on Windows
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user without a name, as in containers
+        return str(os.getuid())
