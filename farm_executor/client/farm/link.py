@@ -29,6 +29,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from farm_executor._record import NamedTuple
 from farm_executor.client.farm.session import Session, Terms
 from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict
 from farm_executor.core.features import RINGS, shared
