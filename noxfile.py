@@ -35,6 +35,9 @@ OF_THE_PYTHON = [
     "tests/test_exports.py",
 ]
 OF_NEITHER = (  # what depends neither on the Python nor on the versions of what is installed, and takes long
+    "tests/client/test_resume.py",
+    "tests/client/test_rings.py",
+    "tests/client/test_servers.py",
     "tests/core",
     "tests/launch/test_dask.py",
     "tests/launch/test_elastic.py",
@@ -42,6 +45,9 @@ OF_NEITHER = (  # what depends neither on the Python nor on the versions of what
     "tests/launch/test_ray.py",
     "tests/launch/test_slurm.py",
     "tests/launch/test_ssh.py",
+    "tests/lfarm/test_channel.py",
+    "tests/lfarm/test_cognate.py",
+    "tests/lfarm/test_tasks.py",
     "tests/test_demo.py",
     "tests/wire/test_nobody_between.py",
     "tests/wire/test_sealed.py",
