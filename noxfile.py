@@ -312,6 +312,7 @@ def build(session: nox.Session) -> None:
             program = "import farm_executor; print(farm_executor.__version__)"
             session.run(inside, "-W", "error", "-c", program, external=True)
             session.run(str(folder / "bin" / "farm-executor"), "--version", external=True)
+            session.run(str(folder / "bin" / "farm-executor"), "explain", "still", "dialling", external=True)
     _run_readme(session, sdist)
 
 

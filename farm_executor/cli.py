@@ -1,4 +1,4 @@
-"""The command line: ``farm-executor serve | keygen | launch | ping | status | top | end | doctor | demo``.
+"""The command line: ``farm-executor serve | keygen | launch | ping | status | top | end | doctor | explain | demo``.
 
 This module owns the words and the exit codes; what is done is done elsewhere.
 
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from farm_executor import admin, demo, doctor
+from farm_executor import admin, demo, doctor, explain
 from farm_executor._version import __version__
 from farm_executor.core.environment import variable
 from farm_executor.errors import AddressError, AuthenticationError, FarmError
@@ -177,6 +177,10 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         "--insecure", action="store_true", help="serve it, unencrypted, on an address that others can reach"
     )
     page.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
+    text = "Say what an error or a warning means, and what to do about it."
+    explaining = commands.add_parser("explain", **_texts(text, explain.EXAMPLES))
+    explaining.set_defaults(run=explain.main, verbose=0)
+    explain.add_arguments(explaining)
     text = "Analyse the whole standard library on a farm."
     demo.add_arguments(_command(commands, "demo", demo.main, text, epilog=f"{_EXAMPLES['demo']}\n\n{_KEYS}"))
     return parser, list(commands.choices)

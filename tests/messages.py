@@ -26,6 +26,8 @@ Every error and warning of the package, by its text: search this page for some w
 `…` stands for what differs from case to case.
 [When something goes wrong](../how-to/when-something-goes-wrong.md) begins with symptoms instead, and a task's own exception is [the task's](../how-to/debugging-failures.md).
 
+Without a browser, `farm-executor explain "some words"` prints what this page says, and `python program.py 2>&1 | farm-executor explain` what it says of each message in a program's output.
+
 This page is made from the package's source, by `python tests/messages.py`.
 """
 
@@ -49,6 +51,8 @@ ERRORS = {
     "InvalidTaskError": "Pass a function, or its name as `package.module:function`.",
     "BroadcastError": "`outcomes` has what came of each worker: [call a function on every "
     "worker](../how-to/call-every-worker.md).",
+    "SharedMemoryError": "Share less, `close()` what is done with, or raise the server's `--max-shared`: "
+    "[share large data](../how-to/share-large-data.md#limits).",
     "FarmFullError": "Wait for some results, or raise `max_pending_bytes`: "
     "[submit more than memory holds](../how-to/swap-process-pool.md#submit-more-than-memory-holds).",
     "NoKernelError": "`make_kernel`, then `use_kernel` or `set_kernel`: [lfarm's names](lfarm.md).",
@@ -192,7 +196,8 @@ def written() -> str:
         while name in used:
             name += "-2"
         used.add(name)
-        return f"({name})=\n`{text}`{advice}\n\n"
+        shown = f"`` {text} ``" if "`" in text else f"`{text}`"
+        return f"({name})=\n{shown}{advice}\n\n"
 
     page = HEAD
     for kind, general in ERRORS.items():

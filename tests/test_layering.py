@@ -24,7 +24,7 @@ STEPS = [
     ("client.farm", "server"),
     ("client", "admin"),
     ("launch",),
-    ("lfarm", "demo", "doctor", "integrations", "observe"),
+    ("lfarm", "demo", "doctor", "explain", "integrations", "observe"),
     ("dashboard", "joblib", "metrics", "telemetry"),
     ("cli",),
     ("__main__", ""),
