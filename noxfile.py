@@ -260,7 +260,7 @@ def joblib(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[-1], default=False)
 def engines(session: nox.Session) -> None:
-    """Run on real clusters, which are started here: Dask, and, as root alone, Ray and a Slurm of two nodes."""
+    """Run on real clusters, which are started here: Dask, and, as root alone, Ray, a Slurm, and two hosts."""
     _install(session, *FOR_TESTS, "distributed", "ray[client]")
     cluster = ("python", "tests/engines/slurm_cluster.py", "pytest")
     session.run("pytest", "tests/engines/test_dask.py", *session.posargs)
@@ -269,6 +269,8 @@ def engines(session: nox.Session) -> None:
     session.run(*ray, "tests/contract", "--rows", "farm-ray", *session.posargs)
     session.run(*cluster, "tests/engines/test_slurm.py", *session.posargs)
     session.run(*cluster, "tests/contract", "--rows", "farm-slurm", *session.posargs)
+    hosts = ("python", "tests/engines/two_hosts.py", "pytest")
+    session.run(*hosts, "tests/engines/test_two_hosts.py", *session.posargs)
 
 
 @nox.session(default=False)

@@ -1,4 +1,4 @@
-"""The command line: ``farm-executor serve | keygen | launch | ping | status | top | end | doctor | explain | demo``.
+"""The command line: ``farm-executor serve | keygen | launch | ping | status | top | end | doctor | ...``.
 
 This module owns the words and the exit codes; what is done is done elsewhere.
 

@@ -46,7 +46,9 @@ class Entry(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `main` reads."""
-    several = "a message or words of it, or the class of an error; without any, standard input is searched for messages"
+    several = (
+        "a message or words of it, or the class of an error; without any, standard input is searched for messages"
+    )
     parser.add_argument("text", nargs="*", help=several)
 
 
@@ -121,8 +123,12 @@ def _matching(line: str, entries: Sequence[Entry]) -> list[Entry]:
     lengths = {entry: len(entry.text.replace(ANYTHING, "")) for entry in entries if _pattern(entry).search(line)}
     best = max(lengths.values(), default=0)
     if best < FEWEST:
-        return [entry for entry in entries if not entry.text and re.search(rf"\b{entry.kind}\b", line, re.IGNORECASE)]
-    return sorted((entry for entry in lengths if lengths[entry] * 2 > best), key=lambda entry: -lengths[entry])[:MOST]
+        return [
+            entry for entry in entries if not entry.text and re.search(rf"\b{entry.kind}\b", line, re.IGNORECASE)
+        ]
+    return sorted((entry for entry in lengths if lengths[entry] * 2 > best), key=lambda entry: -lengths[entry])[
+        :MOST
+    ]
 
 
 def _pattern(entry: Entry) -> re.Pattern[str]:
