@@ -89,12 +89,18 @@ def test_readmes_farm_of_two_machines():
         _transcript(check)
 
 
-def test_through_ssh_tunnels():
+def test_the_page_on_servers_of_two_machines():
     page = DOCS / "how-to" / "servers-on-two-machines.md"
-    serve, tunnels, program, printed = _section(page, "### Through ssh tunnels")
+    (copy_key,) = _section(page, "## One key for all")
+    serve, program, printed = _section(page, "### Directly, encrypted")
 
-    _shell(_section(README, "## A farm of two machines")[1].text)
-    ((command, shown),) = test_docs._transcript(serve)
+    _shell(copy_key.text)
+    ((command, _),) = test_docs._transcript(serve)
+    with _serving(command):
+        assert _python(program) == printed.text
+
+    serve, tunnels, program, printed = _section(page, "### Through ssh tunnels")
+    ((command, _),) = test_docs._transcript(serve)
     with _serving(command):
         _shell(tunnels.text)
         assert _python(program) == printed.text
