@@ -166,6 +166,14 @@ def not_led(session: nox.Session) -> None:
     _pytest(session, "--not-led", "--rows", "farm-embedded", *parts, *session.posargs)
 
 
+@nox.session(python=PYTHONS[-1], default=False)
+def systems(session: nox.Session) -> None:
+    """Run the contract with a client that lacks what macOS lacks, and with one that lacks what Windows does."""
+    _install(session, *FOR_TESTS)
+    for system in ("macos", "windows"):
+        session.run("python", "tests/other_systems.py", system, "-q", *session.posargs)
+
+
 @nox.session(python=PYTHONS[-1])
 def origins(session: nox.Session) -> None:
     """Send modules from where tools put them: a real Jupyter kernel, editable installs of each build backend."""

@@ -5,6 +5,7 @@ is a capability: a test marked `@pytest.mark.needs("by_value")` runs on the rows
 know no executor by name.
 """
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -21,6 +22,8 @@ from typing import Any
 import pytest
 from contract.gate import Gate
 
+SERVERS = "FARM_EXECUTOR_TESTS_SERVERS"
+"""An environment variable: the addresses of two such servers that run already, with a comma in between."""
 KEY = b"the key of the contract suite's servers"
 
 # What an executor may promise beyond what all of them do.
@@ -155,6 +158,16 @@ def gate(executor_factory: Callable[..., Executor]) -> Iterator[Gate]:
 @pytest.fixture(scope="session")
 def two_servers() -> Iterator[list[str]]:
     """The addresses of two servers with one worker each, whose workers can import the tests' modules."""
+    if started := os.environ.get(SERVERS):
+        yield started.split(",")
+        return
+    with start_two_servers() as addresses:
+        yield addresses
+
+
+@contextlib.contextmanager
+def start_two_servers() -> Iterator[list[str]]:
+    """Start such servers, for as long as the block lasts."""
     from farm_executor import start_server
 
     tests = str(Path(__file__).parents[1])

@@ -9,6 +9,7 @@ DEADLINE = 30.0
 """Seconds after which waiting for anything counts as a hang. Never reached by a test that passes."""
 
 Address = str
+UNIX = socket.AF_UNIX  # found here, before a test hides it
 
 
 class Gate:
@@ -23,7 +24,7 @@ class Gate:
         # in which the listener closes may hear nothing at all.
         self._folder = tempfile.TemporaryDirectory(prefix="gate-")
         self.address: Address = os.path.join(self._folder.name, "socket")
-        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener = socket.socket(UNIX)
         self._listener.bind(self.address)
         self._listener.listen(1024)
         self._listener.settimeout(DEADLINE)
