@@ -1,6 +1,8 @@
 """The file for Docker Compose: what its containers run is what there is."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,15 @@ FOLDER = Path(__file__).parents[2] / "docs" / "examples"
 def services():
     yaml = pytest.importorskip("yaml")
     return yaml.safe_load((FOLDER / "docker" / "compose.yaml").read_text("utf-8"))["services"]
+
+
+def test_it_fits_the_schema_of_compose():
+    pytest.importorskip("check_jsonschema")
+    file = FOLDER / "docker" / "compose.yaml"
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", file]
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_commands_are_ours(services):
