@@ -22,9 +22,10 @@ PAGE = REFERENCE / "messages.md"
 HEAD = """\
 # Messages
 
-Every error and warning of the package, by its text: search this page for some words of what you see.
+Every error of the package's own classes, and every warning, by its text: search this page for some words of what you see.
 `…` stands for what differs from case to case.
-[When something goes wrong](../how-to/when-something-goes-wrong.md) begins with symptoms instead, and a task's own exception is [the task's](../how-to/debugging-failures.md).
+[When something goes wrong](../how-to/when-something-goes-wrong.md) begins with symptoms instead; a task's own exception, and an error of pickle's, is explained in [find out why a task failed](../how-to/debugging-failures.md).
+A `TypeError` or `ValueError` of the farm's names the argument and what it should be.
 
 Without a browser, `farm-executor explain "some words"` prints what this page says, and `python program.py 2>&1 | farm-executor explain` what it says of each message in a program's output.
 
