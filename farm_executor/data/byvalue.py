@@ -533,6 +533,9 @@ class Resolver:
     def finish(self) -> None:
         """Note that the payload has been read."""
 
+    def end(self) -> None:
+        """Note that no more of it is read, whether or not it could be."""
+
 
 def class_by_tracker(tracker_id: Any) -> Any:
     """Return the class that cloudpickle tracks under this id in this process, or None."""

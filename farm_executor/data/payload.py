@@ -288,9 +288,12 @@ def loads(payload: Payload, resolver: Callable[[], Resolver] | None = None) -> A
     data = payload[0]
     if resolver is None or data[-1] != _BY_VALUE[0]:
         return pickle.loads(data) if len(payload) == 1 else pickle.loads(data, buffers=payload[1:])
-    unpickler = _ResolvingUnpickler(data, payload[1:], resolver())
-    value = unpickler.load()
-    unpickler.resolver.finish()
+    reading = resolver()
+    try:
+        value = _ResolvingUnpickler(data, payload[1:], reading).load()
+        reading.finish()
+    finally:
+        reading.end()
     return value
 
 

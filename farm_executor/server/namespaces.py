@@ -18,6 +18,7 @@ import hashlib
 import importlib.util
 import pickle
 import sys
+import threading
 import types
 import weakref
 from collections.abc import Callable, Mapping
@@ -68,11 +69,23 @@ class SharedNamespaces:
         self._taken: dict[types.ModuleType, dict[str, Any]] = {}
         self._attributes: weakref.WeakKeyDictionary[type, Digests] = weakref.WeakKeyDictionary()
         self._parts: weakref.WeakKeyDictionary[types.FunctionType, _Parts] = weakref.WeakKeyDictionary()
+        self._readers = 0  # payloads that are being read
+        self._unneeded: list[int] = []  # shared objects to let go of once there are none
+        self._lock = threading.RLock()  # for these two; a destructor may unpickle while its thread holds it
         sys.modules["__main__"] = self.named("__main__")  # for pickling within a task, and `import __main__`
 
     def resolver(self) -> Resolver:
-        """Return a resolver for one payload."""
+        """Return a resolver for one payload, whose `end` is to be called."""
+        with self._lock:
+            self._readers += 1
         return _SharingResolver(self)
+
+    def end_reading(self) -> None:
+        """Note that one payload is not read any more."""
+        with self._lock:
+            self._readers -= 1
+            dropped = self._forget_unneeded()
+        del dropped  # without the lock, as its destructors are the user's
 
     def named(self, name: str) -> types.ModuleType:
         """Return the module that holds the namespace that the name leads to at the client."""
@@ -135,12 +148,26 @@ class SharedNamespaces:
 
     def forget_shared(self, number: int) -> None:
         """Let go of a shared object that globals refer to, as no task needs it. Any thread may call this."""
+        # Not while another thread reads a payload: what that has just put into a global would go in its place.
+        with self._lock:
+            self._unneeded.append(number)
+            dropped = self._forget_unneeded()
+        del dropped
+
+    def _forget_unneeded(self) -> list[Any]:
+        """Let go of what nobody needs, unless a payload is being read; return the values."""
+        if self._readers or not self._unneeded:
+            return []
+        dropped: list[Any] = []
+        digests = set(map(_digest_of_shared, self._unneeded))
+        self._unneeded.clear()
         for module, received in list(self._globals.items()):
             for name, digest in list(received.items()):
-                if digest == _digest_of_shared(number):
+                if digest in digests:
                     received.pop(name, None)
-                    vars(module).pop(name, None)
-                    self._taken.get(module, {}).pop(name, None)
+                    dropped.append(vars(module).pop(name, None))
+                    dropped.append(self._taken.get(module, {}).pop(name, None))
+        return dropped
 
     def news(
         self, received: Digests, values: dict[str, Any], present: Mapping[str, Any], shared: Mapping[int, int]
@@ -339,6 +366,10 @@ class _SharingResolver(Resolver):
         for function in self._functions if here else ():
             _put_in_place(function, here)
         shared.forget()
+
+    def end(self) -> None:
+        """Let others change what has been read."""
+        self._shared.end_reading()
 
 
 def _can_be_imported(name: str) -> bool:
