@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.inlet import Inlet
     from farm_executor.client.farm.observer import Observer, View
     from farm_executor.client.farm.options import TaskOptions
-    from farm_executor.client.farm.shared import Shared
+    from farm_executor.client.farm.shared import Pickling, Shared
     from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.wire.address import Address
 
@@ -75,6 +75,9 @@ class FarmSharing(Protocol):
             RuntimeError: The farm has been shut down.
             Exception: It cannot be pickled.
         """
+
+    def pickling(self) -> Pickling:
+        """Return the context in which handles may be pickled, for a call that is submitted later."""
 
 
 class Farm(Protocol):

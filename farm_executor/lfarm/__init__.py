@@ -91,6 +91,7 @@ from farm_executor.lfarm.servers import (
     start_remote_servers,
     start_server,
 )
+from farm_executor.lfarm.sharing import share
 from farm_executor.lfarm.streams import stream_task
 from farm_executor.lfarm.task_options import task_category, task_priority
 from farm_executor.lfarm.tasks import Task, deftask
@@ -112,6 +113,7 @@ __all__ = [
     "make_channel",
     "submit_task",
     "stream_task",
+    "share",
     "receive_result",
     "try_receive_result",
     "do_fast_receives",

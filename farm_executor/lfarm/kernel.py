@@ -31,6 +31,7 @@ from farm_executor.wire.address import AddressLike, parse_addresses
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
+    from farm_executor.client.farm.shared import Shared
     from farm_executor.client.stream import Stream
 
     Ts = TypeVarTuple("Ts")
@@ -230,6 +231,12 @@ class Kernel:
             raise RuntimeError(self._ended_text())
         return self._submission.farm_for("streaming").stream(task, args, kwargs, current_options.get())
 
+    def share(self, value: T, *, frozen: bool = False) -> Shared[T]:
+        """See `share`."""
+        if self.ended:
+            raise RuntimeError(f"cannot share objects on an ended kernel: {self.name!r} has been ended")
+        return self._submission.farm_for("sharing").farm.share(value, frozen=frozen)
+
     def kill_tasks(self, category: Hashable, *, dry_run: bool = False) -> int:
         """See `kill_tasks`."""
         check_category(category)
@@ -339,7 +346,8 @@ def make_kernel(
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__qualname__}")
     check_seconds("timeout", timeout)
-    unknown = options.keys() - KernelOptions.__annotations__.keys()
+    known = {option for kind in KernelOptions.__mro__ for option in getattr(kind, "__annotations__", ())}
+    unknown = options.keys() - known
     if unknown:
         raise TypeError(
             f"make_kernel has no option {', '.join(sorted(unknown))}; it has timeout, and FarmExecutor's"

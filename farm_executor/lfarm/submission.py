@@ -142,7 +142,10 @@ class ToFarm:
         engine = self._backing.start_engine()
         try:
             sent = _prepared(engine, partial(call_pickled, function))
-            data = bytes(payload.dumps((args, kwargs), out_of_band=False)[0])
+            with engine.sharing.pickling() as pickling:
+                data = bytes(payload.dumps((args, kwargs), out_of_band=False)[0])
+            # What the call refers to stays shared until it has been submitted, and has ended.
+            sent = sent._replace(records=(*sent.records, *pickling.found.values()))
         except BaseException as error:
             culprit(error, (args, kwargs))
             return partial(_failed, error)
