@@ -33,7 +33,8 @@ class Room:
     """How many bytes of shared objects a server may hold, and how many objects, for all its clients together.
 
     Args:
-        limit: Returns how many bytes that is; called when it is first needed, as few servers ever hold any.
+        limit: Returns how many bytes that is; called when it is first needed, as few servers ever hold any. It may
+            raise an OSError, and is then called again the next time.
         most: Returns how many objects that is: each takes a descriptor.
 
     Attributes:
@@ -105,10 +106,15 @@ class Shelf:
                 return State.REFUSED, f"this session shares {MAX_OBJECTS} objects already"
             if self._room.full:
                 return State.REFUSED, f"this server has no descriptor left for shared object {number}: share less"
-            if self._room.take(size):
-                entry = _Entry(size, State.WANTED)
-            else:
-                reason = refusal(number, size, self._room.limit, self._room.used)
+            try:
+                if self._room.take(size):
+                    entry = _Entry(size, State.WANTED)
+                else:
+                    reason = refusal(number, size, self._room.limit, self._room.used)
+                    entry = _Entry(size, State.REFUSED, reason)
+            # It has as many files open as it may, so that it cannot even look.
+            except OSError as error:
+                reason = f"this server cannot tell whether it may hold shared object {number}: {error}"
                 entry = _Entry(size, State.REFUSED, reason)
             self._entries[number] = entry
         return entry.state, entry.reason

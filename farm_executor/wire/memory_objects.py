@@ -12,10 +12,14 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from typing import TYPE_CHECKING
 
 from farm_executor.core.frames import Buffer
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire import memfd
+
+if TYPE_CHECKING:
+    import mmap
 
 __all__ = ["MemoryObject"]
 
@@ -103,12 +107,14 @@ class MemoryObject:
         """
         import mmap  # late: a program that shares nothing never needs it
 
-        if private or sys.platform == "win32":
+        if sys.platform == "win32":
             access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
             return memoryview(mmap.mmap(self._descriptor, self.size, access=access))
+        if private:
+            return memoryview(_mapped(self._descriptor, self.size, mmap.PROT_READ | mmap.PROT_WRITE))
         # Not MAP_SHARED, as ACCESS_READ has it: before Linux 6.7 that is refused for what is sealed against writes,
         # even to those who only read. Pages that nobody writes to are shared either way.
-        return memoryview(mmap.mmap(self._descriptor, self.size, mmap.MAP_PRIVATE, mmap.PROT_READ))
+        return memoryview(_mapped(self._descriptor, self.size, mmap.PROT_READ))
 
     def close(self) -> None:
         """Let go of the descriptor; views stay valid."""
@@ -118,6 +124,14 @@ class MemoryObject:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _mapped(descriptor: int, size: int, access: int) -> mmap.mmap:
+    import mmap
+
+    if sys.version_info >= (3, 13):  # else each mapping keeps a descriptor of its own
+        return mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, access, trackfd=False)
+    return mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, access)
 
 
 def _unnamed_file() -> int:

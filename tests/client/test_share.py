@@ -229,7 +229,9 @@ def test_nothing_stays_once_it_is_closed_or_collected(end):
         shared = executor.share(Plain(data()))
         pids = {executor.submit(tasks.supervisor).result(), os.getpid()}
         pids |= {pid for pid, _ in executor.broadcast(tasks.identity_of, shared)}
-        until(lambda: [tasks.count(pid) for pid in pids] == [1] * 4)  # each call's mapping has one for itself
+        # The server and two workers have one each, and a mapping another, on Pythons where it cannot do without.
+        mapped = [0, 1, 1, 1] if sys.version_info >= (3, 13) else [1, 1, 1, 1]
+        until(lambda: sorted(tasks.count(pid) for pid in pids) == mapped)
         end(shared)
         del shared
         gc.collect()
