@@ -56,6 +56,7 @@ FLOORS = {
             "voice",
         ),
         ("records", "future", "packages", "reactor", "shared"),
+        ("repeated",),
         ("call", "hearing", "sharing"),
         ("about", "cancels", "chosen_modules", "dispatch", "kills", "lane", "observer", "parcels"),
         ("inlets", "missing", "ringing", "session", "shipping", "wording"),
@@ -141,7 +142,7 @@ FLOORS = {
         ("submission",),
         ("task_options",),
         ("kernel",),
-        ("channel", "parts", "promise", "streams"),
+        ("channel", "parts", "promise", "sharing", "streams"),
         ("cognate", "seeking"),
     ],
     "observe": [

@@ -37,6 +37,18 @@ class Deliveries:
         """Return the object that a lane carries."""
         return self._carried.get(lane)
 
+    def holds(self, number: int) -> bool:
+        """Return whether the server has said that it holds an object. Any thread may ask."""
+        # A set that changes in the reactor's thread; asked on the way to send, where nobody may wait.
+        return number in self._held
+
+    def expects(self, number: int) -> bool:
+        """Return whether the server holds an object, or is to get it."""
+        return number in self._held or number in self._due or number in self._sent or self._is_carried(number)
+
+    def _is_carried(self, number: int) -> bool:
+        return number in self._carried.values()
+
     def answered(self, number: int, state: State) -> list[Send]:
         """Take a server's answer."""
         if state is State.HELD:

@@ -20,6 +20,7 @@ __all__ = [
     "MODULES",
     "OUTPUT",
     "RECORDS",
+    "REFERENCES",
     "REPORTS",
     "RINGS",
     "SHARING",
@@ -46,6 +47,9 @@ OUTPUT = "output"
 RECORDS = "records"
 """What tasks log comes to the client; it names this only if it wants that."""
 
+REFERENCES = "references"
+"""A buffer of a call may stand for that of a shared object, which the server has."""
+
 REPORTS = "reports"
 """Tasks may report how far they have come."""
 
@@ -58,7 +62,7 @@ SHARING = "sharing"
 STREAMS = "streams"
 """What a task yields comes item by item."""
 
-ALWAYS = (COUNTS, DETAILS, HEADERS, REPORTS, SHARING, STREAMS)
+ALWAYS = (COUNTS, DETAILS, HEADERS, REFERENCES, REPORTS, SHARING, STREAMS)
 """Those that both ends of this version have in any case."""
 
 MAX_FEATURES = 64  # in one hello: far more than there will be, and little to keep

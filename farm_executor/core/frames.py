@@ -57,6 +57,7 @@ __all__ = [
     "Kind",
     "Meaning",
     "Payload",
+    "Reference",
     "Way",
     "decode_number",
     "encode_frame",
@@ -82,6 +83,25 @@ class Kind(enum.IntEnum):
 
     BYTES = 1
     BYTEARRAY = 2
+    REFERENCE = 3
+    """Nothing: in place of the size stands the number of a shared object, whose buffer this is. Of tasks only."""
+
+
+class Reference(bytes):
+    """Stands in a payload for a part that the receiver has: the buffer of a shared object."""
+
+    __slots__ = ()
+
+    @classmethod
+    def to(cls, number: int) -> Reference:
+        """Return what stands for the buffer of the shared object of that number."""
+        return cls(_U64.pack(number))
+
+    @property
+    def number(self) -> int:
+        """The number of the shared object."""
+        number: int = _U64.unpack(self)[0]
+        return number
 
 
 Allocate = Callable[[int, Kind], "Buffer | io.BytesIO"]
@@ -90,6 +110,7 @@ value is the segment, and for BYTEARRAY a bytearray."""
 
 HEADER = struct.Struct("<IBBHQ")
 _U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
 HEADER_SIZE = HEADER.size
 
 # A body is kept until it is complete, so this is what one connection may make its other end hold.
@@ -298,11 +319,15 @@ def encode_payload(
     # The pickle itself may be received into any memory: nobody but the unpickler sees it.
     sizes = [memoryview(payload[0]).nbytes, *map(size_and_kind, payload[1:])]
     table = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
-    return encode_frame(kind, flags=flags | BULK, count=1, seq=seq, body=table + prefix, segments=payload)
+    # Nothing is sent for a reference, but a buffer stands for it: `ring` counts them beside the table.
+    segments = [b"" if type(part) is Reference else part for part in payload]
+    return encode_frame(kind, flags=flags | BULK, count=1, seq=seq, body=table + prefix, segments=segments)
 
 
 def size_and_kind(part: Buffer) -> int:
     """Return the entry of a part in a table of segments."""
+    if type(part) is Reference:
+        return part.number | Kind.REFERENCE << KIND_SHIFT
     # Not len(), which counts the items of a buffer rather than its bytes.
     size = memoryview(part).nbytes
     whole: Any = part
@@ -317,9 +342,12 @@ def split_size(entry: int) -> tuple[int, Kind]:
     """Return the size and the kind that an entry of a table stands for.
 
     Raises:
-        ValueError: There is no such kind.
+        ValueError: It is a reference.
     """
-    return entry & ((1 << KIND_SHIFT) - 1), Kind(entry >> KIND_SHIFT)
+    kind = Kind(entry >> KIND_SHIFT)
+    if kind is Kind.REFERENCE:
+        raise ValueError("a reference has no size")
+    return entry & ((1 << KIND_SHIFT) - 1), kind
 
 
 _KINDS: dict[type, Kind] = {bytes: Kind.BYTES, bytearray: Kind.BYTEARRAY}

@@ -28,6 +28,7 @@ from farm_executor.core.frames import (
     Frame,
     FrameType,
     Kind,
+    Reference,
 )
 from farm_executor.core.ring import LEAST, MARK, MOST_CHUNKS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
@@ -210,6 +211,7 @@ def _allocate(size: int, kind: Kind) -> Buffer | io.BytesIO:
     return ReceivedBytes(bytes(size)) if kind is Kind.BYTES else bytearray(size)
 
 
+_BY_NUMBER = tuple(Kind)
 _EMPTY: dict[Kind, Buffer] = {Kind.MEMORY: memoryview(b""), Kind.BYTES: b""}
 
 
@@ -238,13 +240,17 @@ class _Bulk:
             raise RemoteProtocolError(f"{head.type.name} frame with a table of {n} segments in {len(body)} bytes")
         table: tuple[int, ...] = struct.unpack_from(f"<{n}Q", body, 4)
         sizes = [entry & _SIZE_MASK for entry in table]
+        kinds = [_BY_NUMBER[entry >> KIND_SHIFT] for entry in table]
+        promised = sum(sizes)
+        if Kind.REFERENCE in kinds:
+            # Never the first, which is the pickle: that is this call's own.
+            if head.type is not FrameType.TASKS or kinds[0] is Kind.REFERENCE:
+                raise RemoteProtocolError(f"{head.type.name} frame with a reference where there can be none")
+            promised = sum([size for size, kind in zip(sizes, kinds, strict=True) if kind is not Kind.REFERENCE])
         # The sum is limited, not each size: many segments could promise more together than any one of them may.
-        if sum(sizes) > (MAX_MODULES if head.type in (FrameType.MODULES, FrameType.MODULE) else MAX_SEGMENT):
-            raise RemoteProtocolError(f"{head.type.name} frame promises {sum(sizes)} bytes")
-        try:
-            return sizes, [Kind(entry >> KIND_SHIFT) for entry in table]
-        except ValueError:
-            raise RemoteProtocolError(f"{head.type.name} frame with a segment of an unknown kind") from None
+        if promised > (MAX_MODULES if head.type in (FrameType.MODULES, FrameType.MODULE) else MAX_SEGMENT):
+            raise RemoteProtocolError(f"{head.type.name} frame promises {promised} bytes")
+        return sizes, kinds
 
     def close(self) -> None:
         """Let go of the current segment."""
@@ -257,6 +263,9 @@ class _Bulk:
         # One is allocated only when the one before it is full, so a table alone does not take memory for all.
         while len(self._done) < len(self._sizes):
             size, kind = self._sizes[len(self._done)], self._kinds[len(self._done)]
+            if kind is Kind.REFERENCE:
+                self._done.append(Reference.to(size))
+                continue
             if size:
                 # The peer has promised more than there is memory for: only its connection must end for that.
                 try:

@@ -17,9 +17,11 @@ from typing import Any
 from farm_executor.core.frames import Buffer, Kind
 from farm_executor.core.reader import ReceivedBytes
 
-__all__ = ["HUGE_SIZE", "MAPPED_SIZE", "allocate", "copied"]
+__all__ = ["HUGE_SIZE", "MAPPED_SIZE", "allocate", "copied", "same", "sample"]
 
 MAPPED_SIZE = 1024 * 1024  # bytes; from this size on, memory comes from the system, page by page as it is touched
+SAMPLED = 16  # bytes of a sample
+PIECE = 128 * 1024  # bytes that are compared at a time
 HUGE_SIZE = 4 * MAPPED_SIZE  # from this size on, in huge pages where the system has them, as numpy does
 
 
@@ -37,6 +39,43 @@ def copied(buffer: Buffer) -> bytearray:
         with memoryview(copy) as view:
             view[:] = original
     return copy
+
+
+def sample(memory: memoryview) -> int:
+    """Return a number that is the same as long as a few of the bytes are, spread over all of them."""
+    return hash(bytes(memory[:: max(len(memory) // SAMPLED, 1)]))
+
+
+def same(one: memoryview, other: memoryview) -> bool:
+    """Return whether two pieces of memory, of bytes each, have the same contents, down to the last byte."""
+    if len(one) != len(other):
+        return False
+    numpy: Any = sys.modules.get("numpy")
+    try:
+        import ctypes
+
+        # It lets go of the interpreter meanwhile. Only numpy tells where memory is that cannot be written to.
+        compare = ctypes.CDLL(None).memcmp
+        compare.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+        begins = [numpy.frombuffer(each, numpy.uint8).__array_interface__["data"][0] for each in (one, other)]
+        return compare(*begins, len(one)) == 0  # type: ignore[no-any-return]
+    except (ImportError, AttributeError, TypeError, OSError):  # there is no numpy, or no C library by that name
+        return _same_in_pieces(one, other)
+
+
+def _same_in_pieces(one: memoryview, other: memoryview) -> bool:
+    # Views are compared item by item, and a bytearray with a view at once. So each piece is copied into one, which
+    # stays in the processor's cache: half the speed of memory, where views have a twentieth.
+    piece = bytearray(min(PIECE, len(one)))
+    with memoryview(piece) as target:
+        for begin in range(0, len(one), PIECE):
+            part = one[begin : begin + PIECE]
+            if len(part) < len(piece):
+                return bytes(part) == other[begin:]
+            target[:] = part
+            if piece != other[begin : begin + PIECE]:
+                return False
+    return True
 
 
 def _any(size: int) -> Buffer:

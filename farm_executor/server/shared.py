@@ -3,9 +3,13 @@
 This module owns how an object becomes a value in a call, and how one that arrives over this worker's lane gets to
 the supervisor. It must not know which objects there are, nor how many bytes of them there may be.
 
-A worker keeps a descriptor of each object that a task of its own has used. For each call the object is unpickled
-over a private mapping: the system copies a page when the call first writes to it. A *frozen* object is unpickled
-once, over a mapping that cannot be written to.
+A worker keeps a descriptor of each object that a task of its own has used, unless these are many: then it asks for
+one again. For each call the object is unpickled over a private mapping: the system copies a page when the call
+first writes to it. A *frozen* object is unpickled once, over a mapping that cannot be written to, and needs no
+descriptor any more.
+
+A task may have opened as many files as the worker may have. What comes over the lane is for all workers of the
+server, so a descriptor is kept in reserve for it.
 
 The lane is read by whichever thread has time for it, and objects are asked for by the thread that unpickles a call.
 So the thread that waits for an object may be the one whose lane it comes by: the helper thread reads meanwhile.
@@ -13,12 +17,13 @@ So the thread that waits for an object may be the one whose lane it comes by: th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from farm_executor.core.frames import Buffer, Frame, FrameType, Kind
+from farm_executor.core.frames import Buffer, Frame, FrameType, Kind, Payload, Reference
 from farm_executor.core.sharing import Layout, Part, decode_piece, read_layout
 from farm_executor.data import payload, shared
 from farm_executor.data.byvalue import Resolver
@@ -27,6 +32,8 @@ from farm_executor.server.channel import Line, Word
 from farm_executor.wire.memory_objects import MemoryObject
 
 __all__ = ["ASK", "FAILED", "GIVE", "HERE", "REFUSED", "SharedObjects"]
+
+MOST_OPEN = 128  # descriptors of objects that one worker keeps; tasks need some of their own
 
 ASK, GIVE, FAILED = b"a", b"g", b"f"  # said by workers
 HERE, REFUSED = b"h", b"r"  # said by the supervisor
@@ -42,6 +49,7 @@ class _Held:
         self.fixed: dict[Part, bytes] = {}  # parts that nobody can change, and that are made once
         self.value: Any = None  # of a frozen object
         self.loaded = False
+        self.used = 0  # when it was used last, counted in uses
 
     def parts(self) -> list[Buffer]:
         """Return the parts of its payload for one call."""
@@ -67,6 +75,16 @@ class _Coming:
         self.done = 0
 
 
+@contextlib.contextmanager
+def _mapping(number: int, memory: MemoryObject) -> Iterator[None]:
+    """While it is entered, this process maps an object."""
+    try:
+        yield
+    except OSError as error:
+        where = f"cannot be mapped in worker {os.getpid()}"
+        raise SharedMemoryError(f"shared object {number} of {memory.size} bytes {where}: {error}") from error
+
+
 class SharedObjects:
     """The shared objects of one worker.
 
@@ -82,8 +100,14 @@ class SharedObjects:
         self._asking = threading.Lock()  # held while an answer is awaited
         self._held: dict[int, _Held] = {}
         self._coming: _Coming | None = None
+        self._uses = 0
+        self._reserve: int | None = None
+        self._keep_reserve()
         self._resolver: Callable[[], Resolver] | None = None
         self.dropped: Callable[[int], None] = lambda number: None
+
+    def __del__(self) -> None:
+        self._use_reserve()
 
     def serve(self, resolver: Callable[[], Resolver], dropped: Callable[[int], None]) -> None:
         """Let handles in pickles lead here.
@@ -102,20 +126,39 @@ class SharedObjects:
         Raises:
             SharedMemoryError: The server cannot hold it, or this process cannot map it.
         """
-        held = self._held.get(number) or self._ask(number)
+        held = self._find(number)
         if held.loaded:
             return held.value
-        try:
-            parts = held.parts()
-        except OSError as error:
-            where = f"cannot be mapped in worker {os.getpid()}"
-            raise SharedMemoryError(
-                f"shared object {number} of {held.memory.size} bytes {where}: {error}"
-            ) from error
-        value = payload.loads(parts, self._resolver)
+        value = payload.loads(self._parts(number, held), self._resolver)
         if held.layout.frozen:
             held.value, held.loaded = value, True
+            held.memory.close()
         return value
+
+    def filled(self, parts: Payload) -> Payload:
+        """Return a payload with the buffers of shared objects in place of the references to them, for one call.
+
+        Raises:
+            SharedMemoryError: One cannot be had, or this process cannot map it.
+        """
+        if Reference not in map(type, parts):
+            return parts
+        return [self._buffer(part.number) if type(part) is Reference else part for part in parts]
+
+    def _buffer(self, number: int) -> Buffer:
+        parts = self._parts(number, self._find(number))
+        if len(parts) != 2:
+            raise SharedMemoryError(f"shared object {number} is not a buffer alone")
+        return parts[1]
+
+    def _find(self, number: int) -> _Held:
+        held = self._held.get(number) or self._ask(number)
+        held.used = self._uses = self._uses + 1
+        return held
+
+    def _parts(self, number: int, held: _Held) -> list[Buffer]:
+        with _mapping(number, held.memory):
+            return held.parts()
 
     def _ask(self, number: int) -> _Held:
         if os.getpid() != self._pid:  # the line is the worker's: an answer to us would go to one of the two
@@ -132,7 +175,7 @@ class SharedObjects:
                 self._note(word)
                 if word.kind == REFUSED:
                     raise SharedMemoryError(word.text)
-        return self._held[number]
+            return self._held[number]
 
     def _note(self, word: Word) -> None:
         if word.kind != HERE:
@@ -142,9 +185,18 @@ class SharedObjects:
                 f"shared object {word.number} cannot be had: worker {os.getpid()} has too many files open"
             )
         try:
-            self._held[word.number] = _Held(MemoryObject.received(word.descriptor))
-        except (OSError, RemoteProtocolError) as error:
+            self._make_room()
+            memory = MemoryObject.received(word.descriptor)
+            with _mapping(word.number, memory):
+                self._held[word.number] = _Held(memory)
+        except RemoteProtocolError as error:
             raise SharedMemoryError(f"shared object {word.number} cannot be used: {error}") from error
+
+    def _make_room(self) -> None:
+        """Close the descriptor that was used longest ago, if there are many."""
+        found = [(held.used, number) for number, held in list(self._held.items()) if not held.loaded]
+        if len(found) >= MOST_OPEN:
+            self._held.pop(min(found)[1], None)
 
     # -- for the thread that reads the lane --------------------------------------------------------------
 
@@ -167,6 +219,8 @@ class SharedObjects:
         number, begin, size, data = decode_piece(frame)
         coming = self._coming
         if begin == 0:  # it may have been begun before, over a connection that has broken
+            self._coming = None
+            self._use_reserve()
             try:
                 coming = self._coming = _Coming(number, MemoryObject.create("farm-shared", size))
             except OSError as error:
@@ -185,6 +239,8 @@ class SharedObjects:
         if coming.done == size:
             self._coming = None
             self._give(coming)
+            coming.memory.close()
+            self._keep_reserve()
 
     def _give(self, coming: _Coming) -> None:
         try:
@@ -193,8 +249,21 @@ class SharedObjects:
         except OSError as error:
             self._fail(coming.number, coming.memory.size, error)
 
+    def _keep_reserve(self) -> None:
+        if self._reserve is None:
+            with contextlib.suppress(OSError):  # tasks have taken all; they may give some back until next time
+                self._reserve = os.dup(self._line.fileno())
+
+    def _use_reserve(self) -> None:
+        reserve, self._reserve = self._reserve, None
+        if reserve is not None:
+            os.close(reserve)
+
     def _fail(self, number: int, size: int, error: OSError) -> None:
-        self._coming = None
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            coming.memory.close()
+        self._keep_reserve()
         text = f"shared object {number} of {size} bytes cannot be held by this server: {error}"
         try:
             self._line.say(Word(FAILED, number, text))
@@ -206,4 +275,6 @@ class SharedObjects:
         self.dropped(number)
         self._held.pop(number, None)
         if self._coming is not None and self._coming.number == number:
+            self._coming.memory.close()
             self._coming = None
+            self._keep_reserve()

@@ -177,6 +177,15 @@ class _Runner:
             self._in_call = False
             raise KeyboardInterrupt
 
+    def _whole_of(self, arguments: Payload) -> Payload:
+        """Return arguments in full, some of whose buffers may be those of shared objects.
+
+        Raises:
+            SharedMemoryError: One cannot be had.
+        """
+        shared = self._lane.shared
+        return arguments if len(arguments) == 1 or shared is None else shared.filled(arguments)
+
     def initialize(self, frame: Frame) -> Payload | None:
         """Run the session's initializer; return its failure, or None."""
         try:
@@ -197,7 +206,7 @@ class _Runner:
             if task.plain:
                 args, kwargs = task.arguments, {}
             else:
-                args, kwargs = payload.loads(task.arguments, self._namespaces.resolver)
+                args, kwargs = payload.loads(self._whole_of(task.arguments), self._namespaces.resolver)
         except BaseException as error:  # unpickling runs user code, which may raise anything
             return self.failed(error, explain_unreadable(error))
         try:

@@ -44,7 +44,7 @@ class Connection:
     Attributes:
         peer: The address at which the other end was reached, if it was dialled over TCP.
         trace: The log of its frames; None if they are not logged.
-        laden: Whether something large that a ring would take has had to wait for the socket.
+        laden: Whether something large has been sent that a ring would take.
 
     Thread safety: one thread receives; one thread at a time sends, and it need not be the receiving one. Any thread
     may look at the attributes.
@@ -210,12 +210,10 @@ class Connection:
                 return True
             buffers = [memoryview(buffers[0])[count:]]
         self._queue(buffers)
-        if self.flush():
-            return True
         # Noted here, where the queue is nobody else's: who looks through it later may find it changing.
         if not self.laden and not self._diverts:
             self.laden = any(memoryview(buffer).nbytes >= LEAST for buffer in buffers)
-        return False
+        return self.flush()
 
     def _queue(self, buffers: Sequence[Buffer]) -> None:
         # A single buffer has no segments, and may be the rest of one.

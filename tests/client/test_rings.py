@@ -269,7 +269,7 @@ def test_a_worker_that_can_have_no_ring_goes_on_with_the_socket_and_it_is_said_o
     caplog.set_level(logging.DEBUG, "farm_executor")
     before = (
         "from farm_executor.wire import memfd\n"
-        "def refuse(*arguments): raise OSError(12, 'none left')\n"
+        "def refuse(*arguments, **named): raise OSError(12, 'none left')\n"
         f"memfd.{call} = refuse"
     )
     with Serving(before=before, workers=2) as server, FarmExecutor(server.address, key=KEY) as farm:

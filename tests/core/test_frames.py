@@ -65,6 +65,7 @@ from farm_executor.core.frames import (
     FrameType,
     Kind,
     Payload,
+    Reference,
     decode_number,
     encode_frame,
     encode_payload,
@@ -455,13 +456,38 @@ def test_a_part_of_bytes_is_received_as_memory(part: Buffer) -> None:
     assert not got.readonly
 
 
-def test_a_segment_of_an_unknown_kind_is_refused() -> None:
-    body = struct.pack("<IQ", 1, 1 | 3 << 62)
-    with pytest.raises(RemoteProtocolError, match="kind"):
-        read(encode_frame(FrameType.READY, flags=BULK, body=body))
+@given(st.lists(st.integers(0, 2**62 - 1), min_size=1, max_size=5), cuts)
+def test_references_arrive_in_place_of_the_buffers_that_they_stand_for(numbers: list[int], cut: Cuts) -> None:
+    parts: list[Buffer] = [b"pickle"]
+    for number in numbers:
+        parts += [Reference.to(number), b"sent"]
+    ((_, got),) = decode_tasks(*feed(FrameReader(), cut(joined(encode_tasks(3, [(7, parts)])))))
+
+    assert list(got) == parts
+    assert [part.number for part in got if type(part) is Reference] == numbers
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", [kind for kind in FrameType if FRAMES[kind].flags & BULK])
+@pytest.mark.parametrize("place", [0, 1])
+def test_references_are_those_of_tasks_and_never_a_pickle(kind: FrameType, place: int) -> None:
+    entries = [0, 0]
+    entries[place] = 5 | Kind.REFERENCE << 62
+    buffers = encode_frame(kind, flags=BULK, count=1, body=struct.pack("<I2QI", 2, *entries, 0))
+    if kind is FrameType.TASKS and place:
+        assert len(read(buffers)) == 1
+    else:
+        with pytest.raises(RemoteProtocolError, match="a reference where there can be none"):
+            read(buffers)
+
+
+def test_references_do_not_count_as_bytes_that_are_promised() -> None:
+    reference = (2**62 - 1) | Kind.REFERENCE << 62
+    assert read(encode_frame(FrameType.TASKS, flags=BULK, body=struct.pack("<I2Q", 2, 0, reference)))
+    with pytest.raises(RemoteProtocolError, match=f"promises {MAX_SEGMENT + 1} bytes"):
+        read(encode_frame(FrameType.TASKS, flags=BULK, body=struct.pack("<I3Q", 3, 1, reference, MAX_SEGMENT)))
+
+
+@pytest.mark.parametrize("kind", [Kind.MEMORY, Kind.BYTES, Kind.BYTEARRAY])
 def test_an_empty_segment_has_its_kind(kind: Kind) -> None:
     (frame,) = read(encode_frame(FrameType.READY, flags=BULK, count=1, body=struct.pack("<IQ", 1, kind << 62)))
     assert type(frame.segments[0]) is {Kind.BYTES: bytes, Kind.BYTEARRAY: bytearray}.get(kind, memoryview)

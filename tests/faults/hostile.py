@@ -66,6 +66,7 @@ from farm_executor.core.frames import (
     Frame,
     FrameType,
     Kind,
+    Reference,
     decode_number,
     encode_frame,
     encode_payload,
@@ -192,7 +193,9 @@ def frames(data: bytes) -> None:
 
 def _encoded(frame: Frame) -> Any:
     fields = {"flags": frame.flags, "count": frame.count, "seq": frame.seq}
-    return encode_frame(frame.type, body=frame.body, segments=frame.segments, **fields)
+    # Nothing is sent for a reference.
+    segments = [b"" if type(segment) is Reference else segment for segment in frame.segments]
+    return encode_frame(frame.type, body=frame.body, segments=segments, **fields)
 
 
 def _understand(frame: Frame) -> None:

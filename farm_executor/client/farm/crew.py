@@ -387,9 +387,10 @@ class Crew:
             self._follow_up(after)
         if unsent:
             self.watch(lane)
-        if frame.flags & BULK and is_large(frame):
+        if lane.connection.laden or (frame.flags & BULK and is_large(frame)):
             self._rings.want(lane)
-        if (lane.kept.large or self._functions.kept.large) and not dispatch.scheduler.unsettled:
+        large = lane.kept.large or self._functions.kept.large or self.sharing.repeated.unowned
+        if large and not dispatch.scheduler.unsettled:
             self._forget_later()
         if lane.hearing is not None:
             tell = self._listener.on_answers if values is None else self._listener.on_values
@@ -432,6 +433,7 @@ class Crew:
                 self._forget_later()
                 return
             self._functions.forget_large()
+            self.sharing.repeated.forget_unowned()
             lanes = [lane for lane in self._lanes.values() if lane.kept.large and lane.state.connected]
             full = [lane for lane in lanes if not lane.send_forget_large()]
         for lane in full:

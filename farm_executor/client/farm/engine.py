@@ -169,7 +169,7 @@ class Engine:
             self.sharing,
             levels=levels,
             inlets=inlets,
-            rings=Rings(reactor, dispatch.deciding),
+            rings=Rings(reactor, dispatch.deciding, self.sharing.found_far),
             initializer=options.initializer,
             carries=bool(options.carriers),
             max_tasks_per_child=options.max_tasks_per_child,
@@ -274,6 +274,8 @@ class Engine:
             else:
                 function = fn if isinstance(fn, Function) else self._functions.find(fn)
                 arguments = () if plain else payload.dumps_call(args, kwargs)
+            if len(arguments) > 1:
+                arguments = self.sharing.repeated.standing(arguments)
         except BaseException as problem:  # an error raised by a user's __reduce__ belongs to this future alone
             with self.sharing.pickling():
                 error = explain_pickling(problem, fn, args, kwargs)

@@ -17,7 +17,9 @@ from farm_executor.client.farm.carrying import again
 from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.client.farm.hearing import Host, LaneHearing
 from farm_executor.client.farm.records import Levels
+from farm_executor.client.farm.repeated import Standing
 from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_together
+from farm_executor.core.deliveries import Deliveries
 from farm_executor.core.features import DETAILS, RECORDS
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
@@ -61,6 +63,7 @@ class Home(Host, Protocol):
     lanes: dict[int, Lane]
     id: str
     dial_ring: Callable[[LaneHello, Callable[[Socket], None]], Connection] | None
+    deliveries: Deliveries | None
 
     def seat(self, slot: int) -> tuple[Any, int]:
         """Return the scheduler's name for a slot."""
@@ -213,7 +216,12 @@ class Lane:
         if pickle and fit_together(len(calls), pickle):
             buffers += encode_tasks_together(seq, numbers, pickle, once=once)
         else:
-            buffers += encode_tasks(seq, list(zip(numbers, map(arguments_of, calls), strict=True)), once=once)
+            buffers += encode_tasks(seq, list(zip(numbers, map(self._arguments, calls), strict=True)), once=once)
+
+    def _arguments(self, call: Call) -> Payload:
+        arguments = arguments_of(call)
+        # Decided as late as this: it may be another server's lane than the one that the call was first meant for.
+        return arguments.sent_to(self.session) if type(arguments) is Standing else arguments
 
     def send_stop(self, seq: int) -> bool:
         """Tell the worker that nobody wants the result of the task with that number."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -39,13 +40,15 @@ class Rings:
     Args:
         reactor: Reports when a worker has sent its ring.
         sending: The context to hold while something is sent on a lane.
+        none: Called with a session whose lanes can have no rings.
 
     Thread safety: `connections` may be called from any thread, the other methods from handlers of the reactor.
     """
 
-    def __init__(self, reactor: Reactor, sending: AbstractContextManager[Any]) -> None:
+    def __init__(self, reactor: Reactor, sending: AbstractContextManager[Any], none: Callable[[Any], None]) -> None:
         self._reactor = reactor
         self._sending = sending
+        self._none = none
         # By lane, the connection for which a ring was asked: once it is resumed, there may be another.
         self._asked: dict[int, Connection] = {}
         self._offers: dict[int, Connection] = {}  # by lane, where the worker's ring is to come
@@ -124,6 +127,8 @@ class Rings:
     def _give_up(self, session: Home, error: Exception) -> None:
         if session.dial_ring is not None:
             session.dial_ring = None  # the next lane would fare no better
+            # Its server is elsewhere, and what repeats need not be sent there again.
+            self._none(session)
             logger.debug("no ring, so the socket goes on server=%s reason=%s", session, error)
 
     def _await_offer(self, lane: Lane, connection: Connection, offer: Connection) -> None:

@@ -38,9 +38,10 @@ class Record:
         view: What it was pickled to, in memory; None once the farm has ended.
         inner: The records of the shared objects within it.
         dropped: Called with the number once nobody needs it: from whatever place the garbage collector runs at.
+        quiet: Whether the program has not asked for it, and calls can do without: see `repeated`.
     """
 
-    __slots__ = ("__weakref__", "_dropped", "farm", "inner", "number", "size", "view")
+    __slots__ = ("__weakref__", "_dropped", "farm", "inner", "number", "quiet", "size", "view")
 
     def __init__(
         self,
@@ -49,6 +50,8 @@ class Record:
         view: memoryview,
         inner: tuple[Record, ...],
         dropped: Callable[[int], None],
+        *,
+        quiet: bool = False,
     ) -> None:
         self.farm = farm
         self.number = number
@@ -56,6 +59,7 @@ class Record:
         self.size = len(view)
         self.inner = inner
         self._dropped = dropped
+        self.quiet = quiet
 
     def __del__(self) -> None:
         self._dropped(self.number)

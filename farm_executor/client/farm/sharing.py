@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from farm_executor.client.farm.functions import Function, FunctionTable
 from farm_executor.client.farm.reactor import Reactor
+from farm_executor.client.farm.repeated import Repeated, is_far
 from farm_executor.client.farm.shared import Pickling, Record, Shared, record_of
 from farm_executor.core.deliveries import Deliveries, Send
 from farm_executor.core.features import SHARING
@@ -64,6 +65,7 @@ class Host(Protocol):
 
     features: frozenset[str]
     deliveries: Deliveries | None
+    dial_ring: Any
     lanes: dict[int, Any]
 
     @property
@@ -98,6 +100,7 @@ class Sharing:
 
     Attributes:
         live: The objects that anybody needs, by number. Empty for most farms, which is looked at for each call.
+        repeated: What calls have been given again and again.
 
     Thread safety: `share`, `pickling` and `live` are for any thread.
     """
@@ -120,6 +123,7 @@ class Sharing:
         self._journeys: dict[int, _Journey] = {}  # by lane
         self._lock = threading.Lock()
         self._closed = False
+        self.repeated = Repeated(self.copy, self._any_far)
 
     def pickling(self) -> Pickling:
         """Return the context in which handles of this farm may be pickled."""
@@ -161,6 +165,18 @@ class Sharing:
         # What is within it may be shared, too: then it holds that for as long as it lives itself.
         with self.pickling() as pickling:
             parts = payload.dumps(value)
+        record = self._take(parts, tuple(pickling.found.values()), frozen=frozen)
+        return Shared(value, record, frozen=frozen)
+
+    def copy(self, buffer: Buffer) -> Record:
+        """Take a copy of a buffer alone, which calls refer to where a server has it; see `repeated`.
+
+        Raises:
+            OSError: There is no room for it.
+        """
+        return self._take((b"", buffer), (), frozen=False, quiet=True)
+
+    def _take(self, parts: Payload, inner: tuple[Record, ...], *, frozen: bool, quiet: bool = False) -> Record:
         layout = layout_of([memoryview(parts[0]).nbytes, *map(size_and_kind, parts[1:])], frozen=frozen)
         memory = MemoryObject.create("farm-shared", layout.size)
         memory.write(0, layout.head)
@@ -173,10 +189,10 @@ class Sharing:
         # Offered in the order of their numbers, whichever threads share them.
         with self._lock:
             number = next(self._numbers)
-            record = Record(self, number, view, tuple(pickling.found.values()), self._drop)
+            record = Record(self, number, view, inner, self._drop, quiet=quiet)
             self.live[number] = weakref.ref(record)
             self._reactor.post(partial(self._offer, number))
-        return Shared(value, record, frozen=frozen)
+        return record
 
     def _drop(self, number: int) -> None:
         # Called by the garbage collector, at any point of any thread: so this only leaves word.
@@ -195,7 +211,23 @@ class Sharing:
         record = self._record(number)
         if record is not None:
             for host in self._hosts:
+                if _is_for(record, host):
+                    host.tell(encode_offer(number, record.size))
+
+    def found_far(self, host: Host) -> None:
+        """Note that a server is not on this machine, as there can be no ring."""
+        self._offer_all(host, quiet_only=True)
+
+    def _offer_all(self, host: Host, *, quiet_only: bool = False) -> None:
+        # In the order of their numbers, as before: what is needed first is most likely first.
+        for number in sorted(self.live):
+            record = self._record(number)
+            if record is not None and _is_for(record, host) and (record.quiet or not quiet_only):
                 host.tell(encode_offer(number, record.size))
+
+    def _any_far(self) -> bool:
+        """Return whether there are servers to which a copy of an argument is worth its while."""
+        return any(map(is_far, self._hosts))
 
     def _forget(self, number: int) -> None:
         """Tell everybody that nobody needs an object any more."""
@@ -218,18 +250,18 @@ class Sharing:
             self._hosts = [*(known for known in self._hosts if known.wants_lanes), host]
         else:  # what was said before may not have arrived
             host.tell(self._say_again())
-        # In the order of their numbers, as before: what is needed first is most likely first.
-        for number in sorted(self.live):
-            record = self._record(number)
-            if record is not None:
-                host.tell(encode_offer(number, record.size))
+        self._offer_all(host)
 
     def on_answer(self, host: Host, frame: Frame) -> None:
         """Take a server's answer to an offer."""
         number, state, reason = decode_answer(frame)
         if state is State.REFUSED:
-            logger.warning("shared object refused server=%s error=%s", host, reason)
             self._stop(host, number)
+            record = self._record(number)
+            if record is None or not record.quiet:
+                logger.warning("shared object refused server=%s error=%s", host, reason)
+            elif not any(each.deliveries is not None and each.deliveries.expects(number) for each in self._hosts):
+                self.repeated.leave(number)
         elif host.deliveries is not None and number in self.live:
             self._carry_out(host, host.deliveries.answered(number, state))
 
@@ -265,6 +297,7 @@ class Sharing:
         """Let go of all contents, as the farm ends or this is a forked child. Servers do so with their sessions."""
         # Before the contents go: a handle that is collected from now on has nobody to tell.
         self._closed = True
+        self.repeated.forget_all()
         self._journeys.clear()
         self._hosts.clear()
         for number in list(self.live):
@@ -320,3 +353,8 @@ class Sharing:
         with self._sending():
             lane.connection.send(buffers)
         self._watch(lane)
+
+
+def _is_for(record: Record, host: Host) -> bool:
+    # A server of this machine gets the contents with each call, which is as fast.
+    return not record.quiet or is_far(host)
