@@ -162,8 +162,10 @@ class Repeated:
                 self._repeats.leave(key)
             return None
         with self._lock:
-            # Else it has been forgotten meanwhile: the copy goes with this call.
-            if self._repeats.taken(key):
+            # Servers may have answered already. If it has been forgotten meanwhile, the copy goes with this call.
+            if record.refused:
+                self._repeats.leave(key)
+            elif self._repeats.taken(key):
                 self._copies[key] = record
         return record
 
@@ -183,11 +185,12 @@ class Repeated:
             self._owners.pop(key, None)
             self._repeats.forget(key)
 
-    def leave(self, number: int) -> None:
+    def leave(self, record: Record) -> None:
         """Share what has that copy no more: no server takes it."""
         with self._lock:
+            record.refused = True
             for key, copy in list(self._copies.items()):
-                if copy.number == number:
+                if copy is record:
                     del self._copies[key]
                     self._repeats.leave(key)
 

@@ -39,9 +39,12 @@ class Record:
         inner: The records of the shared objects within it.
         dropped: Called with the number once nobody needs it: from whatever place the garbage collector runs at.
         quiet: Whether the program has not asked for it, and calls can do without: see `repeated`.
+
+    Attributes:
+        refused: Whether no server holds it, nor is to get it, as one has refused it.
     """
 
-    __slots__ = ("__weakref__", "_dropped", "farm", "inner", "number", "quiet", "size", "view")
+    __slots__ = ("__weakref__", "_dropped", "farm", "inner", "number", "quiet", "refused", "size", "view")
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Record:
         self.inner = inner
         self._dropped = dropped
         self.quiet = quiet
+        self.refused = False
 
     def __del__(self) -> None:
         self._dropped(self.number)

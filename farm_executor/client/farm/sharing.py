@@ -261,7 +261,7 @@ class Sharing:
             if record is None or not record.quiet:
                 logger.warning("shared object refused server=%s error=%s", host, reason)
             elif not any(each.deliveries is not None and each.deliveries.expects(number) for each in self._hosts):
-                self.repeated.leave(number)
+                self.repeated.leave(record)
         elif host.deliveries is not None and number in self.live:
             self._carry_out(host, host.deliveries.answered(number, state))
 
