@@ -1,5 +1,6 @@
 """With a server that has none of the features that hellos name, each of them says so or does without."""
 
+import asyncio
 import logging
 import os
 
@@ -8,14 +9,19 @@ from client import context_tasks, current_tasks, log_tasks, output_tasks, progre
 from contract.gate import DEADLINE
 from server.serving import KEY, Serving
 
-from farm_executor import FarmExecutor
+from farm_executor import FarmExecutor, __version__, lfarm
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a server needs fork"),
     pytest.mark.usefixtures("no_leaks"),
 ]
-# The server takes the client's for none and names none itself, as one does that does not know them.
-FORGET = "import farm_executor.core.features as features\nfeatures.shared = lambda *both: frozenset()"
+# The server takes the client's for none and names none itself, as one does that does not know them; and it lacks
+# the module that a client names for a stream.
+FORGET = """
+import farm_executor.core.features as features, farm_executor.server.worker
+features.shared = lambda *both: frozenset()
+sys.modules["farm_executor.data.streamed"] = None
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +62,18 @@ def test_a_task_knows_nothing_of_itself(farm):
     assert farm.with_options(category="c").submit(current_tasks.look).result(DEADLINE) == (None, 1, None, False)
 
 
-def test_streams_say_what_to_do(farm):
-    with pytest.raises(RuntimeError, match="update it, or return a list"):
-        next(farm.stream(stream_tasks.count, 3))
+def test_streams_say_what_to_do(farm, server):
+    stream = farm.stream(stream_tasks.count, 3)
+    needs = (
+        f"needs a newer farm_executor on server {server.address}, which has {__version__}, while this program has"
+    )
+    with pytest.raises(RuntimeError, match=f"{needs} {__version__}: update it there and restart"):
+        next(stream)
+    assert isinstance(stream.future.exception(DEADLINE), RuntimeError)
+    with pytest.raises(RuntimeError, match=needs):
+        asyncio.run(anext(farm.stream(stream_tasks.count, 3)))
+    with lfarm.use_kernel(lfarm.make_kernel(farm)), pytest.raises(RuntimeError, match=needs):
+        next(lfarm.stream_task(stream_tasks.count, 3))
     assert farm.submit(abs, -1).result(DEADLINE) == 1
 
 

@@ -28,7 +28,7 @@ def session(posted):
     crew = mock.MagicMock()
     around = Around(5.0, 15.0, reactor, crew, mock.Mock(), mock.Mock(), lambda beat: [])
     server = mock.Mock(last_error="", __str__=lambda self: "a:1")
-    terms = Terms("id", 2, resumable=True, features=frozenset(), peer=None, dial_ring=None)
+    terms = Terms("id", 2, resumable=True, features=frozenset(), version="0.1.0", peer=None, dial_ring=None)
     return Session(server, terms, around, mock.Mock(), mock.Mock())
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any, Protocol
 
+from farm_executor._version import __version__
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.carrying import again
 from farm_executor.client.farm.functions import Function, Kept
@@ -20,7 +21,7 @@ from farm_executor.client.farm.records import Levels
 from farm_executor.client.farm.repeated import Standing
 from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_together
 from farm_executor.core.deliveries import Deliveries
-from farm_executor.core.features import DETAILS, RECORDS
+from farm_executor.core.features import DETAILS, RECORDS, STREAMS
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import KillOrder, LaneHello, WorkerDied
@@ -62,6 +63,7 @@ class Home(Host, Protocol):
 
     lanes: dict[int, Lane]
     id: str
+    version: str
     dial_ring: Callable[[LaneHello, Callable[[Socket], None]], Connection] | None
     deliveries: Deliveries | None
 
@@ -278,6 +280,19 @@ class Lane:
         self.busy_seconds += busy_us / 1e6
         sent, self.sent = self.sent, None
         return None if sent is None else (time.perf_counter() - sent) * 1e6 - busy_us
+
+    def explain_stream(self, error: BaseException) -> BaseException:
+        """Return the error of a stream's task; if the worker is too old for streams, one that says what to do."""
+        if STREAMS in self.session.features:
+            return error
+        # Its own error tells of nothing but a module of ours that it could not import.
+        explained = RuntimeError(
+            f"stream() needs a newer farm_executor on server {self.server}, which has {self.session.version}, "
+            f"while this program has {__version__}: update it there and restart the server, or submit() a function "
+            "that returns a list"
+        )
+        explained.__cause__ = error
+        return explained
 
     def note_calls(self, more: int) -> None:
         """Count the calls by which answered tasks that stand for several calls outnumber the answers."""

@@ -413,7 +413,8 @@ class ServerLink:
         # A unix socket's other end is here, or behind a tunnel: then dialling shows that there can be no ring.
         place = beside(hello.beside) if hello.beside else self.address if self.address.path else None
         dial_ring = partial(self._dial_ring, place) if place and RINGS in features else None
-        terms = Terms(hello.session, lanes, hello.resume_seconds > 0, features, connection.peer, dial_ring)
+        version = hello.versions.farm_executor
+        terms = Terms(hello.session, lanes, hello.resume_seconds > 0, features, version, connection.peer, dial_ring)
         session = self._listener.open_session(self, terms)
         with self._lock:
             if self._plan.closed:

@@ -91,9 +91,9 @@ class Outcomes:
         settler = self._settler
         ended = zip(calls, answers, strict=True)
         if settler.observer is None:  # as always where nobody looks, so nothing is made for it before
-            settler.answer(ended, lane.server, lane.pid, lane.note_calls)
+            settler.answer(ended, lane.server, lane.pid, lane.note_calls, lane.explain_stream)
         else:
-            settle = partial(settler.answer, ended, lane.server, lane.pid, lane.note_calls)
+            settle = partial(settler.answer, ended, lane.server, lane.pid, lane.note_calls, lane.explain_stream)
             settler.observer.answered(lane, calls, settle)
 
     def on_renumbered(self, lane: Lane) -> None:

@@ -131,6 +131,7 @@ class Terms(NamedTuple):
         slots: The number of lanes there will be.
         resumable: Whether the server waits for a broken connection to be resumed.
         features: Those that the client and the server both have.
+        version: Of the farm_executor on the server.
         peer: The address at which the first connection was answered: all others go there.
         dial_ring: Dials for the ring that a lane's worker offers, and tells of the socket before it is connected;
             None if there are no rings.
@@ -140,6 +141,7 @@ class Terms(NamedTuple):
     slots: int
     resumable: bool
     features: frozenset[str]
+    version: str
     peer: Any
     dial_ring: Callable[[LaneHello, Callable[[Socket], None]], Connection] | None
 
@@ -173,7 +175,7 @@ class Session:
         over: Callable[[Session], None],
     ) -> None:
         self.server = server
-        self.id, self.slots, self.resumable, self.features, self.peer, self.dial_ring = terms
+        self.id, self.slots, self.resumable, self.features, self.version, self.peer, self.dial_ring = terms
         self._around = around
         self._up = up
         self._over = over

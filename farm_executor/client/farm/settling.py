@@ -61,13 +61,24 @@ class Settler:
         server: str,
         pid: int,
         tell: Callable[[int], None],
+        explain_stream: Callable[[BaseException], BaseException],
     ) -> None:
-        """Settle tasks with the pickled values and failures that a worker has sent; ``tell`` as in `succeed`."""
+        """Settle tasks with the pickled values and failures that a worker has sent.
+
+        Args:
+            answered: The tasks and their outcomes.
+            server: See `succeed`.
+            pid: See `succeed`.
+            tell: See `succeed`.
+            explain_stream: Returns the error of a stream's task with what is known of its reason.
+        """
         values = []
         for call, (outcome, is_error) in answered:
             if is_error:
                 origin = Origin(server, pid, call.losses + 1)
                 error = load_failure(outcome, origin, OwnObjects)
+                if call.inlet is not None:
+                    error = explain_stream(error)
                 if type(error) in (ModuleNotFoundError, ImportError, TaskExecutionError):
                     error = self._explain(error, server)
                 self._fail(call, error, origin, tell)
