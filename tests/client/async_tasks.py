@@ -81,5 +81,13 @@ async def set_up():
     os.environ["SET_UP"] = "yes"
 
 
+async def run_within():
+    coroutine = add(1)
+    try:
+        asyncio.run(coroutine)
+    finally:
+        coroutine.close()
+
+
 async def yields():
     yield 1

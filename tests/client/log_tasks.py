@@ -2,10 +2,13 @@
 
 import logging
 import os
+import signal
 import time
 
 from contract.gate import DEADLINE
 from contract.tasks import pass_gate
+
+from farm_executor import current_task
 
 
 def log(level, *args, name="tasks.of.tests", **kwargs):
@@ -98,6 +101,28 @@ def log_in_a_farm_of_its_own():
 
     with FarmExecutor(1) as farm:
         farm.submit(log, logging.WARNING, "from within").result(DEADLINE)
+
+
+def log_in_a_signal_handler(count):
+    """Log, print and report in a handler that interrupts whatever the worker does, its own logging included."""
+    came = []
+
+    def handle(number, frame):
+        came.append(number)
+        logging.getLogger("tasks.of.tests").warning("in the handler")
+        current_task().report(len(came))
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        until = time.monotonic() + DEADLINE
+        while len(came) < count and time.monotonic() < until:
+            logging.getLogger("tasks.of.tests").warning("in the task")
+            current_task().report(len(came))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return len(came)
 
 
 def log_when_passed(address, count, path):

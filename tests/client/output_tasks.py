@@ -48,6 +48,11 @@ def say_in_every_way():
     sys.stdout.flush()
 
 
+def say_by_c(text):
+    print(f"{text} of python")
+    ctypes.CDLL(None).puts(f"{text} of c".encode())
+
+
 def say_many(count, size=0):
     for number in range(count):
         print(f"line {number} ".ljust(size, "."))

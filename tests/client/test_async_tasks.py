@@ -95,6 +95,11 @@ def test_lfarm_runs_it_too(server):
         assert lfarm.receive_result(channel) == 2
 
 
+def test_one_that_runs_a_loop_of_its_own_gets_what_asyncio_says(farm):
+    with pytest.raises(RuntimeError, match=r"asyncio\.run\(\) cannot be called from a running event loop"):
+        farm.submit(tasks.run_within).result(DEADLINE)
+
+
 def test_an_async_generator_fails_and_says_what_to_do(farm):
     error = farm.submit(tasks.yields).exception(DEADLINE)
     assert type(error) is TypeError

@@ -228,6 +228,12 @@ def test_all_is_settled_when_the_farm_ends(farm):
     assert farm.told == [0]
 
 
+def test_what_is_not_shown_before_the_farm_ends_is_said(farm, caplog):
+    farm.output(0, b"hello\n")
+    farm.hearing.close()
+    assert "output lost bytes=6" in caplog.text
+
+
 def test_output_of_a_lane_that_is_not_known_is_dropped(farm):
     farm.output(0, b"hello\n", lane=2)
     farm.voice.work()

@@ -196,6 +196,14 @@ def test_a_forked_childs_go_the_old_way(server, records, capfd):
     assert "from a child" in capfd.readouterr().err
 
 
+def test_signal_handlers_may_log_and_report(farm, records):
+    count = farm.submit(tasks.log_in_a_signal_handler, 50).result(DEADLINE)
+    assert count >= 50
+    said = texts(records)
+    assert said.count("in the handler") == count
+    assert set(said) == {"in the handler", "in the task"}
+
+
 def test_the_last_words_of_a_worker_come(farm, records):
     with pytest.raises(WorkerLostError):
         farm.with_options(max_attempts=1).submit(tasks.log_and_die).result(DEADLINE)

@@ -79,6 +79,19 @@ def test_output_of_every_kind_comes_in_order(where, heard):
     assert any("say_in_every_way" in line for line in errors), "faulthandler"
 
 
+@pytest.mark.usefixtures("_patience")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_it_comes_with_its_task_whether_python_buffers_or_not(monkeypatch, heard, unbuffered):
+    """Unbuffered, each print is several writes, and C's own standard output is not buffered by lines."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with FarmExecutor(1, output=heard) as farm:
+        futures = [farm.submit(tasks.say_by_c, f"line {number}") for number in range(50)]
+        for number, future in enumerate(futures):
+            future.result()
+            assert future.output == f"line {number} of python\nline {number} of c\n"
+    assert len(heard) == 100
+
+
 def test_a_line_says_where_it_comes_from(server, heard):
     with FarmExecutor(server.address, max_workers=1, output=heard) as farm:
         pid = farm.submit(os.getpid).result()

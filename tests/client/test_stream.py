@@ -4,6 +4,8 @@ import asyncio
 import gc
 import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -210,6 +212,16 @@ def test_it_is_not_begun_again_once_an_item_has_come(farm, tmp_path):
     with pytest.raises(WorkerLostError):
         next(stream)
     assert list(farm.stream(tasks.die_first, str(tmp_path / "died"))) == [0, 1, 2]
+
+
+def test_a_program_may_end_with_one_that_nobody_has_closed():
+    program = (
+        "from farm_executor import FarmExecutor\n"
+        "def count():\n    number = 0\n    while True:\n        yield number\n        number += 1\n"
+        "farm = FarmExecutor(1)\nstream = farm.stream(count)\nprint(next(stream))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=DEADLINE, check=True)
+    assert (ended.stdout, ended.stderr) == (b"0\n", b"")
 
 
 def test_each_item_goes_to_one_thread(farm):

@@ -128,6 +128,7 @@ class Hearing:
         self._timer_set = False
         self._unshown = 0  # bytes of memory; those that come add here, and those shown are counted in `_shown`
         self._shown = 0
+        self._came = self._told = 0  # bytes of output as tasks have written it, counted likewise
         # Bytes of which nothing is kept, by connection, until the voice counts them; and the lock for both threads.
         self._dropped: dict[tuple[Host, Any], int] = {}
         self._dropping = threading.Lock()
@@ -166,7 +167,8 @@ class Hearing:
         else:
             cost = said + PIECE_COST
             self._unshown += cost
-            count = partial(self._count, session, session.control, said, cost)
+            self._came += len(data)
+            count = partial(self._count_told, session, session.control, said, cost, len(data))
             hearing.hear(frame.count - 1, frame.seq, data, count)
 
     def _drop(self, session: Host, said: int) -> None:
@@ -252,9 +254,9 @@ class Hearing:
     def close(self) -> None:
         """Settle all outcomes that wait, and end the thread; called as the farm ends."""
         # Before the outcomes: most of them are only waiting for this thread, and are settled in order if it ends.
-        left = self.voice.close(PATIENCE)
-        if left:
-            logger.warning("output lost bytes=%d", self._unshown - self._shown)
+        self.voice.close(PATIENCE)
+        if self._came > self._told:
+            logger.warning("output lost bytes=%d", self._came - self._told)
         for hearing in self._waiting:
             hearing.lose_patience(float("inf"))
 
@@ -292,6 +294,10 @@ class Hearing:
                 self.show(hearing, stream, lines, lines.end())
         self.output.flush()
         return min([when - now for when, _, _ in self._begun.values()], default=None)
+
+    def _count_told(self, session: Host, connection: Any, said: int, cost: int, size: int) -> None:
+        self._told += size
+        self._count(session, connection, said, cost)
 
     def _count_dropped(self, key: tuple[Host, Any]) -> None:
         with self._dropping:
