@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from client import saying
 from server import tasks
 from server.peers import free_address
 from server.processes import DEADLINE, children, wait_until
@@ -17,6 +18,7 @@ from server.serving import DIE_WITH_TESTS, KEY, TESTS, Serving
 
 from farm_executor import AuthenticationError, FarmExecutor, WorkerLostError
 from farm_executor.admin import ask
+from farm_executor.client.farm import hearing, voice
 from farm_executor.core.messages import BackHello, to_json
 from farm_executor.launch import back
 from farm_executor.launch.back import BackServer, Rendezvous
@@ -120,6 +122,17 @@ def test_with_a_certificate_everything_is_encrypted(dialling, tmp_path):
         data = os.urandom(1 << 20)
         assert farm.submit(bytes, data).result(DEADLINE) == data
         assert farm.statistics().servers[0].address == f"back://{where}/one"
+
+
+def test_what_tasks_say(dialling, caplog, monkeypatch):
+    monkeypatch.setattr(hearing, "PATIENCE", DEADLINE)  # a busy machine may take longer to show it
+    monkeypatch.setattr(voice, "STUCK_SECONDS", DEADLINE)
+    where, heard = free_address(), []
+    dialling(where)
+    with FarmExecutor(
+        [f"back://{where}"], max_workers=1, key=KEY, output=heard.append, context=saying.CONTEXT
+    ) as farm:
+        saying.check(farm, heard, caplog)
 
 
 def test_a_task_is_killed_and_one_whose_server_dies_goes_to_another(dialling):

@@ -14,11 +14,13 @@ import uuid
 from pathlib import Path
 
 import pytest
+from client import saying
 from launch import tasks
 from server.peers import free_address
 from server.processes import DEADLINE, children, command_line, environment, exists, wait_until
 
 from farm_executor import AuthenticationError, BrokenFarmError, FarmExecutor, VersionMismatchError, start_server
+from farm_executor.client.farm import hearing, voice
 from farm_executor.launch import ssh as launcher
 from farm_executor.launch.ssh import SSH_VARIABLE, SshServer, start_servers
 from farm_executor.wire.address import Ssh, parse_addresses
@@ -172,6 +174,14 @@ def test_a_tilde_is_the_home_directory():
     assert launcher._python(Ssh("host", python="~/venv/bin/python")) == "./venv/bin/python"
     assert launcher._python(Ssh("host", python="~venv")) == "~venv"
     assert launcher._python(Ssh("host")) == "python3"
+
+
+def test_what_tasks_say(way, caplog, monkeypatch):
+    monkeypatch.setattr(hearing, "PATIENCE", DEADLINE)  # a busy machine may take longer to show it
+    monkeypatch.setattr(voice, "STUCK_SECONDS", DEADLINE)
+    heard = []
+    with FarmExecutor([address(workers=1)], output=heard.append, context=saying.CONTEXT) as farm:
+        saying.check(farm, heard, caplog)
 
 
 def test_what_tasks_print_is_seen_on_standard_error_if_it_stays_on_the_server(way, capfd):

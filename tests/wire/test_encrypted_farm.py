@@ -14,7 +14,7 @@ import time
 
 import pytest
 from certificates import Authority
-from client import context_tasks, current_tasks, log_tasks, output_tasks, progress_tasks, stream_tasks
+from client import output_tasks, saying, stream_tasks
 from contract.gate import Gate
 from faults.proxy import Proxy
 from server import tasks
@@ -106,27 +106,11 @@ def heard(monkeypatch):
 
 
 def test_what_tasks_say(serving, key_file, heard, caplog):
-    with (
-        FarmExecutor(
-            serving.address, max_workers=1, key_file=key_file, output=heard.append, context=[context_tasks.user]
-        ) as farm,
-        caplog.at_level(logging.INFO, "tasks.of.tests"),
-    ):
-        future = farm.submit(output_tasks.say, "hello")
-        future.result(DEADLINE)
-        assert (future.output, [line.text for line in heard]) == ("hello\n", ["hello"])
-        flood = farm.submit(output_tasks.say_many, 5000, 100)
-        flood.result(DEADLINE)
-        assert len(heard) == 5001
-        farm.submit(log_tasks.log, logging.INFO, "logged").result(DEADLINE)
-        assert "logged" in caplog.messages
-        future = farm.submit(progress_tasks.report, 1, 2, "half")
-        future.result(DEADLINE)
-        assert future.progress == (1, 2, "half")
-        token = context_tasks.user.set("me")
-        assert farm.submit(context_tasks.look_async).result(DEADLINE)[0] == "me"
-        context_tasks.user.reset(token)
-        assert farm.with_options(category="c").submit(current_tasks.look).result(DEADLINE)[1:] == (1, "c", False)
+    with FarmExecutor(
+        serving.address, max_workers=1, key_file=key_file, output=heard.append, context=saying.CONTEXT
+    ) as farm:
+        saying.check(farm, heard, caplog)
+        saying.check(farm.with_options(priority="high"), heard, caplog)
 
 
 def test_streams_of_small_and_large_items(serving, key_file):
