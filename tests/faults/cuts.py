@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from faults import script
+from faults import script, tasks
 from faults.book import Book
 from faults.promises import Verdict, judge
 from faults.proxy import Cut, Direction, End, Proxy
@@ -57,7 +57,8 @@ def play_uncut(address: str, *, once: bool) -> tuple[Proxy, Verdict]:
 
 def _play(proxy: Proxy, book: Book, once: bool) -> Verdict:
     proxy.delay(script.DELAY, script.DELAY)
-    with FarmExecutor([proxy.address], key=KEY) as farm:
+    tasks.place.set("here")
+    with FarmExecutor([proxy.address], key=KEY, output=lambda line: None, context=[tasks.place]) as farm:
         verdict = judge(script.play(farm, book, once=once), book, DEADLINE)
     wait_until(lambda: not proxy.live, "the goodbye has passed")
     return verdict
@@ -93,5 +94,8 @@ def play_each(address: str, cases: Sequence[Case], report: Callable[[Played], ob
 EVERYTHING = {
     *(FrameType.HELLO, FrameType.INIT, FrameType.READY, FrameType.FUNCTION, FrameType.TASKS, FrameType.RESULTS),
     *(FrameType.RECALL, FrameType.RECALLED, FrameType.BYE),
+    *(FrameType.OUTPUT, FrameType.HEARD, FrameType.MARKS, FrameType.LEVELS, FrameType.RECORDS, FrameType.REPORT),
+    *(FrameType.ABOUT, FrameType.DETAILS, FrameType.CALL_HEADER),
+    *(FrameType.ITEMS, FrameType.CREDIT, FrameType.STOP),
 }
 """Which frames the script must make travel."""

@@ -29,6 +29,9 @@ DELAY = 0.003  # seconds each way that it needs: the longer the way, the more a 
 BULK_BYTES = 200 * 1024
 BATCH = 20
 ITEMS = 24
+SAID = 150 * 1024  # bytes of output, after which the server hears how much has been shown
+LARGE = 4096  # bytes of a frame from which on only its beginning is cut at every byte
+BEGINNING = 64
 
 _HANDSHAKE = {TO_SERVER: 48 + 32, TO_CLIENT: 48 + 33}
 _HEADER = struct.Struct("<IBBHQ")
@@ -73,7 +76,24 @@ def play(farm: FarmExecutor, book: Book, *, once: bool) -> list[Expectation]:
         for number in range(ITEMS):
             expect(f"map-{number}", None, number)
         settle()
+        for name, size in ("says", 0), ("says-much", SAID):
+            said = executor.submit(tasks.say, book.path, name, name, size)
+            expect(name, thread.submit(_with_its_own_words, said, tasks.words_of(name, size)), name)
+            settle()
+        stream = executor.stream(tasks.count, book.path, "stream", ITEMS)
+        expect("stream", thread.submit(list, stream), list(range(ITEMS)))
+        settle()
+    with executor.stream(tasks.count, book.path, "closed", 10**9, 0.002) as stream:
+        next(stream)
+    expect("closed", stream.future, None)
+    settle()
     return expected
+
+
+def _with_its_own_words(future: Future[Any], words: str) -> Any:
+    """Return a future's result, if its output is that of its task, or what connections have left of that."""
+    value = future.result()
+    return value if future.output in words else f"output {future.output!r:.100}"  # type: ignore[attr-defined]
 
 
 def _unsealed(data: bytes | bytearray, place: int) -> tuple[bytes, list[tuple[int, int]]]:
@@ -115,9 +135,10 @@ def types(links: list[Link]) -> set[FrameType]:
 
 
 def offsets(link: Link, direction: Direction, stride: int) -> list[int]:
-    """Every place in what has gone one way at which it can be cut, but with a stride within segments."""
+    """Every place in what has gone one way at which it can be cut, but with a stride within what is large."""
     places = list(range(_HANDSHAKE[direction]))
     for start, _, size, segments in _frames(link, direction):
-        places += range(start, start + size)
-        places += range(start + size, start + size + segments, stride)
+        whole = size if size < LARGE else BEGINNING
+        places += range(start, start + whole)
+        places += range(start + whole, start + size + segments, stride)
     return places

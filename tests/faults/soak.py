@@ -246,6 +246,7 @@ class Feed:
     """Submits tasks, each by its number, and looks at what comes of them."""
 
     farm: FarmExecutor
+    taker: ThreadPoolExecutor  # of the items of streams
     book: Book
     seed: str
     count: int
@@ -290,6 +291,14 @@ class Feed:
         elif kind < 0.042:
             options["timeout"] = 0.05
             value, call = TaskTimeoutError, (tasks.echo_after, 60.0)
+        elif kind < 0.1:
+            value, call = name, (tasks.say,)
+        elif kind < 0.13 and once:  # as streams are, once their first items have come
+            items = int(3000 ** whim.random())
+            self._waiting[self.taker.submit(self._take, name, items)] = Expectation(
+                name, None, list(range(items)), once
+            )
+            return
         else:
             size = int(300_000 ** whim.random()) if kind < 0.2 else 8
             value = whim.randbytes(8) + bytes(size)
@@ -299,6 +308,9 @@ class Feed:
         given = () if isinstance(value, type) else (value,)
         future = self.farm.with_options(**options).submit(*call, self.book.path, name, *given)
         self._waiting[future] = Expectation(name, future, value, once)
+
+    def _take(self, name: str, items: int) -> list[int]:
+        return list(self.farm.with_options(max_attempts=1).stream(tasks.count, self.book.path, name, items))
 
     def _cancel_one(self, whim: random.Random) -> None:
         future = whim.choice(list(self._waiting))
@@ -312,6 +324,10 @@ class Feed:
             one = Expectation(one.name, future, one.value, one.once, cancelled)
             if self.verdict.take_outcome(one):
                 self._must_have_run[int(one.name)] = True
+            # Broken connections take output along; what has come is the task's own.
+            output = getattr(future, "output", "")
+            if output not in tasks.words_of(one.name):
+                self.verdict.wrong.append(f"{one.name}: output {output!r:.100}")
 
     def count_runs(self) -> None:
         """Look at how often each has run, when all is over."""
@@ -368,8 +384,11 @@ def soak(
     with tempfile.TemporaryDirectory() as folder, _alarms() as alarms, ExitStack() as stack:
         targets = [Target(stack) for _ in range(servers)]
         addresses = [target.proxy.address for target in targets]
-        farm = FarmExecutor(addresses, key=KEY, heartbeat=HEARTBEAT, resume_timeout=RESUME)
-        feed = Feed(farm, Book(folder), seed, count)
+        farm = FarmExecutor(
+            addresses, key=KEY, heartbeat=HEARTBEAT, resume_timeout=RESUME, output=lambda line: None
+        )
+        taker = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="taker"))
+        feed = Feed(farm, taker, Book(folder), seed, count)
         quiet: list[Resources] = []
         unsettled = 0.0
         with farm:

@@ -1,10 +1,23 @@
 """Tasks of the fault tests, in a module that workers can import. Each notes each time that it runs."""
 
 import ctypes
+import logging
 import mmap
 import os
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
+
+from farm_executor import current_task
+
+place: ContextVar[str] = ContextVar("place")
+"""Travels with calls."""
+
+logger = logging.getLogger(__name__)
+logger.setLevel(logging.INFO)
+logger.addHandler(logging.NullHandler())
+logger.propagate = False
 
 
 def note(book: str, name: Any) -> None:
@@ -36,6 +49,30 @@ def echo_at(book: str, name: str, number: int) -> int:
     """For maps: an item's name is made of the map's and its own number."""
     note(book, f"{name}-{number}")
     return number
+
+
+def words_of(name: Any, size: int = 0) -> str:
+    """What `say` prints."""
+    return f"{name} says {'x' * size}\n"
+
+
+def say(book: str, name: Any, value: Any = None, size: int = 0) -> Any:
+    """Say something in each of the ways that there are; with a size, print that much."""
+    note(book, name)
+    print(words_of(name, size), end="")
+    logger.info("%s logs", name)
+    task = current_task()
+    task.report(1, 2, f"{name} reports")
+    assert task.id, "it knows itself"
+    return value
+
+
+def count(book: str, name: Any, items: int, pause: float = 0.0) -> Iterator[int]:
+    """For streams."""
+    note(book, name)
+    for number in range(items):
+        yield number
+        time.sleep(pause)
 
 
 def die(book: str, name: Any, how: str) -> None:

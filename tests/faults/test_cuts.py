@@ -10,7 +10,7 @@ from server.serving import KEY
 
 from farm_executor import FarmExecutor
 
-EVERY = 251  # of these places one is cut here; a prime, so that no pattern of the frames is followed
+EVERY = 331  # of these places one is cut here; a prime, so that no pattern of the frames is followed
 
 
 @pytest.mark.parametrize("once", [False, True])
