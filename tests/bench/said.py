@@ -37,9 +37,9 @@ def say_lines(count: int, pause: float = 0.0) -> int:
 
 
 def flood(size: int) -> int:
-    line = "x" * 99
-    for _ in range(size // 100):
-        print(line)
+    rest = "x" * 90
+    for number in range(size // 100):
+        print(f"{number:9}{rest}")
     return size
 
 
@@ -92,11 +92,13 @@ def overtaken(address: str, tasks: int) -> None:
 def much_output(address: str, size: int) -> None:
     from farm_executor import FarmExecutor
 
-    came, quiet = 0, 0.0
+    came, lines, astray, quiet = 0, 0, 0, 0.0
 
     def take(line: Any) -> None:
-        nonlocal came
+        nonlocal came, lines, astray
         came += len(line.text) + 1
+        astray += not line.text.startswith(f"{lines:9}x")
+        lines += 1
 
     with FarmExecutor(address, output=take) as farm:
         began = time.perf_counter()
@@ -106,7 +108,68 @@ def much_output(address: str, size: int) -> None:
         began = time.perf_counter()
         farm.submit(abs, 1).result()
         quiet = time.perf_counter() - began
-    row(f"{size / 1e6:.0f} MB of prints: bytes that came, seconds, next call", f"{came} {seconds:.1f} {quiet:.4f}")
+    figures = f"{came} {astray} {seconds:.1f} {quiet:.4f}"
+    row(f"{size / 1e6:.0f} MB of prints: bytes, lines out of order, seconds, next call", figures)
+
+
+UNREAD = """
+import statistics, sys, time
+from farm_executor import FarmExecutor
+def flood():
+    for _ in range(20_000):
+        print("x" * 99)
+with FarmExecutor(sys.argv[1]) as farm:
+    farm.submit(abs, 1).result()
+    print("floods", file=sys.stderr, flush=True)
+    began = time.perf_counter()
+    for future in [farm.submit(flood) for _ in range(4)]:
+        future.result()
+    took = time.perf_counter() - began
+    trips = []
+    for _ in range(200):
+        began = time.perf_counter()
+        farm.submit(abs, 1).result()
+        trips.append(time.perf_counter() - began)
+    print(took, statistics.median(trips), max(trips), file=sys.stderr, flush=True)
+    sys.stdin.read()
+"""
+
+
+def unread_output(address: str) -> None:
+    """Have a client print that nobody reads, beside another."""
+    from farm_executor import FarmExecutor
+
+    with FarmExecutor(address) as farm:
+        alone = round_trips(farm, 200)
+        client = subprocess.Popen(
+            [sys.executable, "-c", UNREAD, address],
+            env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert client.stderr is not None
+            client.stderr.readline()
+            beside = round_trips(farm, 200)
+            took, median, longest = map(float, client.stderr.readline().split())
+        finally:
+            client.kill()
+            client.communicate()
+    row("of a client whose output nobody reads: 4 tasks of 2 MB, seconds", f"{took:.1f}")
+    row("its calls after that, median and longest, ms", f"{median * 1e3:.2f} {longest * 1e3:.2f}")
+    text = f"{statistics.median(beside) * 1e3:.2f} {max(beside) * 1e3:.2f}"
+    row("another's calls meanwhile, the same", f"{text} (alone {statistics.median(alone) * 1e3:.2f})")
+
+
+def round_trips(farm: Any, times: int) -> list[float]:
+    trips = []
+    for _ in range(times):
+        began = time.perf_counter()
+        farm.submit(abs, 1).result()
+        trips.append(time.perf_counter() - began)
+    return trips
 
 
 def lines_over_cuts(address: str, lines: int) -> None:
@@ -233,6 +296,7 @@ def main() -> None:
         ("bound", lambda address: bound_output(address, 72_000 // share)),
         ("overtaken", lambda address: overtaken(address, 2_000 // share)),
         ("much", lambda address: much_output(address, 100_000_000 // share)),
+        ("unread", unread_output),
         ("cuts", lambda address: lines_over_cuts(address, 3_000)),
         ("streams", lambda address: streams(address, 1_000_000 // share, 200 // share)),
     ]
