@@ -21,6 +21,7 @@ from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.protocol import Farm
 from farm_executor.core.frames import Frame
 from farm_executor.core.streams import decode_items
+from farm_executor.core.text import name_of
 from farm_executor.data import payload
 from farm_executor.data.byvalue import OwnObjects
 from farm_executor.data.streamed import stream_out
@@ -48,6 +49,9 @@ class Stream(Generic[T_co]):
         self._inlet: Inlet = inlet
         self._items: deque[Any] = deque()  # of the frame taken last
         self._lock = threading.Lock()  # held while a frame is taken and unpickled, never while waiting
+
+    def __repr__(self) -> str:
+        return f"<Stream {'closed ' if self._inlet.closed else ''}of {self.future!r}>"
 
     def __iter__(self) -> Stream[T_co]:
         return self
@@ -162,7 +166,7 @@ def open_stream(
     farm: Farm, options: TaskOptions, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Stream[Any]:
     """Submit a call whose items come one by one; return its stream."""
-    inlet = Inlet()
+    inlet = Inlet(name_of(fn))
     future = farm.submit(stream_out, (fn, args, kwargs), {}, options, inlet=inlet)
     # The inlet's, and not the stream's, which could not be collected then.
     future.add_done_callback(inlet.wake)

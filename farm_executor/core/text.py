@@ -89,8 +89,11 @@ def _shown(character: str) -> str:
 def name_of(fn: Any) -> str:
     """Return what people call a function: its name, also if it is partly applied, or applied to many items."""
     while isinstance(fn, partial):
-        # Those that call a function for each of a block's items take it first.
-        each = getattr(fn.func, "__module__", "") == "farm_executor.data.blocks"
-        fn = fn.args[0] if each and fn.args else fn.func
+        # Those of the package that call another, such as for each of a block's items, take it, or its name, first.
+        ours = str(getattr(fn.func, "__module__", "")).startswith("farm_executor.")
+        first = fn.args[0] if fn.args else None
+        fn = first if ours and (callable(first) or type(first) is str) else fn.func
+    if type(fn) is str:
+        return one_line(fn, MAX_NAME)
     name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None) or type(fn).__qualname__
     return one_line(str(name).rpartition("<locals>.")[2], MAX_NAME)

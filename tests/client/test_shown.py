@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 import pytest
 from server.processes import DEADLINE
 
-from farm_executor import FarmExecutor, FarmStatistics, ServerStatistics, WorkerStatistics, current_task
+from farm_executor import FarmExecutor, FarmStatistics, ServerStatistics, WorkerStatistics, current_task, lfarm
 from farm_executor.client.notebook import MAX_SERVERS, MAX_WORKERS, table
 from farm_executor.core.text import name_of
 from farm_executor.data.blocks import run_block
+from farm_executor.lfarm.cognate import _map_part
+from farm_executor.lfarm.tasks import call_pickled, sendable
 
 
 class Seen(HTMLParser):
@@ -133,6 +135,10 @@ class Callable:
         (partial(run_block, abs), "abs"),
         (partial(run_block, partial(_named, 1)), "_named"),
         (_named(), "inner"),
+        (sendable(lfarm.deftask(_named)), "_named"),
+        (sendable("package.module:function"), "package.module:function"),
+        (partial(call_pickled, sendable("module:function")), "module:function"),
+        (partial(_map_part, abs), "abs"),
         (lambda: None, "<lambda>"),
         ("".join, "str.join"),
         (Callable(), "Callable"),

@@ -129,6 +129,7 @@ def test_an_item_comes_before_the_next_is_there(farm):
         stream = farm.stream(tasks.one_then_pass, gate.address)
         assert next(stream) == "one"
         gate.wait_for_arrivals()
+        assert " state=running one_then_pass on worker pid " in repr(stream)
         gate.open()
         assert list(stream) == ["two"]
 

@@ -78,7 +78,9 @@ class Call(Task):
     def name(self) -> str:
         """The function's name, for people; empty once the call has been released."""
         function = self.function
-        return "" if function is None else function.name
+        if function is None:
+            return ""
+        return function.name if self.inlet is None else self.inlet.name
 
     def release(self) -> FarmFuture:
         """Return the future, and drop everything that is held for the call. Must be called once at most."""

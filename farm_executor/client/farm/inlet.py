@@ -22,6 +22,9 @@ __all__ = ["Inlet"]
 class Inlet:
     """The items of one stream.
 
+    Args:
+        name: That of the function which yields them, for people.
+
     Attributes:
         closed: Whether no more are wanted.
         cut_short: Whether the farm has closed it, as it was shut down.
@@ -30,7 +33,8 @@ class Inlet:
     Thread safety: frames are put in by the reactor's handlers; `take` is for one thread at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.closed = self.cut_short = False
         self._frames: deque[tuple[Frame, int]] = deque()
         self._received = self._taken = self._told = 0
