@@ -529,8 +529,13 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def from_json(kind: type[_Message], data: Any) -> _Message:
+def from_json(kind: type[_Message], data: Any, known: tuple[dict[str, Any], _Message] | None = None) -> _Message:
     """Read a peer's object as a message of that kind.
+
+    Args:
+        kind: The kind.
+        data: The object.
+        known: An object read before and its message, of which fields that are the same are not checked again.
 
     Raises:
         RemoteProtocolError: A field is missing, or not what the table says.
@@ -538,8 +543,11 @@ def from_json(kind: type[_Message], data: Any) -> _Message:
     if type(data) is not dict:
         raise RemoteProtocolError(f"malformed {kind.__name__}: not an object")
     fields: dict[str, Any] = {}
+    before, made = known or ({}, None)
     for name, check in TABLE[kind][1].items():
-        if name in data:
+        if name in before and name in data and before[name] == data[name]:
+            fields[name] = getattr(made, name)
+        elif name in data:
             try:
                 fields[name] = check(data[name])
             except ValueError as error:

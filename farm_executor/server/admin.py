@@ -89,8 +89,9 @@ class Admin:
     def _on_watcher(self, connection: Connection) -> None:
         if connection not in self._watchers:
             return  # gone by another event of this round
+        waited = connection.unsent
         try:
-            if connection.unsent:
+            if waited:
                 connection.flush()
             for frame in connection.receive():
                 if frame.type is not FrameType.PING:
@@ -105,8 +106,9 @@ class Admin:
             logger.exception("watcher failed")
             self._dismiss(connection)
             return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
-        self._selector.modify(connection, events, lambda: self._on_watcher(connection))
+        if connection.unsent != waited:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
+            self._selector.modify(connection, events, lambda: self._on_watcher(connection))
 
     def _dismiss(self, connection: Connection) -> None:
         self._watchers.discard(connection)

@@ -185,6 +185,26 @@ def test_any_json_is_a_message_or_refused(kind, data):
             assert str(error).isprintable()
 
 
+@given(st.sampled_from(Status._fields), json_values)
+def test_what_is_known_already_is_read_as_if_it_were_not(name, value):
+    machine, all_in_all = Machine(2, [0.5], 1 << 30, None), Totals(1, 2, {"oom": 1}, 3, 4.5, 6, 7)
+    table = WorkerTable(["slot", "state"], [[0, "idle"], [1, None]])
+    client = ClientStatus(1, "c", "h", "u", "p", "", 3.5, "open", 2, FarmStatus(1))
+    some = "a:1", "lab", "h", "u", 7, 1.5, 1e9, 2, False, Versions("p", "c", "t", "f")
+    message = Status(2, *some, machine, all_in_all, [client], 0, table, [Death(1e9, 1, 0, 9, "oom", -9, 5)])
+    before = json.loads(json.dumps(to_json(message)))
+    known = before, from_json(Status, before)
+    assert from_json(Status, dict(before), known) == message
+    for after in ({**before, name: value}, {other: before[other] for other in before if other != name}):
+        try:
+            expected = from_json(Status, after)
+        except RemoteProtocolError as error:
+            with pytest.raises(RemoteProtocolError, match=re.escape(str(error))):
+                from_json(Status, after, known)
+        else:
+            assert from_json(Status, after, known) == expected
+
+
 def test_numbers_that_no_float_can_hold_are_refused():
     """They pass every comparison with an infinity."""
     for name in ("heartbeat", "resume_seconds", "max_memory"):

@@ -354,6 +354,7 @@ class Fake:
         here.setblocking(False)
         self.watch = Watch.__new__(Watch)
         self.watch._connection = Connection(here, 4 * 1024 * 1024, no_segment)
+        self.watch._known = None
 
     def __enter__(self):
         return self.watch
