@@ -122,6 +122,24 @@ def test_what_a_kernel_s_own_packages_lack_is_not_said(kernel):
     assert kernel.run("print(farm.submit(helpers.version).result(), lines)") == "first []"
 
 
+def test_what_tasks_print_comes_beneath_the_cell_that_runs(kernel):
+    """Whichever cell has started the thread that shows it: what a kernel gives here is of that cell alone."""
+    kernel.run("""
+        import os
+        from farm_executor import FarmExecutor
+        def say(text):
+            print(text, flush=True)
+            return text
+        farm, far = FarmExecutor(1), FarmExecutor(os.environ['FARM_ADDRESS'])
+    """)
+    for text in ("one", "two"):
+        assert kernel.run(f"future = farm.submit(say, '{text}'); future.result(); print(future.output)") == (
+            f"{text}\n{text}"
+        )
+        assert kernel.run(f"far.submit(say, '{text}').result()").endswith(f"/0) {text}\n'{text}'")
+    assert "<table" in kernel.run("print(farm._repr_html_())")
+
+
 # -- editable installs --------------------------------------------------------------------------------------------
 
 BACKENDS = {
