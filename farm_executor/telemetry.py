@@ -16,8 +16,9 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from farm_executor.client.front import Front, OptionsView, backing_of, options_of, view_of
 from farm_executor.core import headers
@@ -26,8 +27,8 @@ from farm_executor.extras import needed
 
 __all__ = ["traced"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from farm_executor.client.stream import Stream
 
 PURPOSE = "A trace"
 
@@ -40,7 +41,8 @@ def traced(farm: Front) -> OptionsView:
 
     A task has a span ``submit FUNCTION`` here, from its submission to its end, and a span ``run FUNCTION`` in the
     worker, which is its child. A `map` has one span ``map FUNCTION``, and one in the worker for each block of items
-    that travel together, with their number. Further attempts of a task have spans of their own, with a link.
+    that travel together, with their number; a stream has ``stream FUNCTION``, a broadcast ``broadcast FUNCTION``,
+    and one in each worker. Further attempts of a task have spans of their own, with a link.
 
     In workers, spans are recorded if the program's ``initializer`` sets up an SDK there.
 
@@ -75,38 +77,39 @@ _SPANS = _Spans()
 
 
 class _TracedView(OptionsView):
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    # Typed in `Front`, whose overloads hold for these as well.
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See `FarmExecutor.submit`; with a span from now to the end."""
-        trace = needed("opentelemetry.trace", "otel", PURPOSE)
-        span, token = _begin("submit", fn, trace.SpanKind.PRODUCER)
-        try:
+        with _submitting("submit", fn, "PRODUCER") as span:
             future = super().submit(fn, *args, **kwargs)
-        except BaseException as error:
-            _fail(span, error)
-            span.end()
-            raise
-        finally:
-            _parent.reset(token)
         if span.is_recording():
             future.add_done_callback(partial(_settled, span))
         return future
 
-    # Typed in `Front`, whose overloads hold for this as well.
-    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
+    def stream(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Stream[Any]:
+        """See `FarmExecutor.stream`; with a span from now to the end of the task."""
+        with _submitting("stream", fn, "PRODUCER") as span:
+            stream = super().stream(fn, *args, **kwargs)
+        if span.is_recording():
+            stream.future.add_done_callback(partial(_settled, span))
+        return stream
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> Iterator[Any]:
         """See `FarmExecutor.map`; with a span until all results have been taken."""
-        trace = needed("opentelemetry.trace", "otel", PURPOSE)
-        span, token = _begin("map", fn, trace.SpanKind.INTERNAL)
-        try:
+        with _submitting("map", fn, "INTERNAL") as span:
             results = super().map(fn, *iterables, **options)
-        except BaseException as error:
-            _fail(span, error)
-            span.end()
-            raise
-        finally:
-            _parent.reset(token)
         spanned = _spanned(results, span)
         next(spanned)  # to its first yield: a generator that has not begun would not end the span when it is closed
         return spanned
+
+    def broadcast(
+        self, fn: Callable[..., Any], /, *args: object, persistent: bool = False, timeout: float | None = 60.0
+    ) -> list[Any]:
+        """See `FarmExecutor.broadcast`; with a span until all workers have answered."""
+        with _submitting("broadcast", fn, "INTERNAL") as span:
+            results = super().broadcast(fn, *args, persistent=persistent, timeout=timeout)
+        span.end()
+        return results
 
     def with_options(
         self,
@@ -123,16 +126,26 @@ class _TracedView(OptionsView):
         return view_of(_TracedView, backing_of(self), options_of(options))
 
 
-def _begin(what: str, fn: Any, kind: Any) -> tuple[Any, contextvars.Token[dict[str, Any] | None]]:
-    """Start a span, and have the calls that are submitted now carry its name."""
+@contextmanager
+def _submitting(what: str, fn: Any, kind: str) -> Iterator[Any]:
+    """Have the calls that are submitted within carry the name of a new span, which ends if that fails."""
     trace = needed("opentelemetry.trace", "otel", PURPOSE)
     propagate = needed("opentelemetry.propagate", "otel", PURPOSE)
     name = name_of(fn)
     attributes = {headers.SPAN_SYSTEM: headers.SYSTEM, headers.SPAN_FUNCTION: name}
-    span = trace.get_tracer(headers.SYSTEM).start_span(f"{what} {name}", kind=kind, attributes=attributes)
+    tracer = trace.get_tracer(headers.SYSTEM)
+    span = tracer.start_span(f"{what} {name}", kind=trace.SpanKind[kind], attributes=attributes)
     parent: dict[str, str] = {}
     propagate.inject(parent, trace.set_span_in_context(span))
-    return span, _parent.set({"name": name, "parent": parent})
+    token = _parent.set({"name": name, "parent": parent})
+    try:
+        yield span
+    except BaseException as error:
+        _fail(span, error)
+        span.end()
+        raise
+    finally:
+        _parent.reset(token)
 
 
 def _settled(span: Any, future: Future[Any]) -> None:
@@ -145,7 +158,7 @@ def _settled(span: Any, future: Future[Any]) -> None:
     span.end()
 
 
-def _spanned(results: Iterator[T], span: Any) -> Generator[Any, None, None]:
+def _spanned(results: Iterator[Any], span: Any) -> Generator[Any, None, None]:
     try:
         yield None  # see `map`
         yield from results

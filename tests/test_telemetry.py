@@ -9,7 +9,7 @@ import threading
 import pytest
 from server.processes import DEADLINE, wait_until
 
-from farm_executor import FarmExecutor, WorkerLostError, start_server, telemetry
+from farm_executor import BroadcastError, FarmExecutor, WorkerLostError, start_server, telemetry
 from farm_executor.core import headers
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="OpenTelemetry's SDK is not installed")
@@ -156,6 +156,29 @@ def test_a_block_is_one_span_and_so_is_a_map(farm_of, here):
     assert len(theirs) < 1000
     assert {span["name"] for span in theirs} == {"run abs"}
     assert {span["parent"] for span in theirs} == set(mine(here))
+
+
+def test_streams_and_broadcasts_have_spans(farm_of, here):
+    folder, make = farm_of
+    with make() as farm:
+        view = telemetry.traced(farm)
+        assert list(view.stream(range, 3)) == [0, 1, 2]
+        assert view.broadcast(abs, -1) == [1, 1]
+        with pytest.raises(BroadcastError):
+            view.broadcast(fails)
+
+    spans, theirs = mine(here), recorded(folder, 5)
+    assert sorted((span.name, span.kind.name, span.status.status_code.name) for span in spans.values()) == [
+        ("broadcast abs", "INTERNAL", "UNSET"),
+        ("broadcast fails", "INTERNAL", "ERROR"),
+        ("stream range", "PRODUCER", "UNSET"),
+    ]
+    parents = sorted((span["name"], spans[span["parent"]].name) for span in theirs)
+    assert parents == [
+        *[("run abs", "broadcast abs")] * 2,
+        *[("run fails", "broadcast fails")] * 2,
+        ("run range", "stream range"),
+    ]
 
 
 def test_an_item_that_fails_is_in_its_blocks_span_and_the_maps(here, tmp_path):
