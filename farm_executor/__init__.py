@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from farm_executor.client.backing import Backing
     from farm_executor.client.check import FarmCheck
     from farm_executor.client.executor import FarmExecutor
+    from farm_executor.client.farm.future import FarmFuture
     from farm_executor.client.farm.output import OutputLine
     from farm_executor.client.farm.shared import Shared
     from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FarmExecutor",
     "OptionsView",
+    "FarmFuture",
     "FarmCheck",
     "FarmStatistics",
     "ServerStatistics",
@@ -100,6 +102,7 @@ _ELSEWHERE = {
     "FarmExecutor": "client.executor",
     "OptionsView": "client.front",
     "FarmCheck": "client.check",
+    "FarmFuture": "client.farm.future",
     "FarmStatistics": "client.farm.statistics",
     "ServerStatistics": "client.farm.statistics",
     "WorkerStatistics": "client.farm.statistics",

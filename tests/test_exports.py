@@ -39,6 +39,12 @@ def test_what_checkers_know_of_the_executors_settings_is_its_signature():
     assert known == by_name_alone
 
 
+def test_what_checkers_know_of_a_maps_options_is_its_signature():
+    known = {name: kind.__forward_arg__ for name, kind in settings.MapKeywords.__annotations__.items()}
+    parameters = inspect.signature(FarmExecutor.map).parameters.values()
+    assert known == {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
 def test_the_executors_settings_are_its_arguments():
     given = list(inspect.signature(FarmExecutor.__init__).parameters)[1:]
     assert given == list(settings.FarmSettings._fields) == list(ROWS["FarmExecutor"])

@@ -6,7 +6,7 @@ engine does the work, and is imported on first use.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.shared import Shared
     from farm_executor.client.farm.statistics import FarmStatistics
     from farm_executor.client.protocol import Farm
+    from farm_executor.client.settings import MapKeywords
     from farm_executor.client.stream import Stream
     from farm_executor.progress import ProgressLike
 
@@ -60,7 +61,14 @@ class Front(Executor):
 
     # -- the standard library's contract -----------------------------------------------------------------
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    # What is async comes first: it is also a function, of which the second would say that it returns a coroutine.
+    @overload
+    def submit(
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Schedule ``fn(*args, **kwargs)``; all arguments are passed to the function.
 
         Returns:
@@ -78,31 +86,36 @@ class Front(Executor):
         engine = self._backing.engine or self._backing.start_engine()
         return engine.submit(fn, args, kwargs, self._options)
 
-    # The first three tell type checkers what a lambda takes; the last accepts all that typeshed's `map` does.
+    # Those with one to three iterables tell type checkers what a lambda takes; the last two accept all that the one
+    # of typeshed does.
+    @overload
+    def map(
+        self, fn: Callable[[T1], Coroutine[Any, Any, T]], it1: Iterable[T1], /, **options: Unpack[MapKeywords]
+    ) -> Iterator[T]: ...
+    @overload
+    def map(self, fn: Callable[[T1], T], it1: Iterable[T1], /, **options: Unpack[MapKeywords]) -> Iterator[T]: ...
     @overload
     def map(
         self,
-        fn: Callable[[T1], T],
+        fn: Callable[[T1, T2], Coroutine[Any, Any, T]],
         it1: Iterable[T1],
+        it2: Iterable[T2],
         /,
-        *,
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        progress: ProgressLike = None,
+        **options: Unpack[MapKeywords],
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self, fn: Callable[[T1, T2], T], it1: Iterable[T1], it2: Iterable[T2], /, **options: Unpack[MapKeywords]
     ) -> Iterator[T]: ...
     @overload
     def map(
         self,
-        fn: Callable[[T1, T2], T],
+        fn: Callable[[T1, T2, T3], Coroutine[Any, Any, T]],
         it1: Iterable[T1],
         it2: Iterable[T2],
+        it3: Iterable[T3],
         /,
-        *,
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        progress: ProgressLike = None,
+        **options: Unpack[MapKeywords],
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -112,31 +125,25 @@ class Front(Executor):
         it2: Iterable[T2],
         it3: Iterable[T3],
         /,
-        *,
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        progress: ProgressLike = None,
+        **options: Unpack[MapKeywords],
     ) -> Iterator[T]: ...
     @overload
     def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        progress: ProgressLike = None,
+        self, fn: Callable[..., Coroutine[Any, Any, T]], *iterables: Iterable[Any], **options: Unpack[MapKeywords]
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Unpack[MapKeywords]
     ) -> Iterator[T]: ...
     def map(
         self,
-        fn: Callable[..., T],
+        fn: Callable[..., Any],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
         progress: ProgressLike = None,
-    ) -> Iterator[T]:
+    ) -> Iterator[Any]:
         """Call a function for each item, as `concurrent.futures.Executor.map` of Python 3.14 does, on every Python.
 
         Args:
@@ -375,6 +382,16 @@ class Front(Executor):
         if missing:
             raise TimeoutError(f"not every server has answered within {timeout} s: {'; '.join(missing)}")
 
+    @overload
+    def broadcast(
+        self,
+        fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+        /,
+        *args: Unpack[Ts],
+        persistent: bool = False,
+        timeout: float | None = 60.0,
+    ) -> list[T]: ...
+    @overload
     def broadcast(
         self,
         fn: Callable[[Unpack[Ts]], T],
@@ -382,7 +399,10 @@ class Front(Executor):
         *args: Unpack[Ts],
         persistent: bool = False,
         timeout: float | None = 60.0,
-    ) -> list[T]:
+    ) -> list[T]: ...
+    def broadcast(
+        self, fn: Callable[..., Any], /, *args: object, persistent: bool = False, timeout: float | None = 60.0
+    ) -> list[Any]:
         """Call ``fn(*args)`` once on every worker, and wait for all of them.
 
         A worker makes the call after the task that it is running, before all queued tasks.

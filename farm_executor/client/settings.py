@@ -17,9 +17,10 @@ from farm_executor.wire.address import Address
 
 if TYPE_CHECKING:
     from farm_executor.client.farm.output import OutputLine
+    from farm_executor.progress import ProgressLike
     from farm_executor.wire.security import Key
 
-__all__ = ["FarmSettings", "KeywordSettings", "SharedSettings"]
+__all__ = ["FarmSettings", "KeywordSettings", "MapKeywords", "SharedSettings"]
 
 
 class SharedSettings(TypedDict, total=False):
@@ -50,6 +51,15 @@ class KeywordSettings(SharedSettings, total=False):
     """All of them, for type checkers."""
 
     name: str | None
+
+
+class MapKeywords(TypedDict, total=False):
+    """The keyword-only arguments of `map`, for type checkers."""
+
+    timeout: float | None
+    chunksize: int
+    buffersize: int | None
+    progress: ProgressLike
 
 
 class FarmSettings(NamedTuple):

@@ -12,7 +12,7 @@ cancelled, as they are once the result is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableSequence
+from collections.abc import Callable, Coroutine, Iterable, MutableSequence
 from functools import partial, reduce
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -26,10 +26,15 @@ from farm_executor.progress import tally_for
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparison, SupportsRichComparisonT
-    from typing_extensions import Unpack
+    from typing_extensions import TypedDict, Unpack
 
     from farm_executor.lfarm.parts import OfSearch
     from farm_executor.progress import ProgressLike
+
+    class _OfMap(TypedDict, total=False):
+        parts: int | None
+        size: int | None
+        progress: ProgressLike
 
     class _OfReduction(OfSearch, total=False):
         recurse: bool
@@ -59,24 +64,30 @@ _NOTHING: Any = object()
 
 @overload
 def pmap(
-    task: Callable[[T1], T],
-    s1: Iterable[T1],
-    /,
-    *,
-    parts: int | None = None,
-    size: int | None = None,
-    progress: ProgressLike = None,
+    task: Callable[[T1], Coroutine[Any, Any, T]], s1: Iterable[T1], /, **options: Unpack[_OfMap]
 ) -> list[T]: ...
 @overload
+def pmap(task: Callable[[T1], T], s1: Iterable[T1], /, **options: Unpack[_OfMap]) -> list[T]: ...
+@overload
 def pmap(
-    task: Callable[[T1, T2], T],
+    task: Callable[[T1, T2], Coroutine[Any, Any, T]],
     s1: Iterable[T1],
     s2: Iterable[T2],
     /,
-    *,
-    parts: int | None = None,
-    size: int | None = None,
-    progress: ProgressLike = None,
+    **options: Unpack[_OfMap],
+) -> list[T]: ...
+@overload
+def pmap(
+    task: Callable[[T1, T2], T], s1: Iterable[T1], s2: Iterable[T2], /, **options: Unpack[_OfMap]
+) -> list[T]: ...
+@overload
+def pmap(
+    task: Callable[[T1, T2, T3], Coroutine[Any, Any, T]],
+    s1: Iterable[T1],
+    s2: Iterable[T2],
+    s3: Iterable[T3],
+    /,
+    **options: Unpack[_OfMap],
 ) -> list[T]: ...
 @overload
 def pmap(
@@ -85,10 +96,18 @@ def pmap(
     s2: Iterable[T2],
     s3: Iterable[T3],
     /,
-    *,
-    parts: int | None = None,
-    size: int | None = None,
-    progress: ProgressLike = None,
+    **options: Unpack[_OfMap],
+) -> list[T]: ...
+@overload
+def pmap(
+    task: Callable[..., Coroutine[Any, Any, T]],
+    s1: Iterable[Any],
+    s2: Iterable[Any],
+    s3: Iterable[Any],
+    s4: Iterable[Any],
+    /,
+    *sequences: Iterable[Any],
+    **options: Unpack[_OfMap],
 ) -> list[T]: ...
 @overload
 def pmap(
@@ -99,18 +118,10 @@ def pmap(
     s4: Iterable[Any],
     /,
     *sequences: Iterable[Any],
-    parts: int | None = None,
-    size: int | None = None,
-    progress: ProgressLike = None,
+    **options: Unpack[_OfMap],
 ) -> list[T]: ...
 @overload
-def pmap(
-    task: str,
-    *sequences: Iterable[Any],
-    parts: int | None = None,
-    size: int | None = None,
-    progress: ProgressLike = None,
-) -> list[Any]: ...
+def pmap(task: str, *sequences: Iterable[Any], **options: Unpack[_OfMap]) -> list[Any]: ...
 def pmap(
     task: TaskLike,
     *sequences: Iterable[Any],

@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -131,6 +131,10 @@ class Kernel:
     # -- tasks -------------------------------------------------------------------------------------------
 
     @overload
+    def submit(
+        self, task: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]: ...
+    @overload
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
     @overload
     def submit(self, task: str, /, *args: Any, **kwargs: Any) -> Future[Any]: ...
@@ -196,6 +200,15 @@ class Kernel:
 
     # -- all of its workers ------------------------------------------------------------------------------
 
+    @overload
+    def broadcast(
+        self,
+        task: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+        /,
+        *args: Unpack[Ts],
+        persistent: bool = False,
+        timeout: float | None = 60.0,
+    ) -> list[T]: ...
     @overload
     def broadcast(
         self,
@@ -508,6 +521,14 @@ def task_categories_running() -> list[Hashable]:
     return check_kernel().task_categories_running()
 
 
+@overload
+def broadcast_task(
+    task: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+    /,
+    *args: Unpack[Ts],
+    persistent: bool = False,
+    timeout: float | None = 60.0,
+) -> list[T]: ...
 @overload
 def broadcast_task(
     task: Callable[[Unpack[Ts]], T],

@@ -14,7 +14,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,8 @@ def promise() -> Promise[Any]:
 
 
 @overload
+def future(task: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Promise[T]: ...
+@overload
 def future(task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Promise[T]: ...
 @overload
 def future(task: str, /, *args: Any, **kwargs: Any) -> Promise[Any]: ...
@@ -61,6 +63,8 @@ def future(task: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Prom
     return _TaskPromise(kernel.submit(task, *args, **kwargs), kernel.translated)
 
 
+@overload
+def speculate(task: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Promise[T]: ...
 @overload
 def speculate(task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Promise[T]: ...
 @overload

@@ -18,6 +18,15 @@ def greet(name: str, times: int = 1, *, loud: bool = False) -> str:
     return (name.upper() if loud else name) * times
 
 
+async def fetch(x: int) -> str:
+    return str(x)
+
+
+@lfarm.deftask
+async def fetch_there(x: int) -> bytes:
+    return bytes(x)
+
+
 @lfarm.deftask
 def add(x: int, y: int = 0) -> int:
     return x + y
@@ -46,6 +55,9 @@ def kernels(executor: Executor) -> None:
         assert_type(lfarm.broadcast_task(greet, "x", 2, timeout=3), list[str])
         assert_type(lfarm.broadcast_task(add, 3), list[int])
         assert_type(lfarm.broadcast_task("os:getpid", timeout=3), list[Any])
+        assert_type(kernel.submit(fetch, 3), Future[str])
+        assert_type(kernel.broadcast(fetch, 3), list[str])
+        assert_type(lfarm.broadcast_task(fetch, 3), list[str])
         kernel.submit(square, "a")  # E
         kernel.broadcast(square, "a")  # E
         lfarm.broadcast_task(square)  # E
@@ -100,6 +112,8 @@ def promises() -> None:
     assert_type(lfarm.force(lfarm.delay(square, 3)), int)
     assert_type(lfarm.force(lfarm.future(square, 3).future), int)
     assert_type(lfarm.force(Job()), Job)
+    assert_type(lfarm.future(fetch, 3), lfarm.Promise[str])
+    assert_type(lfarm.force(lfarm.speculate(fetch_there, 3)), bytes)
     promise: lfarm.Promise[str] = lfarm.promise()
     lfarm.fulfill(promise, lfarm.chain(lfarm.delay(greet, "x")))
     if lfarm.fulfill(promise, "a") and lfarm.fulfilledp(promise):

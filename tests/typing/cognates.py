@@ -29,6 +29,10 @@ def square(x: int) -> int:
     return x * x
 
 
+async def fetch(x: int) -> str:
+    return str(x)
+
+
 def cut(text: str, length: int) -> bytes:
     return text[:length].encode()
 
@@ -47,6 +51,8 @@ def mapping(rows: list[list[int]]) -> None:
     assert_type(pmap(cut, ["a"], [2], parts=3), list[bytes])
     assert_type(pmap(add, [1, 2], size=1), list[int])
     assert_type(pmap(lambda text: text.upper(), ["a"]), list[str])
+    assert_type(pmap(fetch, [1, 2]), list[str])
+    assert_type(pmap(lambda x: fetch(x), [1, 2], progress=True), list[str])
     assert_type(pmap(max, [1], [2], [3], [4], [5]), list[Any])
     assert_type(pmap("math:sqrt", [1, 2]), list[Any])
     assert_type(pmap_into([0], square, [1]), list[int])

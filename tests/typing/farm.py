@@ -1,9 +1,12 @@
 """What FarmExecutor has beyond ProcessPoolExecutor, and faults in its use."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
 from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from typing_extensions import assert_type
 
@@ -11,6 +14,7 @@ from farm_executor import (
     BroadcastError,
     CurrentTask,
     FarmExecutor,
+    FarmFuture,
     FarmStatistics,
     OptionsView,
     OutputLine,
@@ -24,6 +28,9 @@ from farm_executor import (
     progress,
     start_server,
 )
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def square(x: int) -> int:
@@ -62,6 +69,45 @@ def lambdas(farm: FarmExecutor) -> None:
     list(farm.map(lambda x, y, z: x + y + z, [1], [2], [3], timeout=3))
     list(farm.with_options(timeout=3).map(lambda x: x + 1, [1]))
     farm.submit(lambda: 3, 4)  # E
+
+
+async def fetch(x: int, *, loud: bool = False) -> str:
+    return greet("x", x, loud=loud)
+
+
+def coroutines(farm: FarmExecutor, anything: Any, any_function: Callable[..., Any]) -> None:
+    """A worker runs them to their result."""
+    assert_type(farm.submit(fetch, 3, loud=True), Future[str])
+    assert_type(farm.with_options(timeout=3).submit(fetch, 3), Future[str])
+    assert_type(farm.submit(lambda: fetch(3)), Future[str])
+    assert_type(farm.submit(partial(fetch, 3)), Future[str])
+    assert_type(farm.map(fetch, [1]), Iterator[str])
+    assert_type(farm.map(fetch, [1], chunksize=3, progress=True), Iterator[str])
+    list(farm.map(lambda x: fetch(x), [1]))
+    assert_type(farm.map(pair, [1], [2]), Iterator[tuple[int, int]])
+    assert_type(farm.map(pair, [1], [2], [3], [4]), Iterator[tuple[int, int]])
+    assert_type(farm.broadcast(fetch, 3), list[str])
+    assert_type(farm.submit(anything, 3), Future[Any])
+    assert_type(farm.submit(any_function, 3), Future[Any])
+    assert_type(farm.map(any_function, [3]), Iterator[Any])
+    assert_type(farm.submit(json.loads, "3"), Future[Any])
+    farm.submit(fetch, "a")  # E
+    farm.submit(fetch)  # E
+    farm.broadcast(fetch, "a")  # E
+    a: Future[int] = farm.submit(fetch, 3)  # E
+    print(a)
+
+
+async def pair(*items: int) -> tuple[int, int]:
+    return items[0], items[1]
+
+
+async def awaited(farm: FarmExecutor) -> None:
+    assert_type(await asyncio.wrap_future(farm.submit(fetch, 3)), str)
+
+
+def forwarded(farm: FarmExecutor, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    return farm.submit(fn, *args, **kwargs)
 
 
 def broadcasts(farm: FarmExecutor) -> None:
@@ -172,8 +218,16 @@ def said() -> None:
     FarmExecutor(output=3)  # E
 
 
-def outputs(error: TaskExecutionError) -> None:
+def outputs(farm: FarmExecutor, error: TaskExecutionError) -> None:
     assert_type(error.output, str)
+    future = farm.submit(square, 3)
+    print(future.output)  # E
+    assert isinstance(future, FarmFuture)
+    assert_type(future.output, str)
+    assert_type(future.progress, Progress | None)
+    result: int = future.result()
+    future.add_progress_callback(lambda future: print(future.progress, result))
+    future.add_progress_callback(3)  # E
 
 
 def inside() -> None:

@@ -25,10 +25,19 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from farm_executor.client.farm.locks import is_mine
 from farm_executor.current import Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 __all__ = [
     "MUST_NOT_WAIT",
@@ -110,8 +119,11 @@ class Owned(Protocol):
         """Its function, for people."""
 
 
-class FarmFuture(Future[Any]):
-    """A `concurrent.futures.Future` in every respect; ``_call`` is all that it has beside.
+class FarmFuture(Future[T]):
+    """What `submit` returns: a `concurrent.futures.Future` in every respect, with what its task says beside.
+
+    Type checkers take it for a plain `Future`, as other executors return one: ``isinstance(future, FarmFuture)``
+    tells them that it is more.
 
     Thread safety: as the standard library's.
     """
@@ -130,7 +142,8 @@ class FarmFuture(Future[Any]):
     _progress: Progress | None = None
     _progress_callbacks: list[Callable[[Any], object]] | None = None
 
-    __init__ = object.__init__  # creates nothing: see the module
+    if not TYPE_CHECKING:  # checkers would take what makes them for anything at all
+        __init__ = object.__init__  # creates nothing: see the module
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("cannot pickle a future, which belongs to one process; wait for it, and send its result")
@@ -269,16 +282,16 @@ class FarmFuture(Future[Any]):
                 return
         super().add_done_callback(fn)
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> T:
         """See `concurrent.futures.Future.result`."""
         if self._state == FINISHED and self._exception is None:
-            return self._result
+            return self._result  # type: ignore[no-any-return]
         call = self._call
         if call is not None:
             timeout = self._wait(call.owner, timeout)
             del call  # this frame goes into an exception's traceback, which would keep it alive
             if self._state == FINISHED and self._exception is None:
-                return self._result
+                return self._result  # type: ignore[no-any-return]
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
