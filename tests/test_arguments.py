@@ -22,7 +22,7 @@ PROGRESS = {"progress.wait": progress.wait, "progress.as_completed": progress.as
 FUNCTIONS = {"start_server": start_server, "ping": ping, "status": status, "end_server": end_server}
 TAKES_NOTHING = {"freeze_support", "current_task"}
 CHECKS_ITSELF = {"CurrentTask"}  # in tasks, where nothing else of the package need be loaded
-LOOKED_AT = {"OptionsView", "OutputLine", "Progress", "Shared", "Stream"}  # what users are given
+LOOKED_AT = {"FarmFuture", "OptionsView", "OutputLine", "Progress", "Shared", "Stream"}  # what users are given
 
 
 def public_methods(cls):

@@ -40,7 +40,9 @@ def test_what_checkers_know_of_the_executors_settings_is_its_signature():
 
 
 def test_what_checkers_know_of_a_maps_options_is_its_signature():
-    known = {name: kind.__forward_arg__ for name, kind in settings.MapKeywords.__annotations__.items()}
+    known = {
+        name: getattr(kind, "__forward_arg__", kind) for name, kind in settings.MapKeywords.__annotations__.items()
+    }
     parameters = inspect.signature(FarmExecutor.map).parameters.values()
     assert known == {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
 
