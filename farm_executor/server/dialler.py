@@ -36,6 +36,8 @@ PARKED = 4  # connections that rest: a client with many workers opens one after 
 OFFER_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts; a client that starts must not wait for long
 REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
+# Of nothing but refusals, until the program that a server belongs to is taken for dead: living, it would listen.
+REFUSED_SECONDS = 1.0
 
 
 class Dialler:
@@ -47,7 +49,8 @@ class Dialler:
         address: Where a client waits.
         key: The key to prove.
         name: What people call this server.
-        patience: Seconds without a client after which the server ends; None for never.
+        patience: Seconds without a client after which the server ends; None for never. With it the server belongs
+            to one program, and ends at once when nothing listens there any more.
     """
 
     def __init__(self, address: Address, key: Key, name: str, patience: float | None = None) -> None:
@@ -104,6 +107,8 @@ class _Parking:
         self._parked: set[Socket] = set()
         self._selector = selectors.DefaultSelector()
         self._failures = 0
+        self._came = False  # whether a client has ever been there
+        self._refused = float("inf")  # since when a client that has been there refuses us
         self._next = 0.0  # when to dial again
         self._next_report = 0.0  # 0 until an attempt has failed
 
@@ -119,9 +124,15 @@ class _Parking:
                 if not isinstance(key.fileobj, Socket):
                     return
                 self._on_word(key.fileobj)
+            now = time.monotonic()
             if self._parked:
-                self._seen = time.monotonic()
-            elif time.monotonic() - self._seen > self._patience:
+                self._seen = now
+            elif now - self._seen > self._patience:
+                return
+            elif self._patience < float("inf") and now - self._refused > REFUSED_SECONDS:
+                # Our end makes the supervisor drain, that is wait for clients to come back, and for their tasks.
+                # With one more signal it ends at once.
+                os.kill(supervisor, signal.SIGTERM)
                 return
             if len(self._parked) < PARKED and self._next <= time.monotonic():
                 self._park()
@@ -132,6 +143,8 @@ class _Parking:
         except (OSError, EOFError, FarmError) as error:
             self._pause()
             now = time.monotonic()
+            refused = self._came and isinstance(error, ConnectionRefusedError)
+            self._refused = min(self._refused, now) if refused else float("inf")
             if not self._next_report:  # no more than that clients come and go
                 self._next_report = now + REPORT_EVERY
                 logger.info("no client waits at=%s error=%s", self._address, error)
@@ -142,6 +155,7 @@ class _Parking:
         if not self._parked:
             logger.info("a client waits at=%s", self._address)
         self._failures, self._next_report = 0, 0.0
+        self._came, self._refused = True, float("inf")
         tune(sock)
         self._parked.add(sock)
         self._selector.register(sock, selectors.EVENT_READ)
