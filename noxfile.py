@@ -266,19 +266,36 @@ def joblib(session: nox.Session) -> None:
     session.run("python", "tests/integrations/joblib_suite.py", *session.posargs)
 
 
+def _install_engines(session: nox.Session) -> None:
+    """Install Dask, and Ray where there is a wheel of it: for a new Python there is none for months."""
+    session.install("--upgrade", "distributed")
+    session.run("python", "-m", "pip", "install", "-q", "--only-binary=ray", "ray[client]", success_codes=[0, 1])
+
+
 @nox.session(python=PYTHONS[-1], default=False)
 def engines(session: nox.Session) -> None:
-    """Run on real clusters, which are started here: Dask, and, as root alone, Ray, a Slurm, and two hosts."""
-    _install(session, *FOR_TESTS, "distributed", "ray[client]")
-    cluster = ("python", "tests/engines/slurm_cluster.py", "pytest")
-    session.run("pytest", "tests/engines/test_dask.py", *session.posargs)
-    ray = ("python", "tests/engines/ray_cluster.py", "pytest")
-    session.run(*ray, "tests/engines/test_ray.py", *session.posargs)
-    session.run(*ray, "tests/contract", "--rows", "farm-ray", *session.posargs)
-    session.run(*cluster, "tests/engines/test_slurm.py", *session.posargs)
-    session.run(*cluster, "tests/contract", "--rows", "farm-slurm", *session.posargs)
+    """Run the contract and faults on real clusters, which are started here: Dask, Ray, Slurm; and on two hosts.
+
+    Each says why where it cannot be: all but Dask need root and namespaces, Slurm a Debian to install it from.
+    """
+    _install(session, *FOR_TESTS)
+    _install_engines(session)
+    for engine in ("dask", "ray", "slurm"):
+        beside = ("python", f"tests/engines/{engine}_cluster.py", "pytest", *session.posargs)
+        parts = ("tests/engines/test_everywhere.py", f"tests/engines/test_{engine}.py", "tests/contract")
+        environment = {"PYTHONDONTWRITEBYTECODE": None}
+        session.run(*beside, *parts, "--rows", f"farm-{engine}", env=environment)
     hosts = ("python", "tests/engines/two_hosts.py", "pytest")
     session.run(*hosts, "tests/engines/test_two_hosts.py", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1], default=False)
+def clusters(session: nox.Session) -> None:
+    """Print what calls cost on real clusters, beside an own server and their own executors, and by joblib."""
+    _install(session, ".[joblib,tls]", "numpy", "scikit-learn")
+    _install_engines(session)
+    environment = {"PYTHONDONTWRITEBYTECODE": None}
+    session.run("python", "tests/bench/clusters.py", *session.posargs, env=environment)
 
 
 @nox.session(default=False)

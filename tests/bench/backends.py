@@ -39,19 +39,25 @@ def calls_of_a_millisecond():
     Parallel(WORKERS)(delayed(time.sleep)(0.001) for _ in range(1_000))
 
 
+def in_turns(work, rounds):
+    """The seconds of each round, by backend."""
+    seconds = {name: [] for name in BACKENDS}
+    for _ in range(rounds):
+        for name in BACKENDS:
+            began = time.perf_counter()
+            with joblib.parallel_config(name):
+                work()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed (default: %(default)s)")
     rounds = parser.parse_args().rounds
     print(f"{'':24}" + "".join(f"{name + ' first':>12}{name + ' best':>12}" for name in BACKENDS) + f"{'ratio':>8}")
     for work in (search, sums, short_calls, calls_of_a_millisecond):
-        seconds = {name: [] for name in BACKENDS}
-        for _ in range(rounds):
-            for name in BACKENDS:
-                began = time.perf_counter()
-                with joblib.parallel_config(name):
-                    work()
-                seconds[name].append(time.perf_counter() - began)
+        seconds = in_turns(work, rounds)
         best = {name: min(times) for name, times in seconds.items()}
         cells = "".join(f"{times[0]:>12.3f}{best[name]:>12.3f}" for name, times in seconds.items())
         print(f"{work.__name__:24}{cells}{best['farm'] / best['loky']:>8.2f}", flush=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from contract.gate import Gate
+from engines.alone import ON
 
 SERVERS = "FARM_EXECUTOR_TESTS_SERVERS"
 """An environment variable: the addresses of two such servers that run already, with a comma in between."""
@@ -76,17 +77,11 @@ def make_farm_of_servers(request: pytest.FixtureRequest, max_workers: int | None
     return FarmExecutor(addresses, max_workers=max_workers, key=KEY, **{"caller_leads": False, **options})
 
 
-def make_farm_on_slurm(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
+def make_farm_on_a_cluster(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
     from farm_executor import FarmExecutor
 
-    return FarmExecutor(f"slurm://?per={max(max_workers or 2, 1)}", max_workers=max_workers, **options)
-
-
-def make_farm_on_ray(request: pytest.FixtureRequest, max_workers: int | None, **options: Any) -> Executor:
-    from farm_executor import FarmExecutor
-
-    workers = max(max_workers or 2, 1)
-    return FarmExecutor(f"ray://auto?workers={workers}&per={workers}", max_workers=max_workers, **options)
+    placed = request.getfixturevalue("placed")
+    return FarmExecutor(placed.get(max_workers, placed[2]), max_workers=max_workers, **options)
 
 
 BUFFERS = {"buffers"} if sys.version_info >= (3, 14) else set()
@@ -102,10 +97,10 @@ ROWS = (
     Row("farm-embedded", make_embedded_farm, frozenset(FARM), ("no_leaks",)),
     Row("farm-servers", make_farm_of_servers, frozenset(FARM), ("two_servers", "no_leaks")),
 )
-# Where `tests/engines/slurm_cluster.py` or `ray_cluster.py` has started one, and the row is asked for.
-ON_CLUSTERS = (
-    Row("farm-slurm", make_farm_on_slurm, frozenset(FARM - {"shares_managers"}), ("no_leaks",)),
-    Row("farm-ray", make_farm_on_ray, frozenset(FARM - {"shares_managers"}), ("no_leaks",)),
+# Where `tests/engines` has started one, and the row is asked for.
+ON_CLUSTERS = tuple(
+    Row(f"farm-{kind}", make_farm_on_a_cluster, frozenset(FARM - {"shares_managers"}), ("placed", "no_leaks"))
+    for kind in ("dask", "ray", "slurm")
 )
 
 
@@ -176,6 +171,28 @@ def start_two_servers() -> Iterator[list[str]]:
         servers = [start_server("127.0.0.1", 0, background=True, workers=1, key=KEY) for _ in range(2)]
     with servers[0], servers[1]:
         yield [server.address for server in servers]
+
+
+@pytest.fixture(scope="session")
+def servers_on_a_cluster() -> Iterator[list[Any]]:
+    """Servers that a cluster holds, for executors with one worker and with two, who are on two "nodes"."""
+    if not (cluster := os.environ.get(ON)):
+        pytest.skip("run by one of tests/engines/*_cluster.py")
+    from engines.placed import Placed
+
+    servers = [Placed(f"{cluster}?workers={workers}&per=1", workers) for workers in (1, 2)]
+    yield servers
+    for each in reversed(servers):
+        each.release()
+
+
+@pytest.fixture
+def placed(servers_on_a_cluster: list[Any], row: Row) -> dict[int, str]:
+    """Their addresses, by the number of workers."""
+    assert os.environ[ON].partition(":")[0] == row.name.removeprefix("farm-"), "that is another cluster"
+    for each in servers_on_a_cluster:
+        each.wait()
+    return {workers: each.address for workers, each in enumerate(servers_on_a_cluster, 1)}
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 INSIDE = "FARM_EXECUTOR_TESTS_INSIDE"
+ON = "FARM_EXECUTOR_TESTS_ON"  # the address of the cluster that has been started for the tests, without options
 NAMESPACES = ("unshare", "-n", "-p", "-f", "--mount-proc", "--kill-child")
 
 
@@ -25,15 +26,17 @@ def why_not() -> str:
     return ""
 
 
-def run(what: str, why_not: Callable[[], str], command: Callable[[list[str]], int]) -> int:
-    """Run this script once more, in namespaces of its own, and there the command; return the exit code.
+def skip(what: str, reason: str) -> int:
+    """Say that the tests are left out, and why; return the exit code of that, which is no fault of the project."""
+    print(f"SKIPPED, the tests with a real {what}: {reason}", flush=True)
+    return 0
 
-    What is lacking it says, and returns 0: nothing of that is a fault of the project.
-    """
+
+def run(what: str, why_not: Callable[[], str], command: Callable[[list[str]], int]) -> int:
+    """Run this script once more, in namespaces of its own, and there the command; return the exit code."""
     if os.environ.get(INSIDE):
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         return command(sys.argv[1:])
     if reason := why_not():
-        print(f"SKIPPED, the tests with a real {what}: {reason}")
-        return 0
+        return skip(what, reason)
     return subprocess.run([*NAMESPACES, sys.executable, *sys.argv], env={**os.environ, INSIDE: "1"}).returncode

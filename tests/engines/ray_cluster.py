@@ -1,21 +1,29 @@
 """A Ray cluster of one node on this machine, for as long as a command runs, in a network that has nobody else.
 
-    python tests/engines/ray_cluster.py pytest tests/engines
+    python tests/engines/ray_cluster.py pytest tests/engines/test_ray.py
 
 In any other network Ray would listen on the machine's own address, whatever it is told. It needs root, `unshare`
 and `ip`, and the package ray.
 """
 
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
-import alone
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from engines import alone
 
 CPUS = 4
 CLIENT_PORT = 20001
+CLIENT = f"127.0.0.1:{CLIENT_PORT}"
+HEADS = (b"gcs_server", b"raylet", b"ray.util.client.server", b"dashboard/agent.py", b"monitor.py")
 
 
 def why_not() -> str:
@@ -25,25 +33,45 @@ def why_not() -> str:
     return alone.why_not()
 
 
+def start(folder: str) -> None:
+    """Start the cluster; what it keeps is in the folder.
+
+    Raises:
+        RuntimeError: It does not start; the message says what Ray says.
+    """
+    options = {
+        "port": 26379,
+        "num-cpus": CPUS,
+        "include-dashboard": "false",
+        "object-store-memory": 200_000_000,
+        "ray-client-server-port": CLIENT_PORT,
+        "temp-dir": folder,
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ray start ended with {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
+
+
+def kill_head() -> None:
+    """Kill all that `start` has started, as when the head's machine is lost.
+
+    They are found by what they run. In this script's namespace there is no other Ray.
+    """
+    assert os.environ.get(alone.INSIDE), "here may be others' clusters"
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            line = Path("/proc", entry, "cmdline").read_bytes() if entry.isdigit() else b""
+            if any(name in line for name in HEADS):
+                os.kill(int(entry), signal.SIGKILL)
+
+
 def run(command: list[str]) -> int:
     """Run the command beside the cluster, within the namespaces."""
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
+    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", alone.ON: "ray://auto"})
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        options = {
-            "port": 26379,
-            "num-cpus": CPUS,
-            "include-dashboard": "false",
-            "object-store-memory": 200_000_000,
-            "ray-client-server-port": CLIENT_PORT,
-            "temp-dir": folder,
-        }
-        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
-        start += [f"--{name}={value}" for name, value in options.items()]
-        done = subprocess.run(start, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode:
-            print(done.stdout[-2000:], done.stderr[-2000:])
-            return 1
-        os.environ["FARM_EXECUTOR_TESTS_RAY"] = f"127.0.0.1:{CLIENT_PORT}"
+        start(folder)
         return subprocess.run(command).returncode  # everything here ends with this process
 
 

@@ -1,6 +1,6 @@
 """A Slurm cluster of two "nodes" on this machine, for as long as a command runs, in a network that has nobody else.
 
-    python tests/engines/slurm_cluster.py pytest tests/engines
+    python tests/engines/slurm_cluster.py pytest tests/engines/test_slurm.py
 
 It needs root, `unshare`, `ip`, and Debian's packages slurm-wlm and munge, which it installs where it can. What it
 lacks it says, and ends with 0 without having run the command: nothing of that is a fault of the project.
@@ -18,7 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import alone
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from engines import alone
 
 PACKAGES = {"srun": "slurm-client", "slurmctld": "slurmctld", "slurmd": "slurmd", "munged": "munge"}
 HERE = (
@@ -65,14 +68,20 @@ def why_not() -> str:
     """What is lacking; empty if nothing is."""
     if reason := alone.why_not():
         return reason
-    if lacking := [package for program, package in PACKAGES.items() if not shutil.which(program)]:
-        if not shutil.which("apt-get"):
-            return f"it needs {', '.join(lacking)}, and there is no apt-get"
-        command = ["apt-get", "install", "--yes", "--no-install-recommends", *lacking]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            return f"{', '.join(lacking)} cannot be installed: {done.stderr.strip()[-200:]}"
-    return ""
+    lacking = [package for program, package in PACKAGES.items() if not shutil.which(program)]
+    return _install(lacking) if lacking else ""
+
+
+def _install(packages: list[str]) -> str:
+    """Install Debian's packages; return why they cannot be, or nothing."""
+    if not shutil.which("apt-get"):
+        return f"it needs {', '.join(packages)}, and there is no apt-get"
+    install = ("install", "--yes", "--no-install-recommends", *packages)
+    for arguments in (install, ("update",), install):  # the lists of packages may be missing, or old
+        done = subprocess.run(["apt-get", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if arguments is install and not done.returncode:
+            return ""
+    return f"{', '.join(packages)} cannot be installed: {done.stderr.strip()[-200:]}"
 
 
 def run(command: list[str]) -> int:
@@ -87,7 +96,7 @@ def run(command: list[str]) -> int:
         key.write_bytes(secrets.token_bytes(128))
         conf = folder / "slurm.conf"
         conf.write_text(CONF.format(host=socket.gethostname(), here=HERE, folder=folder))
-        os.environ["SLURM_CONF"] = str(conf)
+        os.environ.update({"SLURM_CONF": str(conf), alone.ON: "slurm://debug"})
         files = [f"--{one}={folder}/munge.{one.split('-')[0]}" for one in ("socket", "pid-file", "log-file")]
         subprocess.run(["munged", f"--key-file={key}", f"--seed-file={folder}/seed", "--force", *files], check=True)
         subprocess.run(["slurmctld", "-f", conf], check=True)
