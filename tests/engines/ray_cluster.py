@@ -22,6 +22,7 @@ from engines import alone
 
 CPUS = 4
 CLIENT_PORT = 20001
+FOLDER = "FARM_EXECUTOR_TESTS_FOLDER"  # a short one: sockets are in it
 CLIENT = f"127.0.0.1:{CLIENT_PORT}"
 HEADS = (b"gcs_server", b"raylet", b"ray.util.client.server", b"dashboard/agent.py", b"monitor.py")
 
@@ -33,8 +34,8 @@ def why_not() -> str:
     return alone.why_not()
 
 
-def start(folder: str) -> None:
-    """Start the cluster; what it keeps is in the folder.
+def start() -> None:
+    """Start the cluster, within `run`.
 
     Raises:
         RuntimeError: It does not start; the message says what Ray says.
@@ -45,7 +46,7 @@ def start(folder: str) -> None:
         "include-dashboard": "false",
         "object-store-memory": 200_000_000,
         "ray-client-server-port": CLIENT_PORT,
-        "temp-dir": folder,
+        "temp-dir": tempfile.mkdtemp(dir=os.environ[FOLDER]),
     }
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
     command += [f"--{name}={value}" for name, value in options.items()]
@@ -71,7 +72,8 @@ def run(command: list[str]) -> int:
     """Run the command beside the cluster, within the namespaces."""
     os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", alone.ON: "ray://auto"})
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        start(folder)
+        os.environ[FOLDER] = folder
+        start()
         return subprocess.run(command).returncode  # everything here ends with this process
 
 

@@ -41,6 +41,6 @@ def test_a_head_that_is_killed_and_starts_again_loses_no_task(farm, tmp_path):
     load = Load(farm, tmp_path)
     load.wait_for_some()
     ray_cluster.kill_head()
-    ray_cluster.start(str(tmp_path))
+    ray_cluster.start()
     assert not load.broken()
     both_up(farm)
