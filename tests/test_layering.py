@@ -73,6 +73,7 @@ FLOORS = {
             "awaiting",
             "hints",
             "importing",
+            "kept",
             "memory",
             "modules",
             "packages",

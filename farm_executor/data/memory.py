@@ -12,14 +12,18 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farm_executor.core.frames import Buffer, Kind
 from farm_executor.core.reader import ReceivedBytes
 
+if TYPE_CHECKING:
+    import mmap
+
 __all__ = ["HUGE_SIZE", "MAPPED_SIZE", "allocate", "copied", "same", "sample"]
 
 MAPPED_SIZE = 1024 * 1024  # bytes; from this size on, memory comes from the system, page by page as it is touched
+FRESH_SIZE = 32 * MAPPED_SIZE  # the C library keeps less than that for the next who asks; from here on, `kept` does
 SAMPLED = 16  # bytes of a sample
 PIECE = 128 * 1024  # bytes that are compared at a time
 HUGE_SIZE = 4 * MAPPED_SIZE  # from this size on, in huge pages where the system has them, as numpy does
@@ -81,23 +85,27 @@ def _same_in_pieces(one: memoryview, other: memoryview) -> bool:
 def _any(size: int) -> Buffer:
     numpy: Any = sys.modules.get("numpy")
     try:
+        if size >= FRESH_SIZE and sys.platform == "linux":
+            from farm_executor.data import kept  # late: programs without large data never need it
+
+            return kept.lend(size, numpy, _mapped)
         memory: memoryview = numpy.empty(size, numpy.uint8).data
     except AttributeError:  # numpy is not imported, or another thread is just importing it
-        return bytearray(size) if size < MAPPED_SIZE else _mapped(size)
+        return bytearray(size) if size < MAPPED_SIZE else memoryview(_mapped(size))
     return memory
 
 
-def _mapped(size: int) -> memoryview:
-    import mmap  # late: programs without large data never need it
+def _mapped(size: int) -> mmap.mmap:
+    import mmap
 
     if sys.platform == "win32":
-        return memoryview(mmap.mmap(-1, size))
+        return mmap.mmap(-1, size)
     # Private, as Python's default is memory shared with children, whose pages take the system six times as long.
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if size >= HUGE_SIZE and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
+    return memory
 
 
 def _file(size: int) -> io.BytesIO:

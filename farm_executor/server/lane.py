@@ -50,7 +50,7 @@ from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.outbox import Outbox
 from farm_executor.core.shipment import Difference, Package, decode_offer, encode_differences
 from farm_executor.current import Details
-from farm_executor.data import payload
+from farm_executor.data import kept, payload
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Question, Questions, is_called_within
 from farm_executor.server.channel import RING, Channel, NoRingError
@@ -566,7 +566,7 @@ class WorkerLane:
         # see its flag and do not wait; the event is cleared first, so that it cannot be lost.
         self._resting = True
         if not self._busy:
-            self._rest_over.wait()
+            kept.rest(self._rest_over)
         self._resting = False
 
     def _look_after(self, long: bool) -> None:

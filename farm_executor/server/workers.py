@@ -22,6 +22,7 @@ from farm_executor._record import NamedTuple
 from farm_executor.core.environment import for_slot
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.messages import KillOrder, Spared, WorkerDied, WorkerHello
+from farm_executor.data import kept
 from farm_executor.server.channel import Channel, Line
 from farm_executor.server.childhood import Parent, become_child, let_leader_set_sid
 from farm_executor.server.counts import Counts
@@ -284,6 +285,8 @@ class Workers:
         become_child(self._parent, lane, sentinel)
         os.environ.update(for_slot(self._env, slot))  # before anything of the user's is imported
         set_ambient_key(self._keys[0])
+        # Where memory is limited, nothing of ours must count that the tasks have let go of.
+        kept.keep_at_most(kept.MOST_OF_WORKER if session.max_memory is None else 0)
         guest.raw.setblocking(True)
         return WorkerStart(
             guest.raw,

@@ -1,0 +1,82 @@
+"""Memory of a large array that nobody uses any more, kept for the next one.
+
+This module owns what is kept, how much, and when the system may have it. It must not know what is in it.
+
+Pages that a process gets anew are cleared first, which takes as long as to fill them, and many times as long where
+a virtual machine has to get them from its host. So what one received array leaves, the next one gets. Meanwhile the
+system may take it whenever it needs memory (MADV_FREE), although it counts as resident until then. At most one
+mapping is kept in a process, and none where the system knows no such offer.
+
+Thread safety: all functions may be called from any thread, and arrays be dropped in any.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from threading import Event
+
+__all__ = ["MOST", "MOST_OF_WORKER", "keep_at_most", "lend", "rest"]
+
+MOST = 64 * 1024 * 1024
+"""Bytes that are kept in a program, for as long as it runs."""
+
+MOST_OF_WORKER = 512 * 1024 * 1024
+"""Bytes that are kept in a worker, as long as it has something to do every now and then."""
+
+LONG = 1.0  # seconds without anything to do: a program that works on its own in between still finds its memory
+
+_OFFERS = sys.platform == "linux" and hasattr(mmap, "MADV_FREE")
+
+_most = MOST
+_kept: list[mmap.mmap] = []  # at most one, but for two threads that drop arrays at once
+_lent: dict[int, weakref.ref[Any]] = {}  # by the number of the array that holds the memory
+
+
+def keep_at_most(size: int) -> None:
+    """Keep no mapping that is larger than that many bytes, from now on."""
+    global _most
+    _most = size
+
+
+def lend(size: int, numpy: Any, make: Callable[[int], mmap.mmap]) -> memoryview:
+    """Return memory of that many bytes, which comes back by itself once nobody refers to it.
+
+    Args:
+        size: How many bytes.
+        numpy: The module, whose arrays tell when they are dropped.
+        make: Makes a private mapping of that size, if the one that is kept does not fit.
+    """
+    try:
+        memory: mmap.mmap | None = _kept.pop()  # in one step: another thread may want it
+    except IndexError:
+        memory = None
+    if memory is not None and not size <= len(memory) <= 2 * size:
+        memory = None  # before another is made, so that there are never both
+    if memory is None:
+        memory = make(size)
+    # Views of a view do not refer to it, but to the object that has the memory. So it is that which is watched.
+    array = numpy.frombuffer(memory, numpy.uint8, size)
+    _lent[id(array)] = weakref.ref(array, partial(_take_back, memory, id(array)))
+    view: memoryview = array.data
+    return view
+
+
+def rest(over: Event) -> None:
+    """Wait for an event, and give back what is kept if it is long in coming."""
+    if not over.wait(LONG):
+        _kept.clear()
+        over.wait()
+
+
+def _take_back(memory: mmap.mmap, number: int, _: weakref.ref[Any]) -> None:
+    _lent.pop(number, None)
+    if _OFFERS and len(memory) <= _most:
+        memory.madvise(mmap.MADV_FREE)
+        _kept[:] = [memory]
