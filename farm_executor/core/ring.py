@@ -40,6 +40,10 @@ MARK = b"."
 LEAST = 256 * 1024
 """The size from which on a segment goes through the ring; below, marks and credits cost more than they save."""
 
+_LONG = 8
+"""Pieces still to come from which on marks and credits are sent for several at once. Each wakes the other end, and
+nearer to the end of a segment it is better to have both copy at the same time."""
+
 # Beyond these no ring makes sense, and a peer must not make us map any amount of memory.
 _CHUNKS = range(64 * 1024, 16 * 1024 * 1024 + 1)
 MOST_CHUNKS = 64
@@ -59,6 +63,15 @@ class Shape(NamedTuple):
     def size(self) -> int:
         """The bytes of both directions together."""
         return 2 * self.chunk * self.count
+
+    def joins(self, done: int, left: int) -> bool:
+        """Return whether to copy one more piece before the other end is told of the last ones.
+
+        Args:
+            done: How many pieces it has not been told of. It is never all chunks: the other ones keep it busy.
+            left: How many bytes of their segment are still to come.
+        """
+        return done < self.count // 2 and left > _LONG * self.chunk
 
     def encode(self) -> bytes:
         """Return the bytes that tell a peer; see `shape_of`."""
@@ -116,6 +129,10 @@ class Outgoing(_Turns):
         self.free -= 1
         return self._next(size)
 
+    def joins(self, done: int, left: int) -> bool:
+        """Return whether to fill one more chunk before the other end is told of the last ``done``."""
+        return self.free > 0 and self.shape.joins(done, left)
+
     def credit(self, count: int) -> None:
         """Take back chunks that the receiver has copied out.
 
@@ -130,6 +147,10 @@ class Outgoing(_Turns):
 class Incoming(_Turns):
     """The receiver's end of one direction; see `Outgoing`."""
 
+    def __init__(self, shape: Shape, *, of_client: bool) -> None:
+        super().__init__(shape, of_client=of_client)
+        self._owed = 0
+
     def pieces(self, size: int) -> int:
         """Return how many pieces of ``size`` bytes that are still to come there may be in the ring at once."""
         return min(-(-size // self.shape.chunk), self.shape.count)
@@ -137,6 +158,14 @@ class Incoming(_Turns):
     def empty(self, size: int) -> slice:
         """Return the span that holds the next piece, of ``size`` bytes that are still to come."""
         return self._next(size)
+
+    def emptied(self, left: int) -> int:
+        """Return how many credits to give, now that a piece has been copied out, with ``left`` bytes to come."""
+        self._owed += 1
+        if self.shape.joins(self._owed, left):
+            return 0
+        owed, self._owed = self._owed, 0
+        return owed
 
 
 class Part:

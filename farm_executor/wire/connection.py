@@ -270,20 +270,24 @@ class Connection:
             self._unsent.popleft()
 
     def _put(self, part: Part, *, wait: bool) -> None:
-        """Copy a piece into the ring, and queue the mark that tells of it."""
+        """Copy a piece or several into the ring, and queue the marks that tell of them."""
         assert self._ring is not None, "parts are made for a ring"
-        try:
-            size = self._ring.put(part.view, self.fileno() if wait else None)
-        except BlockingIOError:
-            raise
-        except OSError:
-            # What has been sent of the frame cannot be taken back. The reading side will see that this is the end.
-            self.hang_up()
-            raise
-        part.view = part.view[size:]
+        done = 0
+        while not done or self._ring.joins(done, len(part)):
+            try:
+                size = self._ring.put(part.view, self.fileno() if wait else None)
+            except BlockingIOError:
+                raise
+            except OSError:
+                # What has been sent of the frame cannot be taken back. The reading side will see that this is the
+                # end.
+                self.hang_up()
+                raise
+            part.view = part.view[size:]
+            done += 1
         if not len(part):
             self._unsent.popleft()
-        self._unsent.appendleft(memoryview(MARK))
+        self._unsent.appendleft(memoryview(MARK * done))
 
     def receive_frame(self, deadline: float) -> Frame:
         """Wait for the next frame on a blocking socket and read no further; the deadline is monotonic time.

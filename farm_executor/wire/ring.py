@@ -58,8 +58,10 @@ class Ring:
         target[:size] = self._view[span]
         # There is room for every credit, as only so many chunks are out. If the other end is gone, or has had none
         # of them read, the lane will tell.
-        with contextlib.suppress(OSError):
-            self.bell.send(_CREDIT)
+        credits = self._incoming.emptied(len(target) - size)
+        if credits:
+            with contextlib.suppress(OSError):
+                self.bell.send(_CREDIT * credits)
         return size
 
     def put(self, source: memoryview, lane: int | None = None) -> int:
@@ -88,6 +90,10 @@ class Ring:
         except ValueError:  # released: another thread has closed it, as it closes a lane's socket under its sender
             raise ConnectionAbortedError("the ring has been closed") from None
         return size
+
+    def joins(self, done: int, left: int) -> bool:
+        """See `core.ring.Outgoing`."""
+        return self._outgoing.joins(done, left)
 
     def _wait(self, lane: int) -> None:
         poll = select.poll()

@@ -116,6 +116,43 @@ def test_no_more_marks_are_read_at_once_than_there_can_be(size, shape):
     assert (pieces - 1) * shape.chunk < size
 
 
+@settings(deadline=None)
+@given(shapes, st.lists(st.integers(1, 1 << 22), min_size=1, max_size=3), st.integers(0, 2**32))
+def test_marks_and_credits_that_go_in_groups_never_leave_both_ends_waiting(shape, segments, seed):
+    """Whichever end is faster; and after each segment all chunks are the sender's again."""
+    random = Random(seed)
+    sender, receiver = Outgoing(shape, of_client=True), Incoming(shape, of_client=True)
+    for size in segments:
+        unsent = unread = size
+        marks = credits = 0
+        while unread:
+            steps = [
+                name
+                for name, can in (("fill", unsent and sender.free), ("take", marks), ("credit", credits))
+                if can
+            ]
+            assert steps, "nobody can go on"
+            match random.choice(steps):
+                case "fill":
+                    done = 0
+                    while not done or sender.joins(done, unsent):
+                        span = sender.fill(unsent)
+                        unsent -= span.stop - span.start
+                        done += 1
+                    assert done <= max(shape.count // 2, 1)
+                    marks += done
+                case "take":
+                    span = receiver.empty(unread)
+                    unread -= span.stop - span.start
+                    marks -= 1
+                    credits += receiver.emptied(unread)
+                case "credit":
+                    sender.credit(credits)
+                    credits = 0
+        sender.credit(credits)
+        assert sender.free == shape.count
+
+
 # -- which parts of a frame go through the ring -------------------------------------------------------------------
 
 
