@@ -85,7 +85,7 @@ def _same_in_pieces(one: memoryview, other: memoryview) -> bool:
 def _any(size: int) -> Buffer:
     numpy: Any = sys.modules.get("numpy")
     try:
-        if size >= FRESH_SIZE and sys.platform == "linux":
+        if size >= FRESH_SIZE and sys.platform == "linux" and numpy is not None:
             from farm_executor.data import kept  # late: programs without large data never need it
 
             return kept.lend(size, numpy, _mapped)
