@@ -34,6 +34,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_logo = html_favicon = "_static/logo.svg"
 html_theme_options = {
+    "top_of_page_buttons": [],  # no page is edited from here
     "light_css_variables": {"color-brand-primary": "#2f7d4f", "color-brand-content": "#23693f"},
     "dark_css_variables": {"color-brand-primary": "#5fbf86", "color-brand-content": "#74cc97"},
 }

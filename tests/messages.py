@@ -24,8 +24,8 @@ HEAD = """\
 
 Every error of the package's own classes, and every warning, by its text: search this page for some words of what you see.
 `…` stands for what differs from case to case.
-[When something goes wrong](../how-to/when-something-goes-wrong.md) begins with symptoms instead; a task's own exception, and an error of pickle's, is explained in [find out why a task failed](../how-to/debugging-failures.md).
-A `TypeError` or `ValueError` of the farm's names the argument and what it should be.
+[When something goes wrong](../how-to/when-something-goes-wrong.md) begins with symptoms instead; [find out why a task failed](../how-to/debugging-failures.md) is about a task's own exceptions and pickle's errors.
+A `TypeError` or `ValueError` from the farm names the argument, and says what it should be.
 
 Without a browser, `farm-executor explain "some words"` prints what this page says, and `python program.py 2>&1 | farm-executor explain` what it says of each message in a program's output.
 
