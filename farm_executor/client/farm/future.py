@@ -184,7 +184,7 @@ class FarmFuture(Future[T]):
 
     @property
     def output(self) -> str:
-        """The end of what the task has written, at most 8 KiB of standard output and then as much of standard error.
+        """The end of what the task has written, at most 8 KiB of standard output, then as much of standard error.
 
         It is that of the last attempt, complete once the future is settled; what a process writes that the task has
         left behind does not count. Empty where output does not come here: see ``output`` of `FarmExecutor`.
