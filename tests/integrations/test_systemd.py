@@ -25,7 +25,9 @@ def _verify(folder, unit):
 
 def test_the_unit_of_a_service_is_understood(tmp_path):
     unit, credential = (block.text for block in test_docs._blocks(PAGE) if block.language == "ini")
-    own_key = unit.replace("Environment=FARM_EXECUTOR_KEY_FILE=/etc/farm_executor/key\n", credential.split("\n", 1)[1])
+    own_key = unit.replace(
+        "Environment=FARM_EXECUTOR_KEY_FILE=/etc/farm_executor/key\n", credential.split("\n", 1)[1]
+    )
 
     assert own_key != unit
     assert _verify(tmp_path, unit) == []
