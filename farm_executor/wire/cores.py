@@ -61,7 +61,7 @@ def _groups(proc: str, cgroups: str) -> Iterator[str]:
 
 def _words(folder: str, name: str) -> list[str]:
     try:
-        with open(os.path.join(folder, name), encoding="ascii") as file:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
             return file.read().split()
     except (OSError, ValueError):  # there is none, or it is not text
         return []
