@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
@@ -87,6 +87,9 @@ class Asker(Protocol):
     def lacks(self, have: int) -> bool:
         """Return whether more is wanted than these servers."""
 
+    def see(self, names: Collection[str]) -> None:
+        """Hear which servers are there, of all that have come. Called with each look."""
+
     def release(self, name: str) -> None:
         """Ask for none in place of the server of that name, which is about to be told to end."""
 
@@ -156,10 +159,12 @@ class ClusterServers:
         try:
             found = place.look()
         except ConnectionError:
+            self._asker.see(())
             if self._wanted == 0:
                 return []
             raise ConnectionError(str(failure or self._asker.why())) from None
         self._was_up = True
+        self._asker.see([address.grant.name for address, _ in found])
         if self._asker.lacks(len(found)) and self._next_report <= time.monotonic():
             self._next_report = time.monotonic() + REPORT_EVERY
             logger.warning(

@@ -13,7 +13,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from farm_executor.client.launching import FindKey
@@ -96,6 +96,9 @@ class Gateway:
             self._child = _Child(self._order(home, most), self._hear, home.changed)
         elif most is not None:
             self._child.tell({"most": most})
+
+    def see(self, names: Collection[str]) -> None:
+        """See `cluster.Asker`. The engine says what it has lost."""
 
     def release(self, name: str) -> None:
         """See `cluster.Asker`."""

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from farm_executor.client.launching import FindKey
@@ -47,6 +47,7 @@ LOOK_SECONDS = 5.0  # for squeue to answer
 END_SECONDS = 15.0  # more than the supervisor gives its workers
 AGAIN_SECONDS = 5.0  # from the end of a job to the next one, so that a node that fails at once does not cost many
 REFUSED_SECONDS = 30.0  # the same after one that was refused
+LOST_SECONDS = 60.0  # without its server, until a job is given up: longer than networks are usually gone for
 SHOWN_LINES = 3  # lines of srun's shown in errors
 MAX_LINE = 64 * 1024
 
@@ -92,6 +93,19 @@ class SlurmJobs:
     def _asked(self) -> int:
         """Return how many jobs there are, or are about to be asked for, and are to stay. The lock is held."""
         return sum(not job.leaving for job in self._jobs) + len(self._timers)
+
+    def see(self, names: Collection[str]) -> None:
+        """Give up jobs whose servers have been away for long: for what is lost to Slurm, srun waits without end.
+
+        See `cluster.Asker`.
+        """
+        now = time.monotonic()
+        for job in list(self._jobs):
+            if not job.was_up or job.leaving or job.draining or job.name in names:
+                job.seen = now
+            elif now - job.seen > LOST_SECONDS:
+                logger.warning("job lost of=%s job=%s", self._slurm, job.number or "unknown")
+                job.give_up()
 
     def release(self, name: str) -> None:
         """See `cluster.Asker`."""
@@ -153,6 +167,7 @@ class SlurmJobs:
         if "error" in word:
             self._failure = explained(str(self._slurm), self._slurm.python or sys.executable, word)
         elif "draining" in word:
+            job.draining = True
             logger.info("job about to end of=%s job=%s", self._slurm, job.number or "unknown")
 
     def _on_end(self, job: _Job) -> None:
@@ -209,6 +224,8 @@ class _Job:
         number: Slurm's number of the job; empty until srun has said it.
         name: What its server is called by; empty until it has served.
         was_up: Whether its server has served.
+        draining: Whether that is about to end, and waits for no more than what runs.
+        seen: When it was last known to be there, or not to have come yet.
         leaving: Whether it is to end, and no other is wanted in its place.
         code: srun's exit code, once it has ended.
     """
@@ -230,6 +247,8 @@ class _Job:
         self.name = ""
         self.leaving = False
         self.was_up = False
+        self.draining = False
+        self.seen = time.monotonic()
         self.code: int | None = None
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended already, as reading will tell at once
@@ -262,6 +281,10 @@ class _Job:
         if self._thread.is_alive():
             self._process.kill()
             self._thread.join()
+
+    def give_up(self) -> None:
+        """Kill srun, by which Slurm takes back what it still knows of the job."""
+        self._process.kill()
 
     def abandon(self) -> None:
         """In a forked child: close our ends of the pipes."""

@@ -82,6 +82,7 @@ def started(address: str) -> tuple[FarmExecutor, float]:
 
 
 def all_up(farm: FarmExecutor) -> None:
+    farm.submit(abs, -1).result()
     while sum(one.slots for one in farm.statistics().servers if one.up) < WORKERS:
         time.sleep(0.05)
     farm.broadcast(os.getpid)

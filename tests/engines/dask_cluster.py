@@ -10,7 +10,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 
@@ -37,24 +36,14 @@ class Cluster:
         return f"dask://{HOST}:{self.port}"
 
     def start(self) -> None:
-        """Start them, and wait until the scheduler listens."""
+        """Start them, and wait until the scheduler knows the workers."""
         options = ["--host", HOST, "--no-dashboard"]
         scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", *options, "--port", str(self.port)]
         worker = [sys.executable, "-m", "distributed.cli.dask_worker", f"tcp://{HOST}:{self.port}", *options]
         self._processes.append(subprocess.Popen(scheduler, **QUIET))
         self._processes.append(subprocess.Popen([*worker, "--nworkers", "2", "--nthreads", "4"], **QUIET))
-        deadline = time.monotonic() + DEADLINE
-        while not self._listens():
-            if time.monotonic() > deadline:
-                raise TimeoutError("no scheduler listens")
-            time.sleep(0.05)
-
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection((HOST, self.port), 1).close()
-        except OSError:
-            return False
-        return True
+        code = f"from distributed import Client; Client('tcp://{HOST}:{self.port}').wait_for_workers(2, {DEADLINE})"
+        subprocess.run([sys.executable, "-c", code], check=True, **QUIET)
 
     def kill_scheduler(self) -> None:
         """As the system does that runs out of memory."""

@@ -32,7 +32,7 @@ def test_dask_goes_on_beside_it(farm):
     code = f"from distributed import Client; print(Client('{where}').submit(pow, 2, 10).result(30))"
     assert farm.submit(abs, -1).result(DEADLINE) == 1
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "1024\n"
+    assert done.stdout == "1024\n", done.stderr
 
 
 def test_a_scheduler_that_is_killed_and_starts_again_loses_no_task(tmp_path):

@@ -15,6 +15,8 @@ from engines.load import Load
 from server.processes import DEADLINE, alive, wait_until
 
 from farm_executor import FarmExecutor, TaskKilledError, TaskTimeoutError, lfarm
+from farm_executor.client.farm import discovery
+from farm_executor.launch import slurm
 
 pytestmark = pytest.mark.skipif(not os.environ.get(ON), reason="run by tests/engines/*_cluster.py")
 KIND = os.environ.get(ON, "").partition(":")[0]
@@ -69,8 +71,10 @@ def test_a_server_that_is_killed_under_load_loses_no_task_and_runs_none_twice(fa
     both_up(farm)  # another has been asked for
 
 
-def test_what_holds_a_server_is_killed_under_load(farm, tmp_path):
+def test_what_holds_a_server_is_killed_under_load(farm, tmp_path, monkeypatch):
     """A process of the cluster's own, which has started the server."""
+    monkeypatch.setattr(slurm, "LOST_SECONDS", 1.0)  # Slurm itself notices nothing, and srun waits
+    monkeypatch.setattr(discovery, "RESOLVE_SECONDS", 1.0)
     load = Load(farm, tmp_path)
     load.wait_for_some()
     with open(f"/proc/{farm.submit(os.getppid).result(DEADLINE)}/stat") as file:

@@ -27,7 +27,7 @@ def test_by_ray_client_and_ray_goes_on_beside_it():
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
         )
-        assert done.stdout == "1024\n"
+        assert done.stdout == "1024\n", done.stderr
 
 
 def test_more_than_the_cluster_has(caplog):

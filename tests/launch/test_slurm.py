@@ -90,6 +90,24 @@ def test_a_job_that_dies_is_asked_for_again_and_its_task_is_tried_again(srun, tm
         future.result(DEADLINE)
 
 
+def test_a_job_that_is_lost_while_srun_waits_for_it_is_given_up(srun, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "LOST_SECONDS", 0.2)
+    monkeypatch.setattr(discovery, "RETRY_SECONDS", 0.1)
+    asked = srun(
+        f"""if mkdir {tmp_path}/first; then
+            export SLURM_JOB_ID=17 SLURMD_NODENAME=n1 SLURM_LAUNCH_NODE_IPADDR=127.0.0.1
+            while [[ $1 == --* ]]; do shift; done
+            "$@"
+            exec sleep 600
+        fi"""
+    )
+    with FarmExecutor("slurm://", resume_timeout=0) as farm:
+        server = farm.submit(os.getppid).result(DEADLINE)
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: len(asked()) == 2, "another is asked for")
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+
+
 def test_a_process_that_a_task_starts_can_be_terminated(srun):
     srun()
     with FarmExecutor("slurm://") as farm:
