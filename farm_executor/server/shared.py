@@ -179,6 +179,8 @@ class SharedObjects:
 
     def _note(self, word: Word) -> None:
         if word.kind != HERE:
+            if word.descriptor is not None:
+                os.close(word.descriptor)
             return
         if word.descriptor is None:
             raise SharedMemoryError(

@@ -6,6 +6,7 @@ object: it neither maps nor reads one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from farm_executor.core.frames import Buffer
@@ -65,6 +66,9 @@ class Shelves:
             return True
         except EOFError:
             return False
+        # A task may have written to its worker's line: a descriptor that comes with any other word is nobody's.
+        if word.descriptor is not None and word.kind != GIVE:
+            os.close(word.descriptor)
         if word.kind == ASK:
             state, reason = self._shelf.ask(word.number, line)
             if state is not State.WANTED:

@@ -29,6 +29,7 @@ from itertools import pairwise
 from typing import Any
 from unittest import mock
 
+from faults import hostile_memory
 from skipped import without_skipped
 
 from farm_executor import FarmExecutor
@@ -945,9 +946,13 @@ _PIECES = _joined(
     encode_frame(FrameType.UNSHARE, seq=2),
     encode_frame(FrameType.UNSHARE, seq=1),
 )
+_REFERRED = _joined(
+    encode_payload(FrameType.FUNCTION, (b"pickle",), seq=1),
+    encode_tasks(0, [(1, (b"pickle", Reference.to(1), b"sent", Reference.to(1 << 61)))]),
+)
 _STREAMS = (
     *(_LANE, _ANSWERS, _REPORTS, _CONTROL_HELLO, _OUTPUT + _MARKED, _PULSE + _HEARD),
-    *(_OFFERED, _REPLIED, _PIECES),
+    *(_OFFERED, _REPLIED, _PIECES, _REFERRED),
 )
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -969,6 +974,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
             watcher,
             ring,
         ),
+        *hostile_memory.TARGETS,
     )
 }
 
@@ -1008,6 +1014,7 @@ SEEDS: dict[str, list[bytes]] = {
         _after(_BEGINNING) + _joined(encode_frame(FrameType.RINGED)),
         _after(_MODULES + _LANE),
         _after(_PIECES) + _PIECES,
+        _after(_LANE) + _REFERRED,
         _after(_BEGINNING) + _joined(encode_frame(FrameType.RESUME, seq=2)),
         _after(_BEGINNING) + _joined(encode_frame(FrameType.RESUME, seq=0)) + _LANE,
     ],
@@ -1024,5 +1031,6 @@ SEEDS: dict[str, list[bytes]] = {
         bytes([8, 2]) + USUAL.encode() + b"++" + _READY + _RINGED,
         bytes([8, 4]) + Shape(1 << 16, 2).encode() + b"++++" + _RINGED + _RINGED,
     ],
+    **hostile_memory.SEEDS,
 }
 """Genuine bytes of each kind."""

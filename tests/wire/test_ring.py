@@ -239,6 +239,30 @@ def test_what_a_peer_changes_in_the_ring_later_does_not_change_what_was_received
         assert frame.segments[1] == data
 
 
+def test_a_peer_that_writes_into_the_ring_all_the_while_only_spoils_what_it_sends():
+    with ends() as (client, worker):
+        over = threading.Event()
+
+        def scribble():
+            with memoryview(worker._ring._memory) as memory:
+                while not over.is_set():
+                    for place in range(0, len(memory), 4096):
+                        memory[place] = 255  # whatever anybody might look for there
+
+        kept = bytes(range(256)) * 300  # which stays on the socket
+        with in_thread(scribble):
+            try:
+                for number in range(5):
+                    sent = (kept, bytes(LEAST + number), kept)
+                    assert client.send(encode_payload(FrameType.TASKS, sent, prefix=bytes(4)))
+                    got = receive(worker).segments
+                    assert [len(part) for part in got] == [len(part) for part in sent]
+                    assert (got[0], got[2]) == (kept, kept)
+                    assert set(got[1]) <= {0, 255}
+            finally:
+                over.set()
+
+
 # -- offers ------------------------------------------------------------------------------------------------------
 
 
