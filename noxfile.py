@@ -204,7 +204,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure the executor beside ProcessPoolExecutor, in one run; `-- --svg` makes the documentation's chart."""
-    peers = ["loky", "distributed"] if "--peers" in session.posargs else []
+    peers = ["loky", "distributed", "ray"] if "--peers" in session.posargs else []
     _install(session, ".", "numpy", *peers)
     session.run("python", "tests/bench/compare.py", *session.posargs)
 

@@ -2,7 +2,7 @@
 
 import struct
 
-from farm_executor.core.frames import BULK, HEADER, HEADER_SIZE, OPTIONAL, FrameType
+from farm_executor.core.frames import BULK, HEADER, HEADER_SIZE, KIND_SHIFT, OPTIONAL, FrameType, Kind
 
 
 def without_skipped(stream: bytes) -> bytes:
@@ -14,7 +14,8 @@ def without_skipped(stream: bytes) -> bytes:
         end = at + HEADER_SIZE + length
         if flags & BULK and kind in known and end <= len(stream) and length >= 4:
             n = min(struct.unpack_from("<I", stream, at + HEADER_SIZE)[0], (length - 4) // 8)
-            end += sum(struct.unpack_from(f"<{n}Q", stream, at + HEADER_SIZE + 4))
+            table = struct.unpack_from(f"<{n}Q", stream, at + HEADER_SIZE + 4)
+            end += sum(entry & ~(3 << KIND_SHIFT) for entry in table if entry >> KIND_SHIFT != Kind.REFERENCE)
         if end > len(stream) or (kind not in known and not kind & OPTIONAL):
             break
         if kind in known:

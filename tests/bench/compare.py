@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import beside_ray
 import chart
 import numpy as np
 import workloads
@@ -77,7 +78,7 @@ class Bench:
     """The executors, side by side, and what is measured with them."""
 
     def __init__(self, stack: ExitStack, *, quick: bool, peers: bool) -> None:
-        self.quick = quick
+        self.quick, self.peers = quick, peers
         # The pool forks first, before any thread of the farms exists.
         context = multiprocessing.get_context("fork")
         pool = stack.enter_context(ProcessPoolExecutor(WORKERS, mp_context=context))
@@ -294,6 +295,9 @@ class Bench:
             return {"the object": float(data.nbytes), EMBEDDED: workloads.held_of_shared(embedded, data)}
 
         yield Row(f"200 calls over a shared array of {size} MiB, ms", 0.01, calls, "200 arguments of PPE", 1e3)
+        if self.peers and not beside_ray.why_not():
+            title = f"200 calls over a shared array of {size} MiB, beside Ray's put, ms"
+            yield Row(title, 0.3, beside_ray.Asked(size), beside_ray.RAY, 1e3)
         if sys.platform == "linux":
             yield Row("memory of its server and workers, MiB", 1.1, held, "the object", 1 / (1 << 20))
 
