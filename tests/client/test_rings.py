@@ -14,7 +14,7 @@ import pytest
 from client import ring_tasks as tasks
 from faults.proxy import Proxy
 from server.peers import SessionPeer
-from server.processes import DEADLINE, alive, wait_until
+from server.processes import DEADLINE, alive, children, wait_until
 from server.serving import KEY, Serving
 
 from farm_executor import FarmExecutor, start_server
@@ -180,6 +180,21 @@ def test_a_worker_that_is_killed_while_it_sends_costs_no_task_its_result():
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
         assert [future.result(DEADLINE) == bytes([number]) * (8 * SIZE) for number, future in enumerate(futures)]
+
+
+def test_a_server_that_is_killed_amid_large_data_costs_no_task_its_result():
+    with (
+        Serving(workers=1) as lost,
+        Serving(workers=1) as other,
+        FarmExecutor([lost.address, other.address], key=KEY) as farm,
+    ):
+        until_ringed(farm, 2)
+        values = [os.urandom(SIZE) for _ in range(6)]
+        futures = [farm.submit(tasks.echo, value) for value in values]
+        workers = children(lost.pid)
+        lost.process.kill()
+        assert [future.result(DEADLINE) for future in futures] == values
+        wait_until(lambda: not any(map(alive, workers)), "its worker, and with it the ring, is gone")
 
 
 def test_a_process_that_a_task_forks_has_no_part_in_the_ring():

@@ -20,6 +20,8 @@ from farm_executor.core.messages import ControlHello, WorkerDied, from_json
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server import memory
 from farm_executor.server.memory import OomCounter, held_by
+from farm_executor.wire import memfd
+from farm_executor.wire.memory_objects import MemoryObject
 from farm_executor.wire.versions import local_versions
 
 pytestmark = [
@@ -37,6 +39,20 @@ def test_what_a_process_holds_is_its_own_memory_and_no_file_s():
     mine = tasks.hold(64)
     after = held_by([os.getpid()])[os.getpid()]
     assert abs(after - before - len(mine)) < 16 * MIB
+
+
+def test_neither_a_ring_nor_what_is_only_read_of_a_shared_object_is_held():
+    before = held_by([os.getpid()])[os.getpid()]
+    descriptor = memfd.create("farm-test", 32 * MIB)
+    with memfd.map_shared(descriptor, 32 * MIB) as ring:
+        ring.write(b"\1" * (32 * MIB))
+        assert held_by([os.getpid()])[os.getpid()] - before < 8 * MIB
+    shared = MemoryObject(descriptor, 32 * MIB)
+    view = shared.view(private=True)
+    assert sum(view[::4096]) == 8 * 1024
+    assert held_by([os.getpid()])[os.getpid()] - before < 8 * MIB
+    view[: 16 * MIB] = bytes(16 * MIB)  # what is written to is the process's own
+    assert held_by([os.getpid()])[os.getpid()] - before > 8 * MIB
 
 
 def test_who_has_ended_holds_nothing():
