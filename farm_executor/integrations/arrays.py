@@ -1,9 +1,9 @@
 """Large arrays that repeat across the tasks of one call of joblib's Parallel, so that each travels once.
 
 This module owns the client's half: which memory is large, whether it has been sent before, and how workers get it.
-A worker on this machine maps a file of this process, which has no name and therefore ends with it. To workers
-elsewhere memory is sent once each, when it is used for the second time. A worker that finds nothing says so, and
-gets the task again with all its data. This module must not know joblib.
+A worker on this machine maps a file of this process, which has no name and therefore ends with it. With servers
+elsewhere memory is shared when it is used for the second time, as `FarmExecutor.share` does. A worker that finds
+nothing says so, and gets the task again with all its data. This module must not know joblib.
 
 As with joblib's own backends, an array must not change while a call of Parallel uses it, and is read-only in tasks
 unless ``mmap_mode`` says otherwise.
@@ -14,17 +14,16 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-import secrets
 import sys
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from farm_executor.client.farm.options import TaskOptions
+from farm_executor.client.farm.shared import Shared
 from farm_executor.client.front import Front, backing_of
 from farm_executor.data import payload
-from farm_executor.integrations.inside import TOKEN_SIZE, Away, forget, keep, revive
+from farm_executor.integrations.inside import TOKEN_SIZE, Away, revive
 
 __all__ = ["Arrays"]
 
@@ -46,12 +45,10 @@ class Arrays:
         self._executor = executor
         self._min_bytes = min_bytes
         self._writable = writable
-        self._call = secrets.token_hex(8)
         self._lock = threading.RLock()  # a destructor may close a buffer while this thread adds another
         self._buffers: dict[tuple[int, int, int], _Buffer] = {}  # by owner, address and size
         self._maps = hasattr(os, "memfd_create") and _may_be_near(executor)
         self._sends = not self._maps
-        self._broadcasts: list[Any] = []
 
     def replaced(self, value: Any) -> Any:
         """Return what stands for an argument in a task: the argument itself, unless it holds large memory."""
@@ -69,26 +66,20 @@ class Arrays:
         ]
         return _Standing(bytes(parts[0]), buffers, self._writable, views)
 
-    def missed(self) -> None:
-        """Take note that a worker has not found a buffer: it is on another machine, or another user's."""
-        self._sends = True
+    def missed(self, *, shared: bool) -> None:
+        """Take note that a worker has not found a buffer: it is on another machine, or another user's.
+
+        Args:
+            shared: Whether it was shared, so that its server has no room.
+        """
+        self._sends = not shared
 
     def close(self) -> None:
-        """Let go of everything, also in the workers."""
+        """Let go of everything; servers do so once the tasks that use it have ended."""
         with self._lock:
             for buffer in self._buffers.values():
                 buffer.close()
             self._buffers.clear()
-        engine = backing_of(self._executor).engine
-        if not self._broadcasts or engine is None:
-            return
-        for broadcast in self._broadcasts:
-            engine.forget(broadcast)
-            broadcast.cancel()
-        try:
-            engine.broadcast(forget, (self._call,), TaskOptions(), persistent=False)
-        except Exception:  # the farm has been shut down, and its workers have ended or will
-            pass
 
     def _may_hold_large(self, value: Any) -> bool:
         """Return whether it is worth the time to pickle an argument beforehand."""
@@ -104,7 +95,7 @@ class Arrays:
         kind = type(value)  # the last is a sparse matrix's
         return hasattr(kind, "__array__") or hasattr(kind, "__arrow_c_stream__") or hasattr(kind, "tocsr")
 
-    def _place(self, memory: memoryview) -> Away | pickle.PickleBuffer:
+    def _place(self, memory: memoryview) -> Away | Shared[Any] | pickle.PickleBuffer:
         """Return where a worker finds a large buffer, or the buffer itself if it has to travel."""
         owner = _owner(memory)
         if owner is None:
@@ -117,19 +108,25 @@ class Arrays:
             known.uses += 1
             if self._maps and known.descriptor < 0:
                 known.write(memory)
-            # The first task takes it along: an array that no other task uses would be sent to every worker.
-            if self._sends and known.uses > 1 and not known.sent:
-                known.sent = self._send(known.token, memory)
-            if known.descriptor < 0 and not known.sent:
+            # The first task takes it along: an array that no other task uses would be sent to every server.
+            if self._sends and known.uses > 1:
+                known.shared = known.shared or self._share(memory)
+                if known.shared is not None:
+                    return known.shared
+            if known.descriptor < 0:
                 return pickle.PickleBuffer(memory)
-            return Away(self._call, known.token, memory.nbytes, os.getpid(), known.descriptor)
+            return Away(known.token, memory.nbytes, os.getpid(), known.descriptor)
 
-    def _send(self, token: bytes, memory: memoryview) -> bool:
-        """Send a buffer to all workers, and to those that come later before their first task."""
-        engine = backing_of(self._executor).start_engine()
-        arguments = (self._call, token, pickle.PickleBuffer(memory))
-        self._broadcasts.append(engine.broadcast(keep, arguments, TaskOptions(), persistent=True))
-        return True
+    def _share(self, memory: memoryview) -> Shared[Any] | None:
+        """Share a buffer with all servers, as far as there is memory for it."""
+        sharing = backing_of(self._executor).start_engine().sharing
+        try:
+            shared: Shared[Any] = sharing.share(pickle.PickleBuffer(memory), frozen=not self._writable)
+        except (OSError, MemoryError):
+            self._sends = False
+            return None
+        shared.value = None  # which would keep the array alive
+        return shared
 
     def _drop(self, key: tuple[int, int, int]) -> None:
         with self._lock:
@@ -144,7 +141,7 @@ class _Buffer:
     def __init__(self, owner: Any, gone: Callable[[Any], None]) -> None:
         self.token = os.urandom(TOKEN_SIZE)
         self.uses = 0
-        self.sent = False
+        self.shared: Shared[Any] | None = None
         self.descriptor = -1
         self._owner = weakref.ref(owner, gone)
 
@@ -162,6 +159,7 @@ class _Buffer:
             self.descriptor = descriptor
 
     def close(self) -> None:
+        self.shared = None
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -171,7 +169,11 @@ class _Standing:
     """Stands for an argument; unpickles as the argument itself. Keeps the argument's memory alive."""
 
     def __init__(
-        self, data: bytes, buffers: list[Away | pickle.PickleBuffer], writable: bool, views: list[memoryview]
+        self,
+        data: bytes,
+        buffers: list[Away | Shared[Any] | pickle.PickleBuffer],
+        writable: bool,
+        views: list[memoryview],
     ) -> None:
         self._parts = data, buffers, writable
         self._views = views

@@ -25,6 +25,7 @@ from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBacken
 
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.front import Front, backing_of, options_of
+from farm_executor.errors import SharedMemoryError
 from farm_executor.integrations.arrays import Arrays
 from farm_executor.integrations.inside import MissingBufferError, bound_threads, run
 from farm_executor.integrations.reused import executor_for, released
@@ -250,8 +251,9 @@ class _Work:
         # Until now `sent` has kept alive what workers map, which may be a copy that pickling has made.
         with self._lock:
             self._running.discard(future)
-        if self._arrays is not None and _is_missing(future):
-            self._arrays.missed()
+        missing = None if self._arrays is None else _missing(future)
+        if self._arrays is not None and missing is not None:
+            self._arrays.missed(shared=isinstance(missing, SharedMemoryError))
             self._start(batch, callback, batch)
             return
         with self._lock:
@@ -291,12 +293,13 @@ def _call_all(done: queue.SimpleQueue[Callable[[], None] | None]) -> None:
             logging.getLogger("concurrent.futures").exception("exception calling callback")
 
 
-def _is_missing(future: Future[Any]) -> bool:
-    """Return whether the worker lacked an array, so that it could not read the task."""
-    if future.cancelled():
-        return False
-    error = future.exception()
-    return error is not None and isinstance(error.__cause__, MissingBufferError)
+def _missing(future: Future[Any]) -> BaseException | None:
+    """Return why the worker lacked an array, so that it could not read the task; None if it did not."""
+    error = None if future.cancelled() else future.exception()
+    if isinstance(error, SharedMemoryError):
+        return error
+    cause = None if error is None else error.__cause__
+    return cause if isinstance(cause, MissingBufferError) else None
 
 
 def _workers(executor: Front) -> int:

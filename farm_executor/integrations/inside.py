@@ -25,8 +25,6 @@ __all__ = [
     "Away",
     "MissingBufferError",
     "bound_threads",
-    "forget",
-    "keep",
     "revive",
     "run",
 ]
@@ -44,7 +42,6 @@ LIMITED = (
 
 TOKEN_SIZE = 16  # bytes after a buffer in a file, by which a worker knows that it is the one that was meant
 
-_kept: dict[str, dict[bytes, Any]] = {}  # by call of Parallel, the buffers that were sent to this worker beforehand
 _set_here: set[str] = set()  # variables whose values are ours, not the user's
 
 
@@ -52,14 +49,12 @@ class Away(NamedTuple):
     """A buffer that does not travel with the task, and where it may be found.
 
     Attributes:
-        call: Which call of Parallel it belongs to.
         token: Its name; 16 random bytes.
         size: Its length in bytes.
         pid: The client's process ID.
         descriptor: The client's descriptor of the file that holds it, or -1.
     """
 
-    call: str
     token: bytes
     size: int
     pid: int
@@ -98,16 +93,6 @@ def bound_threads(explicit: int | None, workers: int) -> None:
 # -- arrays that do not travel with the task ------------------------------------------------------------
 
 
-def keep(call: str, token: bytes, buffer: pickle.PickleBuffer) -> None:
-    """Keep a buffer that came beforehand, until `forget`."""
-    _kept.setdefault(call, {})[token] = memoryview(buffer).toreadonly()
-
-
-def forget(call: str) -> None:
-    """Let go of the buffers of a call of Parallel."""
-    _kept.pop(call, None)
-
-
 def revive(data: bytes, buffers: Iterable[Any], writable: bool) -> Any:
     """Unpickle a value some of whose buffers may not have travelled with it.
 
@@ -119,15 +104,8 @@ def revive(data: bytes, buffers: Iterable[Any], writable: bool) -> Any:
     Raises:
         MissingBufferError: One is not to be found here.
     """
-    found = [_find(each, writable) if isinstance(each, Away) else each for each in buffers]
+    found = [_map(each, writable) if isinstance(each, Away) else each for each in buffers]
     return pickle.loads(data, buffers=found)
-
-
-def _find(away: Away, writable: bool) -> Any:
-    kept = _kept.get(away.call, {}).get(away.token)
-    if kept is None:
-        return _map(away, writable)
-    return bytearray(kept) if writable else kept
 
 
 def _map(away: Away, writable: bool) -> Any:
