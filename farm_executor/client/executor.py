@@ -47,7 +47,7 @@ class FarmExecutor(Front):
     Args:
         addresses: Where the servers are: one address or a list of them, each ``"host:port"``, ``("host", port)``
             or ``"unix:/path"``; ``"farm://name:port?all"`` for a server on each machine that the name stands for,
-            which is looked up again and again; or ``"ssh://[user@]host[:port][?workers=N&python=PATH]"`` for
+            which is looked up again and again; or ``"ssh://[user@]host[:port][?workers=N&python=PATH&...]"`` for
             a server that is started there for this executor alone, reached through ssh, and ended with the
             executor; ``"slurm://[partition][?nodes=N&per=N&...]"`` for servers on nodes that Slurm grants; or
             ``"back://host:port"``, where servers dial this program. None, or nothing, for an embedded farm. An int

@@ -41,7 +41,7 @@ of --key-file, made by `farm-executor keygen`; servers are sent it.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    ssh = "ssh://[USER@]HOST[:PORT][?workers=N&python=PATH]"
+    ssh = "ssh://[USER@]HOST[:PORT][?workers=N&python=PATH&env=NAME=VALUE]"
     parser.add_argument(
         "address", nargs="+", help=f"{ssh}, or an address that begins with slurm://, dask://, ray:// or back://"
     )

@@ -26,7 +26,8 @@ def run_remote(config: dict[str, Any]) -> None:
 
     Args:
         config: ``mark``; ``path``, of the socket, in a directory that must not exist yet; ``key``, in hexadecimal
-            digits; ``slots``, 0 for one per CPU; ``embedded``, see `Supervisor`; ``name``.
+            digits; ``slots``, 0 for one per CPU; ``embedded``, see `Supervisor`; ``name``; ``env``, see
+            `core.environment`.
     """
     # Messages get a descriptor of their own; anything printed from now on, mostly by tasks, goes to standard error,
     # which the user sees.
@@ -54,6 +55,7 @@ def run_remote(config: dict[str, Any]) -> None:
         name=config["name"],
         owner=0,
         embedded=config["embedded"],
+        env=[(name, value) for name, value in config["env"]],
         tunnelled=True,
     )
     shutil.rmtree(directory, ignore_errors=True)

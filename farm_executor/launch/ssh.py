@@ -255,7 +255,8 @@ class SshServer:
             "key": key.hex(),
             "slots": self._ssh.workers,
             "embedded": self._embedded,
-            "name": str(self._ssh),
+            "name": str(self._ssh._replace(env=())),
+            "env": list(self._ssh.env),
         }
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended already, as reading will tell at once

@@ -98,7 +98,7 @@ def start_remote_servers(addresses: Iterable[AddressLike], workers: int | None =
     a key of its own, which is found automatically.
 
     Args:
-        addresses: "ssh://[user@]host[:port][?workers=N&python=PATH]", with the port of the ssh server.
+        addresses: "ssh://[user@]host[:port][?workers=N&python=PATH&env=NAME=VALUE]", with the ssh server's port.
         workers: The number of workers each server gives to each client, unless its address says otherwise; None for
             one per CPU.
 
@@ -148,7 +148,7 @@ def end_remote_servers(addresses: AddressLike | Iterable[AddressLike]) -> None:
 def _over_ssh(address: Address, workers: int) -> Address:
     if address.ssh is None:
         raise AddressError(
-            f"{str(address)!r} is no server over ssh: ssh://[user@]host[:port][?workers=N&python=PATH]"
+            f"{str(address)!r} is no server over ssh: ssh://[user@]host[:port][?workers=N&python=PATH&env=NAME=VALUE]"
         )
     return address._replace(grant=address.ssh._replace(workers=address.ssh.workers or workers))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from farm_executor._record import NamedTuple
+from farm_executor.core.environment import variable
 from farm_executor.errors import AddressError
 
 __all__ = [
@@ -42,7 +43,7 @@ _SHELL = frozenset("'`\"$\\;&<>|(){}")  # ssh may hand names to a shell, for a P
 
 
 class Ssh(NamedTuple):
-    """A server to start over ssh: ``ssh://[user@]host[:port][?workers=N&python=PATH]``.
+    """A server to start over ssh: ``ssh://[user@]host[:port][?workers=N&python=PATH&env=NAME=VALUE]``.
 
     Attributes:
         host: A host name, or an alias from ssh's configuration.
@@ -50,6 +51,7 @@ class Ssh(NamedTuple):
         port: The port of the ssh server; 0 to leave it to ssh's configuration.
         workers: The number of workers for each client; 0 for one per CPU.
         python: The remote interpreter; empty for ``python3``.
+        env: Variables of each worker; see `core.environment`.
     """
 
     host: str
@@ -57,6 +59,7 @@ class Ssh(NamedTuple):
     port: int = 0
     workers: int = 0
     python: str = ""
+    env: tuple[tuple[str, str], ...] = ()
 
     @property
     def scheme(self) -> str:
@@ -71,6 +74,7 @@ class Ssh(NamedTuple):
         port = f":{self.port}" if self.port else ""
         options = [f"workers={self.workers}"] if self.workers else []
         options += [f"python={quote(self.python)}"] if self.python else []
+        options += [f"env={quote(f'{name}={text}', safe='/:=,{}~+')}" for name, text in self.env]
         return f"ssh://{user}{host}{port}{'?' if options else ''}{'&'.join(options)}"
 
 
@@ -282,12 +286,16 @@ def _ssh_options(value: str, query: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for pair in query.split("&") if query else ():
         name, _, given = pair.partition("=")
-        if name not in _SSH_OPTIONS or name in options or not given:
-            raise wrong(value, "after the question mark come workers=NUMBER and python=PATH, each at most once")
+        if name not in _SSH_OPTIONS or (name in options and name != "env") or not given:
+            raise wrong(
+                value,
+                "after the question mark come workers=NUMBER and python=PATH, at most once, and env=NAME=VALUE",
+            )
         read, meaning = _SSH_OPTIONS[name]
-        options[name] = read(_decoded(value, given))
-        if options[name] is None:
+        found = read(_decoded(value, given))
+        if found is None:
             raise wrong(value, f"{name} is {meaning}")
+        options[name] = (*options.get(name, ()), found) if name == "env" else found
     return options
 
 
@@ -299,9 +307,17 @@ def _python(text: str) -> str | None:
     return text if text[0] != "-" and text.isprintable() else None
 
 
+def _env(text: str) -> tuple[str, str] | None:
+    try:
+        return variable(text)
+    except ValueError:
+        return None
+
+
 _SSH_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "workers": (_workers, "a number from 1 on"),
     "python": (_python, "the name or the path of an interpreter"),
+    "env": (_env, "NAME=VALUE, a variable of each worker"),
 }
 
 

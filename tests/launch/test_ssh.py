@@ -124,6 +124,11 @@ def test_workers_says_how_many_and_max_workers_is_divided_as_for_any_servers(way
         ]
 
 
+def test_its_workers_have_the_variables_that_the_address_has(way):
+    with FarmExecutor([address(workers=2, env="FARM_TEST=x{slot}")]) as farm:
+        assert sorted(farm.broadcast(tasks.variable, "FARM_TEST", timeout=DEADLINE)) == ["x0", "x1"]
+
+
 def test_without_workers_it_has_one_per_cpu(way):
     with FarmExecutor([address()]) as farm:
         farm.connect(DEADLINE)
