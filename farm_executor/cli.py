@@ -318,7 +318,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.back:
         from farm_executor.server.dialler import Dialler
 
-        listeners.append(Dialler(address, keys[0], options.name or f"{platform.node()}:{os.getpid()}"))
+        listeners.append(Dialler([address], keys[0], options.name or f"{platform.node()}:{os.getpid()}"))
     else:
         address = bound_address(listeners[0], address)
     where = f"dialling {address}" if options.back else f"serving on {address}"

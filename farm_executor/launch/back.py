@@ -26,13 +26,14 @@ from farm_executor.server.guest import Guest
 from farm_executor.wire.address import Address
 from farm_executor.wire.dialling import WAITS
 from farm_executor.wire.security import Key
-from farm_executor.wire.sockets import Socket, bound_address, listen_everywhere
+from farm_executor.wire.sockets import Socket, bound_address, dial_at_once, listen_everywhere
 from farm_executor.wire.waker import Waker
 
 __all__ = ["Rendezvous"]
 
 logger = logging.getLogger(__name__)
 
+DIAL_SECONDS = 1.0  # for a server that can be dialled to answer
 TAKE_SECONDS = 0.5  # to wait for a connection: the server makes another as soon as one is used
 GONE_SECONDS = 15.0  # without a connection, until a server is taken for gone
 MAX_PARKED = 64  # connections of one server that rest, more than any of ours makes
@@ -41,7 +42,7 @@ NO_SERVER = "a client waits here for servers, and serves nobody: dial a server's
 
 
 class BackServer:
-    """A server that has dialled us. As an `Address.grant` it is the way to reach it.
+    """A server that has dialled us, or says where we may. As an `Address.grant` it is the way to reach it.
 
     Args:
         where: The rendezvous, for people to read.
@@ -63,6 +64,10 @@ class BackServer:
         self.forget: Callable[[Socket], None] = lambda sock: None
         self.key: Key | None = None
         """The server's key; None for the executor's."""
+        self.at: tuple[str, int] | None = None
+        """Where it can be dialled; None for nowhere."""
+        self.lasts = False
+        """Whether its end is told by `Rendezvous.part`: that all its connections end does not mean it."""
 
     def __str__(self) -> str:
         return f"{self._where}/{self.name}"
@@ -77,6 +82,11 @@ class BackServer:
             self._changed.notify()
         return True
 
+    @property
+    def rests(self) -> bool:
+        """Whether any connection waits to be taken."""
+        return bool(self._parked)
+
     def drop(self, sock: Socket) -> bool:
         """Let go of a connection that has ended, unless it has been taken; return whether it was the last."""
         with self._changed:
@@ -85,14 +95,17 @@ class BackServer:
             self._parked.remove(sock)
             self.forget(sock)
             sock.close()
-            return not self._parked
+            return not self._parked and not self.lasts
 
     def take(self, deadline: float) -> Socket:
         """Return a connection on which the server waits for us to begin.
 
         Raises:
-            OSError: It has none, until the deadline or for half a second.
+            OSError: It has none, until the deadline or for half a second, and cannot be dialled.
         """
+        dialled = self._dial(deadline)
+        if isinstance(dialled, Socket):
+            return dialled
         with self._changed:
             until = min(deadline - time.monotonic(), TAKE_SECONDS)
             if self._changed.wait_for(lambda: self._parked, until):
@@ -102,9 +115,22 @@ class BackServer:
                 self._since = time.monotonic()
                 return sock
             gone = time.monotonic() - self._since > GONE_SECONDS
+        if dialled is not None:
+            raise dialled
         if gone:
             self._gone()
         raise TimeoutError(f"{self} has no connection to us at the moment")
+
+    def _dial(self, deadline: float) -> Socket | OSError | None:
+        """Dial it, if it can be dialled; return the error if that fails, or if there is a better way."""
+        if self.at is None:
+            return None
+        try:
+            # A caller that cannot wait at all gets what a network that works takes.
+            seconds = min(max(deadline - time.monotonic(), DIAL_SECONDS / 10), DIAL_SECONDS)
+            return dial_at_once(*self.at, seconds)
+        except OSError as error:
+            return error
 
     def close(self) -> None:
         """Close all connections that rest."""
@@ -134,6 +160,7 @@ class Rendezvous:
         self._key = key
         self._lock = threading.Lock()
         self._servers: dict[str, BackServer] = {}
+        self._lasting: set[str] = set()  # the words of servers whose end is told by `part`
         self._coming: set[Socket] = set()  # those whose servers have yet to say that they wait
         self._changed: Callable[[], None] = lambda: None
         self._listeners: list[Socket] = []
@@ -217,6 +244,49 @@ class Rendezvous:
                 self._open()
             return self.port
 
+    def meet(self, word: str, name: str, at: tuple[str, int] | None) -> None:
+        """Know of a server, whether or not it has dialled us, until `part`.
+
+        Args:
+            word: What it says, too, when it dials.
+            name: Its name.
+            at: Where it can be dialled; None if it cannot be.
+        """
+        with self._lock:
+            if self._ended:
+                return
+            self._lasting.add(word)
+            if word in self._servers or at is not None:
+                server = self._server(word, name, at[0] if at else "")
+                server.lasts, server.at = True, at or server.at
+        if at is not None:
+            logger.info("server can be dialled of=%s server=%s at=%s:%d", self._target, name, *at)
+            self._changed()
+
+    def part(self, word: str) -> None:
+        """Know of a server only as long as it has connections to us."""
+        with self._lock:
+            self._lasting.discard(word)
+            server = self._servers.get(word)
+            if server is None:
+                return
+            server.lasts, server.at = False, None
+            if server.rests:
+                return
+            del self._servers[word]
+        logger.info("server gone at=%s server=%s", self._target, server)
+        self._changed()
+
+    def _server(self, word: str, name: str, host: str) -> BackServer:
+        """Return the server of that word, new or not. The lock is held."""
+        server = self._servers.get(word)
+        if server is None:
+            called = str(self._target).partition("?")[0]
+            server = BackServer(called, name, host, partial(self._gone, word))
+            server.forget, server.key, server.lasts = self._forget, self._key, word in self._lasting
+            self._servers[word] = server
+        return server
+
     # -- for the servers -----------------------------------------------------------------------------------
 
     def _open(self) -> None:
@@ -267,13 +337,8 @@ class Rendezvous:
             sock.close()
             return
         with self._lock:
-            server = self._servers.get(hello.server)
-            new = server is None
-            if server is None:
-                called = str(self._target).partition("?")[0]
-                server = BackServer(called, hello.name, host, partial(self._gone, hello.server))
-                server.forget, server.key = self._forget, self._key
-                self._servers[hello.server] = server
+            new = hello.server not in self._servers
+            server = self._server(hello.server, hello.name, host)
         # Before it can be taken, which unregisters it.
         self._selector.modify(sock, selectors.EVENT_READ, partial(self._on_end, hello.server, sock))
         if not server.park(sock):

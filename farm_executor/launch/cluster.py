@@ -20,7 +20,6 @@ from farm_executor.client.launching import FindKey, Locate
 from farm_executor.core.elastic import Elastic
 from farm_executor.core.messages import AdminHello, to_json
 from farm_executor.errors import FarmError
-from farm_executor.launch import errand
 from farm_executor.launch.attending import Attending
 from farm_executor.launch.back import Rendezvous
 from farm_executor.launch.errand import fresh_key, read_content
@@ -47,11 +46,15 @@ class Home(NamedTuple):
         secret: The content of their key file.
         port: Where they are waited for.
         changed: To be called, in any thread, when it is worth looking again.
+        meet: To be called, in any thread, with a server whose end will be told; see `Rendezvous.meet`.
+        part: To be called when it has ended.
     """
 
     secret: str
     port: int
     changed: Callable[[], None]
+    meet: Callable[[str, str, tuple[str, int] | None], None]
+    part: Callable[[str], None]
 
 
 class Asker(Protocol):
@@ -64,6 +67,10 @@ class Asker(Protocol):
     """
 
     told: bool
+
+    @property
+    def listen(self) -> str:
+        """The address of this machine's at which its servers are waited for."""
 
     def ask(self, home: Home, most: int | None) -> None:
         """Have as many servers asked for as are wanted, without waiting for them. Called with each look.
@@ -155,7 +162,11 @@ class ClusterServers:
             # Once there has been a server, what keeps the next from starting may pass, such as a limit.
             if failure and not self._was_up:
                 raise failure
-            self._asker.ask(home, self._wanted)
+            try:
+                self._asker.ask(home, self._wanted)
+            except FarmError:
+                if not self._was_up:
+                    raise
         try:
             found = place.look()
         except ConnectionError:
@@ -237,9 +248,9 @@ class ClusterServers:
         if self._place is None or self._home is None:
             secret = self.key or fresh_key()
             self._key = read_content(secret)
-            place = Rendezvous(self._target, self._find_key, where=Address(errand.LISTEN, 0), key=self._key)
+            place = Rendezvous(self._target, self._find_key, where=Address(self._asker.listen, 0), key=self._key)
             place.watch(lambda: self._changed())
-            self._home = Home(secret, place.listen(), lambda: self._changed())
+            self._home = Home(secret, place.listen(), lambda: self._changed(), place.meet, place.part)
             self._next_report = time.monotonic() + FIRST_REPORT
             self._place = place
         return self._place, self._home

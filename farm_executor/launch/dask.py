@@ -5,16 +5,95 @@ This module owns Dask's words. It runs in the gateway alone.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable, Collection
+import secrets
+import time
+import weakref
+from collections.abc import Collection, Coroutine
+from concurrent.futures import Future, wait
 from typing import Any
 
 import distributed
+from distributed.protocol import to_serialize
 
-from farm_executor.launch.gateway import ANSWER_SECONDS, Room
+from farm_executor.core.tunnel import heading
+from farm_executor.launch.far import text
+from farm_executor.launch.gateway import ANSWER_SECONDS, END_SECONDS, Room
 from farm_executor.wire.sockets import own_host
 
 __all__ = ["connect"]
+
+CARRIERS = 4  # of pieces in either direction, each of which waits for one or has one on its way
+PULL_SECONDS = 5.0  # that a call of the tunnel's waits for something to come
+TELL_SECONDS = 2.0  # after which the far end is told again that this one is there
+
+# In a worker of Dask's: `far.Far`, whose pieces go through two of Dask's queues, which are in the scheduler. A call
+# that the scheduler passes on would make a connection to the worker each time. It is text, run by `eval`, since
+# farm_executor may be missing there.
+_RUN = "(exec(text, names), names['run'](*arguments))[1]"
+_TEXT = """
+def run(up, down, carriers, *arguments):
+    import asyncio
+    from distributed import get_worker
+    from distributed.protocol import to_serialize
+    far, worker = Far(), get_worker()
+    scheduler = worker.scheduler
+
+    async def put(name, piece):
+        await scheduler.queue_put(name=name, data=to_serialize(piece))
+
+    async def greet(loop):
+        await put(down, request(0))
+
+    async def hear(loop):
+        epoch = far.epoch
+        try:
+            piece = bytes((await scheduler.queue_get(name=up))["value"])
+        except Exception:  # one may have been lost
+            far.begin_again(epoch)
+            raise
+        if piece and (answer := await loop.run_in_executor(far.threads, far.give, piece)):
+            await put(down, answer)
+        return bool(piece)
+
+    async def tell(loop):
+        if piece := await loop.run_in_executor(far.threads, far.take):
+            try:
+                await put(down, piece)
+            except Exception:  # it is lost
+                far.begin_again(heading(piece)[0])
+                raise
+        return not far.closed
+
+    async def repeat(way, loop):
+        while True:
+            try:
+                if not await way(loop):
+                    return
+            except Exception:
+                if far.closed:
+                    return
+                await asyncio.sleep(1.0)
+
+    async def carry():
+        loop = asyncio.get_running_loop()
+        await repeat(greet, loop)
+        await asyncio.gather(*(repeat(way, loop) for way in (hear, tell) for _ in range(carriers)))
+
+    async def end():
+        for name in (up, down):
+            for _ in range(carriers):
+                await put(name, b"")
+
+    loop = worker.loop.asyncio_loop
+    carried = asyncio.run_coroutine_threadsafe(carry(), loop)
+    try:
+        return far.hold(*arguments)
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop)
+        carried.add_done_callback(lambda carried: far.threads.shutdown(wait=False))
+"""
 
 
 def connect(config: dict[str, Any]) -> Dask:
@@ -39,6 +118,8 @@ class Dask:
         amounts = {"GPU": wanted["gpus"], "MEMORY": wanted["memory"]}
         self._resources = {name: amount for name, amount in amounts.items() if amount}
         self.here = own_host(wanted["host"])
+        self._text = text() + _TEXT
+        self._tasks: weakref.WeakSet[Task] = weakref.WeakSet()
 
     def room(self, taken: Collection[str], most: int | None) -> Room:
         """See `gateway.Engine`."""
@@ -53,12 +134,18 @@ class Dask:
         gone = [worker for worker in taken if worker not in threads]
         return Room(free, gone, f"dask has {sum(threads.values())} threads")
 
-    def place(self, place: str, slots: int, hold: Callable[..., dict[str, Any]], *arguments: str) -> Task:
+    def place(self, place: str, slots: int, *arguments: str) -> Task:
         """See `gateway.Engine`."""
         options: dict[str, Any] = {"workers": [place]} if "://" in place else {}
         if self._resources:
             options["resources"] = {name: amount * slots for name, amount in self._resources.items()}
-        return Task(self._client.submit(hold, *arguments, pure=False, retries=0, **options))
+        token = f"farm_executor-{secrets.token_hex(16)}"
+        task = Task(self._client, token)
+        self._tasks.add(task)
+        names: dict[str, Any] = {"text": self._text, "names": {"__name__": "far"}}
+        names["arguments"] = (task.up, task.down, CARRIERS, *arguments)
+        task.future = self._client.submit(eval, _RUN, names, key=token, pure=False, retries=0, **options)
+        return task
 
     def name(self, place: str) -> str:
         """See `gateway.Engine`."""
@@ -66,14 +153,86 @@ class Dask:
 
     def close(self) -> None:
         """See `gateway.Engine`."""
+        wait([task.close() for task in self._tasks], END_SECONDS)
         self._client.close(ANSWER_SECONDS)
 
 
 class Task:
-    """A `gateway.Grant`."""
+    """A `gateway.Grant`, with the near ends of its two queues."""
 
-    def __init__(self, future: Any) -> None:
-        self._future = future
-        self.done = future.done
-        self.cancel = future.cancel
-        self.outcome = future.result
+    future: Any
+
+    def __init__(self, client: Any, token: str) -> None:
+        self.up, self.down = f"{token}-up", f"{token}-down"
+        self._client = client
+        self._loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
+        self._told = (0, 0.0)  # the epoch that the far end has been told of, and when
+        self._come: asyncio.Queue[bytes] = asyncio.Queue()  # as much as windows let come
+        self._do(self._open()).result(ANSWER_SECONDS)
+        self._hearing = [self._do(self._hear()) for _ in range(CARRIERS)]
+        self._closed = False
+
+    def _do(self, deed: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(deed, self._loop)
+
+    async def _open(self) -> None:
+        self._queues = [await distributed.Queue(name, client=self._client) for name in (self.up, self.down)]
+
+    async def _put(self, name: str, piece: bytes) -> None:
+        await self._client.scheduler.queue_put(name=name, data=to_serialize(piece))
+
+    async def _hear(self) -> None:
+        while piece := bytes((await self._client.scheduler.queue_get(name=self.down))["value"]):
+            self._come.put_nowait(piece)
+
+    def call(self, piece: bytes) -> Future[bytes]:
+        """See `gateway.Grant`."""
+        return self._do(self._call(piece))
+
+    async def _call(self, piece: bytes) -> bytes:
+        epoch, number = heading(piece)
+        if number:
+            await self._put(self.up, piece)
+            return b""
+        now = time.monotonic()
+        if self._told[0] != epoch or now - self._told[1] > TELL_SECONDS:
+            self._told = (epoch, now)
+            await self._put(self.up, piece)
+        for hearing in self._hearing:
+            if hearing.done() and (error := hearing.exception()) is not None:
+                self._hearing.remove(hearing)
+                self._hearing.append(self._do(self._hear()))
+                raise error
+        try:
+            return await asyncio.wait_for(self._come.get(), PULL_SECONDS)
+        except asyncio.TimeoutError:
+            return b""
+
+    def done(self) -> bool:
+        """See `gateway.Grant`."""
+        return bool(self.future.done())
+
+    def outcome(self) -> dict[str, Any]:
+        """See `gateway.Grant`."""
+        self.close()
+        said: dict[str, Any] = self.future.result()
+        return said
+
+    def cancel(self) -> None:
+        """See `gateway.Grant`."""
+        self.close()
+        self.future.cancel()
+
+    def close(self) -> Future[None]:
+        """Remove the queues, and have nobody wait at them. May be called twice."""
+        return self._do(self._close())
+
+    async def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for name in (self.up, self.down):
+            for _ in range(CARRIERS):
+                await self._put(name, b"")
+        for queue in self._queues:
+            queue.close()

@@ -20,8 +20,10 @@ from farm_executor.client.launching import FindKey
 from farm_executor.core.messages import MAX_MESSAGE
 from farm_executor.core.text import one_line
 from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
+from farm_executor.launch import errand
 from farm_executor.launch.cluster import ClusterServers, Home
 from farm_executor.launch.errand import explained
+from farm_executor.launch.forms import WAYS
 from farm_executor.launch.path import PACKAGE_ROOT
 from farm_executor.wire.address import Address
 
@@ -62,6 +64,10 @@ class Form(Protocol):
         """GPUs of each worker."""
 
     @property
+    def via(self) -> str:
+        """The one of `WAYS` that is used; empty for any."""
+
+    @property
     def env(self) -> tuple[tuple[str, str], ...]:
         """Variables of each worker."""
 
@@ -86,13 +92,23 @@ class Gateway:
         self._lacks = False  # whether the cluster has no room for all that is wanted
         self._failure = ""
         self._kind: type[FarmError] = BrokenFarmError
-        self._changed: Callable[[], None] = lambda: None
+        self._home: Home | None = None  # since servers were asked for
+        self._met: dict[str, str] = {}  # by place: the word of the server there, see `Rendezvous.meet`
+
+    @property
+    def listen(self) -> str:
+        """See `cluster.Asker`."""
+        # What the engine carries is passed on by the gateway, on this machine.
+        return errand.LISTEN if self._form.via in ("", "back") else "127.0.0.1"
 
     def ask(self, home: Home, most: int | None) -> None:
         """See `cluster.Asker`."""
-        self._changed = home.changed
+        self._home = home
         if self._child is None or self._child.ended:
             self._failure, self._kind = "", BrokenFarmError
+            for server in self._met.values():  # nobody would tell of their ends
+                home.part(server)
+            self._met.clear()
             self._child = _Child(self._order(home, most), self._hear, home.changed)
         elif most is not None:
             self._child.tell({"most": most})
@@ -145,16 +161,26 @@ class Gateway:
                 "port": home.port,
                 "gpus": form.gpus,
                 "env": list(form.env),
+                "via": [form.via] if form.via else list(WAYS),
                 "patience": PATIENCE_SECONDS,
             },
         }
 
     def _hear(self, word: dict[str, Any]) -> None:
         """Hear what the gateway says, in its thread."""
-        form = self._form
-        if "ended" in word and "error" in word:
-            self._failure = explained(str(form), form.python, word)
-            self._changed()
+        form, home = self._form, self._home
+        assert home is not None
+        place = word.get("ended") or word.get("met")
+        # Another in its place makes an end of it, too.
+        if place in self._met and self._met[place] != word.get("server"):
+            home.part(self._met.pop(place))
+        if "met" in word:
+            self._met[word["met"]] = word["server"]
+            home.meet(word["server"], one_line(word["name"], MAX_MESSAGE), word["at"] and tuple(word["at"]))
+        elif "ended" in word and "error" in word:
+            error = explained(str(form), form.python, word)
+            self._kind, self._failure = type(error), str(error)
+            home.changed()
         elif "ended" in word:
             logger.info("server ended of=%s place=%s", form, one_line(str(word["ended"]), MAX_MESSAGE))
         elif "lacking" in word:

@@ -6,18 +6,28 @@ for its server. It must not know who grants the job, nor what its server does, w
 
 from __future__ import annotations
 
+import base64
+import functools
+import importlib.util
 import json
 import os
 import shutil
+import sys
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from farm_executor._version import __version__
 from farm_executor.core.messages import MAX_MESSAGE
 from farm_executor.core.text import one_line
-from farm_executor.errors import AuthenticationError, BrokenFarmError
+from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError, VersionMismatchError
 from farm_executor.launch.place import private_directory
 from farm_executor.wire.security import Key, read_key, write_key
 
-__all__ = ["COMMAND", "LISTEN", "errand", "explained", "fresh_key", "read_content"]
+__all__ = ["COMMAND", "LISTEN", "errand", "explained", "fresh_key", "is_sent", "read_content", "sent"]
+
+SENT = ("farm_executor", "cloudpickle", "tblib")  # pure Python, all of it
 
 LISTEN = "0.0.0.0"  # any of this machine's addresses may be the one that leads here from the jobs
 
@@ -28,6 +38,23 @@ COMMAND = (
 _BOOT = """\
 config = json.loads(sys.stdin.buffer.readline())
 import os
+sent = config.pop("sent", "")
+if sent:
+    import base64, importlib.util, zlib
+    texts = json.loads(zlib.decompress(base64.b64decode(sent)))
+    class Sent:
+        def find_spec(self, name, path=None, target=None):
+            if name in texts:
+                spec = importlib.util.spec_from_loader(name, self, is_package=texts[name][0])
+                spec.origin, spec.has_location = "<sent " + name + ">", True
+                return spec
+        def create_module(self, spec):
+            return None
+        def exec_module(self, module):
+            exec(compile(texts[module.__name__][1], module.__spec__.origin, "exec"), module.__dict__)
+        def get_source(self, name):
+            return texts[name][1]
+    sys.meta_path.append(Sent())
 config["host"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or config["host"]
 node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 config["name"] = config["name"] or node + ":" + (os.environ.get("SLURM_JOB_ID") or str(os.getpid()))
@@ -37,6 +64,12 @@ except Exception as error:
     words = {"error": type(error).__name__ + ": " + str(error)}
     if isinstance(error, ImportError):
         words["missing"] = str(error.name)
+    try:
+        from farm_executor._version import __version__
+        words["version"] = __version__
+    except Exception:
+        pass
+    words["python"] = "%d.%d" % sys.version_info[:2]
     print(config["mark"] + json.dumps(words), flush=True)
     os._exit(1)
 run_granted(config)
@@ -49,15 +82,55 @@ def errand(**config: Any) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in (_BOOT, config))
 
 
-def explained(who: str, python: str, word: dict[str, Any]) -> str:
+@functools.cache
+def sent() -> str:
+    """Return what an errand may carry for an interpreter that lacks farm_executor, as its ``sent``.
+
+    It holds the text of every module of farm_executor and of what that needs, by name, and whether it is a package.
+    Nothing is written to a disk there, and so nothing is left.
+
+    Raises:
+        OSError: It cannot be read here.
+    """
+    texts: dict[str, tuple[bool, str]] = {}
+    for package in SENT:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        for place in spec.submodule_search_locations or ():
+            for path in sorted(Path(place).rglob("*.py")):
+                parts = (package, *path.relative_to(place).with_suffix("").parts)
+                name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+                texts[name] = parts[-1] == "__init__", path.read_text(encoding="utf-8")
+    return base64.b64encode(zlib.compress(json.dumps(texts).encode())).decode()
+
+
+def is_sent(word: Mapping[str, Any]) -> bool:
+    """Return whether a job has reported that it lacks what `sent` holds."""
+    return "version" not in word and str(word.get("missing")).partition(".")[0] in SENT
+
+
+def explained(who: str, python: str, word: Mapping[str, Any]) -> FarmError:
     """Return the error for a failure that a job has reported."""
     error = one_line(str(word.get("error")), MAX_MESSAGE)
-    if "missing" in word:
-        return (
-            f"cannot start {who}: {python or 'the Python'} there lacks {word['missing']} ({error}); install "
-            "farm_executor there, for the same minor version of Python as here"
+    begin = f"cannot start {who}"
+    if "missing" not in word:
+        return BrokenFarmError(f"{begin}: {error}")
+    missing, there = one_line(str(word["missing"]), MAX_MESSAGE), one_line(str(word.get("python", "")), MAX_MESSAGE)
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    has = one_line(str(word.get("version", "")), MAX_MESSAGE)
+    if (has and has != __version__) or (there and there != here):
+        mismatches = {"python": (here, there), "farm_executor": (__version__, has or "none")}
+        return VersionMismatchError(
+            f"{begin}: {python or 'the interpreter'} there is Python {there} with "
+            f"{f'farm_executor {has}' if has else 'no farm_executor'}, and this program is Python {here} with "
+            f"farm_executor {__version__} ({error}); run both with the same minor version of Python, and install "
+            "this version of farm_executor there",
+            {name: pair for name, pair in mismatches.items() if pair[0] != pair[1]},
         )
-    return f"cannot start {who}: {error}"
+    return BrokenFarmError(
+        f"{begin}: {python or 'the Python'} there lacks {missing} ({error}); install farm_executor there, for the "
+        "same minor version of Python as here"
+    )
 
 
 def fresh_key() -> str:

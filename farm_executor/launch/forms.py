@@ -16,11 +16,13 @@ from farm_executor.core.environment import variable
 from farm_executor.errors import AddressError
 from farm_executor.wire.address import parse_address, wrong
 
-__all__ = ["Dask", "Ray", "Slurm", "read_dask", "read_dask_tls", "read_ray", "read_slurm"]
+__all__ = ["WAYS", "Dask", "Ray", "Slurm", "read_dask", "read_dask_tls", "read_ray", "read_slurm"]
 
 MAX_NUMBER = 99_999
 MAX_NODES = 1_000  # each is a job, with an srun of its own here
 IDLE = 60  # seconds
+WAYS = ("direct", "back", "engine")
+"""How a program and its server may meet: the program dials, the server does, or the engine carries their bytes."""
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -54,6 +56,10 @@ def _feature(text: str) -> str | None:
 
 def _python(text: str) -> str | None:
     return text if text[0] != "-" and text.isprintable() else None
+
+
+def _way(text: str) -> str | None:
+    return text if text in WAYS else None
 
 
 def _env(text: str) -> tuple[str, str] | None:
@@ -92,6 +98,7 @@ OPTIONS = {
     "min": Option(_number, f"how many servers there are at least, from 1 to {MAX_NUMBER}"),
     "max": Option(_nodes, f"how many servers there may be, from 1 to {MAX_NODES}"),
     "idle": Option(_number, f"seconds without a task after which a server is let go, from 1 to {MAX_NUMBER}"),
+    "via": Option(_way, "direct, back or engine, the way between this program and the servers"),
     "constraint": Option(_feature, "features of nodes, as Slurm has them"),
 }
 
@@ -156,6 +163,7 @@ class Dask(NamedTuple):
         min: How many servers there always are, if they come and go as they are needed.
         max: How many there may be then; 0 if they do not.
         idle: Seconds without a task after which one is let go.
+        via: The one of `WAYS` on which program and servers meet; empty for whichever leads there.
     """
 
     host: str
@@ -170,6 +178,7 @@ class Dask(NamedTuple):
     min: int = 0
     max: int = 0
     idle: int = IDLE
+    via: str = ""
 
     @property
     def scheme(self) -> str:
@@ -199,7 +208,7 @@ class Ray(NamedTuple):
         memory: Bytes of each worker; 0 to ask for none.
         python: The interpreter there; empty for Ray's.
         env: Variables of each worker; see `core.environment`.
-        min: See `Dask`; likewise ``max`` and ``idle``.
+        min: See `Dask`; likewise ``max``, ``idle`` and ``via``.
     """
 
     host: str
@@ -214,6 +223,7 @@ class Ray(NamedTuple):
     min: int = 0
     max: int = 0
     idle: int = IDLE
+    via: str = ""
 
     @property
     def scheme(self) -> str:

@@ -5,7 +5,7 @@ standard output. It is a process of its own so that no thread, signal handler or
 into the user's program.
 
 This module owns which servers are asked for, and when they are asked for again. It must not know how an engine is
-spoken to, which `dask` and `ray` do, nor how the servers are reached: they dial the program.
+spoken to, which `dask` and `ray` do, nor how bytes pass to the servers and back, where no other way leads there.
 """
 
 from __future__ import annotations
@@ -17,39 +17,23 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Collection
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Protocol
 
 from farm_executor._record import NamedTuple
-from farm_executor.launch.errand import COMMAND, errand
+from farm_executor.launch.ends import Loop
+from farm_executor.launch.errand import COMMAND, errand, is_sent, sent
+from farm_executor.launch.near import Near, probe
 
-__all__ = ["ANSWER_SECONDS", "Engine", "Grant", "RefusedError", "Room", "main"]
+__all__ = ["ANSWER_SECONDS", "END_SECONDS", "Engine", "Grant", "RefusedError", "Room", "main"]
 
 LOOK_SECONDS = 1.0  # between looks at what the cluster has
 ANSWER_SECONDS = 10.0  # for the engine to answer
-
-# This runs in the engine's worker, where farm_executor may be missing: so it is sent as it is written here. It
-# holds what the engine has granted until the server ends.
-_HOLD = """\
-def hold(python, command, errand, mark):
-    import base64, json, subprocess, sys
-    program = [python or sys.executable, "-u", "-c", command]
-    try:
-        process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    except OSError as error:
-        return {"error": "cannot run " + program[0] + ": " + str(error)}
-    said = {}
-    with process:
-        try:
-            process.stdin.write(base64.b64decode(errand))
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        for line in process.stdout:
-            if line.startswith(mark.encode()):
-                said.update(json.loads(line[len(mark):]))
-    return said if "ready" in said or "error" in said else {"error": "it ended with " + str(process.returncode)}
-"""
+END_SECONDS = 2.0  # for servers to end
+REASONS = ("error", "missing", "python", "version")  # of a server's end, in what is said of it
 
 
 class RefusedError(Exception):
@@ -57,7 +41,7 @@ class RefusedError(Exception):
 
 
 class Grant(Protocol):
-    """What an engine has been asked for: to run `hold`, which lasts as long as the server."""
+    """What an engine has been asked for: a `far.Far`, and to run its `hold`, which lasts as long as the server."""
 
     def done(self) -> bool:
         """Whether it has returned, or has failed."""
@@ -67,6 +51,12 @@ class Grant(Protocol):
 
         Raises:
             Exception: It has failed.
+        """
+
+    def call(self, piece: bytes) -> Future[bytes]:
+        """Bring a piece to its `far.Far`, once it runs, and one from there, as `exchange` does.
+
+        It is called by one thread. What it returns may be empty, or of an epoch that is over.
         """
 
     def cancel(self) -> None:
@@ -102,8 +92,8 @@ class Engine(Protocol):
                 it has now.
         """
 
-    def place(self, place: str, slots: int, hold: Callable[..., dict[str, Any]], *arguments: str) -> Grant:
-        """Ask for what a server with that many workers takes, and have ``hold`` called there, once."""
+    def place(self, place: str, slots: int, *arguments: str) -> Grant:
+        """Ask for what a server with that many workers takes, and have `far.Far.hold` called there, once."""
 
     def name(self, place: str) -> str:
         """Return what the server there is to be called; empty for its machine's name."""
@@ -141,6 +131,7 @@ def main() -> None:
             word.clear()
             placing.look(said["most"])
             word.wait(LOOK_SECONDS)
+        placing.end()
     except Exception as error:
         say(unreachable=f"{type(error).__name__}: {error}")
     with contextlib.suppress(Exception):
@@ -158,6 +149,14 @@ def _listen(said: dict[str, Any], word: threading.Event) -> None:
     os._exit(0)
 
 
+class Placed(NamedTuple):
+    """A server that has been asked for."""
+
+    grant: Grant
+    slots: int
+    near: Near
+
+
 class Placing:
     """One server at each place that the cluster has, as many as are wanted.
 
@@ -167,39 +166,94 @@ class Placing:
     """
 
     def __init__(self, engine: Engine, config: dict[str, Any]) -> None:
-        names: dict[str, Any] = {"__name__": "__main__"}  # so that it travels by value
-        exec(_HOLD, names)
-        self._hold = names["hold"]
         self._engine = engine
         self._config = config
         self._workers: int = config["wanted"]["workers"]
-        self._placed: dict[str, tuple[Grant, int]] = {}  # by place: what was asked for, the server's workers
+        self._placed: dict[str, Placed] = {}  # by place
+        self._failed: dict[str, dict[str, str]] = {}  # by place: why ways to its server do not lead there
+        self._sends = False  # whether farm_executor is sent along
+        self._loop = Loop()
+        self._loop.start()
 
     def look(self, most: int | None) -> None:
         """Place servers where there are none yet, and again where they have ended; with ``most``, so many."""
-        for place, (grant, _) in list(self._placed.items()):
-            if grant.done():
-                del self._placed[place]
+        for place, placed in list(self._placed.items()):
+            if placed.grant.done():
+                self._forget(place)
                 try:
-                    word = grant.outcome()
+                    word = placed.grant.outcome()
                 except Exception as error:
                     word = {"error": str(error)}
-                say(ended=place, **{name: word[name] for name in ("error", "missing") if name in word})
+                if is_sent(word) and not self._sends:
+                    self._sends = True
+                    word = {}
+                say(ended=place, **{name: word[name] for name in REASONS if name in word})
         room = self._engine.room(self._placed, most)
         for place in room.gone:
-            self._placed.pop(place)[0].cancel()
+            self._forget(place).grant.cancel()
+            say(ended=place)
         for place, workers in room.free.items():
             slots = min(workers, self._workers - self._asked()) if self._workers else workers
             if slots > 0:
                 self._place(place, slots)
         said = f"{room.said}, and {len(self._placed)} servers have been asked for"
-        say(said=said, servers=len(self._placed), lacks=self._workers > self._asked())
+        say(said=said + self._why(), servers=len(self._placed), lacks=self._workers > self._asked())
+
+    def end(self) -> None:
+        """End all servers, and wait for those that can be told."""
+        for placed in self._placed.values():
+            placed.near.end()
+        until = time.monotonic() + END_SECONDS
+        for placed in self._placed.values():
+            while placed.near.answered and not placed.grant.done() and time.monotonic() < until:
+                time.sleep(END_SECONDS / 100)
 
     def _asked(self) -> int:
-        return sum(workers for _, workers in self._placed.values())
+        return sum(placed.slots for placed in self._placed.values())
 
     def _place(self, place: str, slots: int) -> None:
         job = self._config["job"]
-        lines = errand(**job, host=self._engine.here, slots=slots, name=self._engine.name(place))
+        carried = {"sent": sent()} if self._sends else {}
+        lines = errand(**job, **carried, host=self._engine.here, slots=slots, name=self._engine.name(place))
         arguments = (self._config["wanted"]["python"], COMMAND, base64.b64encode(lines).decode(), job["mark"])
-        self._placed[place] = self._engine.place(place, slots, self._hold, *arguments), slots
+        grant = self._engine.place(place, slots, *arguments)
+        near = Near(self._loop, grant.call, job["port"], partial(self._hear, place))
+        self._placed[place] = Placed(grant, slots, near)
+        self._failed[place] = {}
+        near.start()
+
+    def _forget(self, place: str) -> Placed:
+        del self._failed[place]
+        placed = self._placed.pop(place)
+        placed.near.close()
+        return placed
+
+    def _hear(self, place: str, word: dict[str, Any]) -> None:
+        """Hear what a server says, in the loop's thread."""
+        failed = self._failed.get(place, {})
+        if "tried" in word:
+            failed[str(word["tried"])] = str(word["error"])
+        elif "ready" in word:
+            met = {"met": place, "server": word["server"], "name": word["name"]}
+            say(**met, at=None)
+            if not word["at"]:
+                return
+            host, port = word["at"]
+
+            def told(why: str) -> None:
+                if why:
+                    failed["direct"] = f"{host}:{port}: {why}"
+                else:
+                    say(**met, at=[host, port])
+
+            probe(host, port, told)
+
+    def _why(self) -> str:
+        """Say for one server, of those that no way may lead to, why that is."""
+        for place, failed in list(self._failed.items()):
+            carried = self._placed[place].near.failure
+            found = {**failed, **({"engine": carried} if carried else {})}
+            if found:
+                listed = "; ".join(f"{way}: {why}" for way, why in found.items())
+                return f"; one of them cannot be reached, or could not at first: {listed}"
+        return ""

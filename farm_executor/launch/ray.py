@@ -1,4 +1,4 @@
-"""Ray, as the gateway speaks with it: servers that are each held by a task of Ray's, wherever Ray puts it.
+"""Ray, as the gateway speaks with it: servers that are each held by an actor of Ray's, wherever Ray puts it.
 
 This module owns Ray's words. It runs in the gateway alone.
 """
@@ -6,15 +6,20 @@ This module owns Ray's words. It runs in the gateway alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from concurrent.futures import Future
 from typing import Any
 
 import ray
 
+from farm_executor.launch.far import CALLS, text
 from farm_executor.launch.gateway import RefusedError, Room
 from farm_executor.wire.sockets import own_host
 
 __all__ = ["connect"]
+
+# In a process of Ray's, where farm_executor may be missing: so `far.Far` travels by value.
+_FAR: dict[str, Any] = {"__name__": "__main__"}
 
 KINDS = ("CPU", "GPU")  # of resources, to tell people of
 
@@ -57,15 +62,19 @@ class Ray:
         # None is gone of those that are taken: what Ray has lost ends, as Ray sees to, and others must go on.
         return Room(places, [], f"ray has {said or 'nothing'}")
 
-    def place(self, place: str, slots: int, hold: Callable[..., dict[str, Any]], *arguments: str) -> Task:
+    def place(self, place: str, slots: int, *arguments: str) -> Actor:
         """See `gateway.Engine`."""
+        if "Far" not in _FAR:
+            exec(text(), _FAR)
         options = {
             "num_cpus": self._wanted["cpus"] * slots,
             "num_gpus": self._wanted["gpus"] * slots,
             "memory": self._wanted["memory"] * slots or None,
-            "max_retries": 0,  # what is lost is asked for again by the gateway
+            "max_concurrency": 1 + CALLS,
+            "max_restarts": 0,  # what is lost is asked for again by the gateway
         }
-        return Task(ray.remote(**options)(hold).remote(*arguments))
+        actor = ray.remote(**options)(_FAR["Far"]).remote()
+        return Actor(actor, actor.hold.remote(*arguments))
 
     def name(self, place: str) -> str:
         """See `gateway.Engine`."""
@@ -76,11 +85,17 @@ class Ray:
         ray.shutdown()
 
 
-class Task:
+class Actor:
     """A `gateway.Grant`."""
 
-    def __init__(self, reference: Any) -> None:
+    def __init__(self, actor: Any, reference: Any) -> None:
+        self._actor = actor
         self._reference = reference
+
+    def call(self, piece: bytes) -> Future[bytes]:
+        """See `gateway.Grant`."""
+        future: Future[bytes] = self._actor.exchange.remote(piece).future()
+        return future
 
     def done(self) -> bool:
         """See `gateway.Grant`."""
@@ -93,4 +108,4 @@ class Task:
 
     def cancel(self) -> None:
         """See `gateway.Grant`."""
-        ray.cancel(self._reference, force=True)
+        ray.kill(self._actor)

@@ -64,6 +64,11 @@ class SlurmJobs:
 
     told = False
 
+    @property
+    def listen(self) -> str:
+        """See `cluster.Asker`."""
+        return errand.LISTEN
+
     def __init__(self, slurm: Slurm) -> None:
         self._slurm = slurm
         self._lock = threading.Lock()
@@ -159,13 +164,14 @@ class SlurmJobs:
             "name": "",
             "gpus": self._slurm.gpus,
             "env": list(self._slurm.env),
+            "via": ["back"],
         }
         self._jobs.append(_Job(_run_srun(self._slurm), mark, config, self._on_word, self._on_end))
 
     def _on_word(self, job: _Job, word: dict[str, Any]) -> None:
         """Hear what a job's server says, in the job's thread."""
         if "error" in word:
-            self._failure = explained(str(self._slurm), self._slurm.python or sys.executable, word)
+            self._failure = str(explained(str(self._slurm), self._slurm.python or sys.executable, word))
         elif "draining" in word:
             job.draining = True
             logger.info("job about to end of=%s job=%s", self._slurm, job.number or "unknown")
@@ -186,18 +192,28 @@ class SlurmJobs:
             elif self._asked() < self._wanted:
                 # Once there has been one, what refuses the next may pass, such as a limit or a node that is down.
                 logger.warning("job ended of=%s job=%s", self._slurm, job.number or "unknown")
-                timer = threading.Timer(AGAIN_SECONDS if job.was_up else REFUSED_SECONDS, self._ask_again)
-                timer.daemon, timer.name = True, "farm-slurm-timer"
-                self._timers.add(timer)
-                timer.start()
+                self._ask_later(AGAIN_SECONDS if job.was_up else REFUSED_SECONDS)
         assert self._home is not None
         self._home.changed()
 
     def _ask_again(self) -> None:
         with self._lock:
             self._timers = {timer for timer in self._timers if timer is not threading.current_thread()}
-            if not self._ended and self._asked() < self._wanted:
+            if self._ended or self._asked() >= self._wanted:
+                return
+            try:
                 self._ask()
+            except BrokenFarmError as error:
+                # There has been a server, so srun could be run: this may pass, such as a limit on processes.
+                logger.warning("job not asked for of=%s error=%s", self._slurm, error)
+                self._ask_later(REFUSED_SECONDS)
+
+    def _ask_later(self, seconds: float) -> None:
+        """Ask for another job after some time. The lock is held."""
+        timer = threading.Timer(seconds, self._ask_again)
+        timer.daemon, timer.name = True, "farm-slurm-timer"
+        self._timers.add(timer)
+        timer.start()
 
     def why(self) -> str:
         """Return what Slurm says about the jobs that wait."""

@@ -17,6 +17,8 @@ import selectors
 import signal
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from farm_executor.core.messages import BackHello, to_json
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 PARKED = 4  # connections that rest: a client with many workers opens one after the other
 OFFER_SECONDS = 10.0
+WAY_SECONDS = 1.0  # the same where there is another way after it
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts; a client that starts must not wait for long
 REPORT_EVERY = 30.0  # seconds between two log lines about the same silence
 # Of nothing but refusals, until the program that a server belongs to is taken for dead: living, it would listen.
@@ -46,21 +49,33 @@ class Dialler:
     Creating it forks, so it must be done before there are threads.
 
     Args:
-        address: Where a client waits.
+        addresses: Where a client waits: those after the first are other ways to the same one, for when those before
+            do not lead there within a second.
         key: The key to prove.
         name: What people call this server.
         patience: Seconds without a client after which the server ends; None for never. With it the server belongs
             to one program, and ends at once when nothing listens there any more.
+        server: A word that no other server has; made here if it is empty.
+        failed: Called with each way that does not lead to a client, and why, in another process.
     """
 
-    def __init__(self, address: Address, key: Key, name: str, patience: float | None = None) -> None:
-        self._address = address
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        key: Key,
+        name: str,
+        patience: float | None = None,
+        server: str = "",
+        failed: Callable[[Address, Exception], None] = lambda address, error: None,
+    ) -> None:
+        self._address = addresses[0]
         supervisor = os.getpid()
         self._channel, theirs = Channel.pair()
         if os.fork() == 0:
             try:
                 self._channel.close()
-                _Parking(address, key, name, theirs, patience).run(supervisor)
+                hello = to_json(BackHello(server or os.urandom(16).hex(), name))
+                _Parking(addresses, key, hello, theirs, patience, failed).run(supervisor)
             except BaseException:  # whatever happens, it must never go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
             finally:
@@ -97,11 +112,21 @@ class Dialler:
 class _Parking:
     """The process that dials."""
 
-    def __init__(self, address: Address, key: Key, name: str, channel: Channel, patience: float | None) -> None:
-        self._address = address
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        key: Key,
+        hello: dict[str, Any],
+        channel: Channel,
+        patience: float | None,
+        failed: Callable[[Address, Exception], None],
+    ) -> None:
+        self._last = addresses[-1]
+        self._ways = deque(addresses)  # the first is tried next; once one leads to a client, it stays the first
         self._key = key
-        self._hello = to_json(BackHello(os.urandom(16).hex(), name))
+        self._hello = hello
         self._channel = channel
+        self._failed = failed
         self._patience = float("inf") if patience is None else patience
         self._seen = time.monotonic()  # a client was there
         self._parked: set[Socket] = set()
@@ -109,6 +134,8 @@ class _Parking:
         self._failures = 0
         self._came = False  # whether a client has ever been there
         self._refused = float("inf")  # since when a client that has been there refuses us
+        self._tried = 0  # ways, since one has led to a client
+        self._all_refused = True  # whether each of those has refused
         self._next = 0.0  # when to dial again
         self._next_report = 0.0  # 0 until an attempt has failed
 
@@ -138,22 +165,30 @@ class _Parking:
                 self._park()
 
     def _park(self) -> None:
+        address = self._ways[0]
         try:
-            sock = offer(self._address, self._key, self._hello, OFFER_SECONDS)
+            sock = offer(address, self._key, self._hello, OFFER_SECONDS if address is self._last else WAY_SECONDS)
         except (OSError, EOFError, FarmError) as error:
+            self._failed(address, error)
+            self._tried += 1
+            self._all_refused = self._all_refused and isinstance(error, ConnectionRefusedError)
+            self._ways.rotate(-1)
+            if self._tried % len(self._ways):
+                return  # the next way is tried at once
             self._pause()
             now = time.monotonic()
-            refused = self._came and isinstance(error, ConnectionRefusedError)
+            refused, self._all_refused = self._came and self._all_refused, True
             self._refused = min(self._refused, now) if refused else float("inf")
             if not self._next_report:  # no more than that clients come and go
                 self._next_report = now + REPORT_EVERY
-                logger.info("no client waits at=%s error=%s", self._address, error)
+                logger.info("no client waits at=%s error=%s", address, error)
             elif self._next_report <= now:
                 self._next_report = now + REPORT_EVERY
-                logger.warning("still no client waits at=%s error=%s", self._address, error)
+                logger.warning("still no client waits at=%s error=%s", address, error)
             return
+        self._tried, self._all_refused = 0, True
         if not self._parked:
-            logger.info("a client waits at=%s", self._address)
+            logger.info("a client waits at=%s", address)
         self._failures, self._next_report = 0, 0.0
         self._came, self._refused = True, float("inf")
         tune(sock)

@@ -26,6 +26,7 @@ __all__ = [
     "UnknownHostError",
     "beside",
     "bound_address",
+    "dial_at_once",
     "end_sending",
     "hang_up",
     "is_tcp",
@@ -261,6 +262,15 @@ def own_host(host: str) -> str:
     with socket.socket(family, kind, protocol) as sock:
         sock.connect(where)
         return str(sock.getsockname()[0])
+
+
+def dial_at_once(host: str, port: int, seconds: float) -> Socket:
+    """Connect to an address that has been told by what listens there.
+
+    Raises:
+        OSError: Nothing answers there in time.
+    """
+    return socket.create_connection((host, port), seconds)
 
 
 def unread(sock: Socket) -> int:

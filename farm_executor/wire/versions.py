@@ -42,6 +42,11 @@ def _version(package: str) -> str:
         for name in names:
             if name.startswith(begin) and name.endswith(end):
                 return name[len(begin) : -len(end)]
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return version(package)
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it has been sent along, see `launch.errand`
+        from importlib import import_module
+
+        return str(import_module(package).__version__)

@@ -9,6 +9,10 @@ def variable(name):
     return os.environ.get(name)
 
 
+def origin(name):
+    return sys.modules[name].__spec__.origin
+
+
 def executable():
     return sys.executable
 

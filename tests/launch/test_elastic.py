@@ -94,7 +94,7 @@ def test_a_job_that_waits_is_taken_back_and_one_that_is_idle_ends(srun, tmp_path
 
 
 def test_a_cluster_that_cannot_be_asked_is_told_of_by_the_next_look():
-    asker = mock.Mock(failure=None, told=False)
+    asker = mock.Mock(failure=None, told=False, listen="127.0.0.1")
     servers = ClusterServers(parse_addresses(["slurm://?max=2"])[0], lambda address: None, asker)
     looked = []
     servers.watch(lambda: looked.append(True))

@@ -13,13 +13,14 @@ from server.processes import DEADLINE, children, command_line, wait_until
 from farm_executor import AddressError, AuthenticationError, BrokenFarmError, FarmExecutor
 from farm_executor.client.farm import discovery
 from farm_executor.launch import cluster as cluster_module
-from farm_executor.launch import errand
+from farm_executor.launch import errand, far
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
     pytest.mark.usefixtures("no_leaks"),
 ]
 WHERE = "ray://127.0.0.1:10001"
+ALWAYS = {"max_concurrency": 1 + far.CALLS, "max_restarts": 0}
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_there_are_as_many_workers_as_the_cluster_has_cpus_and_nothing_is_left(c
             f"ray://auto/{os.uname().nodename}:{pid}" for pid in placed
         }
     wait_until(lambda: not any(map(is_server, placed)), "the servers are gone")
-    task = {"num_cpus": 1, "num_gpus": 0, "memory": None, "max_retries": 0}
+    task = {"num_cpus": 1, "num_gpus": 0, "memory": None, **ALWAYS}
     assert asked() == [{"address": "auto"}, task, task, task]
 
 
@@ -74,8 +75,8 @@ def test_what_each_worker_needs_is_asked_for(cluster):
     with FarmExecutor(f"{WHERE}?workers=3&per=2&cpus=2&gpus=1&memory=1G") as farm:
         farm.submit(abs, -1)
         wait_until(lambda: sorted(up(farm)) == [1, 2], "they have come")
-    two = {"num_cpus": 4, "num_gpus": 2, "memory": 2 << 30, "max_retries": 0}
-    one = {"num_cpus": 2, "num_gpus": 1, "memory": 1 << 30, "max_retries": 0}
+    two = {"num_cpus": 4, "num_gpus": 2, "memory": 2 << 30, **ALWAYS}
+    one = {"num_cpus": 2, "num_gpus": 1, "memory": 1 << 30, **ALWAYS}
     assert asked() == [{"address": WHERE}, two, one]
 
 

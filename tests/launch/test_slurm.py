@@ -144,6 +144,19 @@ def test_one_that_is_refused_after_another_has_served_is_asked_for_again(srun, t
         assert farm.submit(abs, -2).result(DEADLINE) == 2
 
 
+def test_an_srun_that_cannot_be_run_any_more_is_tried_again_later(srun, monkeypatch, caplog):
+    monkeypatch.setattr(slurm, "REFUSED_SECONDS", 0.01)
+    srun()
+    with caplog.at_level(logging.WARNING), FarmExecutor("slurm://", resume_timeout=0) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        monkeypatch.setenv(SRUN_VARIABLE, "/no/such/srun")
+        (server,) = servers_of(os.getpid())
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: "job not asked for of=slurm://" in caplog.text, "it is told")
+        monkeypatch.delenv(SRUN_VARIABLE)
+        assert farm.submit(abs, -2).result(DEADLINE) == 2
+
+
 def test_one_that_fails_does_not_break_a_farm_that_has_others(srun):
     from farm_executor import start_server
 
@@ -208,8 +221,10 @@ def test_some_nodes_have_come_and_others_wait(srun, caplog, monkeypatch, tmp_pat
 
 def test_what_the_job_says_is_explained():
     lacks = errand.explained("slurm://", "python3", {"error": "ModuleNotFoundError: x", "missing": "farm_executor"})
-    assert "python3 there lacks farm_executor" in lacks
-    assert errand.explained("slurm://gpu", "", {"error": "disk\nfull"}) == "cannot start slurm://gpu: disk full"
+    assert "python3 there lacks farm_executor" in str(lacks)
+    assert (
+        str(errand.explained("slurm://gpu", "", {"error": "disk\nfull"})) == "cannot start slurm://gpu: disk full"
+    )
 
 
 def test_a_job_that_cannot_start_its_server_breaks_the_farm(srun):

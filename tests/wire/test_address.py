@@ -291,6 +291,7 @@ def test_no_such_cluster_is_asked(text, why):
         ("dask://host:8786", Dask("host", 8786), "tcp://host:8786"),
         ("dask+tls://[::1]:1?workers=4&per=2", Dask("::1", 1, tls=True, workers=4, per=2), "tls://[::1]:1"),
         ("dask://h:1?gpus=1&memory=1G&max=2", Dask("h", 1, max=2, gpus=1, memory=1 << 30), "tcp://h:1"),
+        ("dask://h:1?via=engine", Dask("h", 1, via="engine"), "tcp://h:1"),
         ("dask://h:1?python=py&env=A={slot}", Dask("h", 1, python="py", env=(("A", "{slot}"),)), "tcp://h:1"),
     ],
 )
@@ -308,6 +309,7 @@ def test_servers_beside_dasks(text, dask, scheduler):
         *("dask://", "dask://h", "dask://h:0", "dask://h:x", "dask://:1", "dask://h:1/a", "dask://a b:1"),
         *("dask://unix:/a:1", "dask://farm://h:1", "dask+tls://", "dask://h:1?workers=0", "dask://h:1?nodes=2"),
         *("dask://h:1?per=x", "dask://h:1?per=1&per=1", "dask://h:1?env=A", "dask+ssl://h:1", "dask://h:1?gpus=1"),
+        *("dask://h:1?via=", "dask://h:1?via=tunnel", "dask://h:1?via=back&via=back", "dask://h:1?workers=-1"),
     ],
 )
 def test_no_such_dask_is_asked(text):
@@ -322,6 +324,7 @@ def test_no_such_dask_is_asked(text):
         ("ray://[::1]:1?workers=4&per=2", Ray("::1", 1, workers=4, per=2), "ray://[::1]:1"),
         ("ray://auto?cpus=2&gpus=1&memory=4G", Ray("", 0, cpus=2, gpus=1, memory=4 << 30), "auto"),
         ("ray://auto?min=1&max=3&idle=5", Ray("", 0, min=1, max=3, idle=5), "auto"),
+        ("ray://auto?via=direct", Ray("", 0, via="direct"), "auto"),
         ("ray://auto?python=py&env=A=1&env=B=2", Ray("", 0, python="py", env=(("A", "1"), ("B", "2"))), "auto"),
     ],
 )
@@ -347,7 +350,7 @@ def test_servers_on_ray(text, ray, cluster):
             "ray://a b:1",
         ),
         *("ray://auto?workers=0", "ray://auto?workers=-1", "ray://h:1?nodes=2", "ray://h:1?memory=4", "ray://-h"),
-        *("ray://auto?min=1", "ray://auto?idle=9"),
+        *("ray://auto?min=1", "ray://auto?idle=9", "ray://auto?via=x"),
         *(
             "ray://auto?max=2&workers=2",
             "ray://auto?max=1&min=2",
@@ -389,6 +392,7 @@ def test_a_cluster_grants_servers_to_an_executor_alone():
         ("ssh://host?python=a%20b&workers=2", Ssh("host", workers=2, python="a b"), None),
         ("ssh://host?python=c++=1", Ssh("host", python="c++=1"), "ssh://host?python=c%2B%2B%3D1"),
         ("ssh://host?python=%26%3F%25", Ssh("host", python="&?%"), None),
+        ("ssh://host?env=A={slot}&env=B=1%262", Ssh("host", env=(("A", "{slot}"), ("B", "1&2"))), None),
     ],
 )
 def test_an_address_over_ssh_means_its_parts_and_prints_as_one_that_means_the_same(text, ssh, printed):
@@ -448,6 +452,8 @@ def test_an_address_over_ssh_means_its_parts_and_prints_as_one_that_means_the_sa
         ("ssh://host?python=a%00b", "python"),
         ("ssh://host?python=a%0Ab", "python"),
         ("ssh://host?&", "workers=NUMBER"),
+        ("ssh://host?env=A", "env is NAME=VALUE"),
+        ("ssh://host?env==1", "env is NAME=VALUE"),
     ],
 )
 def test_what_is_none_over_ssh_is_an_address_error_that_says_why(text, why):

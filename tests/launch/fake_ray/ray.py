@@ -1,14 +1,17 @@
-"""In Ray's place: a cluster whose tasks are threads of the process that asks for them.
+"""In Ray's place: a cluster whose actors are objects of the process that asks for them.
 
 The file that ``FAKE_RAY`` names says, in JSON, what there is: ``lacking`` for a package that is not installed,
 ``unreachable`` for a head that does not answer, ``refused`` for one that asks for a token, the ``resources``, how
-many tasks there is ``room`` for, and what a task ``says`` in place of running. What it was asked for is written
+many actors there is ``room`` for, what an actor ``says`` in place of running, and what becomes of ``calls``: they
+"fail", "stall", or come out of "order". What it was asked for is written
 beside it.
 """
 
+import itertools
 import json
 import os
 import threading
+import time
 import types
 from concurrent.futures import Future
 
@@ -57,27 +60,52 @@ def available_resources():
 _begun = []
 
 
+_calls = itertools.count()
+
+
+class _Reference(Future):
+    def future(self):
+        return self
+
+
+class _Actor:
+    """One whose methods each run in a thread, once there is room for it."""
+
+    def __init__(self, made):
+        self._made = made
+        self._has_room = len(_begun) < _cluster().get("room", 99)
+        if self._has_room:
+            _begun.append(self)
+
+    def __getattr__(self, name):
+        return types.SimpleNamespace(remote=lambda *args: self._call(name, args))
+
+    def _call(self, name, args):
+        reference = _Reference()
+
+        how, number = _cluster().get("calls") if name == "exchange" else None, next(_calls)
+        if how == "stall":
+            return reference
+
+        def run():
+            try:
+                if how == "fail":
+                    raise OSError("the engine has hung up")
+                if how == "order":
+                    time.sleep((0.02, 0.0, 0.01)[number % 3])
+                said = _cluster().get("says") if name == "hold" else None
+                reference.set_result(said or getattr(self._made, name)(*args))
+            except Exception as error:
+                reference.set_exception(error)
+
+        if self._has_room:
+            threading.Thread(target=run, daemon=True).start()
+        return reference
+
+
 def remote(**options):
     _note(**options)
-
-    def made(function):
-        def call(*args):
-            future = Future()
-
-            def run():
-                try:
-                    future.set_result(_cluster().get("says") or function(*args))
-                except Exception as error:
-                    future.set_exception(error)
-
-            if len(_begun) < _cluster().get("room", 99):
-                _begun.append(future)
-                threading.Thread(target=run, daemon=True).start()
-            return future
-
-        return types.SimpleNamespace(remote=call)
-
-    return made
+    return lambda kind: types.SimpleNamespace(remote=lambda *args: _Actor(kind(*args)))
 
 
 def wait(references, timeout):
@@ -89,8 +117,8 @@ def get(reference):
     return reference.result()
 
 
-def cancel(reference, force):
-    reference.cancel()
+def kill(actor):
+    pass
 
 
 def shutdown():

@@ -1,0 +1,5 @@
+"""In the place of distributed.protocol."""
+
+
+def to_serialize(data):
+    return data
