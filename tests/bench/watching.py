@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import selectors
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -63,6 +66,67 @@ def many_servers(count: int, ticks: int) -> None:
                     process.stdout.close()
 
 
+ECHO = """
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1])
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+plain, _ = listener.accept()
+plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+connection = context.wrap_socket(plain, server_side=True)
+while connection.recv(1 << 16):
+    connection.sendall(b"x" * 700)
+"""
+
+
+def raw_echoes(count: int, ticks: int) -> None:
+    """Print what the same takes of processes that only answer as much over TLS: what the machine itself needs."""
+    with tempfile.TemporaryDirectory(prefix="watching-") as folder:
+        key = Path(folder, "key")
+        write_key(key, make_key_file_content())
+        command = [sys.executable, "-c", ECHO, str(key)]
+        servers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            selector, connections = selectors.DefaultSelector(), []
+            for process in servers:
+                assert process.stdout is not None
+                plain = socket.create_connection(("127.0.0.1", int(process.stdout.readline())))
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connections.append(context.wrap_socket(plain))
+                selector.register(connections[-1], selectors.EVENT_READ)
+            walls, busy = [], time.process_time()
+            for _ in range(ticks):
+                time.sleep(1.0)
+                began = time.perf_counter()
+                for connection in connections:
+                    connection.send(b"y" * 16)
+                due = count
+                while due:
+                    for ready, _ in selector.select():
+                        assert isinstance(ready.fileobj, ssl.SSLSocket)
+                        due -= len(ready.fileobj.recv(1 << 16)) == 700
+                walls.append(time.perf_counter() - began)
+            spent = (time.process_time() - busy) / ticks
+            walls.sort()
+            print(
+                f"{count} raw echoes over TLS: a tick {walls[ticks // 2] * 1e3:.0f} ms "
+                f"(best {walls[0] * 1e3:.0f}), {spent * 1e3:.1f} ms of CPU",
+                flush=True,
+            )
+            for connection in connections:
+                connection.close()
+        finally:
+            for process in servers:
+                process.kill()
+            for process in servers:
+                process.wait()
+                if process.stdout is not None:
+                    process.stdout.close()
+
+
 def many_workers(workers: int, watchers: int, seconds: float) -> None:
     """Print what a server with that many workers spends on those who watch it."""
     with (
@@ -113,6 +177,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     many_workers(options.workers, options.watchers, options.seconds)
     many_servers(options.servers, 10)
+    raw_echoes(options.servers, 10)
 
 
 if __name__ == "__main__":
