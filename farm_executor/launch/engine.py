@@ -36,7 +36,7 @@ GATEWAY_SECONDS = 15.0  # for the gateway to end
 
 _GATEWAY = (
     f"import sys; sys.path[:] = [*filter(None, sys.path), {PACKAGE_ROOT!r}]; "
-    "from farm_executor.launch.gateway import main; main()"
+    "from farm_executor.launch.gateway import main; main(); import os; os._exit(0)"
 )
 
 

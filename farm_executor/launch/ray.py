@@ -18,8 +18,21 @@ from farm_executor.wire.sockets import own_host
 
 __all__ = ["connect"]
 
-# In a process of Ray's, where farm_executor may be missing: so `far.Far` travels by value.
-_FAR: dict[str, Any] = {"__name__": "__main__"}
+# In a process of Ray's, where farm_executor may be missing: so this travels by value, and `far.Far` as text, since
+# not all that it uses can be pickled.
+_TEXT = """
+class Far:
+    def __init__(self, text):
+        names = {"__name__": "far"}
+        exec(text, names)
+        self._far = names["Far"]()
+
+    def hold(self, *arguments):
+        return self._far.hold(*arguments)
+
+    def exchange(self, piece):
+        return self._far.exchange(piece)
+"""
 
 KINDS = ("CPU", "GPU")  # of resources, to tell people of
 
@@ -47,6 +60,9 @@ class Ray:
 
     def __init__(self, wanted: dict[str, Any]) -> None:
         self._wanted = wanted
+        names: dict[str, Any] = {"__name__": "__main__"}  # so that it travels by value
+        exec(_TEXT, names)
+        self._kind, self._text = names["Far"], text()
         self._numbers = map(str, itertools.count())
         host = wanted["host"] or ray.get_runtime_context().gcs_address.rpartition(":")[0]
         self.here = own_host(host)
@@ -64,8 +80,6 @@ class Ray:
 
     def place(self, place: str, slots: int, *arguments: str) -> Actor:
         """See `gateway.Engine`."""
-        if "Far" not in _FAR:
-            exec(text(), _FAR)
         options = {
             "num_cpus": self._wanted["cpus"] * slots,
             "num_gpus": self._wanted["gpus"] * slots,
@@ -73,7 +87,7 @@ class Ray:
             "max_concurrency": 1 + CALLS,
             "max_restarts": 0,  # what is lost is asked for again by the gateway
         }
-        actor = ray.remote(**options)(_FAR["Far"]).remote()
+        actor = ray.remote(**options)(self._kind).remote(self._text)
         return Actor(actor, actor.hold.remote(*arguments))
 
     def name(self, place: str) -> str:
