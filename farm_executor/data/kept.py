@@ -78,5 +78,8 @@ def rest(over: Event) -> None:
 def _take_back(memory: mmap.mmap, number: int, _: weakref.ref[Any]) -> None:
     _lent.pop(number, None)
     if _OFFERS and len(memory) <= _most:
-        memory.madvise(mmap.MADV_FREE)
+        try:
+            memory.madvise(mmap.MADV_FREE)
+        except OSError:  # a kernel that does not know it, or memory that is locked: nobody could take it back
+            return
         _kept[:] = [memory]

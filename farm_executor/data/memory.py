@@ -98,10 +98,13 @@ def _any(size: int) -> Buffer:
 def _mapped(size: int) -> mmap.mmap:
     import mmap
 
-    if sys.platform == "win32":
-        return mmap.mmap(-1, size)
-    # Private, as Python's default is memory shared with children, whose pages take the system six times as long.
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        if sys.platform == "win32":
+            return mmap.mmap(-1, size)
+        # Private, as Python's default is memory shared with children, whose pages take the system six times as long.
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:  # which would pass for one of the connection that it is received from
+        raise MemoryError(f"no memory for {size} bytes: {error}") from error
     if size >= HUGE_SIZE and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without them
             memory.madvise(mmap.MADV_HUGEPAGE)

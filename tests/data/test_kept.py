@@ -88,6 +88,13 @@ def test_no_more_is_kept_than_may_be():
     assert not kept._kept
 
 
+def test_what_the_system_will_not_take_back_is_not_kept(monkeypatch):
+    monkeypatch.setattr(kept.mmap, "MADV_FREE", 12345)
+    array = received()
+    del array
+    assert not kept._kept
+
+
 class Over:
     """An event that has, or has not, come in time."""
 

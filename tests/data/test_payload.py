@@ -782,6 +782,16 @@ def test_the_marker_of_a_by_value_payload_is_found_in_any_kind_of_buffer():
     assert not by_value(dumps(b"V"))
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("kind", [Kind.MEMORY, Kind.BYTES])
+def test_more_than_there_is_memory_for_is_no_error_of_the_connection(hidden, kind, monkeypatch):
+    """That is an OSError, after which the same would be sent again over another connection."""
+    if hidden:
+        monkeypatch.delitem(sys.modules, "numpy")
+    with pytest.raises(MemoryError):
+        memory.allocate(1 << 55, kind)
+
+
 def test_a_segment_that_is_only_promised_takes_no_memory_without_numpy():
     program = (
         "import resource\n"
