@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import re
 import shutil
 import sys
@@ -63,6 +64,8 @@ def main(options: argparse.Namespace) -> int:
     if text:
         found = find(text, entries)
     else:  # of a log: each message once, in the order in which they come
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # tasks may have written anything
         lines = sys.stdin.read().splitlines()
         found = list(dict.fromkeys(entry for line in lines for entry in _matching(line, entries)))
     for number, entry in enumerate(found):
@@ -120,7 +123,8 @@ def find(text: str, entries: Sequence[Entry]) -> list[Entry]:
 def _matching(line: str, entries: Sequence[Entry]) -> list[Entry]:
     """The entries whose text the line holds, if they say nearly as much of it as the best; else its class's own."""
     line = " ".join(line.split())
-    lengths = {entry: len(entry.text.replace(ANYTHING, "")) for entry in entries if _pattern(entry).search(line)}
+    lower = line.lower()
+    lengths = {entry: len(entry.text.replace(ANYTHING, "")) for entry in entries if _is_in(entry, lower)}
     best = max(lengths.values(), default=0)
     if best < FEWEST:
         return [
@@ -131,9 +135,17 @@ def _matching(line: str, entries: Sequence[Entry]) -> list[Entry]:
     ]
 
 
-def _pattern(entry: Entry) -> re.Pattern[str]:
-    parts = (" ".join(part.split()) for part in entry.text.split(ANYTHING))
-    return re.compile(".*?".join(map(re.escape, parts)), re.IGNORECASE)
+def _is_in(entry: Entry, line: str) -> bool:
+    """Whether a line in lower case holds the text of an entry, with anything where that has an ellipsis."""
+    # Not by a regular expression: where one does not match a long line, it tries each place for each ellipsis.
+    place = 0
+    for part in entry.text.lower().split(ANYTHING):
+        part = " ".join(part.split())
+        found = line.find(part, place)
+        if found < 0:
+            return False
+        place = found + len(part)
+    return True
 
 
 def _shown(entry: Entry) -> str:

@@ -49,6 +49,19 @@ def test_a_message_is_found_within_the_line_that_has_it(line, kind, text):
     assert _found(line) == [(kind, text)]
 
 
+@pytest.mark.parametrize("line", ["x" * 300_000, "the worker was lost on server shared object " * 7_000])
+def test_a_long_line_takes_no_time_without_end(line):
+    """For patterns with several ellipses it took time that grew with a power of the line's length."""
+    _found(line)
+
+
+def test_a_log_may_hold_any_bytes(monkeypatch, capsys):
+    log = b"\xff\xfe farm_executor: still dialling server=\xff\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(log), "utf-8"))
+    assert cli.main(["explain"]) == 0
+    assert "still dialling" in capsys.readouterr().out
+
+
 def test_words_of_a_message_find_it():
     assert ("WARNING", "farm_executor: still dialling") in _found("dialling still")
 
