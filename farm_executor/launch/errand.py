@@ -59,6 +59,10 @@ config["host"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or config["host"]
 node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 config["name"] = config["name"] or node + ":" + (os.environ.get("SLURM_JOB_ID") or str(os.getpid()))
 try:
+    import importlib.util
+    for name in ("cloudpickle", "tblib"):  # which are not imported before the first task
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
     from farm_executor.launch.granted import run_granted
 except Exception as error:
     words = {"error": type(error).__name__ + ": " + str(error)}
@@ -106,7 +110,7 @@ def sent() -> str:
 
 def is_sent(word: Mapping[str, Any]) -> bool:
     """Return whether a job has reported that it lacks what `sent` holds."""
-    return "version" not in word and str(word.get("missing")).partition(".")[0] in SENT
+    return word.get("missing") in SENT and word.get("version", __version__) == __version__
 
 
 def explained(who: str, python: str, word: Mapping[str, Any]) -> FarmError:

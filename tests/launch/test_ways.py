@@ -256,8 +256,9 @@ def test_what_differs_is_named_on_both_sides():
     ("word", "is_sent"),
     [
         ({"missing": "farm_executor"}, True),
-        ({"missing": "tblib", "version": __version__}, False),
+        ({"missing": "tblib", "version": __version__}, True),
         ({"missing": "cloudpickle"}, True),
+        ({"missing": "tblib", "version": "0.0.1"}, False),
         ({"missing": "numpy"}, False),
         ({"error": "x"}, False),
         ({"missing": "farm_executor.launch.granted", "version": "0.0.1"}, False),
