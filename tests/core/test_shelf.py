@@ -72,6 +72,22 @@ def test_what_is_one_too_many_takes_no_memory():
     assert held.ask(MAX_OBJECTS + 1000, "worker") == (State.WANTED, "")  # it has yet to be offered
 
 
+def test_a_server_that_cannot_tell_its_limit_refuses_what_it_is_asked_then():
+    limits = iter([OSError(24, "Too many open files")])
+
+    def limit():
+        for error in limits:
+            raise error
+        return 100
+
+    held = Shelf(Room(limit))
+    state, reason = held.offer(1, 10)
+    assert state is State.REFUSED
+    assert "cannot tell whether it may hold shared object 1: [Errno 24] Too many open files" in reason
+    assert held.ask(1, "worker") == (State.REFUSED, reason)
+    assert held.offer(2, 10) == (State.WANTED, "")
+
+
 def test_sessions_share_the_descriptors_and_give_them_back():
     room = Room(lambda: 100, lambda: 2)
     one, other = Shelf(room), Shelf(room)
