@@ -62,6 +62,7 @@ class Front(Executor):
     # -- the standard library's contract -----------------------------------------------------------------
 
     # What is async comes first: it is also a function, of which the second would say that it returns a coroutine.
+    # Of a function that may return anything both say the same, so checkers need not choose.
     @overload
     def submit(
         self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs

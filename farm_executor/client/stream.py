@@ -166,6 +166,7 @@ def open_stream(
     farm: Farm, options: TaskOptions, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Stream[Any]:
     """Submit a call whose items come one by one; return its stream."""
+    # The name is taken while the function is at hand: among the arguments it is only bytes.
     inlet = Inlet(name_of(fn))
     future = farm.submit(stream_out, (fn, args, kwargs), {}, options, inlet=inlet)
     # The inlet's, and not the stream's, which could not be collected then.

@@ -546,6 +546,7 @@ def from_json(kind: type[_Message], data: Any, known: tuple[dict[str, Any], _Mes
     before, made = known or ({}, None)
     for name, check in TABLE[kind][1].items():
         if name in before and name in data and before[name] == data[name]:
+            # The value made before, never this one: JSON's true equals 1, and would come through unchecked.
             fields[name] = getattr(made, name)
         elif name in data:
             try:

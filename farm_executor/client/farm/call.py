@@ -80,6 +80,7 @@ class Call(Task):
         function = self.function
         if function is None:
             return ""
+        # All streams call one function of ours, which has that of the program among its pickled arguments.
         return function.name if self.inlet is None else self.inlet.name
 
     def release(self) -> FarmFuture:

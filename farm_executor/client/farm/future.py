@@ -33,6 +33,7 @@ from farm_executor.current import Progress
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
+    # With a default, as hardly anything in the package cares what a future is of.
     T = TypeVar("T", default=Any)
 else:
     from typing import TypeVar

@@ -255,6 +255,8 @@ class Hearing:
         """Settle all outcomes that wait, and end the thread; called as the farm ends."""
         # Before the outcomes: most of them are only waiting for this thread, and are settled in order if it ends.
         self.voice.close(PATIENCE)
+        # What has been written, not the memory that it takes here; and what is left to do may be none of it, but a
+        # record's handling, or the end of a line.
         if self._came > self._told:
             logger.warning("output lost bytes=%d", self._came - self._told)
         for hearing in self._waiting:

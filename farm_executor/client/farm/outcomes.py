@@ -91,6 +91,7 @@ class Outcomes:
         settler = self._settler
         ended = zip(calls, answers, strict=True)
         if settler.observer is None:  # as always where nobody looks, so nothing is made for it before
+            # The lane's methods, and not the lane: the settler knows futures alone.
             settler.answer(ended, lane.server, lane.pid, lane.note_calls, lane.explain_stream)
         else:
             settle = partial(settler.answer, ended, lane.server, lane.pid, lane.note_calls, lane.explain_stream)

@@ -77,6 +77,7 @@ class Settler:
             if is_error:
                 origin = Origin(server, pid, call.losses + 1)
                 error = load_failure(outcome, origin, OwnObjects)
+                # First, as what is known of modules would be told of one of ours, which nobody has to install.
                 if call.inlet is not None:
                     error = explain_stream(error)
                 if type(error) in (ModuleNotFoundError, ImportError, TaskExecutionError):
