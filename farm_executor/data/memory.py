@@ -101,7 +101,7 @@ def _mapped(size: int) -> mmap.mmap:
     try:
         if sys.platform == "win32":
             return mmap.mmap(-1, size)
-        # Private, as Python's default is memory shared with children, whose pages take the system six times as long.
+        # Private, as Python's default is memory shared with children, whose pages take six times as long.
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:  # which would pass for one of the connection that it is received from
         raise MemoryError(f"no memory for {size} bytes: {error}") from error
