@@ -34,6 +34,7 @@ pytestmark = [
 ]
 WORKER = "tcp://127.0.0.1:1001"
 WAYS = ("direct", "back", "engine")
+one_will_do = pytest.mark.parametrize("engine", ["dask"], indirect=True)
 
 
 @pytest.fixture(params=["dask", "ray"])
@@ -147,6 +148,7 @@ def test_a_gateway_that_is_killed_loses_no_task(where):
         assert gateways(os.getpid()) != [gateway]
 
 
+@one_will_do
 def test_a_server_that_is_killed_loses_no_task(where):
     with FarmExecutor(f"{where}?via=engine", resume_timeout=0, max_attempts=3) as farm:
         assert farm.submit(abs, -1).result(DEADLINE) == 1
@@ -156,7 +158,8 @@ def test_a_server_that_is_killed_loses_no_task(where):
         assert [future.result(DEADLINE) for future in futures] == list(range(50))
 
 
-@pytest.mark.parametrize("via", WAYS)
+@one_will_do
+@pytest.mark.parametrize("via", ["direct", "engine"])
 def test_a_killed_program_leaves_nothing(where, via):
     code = [
         "import sys, time",
@@ -176,6 +179,7 @@ def test_a_killed_program_leaves_nothing(where, via):
         wait_until(lambda: not any(map(is_server, placed)), "the server is gone")
 
 
+@one_will_do
 def test_the_engine_carries_the_bytes_where_the_program_cannot_be_dialled(where, monkeypatch):
     monkeypatch.setattr(engine_module, "WAYS", ("back", "engine"))
     monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.2")  # where the server takes the program to be
@@ -185,6 +189,7 @@ def test_the_engine_carries_the_bytes_where_the_program_cannot_be_dialled(where,
         assert home.port not in {there for _, there in farm.submit(peers).result(DEADLINE)}
 
 
+@one_will_do
 def test_a_way_that_does_not_lead_there_is_told_of_with_its_reason(where, caplog, monkeypatch):
     monkeypatch.setattr(discovery, "FIRST_REPORT", 0.0)
     monkeypatch.setattr(discovery, "REPORT_EVERY", 0.01)
@@ -218,6 +223,7 @@ def test_calls_that_fail_are_told_of_with_the_engines_words(where, become, caplo
 # -- farm_executor sent along ---------------------------------------------------------------------------------
 
 
+@one_will_do
 def test_farm_executor_is_sent_along_where_it_lacks(where, tmp_path):
     without = bare(tmp_path)
     with FarmExecutor(f"{where}?python={without}") as farm:
