@@ -259,7 +259,8 @@ class SharedObjects:
     def _use_reserve(self) -> None:
         reserve, self._reserve = self._reserve, None
         if reserve is not None:
-            os.close(reserve)
+            with contextlib.suppress(OSError):  # a task may have closed all that it found open
+                os.close(reserve)
 
     def _fail(self, number: int, size: int, error: OSError) -> None:
         coming, self._coming = self._coming, None
