@@ -101,6 +101,10 @@ class Repeats:
         self.used += size
         return Verdict.TAKE, self._make_room()
 
+    def remembers(self, key: Hashable) -> bool:
+        """Return whether an argument has been seen, and not been forgotten."""
+        return key in self._seen
+
     def taken(self, key: Hashable) -> bool:
         """Note that a copy has been taken, and is on its way to the servers; return whether it is still wanted."""
         seen = self._seen.get(key)

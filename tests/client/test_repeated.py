@@ -12,8 +12,10 @@ from client.test_share import until
 from server.serving import KEY, Serving
 
 from farm_executor import FarmExecutor
-from farm_executor.client.farm.repeated import LEAST
-from farm_executor.core.repeats import MAX_STRIKES
+from farm_executor.client.farm.repeated import LEAST, Repeated, Standing
+from farm_executor.core.frames import Kind, size_and_kind
+from farm_executor.core.repeats import MAX_SEEN, MAX_STRIKES
+from farm_executor.core.sharing import layout_of
 from farm_executor.wire.memory_objects import MemoryObject
 from farm_executor.wire.sockets import beside
 
@@ -244,3 +246,102 @@ def test_numpy_arrays_and_views_of_them(farm):
     del table, read_only
     gc.collect()
     assert copies(farm) == 0
+
+
+# -- without a farm ------------------------------------------------------------------------------------------------
+
+
+class Copy:
+    """A copy, as a farm's record of it."""
+
+    refused = False
+
+    def __init__(self, buffer):
+        layout = layout_of([0, size_and_kind(buffer)], frozen=False)
+        begin, size, self.kind = layout.parts[1]
+        memory = bytearray(layout.size)
+        memory[: len(layout.head)] = layout.head
+        memory[begin : begin + size] = buffer
+        self.view = memoryview(memory)
+
+
+def look(repeated, memory):
+    """Have the memory stand in a call; return the copy that is used."""
+    arguments = repeated.standing((b"pickle", memory))
+    return arguments.records[1] if type(arguments) is Standing else None
+
+
+def test_of_parts_of_one_object_no_more_is_kept_than_is_remembered():
+    repeated = Repeated(Copy, lambda: True)
+    memory = memoryview(data(size=LEAST + 3 * MAX_SEEN))
+    for end in range(LEAST, len(memory)):
+        look(repeated, memory[:end])
+    assert len(repeated._owners) == MAX_SEEN
+
+
+def test_what_a_part_of_some_bytes_has_left_is_not_taken_for_bytes():
+    """These often come to stand where the others were; the task would get something else than bytes."""
+    repeated = Repeated(Copy, lambda: True)
+    for _ in range(20):
+        value = bytes(SIZE + 1)
+        for _ in range(2):
+            look(repeated, memoryview(value)[:SIZE])
+        del value
+        value = bytes(SIZE)
+        copy = look(repeated, memoryview(value))
+        assert copy is None or copy.kind is Kind.BYTES
+        del value
+
+
+def test_an_object_may_go_while_its_copy_is_looked_for():
+    """In any thread, and in this one as garbage is collected."""
+    repeated = Repeated(Copy, lambda: True)
+    owners = [data(), data()]
+
+    class Going(dict):
+        def copy(self):
+            found = dict(self)
+            owners.clear()
+            return found
+
+        def items(self):
+            return self.copy().items()
+
+    repeated._copies = Going()
+    for _ in range(2):
+        copies = [look(repeated, memoryview(owner)) for owner in owners]
+    assert copies == list(repeated._copies.values())
+    repeated.leave(copies[1])
+    assert not repeated._copies
+
+
+def test_an_interrupt_while_a_copy_is_taken_leaves_its_room_to_others():
+    def copy(buffer):
+        raise KeyboardInterrupt
+
+    repeated, owner = Repeated(copy, lambda: True), data()
+    look(repeated, memoryview(owner))
+    with pytest.raises(KeyboardInterrupt):
+        look(repeated, memoryview(owner))
+    assert repeated._repeats.used == 0
+
+    repeated._copy = Copy
+    assert [look(repeated, memoryview(owner)) is None for _ in range(3)] == [True, False, False]
+
+
+def test_a_farm_may_end_while_its_copy_is_looked_at():
+    class Ending(Copy):
+        looks = 0
+
+        @property
+        def view(self):
+            self.looks += 1
+            return self.memory if self.looks == 1 else None
+
+        @view.setter
+        def view(self, memory):
+            self.memory = memory
+
+    repeated, owner = Repeated(Ending, lambda: True), data()
+    for _ in range(4):
+        look(repeated, memoryview(owner))

@@ -134,14 +134,18 @@ class Repeated:
             verdict, dropped = self._repeats.see(key, len(view), sampled)
             for other in dropped:
                 self._copies.pop(other, None)
+                # A view of another part for each call would leave one behind, for as long as its array lives.
+                if not self._repeats.remembers(other):
+                    self._owners.pop(other, None)
             copy = self._copies.get(key)
         # Without the lock: others need not wait while this is copied or compared.
         if verdict is Verdict.TAKE:
             return self._take(key, view)
-        if verdict is Verdict.SEND or copy is None or copy.view is None:
+        whole = None if copy is None else copy.view  # looked at once, as the farm may just be ending
+        if verdict is Verdict.SEND or copy is None or whole is None:
             return None
-        part = read_layout(copy.view).parts[1]
-        with copy.view[part.begin : part.begin + part.size] as taken:
+        part = read_layout(whole).parts[1]
+        with whole[part.begin : part.begin + part.size] as taken:
             if same(view, taken):
                 with self._lock:
                     self._repeats.same(key)
@@ -161,6 +165,10 @@ class Repeated:
             with self._lock:
                 self._repeats.leave(key)
             return None
+        except BaseException:  # Ctrl-C, mostly; its bytes would count for as long as the object lives
+            with self._lock:
+                self._repeats.forget(key)
+            raise
         with self._lock:
             # Servers may have answered already. If it has been forgotten meanwhile, the copy goes with this call.
             if record.refused:
@@ -189,9 +197,10 @@ class Repeated:
         """Share what has that copy no more: no server takes it."""
         with self._lock:
             record.refused = True
-            for key, copy in list(self._copies.items()):
+            # Of a copy, and with care: where an object goes meanwhile, in any thread, its key goes at once.
+            for key, copy in self._copies.copy().items():
                 if copy is record:
-                    del self._copies[key]
+                    self._copies.pop(key, None)
                     self._repeats.leave(key)
 
     def forget_unowned(self) -> None:
@@ -221,7 +230,8 @@ def _recognized(view: memoryview) -> tuple[Hashable, Any] | None:
         whole = whole.obj
     # That another one may take its place unnoticed does no harm, as contents are compared.
     if type(whole) is bytes:
-        return (id(whole), len(view)), None
+        # But the worker makes bytes of what is the whole of some, and of a part of it does not.
+        return (id(whole), len(whole), len(view)), None
     numpy: Any = sys.modules.get("numpy")
     place = 0
     if numpy is not None and isinstance(whole, numpy.ndarray):
