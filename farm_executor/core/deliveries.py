@@ -24,6 +24,10 @@ class Deliveries:
     """Which lane of one session carries which object.
 
     A lane carries one at a time. Its methods are the events; they return what is to be sent now.
+
+    Attributes:
+        refused: Objects that the server cannot hold and that calls can do without, for who decides whether to offer
+            them to any.
     """
 
     def __init__(self) -> None:
@@ -32,6 +36,7 @@ class Deliveries:
         self._carried: dict[int, int] = {}  # by lane
         self._sent: dict[int, int] = {}  # the lane of each object that has left whole, and is not known to be held
         self._held: set[int] = set()
+        self.refused: set[int] = set()
 
     def carried(self, lane: int) -> int | None:
         """Return the object that a lane carries."""
@@ -41,13 +46,6 @@ class Deliveries:
         """Return whether the server has said that it holds an object. Any thread may ask."""
         # A set that changes in the reactor's thread; asked on the way to send, where nobody may wait.
         return number in self._held
-
-    def expects(self, number: int) -> bool:
-        """Return whether the server holds an object, or is to get it."""
-        return number in self._held or number in self._due or number in self._sent or self._is_carried(number)
-
-    def _is_carried(self, number: int) -> bool:
-        return number in self._carried.values()
 
     def answered(self, number: int, state: State) -> list[Send]:
         """Take a server's answer."""
@@ -97,6 +95,7 @@ class Deliveries:
     def drop(self, number: int) -> list[Send]:
         """Note that an object need not be sent, or sent on."""
         self._held.discard(number)
+        self.refused.discard(number)
         if number in self._due:
             self._due.remove(number)
         self._sent.pop(number, None)

@@ -148,13 +148,13 @@ class State(enum.IntEnum):
     """The server cannot hold it."""
 
 
-def encode_offer(number: int, size: int) -> list[Buffer]:
-    """Encode the offer of an object of that size."""
-    return encode_frame(FrameType.SHARE, seq=number, body=_SIZE.pack(size))
+def encode_offer(number: int, size: int, spare: bool = False) -> list[Buffer]:
+    """Encode the offer of an object of that size; a ``spare`` one is of use, but no task fails without it."""
+    return encode_frame(FrameType.SHARE, count=int(spare), seq=number, body=_SIZE.pack(size))
 
 
-def decode_offer(frame: Frame) -> tuple[int, int]:
-    """Return the number and the size of what is offered.
+def decode_offer(frame: Frame) -> tuple[int, int, bool]:
+    """Return the number and the size of what is offered, and whether it can be done without.
 
     Raises:
         RemoteProtocolError: The frame is malformed.
@@ -164,7 +164,7 @@ def decode_offer(frame: Frame) -> tuple[int, int]:
     (size,) = _SIZE.unpack(frame.body)
     if not 0 < size <= MAX_SEGMENT:
         raise RemoteProtocolError(f"SHARE frame of an object of {size} bytes")
-    return frame.seq, size
+    return frame.seq, size, frame.count > 0
 
 
 def encode_answer(number: int, state: State, reason: str = "") -> list[Buffer]:

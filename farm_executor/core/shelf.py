@@ -57,9 +57,9 @@ class Room:
         """How many bytes there may be."""
         return self._limit()
 
-    def take(self, size: int) -> bool:
-        """Take that many bytes, if they are free."""
-        if self.used + size > self.limit:
+    def take(self, size: int, *, spare: bool = False) -> bool:
+        """Take that many bytes, if they are free; for a ``spare`` object, half of all stays free for others."""
+        if self.used + size > (self.limit // 2 if spare else self.limit):
             return False
         self.used += size
         self._objects += 1
@@ -96,8 +96,11 @@ class Shelf:
         self._entries: dict[int, _Entry] = {}
         self._waiting: dict[int, list[Hashable]] = {}
 
-    def offer(self, number: int, size: int) -> tuple[State, str]:
-        """Return the answer to an offer, which may have come before: then the answer was lost with a connection."""
+    def offer(self, number: int, size: int, spare: bool = False) -> tuple[State, str]:
+        """Return the answer to an offer, which may have come before: then the answer was lost with a connection.
+
+        Without a ``spare`` object no task fails, so it leaves room to those without which some would.
+        """
         entry = self._entries.get(number)
         # Room is taken before anything is sent: two objects that are on their way must both fit.
         if entry is None:
@@ -107,7 +110,7 @@ class Shelf:
             if self._room.full:
                 return State.REFUSED, f"this server has no descriptor left for shared object {number}: share less"
             try:
-                if self._room.take(size):
+                if self._room.take(size, spare=spare):
                     entry = _Entry(size, State.WANTED)
                 else:
                     reason = refusal(number, size, self._room.limit, self._room.used)

@@ -33,9 +33,9 @@ class Shelves:
         self._objects: dict[int, MemoryObject] = {}
         self._tell = tell
 
-    def offer(self, number: int, size: int) -> None:
+    def offer(self, number: int, size: int, spare: bool = False) -> None:
         """Answer the client's offer."""
-        state, reason = self._shelf.offer(number, size)
+        state, reason = self._shelf.offer(number, size, spare)
         self._tell(encode_answer(number, state, reason))
         if state is State.REFUSED:
             self._release(number, state, reason)

@@ -179,6 +179,29 @@ def test_a_server_without_room_gets_it_with_each_call(elsewhere):
         until(lambda: copies(executor) == 0)
 
 
+def test_a_server_without_room_keeps_others_from_nothing(server, elsewhere):
+    """Neither another server from the copy, nor what the program shares by itself from its room."""
+    with (
+        Serving("--max-shared", str(3 * LEAST), workers=1) as full,
+        FarmExecutor([full.address, server.address], key=KEY) as executor,
+    ):
+        large = bytes(LEAST - 1)
+        until(
+            lambda: (
+                [future.result(DEADLINE) for future in [executor.submit(len, large) for _ in range(8)]]
+                and len(hosts(executor)) == 2
+                and all(host.dial_ring is None for host in hosts(executor))
+            )
+        )
+        for _ in range(6):
+            plain = Plain(data(size=2 * LEAST))
+            for _ in range(2):
+                assert executor.submit(tasks.first, plain).result(DEADLINE) == 7
+            until(lambda: sorted(len(host.deliveries._held) for host in hosts(executor)) == [0, 1])
+        with executor.share(Plain(data(8, size=3 * LEAST - 1024))) as shared:
+            assert executor.broadcast(tasks.first, shared) == [8] * 3
+
+
 def test_a_server_that_knows_no_references_gets_it_with_each_call(elsewhere):
     before = (
         "from farm_executor.server import supervisor\n"

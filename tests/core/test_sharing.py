@@ -81,9 +81,9 @@ def test_truncated_and_hostile_memory_is_refused(change):
 # -- the frames ---------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 2**64 - 1), st.integers(1, 2**46))
-def test_an_offer_arrives_as_it_was(number, size):
-    assert decode_offer(received(encode_offer(number, size))) == (number, size)
+@given(st.integers(0, 2**64 - 1), st.integers(1, 2**46), st.booleans())
+def test_an_offer_arrives_as_it_was(number, size, spare):
+    assert decode_offer(received(encode_offer(number, size, spare))) == (number, size, spare)
 
 
 @pytest.mark.parametrize("body", [b"", bytes(8), bytes(7), b"\xff" * 8, bytes(9)])

@@ -39,6 +39,17 @@ def test_a_refusal_names_the_number_the_size_and_the_limit():
     assert room.used == 60
 
 
+def test_what_can_be_done_without_leaves_half_of_the_room_to_what_cannot():
+    room = Room(lambda: 101)
+    one, other = Shelf(room), Shelf(room)
+
+    assert one.offer(1, 30, True)[0] is State.WANTED
+    assert other.offer(1, 21, True)[0] is State.REFUSED
+    assert other.offer(2, 20, True)[0] is State.WANTED
+    assert one.offer(2, 51)[0] is State.WANTED
+    assert room.used == 101
+
+
 def test_sessions_share_the_room_and_give_it_back_at_their_end():
     room = Room(lambda: 100)
     one, other = Shelf(room), Shelf(room)

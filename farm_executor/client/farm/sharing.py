@@ -212,7 +212,7 @@ class Sharing:
         if record is not None:
             for host in self._hosts:
                 if _is_for(record, host):
-                    host.tell(encode_offer(number, record.size))
+                    host.tell(encode_offer(number, record.size, record.quiet))
 
     def found_far(self, host: Host) -> None:
         """Note that a server is not on this machine, as there can be no ring."""
@@ -223,7 +223,7 @@ class Sharing:
         for number in sorted(self.live):
             record = self._record(number)
             if record is not None and _is_for(record, host) and (record.quiet or not quiet_only):
-                host.tell(encode_offer(number, record.size))
+                host.tell(encode_offer(number, record.size, record.quiet))
 
     def _any_far(self) -> bool:
         """Return whether there are servers to which a copy of an argument is worth its while."""
@@ -260,7 +260,11 @@ class Sharing:
             record = self._record(number)
             if record is None or not record.quiet:
                 logger.warning("shared object refused server=%s error=%s", host, reason)
-            elif not any(each.deliveries is not None and each.deliveries.expects(number) for each in self._hosts):
+                return
+            if host.deliveries is not None:
+                host.deliveries.refused.add(number)
+            # Of one server alone this says nothing: another may not have answered yet.
+            if all(map(partial(_has_refused, number), self._hosts)):
                 self.repeated.leave(record)
         elif host.deliveries is not None and number in self.live:
             self._carry_out(host, host.deliveries.answered(number, state))
@@ -353,6 +357,11 @@ class Sharing:
         with self._sending():
             lane.connection.send(buffers)
         self._watch(lane)
+
+
+def _has_refused(number: int, host: Host) -> bool:
+    """Return whether a host does without a copy, as it has refused it, has ended, or is never offered one."""
+    return not is_far(host) or not host.wants_lanes or host.deliveries is None or number in host.deliveries.refused
 
 
 def _is_for(record: Record, host: Host) -> bool:
