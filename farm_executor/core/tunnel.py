@@ -64,9 +64,10 @@ class Connection:
         held: What has come, and is yet to be written here.
         ends: Whether nothing more comes.
         ended: Whether nothing more is put.
+        told: For who writes: whether its socket has been told that nothing more comes.
     """
 
-    __slots__ = ("credit", "ended", "ends", "held", "room", "taken")
+    __slots__ = ("credit", "ended", "ends", "held", "room", "taken", "told")
 
     def __init__(self, window: int) -> None:
         self.credit = window
@@ -75,6 +76,7 @@ class Connection:
         self.held: deque[memoryview] = deque()
         self.ends = False
         self.ended = False
+        self.told = False
 
 
 class Tunnel:
@@ -200,6 +202,8 @@ class Tunnel:
         if kind == DATA:
             if count > connection.room or connection.ends:
                 raise TunnelError(f"connection {number} has sent more than it may")
+            if not count:  # whoever writes it would not get on
+                raise TunnelError(f"connection {number} has sent nothing")
             connection.room -= count
             connection.held.append(data)
         elif kind == CREDIT:

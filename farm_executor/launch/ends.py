@@ -246,7 +246,8 @@ class Ends:
         try:
             while connection.held:
                 self.tunnel.wrote(number, sock.send(connection.held[0]))
-            if connection.ends:
+            if connection.ends and not connection.told:
+                connection.told = True  # once: where the peer has closed meanwhile, a second time is an error
                 sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             pass

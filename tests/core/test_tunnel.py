@@ -200,7 +200,12 @@ HEAD, FRAME = struct.Struct(">QQ"), struct.Struct(">BIQ")
         HEAD.pack(EPOCH, 1) + FRAME.pack(tunnel.OPEN, 1, 0) + FRAME.pack(99, 1, 0),
         HEAD.pack(EPOCH, 1) + FRAME.pack(tunnel.OPEN, 1, 0) + FRAME.pack(tunnel.CREDIT, 1, 1),
         HEAD.pack(EPOCH, 1) + FRAME.pack(tunnel.OPEN, 1, 0) + FRAME.pack(tunnel.DATA, 1, WINDOW + 1) + bytes(65),
-        HEAD.pack(EPOCH, 1) + FRAME.pack(tunnel.OPEN, 1, 0) + FRAME.pack(tunnel.END, 1, 0) + FRAME.pack(2, 1, 0),
+        HEAD.pack(EPOCH, 1)
+        + FRAME.pack(tunnel.OPEN, 1, 0)
+        + FRAME.pack(tunnel.END, 1, 0)
+        + FRAME.pack(2, 1, 1)
+        + b".",
+        HEAD.pack(EPOCH, 1) + FRAME.pack(tunnel.OPEN, 1, 0) + FRAME.pack(tunnel.DATA, 1, 0),
     ],
 )
 def test_what_cannot_have_been_said_is_refused(piece):
