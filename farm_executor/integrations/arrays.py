@@ -45,7 +45,7 @@ class Arrays:
         self._executor = executor
         self._min_bytes = min_bytes
         self._writable = writable
-        self._lock = threading.RLock()  # a destructor may close a buffer while this thread adds another
+        self._lock = threading.RLock()  # a destructor may run Parallel while this thread holds it
         self._buffers: dict[tuple[int, int, int], _Buffer] = {}  # by owner, address and size
         self._maps = hasattr(os, "memfd_create") and _may_be_near(executor)
         self._sends = not self._maps
@@ -77,9 +77,8 @@ class Arrays:
     def close(self) -> None:
         """Let go of everything; servers do so once the tasks that use it have ended."""
         with self._lock:
-            for buffer in self._buffers.values():
-                buffer.close()
-            self._buffers.clear()
+            for key in list(self._buffers):
+                self._drop(key)
 
     def _may_hold_large(self, value: Any) -> bool:
         """Return whether it is worth the time to pickle an argument beforehand."""
@@ -129,8 +128,9 @@ class Arrays:
         return shared
 
     def _drop(self, key: tuple[int, int, int]) -> None:
-        with self._lock:
-            buffer = self._buffers.pop(key, None)
+        # Without the lock: an array may go at any point of any thread, and that may have what the holder waits for.
+        # Nobody uses its buffer meanwhile, since who does has the array.
+        buffer = self._buffers.pop(key, None)
         if buffer is not None:
             buffer.close()
 

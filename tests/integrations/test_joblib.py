@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -301,6 +302,21 @@ def test_memory_that_pickling_has_made_is_there_until_the_task_has_ended(farm, m
     del standing
     with pytest.raises(OSError):
         os.fstat(descriptor)
+    place.close()
+
+
+@needs_maps
+def test_an_array_may_go_in_a_thread_while_another_places_one(farm):
+    """That thread may have what the other waits for: it must not wait."""
+    place = arrays.Arrays(farm, 1024, False)
+    going = [numpy.ones(LARGE)]
+    place.replaced(going[0])
+    with place._lock:
+        thread = threading.Thread(target=going.clear)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert not place._buffers
     place.close()
 
 
