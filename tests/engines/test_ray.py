@@ -21,9 +21,10 @@ pytestmark = [
 
 def test_by_ray_client_and_ray_goes_on_beside_it():
     where = f"ray://{ray_cluster.CLIENT}"
-    code = f"import ray; ray.init({where!r}); print(ray.get(ray.remote(lambda: 1024).remote()))"
+    code = "import ray; ray.init('auto'); print(ray.get(ray.remote(lambda: 1024).remote()))"
     with FarmExecutor(f"{where}?workers=2&per=2") as farm:
-        assert farm.submit(abs, -1).result(60) == 1
+        # On a busy machine Ray Client's server gives up after half a minute, and is asked again.
+        assert farm.submit(abs, -1).result(150) == 1
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
         )
