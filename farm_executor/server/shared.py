@@ -98,6 +98,9 @@ class SharedObjects:
         self._line = line
         self._pid = os.getpid()
         self._asking = threading.Lock()  # held while an answer is awaited
+        # Held while a frozen object is unpickled: else another thread might close what this one is about to map.
+        # Reentrant, as there may be others within it.
+        self._loading = threading.RLock()
         self._held: dict[int, _Held] = {}
         self._coming: _Coming | None = None
         self._uses = 0
@@ -129,11 +132,13 @@ class SharedObjects:
         held = self._find(number)
         if held.loaded:
             return held.value
-        value = payload.loads(self._parts(number, held), self._resolver)
-        if held.layout.frozen:
-            held.value, held.loaded = value, True
-            held.memory.close()
-        return value
+        if not held.layout.frozen:
+            return payload.loads(self._parts(number, held), self._resolver)
+        with self._loading:
+            if not held.loaded:
+                held.value, held.loaded = payload.loads(self._parts(number, held), self._resolver), True
+                held.memory.close()
+        return held.value
 
     def filled(self, parts: Payload) -> Payload:
         """Return a payload with the buffers of shared objects in place of the references to them, for one call.

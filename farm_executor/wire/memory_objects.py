@@ -9,6 +9,7 @@ it is a temporary file without a name, which the system may write to its disk, a
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -103,10 +104,12 @@ class MemoryObject:
                 is first written to. Otherwise it is read-only.
 
         Raises:
-            OSError: The process may not map as much more.
+            OSError: The process may not map as much more, or the object is closed.
         """
         import mmap  # late: a program that shares nothing never needs it
 
+        if self._descriptor < 0:  # which the system would take for a wish for other memory, full of zeros
+            raise OSError(errno.EBADF, "the memory object is closed")
         if sys.platform == "win32":
             access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
             return memoryview(mmap.mmap(self._descriptor, self.size, access=access))

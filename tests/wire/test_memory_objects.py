@@ -34,6 +34,14 @@ def test_writes_to_a_private_view_are_seen_by_nobody_else():
     assert (one[0], other[0], memory.view(private=False)[0]) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_what_is_closed_has_no_view(private):
+    memory = made(b"gone")
+    memory.close()
+    with pytest.raises(OSError, match="closed"):
+        memory.view(private=private)
+
+
 def test_a_view_outlives_the_descriptor():
     memory = made(b"still here")
     view = memory.view(private=False)
