@@ -14,8 +14,9 @@ from server.serving import KEY, Serving
 from farm_executor import FarmExecutor
 from farm_executor.client.farm.repeated import LEAST, Repeated, Standing
 from farm_executor.core.frames import Kind, size_and_kind
+from farm_executor.core.reader import FrameReader
 from farm_executor.core.repeats import MAX_SEEN, MAX_STRIKES
-from farm_executor.core.sharing import layout_of
+from farm_executor.core.sharing import State, encode_answer, layout_of
 from farm_executor.wire.memory_objects import MemoryObject
 from farm_executor.wire.sockets import beside
 
@@ -200,6 +201,13 @@ def test_a_server_without_room_keeps_others_from_nothing(server, elsewhere):
             until(lambda: sorted(len(host.deliveries._held) for host in hosts(executor)) == [0, 1])
         with executor.share(Plain(data(8, size=3 * LEAST - 1024))) as shared:
             assert executor.broadcast(tasks.first, shared) == [8] * 3
+
+
+def test_nobody_hears_that_a_copy_was_refused_which_is_not_needed_any_more(farm, caplog):
+    """Its program has shared nothing, and would be told to share less."""
+    refusal = FrameReader().receive_data(b"".join(encode_answer(999, State.REFUSED, "no room")))
+    farm._engine.sharing.on_answer(hosts(farm)[0], refusal[0])
+    assert not caplog.records
 
 
 def test_a_server_that_knows_no_references_gets_it_with_each_call(elsewhere):

@@ -258,7 +258,9 @@ class Sharing:
         if state is State.REFUSED:
             self._stop(host, number)
             record = self._record(number)
-            if record is None or not record.quiet:
+            if record is None:  # nobody needs it any more
+                return
+            if not record.quiet:
                 logger.warning("shared object refused server=%s error=%s", host, reason)
                 return
             if host.deliveries is not None:
