@@ -37,4 +37,6 @@ else:
         """The base to name in a class statement; the class made is a plain subclass of `dict`."""
 
         def __init_subclass__(cls, *, total: bool = True) -> None:
-            """Accept what type checkers are told."""
+            """Gather the keys, also those of its bases, as `typing` does."""
+            kinds = (getattr(each, "__annotations__", {}) for each in (*cls.__bases__, cls))
+            cls.__annotations__ = {key: kind for each in kinds for key, kind in each.items()}

@@ -359,8 +359,7 @@ def make_kernel(
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__qualname__}")
     check_seconds("timeout", timeout)
-    known = {option for kind in KernelOptions.__mro__ for option in getattr(kind, "__annotations__", ())}
-    unknown = options.keys() - known
+    unknown = options.keys() - KernelOptions.__annotations__.keys()
     if unknown:
         raise TypeError(
             f"make_kernel has no option {', '.join(sorted(unknown))}; it has timeout, and FarmExecutor's"
