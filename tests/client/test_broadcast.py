@@ -5,7 +5,9 @@ import pickle
 import signal
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from client import tasks
@@ -21,6 +23,8 @@ from farm_executor import (
     WorkerLostError,
     start_server,
 )
+from farm_executor.client.farm.broadcasts import Broadcasts, outcomes_of
+from farm_executor.client.farm.options import TaskOptions
 
 DEADLINE = 30.0
 
@@ -368,3 +372,12 @@ def test_connect_after_shutdown_is_refused(farm):
     farm.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):
         farm.connect()
+
+
+def test_a_server_that_is_removed_as_the_broadcast_begins_has_no_part_in_it():
+    answered = Future()
+    answered.set_result(2)
+    servers = SimpleNamespace(staying=lambda: {"gone": answered}, counts={})
+    broadcasts = Broadcasts(mock.MagicMock(closed=False), mock.Mock(), None, mock.Mock(), mock.Mock())
+    broadcast = broadcasts.make(mock.Mock(), (), TaskOptions(), servers, persistent=False)
+    assert outcomes_of(broadcast, 0.0) == []

@@ -108,6 +108,19 @@ def test_a_server_removed_ends_what_it_has_begun_and_the_rest_goes_elsewhere(one
         assert farm.submit(abs, -7).result(DEADLINE) == 7
 
 
+def test_a_broadcast_passes_over_a_server_that_is_being_removed(one, other):
+    with Gate() as gate, FarmExecutor(one.address) as farm:
+        held = farm.submit(pass_gate, gate.address, 0)
+        gate.wait_for_arrivals(1)
+        farm.add_server(other.address)
+        farm.connect(DEADLINE)
+        with pytest.raises(TimeoutError, match="still works"):
+            farm.remove_server(one.address, timeout=0.05)
+        assert len(farm.broadcast(pid, timeout=DEADLINE)) == 1
+        gate.open()
+        assert held.result(DEADLINE) == 0
+
+
 def test_a_server_removed_at_once_has_its_tasks_tried_elsewhere_free_of_charge(one, other):
     with Gate() as gate, FarmExecutor(one.address, max_attempts=2) as farm:
         again = farm.submit(pass_gate, gate.address, 7)

@@ -110,8 +110,8 @@ class Broadcasts:
         self, function: Function, arguments: Payload, options: TaskOptions, servers: Servers, *, persistent: bool
     ) -> Broadcast:
         """Send the call to every worker, including those of servers yet to answer; see `Engine.broadcast`."""
-        # A copy: servers that are added from now on have come later.
-        answers = dict(servers.answered)
+        # Servers that are added from now on have come later.
+        answers = servers.staying()
         broadcast = Broadcast(function, arguments, options, {server: Future() for server in answers})
         # Before the cast below: a worker that comes in between is told by one of the two, and `has_been_made`
         # ensures that it is not told by both.
@@ -163,7 +163,8 @@ class Broadcasts:
         dispatch = self._dispatch
         # One hold for all: the farm must not close between the check and the submit, or the calls would hang.
         with HeldBack(), dispatch.deciding:
-            slots = range(counts[server])
+            # None if it has been removed meanwhile: as if that had been before the broadcast.
+            slots = range(counts.get(server, 0))
             calls = [self._call(broadcast, broadcast.options, (server, slot)) for slot in slots]
             futures = [_future_of(call) for call in calls]
             too_late = dispatch.closed

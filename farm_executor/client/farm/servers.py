@@ -170,6 +170,10 @@ class Servers:
         """Return how many workers are expected: from servers that have answered, and from embedded ones."""
         return sum(self.counts.get(link, 0) if link.up else link.prospects for link in self)
 
+    def staying(self) -> dict[ServerLink, Future[int]]:
+        """Return the servers that are not being removed, each with the future of its answer."""
+        return {link: answer for link, answer in list(self.answered.items()) if link not in self._removed}
+
     def describe(self) -> str:
         """Return a text for people that names each server and the result of dialling it."""
         return "; ".join(f"{source} ({source.last_error or 'no answer'})" for source in self._all())
