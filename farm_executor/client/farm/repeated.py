@@ -161,7 +161,7 @@ class Repeated:
         try:
             record = self._copy(view)
         except (OSError, MemoryError) as error:
-            logger.debug("an argument that repeats travels with each call, as there is no copy of it: %s", error)
+            logger.debug("argument travels with each call error=%s", error)
             with self._lock:
                 self._repeats.leave(key)
             return None
