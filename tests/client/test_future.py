@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from farm_executor import FarmExecutor
 from farm_executor.client.farm.call import Call
-from farm_executor.client.farm.future import FarmFuture, call_of, settle_plainly, start_all
+from farm_executor.client.farm.future import FarmFuture, call_of, cancelled, settle_plainly, start_all
 from farm_executor.client.farm.options import TaskOptions
 
 DEADLINE = 20.0
@@ -425,3 +425,16 @@ def test_a_future_shows_no_more_than_a_plain_one_and_what_is_documented():
         for future in [FarmFuture(), *waiting]:
             shown = {name for name in dir(future) if not name.startswith("_")}
             assert shown == {name for name in dir(Future()) if not name.startswith("_")} | documented
+
+
+def test_a_future_that_is_done_tells_its_outcome_without_a_condition():
+    """One for each would be most of the cost of a result that comes through a channel."""
+    good, bad = FarmFuture(), FarmFuture()
+    start_all([good, bad])
+    error = ValueError("no")
+    settle_plainly([(good, 7)])
+    settle_plainly([(bad, error)], as_errors=True)
+    assert (good.cancelled(), good.exception(), good.result()) == (False, None, 7)
+    assert (bad.cancelled(), bad.exception()) == (False, error)
+    assert good._own_condition is bad._own_condition is None
+    assert cancelled().cancelled()

@@ -61,7 +61,8 @@ MUST_NOT_WAIT = (
     "midst of the farm's work, keeps the farm from being heard. Submit there, and wait elsewhere"
 )
 PENDING, RUNNING, CANCELLED, FINISHED = "PENDING", "RUNNING", "CANCELLED", "FINISHED"
-_SETTLED = (CANCELLED, "CANCELLED_AND_NOTIFIED", FINISHED)
+_CANCELLED = (CANCELLED, "CANCELLED_AND_NOTIFIED")
+_SETTLED = (*_CANCELLED, FINISHED)
 
 _lock = threading.RLock()  # reentrant, as a destructor that the garbage collector runs may use other futures
 
@@ -297,8 +298,10 @@ class FarmFuture(Future[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """See `concurrent.futures.Future.exception`."""
+        if self._state == FINISHED:
+            return self._exception
         call = self._call
-        if call is not None and self._state != FINISHED:
+        if call is not None:
             timeout = self._wait(call.owner, timeout)
         return super().exception(timeout)
 
@@ -313,9 +316,16 @@ class FarmFuture(Future[T]):
                 self._await_settling(timeout)
         return 0.0
 
+    # The standard library's two would make a Condition for each future that is asked. It guards nothing here: a
+    # state is set in one step, and after the outcome.
+
     def done(self) -> bool:
         """See `concurrent.futures.Future.done`."""
         return self._state in _SETTLED
+
+    def cancelled(self) -> bool:
+        """See `concurrent.futures.Future.cancelled`."""
+        return self._state in _CANCELLED
 
     def cancel(self) -> bool:
         """Cancel the call if no worker has begun it; see `concurrent.futures.Future.cancel`.
