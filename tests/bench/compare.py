@@ -38,6 +38,7 @@ from machine import (
     raw_echo,
     raw_one_way,
     resident_bytes,
+    wait_until_idle,
 )
 from simulate import cost_per_task
 from workloads import identity
@@ -114,7 +115,11 @@ class Bench:
         def round() -> Measured:
             names = [name for name in self.all if name != but]
             start = next(first) % len(names)
-            measured = {name: measure(self.all[name]) for name in names[start:] + names[:start]}
+            measured = {}
+            for name in names[start:] + names[:start]:
+                if self.peers:
+                    wait_until_idle()
+                measured[name] = measure(self.all[name])
             return {name: measured[name] for name in names}
 
         return round

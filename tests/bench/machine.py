@@ -1,5 +1,6 @@
 """The machine while something is measured: cores kept awake, peak memory, what raw sockets can do."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -151,6 +152,17 @@ def cpu_seconds(pids: list[int]) -> float:
             fields = file.read().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
+
+
+def wait_until_idle() -> None:
+    """Wait until this process and its descendants have cleared up, which may take seconds after a result."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # one has ended meanwhile
+            pids = [os.getpid(), *descendants(os.getpid())]
+            before = cpu_seconds(pids)
+            time.sleep(0.25)
+            if cpu_seconds(pids) - before <= 0.03:
+                return
 
 
 @contextmanager
