@@ -154,14 +154,14 @@ def cpu_seconds(pids: list[int]) -> float:
     return total
 
 
-def wait_until_idle() -> None:
-    """Wait until this process and its descendants have cleared up, which may take seconds after a result."""
+def wait_until_idle(pids: list[int]) -> None:
+    """Wait until these processes have cleared up, which may take seconds after a result; some may have ended."""
     while True:
-        with contextlib.suppress(FileNotFoundError):  # one has ended meanwhile
-            pids = [os.getpid(), *descendants(os.getpid())]
-            before = cpu_seconds(pids)
+        here = [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+        with contextlib.suppress(FileNotFoundError):  # one has ended just now
+            before = cpu_seconds(here)
             time.sleep(0.25)
-            if cpu_seconds(pids) - before <= 0.03:
+            if cpu_seconds(here) - before <= 0.03:
                 return
 
 
