@@ -41,7 +41,7 @@ class Far:
         self._listener: socket.socket | None = None
         self._listens = False  # since the near end is there: before that, who dials waits
         self._lock = threading.Lock()
-        self._words: list[bytes] = []
+        self._words: dict[str, bytes] = {}  # the last of each kind, for a near end that begins again
         self._heard = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
         self._alone = False  # whether the server is dialled, and does not dial
@@ -84,7 +84,7 @@ class Far:
                     if word.startswith(mark.encode()) and len(word) < CHUNK:
                         told = json.loads(word[len(mark) :])
                         said.update({} if "tried" in told else told)
-                        self._say(word[len(mark) :])
+                        self._say(str(told.get("tried") or next(iter(told), "")), word[len(mark) :])
         except OSError as error:
             return {"error": f"cannot run {program[0]}: {error}"}
         finally:
@@ -104,7 +104,7 @@ class Far:
         with self._lock:
             if epoch > self._ends.tunnel.epoch:
                 self._ends.begin(epoch)
-                for word in self._words:
+                for word in self._words.values():
                     self._ends.say(word)
             elif epoch < self._ends.tunnel.epoch:
                 return request(self._ends.tunnel.epoch)
@@ -149,9 +149,9 @@ class Far:
             with contextlib.suppress(OSError):
                 process.stdin.close()
 
-    def _say(self, word: bytes) -> None:
+    def _say(self, kind: str, word: bytes) -> None:
         with self._lock:
-            self._words.append(word)
+            self._words[kind] = word
             self._ends.say(word)
 
     def _refuse(self) -> socket.socket:

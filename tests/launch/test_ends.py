@@ -1,11 +1,14 @@
-"""The sockets at the ends of a tunnel."""
+"""The sockets at the ends of a tunnel, and what its far end keeps."""
 
+import base64
 import contextlib
+import json
 import socket
 
 from farm_executor.core import tunnel
 from farm_executor.core.tunnel import Tunnel
 from farm_executor.launch.ends import Ends, Loop
+from farm_executor.launch.far import Far
 
 
 def refused():
@@ -39,3 +42,14 @@ def test_what_a_peer_has_sent_before_it_closed_arrives_after_the_other_has_said_
             other.receive(ends.take(30))
             came = b"".join(other.connections[number].held) if number in other.connections else came
         assert came == b"the rest"
+
+
+def test_of_what_a_server_says_again_and_again_only_the_last_is_kept():
+    """Its ways may fail for one reason and another in turn, for as long as it lives."""
+    said = [{"tried": way, "error": str(number)} for number in range(50) for way in ("back", "engine")]
+    words = [{"ready": True, "server": "s"}, *said]
+    command = f"for word in {[json.dumps(word) for word in words]!r}: print('mark' + word)"
+    far = Far()
+    config = base64.b64encode(b'""\n' + json.dumps({"via": ["back"]}).encode())
+    assert far.hold("", command, config.decode(), "mark") == {"ready": True, "server": "s"}
+    assert [json.loads(word) for word in far._words.values()] == [words[0], *said[-2:]]
