@@ -1,6 +1,6 @@
-"""Provide the memory that large parts of payloads are received into.
+"""Provide the memory that large parts of payloads are received into, and compare such memory.
 
-This module owns where such memory comes from, by what it becomes. It must not know who sends what.
+This module owns where it comes from, by what it becomes. It must not know who sends what.
 
 The system provides the pages as they are filled, so a size that a peer merely announces costs nothing. Memory that
 is filled with zeros first would halve the speed of receiving at 64 MiB and more. So would pages of 4 KiB where the

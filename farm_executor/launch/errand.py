@@ -1,7 +1,8 @@
 """What a job that is to become a server is sent through its standard input, whoever has granted it.
 
-This module owns the job's first lines, which must run where farm_executor may be missing, and the key that is made
-for its server. It must not know who grants the job, nor what its server does, which is in `granted`.
+This module owns the job's first lines, which must run where farm_executor may be missing, what is sent along then,
+what is made of a failure that a job reports, and the key that is made for its server. It must not know who grants
+the job, nor what its server does, which is in `granted`.
 """
 
 from __future__ import annotations
