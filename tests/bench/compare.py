@@ -26,6 +26,7 @@ from unittest import mock
 
 import beside_ray
 import chart
+import floors
 import numpy as np
 import workloads
 from machine import (
@@ -51,6 +52,8 @@ WORKERS = 2
 PUBLISHED = Path(__file__).parents[2] / "docs" / "_static"
 POOL, EMBEDDED, SERVERS = "PPE", "embedded", "TCP servers"
 FAMILIES = {EMBEDDED: socket.AF_UNIX, SERVERS: socket.AF_INET}
+MACHINE = {name: f"bare, {name}" for name in FAMILIES}
+"""The columns of what the machine itself takes for the same, see `floors`."""
 
 Measured = dict[str, float]
 """One round's figures by executor; less is better."""
@@ -150,16 +153,26 @@ class Bench:
 
             return round
 
+        def with_floor(measure: Callable[[], Measured], floor: Callable[[int], float]) -> Callable[[], Measured]:
+            return lambda: measure() | {MACHINE[name]: floor(family) for name, family in FAMILIES.items()}
+
+        def polled(family: int) -> float:
+            return floors.echo_of_calls(family, n(2000))
+
+        def slept_for(family: int) -> float:
+            return floors.echo_of_calls(family, n(2000), polls=False)
+
         def beside_raw_echo() -> Measured:
             with cores_awake():
                 raw = statistics.median(raw_echo(socket.AF_INET, 64, n(2000)))
                 return {"raw echo": raw} | {name: at(0.5)(farm) for name, farm in self.farms.items()}
 
         yield Row("no-op round trip, p50, cores asleep, us", None, each(at(0.5)))
-        yield Row("no-op round trip, p50, us", 0.25, awake(each(at(0.5))))
+        yield Row("no-op round trip, p50, us", 0.25, awake(with_floor(each(at(0.5)), polled)))
         yield Row("no-op round trip, p99, us", 1.0, awake(each(at(0.99))))
         for count, busy in enumerate(("one busy process", "two busy processes"), 1):
-            yield Row(f"no-op round trip beside {busy}, p50, us", None, beside(count, each(at(0.5))))
+            busily = beside(count, with_floor(each(at(0.5)), slept_for))
+            yield Row(f"no-op round trip beside {busy}, p50, us", None, busily)
         yield Row("processor time of client and workers for a call, us", 1.0, self._call_cpu)
         yield Row("no-op round trip beside a raw TCP echo, us", 2.2, beside_raw_echo, base="raw echo")
         for count in (20_000, 200_000):
@@ -242,10 +255,14 @@ class Bench:
                 "CPU-bound, 400 x 20 ms, s", 1 / 0.97, self._beside(4.0, workloads.cpu_bound), base="ideal", scale=1
             )
             yield Row("2,000 tasks of 1 ms over a link of 50 ms, s", 1 / 0.8, self._far_away, base="ideal", scale=1)
-        yield Row("fresh interpreter to first result, ms", 1.5, self._start, base="PPE, spawn", scale=1e3)
+        yield Row("fresh interpreter to first result, ms", 0.8, self._start, base="PPE, spawn", scale=1e3)
         yield Row("import, ms", 2.0, self._import, base="import concurrent.futures.process", scale=1e3)
         yield Row(
-            "six threads that call and wait, us a call", 0.5, each(lambda e: workloads.six_threads(e, n(500)))
+            "six threads that call and wait, us a call",
+            0.5,
+            with_floor(
+                each(lambda e: workloads.six_threads(e, n(500))), lambda f: floors.echo_in_threads(f, 6, n(500))
+            ),
         )
         yield Row(
             "round trip beside a busy thread, us", 0.5, each(lambda e: workloads.beside_a_busy_thread(e, n(150)))
@@ -396,6 +413,7 @@ class Bench:
         return {
             "PPE, spawn": workloads.start_up(workloads.SPAWN_PROGRAM),
             EMBEDDED: workloads.start_up(workloads.FARM_PROGRAM),
+            MACHINE[EMBEDDED]: floors.two_interpreters(),
         }
 
     def _import(self) -> Measured:
