@@ -34,27 +34,28 @@ OF_THE_PYTHON = [
     "tests/wire/test_tls.py",
     "tests/test_exports.py",
 ]
-OF_NEITHER = (  # what depends neither on the Python nor on the versions of what is installed, and takes long
-    "tests/client/test_resume.py",
-    "tests/client/test_rings.py",
-    "tests/client/test_servers.py",
-    "tests/core",
-    "tests/launch/test_clusters.py",
-    "tests/launch/test_dask.py",
-    "tests/launch/test_elastic.py",
-    "tests/launch/test_opened.py",
-    "tests/launch/test_ray.py",
-    "tests/launch/test_slurm.py",
-    "tests/launch/test_ssh.py",
-    "tests/launch/test_ways.py",
-    "tests/lfarm/test_channel.py",
-    "tests/lfarm/test_cognate.py",
-    "tests/lfarm/test_tasks.py",
-    "tests/test_demo.py",
-    "tests/wire/test_nobody_between.py",
-    "tests/wire/test_sealed.py",
-    "tests/test_docs.py",
-)
+OF_THE_PACKAGES = [  # what depends on the versions of what is installed
+    "tests/data",
+    "tests/shipping",
+    "tests/wire/test_encrypted_farm.py",
+    "tests/wire/test_keygen.py",
+    "tests/wire/test_versions.py",
+    "tests/client/test_async_tasks.py",
+    "tests/client/test_executor.py",
+    "tests/client/test_map_blocks.py",
+    "tests/client/test_repeated.py",
+    "tests/client/test_stream.py",
+    "tests/lfarm/test_closure.py",
+    "tests/server/test_keeping.py",
+    "tests/server/test_supervisor.py",
+    "tests/test_admin.py",
+    "tests/test_arguments.py",
+    "tests/test_dashboard.py",
+    "tests/test_dependencies.py",
+    "tests/test_metrics.py",
+    "tests/test_progress.py",
+    "tests/test_telemetry.py",
+]
 OURS = ("--rows", "farm-embedded,farm-servers")  # of the contract: not what the standard library's own pools do
 # Most tests wait for a process most of the time.
 SIDE_BY_SIDE = ("-n", str(2 * max(os.cpu_count() or 1, 2)), "--dist", "worksteal")
@@ -98,7 +99,7 @@ def _group(name: str) -> list[str]:
 
 
 PYTHONS = _find_pythons()
-# `minimums` runs most tests on the oldest Python, so that `tests` need not run some of them there by default.
+# `minimums` runs on the oldest Python, so that `tests` need not do so by default.
 NEWER = [f"tests-{python}" for python in PYTHONS if python != SUPPORTED[0]] or ["tests"]
 nox.options.sessions = ["lint", "types", "house", "minimums", *NEWER, "promises", "not_led", "origins", "docs"]
 FOR_TESTS = [".[completion,dashboard,metrics,otel,tls]", *_group("tests")]
@@ -136,13 +137,13 @@ def tests(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Run the tests with the lowest versions of all that the project declares.
 
-    Left out are those that do harm, and `OF_NEITHER`, unless named: `-- tests` runs all.
+    It runs those whose outcome depends on these or on the Python; `-- tests` runs all.
     """
     project = PROJECT["project"]
     extras = itertools.chain(*project["optional-dependencies"].values())
     declared = [*project["dependencies"], *extras, *_group("tests")]
     _install(session, ".", *(requirement.replace(">=", "==") for requirement in declared))
-    parts = session.posargs or [f"--ignore={path}" for path in ("tests/faults", "tests/integrations", *OF_NEITHER)]
+    parts = session.posargs or [*OURS, *sorted({*OF_THE_PYTHON, *OF_THE_PACKAGES})]
     _pytest(session, "--minimums", *parts)
 
 
