@@ -129,7 +129,7 @@ FLOORS = {
         ("supervisor",),
     ],
     "launch": [
-        ("back", "background", "child", "ends", "forms", "held", "kinship", "path", "place", "relay"),
+        ("back", "background", "child", "ends", "forms", "held", "kinship", "path", "place", "probing", "relay"),
         ("attending", "errand", "far", "frozen"),
         ("near",),
         ("cluster", "gateway", "granted", "local"),

@@ -68,6 +68,8 @@ class BackServer:
         """Where it can be dialled; None for nowhere."""
         self.lasts = False
         """Whether its end is told by `Rendezvous.part`: that all its connections end does not mean it."""
+        self.answers = True
+        """Whether the last attempt to reach it has led there."""
 
     def __str__(self) -> str:
         return f"{self._where}/{self.name}"
@@ -105,6 +107,7 @@ class BackServer:
         """
         dialled = self._dial(deadline)
         if isinstance(dialled, Socket):
+            self.answers = True
             return dialled
         with self._changed:
             until = min(deadline - time.monotonic(), TAKE_SECONDS)
@@ -113,7 +116,9 @@ class BackServer:
                 # With the lock held: until then, the other thread may find that the connection has ended.
                 self.forget(sock)
                 self._since = time.monotonic()
+                self.answers = True
                 return sock
+            self.answers = False
             gone = time.monotonic() - self._since > GONE_SECONDS
         if dialled is not None:
             raise dialled

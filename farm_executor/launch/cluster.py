@@ -95,7 +95,7 @@ class Asker(Protocol):
         """Return whether more is wanted than these servers."""
 
     def see(self, names: Collection[str]) -> None:
-        """Hear which servers are there, of all that have come. Called with each look."""
+        """Hear which servers can be reached, of all that have come. Called with each look."""
 
     def release(self, name: str) -> None:
         """Ask for none in place of the server of that name, which is about to be told to end."""
@@ -175,7 +175,7 @@ class ClusterServers:
                 return []
             raise ConnectionError(str(failure or self._asker.why())) from None
         self._was_up = True
-        self._asker.see([address.grant.name for address, _ in found])
+        self._asker.see([address.grant.name for address, _ in found if address.grant.answers])
         if self._asker.lacks(len(found)) and self._next_report <= time.monotonic():
             self._next_report = time.monotonic() + REPORT_EVERY
             logger.warning(

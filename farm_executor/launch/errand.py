@@ -26,8 +26,9 @@ from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
 from farm_executor.launch.place import private_directory
 from farm_executor.wire.security import Key, read_key, write_key
 
-__all__ = ["COMMAND", "LISTEN", "errand", "explained", "fresh_key", "is_sent", "read_content", "sent"]
+__all__ = ["COMMAND", "LISTEN", "PYTHON", "errand", "explained", "fresh_key", "is_sent", "read_content", "sent"]
 
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SENT = ("farm_executor", "cloudpickle", "tblib")  # pure Python, all of it
 
 LISTEN = "0.0.0.0"  # any of this machine's addresses may be the one that leads here from the jobs
@@ -40,7 +41,8 @@ _BOOT = """\
 config = json.loads(sys.stdin.buffer.readline())
 import os
 sent = config.pop("sent", "")
-if sent:
+asks = config.pop("asks", False)
+def take(sent):
     import base64, importlib.util, zlib
     texts = json.loads(zlib.decompress(base64.b64decode(sent)))
     class Sent:
@@ -59,37 +61,49 @@ if sent:
 config["host"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or config["host"]
 node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 config["name"] = config["name"] or node + ":" + (os.environ.get("SLURM_JOB_ID") or str(os.getpid()))
-try:
-    import importlib.util
-    for name in ("cloudpickle", "tblib"):  # which are not imported before the first task
-        if importlib.util.find_spec(name) is None:
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
-    from farm_executor.launch.granted import run_granted
-except Exception as error:
-    words = {"error": type(error).__name__ + ": " + str(error)}
-    if isinstance(error, ImportError):
-        words["missing"] = str(error.name)
+while True:
+    if sent:
+        take(sent)
+    try:
+        import importlib.util
+        for name in ("cloudpickle", "tblib"):  # which are not imported before the first task
+            if importlib.util.find_spec(name) is None:
+                raise ModuleNotFoundError("No module named " + repr(name), name=name)
+        from farm_executor.launch.granted import run_granted
+        break
+    except Exception as error:
+        words = {"error": type(error).__name__ + ": " + str(error)}
+        if isinstance(error, ImportError):
+            words["missing"] = str(error.name)
     try:
         from farm_executor._version import __version__
         words["version"] = __version__
     except Exception:
         pass
     words["python"] = "%d.%d" % sys.version_info[:2]
+    words["asks"] = asks and not sent and "missing" in words
     print(config["mark"] + json.dumps(words), flush=True)
-    os._exit(1)
+    sent = words["asks"] and sys.stdin.buffer.readline()
+    if not sent:
+        os._exit(1)
 run_granted(config)
 os._exit(0)
 """
 
 
 def errand(**config: Any) -> bytes:
-    """Return what goes down a job's standard input; see `granted.run_granted` for the configuration."""
+    """Return what goes down a job's standard input.
+
+    Args:
+        config: See `granted.run_granted`; and ``sent``, what `sent` returns, or ``asks``, whether a job that lacks
+            it may wait for it as one more line of its standard input.
+    """
     return b"".join(json.dumps(line).encode() + b"\n" for line in (_BOOT, config))
 
 
 @functools.cache
 def sent() -> str:
-    """Return what an errand may carry for an interpreter that lacks farm_executor, as its ``sent``.
+    """Return what an errand may carry for an interpreter that lacks farm_executor.
 
     It holds the text of every module of farm_executor and of what that needs, by name, and whether it is a package.
     Nothing is written to a disk there, and so nothing is left.
@@ -121,13 +135,12 @@ def explained(who: str, python: str, word: Mapping[str, Any]) -> FarmError:
     if "missing" not in word:
         return BrokenFarmError(f"{begin}: {error}")
     missing, there = one_line(str(word["missing"]), MAX_MESSAGE), one_line(str(word.get("python", "")), MAX_MESSAGE)
-    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     has = one_line(str(word.get("version", "")), MAX_MESSAGE)
-    if (has and has != __version__) or (there and there != here):
-        mismatches = {"python": (here, there), "farm_executor": (__version__, has or "none")}
+    if (has and has != __version__) or (there and there != PYTHON):
+        mismatches = {"python": (PYTHON, there), "farm_executor": (__version__, has or "none")}
         return VersionMismatchError(
             f"{begin}: {python or 'the interpreter'} there is Python {there} with "
-            f"{f'farm_executor {has}' if has else 'no farm_executor'}, and this program is Python {here} with "
+            f"{f'farm_executor {has}' if has else 'no farm_executor'}, and this program is Python {PYTHON} with "
             f"farm_executor {__version__} ({error}); run both with the same minor version of Python, and install "
             "this version of farm_executor there",
             {name: pair for name, pair in mismatches.items() if pair[0] != pair[1]},

@@ -120,6 +120,7 @@ class Slurm(NamedTuple):
         python: The interpreter there; empty for this program's own.
         env: Variables of each worker; see `core.environment`.
         min: See `Dask`; likewise ``max`` and ``idle``.
+        via: "direct" or "back"; empty for whichever leads there.
     """
 
     partition: str = ""
@@ -137,6 +138,7 @@ class Slurm(NamedTuple):
     min: int = 0
     max: int = 0
     idle: int = IDLE
+    via: str = ""
 
     @property
     def scheme(self) -> str:
@@ -323,6 +325,8 @@ def read_slurm(value: str, rest: str) -> Slurm:
         raise wrong(value, "after slurm:// stands the name of a partition, or nothing for the default one")
     options = _options(value, query, (*Slurm._fields[1:], "workers"))
     _check_elastic(value, options, "nodes")
+    if options.get("via") == "engine":
+        raise wrong(value, "Slurm carries no bytes for programs: via= is direct or back, both by default")
     workers = options.pop("workers", None)
     if workers is not None:
         if "nodes" in options:

@@ -26,7 +26,8 @@ from typing import Any, Protocol
 from farm_executor._record import NamedTuple
 from farm_executor.launch.ends import Loop
 from farm_executor.launch.errand import COMMAND, errand, is_sent, sent
-from farm_executor.launch.near import Near, probe
+from farm_executor.launch.near import Near
+from farm_executor.launch.probing import probe
 
 __all__ = ["ANSWER_SECONDS", "END_SECONDS", "Engine", "Grant", "RefusedError", "Room", "main"]
 

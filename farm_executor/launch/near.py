@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,12 +17,12 @@ from typing import Any
 from farm_executor.core.tunnel import Flight, TunnelError, heading, request
 from farm_executor.launch.ends import Ends, Loop
 from farm_executor.launch.far import GONE_SECONDS
+from farm_executor.launch.probing import PROBE_SECONDS
 from farm_executor.wire.sockets import Socket, dial_at_once
 
-__all__ = ["Near", "probe"]
+__all__ = ["Near"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0  # seconds, after calls that have failed
-PROBE_SECONDS = 1.0  # for a server's port to answer, before it is left to the other ways
 
 
 class Near:
@@ -172,17 +171,3 @@ class Near:
 
     def _dial(self) -> Socket:
         return dial_at_once("127.0.0.1", self._port, PROBE_SECONDS)
-
-
-def probe(host: str, port: int, told: Callable[[str], None]) -> None:
-    """See whether a server can be dialled, without waiting for that; tell why it cannot, or nothing."""
-
-    def run() -> None:
-        try:
-            dial_at_once(host, port, PROBE_SECONDS).close()
-        except OSError as error:
-            told(str(error))
-        else:
-            told("")
-
-    threading.Thread(target=run, name="farm-probe", daemon=True).start()

@@ -1,7 +1,7 @@
 """Servers on nodes that Slurm grants: one job for each, held by an ``srun`` of ours.
 
 This module owns the near end: srun's command line, what it says, and when a job is asked for again. It must not
-know what the job does, which is in `granted`, nor how its server is reached: it dials us, see `cluster`.
+know what the job does, which is in `granted`, nor what passes between us and its server, see `cluster`.
 
 srun stands where ssh does for `ssh`. What the server needs, the key included, goes down its standard input, never
 on a command line. Standard input stays open; its end means that this process is gone, and ends the server, and with
@@ -34,6 +34,7 @@ from farm_executor.launch import errand
 from farm_executor.launch.cluster import ClusterServers, Home
 from farm_executor.launch.errand import COMMAND, explained
 from farm_executor.launch.forms import Slurm
+from farm_executor.launch.probing import probe
 from farm_executor.wire.address import Address
 
 __all__ = ["SRUN_VARIABLE", "SlurmJobs", "source_of"]
@@ -67,7 +68,7 @@ class SlurmJobs:
     @property
     def listen(self) -> str:
         """See `cluster.Asker`."""
-        return errand.LISTEN
+        return "127.0.0.1" if self._slurm.via == "direct" else errand.LISTEN
 
     def __init__(self, slurm: Slurm) -> None:
         self._slurm = slurm
@@ -75,7 +76,7 @@ class SlurmJobs:
         self._jobs: list[_Job] = []
         self._home: Home | None = None  # since the jobs were asked for
         self._wanted = 0
-        self._failure = ""
+        self._failure: FarmError | None = None
         self._was_up = False  # whether any job's server has served
         self._timers: set[threading.Timer] = set()
         self._reasons: dict[str, str] = {}  # by the numbers of jobs that wait
@@ -111,6 +112,8 @@ class SlurmJobs:
             elif now - job.seen > LOST_SECONDS:
                 logger.warning("job lost of=%s job=%s", self._slurm, job.number or "unknown")
                 job.give_up()
+            elif job.at and not job.met:  # its network may have been too busy to answer the first time
+                self._dial(job)
 
     def release(self, name: str) -> None:
         """See `cluster.Asker`."""
@@ -122,7 +125,7 @@ class SlurmJobs:
     def failure(self) -> FarmError | None:
         """See `cluster.Asker`."""
         alive = any(job.alive for job in list(self._jobs))
-        return BrokenFarmError(self._failure) if self._failure and not alive else None
+        return None if alive else self._failure
 
     def lacks(self, have: int) -> bool:
         """See `cluster.Asker`."""
@@ -164,21 +167,46 @@ class SlurmJobs:
             "name": "",
             "gpus": self._slurm.gpus,
             "env": list(self._slurm.env),
-            "via": ["back"],
+            "via": [self._slurm.via] if self._slurm.via else ["direct", "back"],
+            "asks": True,
         }
         self._jobs.append(_Job(_run_srun(self._slurm), mark, config, self._on_word, self._on_end))
 
     def _on_word(self, job: _Job, word: dict[str, Any]) -> None:
         """Hear what a job's server says, in the job's thread."""
-        if "error" in word:
-            self._failure = str(explained(str(self._slurm), self._slurm.python or sys.executable, word))
+        if "tried" in word:
+            job.failed[str(word["tried"])] = str(word["error"])
+        elif "ready" in word and job.at:
+            self._dial(job)
+        elif word.get("asks") and errand.is_sent(word) and word["python"] == errand.PYTHON:
+            job.send()
+        elif "error" in word:
+            job.let_go()
+            self._failure = explained(str(self._slurm), self._slurm.python or sys.executable, word)
         elif "draining" in word:
             job.draining = True
             logger.info("job about to end of=%s job=%s", self._slurm, job.number or "unknown")
 
+    def _dial(self, job: _Job) -> None:
+        """See whether a job's server can be dialled from here; many a cluster lets nobody in to its nodes."""
+        host, port = job.at
+
+        def told(why: str) -> None:
+            with self._lock:
+                if why:
+                    job.failed["direct"] = f"{host}:{port}: {why}"
+                elif job.alive and self._home is not None:
+                    job.met = True
+                    self._home.meet(job.server, job.name, (host, port))
+
+        probe(host, port, told)
+
     def _on_end(self, job: _Job) -> None:
         """Ask for another job in place of one that has ended, in the job's thread."""
+        assert self._home is not None
         with self._lock:
+            if job.met:
+                self._home.part(job.server)
             if self._ended:
                 return
             self._was_up = self._was_up or job.was_up
@@ -186,7 +214,7 @@ class SlurmJobs:
             if job.leaving:
                 logger.info("job let go of=%s job=%s", self._slurm, job.number or "unknown")
             elif not self._was_up:
-                self._failure = self._failure or (
+                self._failure = self._failure or BrokenFarmError(
                     f"cannot start {self._slurm}: srun ended with exit code {job.code}; it said: {job.said}"
                 )
             elif self._asked() < self._wanted:
@@ -218,13 +246,16 @@ class SlurmJobs:
     def why(self) -> str:
         """Return what Slurm says about the jobs that wait."""
         if self._failure:
-            return self._failure
-        waiting = [job for job in list(self._jobs) if not job.was_up]
+            return str(self._failure)
+        jobs = list(self._jobs)
+        waiting = [job for job in jobs if not job.was_up]
         numbers = [job.number for job in waiting if job.number]
+        if not waiting:
+            failed = next((job.failed for job in jobs if job.failed), {})
+            ways = "; ".join(f"{way}: {one_line(why, MAX_MESSAGE)}" for way, why in list(failed.items()))
+            return f"its server has been granted, and cannot be reached so far{': ' if ways else ''}{ways}"
         if not numbers:
-            return (
-                "srun has been asked, and says nothing so far" if waiting else "its server has not dialled in yet"
-            )
+            return "srun has been asked, and says nothing so far"
         if self._next_question <= time.monotonic():
             self._next_question = time.monotonic() + REASONS_SECONDS
             self._reasons = _ask_squeue(numbers)
@@ -239,6 +270,10 @@ class _Job:
     Attributes:
         number: Slurm's number of the job; empty until srun has said it.
         name: What its server is called by; empty until it has served.
+        server: A word that no other server has.
+        at: Where it listens; empty if it only dials.
+        met: Whether it has been found that it can be dialled there.
+        failed: Why ways to it do not lead there, or did not at first.
         was_up: Whether its server has served.
         draining: Whether that is about to end, and waits for no more than what runs.
         seen: When it was last known to be there, or not to have come yet.
@@ -261,6 +296,10 @@ class _Job:
         self._lines: deque[str] = deque(maxlen=SHOWN_LINES)
         self.number = ""
         self.name = ""
+        self.server = ""
+        self.at: list[Any] = []
+        self.met = False
+        self.failed: dict[str, str] = {}
         self.leaving = False
         self.was_up = False
         self.draining = False
@@ -281,6 +320,12 @@ class _Job:
     def said(self) -> str:
         """The last of srun's own words."""
         return one_line(" / ".join(self._lines), MAX_MESSAGE) or "nothing"
+
+    def send(self) -> None:
+        """Send farm_executor to the job, which waits for it."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or is to
+            self._process.stdin.write(errand.sent().encode() + b"\n")
 
     def let_go(self) -> None:
         """Make the server end, or take the job out of the queue, without waiting for it."""
@@ -327,6 +372,7 @@ class _Job:
             word: dict[str, Any] = json.loads(line[len(self._mark) :])
             if "ready" in word:
                 self.was_up, self.name = True, str(word.get("name"))
+                self.server, self.at = str(word["server"]), word["at"]
             self._on_word(self, word)
         elif _OF_SLURM.match(line):
             text = line.decode(errors="replace").strip()

@@ -3,15 +3,21 @@
 import contextlib
 import logging
 import os
+import pickle
+import re
 import signal
+import subprocess
 import sys
 import threading
 
 import pytest
+from launch.tasks import origin
+from launch.test_ssh import other_python
+from launch.test_ways import bare, peers
 from server import tasks
-from server.processes import DEADLINE, children, command_line, wait_until
+from server.processes import DEADLINE, alive, children, command_line, wait_until
 
-from farm_executor import AddressError, AuthenticationError, BrokenFarmError, FarmExecutor
+from farm_executor import AddressError, AuthenticationError, BrokenFarmError, FarmExecutor, VersionMismatchError
 from farm_executor.client.farm import discovery
 from farm_executor.launch import cluster as cluster_module
 from farm_executor.launch import errand, slurm
@@ -92,7 +98,8 @@ def test_a_job_that_dies_is_asked_for_again_and_its_task_is_tried_again(srun, tm
 
 def test_a_job_that_is_lost_while_srun_waits_for_it_is_given_up(srun, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "LOST_SECONDS", 0.2)
-    monkeypatch.setattr(discovery, "RETRY_SECONDS", 0.1)
+    for name in ("RETRY_SECONDS", "RESOLVE_SECONDS"):
+        monkeypatch.setattr(discovery, name, 0.1)
     asked = srun(
         f"""if mkdir {tmp_path}/first; then
             export SLURM_JOB_ID=17 SLURMD_NODENAME=n1 SLURM_LAUNCH_NODE_IPADDR=127.0.0.1
@@ -106,6 +113,40 @@ def test_a_job_that_is_lost_while_srun_waits_for_it_is_given_up(srun, tmp_path, 
         os.kill(server, signal.SIGKILL)
         wait_until(lambda: len(asked()) == 2, "another is asked for")
         assert farm.submit(abs, -1).result(DEADLINE) == 1
+
+
+@pytest.mark.parametrize("via", ["direct", "back"])
+def test_each_way_leads_there(srun, via):
+    srun()
+    with FarmExecutor(f"slurm://?via={via}", max_attempts=1) as farm:
+        assert farm.submit(pow, 2, 10).result(DEADLINE) == 1024
+        home = farm._backing.supply._sources[0][1]._home
+        assert (home.port in {there for _, there in farm.submit(peers).result(DEADLINE)}) == (via == "back")
+
+
+def test_a_node_that_cannot_be_dialled_dials_the_program(srun, monkeypatch):
+    monkeypatch.setattr(slurm, "probe", lambda host, port, told: told("no route"))
+    srun()
+    with FarmExecutor("slurm://") as farm:
+        seen = farm.submit(peers).result(DEADLINE)
+        home = farm._backing.supply._sources[0][1]._home
+        assert home.port in {there for _, there in seen}
+
+
+def test_a_node_that_nothing_leads_to_is_told_of_with_its_reasons_and_dialled_again(srun, monkeypatch, caplog):
+    closed = []  # how often it has been found closed
+
+    def probe(host, port, told):
+        closed.append(port)
+        told("no route" if len(closed) < 3 else "")
+
+    monkeypatch.setattr(slurm, "probe", probe)
+    for name, seconds in (("FIRST_REPORT", 0.0), ("RETRY_SECONDS", 0.1), ("REPORT_EVERY", 0.01)):
+        monkeypatch.setattr(discovery, name, seconds)
+    srun()
+    with caplog.at_level(logging.WARNING), FarmExecutor("slurm://?via=direct") as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+    assert re.search(r"cannot be reached so far: direct: 127\.0\.0\.1:\d+: no route", caplog.text)
 
 
 def test_a_process_that_a_task_starts_can_be_terminated(srun):
@@ -122,6 +163,48 @@ def terminate_a_child():
         return process.wait(DEADLINE)
 
 
+def test_farm_executor_is_sent_along_where_it_lacks(srun, tmp_path):
+    asked = srun()
+    with FarmExecutor(f"slurm://?python={bare(tmp_path)}") as farm:
+        assert farm.submit(origin, "farm_executor.data.payload").result(DEADLINE) == (
+            "<sent farm_executor.data.payload>"
+        )
+    assert len(asked()) == 1
+
+
+def test_a_key_of_the_executors_is_not_used_for_it(srun):
+    srun()
+    with FarmExecutor("slurm://", key=os.urandom(32)) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+
+
+def test_an_executor_that_is_pickled_asks_for_jobs_of_its_own(srun):
+    asked = srun()
+    with FarmExecutor("slurm://") as farm, pickle.loads(pickle.dumps(farm)) as other:
+        assert farm.submit(abs, -1).result(DEADLINE) == other.submit(abs, -1).result(DEADLINE) == 1
+    assert len(asked()) == 2
+
+
+def test_a_killed_program_leaves_nothing(srun):
+    srun()
+    code = [
+        "import time",
+        "from farm_executor import FarmExecutor",
+        "from farm_executor.launch import errand",
+        "errand.LISTEN = '127.0.0.1'",
+        "farm = FarmExecutor('slurm://')",
+        "print(farm.submit(abs, -1).result(60), flush=True)",
+        "farm.submit(time.sleep, 600)",
+        "time.sleep(600)",
+    ]
+    with subprocess.Popen([sys.executable, "-c", "\n".join(code)], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout.readline() == "1\n"
+        placed = servers_of(program.pid)
+        assert placed
+        program.kill()
+        wait_until(lambda: not any(map(alive, placed)), "the server is gone")
+
+
 # -- what does not ------------------------------------------------------------------------------------------
 
 
@@ -131,6 +214,23 @@ def test_what_slurm_does_not_take_breaks_the_farm_with_its_words_and_is_not_trie
     with FarmExecutor("slurm://nope?nodes=2") as farm, pytest.raises(BrokenFarmError, match=words):
         farm.submit(abs, -1).result(DEADLINE)
     assert len(asked()) == 2
+
+
+def test_what_slurm_wants_to_know_first_breaks_the_farm_with_its_words(srun):
+    asked = srun("echo 'srun: error: Unable to allocate resources: Invalid account' >&2; exit 1")
+    with FarmExecutor("slurm://?account=no") as farm, pytest.raises(BrokenFarmError, match="Invalid account"):
+        farm.submit(abs, -1).result(DEADLINE)
+    assert len(asked()) == 1
+
+
+@pytest.mark.skipif(other_python() is None, reason="there is no other Python")
+def test_another_minor_version_of_python_without_farm_executor_is_named_with_this_one(srun):
+    srun("unset PYTHONPATH")
+    with FarmExecutor(f"slurm://?python={other_python()}") as farm, pytest.raises(VersionMismatchError) as caught:
+        farm.submit(abs, -1).result(DEADLINE)
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    there = ".".join(other_python().parent.parent.name.split(".")[:2])
+    assert caught.value.mismatches["python"] == (here, there)
 
 
 def test_one_that_is_refused_after_another_has_served_is_asked_for_again(srun, tmp_path, monkeypatch):

@@ -233,6 +233,7 @@ def test_where_a_server_is_to_listen_or_be_asked_nobody_is_waited_for():
         ),
         ("slurm://?time=2-12:30:00&account=a&qos=b", Slurm(time="2-12:30:00", account="a", qos="b"), None),
         ("slurm://?constraint=a%26b|c", Slurm(constraint="a&b|c"), "slurm://?constraint=a%26b%7Cc"),
+        ("slurm://?via=direct", Slurm(via="direct"), None),
         ("slurm://?python=~/venv/bin/python", Slurm(python="~/venv/bin/python"), None),
         ("slurm://?env=A={slot}&env=B=1,2", Slurm(env=(("A", "{slot}"), ("B", "1,2"))), None),
     ],
@@ -276,7 +277,8 @@ def test_servers_that_slurm_grants(text, slurm, printed):
         ("slurm://?python=a%0Ab", "python= is the name"),
         ("slurm://?python=%ff", "not UTF-8"),
         ("slurm://?env=A", "env= is NAME=VALUE"),
-        ("slurm://?via=engine", "after the question mark come"),
+        ("slurm://?via=engine", "Slurm carries no bytes"),
+        ("slurm://?via=tunnel", "via= is direct"),
     ],
 )
 def test_no_such_cluster_is_asked(text, why):
