@@ -97,10 +97,10 @@ ROWS = (
     Row("farm-embedded", make_embedded_farm, frozenset(FARM), ("no_leaks",)),
     Row("farm-servers", make_farm_of_servers, frozenset(FARM), ("two_servers", "no_leaks")),
 )
-# Where `tests/engines` has started one, and the row is asked for.
+# Where `tests/engines` has started one, and the row is asked for; with "-engine", the engine carries all bytes.
 ON_CLUSTERS = tuple(
     Row(f"farm-{kind}", make_farm_on_a_cluster, frozenset(FARM - {"shares_managers"}), ("placed", "no_leaks"))
-    for kind in ("dask", "ray", "slurm")
+    for kind in ("dask", "dask-engine", "ray", "ray-engine", "slurm")
 )
 
 
@@ -174,25 +174,34 @@ def start_two_servers() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def servers_on_a_cluster() -> Iterator[list[Any]]:
+def servers_on_a_cluster() -> Iterator[Callable[[str], list[Any]]]:
     """Servers that a cluster holds, for executors with one worker and with two, who are on two "nodes"."""
     if not (cluster := os.environ.get(ON)):
         pytest.skip("run by one of tests/engines/*_cluster.py")
     from engines.placed import Placed
 
-    servers = [Placed(f"{cluster}?workers={workers}&per=1", workers) for workers in (1, 2)]
+    kept: dict[str, list[Any]] = {}
+
+    def servers(via: str) -> list[Any]:
+        if via not in kept:
+            options = f"per=1{'&via=' if via else ''}{via}"
+            kept[via] = [Placed(f"{cluster}?workers={workers}&{options}", workers) for workers in (1, 2)]
+        return kept[via]
+
     yield servers
-    for each in reversed(servers):
+    for each in [each for servers in kept.values() for each in servers][::-1]:
         each.release()
 
 
 @pytest.fixture
-def placed(servers_on_a_cluster: list[Any], row: Row) -> dict[int, str]:
+def placed(servers_on_a_cluster: Callable[[str], list[Any]], row: Row) -> dict[int, str]:
     """Their addresses, by the number of workers."""
-    assert os.environ[ON].partition(":")[0] == row.name.removeprefix("farm-"), "that is another cluster"
-    for each in servers_on_a_cluster:
+    _, kind, *via = row.name.split("-")
+    assert os.environ[ON].partition(":")[0] == kind, "that is another cluster"
+    found = servers_on_a_cluster("".join(via))
+    for each in found:
         each.wait()
-    return {workers: each.address for workers, each in enumerate(servers_on_a_cluster, 1)}
+    return {workers: each.address for workers, each in enumerate(found, 1)}
 
 
 @pytest.fixture(scope="session")
