@@ -269,10 +269,24 @@ def joblib(session: nox.Session) -> None:
     session.run("python", "tests/integrations/joblib_suite.py", *session.posargs)
 
 
+RAY = ("-m", "pip", "install", "-q", "--only-binary=ray", "ray[client]")
+
+
 def _install_engines(session: nox.Session) -> None:
     """Install Dask, and Ray where there is a wheel of it: for a new Python there is none for months."""
     session.install("--upgrade", "distributed")
-    session.run("python", "-m", "pip", "install", "-q", "--only-binary=ray", "ray[client]", success_codes=[0, 1])
+    session.run("python", *RAY, success_codes=[0, 1])
+
+
+def _python_with_ray(session: nox.Session) -> str:
+    """Return an interpreter that has Ray: the session's, or else one of the next older Python."""
+    script = "import importlib.util; print(importlib.util.find_spec('ray'))"
+    for python in PYTHONS[-2:-1] if session.run("python", "-c", script, silent=True) == "None\n" else ():
+        folder = Path(session.create_tmp()).resolve() / python
+        session.run(f"python{python}", "-m", "venv", "--clear", str(folder), external=True)
+        session.run(str(folder / "bin/python"), *RAY, *FOR_TESTS, external=True, success_codes=[0, 1])
+        return str(folder / "bin/python")
+    return "python"
 
 
 @nox.session(python=PYTHONS[-1], default=False)
@@ -280,16 +294,12 @@ def engines(session: nox.Session) -> None:
     """Run the contract and faults on real clusters, which are started here: Dask, Ray, Slurm; and on two hosts.
 
     Each says why where it cannot be: all but Dask need root and namespaces, Slurm a Debian to install it from.
+    `-- ray` runs but that part, `-- ray -- -x` passes the rest on to pytest.
     """
     _install(session, *FOR_TESTS)
     _install_engines(session)
-    for engine in ("dask", "ray", "slurm"):
-        beside = ("python", f"tests/engines/{engine}_cluster.py", "pytest", *session.posargs)
-        parts = ("tests/engines/test_everywhere.py", f"tests/engines/test_{engine}.py", "tests/contract")
-        environment = {"PYTHONDONTWRITEBYTECODE": None}
-        session.run(*beside, *parts, "--rows", f"farm-{engine}", env=environment)
-    hosts = ("python", "tests/engines/two_hosts.py", "pytest")
-    session.run(*hosts, "tests/engines/test_two_hosts.py", *session.posargs)
+    command = ("python", "tests/engines/every.py", "--ray", _python_with_ray(session))
+    session.run(*command, *session.posargs, env={"PYTHONDONTWRITEBYTECODE": None})
 
 
 @nox.session(python=PYTHONS[-1], default=False)
