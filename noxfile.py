@@ -227,6 +227,13 @@ def integrations(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[-1], default=False)
+def containers(session: nox.Session) -> None:
+    """Build the image and run the farm of Docker Compose, by a Docker that must be here."""
+    _install(session, *FOR_TESTS, "pip")
+    session.run("pytest", "tests/integrations/test_containers.py", *session.posargs, env={"CONTAINERS": "1"})
+
+
+@nox.session(python=PYTHONS[-1], default=False)
 def recipes(session: nox.Session) -> None:
     """Run the pages that use other libraries, with the newest of these; elsewhere such blocks are passed over."""
     _install(session, *FOR_TESTS, *_group("recipes"))
