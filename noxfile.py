@@ -301,7 +301,8 @@ def engines(session: nox.Session) -> None:
     """Run the contract and faults on real clusters, which are started here: Dask, Ray, Slurm; and on two hosts.
 
     Each says why where it cannot be: all but Dask need root and namespaces, Slurm a Debian to install it from.
-    `-- ray` runs but that part, `-- ray -- -x` passes the rest on to pytest.
+    `-- ray` runs but that part, `-- ray -- -x` passes the rest on to pytest. `-- dask-engine ray-engine` runs the
+    contract with all bytes carried by the engines.
     """
     _install(session, *FOR_TESTS)
     _install_engines(session)

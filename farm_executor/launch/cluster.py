@@ -22,7 +22,7 @@ from farm_executor.core.messages import AdminHello, to_json
 from farm_executor.errors import FarmError
 from farm_executor.launch.attending import Attending
 from farm_executor.launch.back import Rendezvous
-from farm_executor.launch.errand import fresh_key, read_content
+from farm_executor.launch.errand import check_keys, fresh_key, read_content
 from farm_executor.wire.address import Address
 from farm_executor.wire.dialling import connect
 from farm_executor.wire.security import Key
@@ -43,15 +43,14 @@ class Home(NamedTuple):
     """What servers need to dial this program.
 
     Attributes:
-        secret: The content of their key file.
-        port: Where they are waited for.
+        meeting: Returns the content of their key file, and the port where they are waited for. The first call makes
+            the key, which takes as long as some imports: begin what takes time before it.
         changed: To be called, in any thread, when it is worth looking again.
         meet: To be called, in any thread, with a server whose end will be told; see `Rendezvous.meet`.
         part: To be called when it has ended.
     """
 
-    secret: str
-    port: int
+    meeting: Callable[[], tuple[str, int]]
     changed: Callable[[], None]
     meet: Callable[[str, str, tuple[str, int] | None], None]
     part: Callable[[str], None]
@@ -137,6 +136,7 @@ class ClusterServers:
         self._lock = threading.Lock()
         self._place: Rendezvous | None = None
         self._key: Key | None = None
+        self._secret = ""
         self._home: Home | None = None
         self._changed: Callable[[], None] = lambda: None
         self._was_up = False  # whether any server has dialled in
@@ -157,16 +157,21 @@ class ClusterServers:
         with self._lock:
             if self._ended:
                 return []
-            place, home = self._open()
+            if self._home is None:
+                if not self.key:
+                    check_keys()
+                self._next_report = time.monotonic() + FIRST_REPORT
+                self._home = Home(self._meeting, lambda: self._changed(), self._meet, self._part)
             failure = self._asker.failure
             # Once there has been a server, what keeps the next from starting may pass, such as a limit.
             if failure and not self._was_up:
                 raise failure
             try:
-                self._asker.ask(home, self._wanted)
+                self._asker.ask(self._home, self._wanted)
             except FarmError:
                 if not self._was_up:
                     raise
+            place = self._open()
         try:
             found = place.look()
         except ConnectionError:
@@ -243,17 +248,29 @@ class ClusterServers:
         if self._place is not None:
             self._place.abandon()
 
-    def _open(self) -> tuple[Rendezvous, Home]:
+    def _open(self) -> Rendezvous:
         """Return where servers are waited for, and begin to. The lock is held."""
-        if self._place is None or self._home is None:
-            secret = self.key or fresh_key()
-            self._key = read_content(secret)
+        if self._place is None:
+            self._secret = self.key or fresh_key()
+            self._key = read_content(self._secret)
             place = Rendezvous(self._target, self._find_key, where=Address(self._asker.listen, 0), key=self._key)
             place.watch(lambda: self._changed())
-            self._home = Home(secret, place.listen(), lambda: self._changed(), place.meet, place.part)
-            self._next_report = time.monotonic() + FIRST_REPORT
+            place.listen()
             self._place = place
-        return self._place, self._home
+        return self._place
+
+    def _meeting(self) -> tuple[str, int]:
+        """See `Home`. The lock is held the first time."""
+        place = self._open() if self._place is None else self._place
+        return self._secret, place.port
+
+    def _meet(self, word: str, name: str, at: tuple[str, int] | None) -> None:
+        if (place := self._place) is not None:
+            place.meet(word, name, at)
+
+    def _part(self, word: str) -> None:
+        if (place := self._place) is not None:
+            place.part(word)
 
     def _tell_all(self, place: Rendezvous) -> None:
         """Tell all servers to end. Otherwise each would wait for us in vain, and hold what it has been granted."""

@@ -35,7 +35,7 @@ PATIENCE_SECONDS = 10.0  # without us, until a server ends: nothing else tells i
 GATEWAY_SECONDS = 15.0  # for the gateway to end
 
 _GATEWAY = (
-    f"import sys; sys.path[:] = [*filter(None, sys.path), {PACKAGE_ROOT!r}]; "
+    f"import gc; gc.disable(); import sys; sys.path[:] = [*filter(None, sys.path), {PACKAGE_ROOT!r}]; "
     "from farm_executor.launch.gateway import main; main(); import os; os._exit(0)"
 )
 
@@ -109,7 +109,13 @@ class Gateway:
             for server in self._met.values():  # nobody would tell of their ends
                 home.part(server)
             self._met.clear()
-            self._child = _Child(self._order(home, most), self._hear, home.changed)
+            self._child = _Child(self._order(most), self._hear, home.changed)
+            try:
+                job = self._job(*home.meeting())  # while it imports the engine, which takes longer
+            except BaseException:
+                self._child.let_go()
+                raise
+            self._child.tell({"job": job})
         elif most is not None:
             self._child.tell({"most": most})
 
@@ -148,22 +154,20 @@ class Gateway:
         if self._child is not None:
             self._child.abandon()
 
-    def _order(self, home: Home, most: int | None) -> dict[str, Any]:
+    def _order(self, most: int | None) -> dict[str, Any]:
+        form = self._form
+        return {"engine": form.scheme, "cluster": form.cluster, "wanted": form._asdict(), "most": most}
+
+    def _job(self, secret: str, port: int) -> dict[str, Any]:
         form = self._form
         return {
-            "engine": form.scheme,
-            "cluster": form.cluster,
-            "wanted": form._asdict(),
-            "most": most,
-            "job": {
-                "mark": secrets.token_hex(16),
-                "key": home.secret,
-                "port": home.port,
-                "gpus": form.gpus,
-                "env": list(form.env),
-                "via": [form.via] if form.via else list(WAYS),
-                "patience": PATIENCE_SECONDS,
-            },
+            "mark": secrets.token_hex(16),
+            "key": secret,
+            "port": port,
+            "gpus": form.gpus,
+            "env": list(form.env),
+            "via": [form.via] if form.via else list(WAYS),
+            "patience": PATIENCE_SECONDS,
         }
 
     def _hear(self, word: dict[str, Any]) -> None:

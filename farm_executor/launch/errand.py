@@ -26,7 +26,18 @@ from farm_executor.errors import AuthenticationError, BrokenFarmError, FarmError
 from farm_executor.launch.place import private_directory
 from farm_executor.wire.security import Key, read_key, write_key
 
-__all__ = ["COMMAND", "LISTEN", "PYTHON", "errand", "explained", "fresh_key", "is_sent", "read_content", "sent"]
+__all__ = [
+    "COMMAND",
+    "LISTEN",
+    "PYTHON",
+    "check_keys",
+    "errand",
+    "explained",
+    "fresh_key",
+    "is_sent",
+    "read_content",
+    "sent",
+]
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SENT = ("farm_executor", "cloudpickle", "tblib")  # pure Python, all of it
@@ -151,6 +162,19 @@ def explained(who: str, python: str, word: Mapping[str, Any]) -> FarmError:
     )
 
 
+def check_keys() -> None:
+    """Check, without taking time, that keys can be made here.
+
+    Raises:
+        BrokenFarmError: What makes them is not installed.
+    """
+    if importlib.util.find_spec("cryptography") is None:
+        raise BrokenFarmError(
+            "servers on a cluster are reached over its network, where everything is encrypted; to make the key for "
+            "that needs the package cryptography: python -m pip install 'farm_executor[tls]'"
+        )
+
+
 def fresh_key() -> str:
     """Return a new key with a certificate, as the content of its file.
 
@@ -161,11 +185,8 @@ def fresh_key() -> str:
 
     try:
         return keygen.make_key_file_content().decode()
-    except AuthenticationError:
-        raise BrokenFarmError(
-            "servers on a cluster are reached over its network, where everything is encrypted; to make the key for "
-            "that needs the package cryptography: python -m pip install 'farm_executor[tls]'"
-        ) from None
+    except AuthenticationError as error:
+        raise BrokenFarmError(f"no key can be made for servers on a cluster: {error}") from error
 
 
 def read_content(content: str) -> Key:

@@ -1,6 +1,6 @@
 """A child process of a program's that alone imports Dask or Ray, and has them hold servers.
 
-It reads its configuration, a line of JSON, from standard input, and ends with it. What it says are lines of JSON on
+It reads its configuration, lines of JSON, from standard input, and ends with it. What it says are lines of JSON on
 standard output. It is a process of its own so that no thread, signal handler or exit function of the engine's gets
 into the user's program.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -110,7 +111,10 @@ def say(**word: Any) -> None:
 
 
 def main() -> None:
-    """Place servers until standard input ends."""
+    """Place servers until standard input ends.
+
+    Its first line says which engine, the next what to start there, and those after it how many servers are wanted.
+    """
     config = json.loads(sys.stdin.buffer.readline())
     word = threading.Event()  # something has been said
     said: dict[str, Any] = {"most": config["most"], "ended": False}
@@ -126,7 +130,12 @@ def main() -> None:
     except Exception as error:
         say(unreachable=f"{type(error).__name__}: {error}")
         return
-    placing = Placing(engine, config)
+    gc.freeze()  # what has been imported stays
+    gc.enable()
+    while "job" not in said and not said["ended"]:
+        word.wait()
+        word.clear()
+    placing = Placing(engine, {**config, **said})
     try:
         while not said["ended"]:
             word.clear()

@@ -75,6 +75,7 @@ class SlurmJobs:
         self._lock = threading.Lock()
         self._jobs: list[_Job] = []
         self._home: Home | None = None  # since the jobs were asked for
+        self._begun = False  # whether all have been asked for once
         self._wanted = 0
         self._failure: FarmError | None = None
         self._was_up = False  # whether any job's server has served
@@ -86,12 +87,13 @@ class SlurmJobs:
     def ask(self, home: Home, most: int | None) -> None:
         """See `cluster.Asker`."""
         with self._lock:
-            begins, self._home = self._home is None, home
+            self._home = home
             self._wanted = self._slurm.nodes if most is None else most
             # One that has ended is asked for again only after some time, see `_on_end`.
-            if begins or most is not None:
+            if not self._begun or most is not None:
                 while self._asked() < self._wanted and not self._ended:
                     self._ask()
+                self._begun = True
             for job in [job for job in self._jobs if not job.was_up][: max(self._asked() - self._wanted, 0)]:
                 job.leaving = True
                 job.let_go()
@@ -157,12 +159,19 @@ class SlurmJobs:
     def _ask(self) -> None:
         """Ask for one more job. The lock is held."""
         assert self._home is not None
+        process = _run_srun(self._slurm)
+        try:
+            secret, port = self._home.meeting()  # while Slurm grants the job
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
         mark = secrets.token_hex(16)
         config = {
             "mark": mark,
-            "key": self._home.secret,
+            "key": secret,
             "host": os.uname().nodename,
-            "port": self._home.port,
+            "port": port,
             "slots": self._slurm.per,
             "name": "",
             "gpus": self._slurm.gpus,
@@ -170,7 +179,7 @@ class SlurmJobs:
             "via": [self._slurm.via] if self._slurm.via else ["direct", "back"],
             "asks": True,
         }
-        self._jobs.append(_Job(_run_srun(self._slurm), mark, config, self._on_word, self._on_end))
+        self._jobs.append(_Job(process, mark, config, self._on_word, self._on_end))
 
     def _on_word(self, job: _Job, word: dict[str, Any]) -> None:
         """Hear what a job's server says, in the job's thread."""

@@ -1,7 +1,7 @@
 """The tests on all kinds of clusters, side by side, each beside a cluster of its own.
 
     python tests/engines/every.py                  dask, ray, slurm and hosts
-    python tests/engines/every.py ray slurm        some of them
+    python tests/engines/every.py ray slurm        some of them; others are dask-engine and ray-engine
     python tests/engines/every.py dask -- -x       what follows ``--`` is passed on to pytest
 
 Most of each waits for a cluster, so together they take hardly longer than the longest alone. What each prints comes
@@ -26,7 +26,11 @@ PARTS = {
     "slurm": ("slurm_cluster.py", "test_slurm.py", *EVERYWHERE),
     "dask": ("dask_cluster.py", "test_dask.py", *EVERYWHERE),
     "hosts": ("two_hosts.py", "test_two_hosts.py"),
+    # The contract once more, with all bytes carried by the engine.
+    "dask-engine": ("dask_cluster.py", "../contract"),
+    "ray-engine": ("ray_cluster.py", "../contract"),
 }
+BY_DEFAULT = ("ray", "slurm", "dask", "hosts")
 
 
 class Part:
@@ -35,7 +39,7 @@ class Part:
     def __init__(self, name: str, python: str, options: list[str]) -> None:
         self.name = name
         cluster, *tests = PARTS[name]
-        rows = ["--rows", f"farm-{name}"] if len(tests) > 1 else []
+        rows = ["--rows", f"farm-{name}"] if "../contract" in tests else []
         paths = [os.path.relpath(HERE / test) for test in tests]
         command = [python, HERE / cluster, python, "-m", "pytest", "-p", "no:cacheprovider"]
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
@@ -71,13 +75,14 @@ def main() -> int:
         at = arguments.index("--")
         arguments, options = arguments[:at], arguments[at + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all of them by default")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--ray", default=sys.executable, metavar="PYTHON", help="one that has Ray, if this has not")
     given = parser.parse_args(arguments)
-    names = given.parts or list(PARTS)
+    names = given.parts or BY_DEFAULT
     if unknown := set(names) - set(PARTS):
         parser.error(f"no such part: {', '.join(unknown)}")
-    parts = [Part(name, given.ray if name == "ray" else sys.executable, options) for name in names]
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that all of them are ended
+    parts = [Part(name, given.ray if name.startswith("ray") else sys.executable, options) for name in names]
     with ThreadPoolExecutor(len(parts)) as threads:
         try:
             codes = list(threads.map(Part.wait, parts))

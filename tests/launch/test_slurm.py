@@ -19,8 +19,8 @@ from server.processes import DEADLINE, alive, children, command_line, wait_until
 
 from farm_executor import AddressError, AuthenticationError, BrokenFarmError, FarmExecutor, VersionMismatchError
 from farm_executor.client.farm import discovery
+from farm_executor.launch import back, errand, slurm
 from farm_executor.launch import cluster as cluster_module
-from farm_executor.launch import errand, slurm
 from farm_executor.launch.slurm import SRUN_VARIABLE
 from farm_executor.wire import keygen
 
@@ -49,7 +49,7 @@ def test_a_farm_on_two_nodes_computes_and_leaves_nothing(srun):
         assert sorted(seen) == ["x0", "x0", "x1", "x1"]
         assert sorted(farm.broadcast(os.getenv, "CUDA_VISIBLE_DEVICES")) == ["4,5", "4,5", "6,7", "6,7"]
         assert {one.address for one in farm.statistics().servers} == {"slurm://gpu/n1:17"}
-        secret = farm._backing.supply._sources[0][1]._home.secret
+        secret = farm._backing.supply._sources[0][1]._secret
         for pid in servers_of(os.getpid()):
             assert not any(
                 line.encode() in command_line(pid) for line in secret.splitlines() if "-----" not in line
@@ -120,8 +120,8 @@ def test_each_way_leads_there(srun, via):
     srun()
     with FarmExecutor(f"slurm://?via={via}", max_attempts=1) as farm:
         assert farm.submit(pow, 2, 10).result(DEADLINE) == 1024
-        home = farm._backing.supply._sources[0][1]._home
-        assert (home.port in {there for _, there in farm.submit(peers).result(DEADLINE)}) == (via == "back")
+        place = farm._backing.supply._sources[0][1]._place
+        assert (place.port in {there for _, there in farm.submit(peers).result(DEADLINE)}) == (via == "back")
 
 
 def test_a_node_that_cannot_be_dialled_dials_the_program(srun, monkeypatch):
@@ -129,8 +129,8 @@ def test_a_node_that_cannot_be_dialled_dials_the_program(srun, monkeypatch):
     srun()
     with FarmExecutor("slurm://") as farm:
         seen = farm.submit(peers).result(DEADLINE)
-        home = farm._backing.supply._sources[0][1]._home
-        assert home.port in {there for _, there in seen}
+        place = farm._backing.supply._sources[0][1]._place
+        assert place.port in {there for _, there in seen}
 
 
 def test_a_node_that_nothing_leads_to_is_told_of_with_its_reasons_and_dialled_again(srun, monkeypatch, caplog):
@@ -280,14 +280,39 @@ def test_without_srun_it_says_where_to_run(monkeypatch):
 
 
 def test_without_the_package_for_keys_it_names_the_extra(srun, monkeypatch):
-    def lacking():
-        raise AuthenticationError("no")
-
     asked = srun()
-    monkeypatch.setattr(keygen, "make_key_file_content", lacking)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
     with FarmExecutor("slurm://") as farm, pytest.raises(BrokenFarmError, match=r"farm_executor\[tls\]"):
         farm.submit(abs, -1).result(DEADLINE)
     assert asked() == []
+
+
+def test_a_job_is_taken_back_if_no_key_can_be_made_for_it(srun, monkeypatch):
+    def lacking():
+        raise AuthenticationError("no")
+
+    srun("exec sleep 600")
+    monkeypatch.setattr(keygen, "make_key_file_content", lacking)
+    with FarmExecutor("slurm://") as farm, pytest.raises(BrokenFarmError, match="no key can be made"):
+        farm.submit(abs, -1).result(DEADLINE)
+
+
+def test_a_job_is_asked_for_again_once_there_is_a_port(srun, monkeypatch):
+    monkeypatch.setattr(discovery, "RETRY_SECONDS", 0.1)
+    listens = back.listen_everywhere
+    failures = []
+
+    def fail_once(where):
+        if failures:
+            return listens(where)
+        failures.append(where)
+        raise OSError("no port is free")
+
+    monkeypatch.setattr(back, "listen_everywhere", fail_once)
+    srun()
+    with FarmExecutor("slurm://") as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+    assert failures
 
 
 def test_a_job_that_waits_is_told_of_with_slurms_reason_and_is_taken_back(srun, caplog, monkeypatch):

@@ -98,9 +98,9 @@ def peers():
 def test_each_way_leads_there(where, via):
     with FarmExecutor(f"{where}?via={via}", max_attempts=1) as farm:
         assert farm.submit(pow, 2, 10).result(DEADLINE) == 1024
-        home = farm._backing.supply._sources[0][1]._home
+        place = farm._backing.supply._sources[0][1]._place
         seen = farm.submit(peers).result(DEADLINE)
-        assert (home.port in {there for _, there in seen}) == (via == "back")
+        assert (place.port in {there for _, there in seen}) == (via == "back")
         data = os.urandom(3 * PIECE + 7)
         assert farm.submit(bytes, data).result(DEADLINE) == data
         assert list(farm.map(abs, range(-3000, 0))) == list(range(3000, 0, -1))
@@ -185,8 +185,8 @@ def test_the_engine_carries_the_bytes_where_the_program_cannot_be_dialled(where,
     monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.2")  # where the server takes the program to be
     with FarmExecutor(where) as farm:
         assert farm.submit(abs, -1).result(DEADLINE) == 1
-        home = farm._backing.supply._sources[0][1]._home
-        assert home.port not in {there for _, there in farm.submit(peers).result(DEADLINE)}
+        place = farm._backing.supply._sources[0][1]._place
+        assert place.port not in {there for _, there in farm.submit(peers).result(DEADLINE)}
 
 
 @one_will_do
