@@ -25,7 +25,6 @@ HEAD = """\
 Every error of the package's own classes, and every warning, by its text: search this page for some words of what you see.
 `…` stands for what differs from case to case.
 [When something goes wrong](../how-to/when-something-goes-wrong.md) begins with symptoms instead; [find out why a task failed](../how-to/debugging-failures.md) is about a task's own exceptions and pickle's errors.
-A `TypeError` or `ValueError` from the farm names the argument, and says what it should be.
 
 Without a browser, `farm-executor explain "some words"` prints what this page says, and `python program.py 2>&1 | farm-executor explain` what it says of each message in a program's output.
 
@@ -82,6 +81,59 @@ PUT_TOGETHER = {
     "TaskTimeoutError": ["the task was killed because it ran for more than its timeout of … s"],
     "BrokenFarmError": ["the initializer failed on server …, worker pid …: …"],
     "NoKernelError": ["there is no current kernel"],
+}
+
+# Those of Python's own classes that are seen most, by their text: the class, and what to do.
+OF_PYTHON = {
+    "…, of type …, cannot be sent to a worker…": (
+        "TypeError",
+        "The function or that argument cannot be pickled, or something in it; create it in the task, or in an "
+        "[initializer](../how-to/initializer-and-globals.md). The class of the error is pickle's own.",
+    ),
+    "cannot pickle … object, which belongs to one process; …": (
+        "TypeError",
+        "Locks, files, connections, generators and their like belong to the process that has made them; the text "
+        "says what to do instead.",
+    ),
+    "… objects should only be shared between processes through inheritance, and a farm's workers do not inherit; …": (
+        "RuntimeError",
+        "Locks, queues and events of `multiprocessing` cannot be passed: [what to look out "
+        "for](../how-to/swap-process-pool.md#what-to-look-out-for).",
+    ),
+    "no worker could be had within … s from: …": (
+        "TimeoutError",
+        "`connect_timeout` has passed, and no server has answered; the text has each with its error: [nothing "
+        "happens](../how-to/when-something-goes-wrong.md#nothing-happens).",
+    ),
+    "not every server has answered within … s: …": (
+        "TimeoutError",
+        "`connect` or `make_kernel` had a timeout, and those servers have not answered; the others can be used.",
+    ),
+    "after … s … tasks run and … wait; kill_workers() would end them": (
+        "TimeoutError",
+        "`shutdown(timeout=...)` has not waited for what runs; it goes on.",
+    ),
+    "cannot schedule new futures after shutdown": (
+        "RuntimeError",
+        "The executor has ended, often with its `with` block: submit before that, or make another one.",
+    ),
+    "cannot schedule new futures after interpreter shutdown": (
+        "RuntimeError",
+        "The program is ending: submit before its last line, not in a function that runs at its exit.",
+    ),
+    "module … uses a farm while it is imported. Workers import it, too": (
+        "RuntimeError",
+        "Move that use into a function, or below a guard: [what to look out "
+        "for](../how-to/swap-process-pool.md#what-to-look-out-for).",
+    ),
+    "this would wait for ever: a callback of a future, or a signal handler": (
+        "RuntimeError",
+        "Callbacks run in the farm's own thread, which has to be free for results to come.",
+    ),
+    "cannot listen on …: …": (
+        "OSError",
+        "The port is in use, or the address is not this machine's; port 0 takes a free one.",
+    ),
 }
 
 # What to do about one text, where neither it nor its class says so.
@@ -205,6 +257,9 @@ def written() -> str:
         reason = when[kind].replace("](#", "](errors.md#")
         page += f"\n## {kind}\n\n{reason[:1].upper()}{reason[1:]}.\n\n**What to do.** {general}\n\n"
         page += "".join(entry(text, about(text)) for text in sorted(texts[kind], key=str.lower))
+    page += "\n## Errors of Python's own classes\n\n"
+    page += "Those that are seen most; others name the argument that is wrong, and say what it should be.\n\n"
+    page += "".join(entry(text, f" ({kind})<br>{advice}") for text, (kind, advice) in OF_PYTHON.items())
     page += "\n## Warnings and errors in the log\n\n"
     page += (
         "From the loggers below `farm_executor`; [log events](logging.md) has all of them, with their fields.\n\n"

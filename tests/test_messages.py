@@ -20,6 +20,16 @@ def test_every_error_and_every_advice_is_of_something_that_there_is():
     assert [start for start in messages.ABOUT_ONE if not any(text.startswith(start) for text in texts)] == []
 
 
+def test_the_errors_of_pythons_own_classes_are_in_the_source():
+    said = set()
+    for path in messages.PACKAGE.rglob("*.py"):
+        said |= {messages.text_of(node) for node in ast.walk(ast.parse(path.read_text("utf-8")))}
+    pieces = [piece for text in messages.OF_PYTHON for piece in text.split("…") if len(piece) > 10]
+
+    assert len(pieces) >= len(messages.OF_PYTHON)
+    assert [piece for piece in pieces if not any(piece in text for text in said)] == []
+
+
 def test_anchors_are_of_one_message_each():
     anchors = re.findall(r"^\((\S+)\)=$", messages.PAGE.read_text("utf-8"), re.M)
 
