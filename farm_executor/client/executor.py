@@ -49,9 +49,10 @@ class FarmExecutor(Front):
             or ``"unix:/path"``; ``"farm://name:port?all"`` for a server on each machine that the name stands for,
             which is looked up again and again; or ``"ssh://[user@]host[:port][?workers=N&python=PATH&...]"`` for
             a server that is started there for this executor alone, reached through ssh, and ended with the
-            executor; ``"slurm://[partition][?nodes=N&per=N&...]"`` for servers on nodes that Slurm grants; or
-            ``"back://host:port"``, where servers dial this program. None, or nothing, for an embedded farm. An int
-            is taken as ``max_workers``, so that ``FarmExecutor(4)`` means what ``ProcessPoolExecutor(4)`` means.
+            executor; ``"slurm://[partition][?nodes=N&per=N&...]"``, ``"dask://host:port"`` or ``"ray://host:port"``
+            for servers on a cluster; or ``"back://host:port"``, where servers dial this program. None, or nothing,
+            for an embedded farm. An int is taken as ``max_workers``, so that ``FarmExecutor(4)`` means what
+            ``ProcessPoolExecutor(4)`` means.
         max_workers: The most workers in all. With several servers it is divided evenly among them, and no server
             gives more than it has slots. None: as many as this machine has CPUs, or all slots of the servers.
             Servers that are added later, or found by a name, give all their slots.

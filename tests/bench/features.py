@@ -204,12 +204,12 @@ def shows_remote_frames(submit: Submit, executor: Any) -> str:
 
 
 QUESTIONS: dict[str, Callable[[Submit, Any], str]] = {
-    "is a `concurrent.futures.Executor`": is_an_executor,
-    "takes lambdas and closures": takes_a_lambda,
-    "leaves all arguments to the function": leaves_arguments_alone,
-    "a worker's death fails its task alone": survives_a_death,
-    "goes on after a worker's death": goes_on_after_a_death,
-    "a task's exception shows the worker's": shows_remote_frames,
+    "a standard `Executor`": is_an_executor,
+    "takes lambdas": takes_a_lambda,
+    "all arguments are the function's": leaves_arguments_alone,
+    "a death fails one task": survives_a_death,
+    "goes on after a death": goes_on_after_a_death,
+    "the worker's traceback": shows_remote_frames,
 }
 
 
@@ -247,7 +247,7 @@ def on_the_page() -> dict[tuple[str, str], str]:
     for table in re.findall(r"((?:^\|.*\|\n)+)", PAGE.read_text("utf-8"), re.M):
         head, _, *rows = ([cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines())
         for row in rows:
-            answers |= {(name, row[0]): cell for name, cell in zip(head[1:], row[1:], strict=True)}
+            answers |= {(row[0], question): cell for question, cell in zip(head[1:], row[1:], strict=True)}
     return answers
 
 
