@@ -103,6 +103,7 @@ PYTHONS = _find_pythons()
 NEWER = [f"tests-{python}" for python in PYTHONS if python != SUPPORTED[0]] or ["tests"]
 nox.options.sessions = ["lint", "types", "house", "minimums", *NEWER, "promises", "not_led", "origins", "docs"]
 FOR_TESTS = [".[completion,dashboard,metrics,otel,tls]", *_group("tests")]
+ON_CLUSTERS = [".[tls]", *_group("tests")]
 
 
 @nox.session
@@ -291,7 +292,7 @@ def _python_with_ray(session: nox.Session) -> str:
     for python in PYTHONS[-2:-1] if session.run("python", "-c", script, silent=True) == "None\n" else ():
         folder = Path(session.create_tmp()).resolve() / python
         session.run(f"python{python}", "-m", "venv", "--clear", str(folder), external=True)
-        session.run(str(folder / "bin/python"), *RAY, *FOR_TESTS, external=True, success_codes=[0, 1])
+        session.run(str(folder / "bin/python"), *RAY, *ON_CLUSTERS, external=True, success_codes=[0, 1])
         return str(folder / "bin/python")
     return "python"
 
@@ -304,7 +305,7 @@ def engines(session: nox.Session) -> None:
     `-- ray` runs but that part, `-- ray -- -x` passes the rest on to pytest. `-- dask-engine ray-engine` runs the
     contract with all bytes carried by the engines.
     """
-    _install(session, *FOR_TESTS)
+    _install(session, *ON_CLUSTERS)
     _install_engines(session)
     command = ("python", "tests/engines/every.py", "--ray", _python_with_ray(session))
     session.run(*command, *session.posargs, env={"PYTHONDONTWRITEBYTECODE": None})

@@ -46,6 +46,12 @@ def test_nodes_have_their_names_and_workers_their_slots_and_no_job_is_left():
     wait_until(no_job_is_left, "no job is left")
 
 
+@pytest.mark.parametrize("via", ["direct", "back"])
+def test_each_way_leads_there(via):
+    with FarmExecutor(f"slurm://debug?via={via}") as farm:
+        assert farm.submit(pow, 2, 10).result(DEADLINE) == 1024
+
+
 def test_a_job_that_is_cancelled_under_load_costs_nothing(farm, tmp_path):
     load = Load(farm, tmp_path)
     load.wait_for_some()
