@@ -47,6 +47,11 @@ ogp_image = "_static/card.png"
 ogp_image_alt = "FarmExecutor: ProcessPoolExecutor whose workers may live on other machines"
 ogp_social_cards = {"enable": False}  # drawing one for each page would need matplotlib
 notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
+notfound_context = {
+    "title": "Page not found",
+    "body": "<h1>Page not found</h1>\n<p>Search for it by some words, or start at the "
+    f'<a href="{notfound_urls_prefix}index.html">first page</a>.</p>',
+}
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
