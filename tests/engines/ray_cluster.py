@@ -21,6 +21,7 @@ if __name__ == "__main__":
 from engines import alone
 
 CPUS = 4
+STARTS = 3  # on a busy machine half a minute may not be enough
 CLIENT_PORT = 20001
 FOLDER = "FARM_EXECUTOR_TESTS_FOLDER"  # a short one: sockets are in it
 CLIENT = f"127.0.0.1:{CLIENT_PORT}"
@@ -35,7 +36,7 @@ def why_not() -> str:
 
 
 def start() -> None:
-    """Start the cluster, within `run`.
+    """Start the cluster, within `run`; once more if Ray has given up, as it does after half a minute.
 
     Raises:
         RuntimeError: It does not start; the message says what Ray says.
@@ -50,8 +51,12 @@ def start() -> None:
     }
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
+    for _ in range(STARTS):
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if not done.returncode:
+            break
+        kill_head()
+    else:
         raise RuntimeError(f"ray start ended with {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
 
 
