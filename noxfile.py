@@ -56,7 +56,8 @@ OF_THE_PACKAGES = [  # what depends on the versions of what is installed
     "tests/test_progress.py",
     "tests/test_telemetry.py",
 ]
-OURS = ("--rows", "farm-embedded,farm-servers")  # of the contract: not what the standard library's own pools do
+EMBEDDED = ("--rows", "farm-embedded")  # of the contract: what depends on the Python shows there
+OURS = ("--rows", "farm-embedded,farm-servers")  # not what the standard library's own pools do
 # Most tests wait for a process most of the time.
 SIDE_BY_SIDE = ("-n", str(2 * max(os.cpu_count() or 1, 2)), "--dist", "worksteal")
 
@@ -130,7 +131,7 @@ def tests(session: nox.Session) -> None:
     """
     _install(session, *FOR_TESTS)
     whole = ["--ignore=tests/faults"]
-    parts = session.posargs or (whole if session.python == PYTHONS[-1] else [*OURS, *OF_THE_PYTHON])
+    parts = session.posargs or (whole if session.python == PYTHONS[-1] else [*EMBEDDED, *OF_THE_PYTHON])
     _pytest(session, *parts)
 
 
@@ -167,7 +168,7 @@ def not_led(session: nox.Session) -> None:
         "tests/client/test_future.py",
     )
     # The contract's farm over servers is never led: `tests` has run it.
-    _pytest(session, "--not-led", "--rows", "farm-embedded", *parts, *session.posargs)
+    _pytest(session, "--not-led", *EMBEDDED, *parts, *session.posargs)
 
 
 @nox.session(python=PYTHONS[-1], default=False)
