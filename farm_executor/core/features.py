@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "ALWAYS",
+    "BESIDE",
     "COUNTS",
     "DETAILS",
     "HEADERS",
@@ -28,6 +29,9 @@ __all__ = [
     "is_feature",
     "shared",
 ]
+
+BESIDE = "beside"
+"""Lanes between programs on one machine go over a unix socket, where the client has come by TCP."""
 
 COUNTS = "counts"
 """A heartbeat is answered with packed numbers, which cost a large farm's client a tenth of what JSON does."""
@@ -62,7 +66,7 @@ SHARING = "sharing"
 STREAMS = "streams"
 """What a task yields comes item by item."""
 
-ALWAYS = (COUNTS, DETAILS, HEADERS, REFERENCES, REPORTS, SHARING, STREAMS)
+ALWAYS = (BESIDE, COUNTS, DETAILS, HEADERS, REFERENCES, REPORTS, SHARING, STREAMS)
 """Those that both ends of this version have in any case."""
 
 MAX_FEATURES = 64  # in one hello: far more than there will be, and little to keep

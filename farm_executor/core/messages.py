@@ -15,15 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 from farm_executor._record import NamedTuple
-from farm_executor.core.census import (
-    ClientStatus,
-    Death,
-    FarmStatus,
-    Machine,
-    Status,
-    Totals,
-    WorkerTable,
-)
+from farm_executor.core.census import ClientStatus, Death, FarmStatus, Machine, Status, Totals, WorkerTable
 from farm_executor.core.features import MAX_FEATURE, MAX_FEATURES, is_feature
 from farm_executor.core.frames import Buffer, Frame, FrameType
 from farm_executor.core.handshake import MAX_VERSION, MIN_MEMORY_LIMIT, Role, Versions, decode_hello, encode_hello
@@ -125,6 +117,7 @@ class Welcome(NamedTuple):
     Attributes:
         features: What it can do beyond the protocol's version, in this session.
         beside: The name of an abstract unix socket of its own, for clients on its machine; empty if there is none.
+        ends: The two ends of this connection if both are on one machine; see `wire.sockets.ends`.
     """
 
     session: str
@@ -134,6 +127,7 @@ class Welcome(NamedTuple):
     resume_seconds: float
     features: tuple[str, ...] = ()
     beside: str = ""
+    ends: str = ""
 
 
 class WorkerHello(NamedTuple):
@@ -399,6 +393,7 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
             "resume_seconds": _seconds,
             "features": _features,
             "beside": _LABEL,
+            "ends": _LABEL,
         },
     ),
     WorkerHello: (FrameType.HELLO, {"pid": _PID}),

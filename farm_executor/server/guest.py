@@ -46,7 +46,7 @@ class Guest:
         secured_later: The number of the key, counted from 1, with which TLS begins after the hellos; 0 if it has
             begun before them or does not begin at all.
         has_spoken: Whether any byte has been received.
-        beside: Whether it has come by the socket that is for rings only.
+        beside: Whether it has come by the socket that is for lanes and rings only.
         progressed: When the last message was complete, or else when the guest connected, on the monotonic clock.
         secret: A secret of this connection that only its two ends have; empty where nothing needs one.
     """

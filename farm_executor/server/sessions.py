@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from farm_executor._record import NamedTuple
 from farm_executor.core.census import FarmStatus
-from farm_executor.core.features import COUNTS, MODULES, OUTPUT, RINGS, SHARING, shared
+from farm_executor.core.features import BESIDE, COUNTS, MODULES, OUTPUT, RINGS, SHARING, shared
 from farm_executor.core.frames import MAX_HELLO, Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.handshake import Versions, describe_mismatches
 from farm_executor.core.liveness import encode_counts
@@ -48,7 +48,7 @@ from farm_executor.server.shelves import Shelves
 from farm_executor.server.worker import WorkerStart
 from farm_executor.server.workers import Workers
 from farm_executor.wire.connection import Connection, no_segment
-from farm_executor.wire.sockets import hang_up, is_tcp, tune, unread
+from farm_executor.wire.sockets import ends, hang_up, is_tcp, tune, unread
 from farm_executor.wire.trace import trace_of
 
 if TYPE_CHECKING:
@@ -223,7 +223,8 @@ class Sessions:
             Welcome(
                 *(session.id, terms.slots, terms.name, terms.versions, session.resume_seconds),
                 features=tuple(sorted(session.features)),
-                beside=terms.beside if RINGS in session.features else "",
+                beside=terms.beside if {BESIDE, RINGS} & session.features else "",
+                ends=ends(guest.raw) if terms.beside and BESIDE in session.features else "",
             )
         )
         self._door.release(guest)

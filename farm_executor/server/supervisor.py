@@ -115,7 +115,7 @@ class Supervisor:
         # An embedded server's guests are its own client, which knows why it left.
         known = [*keys, *monitors_of(keys)] if monitors else keys  # these last: workers count keys from the first
         over_tcp = any(isinstance(listener, Socket) and is_tcp(listener) for listener in listeners)
-        name_beside, beside = listen_beside() if over_tcp and memfd.AVAILABLE else ("", None)
+        name_beside, beside = listen_beside() if over_tcp else ("", None)
         self._door = Door(listeners, known, self._selector, self._on_hello, quiet=embedded, beside=beside)
         # An embedded server's workers have the program's own files, and its path.
         self._depot: Depot | None = None
@@ -251,8 +251,8 @@ class Supervisor:
         if guest.read_only and not (isinstance(hello, AdminHello) and hello.command in HARMLESS):
             self._door.refuse(guest, "read-only", "this key may only look: it is a monitor's")
             return None
-        if guest.beside and not (isinstance(hello, LaneHello) and hello.ring):
-            self._door.refuse(guest, "role", "here is nothing but rings: come by the server's address")
+        if guest.beside and not isinstance(hello, LaneHello):
+            self._door.refuse(guest, "role", "here are lanes and rings only: come by the server's address")
             return None
         if isinstance(hello, LaneHello):
             return self._sessions.open_lane(guest, hello)

@@ -43,6 +43,7 @@ class Connection:
 
     Attributes:
         peer: The address at which the other end was reached, if it was dialled over TCP.
+        ends: See `sockets.ends`; empty if it was not dialled.
         trace: The log of its frames; None if they are not logged.
         laden: Whether something large has been sent that a ring would take.
 
@@ -62,6 +63,7 @@ class Connection:
         self._diverts = False
         self.laden = False
         self.peer: Candidate | None = None
+        self.ends = ""
         self.trace: Trace | None = None
 
     def __repr__(self) -> str:

@@ -32,7 +32,7 @@ from farm_executor.wire.connection import Connection, no_segment
 from farm_executor.wire.race import Candidate, candidates, race
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
-from farm_executor.wire.sockets import HEARTBEAT_SECONDS, AnySocket, Socket, tune
+from farm_executor.wire.sockets import HEARTBEAT_SECONDS, AnySocket, Socket, ends, tune
 from farm_executor.wire.trace import trace_of
 from farm_executor.wire.trusted import check_peer, check_socket
 
@@ -183,6 +183,7 @@ def _connect(
         sock.settimeout(None)
         connection.count_anew()
         connection.peer = None if address.path else (raw.family, raw.getpeername())
+        connection.ends = ends(raw)
         return connection, decode_hello(frame), raw
     except BaseException:
         sock.close()

@@ -28,6 +28,7 @@ __all__ = [
     "bound_address",
     "dial_at_once",
     "end_sending",
+    "ends",
     "hang_up",
     "is_tcp",
     "listen",
@@ -70,10 +71,12 @@ def listen_beside() -> tuple[str, Socket | None]:
     Returns:
         What makes its name its own, see `beside`, and the socket; nothing and None if there can be none.
     """
+    if sys.platform != "linux":
+        return "", None
     name = os.urandom(16).hex()
     try:
         return name, listen(beside(name))
-    except OSError:  # no descriptor is left: everything but rings goes on without
+    except OSError:  # no descriptor is left: everything goes on by TCP
         return "", None
 
 
@@ -235,6 +238,17 @@ def tune(sock: Socket, heartbeat: float = HEARTBEAT_SECONDS) -> None:
         if option is not None:
             with contextlib.suppress(OSError):  # an older system, or the peer is gone, as reading will tell
                 sock.setsockopt(level, option, value)
+
+
+def ends(sock: Socket) -> str:
+    """Return the two ends of a TCP connection if both are on this machine; else nothing.
+
+    The peer finds the same, unless something that relays the connection stands in between.
+    """
+    if not is_tcp(sock):
+        return ""
+    (host, port, *_), (other, other_port, *_) = sock.getsockname(), sock.getpeername()
+    return "{} {} {}".format(host.removeprefix("::ffff:"), *sorted((port, other_port))) if host == other else ""
 
 
 def hang_up(sock: AnySocket) -> None:

@@ -83,7 +83,7 @@ MESSAGES = {
     LaneHello: st.builds(LaneHello, words, counts, maybe | slots, st.booleans(), st.booleans()),
     AdminHello: st.builds(AdminHello, words),
     BackHello: st.builds(BackHello, words, words),
-    Welcome: st.builds(Welcome, words, pids, words, versions, seconds, features, words),
+    Welcome: st.builds(Welcome, words, pids, words, versions, seconds, features, words, words),
     WorkerHello: st.builds(WorkerHello, pids),
     Refused: st.builds(Refused, words, words, maybe | pairs),
     FarmStatus: farms,

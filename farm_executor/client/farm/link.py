@@ -32,7 +32,7 @@ from typing import Any, Protocol, TypeVar
 from farm_executor._record import NamedTuple
 from farm_executor.client.farm.session import Session, Terms
 from farm_executor.core.dialling import Attempt, Dialling, Kind, Verdict
-from farm_executor.core.features import RINGS, shared
+from farm_executor.core.features import BESIDE, RINGS, shared
 from farm_executor.core.handshake import describe_mismatches
 from farm_executor.core.messages import (
     MAX_COUNT,
@@ -170,6 +170,7 @@ class ServerLink:
         self._lost = False  # whether the last session was lost
         self._silence = _Silence()
         self._refusals = 0  # in a row, from a peer that has not proven to hold our key
+        self._beside: Address | None = None  # where to dial for lanes; None for the server's address
         # A generator of its own: a program that has seeded the global one expects its numbers undisturbed.
         self._random = random.Random()
         self.prospects = quota or 0 if address is None else 0
@@ -413,6 +414,9 @@ class ServerLink:
         # A unix socket's other end is here, or behind a tunnel: then dialling shows that there can be no ring.
         place = beside(hello.beside) if hello.beside else self.address if self.address.path else None
         dial_ring = partial(self._dial_ring, place) if place and RINGS in features else None
+        # Nothing stands in between if both ends see the same two. Else whoever has put it there wants to be passed.
+        direct = BESIDE in features and hello.ends and hello.ends == connection.ends
+        self._beside = beside(hello.beside) if direct and hello.beside else None
         version = hello.versions.farm_executor
         terms = Terms(hello.session, lanes, hello.resume_seconds > 0, features, version, connection.peer, dial_ring)
         session = self._listener.open_session(self, terms)
@@ -433,7 +437,16 @@ class ServerLink:
         # A fresh number for each attempt: one that failed half-way may have left a worker behind under its number.
         lane = next(_lane_ids)
         hello = LaneHello(attempt.session, lane, attempt.slot)
-        connection, answer = self._connect(hello, WorkerHello, via=self._peer())
+        place = self._beside
+        try:
+            connection, answer = self._connect(hello, WorkerHello, via=self._peer(), place=place)
+        except (OSError, EOFError, AuthenticationError) as error:
+            if place is None or isinstance(error, RefusedError):
+                raise
+            logger.debug("lanes go by TCP server=%s reason=%s", self, error)
+            self._beside = None  # another user's, or in another container
+            self._open_lane(attempt)
+            return
         # Dialling takes its time, without the lock. Meanwhile the session may have ended, so look again.
         with self._lock:
             session = self.session
@@ -498,20 +511,27 @@ class ServerLink:
         return min(FIRST_RESUME_SECONDS * (1 + failures / 2), CONNECT_SECONDS)
 
     def _connect(
-        self, hello: ClientHello, kind: type[_Answer], timeout: float = CONNECT_SECONDS, via: Any = None
+        self,
+        hello: ClientHello,
+        kind: type[_Answer],
+        timeout: float = CONNECT_SECONDS,
+        via: Any = None,
+        place: Address | None = None,
     ) -> tuple[Connection, _Answer]:
-        """Dial, and decode the server's answer as a message of that kind."""
+        """Dial, and decode the server's answer as a message of that kind; at ``place`` if not the usual address."""
         assert self.address is not None
         key = self._settings.find_key(self.address)
         answers: list[bool] = []
         try:
             connection, answer = connect(
-                *(self.address, key, to_json(hello), timeout, self._note_dialling),
+                *(place or self.address, key, to_json(hello), timeout, self._note_dialling),
                 answered=lambda: answers.append(True),
                 heartbeat=self._settings.heartbeat,
                 via=via,
             )
         except (AuthenticationError, VersionMismatchError) as error:
+            if place is not None:
+                raise
             # Before the handshake proves the key, any peer can send a refusal. Such errors become one that is just
             # tried again, until there have been enough of them; or always, once a server has proven the key.
             error.args = (f"server {self.address}: {error.args[0]}", *error.args[1:])
