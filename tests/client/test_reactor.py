@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from interrupts import strike_at_line
 
+from farm_executor.client.farm import reactor
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.wire.connection import Connection
 
@@ -232,6 +233,47 @@ def test_what_is_posted_or_timed_does_not_wait_for_an_end_of_glancing(driver):
 
 
 @pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def lead_in_a_row(led):
+    """Lead until the own thread gives way."""
+    while led.reactor._visits_end < time.monotonic():  # it may be awake for a moment
+        led.reactor.lead(lambda: True, DEADLINE)
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_an_answer_that_is_there_before_its_caller_leads_is_left_to_it(led, monkeypatch):
+    monkeypatch.setattr(reactor, "NAP", DEADLINE)
+    lead_in_a_row(led)
+    led.send(1)
+    time.sleep(0.02)  # in which the own thread would have taken it
+    led.lead(1)
+
+    assert led.threads == [MAIN]
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+def test_the_own_thread_naps_for_no_more_than_a_moment(led):
+    lead_in_a_row(led)
+    led.send(1)
+
+    assert led.wait(1)
+    assert led.threads == [OWN]
+
+
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
+@pytest.mark.parametrize("how", ["a post", "a wait"])
+def test_a_nap_ends_where_somebody_needs_the_own_thread(led, monkeypatch, how):
+    monkeypatch.setattr(reactor, "NAP", 10 * DEADLINE)
+    lead_in_a_row(led)
+    led.send(1)  # it naps from now on
+    if how == "a wait":
+        with led.reactor.waiting(lambda: bool(led.got)):
+            assert led.wait(1)
+    else:
+        done = threading.Event()
+        led.reactor.post(done.set)
+        assert done.wait(DEADLINE)
+
+
 def test_one_leads_and_the_others_return_at_once(led):
     leading = threading.Event()
 

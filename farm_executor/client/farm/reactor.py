@@ -13,6 +13,8 @@ waiting thread takes the I/O thread's place for as long as it waits: it *leads*,
 * Only one thread leads, and only if no other thread waits: with several, handing over the lead would cost more than
   it saves. For some time after two threads have waited at once, no thread leads, because threads that call in turns
   would keep passing the lead to each other.
+* An answer may be there before the caller has begun to lead. So the I/O thread gives way for a moment to a caller
+  that has led twice in a row: it naps, and only the waker ends that early.
 * A leader polls before it sleeps, while that pays (see `core.patience`). The I/O thread does not: what it waits for
   is awaited by several threads, and polling takes the interpreter from them.
 * A leader handles sockets and nothing else. Anything else rings the waker; the leader then stops leading and waits
@@ -51,6 +53,7 @@ __all__ = ["Reactor"]
 LONGEST_SLEEP = 86_400.0  # seconds; selectors need the milliseconds to fit in 32 bits
 CROWDED = 0.002  # seconds without a leader after two threads have waited at once
 GIVE_WAY = 0.005  # seconds between the I/O thread's checks whether a caller still does its work, or still sleeps
+NAP = 0.001  # seconds within which a caller that has led leads again, or else answers are the I/O thread's again
 
 _Handler = Callable[[int], None]  # gets the selector's event mask
 
@@ -89,6 +92,9 @@ class Reactor:
         self._selector.register(self._waker, selectors.EVENT_READ, lambda events: self._waker.drain())
         self._standby = _standby(self._selector) if may_lead else None
         self.may_lead = self._standby is not None
+        self._nap = None if self._standby is None else select.poll()
+        if self._nap is not None:
+            self._nap.register(self._waker, select.POLLIN)
         self._inbox: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_ids = itertools.count()
@@ -102,8 +108,8 @@ class Reactor:
         # whose wait is over may not have run yet; if it still counted, nobody could lead the next time either.
         self._waiting: dict[int, Callable[[], bool]] = {}
         self._crowded_until = 0.0  # on the monotonic clock
-        self._last_glance = 0.0
-        self._flood_ends = 0.0  # unless there is another glance before
+        self._last_visit = 0.0  # when a caller has last done the I/O thread's work
+        self._visits_end = 0.0  # unless there is another before
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="farm-engine", daemon=True)
 
@@ -255,12 +261,21 @@ class Reactor:
                     self._turn.acquire()
             timeout = 0.0
         for key, events in self._selector.select(timeout):
+            self._last_visit = 0.0  # no caller came for it, so the next one is not expected to
             key.data(events)
 
     def _give_way(self) -> None:
-        """Leave the sockets to a caller that glances at them repeatedly."""
-        while time.monotonic() < self._flood_ends and not self._inbox and self._until_timer() != 0.0:
-            time.sleep(GIVE_WAY)
+        """Leave the sockets to a caller that sees to them again and again."""
+        assert self._nap is not None
+        while (left := self._visits_end - time.monotonic()) > 0.0 and self._until_timer() != 0.0:
+            if self._nap.poll(left * 1000):
+                return
+
+    def _visited(self, again: float) -> None:
+        """Note that a caller has done the I/O thread's work, and may do so again within that many seconds."""
+        now = time.monotonic()
+        self._visits_end = now + again if now - self._last_visit < again else 0.0
+        self._last_visit = now
 
     def _until_timer(self) -> float | None:
         return min(max(self._timers[0][0] - time.monotonic(), 0.0), LONGEST_SLEEP) if self._timers else None
@@ -292,6 +307,9 @@ class Reactor:
         """Return a context that marks this thread as one that waits without leading."""
         if self._waiting:
             self._crowded_until = time.monotonic() + CROWDED
+        if self._visits_end:
+            self._visits_end = 0.0
+            self._waker.wake()  # the I/O thread may nap, which nobody else would end
         return _Waiting(self._waiting, done)
 
     def lead(self, done: Callable[[], bool], timeout: float | None) -> float | None:
@@ -333,9 +351,7 @@ class Reactor:
                 if self._turn.acquire(False):
                     try:
                         if not self._closed:
-                            now = time.monotonic()
-                            self._flood_ends = now + GIVE_WAY if now - self._last_glance < GIVE_WAY else 0.0
-                            self._last_glance = now
+                            self._visited(GIVE_WAY)
                             self._handle(self._selector.select(0))
                     finally:
                         self._turn.release()
@@ -357,6 +373,7 @@ class Reactor:
                 return
             if not self._handle(events):
                 return
+        self._visited(NAP)
 
     def _handle(self, events: list[tuple[selectors.SelectorKey, int]]) -> bool:
         """Call the handlers in a caller's thread; return False, leaving the rest, if the I/O thread is needed."""
