@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, ParamSpec, overload
 
-from farm_executor.client.farm.future import tell
+from farm_executor.client.farm.future import result_of, tell
 from farm_executor.lfarm.checks import check_instance, check_seconds, checked_index
 from farm_executor.lfarm.kernel import Kernel, check_kernel, checked_kernel
 
@@ -231,6 +231,9 @@ class Channel:
             self._give_held(self._bound)
         if self.kernel.ended and not self.pending:
             self._arrive_otherwise(_NO_MORE)
+        value = result_of(future, _NO_MORE)  # in one step, as nearly all have one
+        if value is not _NO_MORE:
+            return value
         error = None if future.cancelled() else future.exception()  # `result` would add its own frames
         if error is None:
             return future.result()

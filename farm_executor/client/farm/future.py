@@ -49,6 +49,7 @@ __all__ = [
     "cancelled",
     "failed",
     "renew_lock",
+    "result_of",
     "settle_plainly",
     "start_all",
     "tell",
@@ -388,6 +389,12 @@ class FarmFuture(Future[T]):
             self._state = FINISHED
             if arrive is not None:
                 arrive(self)
+
+
+def result_of(future: Future[Any], otherwise: Any) -> Any:
+    """Return the result of a future of a farm's that is settled and has one; else ``otherwise``."""
+    found = isinstance(future, FarmFuture) and future._state == FINISHED and future._exception is None
+    return future._result if found else otherwise
 
 
 def call_of(future: Future[Any]) -> Any:
