@@ -45,7 +45,7 @@ from simulate import cost_per_task
 from workloads import identity
 
 from farm_executor import FarmExecutor, start_server
-from farm_executor.wire import memfd
+from farm_executor.wire import dialling, memfd
 from farm_executor.wire.address import parse_address
 
 WORKERS = 2
@@ -91,12 +91,16 @@ class Bench:
         if peers:
             self.pools |= {name: stack.enter_context(make()) for name, make in PEERS.items()}
         servers = [
-            stack.enter_context(start_server("127.0.0.1", 0, background=True, workers=1)) for _ in range(WORKERS)
+            stack.enter_context(start_server("127.0.0.1", 0, background=True, workers=1)).address
+            for _ in range(WORKERS)
         ]
         self.farms: dict[str, Executor] = {
             EMBEDDED: stack.enter_context(FarmExecutor(WORKERS)),
-            SERVERS: stack.enter_context(FarmExecutor([server.address for server in servers])),
+            SERVERS: stack.enter_context(FarmExecutor(servers)),
         }
+        with mock.patch.object(dialling, "ends", lambda sock: ""):  # as if a tunnel were in between
+            self.by_tcp = stack.enter_context(FarmExecutor(servers))
+            self.by_tcp.broadcast(identity)
         with mock.patch.object(memfd, "AVAILABLE", False):  # as with an older peer: it has no rings
             self.by_socket = stack.enter_context(FarmExecutor(WORKERS))
             self.by_socket.submit(identity).result()
@@ -165,7 +169,8 @@ class Bench:
         def beside_raw_echo() -> Measured:
             with cores_awake():
                 raw = statistics.median(raw_echo(socket.AF_INET, 64, n(2000)))
-                return {"raw echo": raw} | {name: at(0.5)(farm) for name, farm in self.farms.items()}
+                farms = self.farms | {"all by TCP": self.by_tcp}
+                return {"raw echo": raw} | {name: at(0.5)(farm) for name, farm in farms.items()}
 
         yield Row("no-op round trip, p50, cores asleep, us", None, each(at(0.5)))
         yield Row("no-op round trip, p50, us", 0.25, awake(with_floor(each(at(0.5)), polled)))
