@@ -202,6 +202,14 @@ class Lane:
         return self.connection.send(buffers)
 
     def _encode(self, seq: int, calls: list[Call], buffers: list[Buffer]) -> None:
+        if len(calls) == 1:  # a call whose result is awaited, which the lists below would take longer than all else
+            (call,) = calls
+            function = call.function
+            assert function is not None
+            self._introduce(function, buffers)
+            task = function.number, self._arguments(call)
+            buffers += encode_tasks(seq, (task,), once=call.max_attempts == 1)
+            return
         numbers = []
         last = None
         for call in calls:
@@ -214,7 +222,7 @@ class Lane:
         once = 1 in [call.max_attempts for call in calls]
         plain = [call.plain for call in calls]
         # Plain arguments of several calls travel in a single pickle, which is cheaper at both ends than one each.
-        pickle = payload.dumps_together(plain) if len(calls) > 1 and None not in plain else b""
+        pickle = payload.dumps_together(plain) if None not in plain else b""
         if pickle and fit_together(len(calls), pickle):
             buffers += encode_tasks_together(seq, numbers, pickle, once=once)
         else:
