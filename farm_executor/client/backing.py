@@ -201,7 +201,7 @@ class Backing:
         from farm_executor.client.farm.carrying import Variables
         from farm_executor.client.farm.engine import Engine, EngineOptions
         from farm_executor.client.farm.link import Settings
-        from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS, RINGS
+        from farm_executor.core.features import ALWAYS, FUNCTIONS, MODULES, OUTPUT, RECORDS, RINGS
         from farm_executor.data import payload
         from farm_executor.wire import memfd
         from farm_executor.wire.security import KeyFinder
@@ -210,7 +210,7 @@ class Backing:
         limit = settings.max_pending_bytes
         logs = (RECORDS,) if settings.logs == "forward" else ()
         rings = (RINGS,) if memfd.AVAILABLE else ()
-        always = (*ALWAYS, *logs, *rings, *((MODULES,) if settings.ship else ()))
+        always = (*ALWAYS, FUNCTIONS, *logs, *rings, *((MODULES,) if settings.ship else ()))
         carriers: list[Carrier] = [Variables(settings.context)] if settings.context else []
         carriers += self._carriers
         finder = KeyFinder(settings.key, settings.key_file, settings.ssl_context)

@@ -15,6 +15,7 @@ __all__ = [
     "BESIDE",
     "COUNTS",
     "DETAILS",
+    "FUNCTIONS",
     "HEADERS",
     "MAX_FEATURE",
     "MAX_FEATURES",
@@ -38,6 +39,9 @@ COUNTS = "counts"
 
 DETAILS = "details"
 """Tasks may ask what is known of them, and hear that they are no longer wanted."""
+
+FUNCTIONS = "functions"
+"""The buffers of a large function go to a server once, for all its workers; not in `ALWAYS`: it takes Linux."""
 
 HEADERS = "headers"
 """Calls may have a header: what travels with them and is no argument."""

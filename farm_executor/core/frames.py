@@ -28,7 +28,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from farm_executor._record import NamedTuple
-from farm_executor.core.features import DETAILS, HEADERS, MODULES, OUTPUT, RECORDS, REPORTS, RINGS, SHARING, STREAMS
+from farm_executor.core.features import (
+    DETAILS,
+    FUNCTIONS,
+    HEADERS,
+    MODULES,
+    OUTPUT,
+    RECORDS,
+    REPORTS,
+    RINGS,
+    SHARING,
+    STREAMS,
+)
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
@@ -181,6 +192,7 @@ class FrameType(enum.IntEnum):
     REPORT = 162
     ABOUT = 163
     RECORDS = 164
+    LACKING = 165
     OUTPUT = 176
     HEARD = 177
     SHARE = 178
@@ -223,7 +235,7 @@ FRAMES = {
     FrameType.PING: Meaning(_TO_SERVER),
     FrameType.PONG: Meaning(_FROM_SERVER),
     FrameType.INIT: Meaning(_TO_WORKER, _BULK),
-    FrameType.FUNCTION: Meaning(_TO_WORKER, _BULK),
+    FrameType.FUNCTION: Meaning(_TO_WORKER, _BULK | ERROR | TOGETHER),
     FrameType.FORGET: Meaning(_TO_WORKER),
     FrameType.TASKS: Meaning(_TO_WORKER, _BULK | ONCE | TOGETHER),
     FrameType.RECALL: Meaning(_TO_WORKER),
@@ -254,6 +266,7 @@ FRAMES = {
     FrameType.REPORT: Meaning(_FROM_WORKER, 0, REPORTS),
     FrameType.ABOUT: Meaning(_FROM_WORKER, 0, DETAILS),
     FrameType.RECORDS: Meaning(_FROM_WORKER, 0, RECORDS),
+    FrameType.LACKING: Meaning(_FROM_WORKER, 0, FUNCTIONS),
     FrameType.OUTPUT: Meaning(_FROM_SERVER, 0, OUTPUT),
     FrameType.HEARD: Meaning(_TO_SERVER, 0, OUTPUT),
     FrameType.SHARE: Meaning(_TO_SERVER, 0, SHARING),

@@ -101,10 +101,13 @@ class Shelf:
 
         Without a ``spare`` object no task fails, so it leaves room to those without which some would.
         """
+        self._latest = max(self._latest, number)
+        return self._enter(number, size, spare)
+
+    def _enter(self, number: int, size: int, spare: bool) -> tuple[State, str]:
         entry = self._entries.get(number)
         # Room is taken before anything is sent: two objects that are on their way must both fit.
         if entry is None:
-            self._latest = max(self._latest, number)
             if len(self._entries) >= MAX_OBJECTS:  # nor is this kept, as what is refused takes memory, too
                 return State.REFUSED, f"this session shares {MAX_OBJECTS} objects already"
             if self._room.full:
@@ -124,6 +127,9 @@ class Shelf:
 
     def arrived(self, number: int, size: int) -> bool:
         """Note that a worker has handed in an object; return whether it is to be kept."""
+        # The buffers of a function come with it, and so perhaps before they are offered. Calls can do without them.
+        if self._is_yet_to_be_offered(number):
+            self._enter(number, size, spare=True)
         entry = self._entries.get(number)
         # It may have come twice, over two lanes, or have been dropped while it was on its way.
         if entry is None or entry.state is not State.WANTED or entry.size != size:
@@ -133,6 +139,9 @@ class Shelf:
 
     def fail(self, number: int, reason: str) -> bool:
         """Note that a worker could not take an object in; return whether it was still to come."""
+        if self._is_yet_to_be_offered(number) and len(self._entries) < MAX_OBJECTS:
+            self._entries[number] = _Entry(0, State.REFUSED, reason)
+            return True
         entry = self._entries.get(number)
         if entry is None or entry.state is not State.WANTED:
             return False
@@ -140,6 +149,9 @@ class Shelf:
         # It stays refused, and is not tried over another lane: the system that had no room is the same.
         entry.state, entry.reason = State.REFUSED, reason
         return True
+
+    def _is_yet_to_be_offered(self, number: int) -> bool:
+        return number > self._latest and number not in self._entries
 
     def ask(self, number: int, worker: Hashable) -> tuple[State, str]:
         """Return what to tell a worker that needs an object; on WANTED it waits."""

@@ -9,9 +9,14 @@ import itertools
 import os
 import sys
 import threading
+import time
+from collections.abc import Hashable
 
 from farm_executor.core.frames import BULK, ERROR, Buffer, Frame, FrameType, Payload, encode_frame, payload_of
 from farm_executor.core.shipment import encode_question
+from farm_executor.current import Details
+from farm_executor.data import payload
+from farm_executor.errors import SharedMemoryError
 
 __all__ = ["ModuleQuestion", "Question", "Questions", "is_called_within"]
 
@@ -20,17 +25,34 @@ class Question:
     """One question.
 
     Attributes:
-        number: Its number.
+        number: Its number, or by what else its answer is known.
         encoded: Its frame.
         answered: Set once there is an answer, or it is certain that there will not be one.
         frame: The answer; None if there is none.
     """
 
     def __init__(self, number: int, kind: FrameType, body: bytes) -> None:
-        self.number = number
+        self.number: Hashable = number
         self.encoded: list[Buffer] = encode_frame(kind, seq=number, body=body)
         self.answered = threading.Event()
         self.frame: Frame | None = None
+
+    def details(self) -> Details:
+        """Return what is known of a task, if it was that which was asked."""
+        if self.frame is None or not self.frame.body:
+            return Details()
+        id, attempt, category, left = payload.loads((self.frame.body,))
+        return Details(id, attempt, category, None if left is None else time.monotonic() + left)
+
+    def function(self) -> Payload:
+        """Return the function that was asked for.
+
+        Raises:
+            SharedMemoryError: The client does not have it any more, or is gone.
+        """
+        if self.frame is None or self.frame.flags & ERROR:
+            raise SharedMemoryError("the large buffers of the function cannot be had: its call has been settled")
+        return payload_of(self.frame)
 
 
 class ModuleQuestion(Question):
@@ -58,7 +80,7 @@ class Questions:
     """
 
     def __init__(self) -> None:
-        self._open: dict[int, Question] = {}
+        self._open: dict[Hashable, Question] = {}
         self._numbers = itertools.count()
         self._over = False
         self._pid = os.getpid()
@@ -66,6 +88,12 @@ class Questions:
     def about(self, seq: int) -> Question:
         """Return a question for what is known of the task with that number, which is not yet open."""
         return Question(next(self._numbers), FrameType.ABOUT, seq.to_bytes(8, "little"))
+
+    def lacking(self, function: int) -> Question:
+        """Return a question for a function as a whole, which is not yet open."""
+        question = Question(function, FrameType.LACKING, b"")
+        question.number = FrameType.LACKING, function
+        return question
 
     def new(self, name: str, own: str) -> ModuleQuestion:
         """Return a question for a module, which is not yet open.
@@ -95,10 +123,18 @@ class Questions:
 
     def answer(self, frame: Frame) -> None:
         """Take an answer of the client's, perhaps to a question that it has answered before."""
-        question = self._open.pop(frame.seq, None)
+        self._answer(frame.seq, frame)
+
+    def answer_lacking(self, frame: Frame) -> bool:
+        """Take a function that comes whole; return whether it was asked for."""
+        return self._answer((FrameType.LACKING, frame.seq), frame)
+
+    def _answer(self, number: Hashable, frame: Frame) -> bool:
+        question = self._open.pop(number, None)
         if question is not None:
             question.frame = frame
             question.answered.set()
+        return question is not None
 
     def give_up(self) -> None:
         """Close all questions without an answer, and those to come."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 
@@ -139,6 +140,12 @@ class Line:
             self._socket.sendall(data)
         else:
             socket.send_fds(self._socket, [data], [word.descriptor])
+
+    def has_word(self, seconds: float) -> bool:
+        """Wait for a word, for that long at most; return whether there is one, or the other end is gone."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def hear(self) -> Word:
         """Return the next word.

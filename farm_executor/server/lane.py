@@ -50,7 +50,7 @@ from farm_executor.core.liveness import CUT_EXIT_CODE
 from farm_executor.core.outbox import Outbox
 from farm_executor.core.shipment import Difference, Package, decode_offer, encode_differences
 from farm_executor.current import Details
-from farm_executor.data import kept, payload
+from farm_executor.data import kept
 from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.asking import Question, Questions, is_called_within
 from farm_executor.server.channel import RING, Channel, NoRingError
@@ -58,7 +58,7 @@ from farm_executor.server.marks import Marks
 from farm_executor.server.outcomes import Outcome, copied, encode_outcomes
 from farm_executor.server.progress import BEGUN, BUSY, RECALLS, RECEIVED, SENT, SINCE, SPENT, Progress
 from farm_executor.server.reports import Report
-from farm_executor.server.sent import Backlog, SentFunction, SentTask
+from farm_executor.server.sent import Backlog, SentTask
 from farm_executor.server.shared import SharedObjects
 from farm_executor.server.streaming import Outgoing, Streams
 from farm_executor.server.words import Words
@@ -253,8 +253,7 @@ class WorkerLane:
                 f"No module named {name!r}: the client cannot be asked for it in a destructor; import it before",
                 name=name,
             )
-        question = self._questions.new(name, own)
-        self._await_answer(question)
+        self._await_answer(question := self._questions.new(name, own))
         return question.result()
 
     def details(self) -> Details:
@@ -264,14 +263,14 @@ class WorkerLane:
             return self._details[1] if self._details[0] == seq else Details()
         if is_called_within():
             raise RuntimeError("the client cannot be asked here, in a destructor or a signal handler: ask before")
-        question = self._questions.about(seq)
-        self._await_answer(question)
-        details = Details()
-        if question.frame is not None and question.frame.body:
-            id, attempt, category, left = payload.loads((question.frame.body,))
-            details = Details(id, attempt, category, None if left is None else time.monotonic() + left)
-        self._details = seq, details
-        return details
+        self._await_answer(question := self._questions.about(seq))
+        self._details = seq, question.details()
+        return self._details[1]
+
+    def ask_function(self, number: int) -> Payload:
+        """Ask the client for a function whole while its task is about to run."""
+        self._await_answer(question := self._questions.lacking(number))
+        return question.function()
 
     def is_unwanted(self) -> bool:
         """See `current.Worker`."""
@@ -497,7 +496,7 @@ class WorkerLane:
         if frame.type is FrameType.TASKS:
             self._backlog.add(frame)
         elif frame.type is FrameType.FUNCTION:
-            self._backlog.functions[frame.seq] = SentFunction(payload_of(frame))
+            self._backlog.introduce(frame, self.shared, self._questions, self.ask_function)
         elif frame.type is FrameType.FORGET:
             self._backlog.functions.pop(decode_number(frame), None)
         elif frame.type is FrameType.RECALL:

@@ -7,17 +7,34 @@ must not know how they are received, nor how they are run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from farm_executor._record import NamedTuple
 from farm_executor.core.batches import decode_tasks, decode_tasks_together
-from farm_executor.core.frames import MAX_RECALLS, ONCE, TOGETHER, Buffer, Frame, Payload
+from farm_executor.core.frames import (
+    BULK,
+    ERROR,
+    MAX_RECALLS,
+    ONCE,
+    TOGETHER,
+    Buffer,
+    Frame,
+    Payload,
+    payload_of,
+    prefix_of,
+)
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
+from farm_executor.server.asking import Questions
+from farm_executor.server.handed import Handed, handed_in
 from farm_executor.server.originals import Originals
+from farm_executor.server.shared import Held, SharedObjects
 
 __all__ = ["Backlog", "SentFunction", "SentTask"]
+
+_NUMBER = 8  # bytes of the number of a function's buffers, before its payload
 
 
 class SentFunction:
@@ -31,9 +48,9 @@ class SentFunction:
 
     __slots__ = ("data", "generation", "loaded", "originals")
 
-    def __init__(self, data: Payload) -> None:
+    def __init__(self, data: Payload, originals: Originals | Handed | Held | None = None) -> None:
         self.data: Payload | None = data[:1]
-        self.originals = Originals(data[1:]) if len(data) > 1 else None
+        self.originals = originals
         self.loaded: Any = None
         self.generation = -1
 
@@ -79,6 +96,39 @@ class Backlog:
         """Forget what holds for one connection: the client says it again over the next."""
         self.functions.clear()
         self.header = b""
+
+    def introduce(
+        self,
+        frame: Frame,
+        objects: SharedObjects | None,
+        questions: Questions,
+        ask: Callable[[int], Payload],
+    ) -> None:
+        """Take the function of a FUNCTION frame.
+
+        Args:
+            frame: The frame.
+            objects: The shared objects, among which are those of functions that are sent once to each server.
+            questions: What has been asked of the client: the function may be the answer.
+            ask: Asks the client for a function whole.
+
+        Raises:
+            RemoteProtocolError: It is malformed.
+        """
+        number = frame.seq
+        if not frame.flags & TOGETHER:
+            if not questions.answer_lacking(frame) and not frame.flags & ERROR:
+                data = payload_of(frame)
+                self.functions[number] = SentFunction(data, Originals(data[1:]) if len(data) > 1 else None)
+            return
+        if objects is None:
+            raise RemoteProtocolError("a function for all workers of a server without shared objects")
+        data = payload_of(frame, _NUMBER)
+        shared = int.from_bytes(prefix_of(frame, _NUMBER) if frame.flags & BULK else frame.body[:_NUMBER], "little")
+        if len(data) > 1:
+            self.functions[number] = SentFunction(data, handed_in(objects, shared, data[1:]))
+        else:
+            self.functions[number] = SentFunction(data, Handed(objects, shared, partial(ask, number)))
 
     def add(self, frame: Frame) -> None:
         """Take the tasks of a TASKS frame.

@@ -23,15 +23,15 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from farm_executor.core.frames import Buffer, Frame, FrameType, Kind, Payload, Reference
-from farm_executor.core.sharing import Layout, Part, decode_piece, read_layout
+from farm_executor.core.frames import Buffer, Frame, FrameType, Kind, Payload, Reference, size_and_kind
+from farm_executor.core.sharing import Layout, Part, decode_piece, layout_of, read_layout
 from farm_executor.data import payload, shared
 from farm_executor.data.byvalue import Resolver
 from farm_executor.errors import RemoteProtocolError, SharedMemoryError
 from farm_executor.server.channel import Line, Word
 from farm_executor.wire.memory_objects import MemoryObject
 
-__all__ = ["ASK", "FAILED", "GIVE", "HERE", "REFUSED", "SharedObjects"]
+__all__ = ["ASK", "FAILED", "GIVE", "HERE", "REFUSED", "Held", "SharedObjects"]
 
 MOST_OPEN = 128  # descriptors of objects that one worker keeps; tasks need some of their own
 
@@ -39,7 +39,7 @@ ASK, GIVE, FAILED = b"a", b"g", b"f"  # said by workers
 HERE, REFUSED = b"h", b"r"  # said by the supervisor
 
 
-class _Held:
+class Held:
     """An object that is here."""
 
     def __init__(self, memory: MemoryObject) -> None:
@@ -55,6 +55,14 @@ class _Held:
         """Return the parts of its payload for one call."""
         view = self.memory.view(private=not self.layout.frozen)
         return [self._part(view, part) for part in self.layout.parts]
+
+    def copies(self) -> list[Buffer]:
+        """Return those of its parts that are not the pickle, for one call.
+
+        Raises:
+            OSError: This process may not map as much.
+        """
+        return self.parts()[1:]
 
     def _part(self, view: memoryview, part: Part) -> Buffer:
         if part.kind is Kind.BYTES:
@@ -101,7 +109,8 @@ class SharedObjects:
         # Held while a frozen object is unpickled: else another thread might close what this one is about to map.
         # Reentrant, as there may be others within it.
         self._loading = threading.RLock()
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
+        self._late: set[int] = set()  # of which an answer may still come, and which nobody waits for any more
         self._coming: _Coming | None = None
         self._uses = 0
         self._reserve: int | None = None
@@ -156,24 +165,62 @@ class SharedObjects:
             raise SharedMemoryError(f"shared object {number} is not a buffer alone")
         return parts[1]
 
-    def _find(self, number: int) -> _Held:
+    def _find(self, number: int) -> Held:
         held = self._held.get(number) or self._ask(number)
         held.used = self._uses = self._uses + 1
         return held
 
-    def _parts(self, number: int, held: _Held) -> list[Buffer]:
+    def _parts(self, number: int, held: Held) -> list[Buffer]:
         with _mapping(number, held.memory):
             return held.parts()
 
-    def _ask(self, number: int) -> _Held:
+    def fetch(self, number: int, seconds: float) -> Held:
+        """Return an object that belongs to the caller, which is waited for no longer than that.
+
+        Raises:
+            SharedMemoryError: It does not come, or this process cannot map it.
+        """
+        held = self._ask(number, seconds)
+        self._held.pop(number, None)
+        return held
+
+    def hand_in(self, number: int, buffers: Payload) -> Held | None:
+        """Make an object of some buffers, for all workers of this server; None if there can be none.
+
+        For the thread that reads the lane.
+        """
+        # As memory, whatever they were received into: a bytearray would have to be made for each call.
+        sizes = [size_and_kind(each) if type(each) is bytes else memoryview(each).nbytes for each in buffers]
+        layout = layout_of([0, *sizes], frozen=False)
+        self._use_reserve()
+        try:
+            memory = MemoryObject.create("farm-function", layout.size)
+            memory.write(0, layout.head)
+            for buffer, part in zip(buffers, layout.parts[1:], strict=True):
+                memory.write(part.begin, buffer)
+            memory.seal()
+            held = Held(memory)
+            self._line.say(Word(GIVE, number, descriptor=memory.fileno()))
+        except OSError as error:
+            # Those who wait for it do so no longer.
+            text = f"the buffers of a function, shared object {number}, cannot be held by this server: {error}"
+            with contextlib.suppress(OSError):
+                self._line.say(Word(FAILED, number, text))
+            return None
+        finally:
+            self._keep_reserve()
+        return held
+
+    def _ask(self, number: int, seconds: float | None = None) -> Held:
         if os.getpid() != self._pid:  # the line is the worker's: an answer to us would go to one of the two
             raise SharedMemoryError(f"shared object {number} is not there in a process that a task has forked")
         with self._asking:
             while number not in self._held:
                 try:
                     self._line.say(Word(ASK, number))
+                    self._late.discard(number)
                     # The answer to a question that was interrupted may come first.
-                    while (word := self._line.hear()).number != number:
+                    while (word := self._hear(number, seconds)).number != number:
                         self._note(word)
                 except (OSError, EOFError) as error:
                     raise SharedMemoryError(f"shared object {number} cannot be had: {error}") from error
@@ -182,8 +229,15 @@ class SharedObjects:
                     raise SharedMemoryError(word.text)
             return self._held[number]
 
+    def _hear(self, number: int, seconds: float | None) -> Word:
+        if seconds is not None and not self._line.has_word(seconds):
+            self._late.add(number)
+            raise SharedMemoryError(f"shared object {number} has not come within {seconds:g} s")
+        return self._line.hear()
+
     def _note(self, word: Word) -> None:
-        if word.kind != HERE:
+        if word.kind != HERE or word.number in self._late:
+            self._late.discard(word.number)
             if word.descriptor is not None:
                 os.close(word.descriptor)
             return
@@ -195,7 +249,7 @@ class SharedObjects:
             self._make_room()
             memory = MemoryObject.received(word.descriptor)
             with _mapping(word.number, memory):
-                self._held[word.number] = _Held(memory)
+                self._held[word.number] = Held(memory)
         except RemoteProtocolError as error:
             raise SharedMemoryError(f"shared object {word.number} cannot be used: {error}") from error
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS, RINGS
+from farm_executor.core.features import ALWAYS, FUNCTIONS, MODULES, OUTPUT, RECORDS, RINGS
 from farm_executor.core.messages import AdminHello, BackHello, ClientHello, ControlHello, LaneHello
 from farm_executor.server.admin import HARMLESS, Admin
 from farm_executor.server.census import Census
@@ -123,8 +123,8 @@ class Supervisor:
             from farm_executor.server.depot import Depot  # late: an embedded farm does not wait for it
 
             self._depot = Depot(self._close_all)
-        rings = (RINGS,) if memfd.AVAILABLE else ()
-        features = (*ALWAYS, OUTPUT, RECORDS, *rings, *(() if self._depot is None else (MODULES,)))
+        memory = (FUNCTIONS, RINGS) if memfd.AVAILABLE else ()
+        features = (*ALWAYS, OUTPUT, RECORDS, *memory, *(() if self._depot is None else (MODULES,)))
         terms = Terms(address, name, slots, local_versions(), features, tunnelled, max_shared, name_beside)
         start_workers = partial(
             Workers,

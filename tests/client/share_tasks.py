@@ -159,3 +159,21 @@ def fill_folder(but):
 def free_in_folder():
     found = os.statvfs(tempfile.gettempdir())
     return found.f_bfree * found.f_bsize
+
+
+def function_memories(*_):
+    """Return the memory objects of large functions that this process and its parent hold, by their inodes."""
+    return [inodes(NAMES[1], pid) for pid in (os.getpid(), os.getppid())]
+
+
+def inodes(name, pid):
+    """Return the memory objects of that name that a process has open."""
+    found = set()
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{descriptor}"
+        try:
+            if name in os.readlink(path):
+                found.add(os.stat(path).st_ino)
+        except OSError:
+            pass
+    return found

@@ -17,6 +17,8 @@ class Reactor:
 class Host:
     features = frozenset({SHARING})
     deliveries = None
+    spread = None
+    slots = 2
     wants_lanes = True
 
     def __init__(self):

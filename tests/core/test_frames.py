@@ -188,6 +188,7 @@ def test_the_numbers_on_the_wire_are_the_documented_ones() -> None:
         "REPORT": 162,
         "ABOUT": 163,
         "RECORDS": 164,
+        "LACKING": 165,
         "OUTPUT": 176,
         "HEARD": 177,
         "SHARE": 178,

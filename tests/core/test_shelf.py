@@ -134,9 +134,34 @@ def test_what_was_dropped_or_has_come_already_is_not_kept():
     assert not held.arrived(1, 11)
     assert held.arrived(1, 10)
     assert not held.arrived(1, 10)
-    assert not held.arrived(2, 10)
     held.drop(1)
     assert not held.arrived(1, 10)
+
+
+def test_what_comes_before_it_is_offered_is_held_if_there_is_room_for_what_can_be_done_without():
+    held, room = shelf(limit=100)
+    assert held.ask(3, "early") == (State.WANTED, "")
+
+    assert held.arrived(3, 50)
+    assert room.used == 50
+    assert held.waiting(3) == ["early"]
+    assert held.ask(3, "late") == held.offer(3, 50, True) == (State.HELD, "")
+    assert held.ask(2, "another")[0] is State.REFUSED  # which is now known to have been dropped
+    assert not held.arrived(2, 10)
+    assert not held.arrived(4, 1)
+    assert held.offer(4, 1, True)[0] is State.REFUSED
+    held.drop(3)
+    assert room.used == 0
+
+
+def test_what_cannot_be_brought_before_it_is_offered_is_refused():
+    held, room = shelf(limit=100)
+    held.ask(1, "early")
+
+    assert held.fail(1, "no descriptor")
+    assert held.waiting(1) == ["early"]
+    assert held.ask(1, "late") == held.offer(1, 50, True) == (State.REFUSED, "no descriptor")
+    assert room.used == 0
 
 
 def test_a_worker_that_cannot_take_an_object_in_fails_those_who_wait_for_it():

@@ -55,7 +55,7 @@ from farm_executor.core.batches import (
     encode_tasks_together,
 )
 from farm_executor.core.census import WORKER_COLUMNS, FarmStatus
-from farm_executor.core.features import ALWAYS, MODULES, OUTPUT, RECORDS, RINGS
+from farm_executor.core.features import ALWAYS, FUNCTIONS, MODULES, OUTPUT, RECORDS, RINGS
 from farm_executor.core.frames import (
     BULK,
     ERROR,
@@ -561,7 +561,7 @@ def worker(data: bytes) -> None:
     steps = iter([lambda: supervisor.pass_on(pairs[1][1], 0, b""), supervisor.say_end])
     lane = WorkerLane(pairs[0][1], _progress, channel, resumable=True, secure=lambda sock, *_: sock)
     lane._connection = _bounded(pairs[0][1])
-    lane.features = frozenset((*ALWAYS, RECORDS, RINGS))
+    lane.features = frozenset((*ALWAYS, FUNCTIONS, RECORDS, RINGS))
     lane.on_offer = lambda modules, packages: None
     line, theirs = Line.pair()
     theirs._socket.setblocking(False)  # nobody listens
@@ -801,7 +801,7 @@ _CONTROL_HELLO = _joined(
             "role": "control",
             "versions": local_versions()._asdict(),
             "client": "somebody",
-            "features": [*ALWAYS, OUTPUT, RECORDS, RINGS, MODULES],
+            "features": [*ALWAYS, FUNCTIONS, OUTPUT, RECORDS, RINGS, MODULES],
         }
     )
 )
@@ -873,6 +873,7 @@ _MARKED = _joined(
     encode_items(0, 1, [[b"bulk", b"x" * 100]]),
     encode_items_together(0, 2, 2, pickle.dumps([1, "a"])),
     encode_frame(FrameType.ABOUT, seq=0, body=bytes(8)),
+    encode_frame(FrameType.LACKING, seq=1),
     encode_frame(FrameType.REPORT, count=1, seq=0, body=b"\x80half of it"),
 )
 _REPORTS = _joined(
@@ -950,9 +951,15 @@ _REFERRED = _joined(
     encode_payload(FrameType.FUNCTION, (b"pickle",), seq=1),
     encode_tasks(0, [(1, (b"pickle", Reference.to(1), b"sent", Reference.to(1 << 61)))]),
 )
+_HANDED = _joined(
+    encode_payload(FrameType.FUNCTION, (b"pickle", b"buffer"), seq=1, flags=TOGETHER, prefix=bytes(8)),
+    encode_payload(FrameType.FUNCTION, (b"pickle",), seq=2, flags=TOGETHER, prefix=bytes(8)),
+    encode_frame(FrameType.FUNCTION, seq=2, flags=ERROR),
+    encode_tasks(0, [(1, [b"one"]), (2, [b"two"])]),
+)
 _STREAMS = (
     *(_LANE, _ANSWERS, _REPORTS, _CONTROL_HELLO, _OUTPUT + _MARKED, _PULSE + _HEARD),
-    *(_OFFERED, _REPLIED, _PIECES, _REFERRED),
+    *(_OFFERED, _REPLIED, _PIECES, _REFERRED, _HANDED),
 )
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -1015,6 +1022,7 @@ SEEDS: dict[str, list[bytes]] = {
         _after(_MODULES + _LANE),
         _after(_PIECES) + _PIECES,
         _after(_LANE) + _REFERRED,
+        _after(_HANDED) + _HANDED,
         _after(_BEGINNING) + _joined(encode_frame(FrameType.RESUME, seq=2)),
         _after(_BEGINNING) + _joined(encode_frame(FrameType.RESUME, seq=0)) + _LANE,
     ],

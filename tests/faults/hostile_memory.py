@@ -17,7 +17,7 @@ from farm_executor.core.sharing import State, decode_answer, layout_of
 from farm_executor.core.shelf import Room
 from farm_executor.errors import RemoteProtocolError, SharedMemoryError
 from farm_executor.server.channel import Line, Word
-from farm_executor.server.shared import ASK, FAILED, GIVE, HERE, REFUSED, SharedObjects, _Held
+from farm_executor.server.shared import ASK, FAILED, GIVE, HERE, REFUSED, Held, SharedObjects
 from farm_executor.server.shelves import Shelves
 from farm_executor.wire import memfd
 from farm_executor.wire.memory_objects import MemoryObject
@@ -96,7 +96,7 @@ def mapped(data: bytes) -> None:
     with contextlib.suppress(RemoteProtocolError):
         received = MemoryObject.received(os.dup(made.fileno()))
         assert how & 1 or not memfd.AVAILABLE
-        held = _Held(received)
+        held = Held(received)
         for _ in range(2):
             parts = [memoryview(part).cast("B") for part in held.parts()]
             assert [len(part) for part in parts] == [part.size for part in held.layout.parts]

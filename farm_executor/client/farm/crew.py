@@ -32,7 +32,7 @@ from farm_executor.client.farm.sharing import Sharing
 from farm_executor.client.farm.shipping import Shipping
 from farm_executor.client.farm.wording import last_word
 from farm_executor.core.batches import decode_results, decode_results_together
-from farm_executor.core.features import DETAILS, HEADERS, MODULES, RECORDS
+from farm_executor.core.features import DETAILS, FUNCTIONS, HEADERS, MODULES, RECORDS
 from farm_executor.core.frames import BULK, ERROR, TOGETHER, Frame, FrameType, Payload, payload_of
 from farm_executor.core.lifecycle import LaneEvent, LaneState
 from farm_executor.core.liveness import CUT_EXIT_CODE
@@ -346,6 +346,11 @@ class Crew:
             self._shipping.note_packages(lane, frame)
         elif frame.type is FrameType.ABOUT and DETAILS in lane.session.features:
             self._tell_about(lane, frame)
+        elif frame.type is FrameType.LACKING and FUNCTIONS in lane.session.features:
+            with dispatch.deciding:
+                calls: list[Any] = dispatch.scheduler.tasks_on(lane.id)
+                lane.send_whole(frame.seq, calls)
+            self.watch(lane)
         elif frame.type is FrameType.READY and state is LaneState.STARTING:
             self._on_ready(lane, frame)
         elif frame.type is FrameType.RESUMED and state is LaneState.RESUMING:

@@ -124,7 +124,7 @@ class Engine:
         self._options = options
         self._budget = options.budget
         self.counts_tasks = options.max_tasks_per_child is not None
-        self._functions = FunctionTable()
+        self._functions = FunctionTable(lambda parts: self.sharing.common(parts))
         self._carriers = Carriers(options.carriers)
         self._shutdown = False
         self._error: Callable[[], BaseException] | None = None

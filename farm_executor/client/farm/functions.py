@@ -57,6 +57,7 @@ class Function(NamedTuple):
         weight: How many bytes keeping it takes, on either side.
         name: What people call it.
         records: What keeps the shared objects that the call refers to.
+        common: The buffers as servers know them, see `spreading`; None if each worker is sent its own.
     """
 
     number: int
@@ -64,6 +65,7 @@ class Function(NamedTuple):
     weight: int
     name: str = ""
     records: tuple[Any, ...] = ()
+    common: Any = None
 
 
 class _Content:
@@ -150,13 +152,17 @@ class Kept:
 class FunctionTable:
     """The functions of one farm; see the module.
 
+    Args:
+        common: Returns what stands for the buffers of a payload on servers; see `Function`.
+
     Attributes:
         kept: The functions that are known by their content.
 
     Thread safety: `find` may be called from any thread; at worst a function is pickled or numbered twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, common: Callable[[Payload], Any] = lambda parts: None) -> None:
+        self._common = common
         self._numbers = itertools.count(1)
         self.kept = Kept()
         self._by_content: dict[_Content, Function] = {}
@@ -206,7 +212,8 @@ class FunctionTable:
                 content = content.copy()
                 # For one that travels by value, both ends keep the function itself beside its pickle.
                 weight = payload_size(content.parts) * (1 + payload.by_value(content.parts))
-                function = Function(next(self._numbers), content.parts, weight, name_of(fn))
+                common = self._common(content.parts) if len(content.parts) > 1 else None
+                function = Function(next(self._numbers), content.parts, weight, name_of(fn), common=common)
                 self._by_content[content], self._contents[function.number] = function, content
             if self.kept.use(function.number, function.weight):
                 self._forget(self.kept.trim())

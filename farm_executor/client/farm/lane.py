@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -19,12 +19,14 @@ from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.client.farm.hearing import Host, LaneHearing
 from farm_executor.client.farm.records import Levels
 from farm_executor.client.farm.repeated import Standing
+from farm_executor.client.farm.spreading import encode_function, encode_whole
 from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_together
 from farm_executor.core.deliveries import Deliveries
 from farm_executor.core.features import DETAILS, RECORDS, STREAMS
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
 from farm_executor.core.lifecycle import LANE, LaneEvent, LaneState, after
 from farm_executor.core.messages import KillOrder, LaneHello, WorkerDied
+from farm_executor.core.spread import Spread
 from farm_executor.core.streams import encode_credit
 from farm_executor.data import payload
 from farm_executor.wire.connection import Connection
@@ -66,6 +68,7 @@ class Home(Host, Protocol):
     version: str
     dial_ring: Callable[[LaneHello, Callable[[Socket], None]], Connection] | None
     deliveries: Deliveries | None
+    spread: Spread | None
 
     def seat(self, slot: int) -> tuple[Any, int]:
         """Return the scheduler's name for a slot."""
@@ -308,7 +311,11 @@ class Lane:
 
     def _introduce(self, function: Function, buffers: list[Buffer]) -> None:
         if self.kept.use(function.number, function.weight):
-            buffers += encode_payload(FrameType.FUNCTION, function.data, seq=function.number)
+            buffers += encode_function(function, self.session, self.id)
+
+    def send_whole(self, number: int, calls: Iterable[Call]) -> bool:
+        """Send a function of one of the calls to a worker that cannot have its buffers from its server."""
+        return self.connection.send(encode_whole(number, calls))
 
     def send_recall(self, count: int) -> bool:
         """Ask for tasks back."""

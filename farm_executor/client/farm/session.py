@@ -33,6 +33,7 @@ from farm_executor.core.frames import Buffer, Frame, FrameType, encode_frame
 from farm_executor.core.lifecycle import SESSION, SessionEvent, SessionState, after
 from farm_executor.core.liveness import MAX_MISSED, decode_counts
 from farm_executor.core.messages import Draining, KillOrder, LaneHello, Pong, Spared, WorkerDied, decode, encode
+from farm_executor.core.spread import Spread
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.sockets import Socket
@@ -161,6 +162,7 @@ class Session:
         control: The control connection, while there is one.
         lanes: The lanes that have not been lost, by number. Changed by the crew, with the engine's lock held.
         deliveries: Which lane carries which shared object; None if the server holds none.
+        spread: Which lane brings which large function; None if each is sent its own. Guarded by the engine's lock.
 
     Thread safety: `connected`, `gone`, `lane_up`, `lane_resumed` and `worker_gone` are for the dialling threads,
     and only post to the reactor; the other methods are for its handlers.
@@ -182,6 +184,7 @@ class Session:
         self.state = SessionState.OPENING
         self.lanes: dict[int, Lane] = {}
         self.deliveries: Deliveries | None = None
+        self.spread: Spread | None = None
         self.control: Connection | None = None
         self._counted: Connection | None = None  # over which the output came that has been shown
         self._shown = self._told = 0  # bytes of it, and those of which the server is to hear

@@ -24,8 +24,9 @@ from farm_executor.client.farm.functions import Function, FunctionTable
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.repeated import Repeated, is_far
 from farm_executor.client.farm.shared import Pickling, Record, Shared, record_of
+from farm_executor.client.farm.spreading import Common, size_of
 from farm_executor.core.deliveries import Deliveries, Send
-from farm_executor.core.features import SHARING
+from farm_executor.core.features import FUNCTIONS, SHARING
 from farm_executor.core.frames import Buffer, Frame, FrameType, Payload, encode_frame, size_and_kind
 from farm_executor.core.sharing import (
     PIECE,
@@ -35,6 +36,7 @@ from farm_executor.core.sharing import (
     encode_piece,
     layout_of,
 )
+from farm_executor.core.spread import Spread
 from farm_executor.data import payload
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.memory_objects import MemoryObject
@@ -65,8 +67,10 @@ class Host(Protocol):
 
     features: frozenset[str]
     deliveries: Deliveries | None
+    spread: Spread | None
     dial_ring: Any
     lanes: dict[int, Any]
+    slots: int
 
     @property
     def wants_lanes(self) -> bool:
@@ -121,7 +125,9 @@ class Sharing:
         self._gone: deque[int] = deque(maxlen=MAX_GONE)  # numbers that servers and workers were told to forget
         self._hosts: list[Host] = []
         self._journeys: dict[int, _Journey] = {}  # by lane
-        self._lock = threading.Lock()
+        # Guards that objects are offered in the order of their numbers; reentrant, as a destructor may submit.
+        self._lock = threading.RLock()
+        self._common: dict[int, weakref.ref[Common]] = {}  # the buffers of large functions, likewise by number
         self._closed = False
         self.repeated = Repeated(self.copy, self._any_far)
 
@@ -176,6 +182,20 @@ class Sharing:
         """
         return self._take((b"", buffer), (), frozen=False, quiet=True)
 
+    def common(self, data: Payload) -> Common | None:
+        """Return what stands for the buffers of a function on servers; None if each worker is to get its own."""
+        # Before the first server has answered, nobody knows: then it is most likely one with several workers.
+        hosts = self._hosts
+        size = size_of(data) if not hosts or any(host.spread is not None for host in hosts) else 0
+        if not size:
+            return None
+        with self._lock:
+            number = next(self._numbers)
+            common = Common(number, size, self._drop)
+            self._common[number] = weakref.ref(common)
+            self._reactor.post(partial(self._offer, number))
+        return common
+
     def _take(self, parts: Payload, inner: tuple[Record, ...], *, frozen: bool, quiet: bool = False) -> Record:
         layout = layout_of([memoryview(parts[0]).nbytes, *map(size_and_kind, parts[1:])], frozen=frozen)
         memory = MemoryObject.create("farm-shared", layout.size)
@@ -197,6 +217,7 @@ class Sharing:
     def _drop(self, number: int) -> None:
         # Called by the garbage collector, at any point of any thread: so this only leaves word.
         self.live.pop(number, None)
+        self._common.pop(number, None)
         if not self._closed:
             self._reactor.post(partial(self._forget, number))
 
@@ -204,15 +225,26 @@ class Sharing:
         reference = self.live.get(number)
         return None if reference is None else reference()
 
+    def _offered(self, number: int, host: Host) -> list[Buffer]:
+        """Return what to say to a server of what is there under a number; empty if that is nothing to it."""
+        record = self._record(number)
+        if record is not None:
+            return encode_offer(number, record.size, record.quiet) if _is_for(record, host) else []
+        reference = self._common.get(number)
+        common = None if reference is None else reference()
+        if common is None or host.spread is None:
+            return []
+        # The word for what was given up may have been lost with a connection, and workers be waiting for it.
+        if host.spread.gave_up(number):
+            return encode_frame(FrameType.UNSHARE, seq=number)
+        return encode_offer(number, common.size, True)
+
     # -- handlers ------------------------------------------------------------------------------------------
 
     def _offer(self, number: int) -> None:
         # It may have been dropped since: then the word for that comes next, and names what nobody has heard of.
-        record = self._record(number)
-        if record is not None:
-            for host in self._hosts:
-                if _is_for(record, host):
-                    host.tell(encode_offer(number, record.size, record.quiet))
+        for host in self._hosts:
+            host.tell(self._offered(number, host))
 
     def found_far(self, host: Host) -> None:
         """Note that a server is not on this machine, as there can be no ring."""
@@ -220,10 +252,10 @@ class Sharing:
 
     def _offer_all(self, host: Host, *, quiet_only: bool = False) -> None:
         # In the order of their numbers, as before: what is needed first is most likely first.
-        for number in sorted(self.live):
+        for number in sorted((*self.live, *(() if quiet_only else self._common))):
             record = self._record(number)
-            if record is not None and _is_for(record, host) and (record.quiet or not quiet_only):
-                host.tell(encode_offer(number, record.size, record.quiet))
+            if not quiet_only or (record is not None and record.quiet):
+                host.tell(self._offered(number, host))
 
     def _any_far(self) -> bool:
         """Return whether there are servers to which a copy of an argument is worth its while."""
@@ -240,6 +272,9 @@ class Sharing:
                 if lane.state.connected:
                     self._send(lane, word)
             self._stop(host, number)
+            if host.spread is not None:
+                with self._sending():
+                    host.spread.drop(number)
 
     def connected(self, host: Host, *, first: bool) -> None:
         """Note that a session has a control connection, for the first time or again."""
@@ -247,6 +282,8 @@ class Sharing:
             return
         if first:
             host.deliveries = Deliveries()
+            if FUNCTIONS in host.features and host.slots > 1:
+                host.spread = Spread()
             self._hosts = [*(known for known in self._hosts if known.wants_lanes), host]
         else:  # what was said before may not have arrived
             host.tell(self._say_again())
@@ -255,7 +292,11 @@ class Sharing:
     def on_answer(self, host: Host, frame: Frame) -> None:
         """Take a server's answer to an offer."""
         number, state, reason = decode_answer(frame)
-        if state is State.REFUSED:
+        if number in self._common:
+            if host.spread is not None:
+                with self._sending():
+                    host.spread.answered(number, state)
+        elif state is State.REFUSED:
             self._stop(host, number)
             record = self._record(number)
             if record is None:  # nobody needs it any more
@@ -293,6 +334,11 @@ class Sharing:
         host: Host = lane.session
         if host.deliveries is not None:
             self._carry_out(host, host.deliveries.lane_gone(lane.id))
+        if host.spread is not None:
+            with self._sending():
+                lost = host.spread.lane_gone(lane.id)
+            for number in lost:  # workers that wait for it are told, and ask for their functions whole
+                host.tell(encode_frame(FrameType.UNSHARE, seq=number))
 
     def go_on(self, lane: Way) -> None:
         """Send more of what a lane carries, as its socket takes more."""
