@@ -5,7 +5,8 @@ This module owns what is kept, how much, and when the system may have it. It mus
 Pages that a process gets anew are cleared first, which takes as long as to fill them, and many times as long where
 a virtual machine has to get them from its host. So what one received array leaves, the next one gets. Meanwhile the
 system may take it whenever it needs memory (MADV_FREE), although it counts as resident until then. At most one
-mapping is kept in a process, and none where the system knows no such offer.
+mapping is kept in a process, and none where the system knows no such offer. A large one goes when nobody has used
+it for a while: in a worker when that has nothing to do, in a program by the heartbeats of its farms.
 
 Thread safety: all functions may be called from any thread, and arrays be dropped in any.
 """
@@ -13,16 +14,17 @@ Thread safety: all functions may be called from any thread, and arrays be droppe
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from threading import Event
 
-__all__ = ["MOST", "MOST_OF_WORKER", "keep_at_most", "lend", "rest"]
+__all__ = ["MOST", "MOST_OF_FARM", "MOST_OF_WORKER", "join", "keep_at_most", "leave", "lend", "look", "rest"]
 
 MOST = 64 * 1024 * 1024
 """Bytes that are kept in a program, for as long as it runs."""
@@ -30,12 +32,18 @@ MOST = 64 * 1024 * 1024
 MOST_OF_WORKER = 512 * 1024 * 1024
 """Bytes that are kept in a worker, as long as it has something to do every now and then."""
 
-LONG = 1.0  # seconds without anything to do: a program that works on its own in between still finds its memory
+MOST_OF_FARM = 1024 * 1024 * 1024
+"""Bytes that are kept in a program which has a farm, while arrays come every now and then; see `SHARE`."""
+
+SHARE = 16  # and no more than that part of the machine's memory
+LONG = 10.0  # seconds without anything to do: a program that works on its own in between still finds its memory
 
 _OFFERS = sys.platform == "linux" and hasattr(mmap, "MADV_FREE")
 
 _most = MOST
 _kept: list[mmap.mmap] = []  # at most one, but for two threads that drop arrays at once
+_farms: set[Hashable] = set()  # those of this program
+_looked = False  # since the kept mapping was used last
 _lent: dict[int, weakref.ref[Any]] = {}  # by the number of the array that holds the memory
 
 
@@ -43,6 +51,26 @@ def keep_at_most(size: int) -> None:
     """Keep no mapping that is larger than that many bytes, from now on."""
     global _most
     _most = size
+
+
+def join(farm: Hashable) -> None:
+    """Keep more while the program has that farm, which calls `look` at its heartbeats."""
+    _farms.add(farm)
+
+
+def leave(farm: Hashable) -> None:
+    """Note that a farm has ended."""
+    _farms.discard(farm)
+    if not _farms:
+        _drop_large()
+
+
+def look() -> None:
+    """Give back what is large and has not been used since the last look, however often that is."""
+    global _looked
+    if _looked:
+        _drop_large()
+    _looked = True
 
 
 def lend(size: int, numpy: Any, make: Callable[[int], mmap.mmap]) -> memoryview:
@@ -53,6 +81,8 @@ def lend(size: int, numpy: Any, make: Callable[[int], mmap.mmap]) -> memoryview:
         numpy: The module, whose arrays tell when they are dropped.
         make: Makes a private mapping of that size, if the one that is kept does not fit.
     """
+    global _looked
+    _looked = False
     try:
         memory: mmap.mmap | None = _kept.pop()  # in one step: another thread may want it
     except IndexError:
@@ -75,9 +105,24 @@ def rest(over: Event) -> None:
         over.wait()
 
 
+def _drop_large() -> None:
+    # Another thread may take it, or leave another, at any moment: both are as well.
+    for memory in _kept.copy():
+        if len(memory) > _most:
+            _kept.clear()
+
+
+def _limit() -> int:
+    if not _most or not _farms:  # a worker may have to keep none, and its tasks have a farm of their own
+        return _most
+    return max(_most, min(MOST_OF_FARM, os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // SHARE))
+
+
 def _take_back(memory: mmap.mmap, number: int, _: weakref.ref[Any]) -> None:
+    global _looked
     _lent.pop(number, None)
-    if _OFFERS and len(memory) <= _most:
+    _looked = False
+    if _OFFERS and len(memory) <= _limit():
         try:
             memory.madvise(mmap.MADV_FREE)
         except OSError:  # a kernel that does not know it, or memory that is locked: nobody could take it back

@@ -88,6 +88,69 @@ def test_no_more_is_kept_than_may_be():
     assert not kept._kept
 
 
+@pytest.fixture
+def farms(monkeypatch):
+    monkeypatch.setattr(kept, "_farms", set())
+    monkeypatch.setattr(kept, "MOST", SIZE)
+    monkeypatch.setattr(kept, "MOST_OF_FARM", 4 * SIZE)
+    kept.keep_at_most(SIZE)
+    kept.join(1)
+    kept.join(2)
+
+
+@pytest.mark.usefixtures("farms")
+def test_a_program_with_a_farm_keeps_more_until_nobody_has_used_it_between_two_looks():
+    array = received(4 * SIZE)
+    kept.look()
+    kept.look()
+    del array
+    kept.look()
+    assert len(kept._kept) == 1
+    array = received(4 * SIZE)
+    assert not kept._kept
+    del array
+    kept.look()
+    assert len(kept._kept) == 1
+    kept.look()
+    assert not kept._kept
+
+
+@pytest.mark.usefixtures("farms")
+def test_what_any_program_may_keep_stays_however_often_its_farms_look():
+    array = received()
+    del array
+    for _ in range(3):
+        kept.look()
+    kept.leave(1)
+    kept.leave(2)
+    assert len(kept._kept) == 1
+
+
+@pytest.mark.usefixtures("farms")
+def test_the_last_farm_leaves_no_more_than_any_program_keeps():
+    array = received(4 * SIZE)
+    del array
+    kept.leave(1)
+    assert len(kept._kept) == 1
+    kept.leave(2)
+    assert not kept._kept
+    array = received(4 * SIZE)
+    del array
+    assert not kept._kept
+
+
+@pytest.mark.usefixtures("farms")
+def test_a_farm_keeps_no_more_than_its_part_of_the_machine_and_a_worker_that_may_keep_none_keeps_none(monkeypatch):
+    monkeypatch.setattr(kept.os, "sysconf", lambda name: 3 * SIZE * kept.SHARE // kept.mmap.PAGESIZE)
+    array = received(4 * SIZE)
+    del array
+    assert not kept._kept
+    kept.keep_at_most(0)
+    array = received()
+    del array
+    assert not kept._kept
+
+
 def test_what_the_system_will_not_take_back_is_not_kept(monkeypatch):
     monkeypatch.setattr(kept.mmap, "MADV_FREE", 12345)
     array = received()

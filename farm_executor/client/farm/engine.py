@@ -66,7 +66,7 @@ from farm_executor.client.farm.wording import (
 )
 from farm_executor.core.frames import Buffer, Payload, payload_size
 from farm_executor.core.task import Cancel, Retire
-from farm_executor.data import payload
+from farm_executor.data import kept, payload
 from farm_executor.data.failure import Origin
 from farm_executor.errors import BrokenFarmError, WorkerLostError
 
@@ -206,6 +206,7 @@ class Engine:
         if self._options.connect_timeout is not None:
             self._reactor.after(self._options.connect_timeout, self._give_up_connecting)
         self._reactor.start()
+        kept.join(id(self))
         self.servers.start()
 
     # -- for callers -------------------------------------------------------------------------------------
@@ -523,6 +524,7 @@ class Engine:
         self.sharing.close()
         self._hearing.close()
         self._crew.forget()
+        kept.leave(id(self))
         # Last, so that embedded servers have been sent their goodbyes before they are ended.
         self._options.end_servers()
 
@@ -537,6 +539,7 @@ class Engine:
             self._settler.refuse(call, WorkerLostError(why))
 
     def _pulse(self, beat: int) -> list[Buffer]:
+        kept.look()
         self._crew.tell_levels()
         return self.sight.pulse(beat)
 
