@@ -317,3 +317,89 @@ def test_what_is_kept_is_what_was_used_last(uses):
     assert kept.forget_large() == model
     assert not kept.large
     assert kept.trim() == []
+
+
+def over(array):
+    return lambda: array
+
+
+def test_a_function_over_an_array_is_pickled_again_only_if_the_array_has_changed(pickled):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(BULK_THRESHOLD, dtype=float).reshape(2, -1)
+    table, fn = FunctionTable(), over(array)
+    first = table.find(fn)
+    pickled.clear()
+
+    assert table.find(fn) is first
+    assert pickled == []
+    array[1, -1] += 1
+    second = table.find(fn)
+    assert (second.number, pickled) == (first.number + 1, [fn])
+    array[1, -1] -= 1
+    assert table.find(fn).number == first.number
+    assert table.find(fn).number == first.number
+    assert pickled == [fn] * 2
+
+
+def _reshape(array):
+    array.shape = (-1,)
+
+
+def _reinterpret(array):
+    array.dtype = "u8"
+
+
+def _swap(array):
+    array.dtype = array.dtype.newbyteorder()
+
+
+def _protect(array):
+    array.flags.writeable = False
+
+
+@pytest.mark.parametrize("change", [_reshape, _reinterpret, _swap, _protect])
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
+def test_an_array_whose_looks_have_changed_is_another(change, pickled):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros((2, BULK_THRESHOLD))
+    table, fn = FunctionTable(), over(array)
+    before = table.find(fn)
+    pickled.clear()
+    change(array)
+
+    after = table.find(fn)
+    assert pickled == [fn]
+    assert after.number != before.number
+    assert payload.loads(after.data)().flags.writeable is array.flags.writeable
+    assert payload.loads(after.data)().dtype.str == array.dtype.str
+
+
+@pytest.mark.parametrize("what", ["small", "strided", "of objects", "a subclass", "one of two", "with fields"])
+def test_a_function_over_any_other_array_is_pickled_again(what, pickled):
+    numpy = pytest.importorskip("numpy")
+    large = numpy.zeros((4, BULK_THRESHOLD))
+    fn = {
+        "small": lambda: over(numpy.zeros(8)),
+        "strided": lambda: over(large[:, ::2]),
+        "of objects": lambda: over(large.astype(object)),
+        "a subclass": lambda: over(large.view(numpy.matrix)),
+        "one of two": lambda: over((large, large.copy())),
+        "with fields": lambda: over(large.view([("a", "f8")])),
+    }[what]()
+    table = FunctionTable()
+    table.find(fn)
+    pickled.clear()
+
+    table.find(fn)
+    assert pickled == [fn]
+
+
+def test_an_array_that_a_function_names_twice_is_one(pickled):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(BULK_THRESHOLD)
+    table, fn = FunctionTable(), over((array, array))
+    first = table.find(fn)
+    pickled.clear()
+
+    assert table.find(fn) is first
+    assert pickled == []

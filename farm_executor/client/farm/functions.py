@@ -12,13 +12,15 @@ else, such as a list or a class of ``__main__``, is pickled each time.
 
 Functions may be large: a bound method is as large as its object, a partial as the arrays that it holds. Large
 buffers are not pickled, but compared with a copy of what was sent. That takes a fraction of the time, and notices
-whatever has changed in place. The number of bytes kept of large functions is bounded, here as on workers, and the
-farm forgets them when it has been idle for a while.
+whatever has changed in place. If all the rest of a function is immutable, and the buffer is that of a plain array
+of numbers, that is all there is to do. The number of bytes kept of large functions is bounded, here as on workers,
+and the farm forgets them when it has been idle for a while.
 """
 
 from __future__ import annotations
 
 import itertools
+import pickle
 import sys
 import threading
 import types
@@ -27,7 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from farm_executor._record import NamedTuple
-from farm_executor.core.frames import Buffer, Payload, payload_size
+from farm_executor.core.frames import BULK_THRESHOLD, Buffer, Payload, payload_size
 from farm_executor.core.text import name_of
 from farm_executor.data import payload
 from farm_executor.data.atoms import ATOMS
@@ -180,7 +182,7 @@ class FunctionTable:
         known = self._unchanged.get(fn) if type(fn) in _COMPARABLE else None
         if known is not None and not payload.registered_by_value():
             function, parts = known
-            if parts is None or parts.unchanged():
+            if parts is None or parts.unchanged(function.data):
                 return function
         return self._pickle(fn)
 
@@ -189,7 +191,7 @@ class FunctionTable:
         parts = _Parts(fn) if isinstance(fn, types.FunctionType) else None
         function = self._number(_Content(payload.dumps(fn)), fn)
         if payload.by_value(function.data):
-            stays = parts is not None and parts.can_be_compared
+            stays = parts is not None and parts.can_be_compared and parts.are_of(function.data)
         else:
             parts, stays = None, _is_but_a_name(fn)
         if stays and not payload.registered_by_value():
@@ -235,12 +237,13 @@ class _ChangeableError(Exception):
 class _Parts:
     """The parts that a function's pickle is made of. Must be created before the function is pickled."""
 
-    __slots__ = ("_cells", "_functions", "_globals", "_modules", "can_be_compared")
+    __slots__ = ("_array", "_cells", "_functions", "_globals", "_modules", "can_be_compared")
 
     def __init__(self, fn: types.FunctionType) -> None:
         self._functions: dict[types.FunctionType, tuple[Any, ...]] = {}
         self._cells: list[tuple[types.CellType, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
+        self._array: tuple[Any, ...] | None = None  # the one large array that there may be, and its looks
         self._modules = 0  # how many were loaded, if a part is a module; else 0
         try:
             self._add(fn)
@@ -248,8 +251,12 @@ class _Parts:
         except _ChangeableError:
             self.can_be_compared = False
 
-    def unchanged(self) -> bool:
-        """Return whether each part is still the same."""
+    def are_of(self, data: Payload) -> bool:
+        """Return whether a pickle of these parts has the buffers that they account for."""
+        return len(data) == 1 + (self._array is not None)
+
+    def unchanged(self, data: Payload) -> bool:
+        """Return whether each part is still the same as when the function was pickled to this."""
         for fn, (code, defaults) in self._functions.items():
             same = fn.__code__ is code and fn.__defaults__ is defaults
             if not same or fn.__kwdefaults__ or fn.__dict__:
@@ -260,7 +267,13 @@ class _Parts:
         for cell, value in self._cells:
             if _contents(cell) is not value:
                 return False
-        return not self._modules or self._modules == len(sys.modules)
+        if self._modules and self._modules != len(sys.modules):
+            return False
+        if self._array is None:
+            return True
+        # Last, as it takes longest.
+        array, *looks = self._array
+        return _looks_of(array) == looks and _equal(data[1], pickle.PickleBuffer(array).raw())
 
     def _add(self, fn: types.FunctionType) -> None:
         if fn in self._functions or is_importable(fn):
@@ -295,6 +308,11 @@ class _Parts:
         elif kind is tuple:
             for item in value:
                 self._add_value(item)
+        elif kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+            # One is what most functions have, and leaves no doubt whose buffer is which.
+            if not _is_plain(value) or (self._array is not None and self._array[0] is not value):
+                raise _ChangeableError
+            self._array = value, *_looks_of(value)
         elif issubclass(kind, _TYPING) or kind.__module__ == "typing":
             for item in (getattr(value, "__origin__", None), *getattr(value, "__args__", ())):
                 self._add_value(item)
@@ -305,6 +323,23 @@ class _Parts:
             self._modules = len(sys.modules)  # submodules that are loaded by now travel with a package
         elif not (isinstance(value, (type, types.BuiltinFunctionType)) and is_importable(value)):
             raise _ChangeableError
+
+
+def _is_plain(array: Any) -> bool:
+    """Return whether the pickle of an array depends on nothing but its contents and its looks."""
+    kind = array.dtype
+    return (
+        array.nbytes >= BULK_THRESHOLD  # else its contents are within the pickle
+        and array.flags.c_contiguous
+        and kind.kind in "biufc"
+        and kind.isbuiltin == 1
+        and kind.metadata is None
+    )
+
+
+def _looks_of(array: Any) -> list[Any]:
+    # All of them can be set in place. A type of numpy's own is one object, but for its byte order.
+    return [array.shape, array.strides, array.dtype.str, array.flags.writeable]
 
 
 def _is_but_a_name(fn: Callable[..., Any]) -> bool:
