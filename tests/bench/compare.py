@@ -160,6 +160,12 @@ class Bench:
         def with_floor(measure: Callable[[], Measured], floor: Callable[[int], float]) -> Callable[[], Measured]:
             return lambda: measure() | {MACHINE[name]: floor(family) for name, family in FAMILIES.items()}
 
+        def copied(measure: Callable[[], Measured], mebibytes: int) -> Callable[[], Measured]:
+            return lambda: measure() | {name: 2 * seconds for name, seconds in floors.copies(mebibytes).items()}
+
+        def compared(measure: Callable[[], Measured]) -> Callable[[], Measured]:
+            return lambda: measure() | {"compared": floors.comparisons(8, n(200))}
+
         def polled(family: int) -> float:
             return floors.echo_of_calls(family, n(2000))
 
@@ -200,7 +206,7 @@ class Bench:
                 yield Row(
                     f"numpy {size} MiB there and back, ms",
                     0.25 if size == 1 else 1 / 15,
-                    each(lambda e, s=size: workloads.echo(e, s)),
+                    copied(each(lambda e, s=size: workloads.echo(e, s)), size),
                     scale=1e3,
                 )
         yield Row(
@@ -213,7 +219,7 @@ class Bench:
         yield Row(
             "bytes 64 MiB there and back, ms",
             1 / 8,
-            each(lambda e: workloads.echo_bytes(e, 1 if self.quick else 64)),
+            copied(each(lambda e: workloads.echo_bytes(e, 1 if self.quick else 64)), 1 if self.quick else 64),
             scale=1e3,
         )
         for name, family in FAMILIES.items():
@@ -243,7 +249,7 @@ class Bench:
         yield Row(
             "200 calls of a lambda that closes over a new array of 8 MiB, ms",
             0.012,
-            each(lambda e: workloads.array_closure(e, n(200), 8)),
+            compared(each(lambda e: workloads.array_closure(e, n(200), 8))),
             scale=1e3,
         )
         yield from self._shared()

@@ -4,6 +4,7 @@ A target that a row misses is judged by them: nothing that is written in Python 
 not use the farm, nor know the rows.
 """
 
+import mmap
 import os
 import pickle
 import select
@@ -54,6 +55,30 @@ def echo_in_threads(family: int, threads: int, calls: int) -> float:
         for thread in running:
             thread.join()
         return (time.perf_counter() - started) / calls / threads
+
+
+def copies(mebibytes: int) -> dict[str, float]:
+    """Seconds of a copy into memory that the process has just been given, and into memory that it has filled."""
+    size, found = mebibytes << 20, {}
+    source = bytearray(b"x") * size  # filled: pages that have never been written to are all the same one
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as target:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            target.madvise(mmap.MADV_HUGEPAGE)
+        for name in ("copied, fresh", "copied, warm"):
+            started = time.perf_counter()
+            target[:] = source
+            found[name] = time.perf_counter() - started
+    return found
+
+
+def comparisons(mebibytes: int, times: int) -> float:
+    """Seconds of that many comparisons of two pieces of memory with the same contents."""
+    one = bytearray(b"x") * (mebibytes << 20)
+    other = bytes(one)
+    started = time.perf_counter()
+    for _ in range(times):
+        assert one == other
+    return time.perf_counter() - started
 
 
 def two_interpreters() -> float:
