@@ -12,6 +12,8 @@ from engines.load import Load
 from server.processes import DEADLINE, wait_until
 
 from farm_executor import FarmExecutor
+from farm_executor.client.farm import discovery
+from farm_executor.launch import cluster
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get(ON, "").startswith("ray:"), reason="run by tests/engines/ray_cluster.py"),
@@ -31,7 +33,9 @@ def test_by_ray_client_and_ray_goes_on_beside_it():
         assert done.stdout == "1024\n", done.stderr
 
 
-def test_more_than_the_cluster_has(caplog):
+def test_more_than_the_cluster_has(caplog, monkeypatch):
+    monkeypatch.setattr(discovery, "RESOLVE_SECONDS", 1.0)
+    monkeypatch.setattr(cluster, "REPORT_EVERY", 1.0)
     with FarmExecutor("ray://auto?workers=6&per=2", connect_timeout=60) as farm:
         both_up(farm)
         assert farm.submit(abs, -1).result(DEADLINE) == 1

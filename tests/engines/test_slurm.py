@@ -12,6 +12,7 @@ from server.processes import DEADLINE, wait_until
 
 from farm_executor import BrokenFarmError, FarmExecutor
 from farm_executor.client.farm import discovery
+from farm_executor.launch import cluster
 
 pytestmark = [
     pytest.mark.skipif(
@@ -70,6 +71,7 @@ def test_what_slurm_refuses_comes_with_its_words():
 
 def test_more_nodes_than_there_are(caplog, monkeypatch):
     monkeypatch.setattr(discovery, "RESOLVE_SECONDS", 1.0)
+    monkeypatch.setattr(cluster, "REPORT_EVERY", 1.0)
     with FarmExecutor("slurm://debug?nodes=3&per=4", connect_timeout=60) as farm:
         both_up(farm)
         assert farm.submit(abs, -1).result(DEADLINE) == 1
