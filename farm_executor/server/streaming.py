@@ -31,7 +31,7 @@ from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
 from farm_executor.server.keeping import kept
 
-__all__ = ["Outgoing", "Streams"]
+__all__ = ["Outgoing", "Streams", "UnsendableItemError"]
 
 TOGETHER_SECONDS = 0.001
 MAX_BYTES = 64 * 1024  # of items that travel together
@@ -39,6 +39,15 @@ MAX_TEXT = 16  # what a plain item is counted with, in bytes, but for the length
 
 Send = Callable[["Outgoing", "list[Buffer]", int], None]
 Wait = Callable[[Callable[[], bool], threading.Event], None]
+
+
+class UnsendableItemError(Exception):
+    """An item of a stream cannot be pickled."""
+
+    def __init__(self, why: BaseException, number: int, item: Any) -> None:
+        self.why = why
+        self.number = number
+        self.item = item
 
 
 class Outgoing:
@@ -96,27 +105,37 @@ class Outgoing:
         """Whether items wait for company."""
         return bool(self._plain or self._pickled)
 
-    def put(self, item: Any) -> bool:
+    def put(self, held: list[Any]) -> bool:
         """Send an item, now or soon, once the consumer is near enough; return whether it wants more.
 
+        Args:
+            held: A list of the item alone, which is emptied. Nothing else of the caller's may refer to the item: it
+                would look as if the task could still change its memory, which would then be copied.
+
         Raises:
-            Exception: The item cannot be pickled.
+            UnsendableItemError: The item cannot be pickled.
         """
-        is_plain = payload.is_plain(item)
-        data = () if is_plain else payload.dumps(item)
+        is_plain = payload.is_plain(held[0])
+        try:
+            data = () if is_plain else payload.dumps(held[0])
+        except Exception as error:  # it runs user code
+            raise UnsendableItemError(error, self.items + 1, held[0]) from None
         self.items += 1
         now = time.perf_counter()
         with self._lock:
             if is_plain:
                 if self._pickled:
                     self._flush()
+                item = held.pop()
                 self._plain.append(item)
                 self._size += MAX_TEXT + (len(item) if isinstance(item, (str, bytes)) else 0)
             else:
                 bulk = is_bulk(data)
                 if self._plain or (bulk and self._pickled):
                     self._flush()
-                # Its memory may change as soon as the task goes on, and it may have to be sent again.
+                # Its memory may change as soon as the task goes on, and it may have to be sent again. Of what the
+                # task has made for us alone, nothing is left but the memory, and no copy is needed.
+                held.clear()
                 self._pickled.append(kept(data) if bulk and self._keep else data)
                 self._size += payload_size(data)
                 if bulk:

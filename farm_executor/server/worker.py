@@ -33,6 +33,7 @@ from farm_executor.server.namespaces import SharedNamespaces, contents_of
 from farm_executor.server.progress import Progress
 from farm_executor.server.sent import SentFunction, SentTask
 from farm_executor.server.shared import SharedObjects
+from farm_executor.server.streaming import Outgoing, UnsendableItemError
 from farm_executor.wire.dialling import HELLO_RECORDS, secure_server_side
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from farm_executor.server.depot import Room
     from farm_executor.server.marks import Marks
     from farm_executor.server.modules import ModuleFinder
-    from farm_executor.server.streaming import Outgoing
 
 __all__ = ["WorkerStart", "is_reusable", "run_worker"]
 
@@ -219,7 +219,7 @@ class _Runner:
             self._in_call = False
         except BaseException as error:  # whatever it is, the future gets it, as in ProcessPoolExecutor
             self._in_call = False
-            if type(error) is _UnsendableItemError:
+            if type(error) is UnsendableItemError:
                 what = f"item {error.number} of the stream"
                 data = dump_unsendable(error.why, error.item, what, named=self._named_by_client)
                 return _as_failure(error.why, data)
@@ -250,10 +250,10 @@ class _Runner:
             iterator = iter(items)
             while True:
                 try:
-                    item = next(iterator)
+                    held = [next(iterator)]
                 except StopIteration as end:
                     return end.value
-                if not _put(stream, item):
+                if not stream.put(held):
                     close = getattr(iterator, "close", None)
                     return close() if close is not None else None
         finally:
@@ -315,27 +315,13 @@ class _Whole:
                 self._interrupt()
 
 
-class _UnsendableItemError(Exception):
-    """An item of a stream cannot be pickled."""
-
-    def __init__(self, why: BaseException, number: int, item: Any) -> None:
-        self.why = why
-        self.number = number
-        self.item = item
-
-
-def _put(stream: Outgoing, item: Any) -> bool:
-    try:
-        return stream.put(item)
-    except Exception as error:  # pickling runs user code
-        raise _UnsendableItemError(error, stream.items + 1, item) from None
-
-
 async def _send_async(stream: Outgoing, items: Any) -> None:
     iterator = aiter(items)
     try:
         async for item in iterator:
-            if not _put(stream, item):
+            held = [item]
+            del item
+            if not stream.put(held):
                 return
     finally:
         close = getattr(iterator, "aclose", None)

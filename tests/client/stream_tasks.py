@@ -1,10 +1,13 @@
 """Tasks that yield."""
 
 import asyncio
+import contextlib
 import os
 import time
 
 from contract.tasks import pass_gate
+
+from farm_executor.server import streaming
 
 
 def count(n):
@@ -48,6 +51,48 @@ def arrays(n, size):
     for i in range(n):
         array[:] = i  # one and the same memory
         yield array
+
+
+def arrays_and_copies(n, held):
+    """Yields arrays that it makes for each item, and returns how many have been copied to be kept."""
+    import numpy as np
+
+    with copies() as copied:
+        for i in range(n):
+            if held:
+                array = np.full(1 << 20, i, np.uint8)
+                yield array
+            else:
+                yield np.full(1 << 20, i, np.uint8)
+    return copied
+
+
+class ArraysAndCopies:
+    """The same, as an asynchronous iterator, whose count the last item is."""
+
+    async def __aiter__(self):
+        import numpy as np
+
+        with copies() as copied:
+            for i in range(3):
+                yield np.full(1 << 20, i, np.uint8)
+        yield copied
+
+
+@contextlib.contextmanager
+def copies():
+    original, copied = streaming.kept, []
+
+    def kept(data):
+        result = original(data)
+        copied.append(sum(one is not other for one, other in zip(data, result, strict=True)))
+        return result
+
+    streaming.kept = kept
+    try:
+        yield copied
+    finally:
+        streaming.kept = original
 
 
 async def count_async(n):

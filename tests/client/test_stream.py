@@ -72,6 +72,23 @@ def test_items_of_all_kinds(farm):
     assert list(farm.stream(lambda: "abc")) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(("held", "copied"), [(False, 0), (True, 1)])
+def test_an_array_that_a_task_has_let_go_of_is_not_copied_to_be_kept(server, held, copied):
+    """What may have to be sent again is copied where the task could change it, which costs as much as sending."""
+    pytest.importorskip("numpy")
+    with FarmExecutor(server.address) as farm:
+        stream = farm.stream(tasks.arrays_and_copies, 5, held)
+        assert [int(array[-1]) for array in stream] == list(range(5))
+        assert stream.future.result(DEADLINE) == [copied] * 5
+
+
+def test_an_array_of_an_asynchronous_generator_is_not_copied_to_be_kept(server):
+    pytest.importorskip("numpy")
+    with FarmExecutor(server.address) as farm:
+        *_, last = farm.stream(tasks.ArraysAndCopies)
+        assert last == [0, 0, 0]
+
+
 def test_memory_that_is_used_again_was_sent_as_it_was(farm):
     numpy = pytest.importorskip("numpy")
     arrays = list(farm.stream(tasks.arrays, 30, 1 << 20))
@@ -337,7 +354,7 @@ def test_too_much_credit_is_an_error_of_the_peer():
         sent.append(frames)
 
     stream = Outgoing(0, send, lambda *args: None, lambda: False, threading.Event(), int, keep=True)
-    stream.put("item")
+    stream.put(["item"])
     assert stream.unheard() == sent
     stream.credit(0)
     with pytest.raises(RemoteProtocolError, match="2 frames of items taken, of 1"):
@@ -361,9 +378,9 @@ def test_the_helper_is_woken_for_the_first_item_that_waits(monkeypatch):
         keep=False,
     )
     for item in range(3):
-        stream.put(item)
+        stream.put([item])
     assert stream.pending
     assert woken == [len(sent)]
     stream.flush()
-    stream.put(3)
+    stream.put([3])
     assert len(woken) == 2
