@@ -21,8 +21,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from farm_executor.client.front import Front, OptionsView, backing_of, options_of, view_of
+from farm_executor.client.tracing import Within
 from farm_executor.core import headers
 from farm_executor.core.text import name_of
+from farm_executor.errors import TaskExecutionError
 from farm_executor.extras import needed
 
 __all__ = ["traced"]
@@ -43,6 +45,9 @@ def traced(farm: Front) -> OptionsView:
     worker, which is its child. A `map` has one span ``map FUNCTION``, and one in the worker for each block of items
     that travel together, with their number; a stream has ``stream FUNCTION``, a broadcast ``broadcast FUNCTION``,
     and one in each worker. Further attempts of a task have spans of their own, with a link.
+
+    A kernel of lfarm's that is made of the view traces its tasks, too: those of a channel and promises as `submit`
+    does; `pmap` and its like have one span ``parts FUNCTION``, and one in the worker for each part.
 
     In workers, spans are recorded if the program's ``initializer`` sets up an SDK there.
 
@@ -76,15 +81,33 @@ class _Spans:
 _SPANS = _Spans()
 
 
+class _Tracing:
+    """The spans of calls that are not submitted by a view's own methods; a `tracing.Tracing`."""
+
+    def submitted(self, fn: Any, submit: Callable[[], Future[Any]]) -> Future[Any]:
+        """See `Tracing`."""
+        return submit() if _parent.get() is not None else _spanned_call("submit", fn, submit)
+
+    @contextmanager
+    def spanning(self, what: str, fn: Any) -> Iterator[Within]:
+        """See `Tracing`."""
+        span, parent = _begin(what, fn, "INTERNAL")
+        try:
+            yield partial(_within, parent)
+        except BaseException as error:
+            _fail(span, error)
+            raise
+        finally:
+            span.end()
+
+
 class _TracedView(OptionsView):
+    _tracing = _Tracing()
+
     # Typed in `Front`, whose overloads hold for these as well.
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See `FarmExecutor.submit`; with a span from now to the end."""
-        with _submitting("submit", fn, "PRODUCER") as span:
-            future = super().submit(fn, *args, **kwargs)
-        if span.is_recording():
-            future.add_done_callback(partial(_settled, span))
-        return future
+        return _spanned_call("submit", fn, partial(super().submit, fn, *args, **kwargs))
 
     def stream(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Stream[Any]:
         """See `FarmExecutor.stream`; with a span from now to the end of the task."""
@@ -126,9 +149,8 @@ class _TracedView(OptionsView):
         return view_of(_TracedView, backing_of(self), options_of(options))
 
 
-@contextmanager
-def _submitting(what: str, fn: Any, kind: str) -> Iterator[Any]:
-    """Have the calls that are submitted within carry the name of a new span, which ends if that fails."""
+def _begin(what: str, fn: Any, kind: str) -> tuple[Any, dict[str, Any]]:
+    """Return a new span, and what names it to workers."""
     trace = needed("opentelemetry.trace", "otel", PURPOSE)
     propagate = needed("opentelemetry.propagate", "otel", PURPOSE)
     name = name_of(fn)
@@ -137,15 +159,37 @@ def _submitting(what: str, fn: Any, kind: str) -> Iterator[Any]:
     span = tracer.start_span(f"{what} {name}", kind=trace.SpanKind[kind], attributes=attributes)
     parent: dict[str, str] = {}
     propagate.inject(parent, trace.set_span_in_context(span))
-    token = _parent.set({"name": name, "parent": parent})
+    return span, {"name": name, "parent": parent}
+
+
+@contextmanager
+def _within(parent: dict[str, Any]) -> Iterator[None]:
+    token = _parent.set(parent)
     try:
-        yield span
+        yield
+    finally:
+        _parent.reset(token)
+
+
+@contextmanager
+def _submitting(what: str, fn: Any, kind: str) -> Iterator[Any]:
+    """Have the calls that are submitted within carry the name of a new span, which ends if that fails."""
+    span, parent = _begin(what, fn, kind)
+    try:
+        with _within(parent):
+            yield span
     except BaseException as error:
         _fail(span, error)
         span.end()
         raise
-    finally:
-        _parent.reset(token)
+
+
+def _spanned_call(what: str, fn: Any, submit: Callable[[], Future[Any]]) -> Future[Any]:
+    with _submitting(what, fn, "PRODUCER") as span:
+        future = submit()
+    if span.is_recording():
+        future.add_done_callback(partial(_settled, span))
+    return future
 
 
 def _settled(span: Any, future: Future[Any]) -> None:
@@ -171,6 +215,8 @@ def _spanned(results: Iterator[Any], span: Any) -> Generator[Any, None, None]:
 
 def _fail(span: Any, error: BaseException) -> None:
     trace = needed("opentelemetry.trace", "otel", PURPOSE)
+    if isinstance(error, TaskExecutionError) and error.__cause__ is not None:
+        error = error.__cause__  # lfarm's, which stands for the task's own
     kind = type(error).__qualname__
     span.set_attribute(headers.SPAN_ERROR, kind)
     span.set_status(trace.Status(trace.StatusCode.ERROR, kind))

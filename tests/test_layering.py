@@ -32,7 +32,7 @@ STEPS = [
 # And within the larger packages: a module imports from lower floors, or from its own floor where there is no cycle.
 FLOORS = {
     "client": [
-        ("launching", "notebook", "observing", "protocol", "settings"),
+        ("launching", "notebook", "observing", "protocol", "settings", "tracing"),
         ("lifetime",),
         ("supply",),
         ("backing",),

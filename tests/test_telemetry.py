@@ -9,7 +9,15 @@ import threading
 import pytest
 from server.processes import DEADLINE, wait_until
 
-from farm_executor import BroadcastError, FarmExecutor, WorkerLostError, start_server, telemetry
+from farm_executor import (
+    BroadcastError,
+    FarmExecutor,
+    TaskExecutionError,
+    WorkerLostError,
+    lfarm,
+    start_server,
+    telemetry,
+)
 from farm_executor.core import headers
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="OpenTelemetry's SDK is not installed")
@@ -84,6 +92,15 @@ def mine(exporter):
 
 def fails():
     raise ValueError("<no>")
+
+
+@lfarm.deftask
+def double(number):
+    return 2 * number
+
+
+def positive(number):
+    return number > 0
 
 
 def fails_at(seed):
@@ -179,6 +196,86 @@ def test_streams_and_broadcasts_have_spans(farm_of, here):
         *[("run fails", "broadcast fails")] * 2,
         ("run range", "stream range"),
     ]
+
+
+def test_a_kernels_tasks_have_spans_as_the_farms_own(farm_of, here):
+    folder, make = farm_of
+    with make() as farm:
+        kernel = lfarm.make_kernel(telemetry.traced(farm))
+        with lfarm.use_kernel(kernel), trace.get_tracer("program").start_as_current_span("request") as request:
+            channel = lfarm.make_channel()
+            channel.submit(abs, -1)
+            channel.submit("math:sqrt", 4.0)
+            assert sorted(channel) == [1, 2.0]
+            assert lfarm.force(lfarm.future(abs, -2)) == 2
+            assert lfarm.force(lfarm.speculate(double, 2)) == 4
+            assert list(lfarm.stream_task(range, 1)) == [0]
+            assert lfarm.broadcast_task(abs, -1) == [1, 1]
+            with pytest.raises(TaskExecutionError):
+                lfarm.force(lfarm.future(fails))
+        kernel.end(wait=True)
+
+    spans, theirs = mine(here), recorded(folder, 8)
+    assert len(spans) == 8  # and the request
+    assert {span.context.trace_id for span in spans.values()} == {request.get_span_context().trace_id}
+    parents = sorted((span["name"], spans[span["parent"]].name, spans[span["parent"]].kind.name) for span in theirs)
+    assert parents == [
+        ("run abs", "broadcast abs", "INTERNAL"),
+        ("run abs", "broadcast abs", "INTERNAL"),
+        ("run abs", "submit abs", "PRODUCER"),
+        ("run abs", "submit abs", "PRODUCER"),
+        ("run double", "submit double", "PRODUCER"),
+        ("run fails", "submit fails", "PRODUCER"),
+        ("run math:sqrt", "submit math:sqrt", "PRODUCER"),
+        ("run range", "stream range", "PRODUCER"),
+    ]
+    (failed,) = [span for span in theirs if span["name"] == "run fails"]
+    assert spans[failed["parent"]].attributes[headers.SPAN_ERROR] == "ValueError"
+
+
+def test_the_parts_of_a_sequence_belong_to_one_span(farm_of, here):
+    folder, make = farm_of
+    with make() as farm, lfarm.use_kernel(lfarm.make_kernel(telemetry.traced(farm))):
+        assert lfarm.pmap(abs, range(-4, 0), parts=4) == [4, 3, 2, 1]
+        assert lfarm.psome(positive, [-1, 2]) is True
+        with pytest.raises(TaskExecutionError):
+            lfarm.plet(print, x=fails)
+
+    theirs = recorded(folder, 7)
+    spans = {id: span.name for id, span in mine(here).items()}
+    assert sorted(spans.values()) == ["parts _call", "parts abs", "parts positive"]
+    assert sorted((span["name"], spans[span["parent"]]) for span in theirs) == [
+        ("run _call", "parts _call"),
+        *[("run abs", "parts abs")] * 4,
+        *[("run positive", "parts positive")] * 2,
+    ]
+    (failed,) = [span for span in mine(here).values() if span.name == "parts _call"]
+    assert failed.attributes[headers.SPAN_ERROR] == "ValueError"
+
+
+def test_a_call_that_a_channel_holds_back_belongs_to_who_has_submitted_it(here, tmp_path):
+    with (
+        FarmExecutor(1, initializer=start_sdk, initargs=(str(tmp_path),)) as farm,
+        lfarm.use_kernel(lfarm.make_kernel(telemetry.traced(farm))),
+    ):
+        channel = lfarm.make_channel(fixed_capacity=1)
+        with trace.get_tracer("program").start_as_current_span("request") as request:
+            for number in range(5):
+                channel.submit(abs, number)
+        assert sorted(channel.receives(5)) == list(range(5))
+
+    theirs = recorded(tmp_path, 5)
+    assert {span["trace"] for span in theirs} == {request.get_span_context().trace_id}
+    assert {mine(here)[span["parent"]].parent.span_id for span in theirs} == {request.get_span_context().span_id}
+
+
+def test_a_kernel_of_the_farm_itself_has_no_spans(here):
+    with FarmExecutor(1) as farm:
+        telemetry.traced(farm)
+        with lfarm.use_kernel(lfarm.make_kernel(farm)):
+            assert lfarm.pmap(abs, [-1]) == [1]
+            assert lfarm.force(lfarm.future(abs, -1)) == 1
+    assert not mine(here)
 
 
 def test_an_item_that_fails_is_in_its_blocks_span_and_the_maps(here, tmp_path):

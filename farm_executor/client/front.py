@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from farm_executor.client.protocol import Farm
     from farm_executor.client.settings import MapKeywords
     from farm_executor.client.stream import Stream
+    from farm_executor.client.tracing import Tracing
     from farm_executor.progress import ProgressLike
 
     T1 = TypeVar("T1")
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     T3 = TypeVar("T3")
     Ts = TypeVarTuple("Ts")
 
-__all__ = ["Front", "OptionsView", "backing_of", "options_of", "running_and_waiting", "view_of"]
+__all__ = ["Front", "OptionsView", "backing_of", "options_of", "running_and_waiting", "tracing_of", "view_of"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Front(Executor):
 
     _backing: Backing
     _options: TaskOptions
+    _tracing: Tracing | None = None
 
     def _stand_before(self, backing: Backing, options: TaskOptions) -> None:
         """Set the farm behind this, and the options of its tasks."""
@@ -584,6 +586,11 @@ def backing_of(executor: Front) -> Backing:
 def options_of(executor: Front) -> TaskOptions:
     """Return the options of tasks that are submitted to an executor or view."""
     return executor._options
+
+
+def tracing_of(executor: Front) -> Tracing | None:
+    """Return what gives spans to the calls of an executor or view; None if they have none."""
+    return executor._tracing
 
 
 def running_and_waiting(numbers: FarmStatistics) -> tuple[int, int]:

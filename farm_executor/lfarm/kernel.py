@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from farm_executor.client.farm.shared import Shared
     from farm_executor.client.stream import Stream
+    from farm_executor.client.tracing import Within
 
     Ts = TypeVarTuple("Ts")
 
@@ -190,6 +191,10 @@ class Kernel:
         if self.ended:
             raise RuntimeError(self._ended_text())
         return self._submission.prepare(task, args, kwargs, current_options.get())
+
+    def spanning(self, function: Callable[..., Any]) -> contextlib.AbstractContextManager[Within]:
+        """Return a context for the submission and the end of calls that belong together; see `Submission`."""
+        return self._submission.spanning(function)
 
     def translated(self, error: BaseException) -> BaseException:
         """Translate an error of one of this kernel's futures into lfarm's; see `tasks.translated`."""

@@ -174,11 +174,13 @@ def _submitted(
     """Submit the calls; provide their futures and a queue of the indexes of ended ones. Cancel the rest on exit."""
     futures: list[Future[Any]] = []
     ended: SimpleQueue[int] = SimpleQueue()
-    try:
-        for index, arguments in enumerate(calls):
-            futures.append(kernel.submit(function, *arguments))
-            futures[index].add_done_callback(lambda _, index=index: ended.put(index))  # type: ignore[misc]
-        yield futures, ended
-    finally:
-        for future in futures:
-            future.cancel()
+    with kernel.spanning(function) as within:
+        try:
+            with within():
+                for index, arguments in enumerate(calls):
+                    futures.append(kernel.submit(function, *arguments))
+                    futures[index].add_done_callback(lambda _, index=index: ended.put(index))  # type: ignore[misc]
+            yield futures, ended
+        finally:
+            for future in futures:
+                future.cancel()

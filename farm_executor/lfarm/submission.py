@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,15 +16,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from farm_executor.client.farm.functions import Function
 from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.wording import culprit
-from farm_executor.client.front import Front, OptionsView, backing_of, options_of
+from farm_executor.client.front import Front, OptionsView, backing_of, options_of, tracing_of
 from farm_executor.data import payload
 from farm_executor.lfarm.tasks import Task, call_pickled, run_task, sendable, travelling_by_value
 
 if TYPE_CHECKING:
     from farm_executor.client.protocol import Farm
     from farm_executor.client.stream import Stream
+    from farm_executor.client.tracing import Tracing, Within
 
-__all__ = ["Options", "Submission", "ToAny", "ToFarm", "submission_to"]
+__all__ = ["Options", "Submission", "ToAny", "ToFarm", "ToTracedFarm", "submission_to"]
 
 Options = tuple[Hashable, str]
 """A task's category and priority."""
@@ -73,6 +76,9 @@ class Submission(Protocol):
             InvalidTaskError: The task is not one that can be submitted.
         """
 
+    def spanning(self, function: Callable[..., Any]) -> AbstractContextManager[Within]:
+        """Return a context for the submission and the end of calls that belong together; see `Tracing.spanning`."""
+
 
 class ToAny:
     """Submission to an executor of any kind, which knows neither categories nor priorities."""
@@ -101,6 +107,10 @@ class ToAny:
     ) -> Callable[[], Future[Any]]:
         """See `Submission`. The objects themselves are kept, since this executor may not pickle them at all."""
         return partial(self._executor.submit, run_task, sendable(task), *args, **kwargs)
+
+    def spanning(self, function: Callable[..., Any]) -> AbstractContextManager[Within]:
+        """See `Submission`."""
+        return nullcontext(nullcontext)
 
 
 class ToFarm:
@@ -137,7 +147,12 @@ class ToFarm:
     def prepare(
         self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
     ) -> Callable[[], Future[Any]]:
-        """See `Submission`. The call is pickled now."""
+        """See `Submission`. The call is pickled now, and what travels with it is what would travel now."""
+        return partial(copy_context().run, self._prepare(task, args, kwargs, options))
+
+    def _prepare(
+        self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> Callable[[], Future[Any]]:
         function = sendable(task)
         engine = self._backing.start_engine()
         try:
@@ -165,6 +180,10 @@ class ToFarm:
         if self._backing.engine is not None:
             self._backing.engine.nudge()
 
+    def spanning(self, function: Callable[..., Any]) -> AbstractContextManager[Within]:
+        """See `Submission`."""
+        return nullcontext(nullcontext)
+
     def broadcast(
         self, task: Call, args: tuple[Any, ...], options: Options, *, persistent: bool, timeout: float | None
     ) -> list[Any]:
@@ -190,9 +209,36 @@ class ToFarm:
         return made
 
 
+class ToTracedFarm(ToFarm):
+    """Submission to a view of a farm whose tasks are traced; see `telemetry.traced`.
+
+    A class of its own, so that submitting to other farms costs nothing more.
+    """
+
+    def __init__(self, executor: Front, label: Callable[[Hashable], Hashable], tracing: Tracing) -> None:
+        super().__init__(executor, label)
+        self._tracing = tracing
+
+    def submit(self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Future[Any]:
+        """See `Submission`."""
+        return self._tracing.submitted(task, partial(super().submit, task, args, kwargs, options))
+
+    def _prepare(
+        self, task: Call, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> Callable[[], Future[Any]]:
+        return partial(self._tracing.submitted, task, super()._prepare(task, args, kwargs, options))
+
+    def spanning(self, function: Callable[..., Any]) -> AbstractContextManager[Within]:
+        """See `Submission`."""
+        return self._tracing.spanning("parts", function)
+
+
 def submission_to(executor: Executor, label: Callable[[Hashable], Hashable]) -> Submission:
     """Return the way to submit to an executor; ``label`` as in `ToFarm`."""
-    return ToFarm(executor, label) if isinstance(executor, Front) else ToAny(executor)
+    if not isinstance(executor, Front):
+        return ToAny(executor)
+    tracing = tracing_of(executor)
+    return ToFarm(executor, label) if tracing is None else ToTracedFarm(executor, label, tracing)
 
 
 def _prepared(engine: Farm, function: Callable[..., Any]) -> Function:

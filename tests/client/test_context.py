@@ -125,3 +125,13 @@ def test_lfarm_has_them_too(server):
     with lfarm.make_kernel([server.address], timeout=DEADLINE, context=BOTH) as kernel, lfarm.use_kernel(kernel):
         tasks.user.set("L")
         assert lfarm.pmap(tasks.look, range(3)) == [("L", "none")] * 3
+
+
+def test_what_a_channel_holds_back_has_those_of_its_submission(server):
+    with lfarm.make_kernel([server.address], timeout=DEADLINE, context=BOTH) as kernel, lfarm.use_kernel(kernel):
+        channel = lfarm.make_channel(fixed_capacity=1)
+        for number in range(4):
+            tasks.user.set(number)
+            channel.submit(tasks.look)
+        tasks.user.set("later")
+        assert sorted(channel.receives(4)) == [(number, "none") for number in range(4)]
