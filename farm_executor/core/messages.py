@@ -355,6 +355,7 @@ _LABEL = _text(MAX_LABEL)
 _VERSION = _text(MAX_VERSION)
 _PLACE = _text(MAX_MESSAGE)
 _VERSIONS = Versions.from_json
+_ATOMS = {int, float, str, type(None)}
 
 # -- the table ---------------------------------------------------------------------------------------------------
 
@@ -484,13 +485,7 @@ TABLE: dict[Any, tuple[FrameType | None, dict[str, Check]]] = {
     Draining: (FrameType.DRAINING, {"leave": _flag}),
     KillOrder: (
         FrameType.KILL,
-        {
-            "order": _COUNT,
-            "lane": _COUNT,
-            "first": _COUNT,
-            "recalls": _RECALLS,
-            "ranges": _rows(_COUNT, _COUNT),
-        },
+        {"order": _COUNT, "lane": _COUNT, "first": _COUNT, "recalls": _RECALLS, "ranges": _rows(_COUNT, _COUNT)},
     ),
     Spared: (FrameType.SPARED, {"order": _COUNT, "lane": _COUNT, "recalls": _RECALLS}),
 }
@@ -517,6 +512,8 @@ def to_json(message: NamedTuple) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if type(value) in _ATOMS:  # most of them, in a table of workers
+        return value
     if isinstance(value, Versions):
         return value._asdict()
     if type(value) in TABLE:

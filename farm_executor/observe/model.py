@@ -73,6 +73,7 @@ class Server:
         self.rates = Rates()
         self.history: deque[float] = deque(maxlen=HISTORY)
         self._at = 0.0
+        self._workers: list[Worker] = []  # of the last document
 
     @property
     def state(self) -> str:
@@ -94,8 +95,8 @@ class Server:
 
     def take(self, status: Status, at: float) -> None:
         """Take an answer that came at that time, by a clock that does not jump."""
-        old, since = self.status, at - self._at
-        self.status, self.error, self._at = status, "", at
+        old, since, was = self.status, at - self._at, self._workers
+        self.status, self.error, self._at, self._workers = status, "", at, workers_of(status)
         if old is None or old.pid != status.pid or old.totals.workers_started > status.totals.workers_started:
             self.rates = Rates()  # the first of its life
             return
@@ -105,7 +106,7 @@ class Server:
         if not since / 2 < passed < since * 2 + 1:  # its clock has jumped
             passed = since
         if passed > 0:
-            self.rates = _rates(old, status, passed)
+            self.rates = _rates(old, status, was, self._workers, passed)
             self.history.append(self.rates.busy)
 
     def lose(self, error: str) -> None:
@@ -114,12 +115,11 @@ class Server:
         self.rates = Rates()
 
 
-def _rates(old: Status, new: Status, seconds: float) -> Rates:
-    was = {worker.pid: worker for worker in workers_of(old)}
+def _rates(old: Status, new: Status, was: list[Worker], now: list[Worker], seconds: float) -> Rates:
+    known = {worker.pid: worker for worker in was}
     workers = {}
-    now = workers_of(new)
     for worker in now:
-        before = was.get(worker.pid)
+        before = known.get(worker.pid)
         if before is not None:
             workers[worker.pid] = (
                 min(max(worker.busy_seconds - before.busy_seconds, 0.0) / seconds, 1.0),
@@ -138,6 +138,8 @@ def _rates(old: Status, new: Status, seconds: float) -> Rates:
 
 def workers_of(status: Status) -> list[Worker]:
     """Return the workers of a document, by session and slot."""
+    if not status.workers.rows:
+        return []
     columns = {name: index for index, name in enumerate(status.workers.columns)}
     at = [columns.get(name, -1) for name in Worker._fields]
     found = []
