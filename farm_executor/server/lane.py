@@ -399,7 +399,7 @@ class WorkerLane:
         self._questions.give_up()
         if self._running:
             os._exit(0)  # the task that runs has nobody to run for
-        self._tasks.clear()
+        self._connection.hang_up()  # the main thread may be waiting for room to send an outcome
 
     # -- a connection that breaks, and the next one; all with _io held ---------------------------------
 

@@ -1,10 +1,12 @@
 """What tasks do in the tests of rings."""
 
+import itertools
 import multiprocessing
 import os
 import resource
 import signal
 import time
+from pathlib import Path
 
 from farm_executor.wire.ring import Ring
 
@@ -91,3 +93,59 @@ def mapped():
     """Whether this process has a ring."""
     with open("/proc/self/maps") as maps:
         return "farm-ring" in maps.read()
+
+
+def make_once_told(folder, size):
+    """Return large data once there is a file "go"; write "begun", and "waits" when there is no room for it."""
+    folder = Path(folder)
+    note(folder / "begun")
+    tell_of_waiting(folder / "waits")
+    while not (folder / "go").exists():
+        time.sleep(0.005)
+    return b"." * size
+
+
+def tell_of_waiting(path):
+    """Write a file when this worker begins to wait for room in its ring."""
+    wait = Ring._wait
+
+    def told(self, lane):
+        note(path)
+        wait(self, lane)
+
+    Ring._wait = told
+
+
+def make_and_tell(path, size):
+    tell_of_waiting(Path(path))
+    return b"." * size
+
+
+def note(path):
+    """Write this process's number to a file, which is there only once it is whole."""
+    new = path.with_suffix(".new")
+    new.write_text(str(os.getpid()))
+    new.rename(path)
+
+
+def make_in_step(folder, size):
+    """Return large data, each piece of which leaves only once there is a file of its number."""
+    Ring.put = in_step(Ring.put, folder)
+    return b"." * size
+
+
+def take_in_step(folder):
+    """Have each piece of what comes taken only once there is a file of its number."""
+    Ring.take = in_step(Ring.take, folder)
+
+
+def in_step(deed, folder):
+    pieces = itertools.count()
+
+    def held(*arguments):
+        path = Path(folder, str(next(pieces)))
+        while not path.exists():
+            time.sleep(0.002)
+        return deed(*arguments)
+
+    return held
