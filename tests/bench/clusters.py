@@ -148,7 +148,7 @@ def on_cluster(address: str) -> Iterator[Figure]:
             calls = our_rate(farm)
             yield Figure(f"{kind}: {CALLS:,} short calls by map", "", f"{calls:,.0f} calls/s")
     tunnel = through_the_tunnel(wanted)
-    for name, theirs in THEIRS.get(kind, dict)(address).items():
+    for name, theirs in THEIRS.get(kind, lambda address: {})(address).items():
         target = TIMES[kind] if name in COMPARED else None
         told = f"{calls / theirs:,.0f} x: {theirs:,.0f} calls/s"
         yield Figure(
