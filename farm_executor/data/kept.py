@@ -16,6 +16,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -43,7 +44,7 @@ _OFFERS = sys.platform == "linux" and hasattr(mmap, "MADV_FREE")
 _most = MOST
 _kept: list[mmap.mmap] = []  # at most one, but for two threads that drop arrays at once
 _farms: set[Hashable] = set()  # those of this program
-_looked = False  # since the kept mapping was used last
+_used = 0.0  # when any was lent or came back last, by `time.monotonic`
 _lent: dict[int, weakref.ref[Any]] = {}  # by the number of the array that holds the memory
 
 
@@ -66,11 +67,9 @@ def leave(farm: Hashable) -> None:
 
 
 def look() -> None:
-    """Give back what is large and has not been used since the last look, however often that is."""
-    global _looked
-    if _looked:
+    """Give back what is large, if nobody has used it for long. Farms call this at their heartbeats."""
+    if _kept and time.monotonic() - _used > LONG:
         _drop_large()
-    _looked = True
 
 
 def lend(size: int, numpy: Any, make: Callable[[int], mmap.mmap]) -> memoryview:
@@ -81,8 +80,8 @@ def lend(size: int, numpy: Any, make: Callable[[int], mmap.mmap]) -> memoryview:
         numpy: The module, whose arrays tell when they are dropped.
         make: Makes a private mapping of that size, if the one that is kept does not fit.
     """
-    global _looked
-    _looked = False
+    global _used
+    _used = time.monotonic()
     try:
         memory: mmap.mmap | None = _kept.pop()  # in one step: another thread may want it
     except IndexError:
@@ -119,9 +118,9 @@ def _limit() -> int:
 
 
 def _take_back(memory: mmap.mmap, number: int, _: weakref.ref[Any]) -> None:
-    global _looked
+    global _used
     _lent.pop(number, None)
-    _looked = False
+    _used = time.monotonic()
     if _OFFERS and len(memory) <= _limit():
         try:
             memory.madvise(mmap.MADV_FREE)

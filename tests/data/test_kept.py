@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -98,29 +99,38 @@ def farms(monkeypatch):
     kept.join(2)
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(kept, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
 @pytest.mark.usefixtures("farms")
-def test_a_program_with_a_farm_keeps_more_until_nobody_has_used_it_between_two_looks():
+def test_a_program_with_a_farm_keeps_more_until_nobody_has_used_it_for_long(clock):
     array = received(4 * SIZE)
-    kept.look()
-    kept.look()
+    clock.now += kept.LONG + 1
     del array
     kept.look()
     assert len(kept._kept) == 1
+    clock.now += kept.LONG
     array = received(4 * SIZE)
     assert not kept._kept
     del array
+    clock.now += kept.LONG
     kept.look()
     assert len(kept._kept) == 1
+    clock.now += 1
     kept.look()
     assert not kept._kept
 
 
 @pytest.mark.usefixtures("farms")
-def test_what_any_program_may_keep_stays_however_often_its_farms_look():
+def test_what_any_program_may_keep_stays_however_long_nobody_uses_it(clock):
     array = received()
     del array
-    for _ in range(3):
-        kept.look()
+    clock.now += 10 * kept.LONG
+    kept.look()
     kept.leave(1)
     kept.leave(2)
     assert len(kept._kept) == 1
