@@ -5,6 +5,7 @@ import functools
 import json
 import sys
 import types
+import weakref
 from collections.abc import Callable
 
 import cloudpickle
@@ -403,3 +404,20 @@ def test_an_array_that_a_function_names_twice_is_one(pickled):
 
     assert table.find(fn) is first
     assert pickled == []
+
+
+def test_at_most_one_array_of_the_programs_is_kept_alive_and_none_once_it_is_forgotten():
+    numpy = pytest.importorskip("numpy")
+    table = FunctionTable()
+
+    def find(size):
+        array = numpy.zeros(size)
+        table.find(over(array))
+        return weakref.ref(array)
+
+    same = [find(BULK_THRESHOLD) for _ in range(5)]
+    assert [array() is not None for array in same] == [False] * 4 + [True]
+    others = [find(MAX_LARGE_BYTES + number) for number in range(3)]
+    assert [array() is not None for array in same + others] == [False] * 7 + [True]
+    table.forget_large()
+    assert others[-1]() is None

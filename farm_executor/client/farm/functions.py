@@ -170,7 +170,8 @@ class FunctionTable:
         self._by_content: dict[_Content, Function] = {}
         self._contents: dict[int, _Content] = {}  # by number: to look a large content up takes comparing it
         self._unchanged: dict[Callable[..., Any], tuple[Function, _Parts | None]] = {}  # None: pickled as a name
-        # Guards changes of the last four; reentrant, as a destructor may submit while its thread holds it.
+        self._over_array: Any = None  # that of these which holds an array
+        # Guards changes of the last five; reentrant, as a destructor may submit while its thread holds it.
         self._lock = threading.RLock()
 
     def find(self, fn: Callable[..., Any]) -> Function:
@@ -198,7 +199,12 @@ class FunctionTable:
             with self._lock:
                 if len(self._unchanged) >= MAX_FUNCTIONS:  # as with a new lambda for each call
                     self._unchanged.clear()
+                    self._over_array = None
                 if function.number in self._contents:  # else another thread has just made us forget it
+                    if parts is not None and parts.hold_an_array:
+                        # One at a time, as each keeps the program's array: they may be many with the same contents.
+                        self._unchanged.pop(self._over_array, None)
+                        self._over_array = fn
                     self._unchanged[fn] = function, parts
         return function
 
@@ -228,6 +234,8 @@ class FunctionTable:
             for fn, (function, _) in list(self._unchanged.items()):
                 if function.number in numbers:
                     self._unchanged.pop(fn, None)
+            if self._over_array not in self._unchanged:
+                self._over_array = None
 
 
 class _ChangeableError(Exception):
@@ -250,6 +258,10 @@ class _Parts:
             self.can_be_compared = True
         except _ChangeableError:
             self.can_be_compared = False
+
+    @property
+    def hold_an_array(self) -> bool:
+        return self._array is not None
 
     def are_of(self, data: Payload) -> bool:
         """Return whether a pickle of these parts has the buffers that they account for."""
