@@ -22,7 +22,6 @@ from farm_executor.core.tunnel import CONNECTIONS, Tunnel
 __all__ = ["Ends", "Loop"]
 
 TICK_SECONDS = 0.25
-DEAF_SECONDS = 0.1  # once there is no descriptor for who connects
 
 
 class Loop:
@@ -174,7 +173,7 @@ class Ends:
             sock = listener.accept()[0]
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                time.sleep(DEAF_SECONDS)  # the listener stays readable, and to ask again at once is a busy loop
+                self._leave(listener)
             return
         with self.lock:
             if len(self.tunnel.connections) < CONNECTIONS:
@@ -182,6 +181,16 @@ class Ends:
                 self._news()
                 return
         sock.close()
+
+    def _leave(self, listener: socket.socket) -> None:
+        """Let a listener be until the next tick: it stays readable, and to ask again at once would be a busy loop."""
+
+        def listen_again(now: float) -> None:
+            self._loop.ticks.remove(listen_again)
+            self.listen(listener)
+
+        self._loop.watch(listener, 0, lambda events: None)
+        self._loop.ticks.append(listen_again)
 
     def _open(self, number: int) -> None:
         """Dial for a connection. The lock is held."""

@@ -2,11 +2,15 @@
 
 import base64
 import contextlib
+import errno
 import json
+import os
 import socket
+import threading
 
 from farm_executor.core import tunnel
 from farm_executor.core.tunnel import Tunnel
+from farm_executor.launch import ends as ends_module
 from farm_executor.launch.ends import Ends, Loop
 from farm_executor.launch.far import Far
 
@@ -42,6 +46,58 @@ def test_what_a_peer_has_sent_before_it_closed_arrives_after_the_other_has_said_
             other.receive(ends.take(30))
             came = b"".join(other.connections[number].held) if number in other.connections else came
         assert came == b"the rest"
+
+
+class Full(socket.socket):
+    """A listener of a process that has no descriptor left, once it is told so."""
+
+    full = False
+
+    def __init__(self):
+        super().__init__()
+        self.bind(("127.0.0.1", 0))
+        super().listen()
+        self.asked = []
+        self.was_asked = threading.Event()
+
+    def accept(self):
+        if self.full:
+            self.asked.append(threading.current_thread())
+            self.was_asked.set()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_without_a_descriptor_for_who_connects_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(ends_module, "TICK_SECONDS", 3600.0)  # the ticks come from here
+    loop, other = Loop(), Tunnel(1)
+    ends = Ends(loop, refused)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(Full())
+        stack.callback(loop.close)
+        stack.callback(ends.begin, 2)  # closes what it has accepted
+        ends.begin(1)
+        loop.start()
+        ends.listen(listener)
+        peer = stack.enter_context(socket.create_connection(listener.getsockname(), 30))
+        other.receive(ends.take(30))
+        (number,) = other.connections
+        listener.full = True
+        late = stack.enter_context(socket.create_connection(listener.getsockname(), 30))
+        assert listener.was_asked.wait(30)
+        for index in range(200):  # each is a turn of the loop's
+            peer.sendall(bytes([index]))
+            other.receive(ends.take(30))
+            held = other.connections[number].held
+            assert bytes(held[0]) == bytes([index])
+            other.wrote(number, 1)
+        assert len(listener.asked) <= 2  # at most one tick was due
+        listener.full = False
+        late.sendall(b"late")
+        loop.call(lambda: [tick(0.0) for tick in list(loop.ticks)])
+        while len(other.connections) < 2 or not (held := other.connections[number + 1].held):
+            other.receive(ends.take(30))
+        assert bytes(held[0]) == b"late"
 
 
 def test_of_what_a_server_says_again_and_again_only_the_last_is_kept():
