@@ -183,7 +183,7 @@ class Ends:
         sock.close()
 
     def _leave(self, listener: socket.socket) -> None:
-        """Let a listener be until the next tick: it stays readable, and to ask again at once would be a busy loop."""
+        """Let a listener be until the next tick: it stays readable, and asking again at once is a busy loop."""
 
         def listen_again(now: float) -> None:
             self._loop.ticks.remove(listen_again)

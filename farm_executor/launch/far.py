@@ -152,7 +152,12 @@ class Far:
     def _say(self, kind: str, word: bytes) -> None:
         with self._lock:
             self._words[kind] = word
-            self._ends.say(word)
+            if self.epoch and time.monotonic() - self._heard < GONE_SECONDS:
+                self._ends.say(word)
+            elif (
+                self.epoch
+            ):  # nothing is to pile up for a near end that has gone; if it comes back, it begins again
+                self._ends.begin(self.epoch + 1)
 
     def _refuse(self) -> socket.socket:
         raise OSError("connections are opened here alone")

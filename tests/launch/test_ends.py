@@ -8,9 +8,12 @@ import os
 import socket
 import threading
 
+import pytest
+
 from farm_executor.core import tunnel
-from farm_executor.core.tunnel import Tunnel
+from farm_executor.core.tunnel import Tunnel, heading, request
 from farm_executor.launch import ends as ends_module
+from farm_executor.launch import far as far_module
 from farm_executor.launch.ends import Ends, Loop
 from farm_executor.launch.far import Far
 
@@ -106,6 +109,30 @@ def test_of_what_a_server_says_again_and_again_only_the_last_is_kept():
     words = [{"ready": True, "server": "s"}, *said]
     command = f"for word in {[json.dumps(word) for word in words]!r}: print('mark' + word)"
     far = Far()
-    config = base64.b64encode(b'""\n' + json.dumps({"via": ["back"]}).encode())
-    assert far.hold("", command, config.decode(), "mark") == {"ready": True, "server": "s"}
+    assert hold(far, command) == {"ready": True, "server": "s"}
     assert [json.loads(word) for word in far._words.values()] == [words[0], *said[-2:]]
+
+
+@pytest.mark.parametrize("epoch", [0, 7])
+def test_words_do_not_pile_up_for_a_near_end_that_is_not_there(epoch, monkeypatch):
+    """Nor is one lost to it if it comes, or comes back."""
+    monkeypatch.setattr(far_module, "GONE_SECONDS", 0.0)
+    far = Far()
+    if epoch:
+        assert far.give(request(epoch)) == b""
+    for number in range(50):
+        far._say("back", b"%d" % number)
+        assert far.take(0) == b""
+    if epoch:
+        epoch, number = heading(far.give(request(epoch)))
+        assert (epoch > 7, number) == (True, 0)
+    near = Tunnel(epoch + 1)
+    assert far.give(request(epoch + 1)) == b""
+    near.receive(far.take(0))
+    assert list(near.words) == [b"49"]
+    far._close()
+
+
+def hold(far, command):
+    config = base64.b64encode(b'""\n' + json.dumps({"via": ["back"]}).encode())
+    return far.hold("", command, config.decode(), "mark")
