@@ -46,6 +46,11 @@ class Listed:
     value = []
 
 
+def with_attribute(fn):
+    fn.note = 1
+    return fn
+
+
 WAYS_TO_STAY = {
     "a module's function": lambda: tasks.identity,
     "a builtin function": lambda: len,
@@ -64,6 +69,7 @@ WAYS_TO_STAY = {
     "a callable's annotation": lambda: in_main("def f(x: C[[int], str]): return x", C=Callable),
     "a closure": lambda: (lambda n: lambda x: x + n)(5),
     "a nested function": lambda: in_main("def f(x):\n  def g(): return n\n  return g()", n=1),
+    "a partial in a closure": lambda: (lambda f: lambda x: f(x))(functools.partial(tasks.identity, 1)),
     "a name that is not there yet": lambda: in_main("def f(x): return later"),
 }
 
@@ -79,6 +85,9 @@ WAYS_TO_CHANGE = {
     "an attribute of its own": lambda: in_main("def f(x): return f.n\nf.n = 1"),
     "a list in a closure": lambda: (lambda n: lambda x: n)([]),
     "a function of main that holds a list": lambda: in_main("def g(): return n\ndef f(x): return g()", n=[]),
+    "a partial over a list": lambda: functools.partial(tasks.identity, []),
+    "a partial with an attribute": lambda: with_attribute(functools.partial(tasks.identity, 1)),
+    "a partial of a function that holds a list": lambda: functools.partial((lambda n: lambda x: n)([])),
     "a module made by hand": lambda: in_main("def f(x): return m", m=types.ModuleType("made_by_hand")),
 }
 
@@ -421,3 +430,40 @@ def test_at_most_one_array_of_the_programs_is_kept_alive_and_none_once_it_is_for
     assert [array() is not None for array in same + others] == [False] * 7 + [True]
     table.forget_large()
     assert others[-1]() is None
+
+
+def test_a_partial_whose_keywords_or_state_have_changed_is_pickled_again(pickled):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(BULK_THRESHOLD)
+
+    def changes(fn):
+        yield lambda: fn.keywords.update(value=1)
+        yield lambda: fn.keywords.update(value=True)
+        yield lambda: fn.keywords.pop("value")
+        yield lambda: fn.__setstate__((tasks.identity, (array, 5), {}, {}))
+        yield lambda: fn.__dict__.update(note=1)
+
+    fn = functools.partial(tasks.identity, array, value=2)
+    table = FunctionTable()
+    for change in changes(fn):
+        table.find(fn)
+        change()
+        pickled.clear()
+        found = table.find(fn)
+        assert pickled == [fn]
+        again = payload.loads(found.data)
+        assert (again.args[1:], again.keywords, again.__dict__) == (fn.args[1:], fn.keywords, fn.__dict__)
+        assert type(again.keywords.get("value")) is type(fn.keywords.get("value"))
+
+
+def test_a_partial_over_an_array_is_pickled_again_only_if_the_array_has_changed(pickled):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(BULK_THRESHOLD)
+    table, fn = FunctionTable(), functools.partial(tasks.identity, array)
+    first = table.find(fn)
+    pickled.clear()
+
+    assert table.find(fn) is first
+    assert pickled == []
+    array[-1] = 1
+    assert table.find(fn).number != first.number

@@ -19,7 +19,9 @@ and the farm forgets them when it has been idle for a while.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import pickle
 import sys
 import threading
@@ -46,7 +48,8 @@ MAX_LARGE_BYTES = 4 * 1024 * 1024  # of large functions kept, likewise
 MAX_PARTS = 64  # of a function that is remembered: comparing more would cost what it saves
 
 _TYPING = (types.GenericAlias, types.UnionType)
-_COMPARABLE = {types.FunctionType, types.BuiltinFunctionType, type}  # each equal only to itself
+_NAMED = {types.FunctionType, types.BuiltinFunctionType, type}
+_COMPARABLE = _NAMED | {functools.partial}  # each equal only to itself
 _MISSING = object()
 
 
@@ -189,9 +192,9 @@ class FunctionTable:
 
     def _pickle(self, fn: Callable[..., Any]) -> Function:
         # Before pickling: a part that another thread changes in between must be seen as changed at the next look.
-        parts = _Parts(fn) if isinstance(fn, types.FunctionType) else None
+        parts = _Parts(fn) if type(fn) is types.FunctionType or _binds_an_array(fn) else None
         function = self._number(_Content(payload.dumps(fn)), fn)
-        if payload.by_value(function.data):
+        if payload.by_value(function.data) or (parts is not None and type(fn) is functools.partial):
             stays = parts is not None and parts.can_be_compared and parts.are_of(function.data)
         else:
             parts, stays = None, _is_but_a_name(fn)
@@ -245,16 +248,17 @@ class _ChangeableError(Exception):
 class _Parts:
     """The parts that a function's pickle is made of. Must be created before the function is pickled."""
 
-    __slots__ = ("_array", "_cells", "_functions", "_globals", "_modules", "can_be_compared")
+    __slots__ = ("_array", "_cells", "_functions", "_globals", "_modules", "_partials", "can_be_compared")
 
-    def __init__(self, fn: types.FunctionType) -> None:
+    def __init__(self, fn: Any) -> None:
         self._functions: dict[types.FunctionType, tuple[Any, ...]] = {}
         self._cells: list[tuple[types.CellType, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
+        self._partials: list[tuple[functools.partial[Any], list[Any]]] = []
         self._array: tuple[Any, ...] | None = None  # the one large array that there may be, and its looks
         self._modules = 0  # how many were loaded, if a part is a module; else 0
         try:
-            self._add(fn)
+            self._add_value(fn)
             self.can_be_compared = True
         except _ChangeableError:
             self.can_be_compared = False
@@ -272,6 +276,11 @@ class _Parts:
         for fn, (code, defaults) in self._functions.items():
             same = fn.__code__ is code and fn.__defaults__ is defaults
             if not same or fn.__kwdefaults__ or fn.__dict__:
+                return False
+        for bound, before in self._partials:
+            now = _bound_by(bound)
+            # By identity: what is equal may be pickled to something else, as 1 and True are.
+            if len(now) != len(before) or bound.__dict__ or not all(map(operator.is_, now, before)):
                 return False
         for namespace, name, value in self._globals:
             if namespace.get(name, _MISSING) is not value:
@@ -317,6 +326,13 @@ class _Parts:
             return
         if kind is types.FunctionType:
             self._add(value)
+        elif kind is functools.partial:
+            if value.__dict__:
+                raise _ChangeableError
+            bound = _bound_by(value)
+            self._partials.append((value, bound))
+            for item in bound:
+                self._add_value(item)
         elif kind is tuple:
             for item in value:
                 self._add_value(item)
@@ -358,7 +374,17 @@ def _is_but_a_name(fn: Callable[..., Any]) -> bool:
     """Return whether a function that was pickled by name always is; a method may be pickled with its object."""
     if type(fn) is types.BuiltinFunctionType:
         return isinstance(fn.__self__, types.ModuleType)
-    return type(fn) in _COMPARABLE
+    return type(fn) in _NAMED
+
+
+def _binds_an_array(fn: Callable[..., Any]) -> bool:
+    """Return whether this is a partial that takes longer to pickle than to take apart, which most do not."""
+    return type(fn) is functools.partial and "ndarray" in [type(arg).__name__ for arg in _bound_by(fn)]
+
+
+def _bound_by(fn: functools.partial[Any]) -> list[Any]:
+    # Its keywords are a dict, which can be changed in place; their names are strings that are compared here, too.
+    return [fn.func, *fn.args, *(part for item in fn.keywords.items() for part in item)]
 
 
 def _contents(cell: types.CellType) -> Any:
