@@ -1,5 +1,6 @@
-"""Workers that wait for room in a ring while their client stands still or goes, and signs of life meanwhile."""
+"""Workers that wait for room or for credit while their client stands still or goes, and signs of life meanwhile."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from server.serving import KEY, Serving
 
 from farm_executor import FarmExecutor, status
 from farm_executor.core.features import ALWAYS, RINGS
-from farm_executor.core.frames import FrameType
+from farm_executor.core.frames import BULK_THRESHOLD, FrameType
 from farm_executor.core.liveness import MAX_MISSED
 from farm_executor.core.ring import USUAL
+from farm_executor.core.streams import MAX_AHEAD
+from farm_executor.data.streamed import stream_out
 from farm_executor.wire import memfd
 from farm_executor.wire import ring as ring_module
 
@@ -26,6 +29,7 @@ pytestmark = [
     pytest.mark.usefixtures("no_leaks"),
 ]
 
+GOODBYES = ["client", "client, to the worker", "server"]
 PIECES = -(-SIZE // USUAL.chunk)
 # Only what ends by itself does so: nobody is killed for being late.
 PATIENT = "from farm_executor.server import sessions; sessions.GRACE_CRASHED = sessions.GRACE_ENDED = 3600.0"
@@ -75,6 +79,17 @@ class Client:
         return wait_until(lambda: (self._folder / what).is_file() and (self._folder / what).read_text(), what)
 
 
+def say_goodbye(by, server, peer, lane):
+    if by == "client":
+        peer.send_frame(FrameType.BYE)
+    elif by == "client, to the worker":
+        lane.send_frame(FrameType.BYE)
+    else:
+        server.terminate()
+        server.wait_for_line("draining")
+        server.terminate()
+
+
 def state_of(server):
     (client,) = status(server.host, server.port, key=KEY)["sessions"]
     return client["state"]
@@ -97,7 +112,7 @@ def test_the_worker_of_a_stopped_client_ends_with_the_session(tmp_path):
         wait_until(lambda: not alive(client.worker), "the worker has ended, and waits no longer")
 
 
-@pytest.mark.parametrize("by", ["goodbye of the client", "goodbye to the worker", "end of the server"])
+@pytest.mark.parametrize("by", GOODBYES)
 def test_a_worker_that_waits_for_room_ends_when_it_is_told(tmp_path, by):
     with (
         Serving(before=PATIENT, workers=1) as server,
@@ -112,13 +127,23 @@ def test_a_worker_that_waits_for_room_ends_when_it_is_told(tmp_path, by):
         lane.teach(7, tasks.make_and_tell)
         lane.submit(0, (7, str(tmp_path / "waits"), SIZE))
         wait_until((tmp_path / "waits").is_file, "it waits")
-        if by == "goodbye of the client":
-            peer.send_frame(FrameType.BYE)
-        elif by == "goodbye to the worker":
-            lane.send_frame(FrameType.BYE)
-        else:
-            server.terminate()
-            server.terminate()
+        say_goodbye(by, server, peer, lane)
+        wait_until(lambda: not alive(lane.pid), "the worker has ended, and waits no longer")
+
+
+@pytest.mark.parametrize("by", GOODBYES)
+def test_a_worker_that_waits_for_credit_ends_when_it_is_told(by):
+    with (
+        Serving(before=PATIENT, workers=1) as server,
+        SessionPeer(server.address, features=[*ALWAYS]) as peer,
+    ):
+        lane = peer.open_lane()
+        lane.start()
+        lane.teach(7, stream_out)
+        lane.submit(0, (7, itertools.repeat, (bytes(BULK_THRESHOLD),), {}))
+        for _ in range(MAX_AHEAD):  # each a frame of its own, so that no more follow
+            assert lane.receive().type is FrameType.ITEMS
+        say_goodbye(by, server, peer, lane)
         wait_until(lambda: not alive(lane.pid), "the worker has ended, and waits no longer")
 
 
