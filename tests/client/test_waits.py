@@ -30,7 +30,9 @@ pytestmark = [
 ]
 
 GOODBYES = ["client", "client, to the worker", "server"]
-PIECES = -(-SIZE // USUAL.chunk)
+# Longer would take time, and shorter ones are missed by a server that waits for a processor.
+HEARTBEAT = 0.5
+BEATS = MAX_MISSED + 2  # that a segment takes
 # Only what ends by itself does so: nobody is killed for being late.
 PATIENT = "from farm_executor.server import sessions; sessions.GRACE_CRASHED = sessions.GRACE_ENDED = 3600.0"
 CLIENT = """
@@ -39,8 +41,9 @@ from client import ring_tasks as tasks
 from client.test_rings import SIZE, until_ringed
 from farm_executor import FarmExecutor
 
-address, key_file, folder, resume_timeout = sys.argv[1:]
-with FarmExecutor(address, key_file=key_file, heartbeat=0.2, resume_timeout=float(resume_timeout)) as farm:
+address, key_file, folder, heartbeat, resume_timeout = sys.argv[1:]
+times = {"heartbeat": float(heartbeat), "resume_timeout": float(resume_timeout)}
+with FarmExecutor(address, key_file=key_file, **times) as farm:
     until_ringed(farm)
     future = farm.submit(tasks.make_once_told, folder, SIZE)
     print(len(future.result()), future.result().count(b"."), flush=True)
@@ -52,8 +55,9 @@ class Client:
 
     def __init__(self, server, folder, resume_timeout):
         root = Path(__file__).parents[2]
+        said = [server.address, server.key_file, folder, HEARTBEAT, resume_timeout]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, server.address, str(server.key_file), str(folder), str(resume_timeout)],
+            [sys.executable, "-c", CLIENT, *map(str, said)],
             env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
             stdout=subprocess.PIPE,
             text=True,
@@ -147,23 +151,23 @@ def test_a_worker_that_waits_for_credit_ends_when_it_is_told(by):
         wait_until(lambda: not alive(lane.pid), "the worker has ended, and waits no longer")
 
 
-@pytest.mark.parametrize("way", ["from the worker", "to the worker"])
-def test_a_segment_that_takes_longer_than_signs_of_life_may_does_not_end_its_lane(tmp_path, way):
-    """What stands in the ring is counted by its marks: a beat after each piece tells that there is progress."""
-    with Serving(workers=1) as server, FarmExecutor(server.address, key=KEY, heartbeat=0.1) as farm:
+@pytest.mark.parametrize(("way", "together"), [("from the worker", 1), ("to the worker", USUAL.count)])
+def test_a_segment_that_takes_longer_than_signs_of_life_may_does_not_end_its_lane(tmp_path, way, together):
+    """Its marks tell of progress, for each piece that comes, and for as many as a worker may take at once."""
+    size = BEATS * together * USUAL.chunk
+    with Serving(workers=1) as server, FarmExecutor(server.address, key=KEY, heartbeat=HEARTBEAT) as farm:
         until_ringed(farm)
         (lane,) = farm._engine._lanes.values()
         connection, beats = lane.connection, lambda: farm._engine.servers._around.liveness._beats
         if way == "from the worker":
-            future = farm.submit(tasks.make_in_step, str(tmp_path), SIZE)
+            future = farm.submit(tasks.make_in_step, str(tmp_path), size)
         else:
             farm.submit(tasks.take_in_step, str(tmp_path)).result(DEADLINE)
-            future = farm.submit(tasks.echo, b"." * SIZE)
-        began = beats()
-        for piece in range(PIECES):
+            future = farm.submit(tasks.echo, b"." * size)
+        for beat in range(BEATS):
             wait_until(lambda seen=beats(): beats() > seen, "another beat")
-            (tmp_path / str(piece)).touch()
-        assert beats() - began > 2 * MAX_MISSED
-        assert future.result(DEADLINE) == b"." * SIZE
+            for piece in range(together):
+                (tmp_path / str(beat * together + piece)).touch()
+        assert future.result(DEADLINE) == b"." * size
         assert farm._engine._lanes[lane.id].connection is connection
         assert ringed(farm) == [True]
