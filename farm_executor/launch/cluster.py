@@ -136,7 +136,7 @@ class ClusterServers:
         self._lock = threading.Lock()
         self._place: Rendezvous | None = None
         self._key: Key | None = None
-        self._secret = ""
+        self._meets_at = ("", 0)  # the content of the servers' key file, and the port, since there is a place
         self._home: Home | None = None
         self._changed: Callable[[], None] = lambda: None
         self._was_up = False  # whether any server has dialled in
@@ -251,18 +251,19 @@ class ClusterServers:
     def _open(self) -> Rendezvous:
         """Return where servers are waited for, and begin to. The lock is held."""
         if self._place is None:
-            self._secret = self.key or fresh_key()
-            self._key = read_content(self._secret)
+            secret = self.key or fresh_key()
+            self._key = read_content(secret)
             place = Rendezvous(self._target, self._find_key, where=Address(self._asker.listen, 0), key=self._key)
             place.watch(lambda: self._changed())
-            place.listen()
+            self._meets_at = secret, place.listen()
             self._place = place
         return self._place
 
     def _meeting(self) -> tuple[str, int]:
         """See `Home`. The lock is held the first time."""
-        place = self._open() if self._place is None else self._place
-        return self._secret, place.port
+        if not self._meets_at[1]:  # once it has been opened, it may be gone while somebody still asks for a server
+            self._open()
+        return self._meets_at
 
     def _meet(self, word: str, name: str, at: tuple[str, int] | None) -> None:
         if (place := self._place) is not None:

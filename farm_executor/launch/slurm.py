@@ -163,8 +163,8 @@ class SlurmJobs:
         try:
             secret, port = self._home.meeting()  # while Slurm grants the job
         except BaseException:
-            process.kill()
-            process.communicate()
+            with process:
+                process.kill()
             raise
         mark = secrets.token_hex(16)
         config = {

@@ -13,7 +13,7 @@ import threading
 import pytest
 from launch.tasks import origin
 from launch.test_ssh import other_python
-from launch.test_ways import bare, peers
+from launch.test_ways import bare, dials
 from server import tasks
 from server.processes import DEADLINE, alive, children, command_line, wait_until
 
@@ -49,7 +49,7 @@ def test_a_farm_on_two_nodes_computes_and_leaves_nothing(srun):
         assert sorted(seen) == ["x0", "x0", "x1", "x1"]
         assert sorted(farm.broadcast(os.getenv, "CUDA_VISIBLE_DEVICES")) == ["4,5", "4,5", "6,7", "6,7"]
         assert {one.address for one in farm.statistics().servers} == {"slurm://gpu/n1:17"}
-        secret = farm._backing.supply._sources[0][1]._secret
+        secret = farm._backing.supply._sources[0][1]._meets_at[0]
         for pid in servers_of(os.getpid()):
             assert not any(
                 line.encode() in command_line(pid) for line in secret.splitlines() if "-----" not in line
@@ -121,16 +121,15 @@ def test_each_way_leads_there(srun, via):
     with FarmExecutor(f"slurm://?via={via}", max_attempts=1) as farm:
         assert farm.submit(pow, 2, 10).result(DEADLINE) == 1024
         place = farm._backing.supply._sources[0][1]._place
-        assert (place.port in {there for _, there in farm.submit(peers).result(DEADLINE)}) == (via == "back")
+        assert dials(farm.submit(os.getppid).result(DEADLINE), place.port) == (via == "back")
 
 
 def test_a_node_that_cannot_be_dialled_dials_the_program(srun, monkeypatch):
     monkeypatch.setattr(slurm, "probe", lambda host, port, told: told("no route"))
     srun()
     with FarmExecutor("slurm://") as farm:
-        seen = farm.submit(peers).result(DEADLINE)
-        place = farm._backing.supply._sources[0][1]._place
-        assert place.port in {there for _, there in seen}
+        server = farm.submit(os.getppid).result(DEADLINE)
+        assert dials(server, farm._backing.supply._sources[0][1]._place.port)
 
 
 def test_a_node_that_nothing_leads_to_is_told_of_with_its_reasons_and_dialled_again(srun, monkeypatch, caplog):
