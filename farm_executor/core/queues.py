@@ -51,6 +51,11 @@ class _Queue:
 
     def pop(self, count: int) -> list[Task]:
         """Remove and return the first tasks, of which there are as many."""
+        if not self._gone:
+            first = [self._places.popleft() for _ in range(count)]
+            for task in first:
+                task.queued = False
+            return first
         popped: list[Task] = []
         while len(popped) < count:
             task = self._places.popleft()
