@@ -37,6 +37,7 @@ STARTS = 3
 FIRST = {"dask": 3.0, "ray": 2.0, "slurm": 2.0}  # seconds
 TIMES = {"dask": 300, "ray": 100}  # as fast as the engine's own
 TUNNEL_TIMES = 50
+TUNNEL_LARGE = 1.5  # as long as the engine itself needs
 
 
 BARE: dict[str, Callable[[str], list[str]]] = {
@@ -161,6 +162,17 @@ def on_cluster(address: str) -> Iterator[Figure]:
             told = f"{tunnel / theirs:,.0f} x: {tunnel:,.0f} calls/s"
             fast = tunnel >= TUNNEL_TIMES * theirs
             yield Figure(f"{kind}: the same through the tunnel", f">= {TUNNEL_TIMES} x", told, fast)
+    if tunnel:
+        from bench import tunnels
+
+        for name, taken, theirs in tunnels.there_and_back(kind, address):
+            target = TUNNEL_LARGE if "tunnel" in name.split()[-1] and "bare" not in name else None
+            yield Figure(
+                f"{kind}: an array of 64 MiB there and back {name}, beside the engine's own way",
+                f"<= {target} x" if target else "",
+                f"{taken / theirs:.2f} x: {taken:.0f} ms beside {theirs:.0f} ms",
+                None if target is None else taken <= target * theirs,
+            )
 
 
 def through_the_tunnel(address: str) -> float:
