@@ -22,9 +22,13 @@ from collections import deque
 __all__ = ["CHUNK", "PIECE", "Flight", "Tunnel", "TunnelError", "heading", "request"]
 
 CHUNK = 256 * 1024  # bytes of one connection that are read at once
-PIECE = 4 << 20  # bytes of a piece, to which its last chunk may add: a call costs milliseconds, whatever its size
+# Bytes of a piece, to which its last chunk may add: a call costs milliseconds, whatever its size. From 4 MiB on
+# numpy, which Dask receives into, asks for huge pages, and a busy system takes long to find some.
+PIECE = 7 << 19
 WINDOW = 16 << 20  # bytes of a connection on their way: what a network of 1 Gbit/s and 128 ms has room for
 QUEUED = 16 << 20  # bytes that wait for calls, of all connections
+SMALL = 64 * 1024  # bytes of a piece that need not wait for more: it costs no more than a call has to
+SPARE = 8  # pages that are kept for the next pieces: as many as wait or are on their way
 AHEAD = 64  # pieces that have overtaken one: more than there are calls at once
 CONNECTIONS = 1024  # a server has a few for each of its workers
 MAX_PULLS, MAX_PUSHES = 4, 4  # calls at once
@@ -33,6 +37,7 @@ OPEN, DATA, CREDIT, END, RESET, WORD = range(1, 7)
 _HEAD = struct.Struct(">QQ")  # epoch, number of the piece: 0 for none, in a call that only asks
 _FRAME = struct.Struct(">BIQ")  # kind, connection, length or count
 MAX_PIECE = PIECE + CHUNK + _HEAD.size + 2 * _FRAME.size
+_NOTHING = memoryview(b"")
 
 
 class TunnelError(Exception):
@@ -79,6 +84,40 @@ class Connection:
         self.told = False
 
 
+class Page:
+    """A piece that is being put together, in memory that another has been in."""
+
+    __slots__ = ("_at", "_count", "_number", "carried", "size", "view")
+
+    def __init__(self, memory: bytearray) -> None:
+        self.view = memoryview(memory)
+        self.size = _HEAD.size
+        self.carried = 0  # bytes of connections
+        self._number = 0  # the connection that the last frame carries bytes of; 0 if it carries none
+        self._at = self._count = 0  # where that frame is, and how many bytes it carries
+
+    def add(self, kind: int, number: int, count: int, data: bytes = b"") -> None:
+        """Add a frame."""
+        _FRAME.pack_into(self.view, self.size, kind, number, count)
+        self.size += _FRAME.size + len(data)
+        self.view[self.size - len(data) : self.size] = data
+        self._number = 0
+
+    def space(self, number: int) -> int:
+        """Return where the next bytes of a connection go."""
+        return self.size if self._number == number else self.size + _FRAME.size
+
+    def filled(self, number: int, count: int) -> None:
+        """Note that so many of a connection's bytes are there now."""
+        if self._number != number:
+            self._number, self._at, self._count = number, self.size, 0
+            self.size += _FRAME.size
+        self._count += count
+        self.size += count
+        self.carried += count
+        _FRAME.pack_into(self.view, self._at, DATA, number, self._count)
+
+
 class Tunnel:
     """One end, in one epoch. Only the far end opens connections.
 
@@ -97,8 +136,10 @@ class Tunnel:
         self._sent = 0  # the piece that was taken last
         self._read = 0  # the piece that was read last
         self._ahead: dict[int, bytes | memoryview] = {}
-        self._out: deque[tuple[bytes, bytes]] = deque()  # frames, and what follows each
+        self._out: deque[Page] = deque()  # all but the last are whole
         self._queued = 0
+        self._memory: list[bytearray] = []  # of pages, to be used again
+        self._rested = 0  # the piece that was taken last when it was looked last
 
     # -- what goes out ---------------------------------------------------------------------------------------
 
@@ -114,10 +155,25 @@ class Tunnel:
         connection = self.connections[number]
         return 0 if connection.ended or self._queued >= QUEUED else min(connection.credit, CHUNK)
 
+    def space(self, number: int) -> memoryview:
+        """Return where to put bytes of a connection, as many as are wanted; then call `filled`, at once."""
+        wanted = self.wants(number)
+        if not wanted:
+            return _NOTHING
+        page = self._page()
+        at = page.space(number)
+        return page.view[at : at + wanted]
+
+    def filled(self, number: int, count: int) -> None:
+        """Send so many bytes of a connection, which have been put where `space` has said."""
+        self.connections[number].credit -= count
+        self._queued += count
+        self._out[-1].filled(number, count)
+
     def put(self, number: int, data: bytes) -> None:
         """Send bytes of a connection, no more than are wanted."""
-        self.connections[number].credit -= len(data)
-        self._frame(DATA, number, len(data), data)
+        self.space(number)[: len(data)] = data
+        self.filled(number, len(data))
 
     def end(self, number: int) -> None:
         """Send no more of a connection."""
@@ -134,22 +190,52 @@ class Tunnel:
         self._frame(WORD, 0, len(word), word)
 
     def _frame(self, kind: int, number: int, count: int = 0, data: bytes = b"") -> None:
-        self._out.append((_FRAME.pack(kind, number, count), data))
-        self._queued += len(data)
+        self._page().add(kind, number, count, data)
 
-    def take(self) -> bytes:
-        """Return the next piece; empty if there is nothing to send."""
+    def _page(self) -> Page:
+        """Return the page that the next frame goes to."""
+        if not self._out or self._out[-1].size >= PIECE:
+            self._out.append(Page(self._find_memory()))
+        return self._out[-1]
+
+    def _find_memory(self) -> bytearray:
+        # Fresh memory costs more than all that is done with it where the system provides it page by page. Memory
+        # that has a view cannot change its size: so none is taken that an engine may have yet to send.
+        for memory in self._memory:
+            try:
+                memory.pop()
+            except BufferError:
+                continue
+            memory.append(0)
+            return memory
+        memory = bytearray(MAX_PIECE)
+        if len(self._memory) < SPARE:
+            self._memory.append(memory)
+        return memory
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of the next piece; 0 if there is nothing to send."""
+        return self._out[0].size if self._out else 0
+
+    def take(self) -> memoryview:
+        """Return the next piece; empty if there is nothing to send.
+
+        Its memory is used again as soon as nobody has a view of it.
+        """
         if not self._out:
-            return b""
+            return _NOTHING
         self._sent += 1
-        parts = [_HEAD.pack(self.epoch, self._sent)]
-        size = 0
-        while self._out and size < PIECE:
-            frame, data = self._out.popleft()
-            parts += (frame, data)
-            size += len(frame) + len(data)
-            self._queued -= len(data)
-        return b"".join(parts)
+        page = self._out.popleft()
+        self._queued -= page.carried
+        _HEAD.pack_into(page.view, 0, self.epoch, self._sent)
+        return page.view[: page.size]
+
+    def rest(self) -> None:
+        """Keep no memory for pieces if none has been taken since this was called last."""
+        if self._rested == self._sent:
+            self._memory.clear()
+        self._rested = self._sent
 
     # -- what comes in ---------------------------------------------------------------------------------------
 
@@ -246,17 +332,30 @@ class Flight:
     """How many calls are on their way: those that carry something, and those that wait at the far end for it.
 
     One that waits is always there, for else nothing could come. There are more while each brings a whole piece.
+
+    A part of a piece waits until it is whole, as each call costs the engine milliseconds, or until nothing large is
+    on its way. What is small waits for nothing.
     """
 
     def __init__(self) -> None:
-        self.pushes = 0
         self.pulls = 0
+        self._pushes = 0
+        self._large = 0
         self._wanted = 1
 
-    @property
-    def may_push(self) -> bool:
-        """Whether another call may carry something."""
-        return self.pushes < MAX_PUSHES
+    def may_push(self, size: int) -> bool:
+        """Return whether a piece of that size, so far, may be sent now."""
+        return size > 0 and self._pushes < MAX_PUSHES and not (self._large and SMALL <= size < PIECE)
+
+    def pushed(self, size: int) -> None:
+        """Note that a piece of that size is sent."""
+        self._pushes += 1
+        self._large += size >= SMALL
+
+    def landed(self, size: int) -> None:
+        """Note that a piece of that size has arrived, or has been lost."""
+        self._pushes -= 1
+        self._large -= size >= SMALL
 
     @property
     def may_pull(self) -> bool:

@@ -41,7 +41,8 @@ def run(up, down, carriers, *arguments):
     scheduler = worker.scheduler
 
     async def put(name, piece):
-        await scheduler.queue_put(name=name, data=to_serialize(piece))
+        # As a view it comes out as one of the memory that it was received in, and is not copied once more.
+        await scheduler.queue_put(name=name, data=to_serialize(memoryview(piece)))
 
     async def greet(loop):
         await put(down, request(0))
@@ -49,7 +50,7 @@ def run(up, down, carriers, *arguments):
     async def hear(loop):
         epoch = far.epoch
         try:
-            piece = bytes((await scheduler.queue_get(name=up))["value"])
+            piece = (await scheduler.queue_get(name=up))["value"]
         except Exception:  # one may have been lost
             far.begin_again(epoch)
             raise
@@ -64,6 +65,8 @@ def run(up, down, carriers, *arguments):
             except Exception:  # it is lost
                 far.begin_again(heading(piece)[0])
                 raise
+            finally:
+                far.landed(len(piece))
         return not far.closed
 
     async def repeat(way, loop):
@@ -167,7 +170,7 @@ class Task:
         self._client = client
         self._loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
         self._told = (0, 0.0)  # the epoch that the far end has been told of, and when
-        self._come: asyncio.Queue[bytes] = asyncio.Queue()  # as much as windows let come
+        self._come: asyncio.Queue[memoryview] = asyncio.Queue()  # as much as windows let come
         self._do(self._open()).result(ANSWER_SECONDS)
         self._hearing = [self._do(self._hear()) for _ in range(CARRIERS)]
         self._closed = False
@@ -178,18 +181,18 @@ class Task:
     async def _open(self) -> None:
         self._queues = [await distributed.Queue(name, client=self._client) for name in (self.up, self.down)]
 
-    async def _put(self, name: str, piece: bytes) -> None:
-        await self._client.scheduler.queue_put(name=name, data=to_serialize(piece))
+    async def _put(self, name: str, piece: bytes | memoryview) -> None:
+        await self._client.scheduler.queue_put(name=name, data=to_serialize(memoryview(piece)))
 
     async def _hear(self) -> None:
-        while piece := bytes((await self._client.scheduler.queue_get(name=self.down))["value"]):
+        while piece := (await self._client.scheduler.queue_get(name=self.down))["value"]:
             self._come.put_nowait(piece)
 
-    def call(self, piece: bytes) -> Future[bytes]:
+    def call(self, piece: bytes | memoryview) -> Future[Any]:
         """See `gateway.Grant`."""
         return self._do(self._call(piece))
 
-    async def _call(self, piece: bytes) -> bytes:
+    async def _call(self, piece: bytes | memoryview) -> bytes | memoryview:
         epoch, number = heading(piece)
         if number:
             await self._put(self.up, piece)

@@ -17,11 +17,12 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from farm_executor.core.tunnel import CONNECTIONS, Tunnel
+from farm_executor.core.tunnel import CONNECTIONS, Flight, Tunnel
 
 __all__ = ["Ends", "Loop"]
 
 TICK_SECONDS = 0.25
+REST_SECONDS = 5.0  # without a piece, after which its memory is let go
 
 
 class Loop:
@@ -48,8 +49,9 @@ class Loop:
     def call(self, function: Callable[[], None]) -> None:
         """Have a function called in the thread, soon."""
         self._calls.append(function)
-        with contextlib.suppress(OSError):  # as many bytes as fit wait to be read; or it is closed
-            self._far.send(b"\0")
+        if threading.current_thread() is not self._thread:  # which looks for calls before it waits
+            with contextlib.suppress(OSError):  # as many bytes as fit wait to be read; or it is closed
+                self._far.send(b"\0")
 
     def close(self) -> None:
         """End the thread, and wait for it."""
@@ -79,7 +81,7 @@ class Loop:
     def _run(self) -> None:
         due = 0.0
         while not self._closed:
-            for key, events in self._selector.select(TICK_SECONDS if self.ticks else None):
+            for key, events in self._selector.select(0 if self._calls else TICK_SECONDS if self.ticks else None):
                 key.data(events)
             while self._calls:
                 self._calls.popleft()()
@@ -119,6 +121,7 @@ class Ends:
         self.tunnel = Tunnel(0)
         self._sockets: dict[int, socket.socket] = {}
         self._asleep = False  # whether anything is not read because too much waits for calls
+        self._rests = 0.0  # when to look whether memory is used
 
     def listen(self, listener: socket.socket) -> None:
         """Open a connection for each that is made to a listening socket."""
@@ -154,19 +157,42 @@ class Ends:
                     self._open(number)
                 self._move(number)
 
-    def take(self, seconds: float = 0.0) -> bytes:
-        """Return the next piece, once there is one; empty if there is none in time, or another epoch begins."""
+    def take(self, seconds: float = 0.0, flight: Flight | None = None) -> memoryview:
+        """Return the next piece, once there is one; empty if there is none in time, or another epoch begins.
+
+        Args:
+            seconds: How long to wait.
+            flight: What else is on its way, if that counts; it is told of the piece.
+        """
         with self.lock:
             tunnel = self.tunnel
             until = time.monotonic() + seconds
-            while not (piece := tunnel.take()) and tunnel is self.tunnel:
+            while not (flight.may_push(tunnel.waiting) if flight else tunnel.waiting) and tunnel is self.tunnel:
                 left = until - time.monotonic()
                 if left <= 0 or not self.lock.wait(left):
-                    return b""
-            if piece and self._asleep:
+                    return memoryview(b"")
+            if tunnel is not self.tunnel:
+                return memoryview(b"")
+            piece = tunnel.take()
+            if flight:
+                flight.pushed(len(piece))
+            if self._asleep:
                 self._asleep = False
                 self._loop.call(self._wake)
-            return piece if tunnel is self.tunnel else b""
+            return piece
+
+    def landed(self, flight: Flight, size: int) -> None:
+        """Note that a piece of that size is on its way no more."""
+        with self.lock:
+            flight.landed(size)
+            self.lock.notify()
+
+    def rest(self, now: float) -> None:
+        """Let go of memory that nothing has been put into for a while. Called now and then."""
+        if now >= self._rests:
+            self._rests = now + REST_SECONDS
+            with self.lock:
+                self.tunnel.rest()
 
     def _accept(self, listener: socket.socket, events: int) -> None:
         try:
@@ -225,19 +251,19 @@ class Ends:
 
     def _read(self, number: int, sock: socket.socket) -> None:
         """Put what has come from a socket. The lock is held."""
-        wanted = self.tunnel.wants(number)
-        if not wanted:
+        space = self.tunnel.space(number)
+        if not space:
             return
         try:
-            data = sock.recv(wanted)
+            count = sock.recv_into(space)
         except BlockingIOError:
             return
         except OSError:
             self._drop(number)
             self.tunnel.reset(number)
         else:
-            if data:
-                self.tunnel.put(number, data)
+            if count:
+                self.tunnel.filled(number, count)
             else:
                 self.tunnel.end(number)
                 self._end(number)

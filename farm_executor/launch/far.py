@@ -13,6 +13,7 @@ import base64
 import contextlib
 import importlib.util
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.abc import InspectLoader
 from typing import Any
 
-from farm_executor.core.tunnel import CHUNK, TunnelError, heading, request
+from farm_executor.core.tunnel import CHUNK, Flight, TunnelError, heading, request
 from farm_executor.launch.ends import Ends, Loop
 
 __all__ = ["CALLS", "GONE_SECONDS", "Far", "text"]
@@ -40,6 +41,7 @@ class Far:
         self._ends = Ends(self._loop, self._refuse)
         self._listener: socket.socket | None = None
         self._listens = False  # since the near end is there: before that, who dials waits
+        self._flight = Flight()  # of pieces from here, where the engine tells when they have arrived
         self._lock = threading.Lock()
         self._words: dict[str, bytes] = {}  # the last of each kind, for a near end that begins again
         self._heard = time.monotonic()
@@ -73,7 +75,9 @@ class Far:
             self._alone = wanted["via"] == ["direct"]
             self._loop.ticks.append(self._tick)
             self._loop.start()
-            process = self._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            process = self._process = subprocess.Popen(
+                program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+            )
             with process:
                 assert process.stdin is not None
                 assert process.stdout is not None
@@ -91,13 +95,12 @@ class Far:
             self._close()
         return said if "ready" in said or "error" in said else {"error": f"it ended with {process.returncode}"}
 
-    def exchange(self, piece: bytes) -> bytes:
+    def exchange(self, piece: bytes | memoryview) -> bytes | memoryview:
         """Take a piece, and return one; wait for one if the call brings none. See `core.tunnel`."""
-        return (
-            self.give(piece) or self.take(0.0 if heading(piece)[1] else POLL_SECONDS) or request(heading(piece)[0])
-        )
+        epoch, number = heading(piece)
+        return self.give(piece) or self._ends.take(0.0 if number else POLL_SECONDS) or request(epoch)
 
-    def give(self, piece: bytes) -> bytes:
+    def give(self, piece: bytes | memoryview) -> bytes:
         """Take in a piece; return what is to be said to a near end that has to begin again."""
         self._heard = time.monotonic()
         epoch, number = heading(piece)
@@ -118,9 +121,13 @@ class Far:
             self._obey()
         return b""
 
-    def take(self, seconds: float = POLL_SECONDS) -> bytes:
-        """Return the next piece, once there is one; empty if there is none in time."""
-        return self._ends.take(seconds)
+    def take(self, seconds: float = POLL_SECONDS) -> memoryview:
+        """Return the next piece, once it is to be sent; empty if there is none in time. Then call `landed`."""
+        return self._ends.take(seconds, self._flight)
+
+    def landed(self, size: int) -> None:
+        """Hear that a piece of that size, which `take` has returned, has arrived at the near end, or is lost."""
+        self._ends.landed(self._flight, size)
 
     @property
     def epoch(self) -> int:
@@ -167,6 +174,7 @@ class Far:
 
         A server that dials finds out by that. One that is dialled alone has no other way to know, and is told.
         """
+        self._ends.rest(now)
         if now - self._heard < GONE_SECONDS:
             return
         if self._ends.tunnel.connections:
@@ -181,6 +189,17 @@ class Far:
         self._loop.close()
         if self._listener is not None:
             self._listener.close()
+
+
+def environment() -> dict[str, str]:
+    """Return the server's, without what Dask has set for its own worker.
+
+    With that all that is freed is given back at once, and the system provides each page of each piece again.
+    """
+    environment = dict(os.environ)
+    if environment.get("MALLOC_TRIM_THRESHOLD_") == "65536":
+        del environment["MALLOC_TRIM_THRESHOLD_"]
+    return environment
 
 
 def text() -> str:

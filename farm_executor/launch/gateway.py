@@ -55,10 +55,11 @@ class Grant(Protocol):
             Exception: It has failed.
         """
 
-    def call(self, piece: bytes) -> Future[bytes]:
+    def call(self, piece: bytes | memoryview) -> Future[Any]:
         """Bring a piece to its `far.Far`, once it runs, and one from there, as `exchange` does.
 
-        It is called by one thread. What it returns may be empty, or of an epoch that is over.
+        It is called by one thread. What comes is a buffer; it may be empty, or of an epoch that is over.
+        The memory of the piece is used again as soon as nobody has a view of it.
         """
 
     def cancel(self) -> None:

@@ -42,7 +42,7 @@ class Near:
     def __init__(
         self,
         loop: Loop,
-        call: Callable[[bytes], Future[bytes]],
+        call: Callable[[bytes | memoryview], Future[Any]],
         port: int,
         hear: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -53,7 +53,7 @@ class Near:
         self._ends = Ends(loop, self._dial, self._on_news)
         self._epoch = 0
         self._flight = Flight()
-        self._since: dict[Future[bytes], float] = {}  # calls on their way, and since when
+        self._since: dict[Future[Any], float] = {}  # calls on their way, and since when
         self.answered = False
         self._failures = 0
         self._next: float | None = 0.0  # when to begin an epoch; None while there is one
@@ -91,34 +91,33 @@ class Near:
         """Make the calls that are to be made now."""
         self._turns = False
         flight = self._flight
-        while self._next is None and not self._closed and flight.may_push and (piece := self._ends.take()):
-            flight.pushes += 1
+        while self._next is None and not self._closed and (piece := self._ends.take(flight=flight)):
             self._make(piece, pulls=False)
         while self._next is None and not self._closed and flight.may_pull:
             flight.pulls += 1
             self._make(request(self._epoch), pulls=True)
 
-    def _make(self, piece: bytes, *, pulls: bool) -> None:
+    def _make(self, piece: bytes | memoryview, *, pulls: bool) -> None:
         try:
             future = self._call(piece)
         except Exception as error:
             self._broken(f"{type(error).__name__}: {error}")
             return
         self._since[future] = time.monotonic()
-        answer = partial(self._on_answer, future, self._flight, pulls)
+        answer = partial(self._on_answer, future, self._flight, 0 if pulls else len(piece))
         future.add_done_callback(lambda future: self._loop.call(answer))
 
-    def _on_answer(self, future: Future[bytes], flight: Flight, pulls: bool) -> None:
+    def _on_answer(self, future: Future[Any], flight: Flight, sent: int) -> None:
         self._since.pop(future, None)
         if self._closed:
             return
         try:
-            answer = future.result()
+            answer = memoryview(future.result())
             epoch, number = heading(answer) if answer else (0, 0)
-            if pulls:
-                flight.pulled(len(answer) if number else 0)
+            if sent:
+                flight.landed(sent)
             else:
-                flight.pushes -= 1
+                flight.pulled(len(answer) if number else 0)
             # A call of an epoch that is over may bring a piece of this one.
             self._take_in(answer, epoch, number)
         except Exception as error:
@@ -129,7 +128,7 @@ class Near:
             self._failures, self.failure = 0, ""
             self._turn()
 
-    def _take_in(self, answer: bytes, epoch: int, number: int) -> None:
+    def _take_in(self, answer: bytes | memoryview, epoch: int, number: int) -> None:
         """Read what a call has brought, unless it is of an epoch that is over."""
         if answer and (epoch > self._epoch or (epoch == 0 and self.answered)):
             self._epoch = max(self._epoch, epoch)  # the next is to be newer than that
@@ -147,6 +146,7 @@ class Near:
     def _tick(self, now: float) -> None:
         if self._closed:
             return
+        self._ends.rest(now)
         if self._next is not None and self._next <= now:
             self._next = None
             self._flight = Flight()

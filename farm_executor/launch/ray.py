@@ -31,7 +31,7 @@ class Far:
         return self._far.hold(*arguments)
 
     def exchange(self, piece):
-        return self._far.exchange(piece)
+        return bytes(self._far.exchange(piece))
 """
 
 KINDS = ("CPU", "GPU")  # of resources, to tell people of
@@ -106,9 +106,9 @@ class Actor:
         self._actor = actor
         self._reference = reference
 
-    def call(self, piece: bytes) -> Future[bytes]:
+    def call(self, piece: bytes | memoryview) -> Future[Any]:
         """See `gateway.Grant`."""
-        future: Future[bytes] = self._actor.exchange.remote(piece).future()
+        future: Future[Any] = self._actor.exchange.remote(bytes(piece)).future()
         return future
 
     def done(self) -> bool:

@@ -1,6 +1,7 @@
 """Many connections through calls that overtake each other, are repeated, and stop."""
 
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -239,3 +240,72 @@ def test_a_call_always_waits_and_more_do_while_each_brings_a_whole_piece(sizes):
     while flight.may_pull:
         flight.pulls += 1
     assert flight.pulls >= 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 2 * tunnel.PIECE), st.integers(0, 9))))
+def test_a_part_of_a_piece_waits_for_what_is_large_and_nothing_else_does(steps):
+    flight, on_their_way = Flight(), []
+    assert not flight.may_push(0)
+    for size, landed in steps:
+        may = len(on_their_way) < tunnel.MAX_PUSHES
+        if tunnel.SMALL <= size < tunnel.PIECE:
+            may = may and all(one < tunnel.SMALL for one in on_their_way)
+        assert flight.may_push(size) == may
+        if may:
+            flight.pushed(size)
+            on_their_way.append(size)
+        if landed < len(on_their_way):
+            flight.landed(on_their_way.pop(landed))
+
+
+def test_bytes_that_follow_each_other_are_written_at_once():
+    near, far = Tunnel(EPOCH), Tunnel(EPOCH)
+    one, other = far.open(), far.open()
+    for number, data in ((one, b"a"), (one, b"bc"), (other, b"d"), (one, b"e")):
+        space = far.space(number)
+        assert len(space) == tunnel.CHUNK
+        space[: len(data)] = data
+        far.filled(number, len(data))
+    near.receive(far.take())
+    assert list(map(bytes, near.connections[one].held)) == [b"abc", b"e"]
+    assert list(map(bytes, near.connections[other].held)) == [b"d"]
+
+
+def piece_of(end, number, byte):
+    while end.waiting < tunnel.PIECE:
+        end.put(number, byte * end.wants(number))
+    return end.take()
+
+
+def test_the_memory_of_a_piece_is_used_again_but_not_while_somebody_has_it():
+    tracemalloc.start()
+    try:
+        end = Tunnel(EPOCH, 1 << 40)
+        number = end.open()
+        kept = piece_of(end, number, b"k")
+        before = bytes(kept)
+        for _ in range(2 * tunnel.SPARE):
+            piece_of(end, number, b"x")
+        assert kept == before
+        assert tracemalloc.get_traced_memory()[1] < 4 * tunnel.MAX_PIECE
+        end.rest()
+        piece_of(end, number, b"y")
+        end.rest()
+        assert tracemalloc.get_traced_memory()[0] > 2 * tunnel.MAX_PIECE
+        end.rest()
+        del kept
+        assert tracemalloc.get_traced_memory()[0] < 2 * tunnel.MAX_PIECE
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_more_memory_is_kept_than_the_bound():
+    tracemalloc.start()
+    try:
+        end = Tunnel(EPOCH, 1 << 40)
+        number = end.open()
+        pieces = [piece_of(end, number, b"x") for _ in range(2 * tunnel.SPARE)]
+        del pieces
+        assert tracemalloc.get_traced_memory()[0] < (tunnel.SPARE + 1) * tunnel.MAX_PIECE
+    finally:
+        tracemalloc.stop()

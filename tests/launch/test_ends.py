@@ -133,6 +133,16 @@ def test_words_do_not_pile_up_for_a_near_end_that_is_not_there(epoch, monkeypatc
     far._close()
 
 
+@pytest.mark.parametrize(("value", "passed"), [("65536", None), ("131072", "131072")])
+def test_a_server_gives_memory_back_as_everywhere(value, passed, monkeypatch):
+    """Dask has its own workers give back at once what is freed, unless somebody has said how much."""
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", value)
+    monkeypatch.setenv("ANOTHER", "one")
+    names = ["MALLOC_TRIM_THRESHOLD_", "ANOTHER"]
+    command = f"import json, os; print('mark' + json.dumps(dict(ready=[*map(os.environ.get, {names})])))"
+    assert hold(Far(), command) == {"ready": [passed, "one"]}
+
+
 def hold(far, command):
     config = base64.b64encode(b'""\n' + json.dumps({"via": ["back"]}).encode())
     return far.hold("", command, config.decode(), "mark")
