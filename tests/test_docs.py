@@ -541,7 +541,7 @@ def test_every_field_of_a_hello_and_of_a_status_is_documented():
         "heartbeat": 5.0,
         "resume_seconds": 0.0,
         "max_memory": 2**30,
-        "features": ["modules", "rings"],
+        "features": ["beside", "modules", "rings"],
         "host": "h",
         "user": "u",
         "program": "p",
@@ -560,7 +560,7 @@ def test_every_field_of_a_hello_and_of_a_status_is_documented():
 
     assert _keys(api, "key") == set(said)
     assert _keys(of_role["control"], "client's key") == {*hello, "resume"}
-    assert _keys(of_role["control"], "server's key") == {*session, "beside"}  # the last on Linux only
+    assert _keys(of_role["control"], "server's key") == {*session, "beside", "ends"}  # the last two on Linux only
     assert _keys(of_role["lane"], "server's key") == set(worker)
 
 
