@@ -71,7 +71,6 @@ def dasks(address: str, array: Any) -> Iterator[tuple[Way, Way]]:
         asyncio.run_coroutine_threadsafe(carry_all(), worker.loop.asyncio_loop).result()
 
     with distributed.Client(address.replace("dask:", "tcp:")) as client:
-
         warnings.filterwarnings("ignore", "Sending large graph")  # it asks for another way, which is slower here
 
         def own() -> None:
