@@ -191,7 +191,7 @@ class Sharing:
             return None
         with self._lock:
             number = next(self._numbers)
-            common = Common(number, size, self._drop)
+            common = Common(number, size, self._drop_common)
             self._common[number] = weakref.ref(common)
             self._reactor.post(partial(self._offer, number))
         return common
@@ -217,9 +217,14 @@ class Sharing:
     def _drop(self, number: int) -> None:
         # Called by the garbage collector, at any point of any thread: so this only leaves word.
         self.live.pop(number, None)
-        self._common.pop(number, None)
         if not self._closed:
             self._reactor.post(partial(self._forget, number))
+
+    def _drop_common(self, number: int) -> None:
+        # Likewise.
+        self._common.pop(number, None)
+        if not self._closed:
+            self._reactor.post(partial(self._forget_common, number))
 
     def _record(self, number: int) -> Record | None:
         reference = self.live.get(number)
@@ -272,7 +277,13 @@ class Sharing:
                 if lane.state.connected:
                     self._send(lane, word)
             self._stop(host, number)
+
+    def _forget_common(self, number: int) -> None:
+        """Tell servers that nobody needs the buffers of a function any more; workers hear that of the function."""
+        self._gone.append(number)
+        for host in self._hosts:
             if host.spread is not None:
+                host.tell(encode_frame(FrameType.UNSHARE, seq=number))
                 with self._sending():
                     host.spread.drop(number)
 
