@@ -232,7 +232,6 @@ def test_what_is_posted_or_timed_does_not_wait_for_an_end_of_glancing(driver):
     assert timed.is_set()
 
 
-@pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def lead_in_a_row(led):
     """Lead until the own thread gives way."""
     while led.reactor._visits_end < time.monotonic():  # it may be awake for a moment
@@ -274,6 +273,7 @@ def test_a_nap_ends_where_somebody_needs_the_own_thread(led, monkeypatch, how):
         assert done.wait(DEADLINE)
 
 
+@pytest.mark.skipif(not LEADS, reason="nobody leads here")
 def test_one_leads_and_the_others_return_at_once(led):
     leading = threading.Event()
 
