@@ -243,9 +243,10 @@ def tune(sock: Socket, heartbeat: float = HEARTBEAT_SECONDS) -> None:
 def ends(sock: Socket) -> str:
     """Return the two ends of a TCP connection if both are on this machine; else nothing.
 
-    The peer finds the same, unless something that relays the connection stands in between.
+    The peer finds the same, unless something that relays the connection stands in between. Where there are no
+    abstract sockets, or nobody can tell whose they are, nobody need know: then nothing is returned, too.
     """
-    if not is_tcp(sock):
+    if not is_tcp(sock) or not hasattr(socket, "SO_PEERCRED"):
         return ""
     (host, port, *_), (other, other_port, *_) = sock.getsockname(), sock.getpeername()
     return "{} {} {}".format(host.removeprefix("::ffff:"), *sorted((port, other_port))) if host == other else ""
