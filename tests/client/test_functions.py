@@ -363,11 +363,15 @@ def _swap(array):
     array.dtype = array.dtype.newbyteorder()
 
 
+def _describe(array):
+    array.dtype = sys.modules["numpy"].dtype(array.dtype, metadata={"unit": "m"})
+
+
 def _protect(array):
     array.flags.writeable = False
 
 
-@pytest.mark.parametrize("change", [_reshape, _reinterpret, _swap, _protect])
+@pytest.mark.parametrize("change", [_reshape, _reinterpret, _swap, _describe, _protect])
 @pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
 def test_an_array_whose_looks_have_changed_is_another(change, pickled):
     numpy = pytest.importorskip("numpy")
@@ -382,6 +386,7 @@ def test_an_array_whose_looks_have_changed_is_another(change, pickled):
     assert after.number != before.number
     assert payload.loads(after.data)().flags.writeable is array.flags.writeable
     assert payload.loads(after.data)().dtype.str == array.dtype.str
+    assert payload.loads(after.data)().dtype.metadata == array.dtype.metadata
 
 
 @pytest.mark.parametrize("what", ["small", "strided", "of objects", "a subclass", "one of two", "with fields"])
@@ -441,6 +446,8 @@ def test_a_partial_whose_keywords_or_state_have_changed_is_pickled_again(pickled
         yield lambda: fn.keywords.update(value=True)
         yield lambda: fn.keywords.pop("value")
         yield lambda: fn.__setstate__((tasks.identity, (array, 5), {}, {}))
+        yield lambda: fn.__setstate__((tasks.identity, (array, 5, "value", 7), {}, {}))
+        yield lambda: fn.__setstate__((tasks.identity, (array, 5), {"value": 7}, {}))
         yield lambda: fn.__dict__.update(note=1)
 
     fn = functools.partial(tasks.identity, array, value=2)
@@ -454,6 +461,15 @@ def test_a_partial_whose_keywords_or_state_have_changed_is_pickled_again(pickled
         again = payload.loads(found.data)
         assert (again.args[1:], again.keywords, again.__dict__) == (fn.args[1:], fn.keywords, fn.__dict__)
         assert type(again.keywords.get("value")) is type(fn.keywords.get("value"))
+
+
+def test_a_partial_that_holds_itself_can_be_held():
+    numpy = pytest.importorskip("numpy")
+    for args in ((), (numpy.zeros(BULK_THRESHOLD),)):
+        fn = functools.partial(tasks.identity, *args)
+        fn.keywords["fn"] = fn
+        for each in (fn, lambda fn=fn: fn):
+            assert FunctionTable().find(each)
 
 
 def test_a_partial_over_an_array_is_pickled_again_only_if_the_array_has_changed(pickled):

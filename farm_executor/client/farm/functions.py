@@ -254,7 +254,7 @@ class _Parts:
         self._functions: dict[types.FunctionType, tuple[Any, ...]] = {}
         self._cells: list[tuple[types.CellType, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
-        self._partials: list[tuple[functools.partial[Any], list[Any]]] = []
+        self._partials: dict[functools.partial[Any], list[Any]] = {}
         self._array: tuple[Any, ...] | None = None  # the one large array that there may be, and its looks
         self._modules = 0  # how many were loaded, if a part is a module; else 0
         try:
@@ -277,7 +277,7 @@ class _Parts:
             same = fn.__code__ is code and fn.__defaults__ is defaults
             if not same or fn.__kwdefaults__ or fn.__dict__:
                 return False
-        for bound, before in self._partials:
+        for bound, before in self._partials.items():
             now = _bound_by(bound)
             # By identity: what is equal may be pickled to something else, as 1 and True are.
             if len(now) != len(before) or bound.__dict__ or not all(map(operator.is_, now, before)):
@@ -329,10 +329,10 @@ class _Parts:
         elif kind is functools.partial:
             if value.__dict__:
                 raise _ChangeableError
-            bound = _bound_by(value)
-            self._partials.append((value, bound))
-            for item in bound:
-                self._add_value(item)
+            if value not in self._partials:  # else it may hold itself
+                bound = self._partials[value] = _bound_by(value)
+                for item in bound:
+                    self._add_value(item)
         elif kind is tuple:
             for item in value:
                 self._add_value(item)
@@ -366,8 +366,9 @@ def _is_plain(array: Any) -> bool:
 
 
 def _looks_of(array: Any) -> list[Any]:
-    # All of them can be set in place. A type of numpy's own is one object, but for its byte order.
-    return [array.shape, array.strides, array.dtype.str, array.flags.writeable]
+    # All of them can be set in place. A type of numpy's own is one object, but for its byte order and metadata.
+    kind = array.dtype
+    return [array.shape, array.strides, kind.str, kind.metadata, array.flags.writeable]
 
 
 def _is_but_a_name(fn: Callable[..., Any]) -> bool:
@@ -379,12 +380,15 @@ def _is_but_a_name(fn: Callable[..., Any]) -> bool:
 
 def _binds_an_array(fn: Callable[..., Any]) -> bool:
     """Return whether this is a partial that takes longer to pickle than to take apart, which most do not."""
-    return type(fn) is functools.partial and "ndarray" in [type(arg).__name__ for arg in _bound_by(fn)]
+    if type(fn) is not functools.partial:
+        return False
+    return "ndarray" in [type(arg).__name__ for arg in (*fn.args, *fn.keywords.values())]
 
 
 def _bound_by(fn: functools.partial[Any]) -> list[Any]:
-    # Its keywords are a dict, which can be changed in place; their names are strings that are compared here, too.
-    return [fn.func, *fn.args, *(part for item in fn.keywords.items() for part in item)]
+    # Its arguments are one tuple, for as long as they are the same. Its keywords are a dict, which can be changed
+    # in place; their names are strings that are compared here, too.
+    return [fn.func, fn.args, *(part for item in fn.keywords.items() for part in item)]
 
 
 def _contents(cell: types.CellType) -> Any:
