@@ -117,7 +117,10 @@ class Backlog:
         """
         number = frame.seq
         if not frame.flags & TOGETHER:
-            if not questions.answer_lacking(frame) and not frame.flags & ERROR:
+            answers = questions.answer_lacking(frame)
+            # It may be for tasks to come as well, and the answer follow: when the worker was told to forget it, or
+            # has another connection.
+            if not frame.flags & ERROR and not (answers and number in self.functions):
                 data = payload_of(frame)
                 self.functions[number] = SentFunction(data, Originals(data[1:]) if len(data) > 1 else None)
             return

@@ -15,15 +15,18 @@ from server.processes import DEADLINE
 from server.serving import KEY, Serving
 
 from farm_executor import FarmExecutor, SharedMemoryError
-from farm_executor.client.farm.functions import Function
+from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.client.farm.spreading import LEAST, Common, encode_function, encode_whole, size_of
+from farm_executor.core.batches import encode_tasks
 from farm_executor.core.frames import BULK, ERROR, TOGETHER, Frame, FrameType
 from farm_executor.core.reader import FrameReader
 from farm_executor.core.sharing import State
 from farm_executor.core.spread import Spread
 from farm_executor.server import handed
+from farm_executor.server.asking import Questions
 from farm_executor.server.channel import Line, Word
 from farm_executor.server.handed import Handed, handed_in
+from farm_executor.server.sent import Backlog
 from farm_executor.server.shared import HERE, REFUSED, SharedObjects
 from farm_executor.wire import memfd
 
@@ -205,10 +208,12 @@ def test_it_is_sent_whole_to_the_first_worker_and_without_buffers_to_the_others(
 
 def test_a_worker_that_lacks_it_is_sent_it_whole_if_a_call_still_needs_it():
     calls = [SimpleNamespace(function=each) for each in (None, function(2), function(1))]
+    kept = Kept()
 
-    whole = frame_of(encode_whole(1, calls))
+    whole = frame_of(encode_whole(1, calls, kept))
     assert (whole.type, whole.seq, whole.flags, len(whole.segments)) == (FrameType.FUNCTION, 1, BULK, 2)
-    assert frame_of(encode_whole(3, calls)) == Frame(FrameType.FUNCTION, ERROR, 0, 3)
+    assert frame_of(encode_whole(3, calls, kept)) == Frame(FrameType.FUNCTION, ERROR, 0, 3)
+    assert list(kept.large) == [1]  # else it would not be told to forget it
 
 
 # -- a worker ------------------------------------------------------------------------------------------
@@ -288,3 +293,27 @@ def test_one_that_does_not_come_is_waited_for_no_longer_and_closed_when_it_comes
     assert not objects._late
     if sys.platform == "linux":
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_one_that_comes_whole_while_it_is_asked_for_is_there_for_the_tasks_that_follow(line, forgets):
+    """After a cut, or behind a FORGET, a client sends it again before it reads that it is asked for it."""
+    objects, backlog, questions = SharedObjects(line[1]), Backlog(), Questions()
+
+    def take(buffers):
+        backlog.introduce(frame_of(buffers), objects, questions, never)
+
+    large, host = function(), SimpleNamespace(spread=Spread())
+    host.spread.send(5, 1)
+    take(encode_function(large, host, 2))
+    backlog.add(frame_of(encode_tasks(0, [(1, (b"first",))])))
+    questions.add(question := questions.lacking(1))
+    host.spread.lane_gone(1)
+    if forgets:
+        backlog.functions.clear()
+    for whole in (encode_function(large, host, 2), encode_whole(1, [SimpleNamespace(function=large)], Kept())):
+        take(whole)
+        backlog.add(frame_of(encode_tasks(backlog.expected, [(1, (b"next",))])))
+
+    assert len(question.function()) == 2
+    assert len(backlog.tasks) == 3

@@ -315,7 +315,7 @@ class Lane:
 
     def send_whole(self, number: int, calls: Iterable[Call]) -> bool:
         """Send a function of one of the calls to a worker that cannot have its buffers from its server."""
-        return self.connection.send(encode_whole(number, calls))
+        return self.connection.send(encode_whole(number, calls, self.kept))
 
     def send_recall(self, count: int) -> bool:
         """Ask for tasks back."""

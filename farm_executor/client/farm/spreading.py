@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from farm_executor.client.farm.functions import Function
+from farm_executor.client.farm.functions import Function, Kept
 from farm_executor.core.frames import (
     ERROR,
     TOGETHER,
@@ -79,13 +79,15 @@ def encode_function(function: Function, host: Host, lane: int) -> list[Buffer]:
     return encode_payload(FrameType.FUNCTION, data, seq=function.number, flags=TOGETHER, prefix=prefix)
 
 
-def encode_whole(number: int, calls: Iterable[Any]) -> list[Buffer]:
+def encode_whole(number: int, calls: Iterable[Any], kept: Kept) -> list[Buffer]:
     """Encode a function for a worker that cannot have its buffers from its server; it is that of one of the calls.
 
-    There may be no such call any more: then nobody wants what the worker is about to run.
+    There may be no such call any more: then nobody wants what the worker is about to run. Otherwise it keeps the
+    function from now on, even if it has been told to forget it since it asked.
     """
     for call in calls:
         function = call.function  # read once: another thread may settle the call
         if function is not None and function.number == number:
+            kept.use(number, function.weight)
             return encode_payload(FrameType.FUNCTION, function.data, seq=number)
     return encode_frame(FrameType.FUNCTION, flags=ERROR, seq=number)
