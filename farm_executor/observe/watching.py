@@ -26,7 +26,6 @@ from farm_executor.wire.security import client_key
 __all__ = ["Watching"]
 
 DIALLERS = 32
-TOGETHER_SECONDS = 0.005  # for which answers wait for one another
 SILENT_SECONDS = 10.0  # without an answer, after which a server is dialled again
 MAX_ERROR = 300  # characters
 
@@ -78,9 +77,6 @@ class Watching:
                 for key, _ in self._selector.select(min(left, 0.02) if self._dialling else left):
                     if self._take(key.data):
                         due.discard(key.data)
-                if due:
-                    # To be woken for each answer costs more than to read it.
-                    time.sleep(min(TOGETHER_SECONDS, max(end - time.monotonic(), 0.0)))
         now = time.monotonic()
         for name in [name for name, heard in self._heard.items() if now - heard > SILENT_SECONDS]:
             self._lose(name, f"no answer for {SILENT_SECONDS:.0f} s")
