@@ -1,8 +1,8 @@
 """What README and the pages on servers say of two machines, followed to the letter on two: see `two_hosts.py`.
 
 Nothing is left out or put in its place, as the tests of the documentation must, which have one machine: `ssh` and
-`scp` lead to the hosts, keys are copied to them, servers listen on all addresses there, and the same port. Only what
-is to be installed is there already, as no network leads to an index.
+`scp` lead to the hosts, keys are copied to them, servers listen on all addresses there, and the same port. Only
+what is to be installed is there already, as no network leads to an index.
 """
 
 import contextlib
