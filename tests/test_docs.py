@@ -71,7 +71,7 @@ PACKAGE = Path(farm_executor.__file__).parent
 LANGUAGES = {"python", "pycon", "shell", "console", "text", "lisp", "ini", "yaml"}
 NOT_RUN = {"nox", "pip", "scp", "ssh", "ssh-keygen"}
 NOBODY = "127.0.0.1:1"
-DEADLINE = 60.0  # seconds until a page that hangs is ended; a whole page takes one or two
+DEADLINE = 120.0  # seconds until a page that hangs is ended; a page takes one or two, one over pandas ten or more
 ADDRESS = re.compile(r'\b([A-Za-z][\w.-]*|\d+(?:\.\d+){3})(:|", )(\d{4,5})\b')
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a farm's servers need fork")
