@@ -102,7 +102,18 @@ def _group(name: str) -> list[str]:
 PYTHONS = _find_pythons()
 # `minimums` runs on the oldest Python, so that `tests` need not do so by default.
 NEWER = [f"tests-{python}" for python in PYTHONS if python != SUPPORTED[0]] or ["tests"]
-nox.options.sessions = ["lint", "types", "house", "minimums", *NEWER, "promises", "not_led", "origins", "docs"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    "house",
+    "minimums",
+    *NEWER,
+    "promises",
+    "not_led",
+    "engines",
+    "origins",
+    "docs",
+]
 FOR_TESTS = [".[completion,dashboard,metrics,otel,tls]", *_group("tests")]
 ON_CLUSTERS = [".[tls]", *_group("tests")]
 
@@ -298,7 +309,7 @@ def _python_with_ray(session: nox.Session) -> str:
     return "python"
 
 
-@nox.session(python=PYTHONS[-1], default=False)
+@nox.session(python=PYTHONS[-1])
 def engines(session: nox.Session) -> None:
     """Run the contract and faults on real clusters, which are started here: Dask, Ray, Slurm; and on two hosts.
 

@@ -78,7 +78,9 @@ def _install(packages: list[str]) -> str:
         return f"it needs {', '.join(packages)}, and there is no apt-get"
     install = ("install", "--yes", "--no-install-recommends", *packages)
     for arguments in (install, ("update",), install):  # the lists of packages may be missing, or old
-        done = subprocess.run(["apt-get", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        # Where no mirror answers, apt-get goes on trying for many minutes.
+        command = ["timeout", "90", "apt-get", *arguments]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if arguments is install and not done.returncode:
             return ""
     return f"{', '.join(packages)} cannot be installed: {done.stderr.strip()[-200:]}"
