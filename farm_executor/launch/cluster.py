@@ -212,7 +212,7 @@ class ClusterServers:
             self._wanted = servers
             if self._home is not None and not self._ended:
                 # The next look asks again, and can tell the farm; an error here would end the thread that attends.
-                with contextlib.suppress(FarmError):
+                with contextlib.suppress(FarmError, OSError):
                     self._asker.ask(self._home, servers)
         self._changed()
 

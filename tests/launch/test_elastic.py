@@ -93,7 +93,8 @@ def test_a_job_that_waits_is_taken_back_and_one_that_is_idle_ends(srun, tmp_path
         assert farm.statistics().resubmitted == 0
 
 
-def test_a_cluster_that_cannot_be_asked_is_told_of_by_the_next_look():
+@pytest.mark.parametrize("kind", [BrokenFarmError, OSError])
+def test_a_cluster_that_cannot_be_asked_is_told_of_by_the_next_look(kind):
     asker = mock.Mock(failure=None, told=False, listen="127.0.0.1")
     servers = ClusterServers(parse_addresses(["slurm://?max=2"])[0], lambda address: None, asker)
     looked = []
@@ -101,10 +102,10 @@ def test_a_cluster_that_cannot_be_asked_is_told_of_by_the_next_look():
     try:
         with pytest.raises(ConnectionError):
             servers.look()
-        asker.ask.side_effect = BrokenFarmError("srun is not there any more")
+        asker.ask.side_effect = kind("srun is not there any more")
         servers.want(2)  # an error here would end the thread that attends
         assert looked
-        with pytest.raises(BrokenFarmError, match="not there any more"):
+        with pytest.raises(kind, match="not there any more"):
             servers.look()
     finally:
         servers.end()
