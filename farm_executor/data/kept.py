@@ -13,7 +13,6 @@ Thread safety: all functions may be called from any thread, and arrays be droppe
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 import time
@@ -23,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import mmap
     from threading import Event
 
 __all__ = ["MOST", "MOST_OF_FARM", "MOST_OF_WORKER", "join", "keep_at_most", "leave", "lend", "look", "rest"]
@@ -39,9 +39,8 @@ MOST_OF_FARM = 1024 * 1024 * 1024
 SHARE = 16  # and no more than that part of the machine's memory
 LONG = 10.0  # seconds without anything to do: a program that works on its own in between still finds its memory
 
-_OFFERS = sys.platform == "linux" and hasattr(mmap, "MADV_FREE")
-
 _most = MOST
+_offer: int | None = None  # the advice that offers memory to the system; None where there is none
 _kept: list[mmap.mmap] = []  # at most one, but for two threads that drop arrays at once
 _farms: set[Hashable] = set()  # those of this program
 _used = 0.0  # when any was lent or came back last, by `time.monotonic`
@@ -80,7 +79,10 @@ def lend(size: int, numpy: Any, make: Callable[[int], mmap.mmap]) -> memoryview:
         numpy: The module, whose arrays tell when they are dropped.
         make: Makes a private mapping of that size, if the one that is kept does not fit.
     """
-    global _used
+    global _offer, _used
+    import mmap  # late: a program without large arrays never needs it
+
+    _offer = getattr(mmap, "MADV_FREE", None) if sys.platform == "linux" else None
     _used = time.monotonic()
     try:
         memory: mmap.mmap | None = _kept.pop()  # in one step: another thread may want it
@@ -114,16 +116,16 @@ def _drop_large() -> None:
 def _limit() -> int:
     if not _most or not _farms:  # a worker may have to keep none, and its tasks have a farm of their own
         return _most
-    return max(_most, min(MOST_OF_FARM, os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // SHARE))
+    return max(_most, min(MOST_OF_FARM, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE))
 
 
 def _take_back(memory: mmap.mmap, number: int, _: weakref.ref[Any]) -> None:
     global _used
     _lent.pop(number, None)
     _used = time.monotonic()
-    if _OFFERS and len(memory) <= _limit():
+    if _offer is not None and len(memory) <= _limit():
         try:
-            memory.madvise(mmap.MADV_FREE)
+            memory.madvise(_offer)
         except OSError:  # a kernel that does not know it, or memory that is locked: nobody could take it back
             return
         _kept[:] = [memory]

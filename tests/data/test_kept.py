@@ -1,5 +1,6 @@
 """What a received array leaves, the next one gets."""
 
+import mmap
 import sys
 import threading
 import types
@@ -151,7 +152,8 @@ def test_the_last_farm_leaves_no_more_than_any_program_keeps():
 
 @pytest.mark.usefixtures("farms")
 def test_a_farm_keeps_no_more_than_its_part_of_the_machine_and_a_worker_that_may_keep_none_keeps_none(monkeypatch):
-    monkeypatch.setattr(kept.os, "sysconf", lambda name: 3 * SIZE * kept.SHARE // kept.mmap.PAGESIZE)
+    machine = {"SC_PAGE_SIZE": mmap.PAGESIZE, "SC_PHYS_PAGES": 3 * SIZE * kept.SHARE // mmap.PAGESIZE}
+    monkeypatch.setattr(kept.os, "sysconf", machine.__getitem__)
     array = received(4 * SIZE)
     del array
     assert not kept._kept
@@ -162,7 +164,7 @@ def test_a_farm_keeps_no_more_than_its_part_of_the_machine_and_a_worker_that_may
 
 
 def test_what_the_system_will_not_take_back_is_not_kept(monkeypatch):
-    monkeypatch.setattr(kept.mmap, "MADV_FREE", 12345)
+    monkeypatch.setattr(mmap, "MADV_FREE", 12345)
     array = received()
     del array
     assert not kept._kept
