@@ -1,8 +1,10 @@
 """Elastic farms: servers come while tasks wait and go when they have none, with scripts in the clusters' places."""
 
+import contextlib
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -48,7 +50,10 @@ def wait_for(path):
 
 
 def jobs():
-    lines = [command_line(child) for child in children(os.getpid())]
+    lines = []
+    for child in children(os.getpid()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            lines.append(command_line(child))
     return [line for line in lines if b"sys.stdin.buffer" in line or b"sleep" in line]
 
 
@@ -77,7 +82,7 @@ def test_some_are_always_there(engine, tmp_path):
         assert len(farm.broadcast(os.getpid, timeout=DEADLINE)) == 2
 
 
-def test_a_job_that_waits_is_taken_back_and_one_that_is_idle_ends(srun, tmp_path):
+def test_a_job_that_waits_is_taken_back_and_one_that_is_idle_ends(srun, tmp_path, monkeypatch):
     asked = srun(f"mkdir {tmp_path}/first 2>/dev/null || [[ -e {tmp_path}/room ]] || exec sleep 600")
     gate = tmp_path / "gate"
     with FarmExecutor("slurm://?max=2&idle=1", max_attempts=1) as farm:
@@ -87,10 +92,36 @@ def test_a_job_that_waits_is_taken_back_and_one_that_is_idle_ends(srun, tmp_path
         assert len({future.result(DEADLINE) for future in futures}) == 1
         wait_until(lambda: not jobs(), "neither job is left")
         assert len(asked()) == 2
+        monkeypatch.setattr(elastic, "PATIENCE", DEADLINE)  # on a busy machine one is slow to come
         (tmp_path / "room").touch()
         assert farm.submit(abs, -1).result(DEADLINE) == 1
         assert len(asked()) == 3
         assert farm.statistics().resubmitted == 0
+
+
+def test_one_that_takes_the_name_of_another_is_used_though_both_are_heard_of_at_once(srun, caplog, monkeypatch):
+    """As Dask's do, and those of the fake, which all have the same number."""
+    caplog.set_level("INFO", "farm_executor")
+    may_look, look = threading.Event(), ClusterServers.look
+
+    def held(servers):
+        may_look.wait(DEADLINE)
+        return look(servers)
+
+    def come():
+        return sum("server can be dialled" in record.getMessage() for record in caplog.records)
+
+    monkeypatch.setattr(ClusterServers, "look", held)
+    srun("")
+    may_look.set()
+    with FarmExecutor("slurm://?max=1&idle=1") as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        may_look.clear()
+        wait_until(lambda: not jobs(), "it has gone")
+        future = farm.submit(abs, -2)
+        wait_until(lambda: come() == 2, "another has come")
+        may_look.set()
+        assert future.result(DEADLINE) == 2
 
 
 @pytest.mark.parametrize("kind", [BrokenFarmError, OSError])

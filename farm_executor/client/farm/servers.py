@@ -200,15 +200,18 @@ class Servers:
             A future that is set when the server is gone; None if there is no such server.
         """
         link = next((link for link in self if str(link) == str(address)), None)
-        if link is None:
-            return None
+        return None if link is None else self._begin_to_remove(link, drain=drain)
+
+    def _begin_to_remove(self, link: ServerLink, *, drain: bool) -> Future[None]:
         # Set before the event is posted: `_on_session_over` decides by it whether to dial again.
         gone = self._removed.setdefault(link, Future())
         self._reactor.post(partial(self._remove, link, drain))
         return gone
 
     def _remove(self, link: ServerLink, drain: bool) -> None:
-        if link not in self._links:
+        if link not in self._links:  # it has been let go of meanwhile
+            if (gone := self._removed.pop(link, None)) is not None:
+                gone.set_result(None)
             return
         session = link.session
         if session is None or session.state is SessionState.OVER:
@@ -242,7 +245,8 @@ class Servers:
         for address, link in list(known.items()):
             if address not in found and not link.up:
                 del known[address]
-                self.remove(address, drain=False)
+                # Not by its address: if it has been removed already, another may have come that has the same.
+                self._begin_to_remove(link, drain=False)
                 logger.info("server gone name=%s server=%s", name, address)
         if not self.named[name].done():
             self.named[name].set_result(None)
