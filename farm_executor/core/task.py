@@ -23,7 +23,6 @@ class Task:
         timeout: How many seconds it may run; enforced by the driver.
         losses: How many worker deaths have been charged to it.
         started: Whether it has ever left the queue.
-        queued: Whether it is in a queue; kept by `Queues`.
         lane: The lane that it was last sent to, -1 for none. It may have left that lane since.
         begun: Whether it may have begun on a worker that is gone, which cannot be undone.
         unwanted: Called when the task comes back from a lane; returns whether it is cancelled, in which case it is
@@ -32,7 +31,7 @@ class Task:
 
     # A million tasks may wait. So each has room for what nearly all of them need, and a dict for the rest, which is
     # made when a task first differs from these defaults.
-    __slots__ = ("__dict__", "category", "id", "lane", "max_attempts", "priority", "queued", "started")
+    __slots__ = ("__dict__", "category", "id", "lane", "max_attempts", "priority", "started")
 
     seat: Hashable = None
     calls = 1
@@ -57,7 +56,7 @@ class Task:
         if seat is not None:
             self.seat = seat
         self.lane = -1
-        self.started = self.queued = False
+        self.started = False
 
 
 class Assign(NamedTuple):

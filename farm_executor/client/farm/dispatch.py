@@ -245,8 +245,6 @@ class Dispatch:
         """Forget all tasks and return them. The lock is held."""
         assert self.is_mine()
         calls = list(self.scheduler.tasks())
-        for call in calls:
-            call.queued = False  # in the queues of the scheduler that is dropped here
         # The new scheduler knows no lanes. Lanes that are lost later are unknown to it, and move no tasks.
         self.scheduler = Scheduler(start=_start)
         return calls
