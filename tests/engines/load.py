@@ -34,12 +34,11 @@ class Load:
         """Wait until a quarter has been done."""
         self._expectations[len(self._expectations) // 4].future.result(SETTLED)
 
-    def broken(self) -> dict[str, list[str]]:
-        """Wait for all; return the promises that were broken, with the tasks."""
-        verdict = judge(self._expectations, self._book, SETTLED)
-        return verdict.broken(workers_lived=False)
+    def broken(self, *, workers_lived: bool = False) -> dict[str, list[str]]:
+        """Wait for all; return the promises that were broken, with the tasks.
 
-    def untouched(self) -> bool:
-        """Whether nothing was run again or given up, either."""
+        Args:
+            workers_lived: Whether no worker was lost: then nothing may be run again, or given up, either.
+        """
         verdict = judge(self._expectations, self._book, SETTLED)
-        return not verdict.broken(workers_lived=True)
+        return verdict.broken(workers_lived=workers_lived)
