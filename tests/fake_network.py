@@ -14,13 +14,13 @@ from farm_executor import FarmExecutor
 from farm_executor.client.farm import engine as engine_module
 from farm_executor.client.farm import lane as lane_module
 from farm_executor.client.farm import link as link_module
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.launching import at
 from farm_executor.core.batches import decode_tasks, decode_tasks_together, encode_results
 from farm_executor.core.features import COUNTS
 from farm_executor.core.frames import HEADER_SIZE, TOGETHER, Frame, FrameType, encode_frame
 from farm_executor.core.liveness import encode_counts
 from farm_executor.core.messages import WorkerDied, encode
+from farm_executor.core.options import TaskOptions
 from farm_executor.core.outbox import Outbox
 from farm_executor.core.reader import FrameReader
 from farm_executor.data import payload

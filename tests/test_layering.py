@@ -50,7 +50,6 @@ FLOORS = {
             "interrupt",
             "liveness",
             "locks",
-            "options",
             "output",
             "own_modules",
             "voice",

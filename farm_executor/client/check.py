@@ -14,8 +14,8 @@ from farm_executor.data.packages import PYTHON, UNKNOWN, survey
 from farm_executor.errors import FarmError
 
 if TYPE_CHECKING:
-    from farm_executor.client.farm.options import TaskOptions
     from farm_executor.client.protocol import Farm
+    from farm_executor.core.options import TaskOptions
 
 __all__ = ["FarmCheck", "check_farm"]
 

@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from farm_executor.client.backing import Backing
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.front import Front, running_and_waiting
 from farm_executor.client.settings import FarmSettings
+from farm_executor.core.options import TaskOptions
 from farm_executor.wire.address import AddressLike
 
 if TYPE_CHECKING:

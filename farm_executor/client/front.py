@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from farm_executor.arguments import checked
 from farm_executor.client.backing import Backing
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.lifetime import end_interrupted
 from farm_executor.client.supply import when_gone
+from farm_executor.core.options import TaskOptions
 from farm_executor.errors import AddressError
 from farm_executor.wire.address import AddressLike
 

@@ -30,10 +30,10 @@ from typing import Any
 from farm_executor.client.backing import Backing
 from farm_executor.client.farm.functions import Function
 from farm_executor.client.farm.future import FarmFuture
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.wording import culprit, unreadable_value
 from farm_executor.client.protocol import Farm
 from farm_executor.core.frames import Payload, payload_size
+from farm_executor.core.options import TaskOptions
 from farm_executor.data import payload
 from farm_executor.data.atoms import ATOMS
 from farm_executor.data.blocks import BlockOutcome, call_each, call_with_each, portable, run_block

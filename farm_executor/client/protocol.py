@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from farm_executor.client.farm.future import FarmFuture
     from farm_executor.client.farm.inlet import Inlet
     from farm_executor.client.farm.observer import Observer, View
-    from farm_executor.client.farm.options import TaskOptions
     from farm_executor.client.farm.shared import Pickling, Shared
     from farm_executor.client.farm.statistics import FarmStatistics
+    from farm_executor.core.options import TaskOptions
     from farm_executor.wire.address import Address
 
 __all__ = ["Farm", "FarmServers", "FarmSharing", "FarmSight"]

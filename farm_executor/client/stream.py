@@ -17,9 +17,9 @@ from typing import Any, Generic, TypeVar
 
 from farm_executor.client.farm.future import MUST_NOT_WAIT, FarmFuture
 from farm_executor.client.farm.inlet import Inlet
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.protocol import Farm
 from farm_executor.core.frames import Frame
+from farm_executor.core.options import TaskOptions
 from farm_executor.core.streams import decode_items
 from farm_executor.core.text import name_of
 from farm_executor.data import payload

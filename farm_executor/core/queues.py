@@ -6,16 +6,18 @@ This module owns their order. It must not know lanes, nor why a task comes or go
 from __future__ import annotations
 
 from bisect import insort
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Hashable, Iterator
 
-from farm_executor.core.task import Task
+from farm_executor.core.task import NOWHERE, QUEUED, Task
 
 __all__ = ["Queues"]
 
 
 class Queues:
     """The tasks that are on no lane. Each operation costs the same however many tasks there are.
+
+    A task is here if its ``lane`` is `QUEUED`, which this module alone sets.
 
     Attributes:
         queued: The number of tasks for any lane.
@@ -25,81 +27,120 @@ class Queues:
     __slots__ = ("_by_priority", "_by_seat", "_priorities", "queued", "reserved")
 
     def __init__(self) -> None:
-        # Ordered dicts by id, because a task in the middle may be cancelled, and a deque would have to be searched.
-        # A plain dict cannot put a task in front, and finding its first item again and again is slow: it skips the
-        # place of every item removed before it.
-        self._by_priority: dict[float, OrderedDict[int, Task]] = {}
-        self._by_seat: dict[Hashable, OrderedDict[int, Task]] = {}
+        self._by_priority: dict[float, _Queue] = {}
+        self._by_seat: dict[Hashable, _Queue] = {}
         self._priorities: list[float] = []  # negated, so that the first is the highest
         self.queued = 0
         self.reserved = 0
 
     def __contains__(self, task: Task) -> bool:
-        queue = self._queue_of(task)
-        return queue is not None and task.id in queue
+        return task.lane == QUEUED
 
     def __iter__(self) -> Iterator[Task]:
         """Iterate over every task: those for any lane by priority, then those with a seat."""
         for queue in [*(self._by_priority[-priority] for priority in self._priorities), *self._by_seat.values()]:
-            yield from queue.values()
+            yield from queue
 
     def append(self, task: Task) -> None:
         """Add a task behind all others of its priority or seat."""
-        if task.seat is not None:
-            self._by_seat.setdefault(task.seat, OrderedDict())[task.id] = task
-            self.reserved += 1
-            return
-        queue = self._by_priority.get(task.priority)
-        if queue is None:
-            queue = self._by_priority[task.priority] = OrderedDict()
-            insort(self._priorities, -task.priority)
-        queue[task.id] = task
-        self.queued += 1
+        self._queue_for(task).tasks.append(task)
 
     def prepend(self, task: Task) -> None:
         """Add a task before all others of its priority or seat."""
-        self.append(task)
-        queue = self._queue_of(task)
-        assert queue is not None
-        queue.move_to_end(task.id, last=False)
+        self._queue_for(task).tasks.appendleft(task)
 
     def remove(self, task: Task) -> bool:
         """Remove a task if it is here; return whether it was."""
-        queue = self._queue_of(task)
-        if queue is None or queue.pop(task.id, None) is None:
+        if task.lane != QUEUED:
             return False
         if task.seat is not None:
+            self._by_seat[task.seat].remove(task)
             self.reserved -= 1
             return True
+        priority = task.options.priority
+        queue = self._by_priority[priority]
+        queue.remove(task)
         self.queued -= 1
-        if not queue:
-            self._drop(task.priority)
+        if not queue.length:
+            self._drop(priority)
         return True
 
     def pop(self, count: int) -> list[Task]:
         """Remove and return up to ``count`` tasks, all of the highest priority that is queued."""
         priority = -self._priorities[0]
         queue = self._by_priority[priority]
-        first = [queue.popitem(last=False)[1] for _ in range(min(count, len(queue)))]
+        first = queue.pop(min(count, queue.length))
         self.queued -= len(first)
-        if not queue:
+        if not queue.length:
             self._drop(priority)
         return first
 
     def has_reserved(self, seat: Hashable) -> bool:
         """Return whether any task is reserved for that seat."""
-        return bool(self._by_seat.get(seat))
+        return seat in self._by_seat and self._by_seat[seat].length > 0
 
     def pop_reserved(self, seat: Hashable) -> list[Task]:
         """Remove and return all tasks that are reserved for that seat."""
-        tasks = list(self._by_seat.pop(seat, {}).values())
+        queue = self._by_seat.pop(seat, None)
+        tasks = [] if queue is None else queue.pop(queue.length)
         self.reserved -= len(tasks)
         return tasks
 
-    def _queue_of(self, task: Task) -> OrderedDict[int, Task] | None:
-        return self._by_priority.get(task.priority) if task.seat is None else self._by_seat.get(task.seat)
+    def _queue_for(self, task: Task) -> _Queue:
+        """Return the queue that a task is about to be put into."""
+        task.lane = QUEUED
+        if task.seat is not None:
+            self.reserved += 1
+            queue = self._by_seat.setdefault(task.seat, _Queue())
+        else:
+            self.queued += 1
+            priority = task.options.priority
+            found = self._by_priority.get(priority)
+            if found is None:
+                found = self._by_priority[priority] = _Queue()
+                insort(self._priorities, -priority)
+            queue = found
+        queue.length += 1
+        return queue
 
     def _drop(self, priority: float) -> None:
         # Empty queues go, because `pop` relies on the first priority having a task.
         del self._by_priority[priority]
         self._priorities.remove(-priority)
+
+
+class _Queue:
+    """Tasks in order, eight bytes for each. One that is removed leaves a gap, as a deque would have to be searched.
+
+    Attributes:
+        tasks: Those that are queued, and gaps: tasks that have gone, and never come back.
+        length: How many are queued.
+    """
+
+    __slots__ = ("length", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks: deque[Task] = deque()
+        self.length = 0
+
+    def __iter__(self) -> Iterator[Task]:
+        return (task for task in self.tasks if task.lane == QUEUED)
+
+    def pop(self, count: int) -> list[Task]:
+        """Remove and return the first ``count`` tasks, of as many at least."""
+        popped: list[Task] = []
+        while len(popped) < count:
+            task = self.tasks.popleft()
+            if task.lane == QUEUED:
+                task.lane = NOWHERE
+                popped.append(task)
+        self.length -= count
+        return popped
+
+    def remove(self, task: Task) -> None:
+        """Remove a task that is queued here."""
+        task.lane = NOWHERE
+        self.length -= 1
+        # Once there are more gaps than tasks: each then costs no more than what it took to get there.
+        if len(self.tasks) > 2 * self.length:
+            self.tasks = deque(self)

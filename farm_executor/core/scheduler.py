@@ -393,8 +393,9 @@ class Scheduler:
             guilty = killed is None and seq == (first if begun is None else max(first, begun))
             may_have_begun = begun is None or seq <= begun
             task.losses += guilty
-            limit = task.max_attempts if may_have_begun else max(task.max_attempts, MAX_RECEIPTS)
-            if (guilty and task.losses >= limit) or (may_have_begun and task.max_attempts == 1):
+            most = task.options.max_attempts
+            limit = most if may_have_begun else max(most, MAX_RECEIPTS)
+            if (guilty and task.losses >= limit) or (may_have_begun and most == 1):
                 decisions.append(Lose(task))
             else:
                 if may_have_begun:

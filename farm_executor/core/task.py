@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from farm_executor._record import NamedTuple
+from farm_executor.core.options import DEFAULTS, TaskOptions
 
-__all__ = ["Assign", "Cancel", "Decision", "Kill", "Lose", "Recall", "Retire", "Task"]
+__all__ = ["NOWHERE", "QUEUED", "Assign", "Cancel", "Decision", "Kill", "Lose", "Recall", "Retire", "Task"]
+
+NOWHERE, QUEUED = -1, -2  # in place of a lane's number
 
 
 class Task:
@@ -17,13 +20,13 @@ class Task:
 
     Attributes:
         id: Unique within its scheduler; ascending in the order of submission.
+        options: What its caller wants of it.
         seat: The seat whose lane alone may run it; None for any lane.
         calls: How many of the user's calls it stands for.
         goes_on: Whether these have been submitted before, as part of another task.
-        timeout: How many seconds it may run; enforced by the driver.
         losses: How many worker deaths have been charged to it.
         started: Whether it has ever left the queue.
-        lane: The lane that it was last sent to, -1 for none. It may have left that lane since.
+        lane: The lane that it was last sent to, which it may have left since; else `QUEUED` or `NOWHERE`.
         begun: Whether it may have begun on a worker that is gone, which cannot be undone.
         unwanted: Called when the task comes back from a lane; returns whether it is cancelled, in which case it is
             not queued again. None if nobody has asked to cancel it.
@@ -31,31 +34,21 @@ class Task:
 
     # A million tasks may wait. So each has room for what nearly all of them need, and a dict for the rest, which is
     # made when a task first differs from these defaults.
-    __slots__ = ("__dict__", "category", "id", "lane", "max_attempts", "priority", "started")
+    __slots__ = ("__dict__", "id", "lane", "options", "started")
 
     seat: Hashable = None
     calls = 1
     goes_on = False
-    timeout: float | None = None
     losses = 0
     begun = False
     unwanted: Callable[[], bool] | None = None
 
-    def __init__(
-        self,
-        id: int,
-        priority: float = 0,
-        category: Hashable = None,
-        max_attempts: int = 3,
-        seat: Hashable = None,
-    ) -> None:
+    def __init__(self, id: int, options: TaskOptions = DEFAULTS, seat: Hashable = None) -> None:
         self.id = id
-        self.priority = priority
-        self.category = category
-        self.max_attempts = max_attempts
+        self.options = options
         if seat is not None:
             self.seat = seat
-        self.lane = -1
+        self.lane = NOWHERE
         self.started = False
 
 

@@ -23,8 +23,8 @@ from typing import Any
 from joblib import cpu_count
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.front import Front, backing_of, options_of
+from farm_executor.core.options import TaskOptions
 from farm_executor.errors import SharedMemoryError
 from farm_executor.integrations.arrays import Arrays
 from farm_executor.integrations.inside import MissingBufferError, bound_threads, run

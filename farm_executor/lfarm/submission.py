@@ -14,9 +14,9 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from farm_executor.client.farm.functions import Function
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.wording import culprit
 from farm_executor.client.front import Front, OptionsView, backing_of, options_of, tracing_of
+from farm_executor.core.options import TaskOptions
 from farm_executor.data import payload
 from farm_executor.lfarm.tasks import Task, call_pickled, run_task, sendable, travelling_by_value
 

@@ -24,7 +24,7 @@ from farm_executor import (
     start_server,
 )
 from farm_executor.client.farm.broadcasts import Broadcasts, outcomes_of
-from farm_executor.client.farm.options import TaskOptions
+from farm_executor.core.options import TaskOptions
 
 DEADLINE = 30.0
 

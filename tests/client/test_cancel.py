@@ -21,8 +21,8 @@ from farm_executor.client.farm import cancels as cancelling
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.cancels import SECONDS, Cancels
 from farm_executor.client.farm.future import FarmFuture, call_of
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.core import window
+from farm_executor.core.options import TaskOptions
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),

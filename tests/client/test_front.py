@@ -8,9 +8,9 @@ from server.processes import wait_until
 
 from farm_executor import FarmExecutor
 from farm_executor.client.backing import Backing
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.statistics import FarmStatistics, ServerStatistics, WorkerStatistics
 from farm_executor.client.launching import registry
+from farm_executor.core.options import TaskOptions
 from farm_executor.wire.address import Address, parse_address
 
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from farm_executor import FarmExecutor
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.future import FarmFuture, call_of, cancelled, settle_plainly, start_all
-from farm_executor.client.farm.options import TaskOptions
+from farm_executor.core.options import TaskOptions
 
 DEADLINE = 20.0
 
@@ -147,9 +147,10 @@ def test_an_ordinary_call_has_no_dict():
     assert not dicts(call)
     call.release()
     assert not dicts(call)
-    assert (call.calls, call.losses, call.timeout, call.begun, call.unwanted) == (1, 0, None, False, None)
-    timed = Call(1, NotedOwner(), None, None, (), TaskOptions(timeout=5.0))
-    assert vars(timed) == {"timeout": 5.0}  # Python 3.12 keeps a few values without a dict, until one asks for it
+    assert (call.calls, call.losses, call.begun, call.unwanted) == (1, 0, False, None)
+    assert not dicts(Call(1, NotedOwner(), None, None, (), TaskOptions(5, "mine", 1, timeout=5.0)))
+    seated = Call(1, NotedOwner(), None, None, (), TaskOptions(), 7)
+    assert vars(seated) == {"seat": 7}  # Python 3.12 keeps a few values without a dict, until one asks for it
 
 
 class NotedOwner:

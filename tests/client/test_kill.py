@@ -15,6 +15,7 @@ from contract.tasks import pass_gate
 from farm_executor import BrokenFarmError, FarmExecutor, TaskKilledError, TaskTimeoutError, start_server
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.stopping import Stopping
+from farm_executor.core.options import TaskOptions
 from farm_executor.core.task import Kill, Task
 
 DEADLINE = 30.0
@@ -341,7 +342,7 @@ def test_a_supervisor_that_has_heard_of_more_recalls_is_told_anew_when_we_have_a
 
 def test_so_is_one_that_is_to_end_a_task_whose_time_is_over():
     reactor, task, known, told = AtOnce(), Task(7), [0], []
-    task.timeout = 0.0
+    task.options = TaskOptions(timeout=0.0)
     kills = Kills(
         reactor,
         lambda order: told.append(order.recalls) or True,

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.functions import MAX_LARGE_BYTES, FunctionTable
 from farm_executor.client.farm.lane import Lane, arguments_of
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.core.batches import MAX_BATCH_BYTES, decode_tasks, decode_tasks_together
 from farm_executor.core.frames import (
     MAX_COUNT,
@@ -21,6 +20,7 @@ from farm_executor.core.frames import (
     decode_number,
     payload_of,
 )
+from farm_executor.core.options import TaskOptions
 from farm_executor.core.reader import FrameReader
 from farm_executor.data import payload
 

@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from strategies import when
 
 from farm_executor.core import scheduler as scheduler_module
+from farm_executor.core.options import TaskOptions
 from farm_executor.core.scheduler import MAX_RECEIPTS, Scheduler
 from farm_executor.core.task import Assign, Cancel, Decision, Kill, Lose, Recall, Retire, Task
 from farm_executor.core.window import HORIZON_US, Window
@@ -123,7 +124,7 @@ class Farm:
     def submit(
         self, priority: int = 0, max_attempts: int = 3, seat: int | None = None, category: str | None = None
     ) -> Task:
-        task = Task(len(self.tasks), priority=priority, max_attempts=max_attempts, seat=seat, category=category)
+        task = Task(len(self.tasks), TaskOptions(priority, category, max_attempts), seat)
         self.tasks.append(task)
         self.charges[task.id] = 0
         self._line(task).append(task)
@@ -239,8 +240,8 @@ class Farm:
             may_have_begun = begun is None or seq <= begun
             if may_have_begun:
                 self.unwanted.discard(task.id)
-            once = task.max_attempts == 1 and may_have_begun
-            limit = task.max_attempts if may_have_begun else max(task.max_attempts, MAX_RECEIPTS)
+            once = task.options.max_attempts == 1 and may_have_begun
+            limit = task.options.max_attempts if may_have_begun else max(task.options.max_attempts, MAX_RECEIPTS)
             ends = once or seq == target or (guilty and self.charges[task.id] >= limit)
             (lost if ends else back).append(task)
         self._back_to_front(back)
@@ -339,7 +340,7 @@ class Farm:
         assert decision.seq == worker.next_seq
         for task in tasks:
             assert task.id in self.asked
-            assert task.max_attempts > 1 or task.id not in self.suspect, "at most once"
+            assert task.options.max_attempts > 1 or task.id not in self.suspect, "at most once"
             self._leave_queue(task)
         numbered = list(enumerate(tasks, worker.next_seq))
         worker.outstanding += numbered
@@ -379,7 +380,7 @@ class Farm:
 
     def _line(self, task: Task) -> list[Task]:
         if task.seat is None:
-            return self.queue.setdefault(task.priority, [])
+            return self.queue.setdefault(task.options.priority, [])
         return self.reserved.setdefault(task.seat, [])
 
     def _leave_queue(self, task: Task) -> None:
@@ -463,7 +464,7 @@ class Farm:
 
 
 def of(category: str) -> Callable[[Task], bool]:
-    return lambda task: task.category == category
+    return lambda task: task.options.category == category
 
 
 def on(worker: Worker) -> list[Task]:
@@ -547,7 +548,7 @@ def test_withdraw_all_takes_every_queued_task_that_never_started(farm: Farm) -> 
 
 def test_withdraw_all_can_leave_what_would_go_first() -> None:
     scheduler = Scheduler()
-    low, high, other = tasks = [Task(number, priority) for number, priority in enumerate([-5, 5, 5])]
+    low, high, other = tasks = [Task(number, TaskOptions(priority)) for number, priority in enumerate([-5, 5, 5])]
     scheduler.submit(*tasks)
     assert scheduler.withdraw_all(but=2) == [low]
     assert scheduler.withdraw_all(but=3) == []
@@ -988,7 +989,7 @@ def test_when_nobody_can_say_what_ran_each_task_of_one_attempt_is_lost(farm: Far
 
 
 def test_a_task_has_three_attempts_unless_it_says_otherwise() -> None:
-    assert Task(1).max_attempts == 3
+    assert Task(1).options.max_attempts == 3
 
 
 def test_an_unknown_lane_that_is_lost_changes_nothing(farm: Farm) -> None:
@@ -1025,7 +1026,7 @@ def steps_per_task(lanes: int, tasks: int) -> float:
     sys.settrace(trace)
     try:
         for number in range(tasks):
-            note(scheduler.submit(Task(number, priority=number % 3)))
+            note(scheduler.submit(Task(number, TaskOptions(number % 3))))
         while pending:
             place = whim.randrange(len(pending))
             pending[place], pending[-1] = pending[-1], pending[place]
@@ -1655,7 +1656,7 @@ class AnyHistory(RuleBasedStateMachine):
             (worker.id, seq)
             for worker in self.farm.workers.values()
             for seq, task in worker.outstanding
-            if task.category == category
+            if task.options.category == category
         }
 
     @rule(known=st.booleans(), happens=rarely)

@@ -39,7 +39,6 @@ from farm_executor.client.farm import link as server_module
 from farm_executor.client.farm import outcomes as outcomes_module
 from farm_executor.client.farm.inlet import Inlet
 from farm_executor.client.farm.link import ServerLink
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.parcels import Parcels
 from farm_executor.client.farm.reactor import Reactor
 from farm_executor.client.farm.settling import Settler
@@ -82,6 +81,7 @@ from farm_executor.core.handshake import (
 )
 from farm_executor.core.liveness import CUT_EXIT_CODE, encode_counts
 from farm_executor.core.messages import TABLE, from_json, to_json
+from farm_executor.core.options import TaskOptions
 from farm_executor.core.reader import FrameReader
 from farm_executor.core.ring import LEAST, USUAL, Shape, shape_of
 from farm_executor.core.secret import monitor_secret

@@ -32,13 +32,13 @@ def asked_about(frame: Frame) -> int:
 
 def details_of(call: Call, left: float | None) -> Buffer:
     """Return what a task may know of itself, given the seconds that it has left."""
-    told = (call.id, call.losses + 1)
+    told, category = (call.id, call.losses + 1), call.options.category
     # A category may be any object that is hashable, and so one that cannot be pickled. To know its repr is better
     # than to have the task fail for asking.
     try:
-        (data,) = payload.dumps((*told, call.category, left), out_of_band=False)
+        (data,) = payload.dumps((*told, category, left), out_of_band=False)
         if len(data) <= MAX_CATEGORY:
             return data
     except Exception:
         pass
-    return payload.dumps((*told, f"{call.category!r:.1000}", left), out_of_band=False)[0]
+    return payload.dumps((*told, f"{category!r:.1000}", left), out_of_band=False)[0]

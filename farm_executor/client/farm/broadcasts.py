@@ -25,9 +25,9 @@ from farm_executor.client.farm.future import Owner
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.link import ServerLink
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.servers import Servers
 from farm_executor.core.frames import Payload, payload_size
+from farm_executor.core.options import TaskOptions
 from farm_executor.data.failure import Origin
 from farm_executor.errors import BroadcastError, BroadcastOutcome
 

@@ -18,8 +18,8 @@ from farm_executor.core.task import Task
 if TYPE_CHECKING:
     from farm_executor.client.farm.functions import Function
     from farm_executor.client.farm.inlet import Inlet
-    from farm_executor.client.farm.options import TaskOptions
     from farm_executor.core.frames import Payload
+    from farm_executor.core.options import TaskOptions
     from farm_executor.data.failure import Origin
 
 __all__ = ["BeforeSettling", "Call"]
@@ -43,10 +43,9 @@ class Call(Task):
         plain: Positional arguments that may be pickled later, see `payload`.
         before_settling: See `BeforeSettling`.
         inlet: Where the items go that it yields; None if it is no stream.
-        header: What travels with it beside its arguments; None or empty for nothing.
     """
 
-    __slots__ = ("arguments", "function", "future", "header", "owner", "plain")
+    __slots__ = ("arguments", "function", "future", "owner", "plain")
 
     before_settling: BeforeSettling | None = None
     inlet: Inlet | None = None
@@ -63,10 +62,7 @@ class Call(Task):
     ) -> None:
         # The arguments are one of two: pickled by now, or so plain that this can wait. Never both, as that would
         # double what a queued task holds.
-        super().__init__(id, options.priority, options.category, options.max_attempts, seat)
-        if options.timeout is not None:
-            self.timeout = options.timeout
-        self.header = options.header
+        super().__init__(id, options, seat)
         self.owner = owner
         self.function: Function | None = function
         self.arguments = arguments

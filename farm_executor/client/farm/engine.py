@@ -47,7 +47,6 @@ from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.kills import Kills
 from farm_executor.client.farm.lane import Lane
 from farm_executor.client.farm.link import Settings
-from farm_executor.client.farm.options import TaskOptions
 from farm_executor.client.farm.outcomes import Outcomes
 from farm_executor.client.farm.output import Output, OutputLine
 from farm_executor.client.farm.reactor import Reactor
@@ -65,6 +64,7 @@ from farm_executor.client.farm.wording import (
     explain_pickling,
 )
 from farm_executor.core.frames import Buffer, Payload, payload_size
+from farm_executor.core.options import TaskOptions
 from farm_executor.core.task import Cancel, Retire
 from farm_executor.data import kept, payload
 from farm_executor.data.failure import Origin

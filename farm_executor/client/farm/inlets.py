@@ -58,7 +58,7 @@ class Inlets:
         if call not in self._open:
             # The program may have acted upon the first item, so the task must not be begun again from here on.
             with self._dispatch.deciding:
-                call.max_attempts = 1
+                call.options = call.options._replace(max_attempts=1)
             self._open[call] = inlet
             call.future.add_done_callback(partial(self._end, call))
         inlet.put(frame, partial(self._post_credit, lane, frame.seq))

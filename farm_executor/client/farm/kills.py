@@ -161,12 +161,12 @@ class Kills:
 
     def watch(self, lane: int, task: Task | None) -> None:
         """Note the oldest unanswered task of a lane, or None, and watch its deadline."""
-        if task is None or task.timeout is None:
+        if task is None or (timeout := task.options.timeout) is None:
             self._due.pop(lane, None)
             return
         due = self._due.get(lane)
         if due is None or due.task is not task:
-            due = self._due[lane] = _Due(task, time.monotonic() + task.timeout)
+            due = self._due[lane] = _Due(task, time.monotonic() + timeout)
             self._look_at(due.when)
 
     def seconds_left(self, lane: int, task: Task) -> float | None:

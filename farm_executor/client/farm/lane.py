@@ -47,7 +47,7 @@ def arguments_of(call: Call) -> Payload:
 
 
 def _header_of(call: Call) -> bytes:
-    header = call.header or b""
+    header = call.options.header or b""
     return again(header, call.losses) if header and call.losses else header
 
 
@@ -211,7 +211,7 @@ class Lane:
             assert function is not None
             self._introduce(function, buffers)
             task = function.number, self._arguments(call)
-            buffers += encode_tasks(seq, (task,), once=call.max_attempts == 1)
+            buffers += encode_tasks(seq, (task,), once=call.options.max_attempts == 1)
             return
         numbers = []
         last = None
@@ -222,7 +222,7 @@ class Lane:
                 self._introduce(function, buffers)
                 last = function
             numbers.append(function.number)
-        once = 1 in [call.max_attempts for call in calls]
+        once = 1 in [call.options.max_attempts for call in calls]
         plain = [call.plain for call in calls]
         # Plain arguments of several calls travel in a single pickle, which is cheaper at both ends than one each.
         pickle = payload.dumps_together(plain) if None not in plain else b""

@@ -166,6 +166,6 @@ class Outcomes:
     def _why_lost(self, lane: Lane, loss: Lose) -> Exception:
         if not loss.killed:
             return worker_lost(lane, loss.task)
-        if loss.task.timeout and self._kills.overran(lane.id, loss.task):
+        if loss.task.options.timeout and self._kills.overran(lane.id, loss.task):
             return task_overran(lane, loss.task)
         return task_killed(lane, loss.task)

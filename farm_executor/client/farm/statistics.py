@@ -186,5 +186,5 @@ def _worker(lane: Lane, tasks: list[Task]) -> WorkerStatistics:
         tasks_done=lane.calls_done,
         busy_seconds=lane.busy_seconds,
         outstanding=sum(task.calls for task in tasks),
-        category=tasks[0].category if tasks else None,
+        category=tasks[0].options.category if tasks else None,
     )

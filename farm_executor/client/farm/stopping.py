@@ -63,7 +63,7 @@ class Stopping:
     def kill(self, category: Hashable, *, dry_run: bool = False) -> int:
         """Kill the running tasks of a category and return how many there were; see `Kills.ask`."""
         with HeldBack(), self._dispatch.look():
-            kills = self._dispatch.scheduler.kill(lambda task: task.category == category)
+            kills = self._dispatch.scheduler.kill(lambda task: task.options.category == category)
         return sum(kill.at_first for kill in kills) if dry_run else self._ask_to_kill(kills)
 
     def _may_wait(self) -> bool:
@@ -137,7 +137,7 @@ class Stopping:
             # spares the task that runs there now.
             if kills and not kills[0].at_first:
                 self._dispatch.timed = True
-                call.timeout = 0.0
+                call.options = call.options._replace(timeout=0.0)
                 return True
         return self._ask_to_kill(kills) > 0
 

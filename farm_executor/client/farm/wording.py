@@ -170,7 +170,7 @@ def worker_lost(lane: Lane, task: Task) -> WorkerLostError:
     """Return the error of a task that must not be sent again after its worker died or went out of reach."""
     death = lane.death
     reason = describe_death(death)
-    if task.losses < task.max_attempts:
+    if task.losses < task.options.max_attempts:
         text = f"the worker {reason}; this task may have begun there, and was to be attempted only once"
     elif task.losses == 1:
         text = f"the worker {reason} while it received or ran this task, which was to be attempted only once"
@@ -190,14 +190,14 @@ def worker_lost(lane: Lane, task: Task) -> WorkerLostError:
 
 def task_killed(lane: Lane, task: Task) -> TaskKilledError:
     """Return the error of a task that was killed on request."""
-    category = "" if task.category is None else f"; its category is {task.category!r}"
-    text = f"the task was killed while it ran{category}"
+    category = task.options.category
+    text = "the task was killed while it ran" + ("" if category is None else f"; its category is {category!r}")
     return TaskKilledError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
 
 
 def task_overran(lane: Lane, task: Task) -> TaskTimeoutError:
     """Return the error of a task that was killed because it ran too long."""
-    text = f"the task was killed because it ran for more than its timeout of {task.timeout} s"
+    text = f"the task was killed because it ran for more than its timeout of {task.options.timeout} s"
     return TaskTimeoutError(f"{text} [server {lane.server}, worker pid {lane.pid}]")
 
 

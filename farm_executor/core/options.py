@@ -1,4 +1,4 @@
-"""Per-task options: priority, category, attempts, timeout. Imports next to nothing, so it is cheap to import."""
+"""What a task's caller wants of it: priority, category, attempts, timeout."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Hashable
 
 from farm_executor._record import NamedTuple
 
-__all__ = ["TaskOptions"]
+__all__ = ["DEFAULTS", "TaskOptions"]
 
 
 class TaskOptions(NamedTuple):
-    """The options that an executor or a view of it sets for its tasks.
+    """The options that an executor or a view of it sets for its tasks, which all refer to the same.
 
     Attributes:
+        timeout: How many seconds a task may run; enforced by the scheduler's driver.
         header: What travels with the calls; None to take it when they are submitted.
     """
 
@@ -21,3 +22,6 @@ class TaskOptions(NamedTuple):
     max_attempts: int = 3
     timeout: float | None = None
     header: bytes | None = None
+
+
+DEFAULTS = TaskOptions()
