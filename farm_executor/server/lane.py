@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from farm_executor.core.features import DETAILS, HEADERS, RECORDS, REPORTS, RINGS, STREAMS
 from farm_executor.core.frames import (
@@ -73,6 +73,8 @@ FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while t
 TICK = 0.005  # seconds between the helper's looks
 # Seconds without a task after which the helper stops looking: to wake it costs little, 200 that look on a core.
 REST = 0.05
+
+_Asked = TypeVar("_Asked", bound=Question)
 
 
 class WorkerLane:
@@ -253,8 +255,7 @@ class WorkerLane:
                 f"No module named {name!r}: the client cannot be asked for it in a destructor; import it before",
                 name=name,
             )
-        self._await_answer(question := self._questions.new(name, own))
-        return question.result()
+        return self._answered(self._questions.new(name, own)).result()
 
     def details(self) -> Details:
         """See `current.Worker`."""
@@ -263,27 +264,27 @@ class WorkerLane:
             return self._details[1] if self._details[0] == seq else Details()
         if is_called_within():
             raise RuntimeError("the client cannot be asked here, in a destructor or a signal handler: ask before")
-        self._await_answer(question := self._questions.about(seq))
-        self._details = seq, question.details()
+        self._details = seq, self._answered(self._questions.about(seq)).details()
         return self._details[1]
 
     def ask_function(self, number: int) -> Payload:
         """Ask the client for a function whole while its task is about to run."""
-        self._await_answer(question := self._questions.lacking(number))
-        return question.function()
+        return self._answered(self._questions.lacking(number)).function()
 
     def is_unwanted(self) -> bool:
         """See `current.Worker`."""
         return self._unwanted == self._progress[BEGUN]
 
-    def _await_answer(self, question: Question) -> None:
+    def _answered(self, question: _Asked) -> _Asked:
+        """Ask the client something; return the question once it is answered."""
         self._flush()  # finished tasks need not wait for the answer
-        # In one hold: else _resume, which asks all open questions, could send it as well, over the same connection.
+        # In one hold: else _resume, which asks all open questions, could send it as well.
         with self._send:
             self._questions.add(question)
             if not self._outbox.mute:
                 self._send_all(question.encoded)
         self._wait_for(question.answered.is_set, question.answered)
+        return question
 
     def _wait_for(self, done: Callable[[], bool], changed: threading.Event) -> None:
         """Wait until something has come; the event is set whenever that may be."""

@@ -11,7 +11,9 @@ from faults.proxy import Proxy
 
 from farm_executor import FarmExecutor, current_task, start_server
 from farm_executor.client.farm.about import asked_about, details_of
+from farm_executor.client.farm.call import Call
 from farm_executor.core.frames import Frame, FrameType
+from farm_executor.core.options import TaskOptions
 from farm_executor.data import payload
 from farm_executor.errors import RemoteProtocolError
 
@@ -147,7 +149,5 @@ def test_a_malformed_question_is_an_error_of_the_peer(body):
 
 
 def test_a_huge_category_does_not_travel():
-    class Call:
-        id, losses, category = 1, 0, b"x" * 100_000
-
-    assert len(payload.loads((details_of(Call, None),))[2]) == 1000
+    call = Call(1, None, None, None, (), TaskOptions(category=b"x" * 100_000))
+    assert len(payload.loads((details_of(call, None),))[2]) == 1000
