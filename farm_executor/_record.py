@@ -7,10 +7,20 @@ hundred such classes are made while a program waits for its first result, and no
 
 from __future__ import annotations
 
+import functools
 from collections import namedtuple
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["NamedTuple", "TypedDict"]
+__all__ = ["NamedTuple", "TypedDict", "maker"]
+
+_T = TypeVar("_T", bound=tuple[Any, ...])
+
+
+def maker(kind: type[_T]) -> Callable[[tuple[Any, ...]], _T]:
+    """Return what makes a named tuple of all its fields in half the time, as the class itself calls a function."""
+    return functools.partial(tuple.__new__, kind)
+
 
 if TYPE_CHECKING:
     from typing import NamedTuple, TypedDict

@@ -36,8 +36,10 @@ __all__ = [
     "decode_results_together",
     "decode_tasks",
     "decode_tasks_together",
+    "encode_result",
     "encode_results",
     "encode_results_together",
+    "encode_task",
     "encode_tasks",
     "encode_tasks_together",
     "fit_together",
@@ -45,8 +47,14 @@ __all__ = [
 
 MAX_BATCH_BYTES = 1024 * 1024  # a larger batch gains nothing, and keeps the lane from answering
 
+# Needed for each call; before Python 3.12 the lookup of an enum member is slow.
+_TASKS, _RESULTS = FrameType.TASKS, FrameType.RESULTS
+
 _U32 = struct.Struct("<I")
 _TWO_U32 = struct.Struct("<II")
+
+# More than 71 minutes do not fit a u32. The exact time makes no difference by then.
+_LONGEST = 0xFFFFFFFF
 
 # Never part of a size: a payload in a batch is shorter than BULK_THRESHOLD.
 _ERROR_BIT = 1 << 31
@@ -126,10 +134,10 @@ def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]], *, once: bool =
         tasks: For each task the number of its function on this lane, and its arguments.
         once: Whether any of them must not be sent again once it has begun. No outcome may wait for others then.
     """
-    flags = ONCE if once else 0
     if len(tasks) == 1:
         ((function, payload),) = tasks
-        return _encode_one(FrameType.TASKS, flags, seq, function, payload)
+        return encode_task(seq, function, payload, once=once)
+    flags = ONCE if once else 0
     functions = [function for function, _ in tasks]
     payloads = [payload for _, payload in tasks]
     out: list[Buffer] = []
@@ -138,16 +146,21 @@ def encode_tasks(seq: int, tasks: Sequence[tuple[int, Payload]], *, once: bool =
     return out
 
 
+def encode_task(seq: int, function: int, payload: Payload, *, once: bool = False) -> list[Buffer]:
+    """Encode one task; see `encode_tasks`."""
+    return _encode_one(_TASKS, ONCE if once else 0, seq, function, payload)
+
+
 def decode_tasks(frame: Frame) -> list[tuple[int, Payload]]:
     """Decode a TASKS frame into a function number and arguments per task; the first has the frame's ``seq``.
 
     Raises:
         RemoteProtocolError: The table does not match the body.
     """
-    if frame.flags & BULK:
+    _, flags, n, _, body, segments = frame
+    if flags & BULK:
         (function,) = _U32.unpack(prefix_of(frame, 4))
-        return [(function, frame.segments)]
-    n, body = frame.count, frame.body
+        return [(function, segments)]
     if not n or len(body) < 8 * n:
         raise RemoteProtocolError(f"TASKS frame of {n} tasks in {len(body)} bytes")
     if n == 1:  # the common case, for the same reason; if the size is wrong, the code below raises
@@ -199,11 +212,10 @@ def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: i
         results: For each outcome its payload, and whether it is an encoded failure instead of a value.
         busy_us: How long the worker was busy with all of them, in microseconds.
     """
-    # More than 71 minutes do not fit a u32. The exact time makes no difference by then.
-    busy_us = min(busy_us, 0xFFFFFFFF)
     if len(results) == 1:
         ((payload, error),) = results
-        return _encode_one(FrameType.RESULTS, 0, seq, busy_us, payload, error)
+        return encode_result(seq, payload, busy_us, error=error)
+    busy_us = min(busy_us, _LONGEST)
     payloads = [payload for payload, _ in results]
     errors = [error for _, error in results]
     out: list[Buffer] = []
@@ -211,6 +223,11 @@ def encode_results(seq: int, results: Sequence[tuple[Payload, bool]], busy_us: i
         out += _encode_run(FrameType.RESULTS, 0, seq + begin, [busy_us], payloads[begin:end], errors[begin:end])
         busy_us = 0  # the time is that of all outcomes together, so only the first frame may report it
     return out
+
+
+def encode_result(seq: int, payload: Payload, busy_us: int, *, error: bool) -> list[Buffer]:
+    """Encode one outcome; see `encode_results`."""
+    return _encode_one(_RESULTS, 0, seq, busy_us if busy_us < _LONGEST else _LONGEST, payload, error)
 
 
 def decode_results(frame: Frame) -> tuple[int, list[tuple[Payload, bool]]]:
@@ -221,16 +238,16 @@ def decode_results(frame: Frame) -> tuple[int, list[tuple[Payload, bool]]]:
     Raises:
         RemoteProtocolError: The table does not match the body.
     """
-    if frame.flags & BULK:
+    _, flags, n, _, body, segments = frame
+    if flags & BULK:
         (busy,) = _U32.unpack(prefix_of(frame, 4))
-        return busy, [(frame.segments, bool(frame.flags & ERROR))]
-    n, body = frame.count, frame.body
+        return busy, [(segments, bool(flags & ERROR))]
     if not n or len(body) < 4 + 4 * n:
         raise RemoteProtocolError(f"RESULTS frame of {n} results in {len(body)} bytes")
     if n == 1:
         busy, size = _TWO_U32.unpack_from(body)
-        if len(body) == 8 + (size & ~_ERROR_BIT):
-            return busy, [((body[8:],), size >= _ERROR_BIT)]
+        if len(body) == 8 + size:
+            return busy, [((body[8:],), False)]
     busy, *sizes = struct.unpack_from(f"<{1 + n}I", body)
     parts = _split(body, 4 + 4 * n, [size & ~_ERROR_BIT for size in sizes])
     return busy, [(part, size >= _ERROR_BIT) for part, size in zip(parts, sizes, strict=True)]
@@ -241,7 +258,7 @@ def encode_results_together(seq: int, count: int, pickle: bytes, busy_us: int) -
 
     The body is the busy time (u32) and the pickle.
     """
-    body = _U32.pack(min(busy_us, 0xFFFFFFFF)) + pickle
+    body = _U32.pack(min(busy_us, _LONGEST)) + pickle
     return encode_frame(FrameType.RESULTS, flags=TOGETHER, count=count, seq=seq, body=body)
 
 

@@ -27,7 +27,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from farm_executor._record import NamedTuple
+from farm_executor._record import NamedTuple, maker
 from farm_executor.core.features import (
     DETAILS,
     FUNCTIONS,
@@ -74,6 +74,7 @@ __all__ = [
     "encode_frame",
     "encode_payload",
     "is_bulk",
+    "make_frame",
     "payload_of",
     "payload_size",
     "prefix_of",
@@ -283,6 +284,9 @@ class Frame(NamedTuple):  # a tuple because it is made for every call
     seq: int = 0
     body: Buffer = b""
     segments: tuple[Buffer, ...] = ()
+
+
+make_frame = maker(Frame)
 
 
 def payload_size(payload: Payload) -> int:

@@ -57,12 +57,13 @@ class Outbox(Generic[_Item]):
             loose: Whether the last one has memory that the next task might change.
         """
         self.loose = self._resumable and (self.loose or loose)
+        first, waiting = self.sent, self.waiting
         if self.mute:
-            return self.sent, []
+            return first, []
         # Not until it is empty: another thread may append all the while.
-        items = [self.waiting.popleft() for _ in range(len(self.waiting))]
-        first = self.sent
-        self.sent += len(items)
+        count = len(waiting)
+        items = [waiting.popleft()] if count == 1 else [waiting.popleft() for _ in range(count)]
+        self.sent = first + count
         if self._resumable:
             self._kept.extend(items)
         return first, items

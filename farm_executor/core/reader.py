@@ -29,6 +29,7 @@ from farm_executor.core.frames import (
     FrameType,
     Kind,
     Reference,
+    make_frame,
 )
 from farm_executor.core.ring import LEAST, MARK, MOST_CHUNKS
 from farm_executor.errors import LocalProtocolError, RemoteProtocolError
@@ -37,6 +38,7 @@ __all__ = ["FrameReader", "ReceivedBytes", "RingEnd"]
 
 _U32 = struct.Struct("<I")
 _SIZE_MASK = (1 << KIND_SHIFT) - 1
+_SEGMENTS = BULK | RING
 
 # What the reader looks up for each frame: its type, and the bits that its flags must not have. Of a frame to be
 # skipped no flag but BULK matters, which would announce more bytes than the limit of its body bounds.
@@ -151,6 +153,7 @@ class FrameReader:
         self._needed = HEADER_SIZE
         while end - start >= HEADER_SIZE:
             length, kind, flags, count, seq = HEADER.unpack_from(view, start)
+            begin = start + HEADER_SIZE
             frame_type, refused = _KNOWN.get(kind, _UNKNOWN)
             if flags & refused or (frame_type is None and not kind & OPTIONAL):
                 raise _unreadable(kind, flags)
@@ -158,17 +161,15 @@ class FrameReader:
             if length > self.max_body:
                 name = f"type {kind}" if frame_type is None else frame_type.name
                 raise RemoteProtocolError(f"{name} frame of {length} bytes; the limit is {self.max_body}")
-            if end - start < HEADER_SIZE + length:
+            if end - begin < length:
                 self._needed = HEADER_SIZE + length
                 break
-            start += HEADER_SIZE
+            start = begin + length
             if frame_type is None:  # skipped: the sender's version knows it, and can do without our reading it
-                start += length
                 continue
             # A copy, because the caller reads the next bytes of the stream into the same memory.
-            body = bytes(view[start : start + length])
-            start += length
-            if flags & (BULK | RING):
+            body = bytes(view[begin:start])
+            if flags & _SEGMENTS:
                 if flags & RING and (self.ring is None or not flags & BULK):
                     raise RemoteProtocolError(f"{frame_type.name} frame with a ring where there is none")
                 head = Frame(frame_type, flags & ~RING, count, seq, body)
@@ -179,7 +180,7 @@ class FrameReader:
                 frames.append(self._bulk.frame())
                 self._bulk = None
             else:
-                frames.append(Frame(frame_type, flags, count, seq, body))
+                frames.append(make_frame((frame_type, flags, count, seq, body, ())))
         if start < end:
             self._pending += view[start:]
         return view[end:]

@@ -38,7 +38,7 @@ from itertools import islice
 
 from farm_executor.core.frames import MAX_RECALLS
 from farm_executor.core.queues import Queues
-from farm_executor.core.task import Assign, Cancel, Decision, Kill, Lose, Recall, Retire, Task
+from farm_executor.core.task import Assign, Cancel, Decision, Kill, Lose, Recall, Retire, Task, make_assign
 from farm_executor.core.window import Window
 from farm_executor.errors import RemoteProtocolError
 
@@ -301,11 +301,13 @@ class Scheduler:
         """
         lane = self._lanes[lane_id]
         outstanding = lane.outstanding
-        if seq != lane.next_seq - len(outstanding) or not 0 < count <= len(outstanding):
+        had = len(outstanding)
+        if seq != lane.next_seq - had or not 0 < count <= had:
             raise RemoteProtocolError(
                 f"results {seq} to {seq + count - 1}, when {lane.first_seq} to {lane.next_seq - 1} were due"
             )
-        tasks = [outstanding.popleft() for _ in range(count)]
+        # One by itself is a call whose result is awaited: what is made for many would take longer than the rest.
+        tasks = [outstanding.popleft()] if count == 1 else [outstanding.popleft() for _ in range(count)]
         self.outstanding -= count
         if lane.bound:
             lane.bound -= sum(task.seat is not None for task in tasks)
@@ -486,17 +488,18 @@ class Scheduler:
     def _assign(self, lane: _Lane, tasks: list[Task], *, seated: bool = False) -> Assign:
         # The lane's room is taken in the same step that decides to use it, so no other event can promise it again.
         seq = lane.next_seq
+        count = len(tasks)
         for task in tasks:
             task.lane = lane.id
         lane.outstanding.extend(tasks)
-        lane.next_seq += len(tasks)
+        lane.next_seq += count
         if seated:
-            lane.bound += len(tasks)
+            lane.bound += count
         elif lane.budget is not None:
-            lane.budget -= len(tasks)
-        self.outstanding += len(tasks)
+            lane.budget -= count
+        self.outstanding += count
         self._index(lane)
-        return Assign(lane.id, seq, tasks)
+        return make_assign((lane.id, seq, tasks))
 
     def _refill(self, lane: _Lane) -> list[Decision]:
         """Give the lane the tasks that it has room for, retire it if it is done, and recall work for idle lanes."""

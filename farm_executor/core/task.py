@@ -7,10 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from farm_executor._record import NamedTuple
+from farm_executor._record import NamedTuple, maker
 from farm_executor.core.options import DEFAULTS, TaskOptions
 
-__all__ = ["NOWHERE", "QUEUED", "Assign", "Cancel", "Decision", "Kill", "Lose", "Recall", "Retire", "Task"]
+__all__ = [
+    "NOWHERE",
+    "QUEUED",
+    "Assign",
+    "Cancel",
+    "Decision",
+    "Kill",
+    "Lose",
+    "Recall",
+    "Retire",
+    "Task",
+    "make_assign",
+]
 
 NOWHERE, QUEUED = -1, -2  # in place of a lane's number
 
@@ -58,6 +70,9 @@ class Assign(NamedTuple):
     lane: int
     seq: int
     tasks: list[Task]
+
+
+make_assign = maker(Assign)
 
 
 class Recall(NamedTuple):

@@ -34,6 +34,8 @@ class Window:
         size: The number of tasks, from 1 to `MAX_WINDOW`.
     """
 
+    # No min() and max(), which take several times as long as to compare: each call's answer comes through here.
+
     __slots__ = ("_average_us", "_horizon_us", "_round_trip_us", "size")
 
     def __init__(self) -> None:
@@ -52,12 +54,15 @@ class Window:
                 was sent.
         """
         if round_trip_us is not None:
-            # The two are measured by different clocks, so the difference may be below zero.
-            newest = min(max(round_trip_us, 0.0), LONGEST_ROUND_TRIP_US)
-            self._horizon_us = max(HORIZON_US, 2 * min(newest, self._round_trip_us))
+            # The two are measured by different clocks, so it may be below zero, which is as good as none at all.
+            newest = round_trip_us if round_trip_us < LONGEST_ROUND_TRIP_US else LONGEST_ROUND_TRIP_US
+            horizon = 2 * (newest if newest < self._round_trip_us else self._round_trip_us)
+            self._horizon_us = horizon if horizon > HORIZON_US else HORIZON_US
             self._round_trip_us = newest
         # At least a microsecond, because of the frames that share one report only the first holds the busy time.
-        newest = max(busy_us / tasks, 1.0)
-        self._average_us = (self._average_us + newest) / 2 if self._average_us else newest
-        estimate = max(newest, self._average_us)
-        self.size = max(1, min(int(self._horizon_us / estimate), MAX_WINDOW, self.size * GROWTH))
+        newest = busy_us / tasks if busy_us > tasks else 1.0
+        average = (self._average_us + newest) / 2 if self._average_us else newest
+        self._average_us = average
+        size = int(self._horizon_us / (newest if newest > average else average))
+        most = self.size * GROWTH if self.size < MAX_WINDOW // GROWTH else MAX_WINDOW
+        self.size = (size if size < most else most) or 1

@@ -54,6 +54,7 @@ __all__ = [
 
 PROTOCOL = 5
 _BY_VALUE = b"V"
+_LAST = _BY_VALUE[0]  # of a payload that has it
 _MAIN = b"\x8c\x08__main__"  # as spelled in a pickle: the opcode of a short string, its length, and the name
 _SMALL = {type(None), bool, float, complex}
 _TEXTS = {str, bytes}
@@ -67,7 +68,12 @@ _HOLD_NOTHING = _NUMBERS_AND_TEXT | _BYTES  # no other value of the call can be 
 
 def is_plain(value: Any) -> bool:
     """Return whether the value may share a pickle with others."""
-    return all_plain((value,))
+    # As in `all_plain`, which would take twice as long for one value, and every result is one.
+    kind = type(value)
+    plain: bool = (
+        _LEAST < value < _MOST if kind is int else kind in _SMALL or (kind in _TEXTS and len(value) <= _SHORT)
+    )
+    return plain
 
 
 def all_plain(values: Iterable[Any]) -> bool:
@@ -272,7 +278,7 @@ def registered_by_value() -> bool:
 
 def by_value(payload: Payload) -> bool:
     """Return whether the payload may hold functions and classes by value."""
-    return payload[0][-1] == _BY_VALUE[0]
+    return payload[0][-1] == _LAST
 
 
 def loads(payload: Payload, resolver: Callable[[], Resolver] | None = None) -> Any:
@@ -286,7 +292,7 @@ def loads(payload: Payload, resolver: Callable[[], Resolver] | None = None) -> A
         Exception: Any exception that unpickling raises, such as ModuleNotFoundError.
     """
     data = payload[0]
-    if resolver is None or data[-1] != _BY_VALUE[0]:
+    if resolver is None or data[-1] != _LAST:
         return pickle.loads(data) if len(payload) == 1 else pickle.loads(data, buffers=payload[1:])
     reading = resolver()
     try:

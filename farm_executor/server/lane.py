@@ -44,6 +44,7 @@ from farm_executor.core.frames import (
     encode_payload,
     is_bulk,
     payload_of,
+    payload_size,
 )
 from farm_executor.core.levels import decode_levels
 from farm_executor.core.liveness import CUT_EXIT_CODE
@@ -69,6 +70,7 @@ from farm_executor.wire.waker import Waker
 
 __all__ = ["WorkerLane"]
 
+TASKS = FrameType.TASKS  # needed for each frame; before Python 3.12 the lookup of an enum member is slow
 FLUSH_AFTER = 0.001  # seconds for which an outcome may wait for company while tasks follow
 TICK = 0.005  # seconds between the helper's looks
 # Seconds without a task after which the helper stops looking: to wake it costs little, 200 that look on a core.
@@ -106,7 +108,7 @@ class WorkerLane:
     ) -> None:
         self._connection = Connection(socket)
         self._progress, self._times = progress.cells, progress.times
-        self._channel = channel
+        self._channel, self._line = channel, channel.fileno()
         self._resumable = resumable
         self._secure = secure
         self._io = threading.Lock()
@@ -134,8 +136,7 @@ class WorkerLane:
         self._busy = False  # set by the main thread: it has something to run, or is about to take it
         self._ready = False  # the initializer has run
         self._ended = False  # set by the thread that reads
-        self._resting = False  # set by the helper
-        self._rest_over = threading.Event()
+        self._resting, self._rest_over = False, threading.Event()  # the first is set by the helper
         self._last_task = 0.0
 
         self._poll = select.poll()
@@ -190,7 +191,7 @@ class WorkerLane:
                 return
             ready = self._await(self._poll, None, self._poller.poll(self._look))
             self._last_flush = time.perf_counter()  # outcomes of the tasks just received may wait for one another
-            if self._connection.fileno() in ready:
+            if ready:  # it can only be the connection
                 self._receive()
         finally:
             self._io.release()
@@ -342,16 +343,14 @@ class WorkerLane:
     def _flush(self, *, loose: bool = False) -> None:
         with self._send:
             first, outcomes = self._outbox.take(loose=loose)
-            if not outcomes:
-                return
-            busy_us = int(sum([seconds for _, _, seconds in outcomes]) * 1e6)
-            frames = encode_outcomes(first, outcomes, busy_us)
-            if self.marks is not None:
-                self.marks.end(self._progress, first)
-                frames = self.marks.take(keep=self._resumable) + frames
-            if self._words.pending:
-                frames = self._words.take() + frames
-            self._send_all(frames)
+            if outcomes:
+                frames = encode_outcomes(first, outcomes)
+                if self.marks is not None:
+                    self.marks.end(self._progress, first)
+                    frames = self.marks.take(keep=self._resumable) + frames
+                if self._words.pending:
+                    frames = self._words.take() + frames
+                self._send_all(frames)
 
     def _say(self, buffers: list[Any]) -> None:
         with self._send:
@@ -361,12 +360,13 @@ class WorkerLane:
     def _send_all(self, buffers: list[Any]) -> None:
         """Send the buffers; ``_send`` is held."""
         # Counted beforehand, as sending may block: bytes that the client lacks must show even then.
-        due = self._connection.bytes_sent + sum([memoryview(buffer).nbytes for buffer in buffers])
-        self._progress[SENT] = due
-        with contextlib.suppress(OSError):  # if the client is gone, the next read says so
+        self._progress[SENT] = self._connection.bytes_sent + payload_size(buffers)
+        try:
             self._connection.send_all(buffers)
             if not self._connection.as_given:  # the client must notice if the last byte that travels is missing
                 self._progress[SENT] = self._connection.bytes_sent
+        except OSError:  # if the client is gone, the next read says so
+            pass
 
     def _await(self, poll: select.poll, timeout: float | None, came: Any = ()) -> list[int]:
         """Return the descriptors that can be read, after handling what the supervisor says; ``_io`` is held.
@@ -374,7 +374,7 @@ class WorkerLane:
         Does not wait if ``came`` holds what polling has found.
         """
         ready = [descriptor for descriptor, _ in came or poll.poll(None if timeout is None else timeout * 1000)]
-        if self._channel.fileno() in ready:
+        if self._line in ready:
             try:
                 passed_on = self._channel.receive()
             except EOFError:
@@ -494,7 +494,7 @@ class WorkerLane:
             self._on_cut()
 
     def _take(self, frame: Frame) -> None:
-        if frame.type is FrameType.TASKS:
+        if frame.type is TASKS:
             self._backlog.add(frame)
         elif frame.type is FrameType.FUNCTION:
             self._backlog.introduce(frame, self.shared, self._questions, self.ask_function)

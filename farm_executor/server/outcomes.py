@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from farm_executor.core.batches import encode_results, encode_results_together, fit_together
+from farm_executor.core.batches import encode_result, encode_results, encode_results_together, fit_together
 from farm_executor.core.frames import Buffer
 from farm_executor.data import payload
 from farm_executor.server.keeping import kept
@@ -18,10 +18,15 @@ Outcome = tuple[Any, bool | None, float]
 """A payload, whether it is a failure, and the seconds the task took; or a plain value, None, and the seconds."""
 
 
-def encode_outcomes(seq: int, outcomes: list[Outcome], busy_us: int) -> list[Buffer]:
+def encode_outcomes(seq: int, outcomes: list[Outcome]) -> list[Buffer]:
     """Encode the outcomes of the tasks numbered from ``seq`` on."""
-    values, errors, _ = zip(*outcomes, strict=True)
-    if len(outcomes) > 1 and errors.count(None) == len(errors):
+    if len(outcomes) == 1:  # of a call whose result is awaited, which must not wait for the general code
+        ((data, error, seconds),) = outcomes
+        data = payload.dumps(data) if error is None else data
+        return encode_result(seq, data, int(seconds * 1e6), error=bool(error))
+    values, errors, times = zip(*outcomes, strict=True)
+    busy_us = int(sum(times) * 1e6)
+    if errors.count(None) == len(errors):
         pickle = payload.dumps_together(list(values))
         if fit_together(len(outcomes), pickle):
             return encode_results_together(seq, len(outcomes), pickle, busy_us)

@@ -45,13 +45,16 @@ class Records:
         seq: Returns the number of the task that runs.
         told: Called after each record: it may be time to send.
 
+    Attributes:
+        waiting: The records that have not been told, with the numbers of their tasks.
+
     Thread safety: all methods may be called from any thread, and from a signal handler.
     """
 
     def __init__(self, seq: Callable[[], int], told: Callable[[], None]) -> None:
         self._seq = seq
         self._on_record = told
-        self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
+        self.waiting: deque[tuple[int, dict[str, Any]]] = deque()
         self._told = 0.0
         self._urgent = False
         self._pid = os.getpid()
@@ -60,16 +63,11 @@ class Records:
         self._sent = 0
 
     @property
-    def pending(self) -> bool:
-        """Whether there is anything to be told."""
-        return bool(self._waiting)
-
-    @property
     def due(self) -> bool:
         """Whether it is time to."""
-        if not self._waiting:
+        if not self.waiting:
             return False
-        return self._urgent or len(self._waiting) >= MOST or time.perf_counter() - self._told >= SECONDS
+        return self._urgent or len(self.waiting) >= MOST or time.perf_counter() - self._told >= SECONDS
 
     def install(self) -> None:
         """Take the records of this process's loggers from now on."""
@@ -84,10 +82,10 @@ class Records:
         logging.Logger.callHandlers = forward  # type: ignore[method-assign, assignment]
 
     def _take(self, record: logging.LogRecord) -> None:
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self.waiting) >= MAX_WAITING:
             self._lost += 1
             return
-        self._waiting.append((self._seq() & (1 << 64) - 1, _portable(record)))
+        self.waiting.append((self._seq() & (1 << 64) - 1, _portable(record)))
         # A warning may be the last that is heard of a process.
         self._urgent = self._urgent or record.levelno >= logging.WARNING
         self._on_record()
@@ -107,14 +105,14 @@ class Records:
             lost, self._lost = self._lost, 0
             text = f"{lost} log records were lost while the client could not be reached"
             record = logging.makeLogRecord({"name": __name__, "levelno": 30, "levelname": "WARNING", "msg": text})
-            self._waiting.append((self._seq() & (1 << 64) - 1, _portable(record)))
+            self.waiting.append((self._seq() & (1 << 64) - 1, _portable(record)))
         frames: list[Buffer] = []
-        while self._waiting:
+        while self.waiting:
             some: list[dict[str, Any]] = []
-            seq, size = self._waiting[0][0], 0
+            seq, size = self.waiting[0][0], 0
             try:
-                while self._waiting[0][0] == seq and len(some) < MOST and size < MAX_BYTES:
-                    some.append(self._waiting.popleft()[1])
+                while self.waiting[0][0] == seq and len(some) < MOST and size < MAX_BYTES:
+                    some.append(self.waiting.popleft()[1])
                     size += sum([len(value) for value in some[-1].values() if type(value) is str])
             except IndexError:  # that was all, or another thread is faster
                 pass

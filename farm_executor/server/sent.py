@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from farm_executor._record import NamedTuple
+from farm_executor._record import NamedTuple, maker
 from farm_executor.core.batches import decode_tasks, decode_tasks_together
 from farm_executor.core.frames import (
     BULK,
@@ -69,6 +69,9 @@ class SentTask(NamedTuple):
     once: bool
     plain: bool
     header: Buffer = b""
+
+
+make_task = maker(SentTask)
 
 
 class Backlog:
@@ -139,8 +142,9 @@ class Backlog:
         Raises:
             RemoteProtocolError: It is malformed, not the one that was due, or names functions that never came.
         """
-        if frame.seq != self.expected:
-            raise RemoteProtocolError(f"tasks from {frame.seq} on, when {self.expected} was due")
+        seq, functions, header = self.expected, self.functions, self.header
+        if frame.seq != seq:
+            raise RemoteProtocolError(f"tasks from {frame.seq} on, when {seq} was due")
         tasks = []
         once, plain = bool(frame.flags & ONCE), bool(frame.flags & TOGETHER)
         calls: Iterable[tuple[int, Any]]
@@ -150,12 +154,13 @@ class Backlog:
         else:
             calls = decode_tasks(frame)
         for number, arguments in calls:
-            function = self.functions.get(number)
+            function = functions.get(number)
             if function is None:
-                raise RemoteProtocolError(f"task {self.expected} names function {number}, which never came")
+                raise RemoteProtocolError(f"task {seq} names function {number}, which never came")
             # The task holds its function: a FORGET behind it concerns later ones only.
-            tasks.append(SentTask(self.expected, function, arguments, once, plain, self.header))
-            self.expected += 1
+            tasks.append(make_task((seq, function, arguments, once, plain, header)))
+            seq += 1
+        self.expected = seq
         self.tasks.extend(tasks)
 
     def give_back(self, count: int) -> int:

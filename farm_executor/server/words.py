@@ -48,7 +48,7 @@ class Words:
     @property
     def pending(self) -> bool:
         """Whether there is anything to be told."""
-        return self._reports.pending or self.records.pending
+        return bool(self._reports.waiting or self.records.waiting)  # asked for each call, so without two more
 
     def report(self, report: Report) -> None:
         """Take the report of the task that runs."""

@@ -184,7 +184,7 @@ class _Runner:
             SharedMemoryError: One cannot be had.
         """
         shared = self._lane.shared
-        return arguments if len(arguments) == 1 or shared is None else shared.filled(arguments)
+        return arguments if shared is None else shared.filled(arguments)
 
     def initialize(self, frame: Frame) -> Payload | None:
         """Run the session's initializer; return its failure, or None."""
@@ -205,6 +205,8 @@ class _Runner:
             function = self._load_function(task.function)
             if task.plain:
                 args, kwargs = task.arguments, {}
+            elif len(task.arguments) == 1:
+                args, kwargs = payload.loads(task.arguments, self._namespaces.resolver)
             else:
                 args, kwargs = payload.loads(self._whole_of(task.arguments), self._namespaces.resolver)
         except BaseException as error:  # unpickling runs user code, which may raise anything

@@ -45,6 +45,7 @@ class Connection:
         peer: The address at which the other end was reached, if it was dialled over TCP.
         ends: See `sockets.ends`; empty if it was not dialled.
         trace: The log of its frames; None if they are not logged.
+        as_given: Whether the bytes travel as they are given: not sealed, encrypted, or some of them through a ring.
         laden: Whether something large has been sent that a ring would take.
 
     Thread safety: one thread receives; one thread at a time sends, and it need not be the receiving one. Any thread
@@ -61,6 +62,7 @@ class Connection:
         self._unsent: deque[memoryview | Part] = deque()
         self._ring: Ring | None = None
         self._diverts = False
+        self.as_given = self._layer is None
         self.laden = False
         self.peer: Candidate | None = None
         self.ends = ""
@@ -76,11 +78,6 @@ class Connection:
     def fileno(self) -> int:
         """Return the file descriptor, for selectors; -1 when closed."""
         return self.socket.fileno()
-
-    @property
-    def as_given(self) -> bool:
-        """Whether the bytes travel as they are given: not sealed, encrypted, or some of them through a ring."""
-        return self._layer is None and not self._diverts
 
     @property
     def bytes_received(self) -> int:
@@ -136,6 +133,7 @@ class Connection:
     def use_ring(self) -> bool:
         """Send large segments through the expected ring from now on; return whether there is one."""
         self._diverts = self._ring is not None
+        self.as_given = self._layer is None and not self._diverts
         return self._diverts
 
     @property
@@ -160,21 +158,19 @@ class Connection:
         return frames
 
     def _receive(self) -> list[Frame]:
+        reader = self.reader
         for _ in range(_BULK_READS):
-            target = self.reader.destination
+            target = reader.destination
             if target is None:
-                return self._receive_into(self._chunk)
+                count = self._read(self._chunk, self.socket.recv_into)
+                return reader.receive_data(self._chunk[:count]) if count else []
             with target:
                 room = len(target)
                 count = self._read(target, self._fill)
-            frames = self.reader.received_into(count) if count else []
+            frames = reader.received_into(count) if count else []
             if frames or count < room:
                 return frames
         return []
-
-    def _receive_into(self, chunk: memoryview) -> list[Frame]:
-        count = self._read(chunk, self.socket.recv_into)
-        return self.reader.receive_data(chunk[:count]) if count else []
 
     def _read(self, target: memoryview, receive: Callable[[memoryview], int]) -> int:
         """Read into the given memory; return 0 if nothing has arrived yet."""
@@ -306,7 +302,9 @@ class Connection:
             if self.reader.destination is not None:
                 raise RemoteProtocolError("a segment where there is none to be")
             self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            frames = self._receive_into(self._chunk[: self.reader.wanted])
+            chunk = self._chunk[: self.reader.wanted]
+            count = self._read(chunk, self.socket.recv_into)
+            frames = self.reader.receive_data(chunk[:count]) if count else []
         if self.trace is not None:
             self.trace.received(frames)
         return frames[0]

@@ -42,4 +42,4 @@ def test_what_exceeds_the_limit_is_lost_and_said_where_it_is_missing(records):
     logger.warning("after")
     assert told(records) == (["after"], [51])
     assert numbers == [0]
-    assert not records.pending
+    assert not records.waiting

@@ -67,8 +67,9 @@ class Call(Task):
         self.function: Function | None = function
         self.arguments = arguments
         self.plain = plain
-        self.future: FarmFuture | None = FarmFuture()
-        self.future._call = self
+        future: FarmFuture = FarmFuture()
+        future._call = self
+        self.future: FarmFuture | None = future
 
     @property
     def name(self) -> str:

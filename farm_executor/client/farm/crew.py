@@ -47,7 +47,8 @@ __all__ = ["Crew", "CrewListener"]
 
 logger = logging.getLogger(__name__)
 
-OPEN = LaneState.OPEN  # needed for each frame; before Python 3.12 the lookup of an enum member is slow
+# Needed for each frame; before Python 3.12 the lookup of an enum member is slow.
+OPEN, RESULTS = LaneState.OPEN, FrameType.RESULTS
 REPORT_SECONDS = 5.0  # to wait for the supervisor's report on a worker whose lane has ended
 MAX_STILLBORN = 3  # workers in a row that died before they were ready, while none is ready
 IDLE_SECONDS = 1.0  # the copies kept of large functions are dropped after one to two times this long
@@ -267,7 +268,7 @@ class Crew:
             self.watch(found)
 
     def _on_lane(self, lane: Lane, events: int) -> None:
-        if self._is_gone(lane):
+        if not lane.state.connected:
             return  # an earlier event of the same round has ended it
         if events & selectors.EVENT_WRITE:
             # Callers' threads send on this connection, too, so its buffer is flushed under the lock.
@@ -279,9 +280,12 @@ class Crew:
             return
         try:
             for frame in lane.connection.receive():
-                if self._is_gone(lane):
+                if frame.type is RESULTS and lane.state is OPEN:  # what comes for each call
+                    self._on_results(lane, frame)
+                elif self._is_gone(lane):
                     break  # the frame before this one has ended it
-                self._on_frame(lane, frame)
+                else:
+                    self._on_frame(lane, frame)
         except EOFError as error:
             self._on_lane_end(lane, str(error))
         except RemoteProtocolError as error:
@@ -324,9 +328,7 @@ class Crew:
 
     def _on_frame(self, lane: Lane, frame: Frame) -> None:
         dispatch, state = self._dispatch, lane.state
-        if frame.type is FrameType.RESULTS and state is OPEN:
-            self._on_results(lane, frame)
-        elif frame.type is FrameType.REPORT and state is OPEN:
+        if frame.type is FrameType.REPORT and state is OPEN:
             self._hearing.on_report(lane, frame, dispatch.scheduler.task_at(lane.id, frame.seq))
         elif frame.type is FrameType.ITEMS and state is OPEN:
             self._inlets.on_items(lane, frame, dispatch.scheduler.task_at(lane.id, frame.seq))
@@ -371,35 +373,36 @@ class Crew:
             raise RemoteProtocolError(f"{frame.type.name} frame from a worker, out of turn")
 
     def _on_results(self, lane: Lane, frame: Frame) -> None:
-        dispatch = self._dispatch
+        dispatch, connection = self._dispatch, lane.connection
+        _, flags, count, seq, _, _ = frame
         values: Sequence[Any] | None = None
         answers: Sequence[tuple[Payload, bool]] = ()
-        if frame.flags & TOGETHER:
+        if flags & TOGETHER:
             busy_us, data = decode_results_together(frame)
-            values = payload.loads_together(data, frame.count)
+            values = payload.loads_together(data, count)
         else:
             busy_us, answers = decode_results(frame)
         with dispatch.deciding:
-            round_trip_us = lane.note_results(frame.count, busy_us)
-            calls, decisions = dispatch.scheduler.finished(lane.id, frame.seq, frame.count, busy_us, round_trip_us)
+            round_trip_us = lane.note_results(count, busy_us)
+            calls, decisions = dispatch.scheduler.finished(lane.id, seq, count, busy_us, round_trip_us)
             # New tasks are sent before any user code runs, such as callbacks, so that the worker goes on meanwhile.
-            after = dispatch.perform(decisions)
+            after = dispatch.perform(decisions) if decisions else ()
             # After the tasks, so that these leave first: the worker may be waiting for them, and not for the ACK.
-            unsent = not lane.acknowledge(frame.seq + frame.count, bulk=bool(frame.flags & BULK))
+            unsent = lane.resumable and not lane.acknowledge(seq + count, bulk=bool(flags & BULK))
             if dispatch.timed:
                 dispatch.watch_time(lane.id)
         if after:
             self._follow_up(after)
         if unsent:
             self.watch(lane)
-        if lane.connection.laden or (frame.flags & BULK and is_large(frame)):
+        if connection.laden or (flags & BULK and is_large(frame)):
             self._rings.want(lane)
         large = lane.kept.large or self._functions.kept.large or self.sharing.repeated.unowned
         if large and not dispatch.scheduler.unsettled:
             self._forget_later()
         if lane.hearing is not None:
             tell = self._listener.on_answers if values is None else self._listener.on_values
-            lane.hearing.settle(frame.seq, calls, partial(tell, lane, calls, answers if values is None else values))
+            lane.hearing.settle(seq, calls, partial(tell, lane, calls, answers if values is None else values))
         elif values is not None:
             self._listener.on_values(lane, calls, values)
         else:

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from farm_executor._record import NamedTuple
 from farm_executor.client.farm.call import Call
-from farm_executor.client.farm.future import MUST_NOT_WAIT, start_all
+from farm_executor.client.farm.future import MUST_NOT_WAIT, start, start_all
 from farm_executor.client.farm.interrupt import HeldBack
 from farm_executor.client.farm.locks import OwnedLock
 from farm_executor.client.farm.records import Levels
@@ -156,9 +156,14 @@ class Dispatch:
         while self.incoming and not self.closed:
             # Only as many as there are now: other threads append in the meantime, and a deque cannot be emptied
             # in one step.
-            tasks = [self.incoming.popleft() for _ in range(len(self.incoming))]
-            self.submitted += sum([task.calls for task in tasks if not task.goes_on])
-            self.submit(tasks)
+            count, take = len(self.incoming), self.incoming.popleft
+            tasks = [take()] if count == 1 else [take() for _ in range(count)]
+            for task in tasks:
+                if not task.goes_on:
+                    self.submitted += task.calls
+            after = self.perform(self.scheduler.submit(*tasks))
+            if after:
+                self._follow_up(after)
 
     def submit(self, calls: list[Call]) -> None:
         """Hand new calls to the scheduler. The lock is held."""
@@ -180,7 +185,8 @@ class Dispatch:
                 way = self._ways[lane]
                 if way.levels is not None:
                     self._levels.look()
-                    way.send_levels(self._levels)
+                    if way.levels != self._levels.version:
+                        way.send_levels(self._levels)
                 # Before the tasks: their worker may need the modules in order to unpickle them.
                 if way.offered is not None:
                     self._offer(way)
@@ -279,4 +285,6 @@ class _Deciding:
 
 def _start(calls: list[Any]) -> list[bool]:
     """Start the calls' futures for the scheduler; return for each whether it had not been cancelled."""
+    if len(calls) == 1:
+        return [start(calls[0].future)]
     return start_all([call.future for call in calls])

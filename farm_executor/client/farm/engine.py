@@ -397,7 +397,7 @@ class Engine:
 
     def lead(self, future: FarmFuture, timeout: float | None) -> float | None:
         """See `future.Owner`."""
-        if not self.may_wait():
+        if self._dispatch.is_mine() or not self._reactor.may_wait():
             if timeout is None and not future.done():
                 raise RuntimeError(MUST_NOT_WAIT)
             return timeout

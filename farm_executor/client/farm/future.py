@@ -51,6 +51,7 @@ __all__ = [
     "renew_lock",
     "result_of",
     "settle_plainly",
+    "start",
     "start_all",
     "tell",
 ]
@@ -421,6 +422,15 @@ def start_all(futures: list[FarmFuture]) -> list[bool]:
     # Conditions are taken only after the lock has been released. A thread that holds one, as in
     # `concurrent.futures.wait`, may create others and so want the lock: the opposite order could deadlock.
     return [future._state == RUNNING or future.set_running_or_notify_cancel() for future in futures]
+
+
+def start(future: FarmFuture) -> bool:
+    """Do the same for one future."""
+    with _lock:
+        if future._own_condition is None and future._state == PENDING:
+            future._state = RUNNING
+            return True
+    return future._state == RUNNING or future.set_running_or_notify_cancel()
 
 
 def settle_plainly(

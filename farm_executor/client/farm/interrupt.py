@@ -21,6 +21,8 @@ __all__ = ["AllHeldBack", "HeldBack", "let_go"]
 _set_handler: Callable[[int, Any], Any] = getattr(importlib.import_module("_signal"), "signal", signal.signal)
 _get_handler: Callable[[int], Any] = getattr(importlib.import_module("_signal"), "getsignal", signal.getsignal)
 _INTERRUPT = int(signal.SIGINT)
+# Kept, as each call asks for it; it is another in a child that another thread has forked.
+_main = threading.main_thread().ident
 
 _held: list[HeldBack | AllHeldBack] = []  # contexts that are active in the main thread, outermost first
 
@@ -30,6 +32,8 @@ def let_go() -> None:
 
     The child's main thread may be another one, which never leaves those contexts.
     """
+    global _main
+    _main = threading.main_thread().ident
     # Innermost first: each restores what it found, so the outermost, which found the original, must come last.
     for held in reversed(_held):
         held._restore()
@@ -48,13 +52,14 @@ class HeldBack:
 
     __slots__ = ("_came", "_original", "passing")
 
-    def __init__(self) -> None:
-        self._original: Any = None
-        self._came: tuple[FrameType | None] | None = None
-        self.passing = False
+    _original: Any
+    _came: tuple[FrameType | None] | None
+    passing: bool
 
     def __enter__(self) -> HeldBack:
-        if threading.current_thread() is threading.main_thread():
+        self._original = self._came = None
+        self.passing = False
+        if threading.get_ident() == _main:
             try:
                 original = _set_handler(_INTERRUPT, self._on_signal)
             except ValueError:  # a subinterpreter, which is never interrupted
@@ -84,7 +89,7 @@ class HeldBack:
         original = self._original
         if original is not None:
             _held.remove(self)
-            self._restore()
+            _set_handler(_INTERRUPT, original)
             # Only after restoring, so that an exception of the handler cannot leave ours installed.
             if self._came is not None:
                 original(_INTERRUPT, *self._came)

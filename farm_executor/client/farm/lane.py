@@ -15,12 +15,12 @@ from typing import Any, Protocol
 from farm_executor._version import __version__
 from farm_executor.client.farm.call import Call
 from farm_executor.client.farm.carrying import again
-from farm_executor.client.farm.functions import Function, Kept
+from farm_executor.client.farm.functions import Kept
 from farm_executor.client.farm.hearing import Host, LaneHearing
 from farm_executor.client.farm.records import Levels
 from farm_executor.client.farm.repeated import Standing
 from farm_executor.client.farm.spreading import encode_function, encode_whole
-from farm_executor.core.batches import encode_tasks, encode_tasks_together, fit_together
+from farm_executor.core.batches import encode_task, encode_tasks, encode_tasks_together, fit_together
 from farm_executor.core.deliveries import Deliveries
 from farm_executor.core.features import DETAILS, RECORDS, STREAMS
 from farm_executor.core.frames import ERROR, Buffer, FrameType, Payload, encode_frame, encode_payload, payload_size
@@ -199,9 +199,11 @@ class Lane:
                 seq += len(together)
         else:
             self._encode(seq, calls, buffers)
-        # After the calls, which may still use the functions that are forgotten here.
-        for number in self.kept.trim():
-            buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
+        # After the calls, which may still use the functions that are forgotten here. A single buffer brings no new
+        # function, so that there are no more than before.
+        if len(buffers) > 1:
+            for number in self.kept.trim():
+                buffers += encode_frame(FrameType.FORGET, body=number.to_bytes(4, "little"))
         return self.connection.send(buffers)
 
     def _encode(self, seq: int, calls: list[Call], buffers: list[Buffer]) -> None:
@@ -209,9 +211,10 @@ class Lane:
             (call,) = calls
             function = call.function
             assert function is not None
-            self._introduce(function, buffers)
-            task = function.number, self._arguments(call)
-            buffers += encode_tasks(seq, (task,), once=call.options.max_attempts == 1)
+            number = function.number
+            if self.kept.use(number, function.weight):
+                buffers += encode_function(function, self.session, self.id)
+            buffers += encode_task(seq, number, self._arguments(call), once=call.options.max_attempts == 1)
             return
         numbers = []
         last = None
@@ -219,8 +222,9 @@ class Lane:
             function = call.function
             assert function is not None
             if function is not last:
-                self._introduce(function, buffers)
                 last = function
+                if self.kept.use(function.number, function.weight):
+                    buffers += encode_function(function, self.session, self.id)
             numbers.append(function.number)
         once = 1 in [call.options.max_attempts for call in calls]
         plain = [call.plain for call in calls]
@@ -232,7 +236,9 @@ class Lane:
             buffers += encode_tasks(seq, list(zip(numbers, map(self._arguments, calls), strict=True)), once=once)
 
     def _arguments(self, call: Call) -> Payload:
-        arguments = arguments_of(call)
+        arguments = call.arguments
+        if arguments is None:
+            return payload.dumps_call(call.plain or (), {})
         # Decided as late as this: it may be another server's lane than the one that the call was first meant for.
         return arguments.sent_to(self.session) if type(arguments) is Standing else arguments
 
@@ -289,8 +295,11 @@ class Lane:
         self.tasks_done += count
         self.calls_done += count
         self.busy_seconds += busy_us / 1e6
-        sent, self.sent = self.sent, None
-        return None if sent is None else (time.perf_counter() - sent) * 1e6 - busy_us
+        sent = self.sent
+        if sent is None:
+            return None
+        self.sent = None
+        return (time.perf_counter() - sent) * 1e6 - busy_us
 
     def explain_stream(self, error: BaseException) -> BaseException:
         """Return the error of a stream's task; if the worker is too old for streams, one that says what to do."""
@@ -308,10 +317,6 @@ class Lane:
     def note_calls(self, more: int) -> None:
         """Count the calls by which answered tasks that stand for several calls outnumber the answers."""
         self.calls_done += more
-
-    def _introduce(self, function: Function, buffers: list[Buffer]) -> None:
-        if self.kept.use(function.number, function.weight):
-            buffers += encode_function(function, self.session, self.id)
 
     def send_whole(self, number: int, calls: Iterable[Call]) -> bool:
         """Send a function of one of the calls to a worker that cannot have its buffers from its server."""

@@ -112,6 +112,7 @@ class Reactor:
         self._visits_end = 0.0  # unless there is another before
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="farm-engine", daemon=True)
+        self._ident: int | None = None  # the thread's, which that tells by a property
 
     def start(self) -> None:
         """Start the I/O thread.
@@ -127,7 +128,7 @@ class Reactor:
 
     def is_own_thread(self) -> bool:
         """Return whether the caller is the I/O thread."""
-        return threading.get_ident() == self._thread.ident
+        return threading.get_ident() == self._ident
 
     def may_wait(self) -> bool:
         """Return whether the caller may wait for something that comes over the sockets.
@@ -135,7 +136,7 @@ class Reactor:
         The I/O thread may not, nor may code that has interrupted its own thread in the middle of a handler. A
         leader that was interrupted in its sleep stops leading, so that other threads can handle events meanwhile.
         """
-        if self.is_own_thread():
+        if threading.get_ident() == self._ident:
             return False
         if not self._turn.is_mine():
             return True
@@ -223,6 +224,7 @@ class Reactor:
     # -- the I/O thread ------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         self._turn.acquire()
         try:
             while not self._finished() or self._inbox:
@@ -321,7 +323,9 @@ class Reactor:
             What is left of the timeout, in seconds.
         """
         standby = self._standby
-        if not self.may_lead or standby is None or self._leading is not None or self._somebody_waits():
+        if not self.may_lead or standby is None or self._leading is not None:
+            return timeout
+        if (self._waiting or self._crowded_until) and self._somebody_waits():
             return timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         with HeldBack() as interrupt:
@@ -425,9 +429,10 @@ def _raise(error: BaseException) -> None:
 class _Standby(Protocol):
     """Something that waits until a selector has events, except while it is disarmed."""
 
+    arm: Callable[[], object]
+    disarm: Callable[[], object]
+
     def wait(self, timeout: float | None) -> None: ...
-    def arm(self) -> None: ...
-    def disarm(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -445,18 +450,13 @@ if sys.platform == "linux":
 
     class _EpollStandby:
         def __init__(self, descriptor: int) -> None:
-            self._descriptor = descriptor
             self._epoll = select.epoll()
             self._epoll.register(descriptor, select.EPOLLIN)
+            self.arm: Callable[[], object] = partial(self._epoll.modify, descriptor, select.EPOLLIN)
+            self.disarm: Callable[[], object] = partial(self._epoll.modify, descriptor, 0)
 
         def wait(self, timeout: float | None) -> None:
             self._epoll.poll(timeout)
-
-        def arm(self) -> None:
-            self._epoll.modify(self._descriptor, select.EPOLLIN)
-
-        def disarm(self) -> None:
-            self._epoll.modify(self._descriptor, 0)
 
         def close(self) -> None:
             self._epoll.close()
@@ -468,18 +468,14 @@ elif sys.platform != "win32":
             self._descriptor = descriptor
             self._kqueue = select.kqueue()
             self._change(select.KQ_EV_ADD)
+            self.arm: Callable[[], object] = partial(self._change, select.KQ_EV_ENABLE)
+            self.disarm: Callable[[], object] = partial(self._change, select.KQ_EV_DISABLE)
 
         def _change(self, action: int) -> None:
             self._kqueue.control([select.kevent(self._descriptor, select.KQ_FILTER_READ, action)], 0)
 
         def wait(self, timeout: float | None) -> None:
             self._kqueue.control(None, 1, timeout)
-
-        def arm(self) -> None:
-            self._change(select.KQ_EV_ENABLE)
-
-        def disarm(self) -> None:
-            self._change(select.KQ_EV_DISABLE)
 
         def close(self) -> None:
             self._kqueue.close()

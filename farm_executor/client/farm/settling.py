@@ -105,6 +105,7 @@ class Settler:
             tell: Called with how many more calls than tasks were answered, before the futures are settled.
         """
         settled = []
+        budget = self._budget
         # All futures of a batch are settled together, so that their common lock is taken once.
         for call, value in values:
             if call.before_settling is not None:
@@ -117,7 +118,7 @@ class Settler:
                     tell(ends["succeeded"] + ends["failed"] - 1)
                     if self.observer is not None and ends["failed"]:
                         _guarded(partial(self._show_block, self.observer, call, value, origin))
-            settled.append((self._release(call), value))
+            settled.append((call.release() if budget is None else self._release(call), value))
         self.counts["succeeded"] += len(settled)
         # Counted before they are settled: a caller that has its result finds it in the statistics.
         self._settle(settled)
