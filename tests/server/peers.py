@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 import time
 from collections import deque
@@ -243,6 +244,8 @@ def listening() -> Iterator[tuple[socket.socket, str]]:
 
 
 def free_address() -> str:
-    """Where nobody listens, for now."""
-    with listening() as (_, address):
-        return address
+    """Where nobody listens, nor will soon: not among the ports that systems choose from where none is named."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return f"127.0.0.1:{port}"
