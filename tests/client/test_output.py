@@ -199,7 +199,8 @@ def test_no_result_overtakes_its_output_and_each_future_has_its_own(where, heard
             assert said in heard.texts()[: behind[future]]
 
 
-@pytest.mark.parametrize(("size", "count"), [(10, 1000), (30_000, 200)])
+# Less than fills a window in all, as else a program that a busy machine holds up for a second counts as deaf.
+@pytest.mark.parametrize(("size", "count"), [(10, 1000), (30_000, 30)])
 def test_each_future_has_its_own_output_though_showing_it_is_not_waited_for(where, monkeypatch, size, count):
     monkeypatch.setattr(hearing, "PATIENCE", 0.001)
     monkeypatch.setattr(voice, "STUCK_SECONDS", 0.0)
