@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_whatever_came_before_long_waits_are_soon_polled_for_only_rarely(before:
     for seconds in before:
         wait(patience, seconds)
     polled(patience, long, 4 * RARELY)  # to learn it
-    assert sum(polled(patience, long, 10 * RARELY)) <= 10 * LONGEST
+    assert math.fsum(polled(patience, long, 10 * RARELY)) <= 10 * LONGEST
 
 
 @unhurried
