@@ -106,12 +106,12 @@ def test_a_destructor_amid_the_workers_own_work_cannot_ask(program):
                         import mod3
                     except ModuleNotFoundError as error:
                         builtins.said.append(str(error))
-            real = outcomes.encode_results
+            real = outcomes.encode_result
             def encode(*arguments, **others):
-                outcomes.encode_results = real
+                outcomes.encode_result = real
                 Late()
                 return real(*arguments, **others)
-            outcomes.encode_results = encode
+            outcomes.encode_result = encode
             return object
         def said():
             import builtins
@@ -447,16 +447,19 @@ def test_a_package_of_60_modules_costs_one_question(program):
         from farm_executor.wire.connection import Connection
         turns = []
         frames = []
-        real_send, real_take = Connection.send, Crew._on_frame
+        real_send = Connection.send
         def send(self, buffers):
             if any(lane.connection is self for lane in list(farm._engine._lanes.values())):
                 turns.append("out")
             return real_send(self, buffers)
-        def take(self, lane, frame):
-            turns.append("in")
-            frames.append(frame.type.name)
-            return real_take(self, lane, frame)
-        Connection.send, Crew._on_frame = send, take
+        def taken(real):
+            def take(self, lane, frame):
+                turns.append("in")
+                frames.append(frame.type.name)
+                return real(self, lane, frame)
+            return take
+        Connection.send = send
+        Crew._on_frame, Crew._on_results = taken(Crew._on_frame), taken(Crew._on_results)
         farm = FarmExecutor(os.environ["FARM_ADDRESS"], max_workers=1)
         farm.submit(abs, -1).result(60)
         def count():
