@@ -15,7 +15,7 @@ import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -150,14 +150,14 @@ class Rendezvous:
         address: What the servers are called by: one whose ``grant`` is a `wire.address.Back`, if that is also where
             to listen.
         find_key: Returns the executor's key.
-        where: Where to listen; None for where the address says.
+        where: Where to listen, at the first by TCP; nothing for where the address says.
         key: The servers' key, if it is not the executor's.
 
     Thread safety: all methods may be called from any thread.
     """
 
     def __init__(
-        self, address: Address, find_key: FindKey, *, where: Address | None = None, key: Key | None = None
+        self, address: Address, find_key: FindKey, *, where: Sequence[Address] = (), key: Key | None = None
     ) -> None:
         self._target = address
         self._where = where
@@ -295,11 +295,13 @@ class Rendezvous:
     # -- for the servers -----------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        where = self._where or Address(self._target.grant.host, self._target.grant.port)
+        first, *others = self._where or [Address(self._target.grant.host, self._target.grant.port)]
         # Only the proof: a connection that is used later is secured as if we had dialled it.
-        key = Key((self._key or self._find_key(where)).secret)
-        self._listeners = listen_everywhere(where)
-        self.port = bound_address(self._listeners[0], where).port
+        key = Key((self._key or self._find_key(first)).secret)
+        self._listeners = listen_everywhere(first)
+        for other in others:
+            self._listeners += listen_everywhere(other)
+        self.port = bound_address(self._listeners[0], first).port
         self._selector, self._waker = selectors.DefaultSelector(), Waker()
         self._selector.register(self._waker, selectors.EVENT_READ, self._waker.drain)
         door = Door(self._listeners, [key], self._selector, self._admit, quiet=False)

@@ -68,8 +68,8 @@ class Asker(Protocol):
     told: bool
 
     @property
-    def listen(self) -> str:
-        """The address of this machine's at which its servers are waited for."""
+    def listen(self) -> list[Address]:
+        """Where on this machine its servers are waited for; the first has a port, any free one."""
 
     def ask(self, home: Home, most: int | None) -> None:
         """Have as many servers asked for as are wanted, without waiting for them. Called with each look.
@@ -253,7 +253,7 @@ class ClusterServers:
         if self._place is None:
             secret = self.key or fresh_key()
             self._key = read_content(secret)
-            place = Rendezvous(self._target, self._find_key, where=Address(self._asker.listen, 0), key=self._key)
+            place = Rendezvous(self._target, self._find_key, where=self._asker.listen, key=self._key)
             place.watch(lambda: self._changed())
             self._meets_at = secret, place.listen()
             self._place = place

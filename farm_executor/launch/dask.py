@@ -6,6 +6,7 @@ This module owns Dask's words. It runs in the gateway alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -17,49 +18,73 @@ from typing import Any
 import distributed
 from distributed.protocol import to_serialize
 
-from farm_executor.core.tunnel import heading
+from farm_executor.core.tunnel import heading, request
 from farm_executor.launch.far import text
-from farm_executor.launch.gateway import ANSWER_SECONDS, END_SECONDS, Room
+from farm_executor.launch.gateway import ANSWER_SECONDS, END_SECONDS, Room, say
 from farm_executor.wire.sockets import own_host
 
 __all__ = ["connect"]
 
+DIRECT_SECONDS = 1.0  # for a worker to answer, before all goes through the scheduler
+CALL_SECONDS = 6.0  # for a call to a worker: short enough for its server to be found again before it gives us up
 CARRIERS = 4  # of pieces in either direction, each of which waits for one or has one on its way
 PULL_SECONDS = 5.0  # that a call of the tunnel's waits for something to come
 TELL_SECONDS = 2.0  # after which the far end is told again that this one is there
 
-# In a worker of Dask's: `far.Far`, whose pieces go through two of Dask's queues, which are in the scheduler. A call
-# that the scheduler passes on would make a connection to the worker each time. It is text, run by `eval`, since
-# farm_executor may be missing there.
+# In a worker of Dask's: `far.Far`, whose pieces come in calls to that worker where these lead there, or else by two
+# of Dask's queues, which are in the scheduler. A call that the scheduler passes on would make a connection to
+# the worker each time. Each epoch has one way, that on which the far end hears of it. It is text, run by `eval`,
+# since farm_executor may be missing there.
 _RUN = "(exec(text, names), names['run'](*arguments))[1]"
 _TEXT = """
-def run(up, down, carriers, *arguments):
+def run(token, up, down, carriers, *arguments):
     import asyncio
     from distributed import get_worker
     from distributed.protocol import to_serialize
     far, worker = Far(), get_worker()
     scheduler = worker.scheduler
+    told, heard = asyncio.Event(), 0  # of which epoch, by the queue
+
+    async def exchange(piece):
+        if not piece:  # to see whether calls lead here
+            return b""
+        loop = asyncio.get_running_loop()
+        epoch, number = heading(piece)
+        answer = await loop.run_in_executor(far.threads, far.give, piece)
+        if not answer and not number and (taken := await loop.run_in_executor(far.threads, far.take, epoch, 2.0)):
+            far.landed(len(taken))
+            answer = taken
+        return to_serialize(memoryview(answer or request(epoch)))
 
     async def put(name, piece):
         # As a view it comes out as one of the memory that it was received in, and is not copied once more.
         await scheduler.queue_put(name=name, data=to_serialize(memoryview(piece)))
 
     async def greet(loop):
-        await put(down, request(0))
+        await scheduler.queue_put(name=down, data=worker.contact_address)
 
     async def hear(loop):
+        nonlocal heard
         epoch = far.epoch
         try:
             piece = (await scheduler.queue_get(name=up))["value"]
         except Exception:  # one may have been lost
             far.begin_again(epoch)
             raise
-        if piece and (answer := await loop.run_in_executor(far.threads, far.give, piece)):
-            await put(down, answer)
+        if piece:
+            answer = await loop.run_in_executor(far.threads, far.give, piece)
+            heard = max(heard, heading(piece)[0])
+            told.set()
+            if answer:
+                await put(down, answer)
         return bool(piece)
 
     async def tell(loop):
-        if piece := await loop.run_in_executor(far.threads, far.take):
+        await told.wait()
+        if not (piece := await loop.run_in_executor(far.threads, far.take, heard)):
+            if far.epoch > heard:
+                told.clear()
+        else:
             try:
                 await put(down, piece)
             except Exception:  # it is lost
@@ -85,11 +110,14 @@ def run(up, down, carriers, *arguments):
         await asyncio.gather(*(repeat(way, loop) for way in (hear, tell) for _ in range(carriers)))
 
     async def end():
+        told.set()
+        del worker.handlers[token]
         for name in (up, down):
             for _ in range(carriers):
                 await put(name, b"")
 
     loop = worker.loop.asyncio_loop
+    worker.handlers[token] = exchange
     carried = asyncio.run_coroutine_threadsafe(carry(), loop)
     try:
         return far.hold(*arguments)
@@ -146,7 +174,7 @@ class Dask:
         task = Task(self._client, token)
         self._tasks.add(task)
         names: dict[str, Any] = {"text": self._text, "names": {"__name__": "far"}}
-        names["arguments"] = (task.up, task.down, CARRIERS, *arguments)
+        names["arguments"] = (token, task.up, task.down, CARRIERS, *arguments)
         task.future = self._client.submit(eval, _RUN, names, key=token, pure=False, retries=0, **options)
         return task
 
@@ -161,13 +189,19 @@ class Dask:
 
 
 class Task:
-    """A `gateway.Grant`, with the near ends of its two queues."""
+    """A `gateway.Grant`, with the near ends of its two queues, and calls to the worker that it runs in."""
 
     future: Any
 
     def __init__(self, client: Any, token: str) -> None:
         self.up, self.down = f"{token}-up", f"{token}-down"
         self._client = client
+        self._token = token
+        self._met = asyncio.Event()  # set once the far end has said where it is
+        self._address = ""  # of that worker
+        self._worker: Any = None  # where calls lead to the worker: makes them
+        self._way: Any = None  # the same in this epoch, in which nothing goes by another way
+        self._epoch = 0
         self._loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
         self._told = (0, 0.0)  # the epoch that the far end has been told of, and when
         self._come: asyncio.Queue[memoryview] = asyncio.Queue()  # as much as windows let come
@@ -186,7 +220,26 @@ class Task:
 
     async def _hear(self) -> None:
         while piece := (await self._client.scheduler.queue_get(name=self.down))["value"]:
+            if isinstance(piece, str):
+                await self._meet(piece)
+                piece = memoryview(request(0))
             self._come.put_nowait(piece)
+
+    async def _meet(self, address: str) -> None:
+        """See whether calls lead to the worker that the far end is in."""
+        self._address = address
+        try:
+            call = getattr(self._client.rpc(address), self._token)
+            await asyncio.wait_for(call(piece=b""), DIRECT_SECONDS)
+            self._worker = call
+        except Exception as error:
+            self._leave_worker(error)
+        self._met.set()
+
+    def _leave_worker(self, error: Exception) -> None:
+        """Have all go by the queues from the next epoch on."""
+        self._worker = None
+        say(indirect=self._address, why=f"{type(error).__name__}: {error}")
 
     def call(self, piece: bytes | memoryview) -> Future[Any]:
         """See `gateway.Grant`."""
@@ -194,10 +247,47 @@ class Task:
 
     async def _call(self, piece: bytes | memoryview) -> bytes | memoryview:
         epoch, number = heading(piece)
+        if not self._met.is_set():
+            return await self._await_far() if not number else await self._later(piece)
+        if epoch > self._epoch:
+            self._epoch, self._way = epoch, self._worker
+        if self._way is not None:
+            return await self._call_worker(self._way, piece)
         if number:
             await self._put(self.up, piece)
             return b""
-        now = time.monotonic()
+        await self._tell(piece)
+        try:
+            return await asyncio.wait_for(self._come.get(), PULL_SECONDS)
+        except asyncio.TimeoutError:
+            return b""
+
+    async def _await_far(self) -> bytes:
+        """Wait for the far end's first word, which tells by what way it is to be heard of first."""
+        await self._tell(request(0))  # that it can be sent shows what there is of the scheduler
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._met.wait(), PULL_SECONDS)
+        return b""
+
+    async def _later(self, piece: bytes | memoryview) -> bytes | memoryview:
+        await self._met.wait()
+        return await self._call(piece)
+
+    async def _call_worker(self, way: Any, piece: bytes | memoryview) -> bytes | memoryview:
+        try:
+            # With a limit, as a network that drops packets ends no connection.
+            brought: bytes | memoryview = await asyncio.wait_for(
+                way(piece=to_serialize(memoryview(piece))), CALL_SECONDS
+            )
+        except Exception as error:
+            if self._worker is way:  # the first of those on their way to find out
+                self._leave_worker(error)
+            raise
+        return brought
+
+    async def _tell(self, piece: bytes | memoryview) -> None:
+        """Put a piece that only asks, unless one of its epoch has just been; raise what those who hear have met."""
+        epoch, now = heading(piece)[0], time.monotonic()
         if self._told[0] != epoch or now - self._told[1] > TELL_SECONDS:
             self._told = (epoch, now)
             await self._put(self.up, piece)
@@ -206,10 +296,6 @@ class Task:
                 self._hearing.remove(hearing)
                 self._hearing.append(self._do(self._hear()))
                 raise error
-        try:
-            return await asyncio.wait_for(self._come.get(), PULL_SECONDS)
-        except asyncio.TimeoutError:
-            return b""
 
     def done(self) -> bool:
         """See `gateway.Grant`."""

@@ -157,15 +157,18 @@ class Ends:
                     self._open(number)
                 self._move(number)
 
-    def take(self, seconds: float = 0.0, flight: Flight | None = None) -> memoryview:
+    def take(self, seconds: float = 0.0, flight: Flight | None = None, epoch: int | None = None) -> memoryview:
         """Return the next piece, once there is one; empty if there is none in time, or another epoch begins.
 
         Args:
             seconds: How long to wait.
             flight: What else is on its way, if that counts; it is told of the piece.
+            epoch: The only epoch of which one is wanted; None for the current.
         """
         with self.lock:
             tunnel = self.tunnel
+            if epoch is not None and tunnel.epoch != epoch:
+                return memoryview(b"")
             until = time.monotonic() + seconds
             while not (flight.may_push(tunnel.waiting) if flight else tunnel.waiting) and tunnel is self.tunnel:
                 left = until - time.monotonic()

@@ -26,6 +26,7 @@ from farm_executor.launch.errand import explained
 from farm_executor.launch.forms import WAYS
 from farm_executor.launch.path import PACKAGE_ROOT
 from farm_executor.wire.address import Address
+from farm_executor.wire.sockets import beside
 
 __all__ = ["Gateway", "source_of"]
 
@@ -87,6 +88,9 @@ class Gateway:
     def __init__(self, form: Form) -> None:
         self._form = form
         self._child: _Child | None = None
+        # Nobody but this user's programs is passed through there: see docs/explanation/security.md.
+        engine = form.via in ("", "engine") and sys.platform == "linux"
+        self._beside = beside(secrets.token_hex(16)) if engine else None
         self._said = f"{form.scheme} has been asked, and says nothing so far"
         self._servers = 0  # how many have been asked for
         self._lacks = False  # whether the cluster has no room for all that is wanted
@@ -96,10 +100,11 @@ class Gateway:
         self._met: dict[str, str] = {}  # by place: the word of the server there, see `Rendezvous.meet`
 
     @property
-    def listen(self) -> str:
+    def listen(self) -> list[Address]:
         """See `cluster.Asker`."""
         # What the engine carries is passed on by the gateway, on this machine.
-        return errand.LISTEN if self._form.via in ("", "back") else "127.0.0.1"
+        port = Address(errand.LISTEN if self._form.via in ("", "back") else "127.0.0.1", 0)
+        return [port, self._beside] if self._beside else [port]
 
     def ask(self, home: Home, most: int | None) -> None:
         """See `cluster.Asker`."""
@@ -164,6 +169,7 @@ class Gateway:
             "mark": secrets.token_hex(16),
             "key": secret,
             "port": port,
+            "beside": self._beside.path if self._beside else "",
             "gpus": form.gpus,
             "env": list(form.env),
             "via": [form.via] if form.via else list(WAYS),
@@ -187,6 +193,9 @@ class Gateway:
             home.changed()
         elif "ended" in word:
             logger.info("server ended of=%s place=%s", form, one_line(str(word["ended"]), MAX_MESSAGE))
+        elif "indirect" in word:
+            where, why = (one_line(str(word[name]), MAX_MESSAGE) for name in ("indirect", "why"))
+            logger.info("bytes go through the scheduler of=%s worker=%s reason=%s", form, where, why)
         elif "lacking" in word:
             self._failure = (
                 f"cannot ask {form}: the package {word['lacking']} is not installed here: "

@@ -3,8 +3,8 @@
 This module owns the server's process, what it says, and the far end of the tunnel to it. It must not know the
 engine, whose words are in `dask` and `ray`, nor what the bytes mean.
 
-It has nothing but the standard library, `core.tunnel` and `ends`: `text` returns all three as a program to be run
-where farm_executor may be missing, so that both ends of a tunnel are always of one version.
+It has nothing but the standard library, `core.tunnel`, `ends` and `place`: `text` returns all of them as a program
+to be run where farm_executor may be missing, so that both ends of a tunnel are always of one version.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from typing import Any
 
 from farm_executor.core.tunnel import CHUNK, Flight, TunnelError, heading, request
 from farm_executor.launch.ends import Ends, Loop
+from farm_executor.launch.place import SOCKET, private_directory
 
 __all__ = ["CALLS", "GONE_SECONDS", "Far", "text"]
 
@@ -40,6 +43,7 @@ class Far:
         self._loop = Loop()
         self._ends = Ends(self._loop, self._refuse)
         self._listener: socket.socket | None = None
+        self._folder = ""  # where the listener has a file
         self._listens = False  # since the near end is there: before that, who dials waits
         self._flight = Flight()  # of pieces from here, where the engine tells when they have arrived
         self._lock = threading.Lock()
@@ -67,8 +71,7 @@ class Far:
         said: dict[str, Any] = {}
         try:
             if "engine" in wanted["via"]:
-                listener = socket.create_server(("127.0.0.1", 0))
-                wanted["tunnel"] = listener.getsockname()[1]
+                listener, wanted["tunnel"] = self._open()
                 with self._lock:
                     self._listener = listener
                     self._listen()
@@ -98,7 +101,7 @@ class Far:
     def exchange(self, piece: bytes | memoryview) -> bytes | memoryview:
         """Take a piece, and return one; wait for one if the call brings none. See `core.tunnel`."""
         epoch, number = heading(piece)
-        return self.give(piece) or self._ends.take(0.0 if number else POLL_SECONDS) or request(epoch)
+        return self.give(piece) or self._ends.take(0.0 if number else POLL_SECONDS, epoch=epoch) or request(epoch)
 
     def give(self, piece: bytes | memoryview) -> bytes:
         """Take in a piece; return what is to be said to a near end that has to begin again."""
@@ -121,9 +124,12 @@ class Far:
             self._obey()
         return b""
 
-    def take(self, seconds: float = POLL_SECONDS) -> memoryview:
-        """Return the next piece, once it is to be sent; empty if there is none in time. Then call `landed`."""
-        return self._ends.take(seconds, self._flight)
+    def take(self, epoch: int, seconds: float = POLL_SECONDS) -> memoryview:
+        """Return the next piece of an epoch, once it is to be sent; empty if there is none in time.
+
+        If another epoch has begun, there is none. Once it has been sent, call `landed`.
+        """
+        return self._ends.take(seconds, self._flight, epoch)
 
     def landed(self, size: int) -> None:
         """Hear that a piece of that size, which `take` has returned, has arrived at the near end, or is lost."""
@@ -139,6 +145,25 @@ class Far:
         with self._lock:
             if self.epoch == epoch:
                 self._ends.begin(epoch + 1)
+
+    def _open(self) -> tuple[socket.socket, str]:
+        """Return a unix socket that listens, and its path: nobody else on this machine can read what is said there.
+
+        On Linux it is an abstract one, of which nothing is left if this process is killed; the server sees to it
+        that it is this user's.
+        """
+        path = f"\0farm-executor-{secrets.token_hex(16)}"
+        if sys.platform != "linux":
+            self._folder = private_directory()
+            path = os.path.join(self._folder, SOCKET)
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            listener.bind(path)
+            listener.listen()
+        except BaseException:
+            listener.close()
+            raise
+        return listener, path
 
     def _listen(self) -> None:
         """Let those in who dial, once there is somebody at the near end. The lock is held."""
@@ -189,6 +214,8 @@ class Far:
         self._loop.close()
         if self._listener is not None:
             self._listener.close()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def environment() -> dict[str, str]:
@@ -205,11 +232,11 @@ def environment() -> dict[str, str]:
 def text() -> str:
     """Return the program whose namespace has `Far`."""
     lines: list[str] = []
-    for name in ("farm_executor.core.tunnel", "farm_executor.launch.ends", "farm_executor.launch.far"):
-        spec = importlib.util.find_spec(name)
+    for name in ("core.tunnel", "launch.ends", "launch.place", "launch.far"):
+        spec = importlib.util.find_spec(f"farm_executor.{name}")
         assert spec is not None
         assert isinstance(spec.loader, InspectLoader)
-        source = spec.loader.get_source(name)
+        source = spec.loader.get_source(spec.name)
         assert source is not None
         lines += [line for line in source.splitlines() if not line.startswith(("from __future__", "from farm_"))]
     return "\n".join(["from __future__ import annotations", *lines])

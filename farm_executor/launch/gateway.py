@@ -28,7 +28,8 @@ from farm_executor._record import NamedTuple
 from farm_executor.launch.ends import Loop
 from farm_executor.launch.errand import COMMAND, errand, is_sent, sent
 from farm_executor.launch.near import Near
-from farm_executor.launch.probing import probe
+from farm_executor.launch.probing import PROBE_SECONDS, probe
+from farm_executor.wire.sockets import dial_at_once, dial_local
 
 __all__ = ["ANSWER_SECONDS", "END_SECONDS", "Engine", "Grant", "RefusedError", "Room", "main"]
 
@@ -182,6 +183,10 @@ class Placing:
         self._workers: int = config["wanted"]["workers"]
         self._placed: dict[str, Placed] = {}  # by place
         self._failed: dict[str, dict[str, str]] = {}  # by place: why ways to its server do not lead there
+        beside, port = config["job"].pop("beside"), config["job"]["port"]
+        self._dial = (
+            partial(dial_local, beside) if beside else partial(dial_at_once, "127.0.0.1", port, PROBE_SECONDS)
+        )
         self._sends = False  # whether farm_executor is sent along
         self._loop = Loop()
         self._loop.start()
@@ -228,7 +233,7 @@ class Placing:
         lines = errand(**job, **carried, host=self._engine.here, slots=slots, name=self._engine.name(place))
         arguments = (self._config["wanted"]["python"], COMMAND, base64.b64encode(lines).decode(), job["mark"])
         grant = self._engine.place(place, slots, *arguments)
-        near = Near(self._loop, grant.call, job["port"], partial(self._hear, place))
+        near = Near(self._loop, grant.call, self._dial, partial(self._hear, place))
         self._placed[place] = Placed(grant, slots, near)
         self._failed[place] = {}
         near.start()

@@ -37,7 +37,7 @@ def run_granted(config: dict[str, Any]) -> None:
         config: ``mark``; ``key``, the content of a key file; ``host`` and ``port``, where the program waits;
             ``slots``; ``name``; ``gpus`` of each worker; ``env``, see `core.environment`; ``patience``, see
             `Dialler`; ``via``, the ways on which program and server may meet, see `forms.WAYS`; ``tunnel``, the
-            port of this machine that leads to the program by way of the engine.
+            unix socket of this machine that leads to the program by way of the engine.
     """
     # Messages get a descriptor of their own; anything printed from now on, mostly by tasks, goes to standard error.
     words = os.dup(1)
@@ -61,7 +61,7 @@ def run_granted(config: dict[str, Any]) -> None:
     server = os.urandom(16).hex()
     ways = {where: "back"} if "back" in via else {}
     if "tunnel" in config:
-        ways[Address("127.0.0.1", config["tunnel"])] = "engine"
+        ways[Address(path=config["tunnel"])] = "engine"
     told: dict[Address, str] = {}
 
     def failed(address: Address, error: Exception) -> None:

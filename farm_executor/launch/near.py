@@ -17,8 +17,7 @@ from typing import Any
 from farm_executor.core.tunnel import Flight, TunnelError, heading, request
 from farm_executor.launch.ends import Ends, Loop
 from farm_executor.launch.far import GONE_SECONDS
-from farm_executor.launch.probing import PROBE_SECONDS
-from farm_executor.wire.sockets import Socket, dial_at_once
+from farm_executor.wire.sockets import Socket
 
 __all__ = ["Near"]
 
@@ -31,7 +30,7 @@ class Near:
     Args:
         loop: Waits for the sockets.
         call: Has the far end `exchange` a piece, in any thread; see `gateway.Grant`.
-        port: Where the program waits on this machine.
+        dial: Connects to the program, which waits on this machine.
         hear: Called in a thread of any kind with each of the far end's words.
 
     Attributes:
@@ -43,14 +42,13 @@ class Near:
         self,
         loop: Loop,
         call: Callable[[bytes | memoryview], Future[Any]],
-        port: int,
+        dial: Callable[[], Socket],
         hear: Callable[[dict[str, Any]], None],
     ) -> None:
         self._loop = loop
         self._call = call
-        self._port = port
         self._hear = hear
-        self._ends = Ends(loop, self._dial, self._on_news)
+        self._ends = Ends(loop, dial, self._on_news)
         self._epoch = 0
         self._flight = Flight()
         self._since: dict[Future[Any], float] = {}  # calls on their way, and since when
@@ -168,6 +166,3 @@ class Near:
         self._flight = Flight()
         self._epoch += 1
         self._ends.begin(self._epoch)
-
-    def _dial(self) -> Socket:
-        return dial_at_once("127.0.0.1", self._port, PROBE_SECONDS)

@@ -66,9 +66,9 @@ class SlurmJobs:
     told = False
 
     @property
-    def listen(self) -> str:
+    def listen(self) -> list[Address]:
         """See `cluster.Asker`."""
-        return "127.0.0.1" if self._slurm.via == "direct" else errand.LISTEN
+        return [Address("127.0.0.1" if self._slurm.via == "direct" else errand.LISTEN, 0)]
 
     def __init__(self, slurm: Slurm) -> None:
         self._slurm = slurm

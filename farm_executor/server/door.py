@@ -18,7 +18,7 @@ from farm_executor.errors import AuthenticationError, RemoteProtocolError
 from farm_executor.server.guest import Guest
 from farm_executor.server.log import Ration
 from farm_executor.wire.security import Key
-from farm_executor.wire.sockets import Socket, tune
+from farm_executor.wire.sockets import Socket, is_tcp, tune
 
 if TYPE_CHECKING:
     from farm_executor.server.worker import WorkerStart
@@ -140,6 +140,8 @@ class Door:
         deadline = time.monotonic() + GUEST_SECONDS
         guest = Guest(sock, host=host, name=name, keys=self._keys, local=local, deadline=deadline)
         guest.beside = listener is self._beside
+        # What stands in a listening socket's place has dialled, maybe through an engine's calls.
+        guest.breaks = is_tcp(sock) or not isinstance(listener, Socket)
         of_host = [other for other in self._guests if other.host == host]
         if len(of_host) >= MAX_GUESTS_OF_A_HOST:
             self.dismiss(min(of_host, key=_progressed), "too many connections without a key from its address")

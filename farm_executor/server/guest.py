@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from farm_executor._record import NamedTuple
 from farm_executor.core.frames import HEADER_SIZE, MAX_HELLO, FrameType
@@ -29,6 +29,9 @@ from farm_executor.wire.sockets import AnySocket, Socket
 __all__ = ["Guest"]
 
 
+_WITH_TLS = frozenset({Security.TLS, Security.TLS_LANE})
+
+
 class Guest:
     """One connection that has not sent its hello.
 
@@ -37,7 +40,7 @@ class Guest:
         host: The peer's address, without the port.
         name: The same with the port, for people to read.
         keys: The keys, each of which admits the guest.
-        local: Whether nobody else can read the connection, so that it is never encrypted.
+        local: Whether nobody else can read the connection, so that it need not be encrypted.
         deadline: When the guest must have sent its hello, on the monotonic clock.
 
     Attributes:
@@ -47,6 +50,7 @@ class Guest:
             begun before them or does not begin at all.
         has_spoken: Whether any byte has been received.
         beside: Whether it has come by the socket that is for lanes and rings only.
+        breaks: Whether the connection may break while both its ends live.
         progressed: When the last message was complete, or else when the guest connected, on the monotonic clock.
         secret: A secret of this connection that only its two ends have; empty where nothing needs one.
     """
@@ -63,6 +67,7 @@ class Guest:
         self.secret = b""
         self.has_spoken = False
         self.beside = False
+        self.breaks = True
         self.progressed = time.monotonic()
         self._security = Security.PLAIN
         self._key = keys[0]
@@ -176,9 +181,9 @@ class Guest:
         return hello
 
 
-def _securities(key: Key, local: bool) -> set[Security]:
+def _securities(key: Key, local: bool) -> Set[Security]:
+    encrypts = key.tls is not None and key.tls.server is not None
     if local:
-        return {Security.PLAIN, Security.SEALED}  # the other end may use TCP, with a tunnel in between
-    if key.tls is None or key.tls.server is None:
-        return {Security.SEALED}
-    return {Security.TLS, Security.TLS_LANE}
+        # The other end may use TCP, with a tunnel in between.
+        return {Security.PLAIN, Security.SEALED, *_WITH_TLS} if encrypts else {Security.PLAIN, Security.SEALED}
+    return _WITH_TLS if encrypts else {Security.SEALED}

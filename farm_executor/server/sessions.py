@@ -181,7 +181,7 @@ class Sessions:
             self._door.refuse(guest, "version", text, mismatches)
             return
         # A unix socket ends only with the process that held it, so there is nothing to resume.
-        resume_seconds = min(hello.resume_seconds, MAX_RESUME_SECONDS) if is_tcp(guest.raw) else 0.0
+        resume_seconds = min(hello.resume_seconds, MAX_RESUME_SECONDS) if guest.breaks else 0.0
         self.opened += 1
         session = Session(
             os.urandom(16).hex(),

@@ -32,7 +32,7 @@ from farm_executor.wire.connection import Connection, no_segment
 from farm_executor.wire.race import Candidate, candidates, race
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
-from farm_executor.wire.sockets import HEARTBEAT_SECONDS, AnySocket, Socket, ends, tune
+from farm_executor.wire.sockets import HEARTBEAT_SECONDS, AnySocket, Socket, ends, is_tcp, tune
 from farm_executor.wire.trace import trace_of
 from farm_executor.wire.trusted import check_peer, check_socket
 
@@ -140,13 +140,17 @@ def _connect(
     """See `connect`; the socket is the one below the connection."""
     deadline = time.monotonic() + timeout
     lane, back = hello.get("role") == Role.LANE, hello.get("role") == Role.BACK
-    encrypted = not address.path and not back and key.tls is not None and key.tls.client is not None
-    if encrypted:
-        security = Security.TLS_LANE if lane else Security.TLS
-    else:
-        security = Security.PLAIN if address.path else Security.SEALED
     raw = _dial(address, deadline, dialling, heartbeat, via)
     sock: AnySocket = raw
+    # A server that dials does so before it is known how it will be spoken to.
+    if back:
+        security = Security.SEALED
+    elif not is_tcp(raw):
+        security = Security.PLAIN
+    elif key.tls is not None and key.tls.client is not None:
+        security = Security.TLS_LANE if lane else Security.TLS
+    else:
+        security = Security.SEALED
     try:
         handshake = ClientHandshake(key.secret, os.urandom(NONCE_SIZE), security)
         try:
@@ -182,7 +186,7 @@ def _connect(
             connection.trace = trace
         sock.settimeout(None)
         connection.count_anew()
-        connection.peer = None if address.path else (raw.family, raw.getpeername())
+        connection.peer = (raw.family, raw.getpeername()) if is_tcp(raw) else None
         connection.ends = ends(raw)
         return connection, decode_hello(frame), raw
     except BaseException:

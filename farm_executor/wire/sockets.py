@@ -27,6 +27,7 @@ __all__ = [
     "beside",
     "bound_address",
     "dial_at_once",
+    "dial_local",
     "end_sending",
     "ends",
     "hang_up",
@@ -286,6 +287,21 @@ def dial_at_once(host: str, port: int, seconds: float) -> Socket:
         OSError: Nothing answers there in time.
     """
     return socket.create_connection((host, port), seconds)
+
+
+def dial_local(path: str) -> Socket:
+    """Connect to a unix socket that what listens there has told of.
+
+    Raises:
+        OSError: Nothing listens there.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def unread(sock: Socket) -> int:

@@ -15,7 +15,7 @@ from farm_executor import BrokenFarmError, FarmExecutor
 from farm_executor.core import elastic
 from farm_executor.launch import attending, errand
 from farm_executor.launch.cluster import ClusterServers
-from farm_executor.wire.address import parse_addresses
+from farm_executor.wire.address import Address, parse_addresses
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -126,7 +126,7 @@ def test_one_that_takes_the_name_of_another_is_used_though_both_are_heard_of_at_
 
 @pytest.mark.parametrize("kind", [BrokenFarmError, OSError])
 def test_a_cluster_that_cannot_be_asked_is_told_of_by_the_next_look(kind):
-    asker = mock.Mock(failure=None, told=False, listen="127.0.0.1")
+    asker = mock.Mock(failure=None, told=False, listen=[Address("127.0.0.1", 0)])
     servers = ClusterServers(parse_addresses(["slurm://?max=2"])[0], lambda address: None, asker)
     looked = []
     servers.watch(lambda: looked.append(True))

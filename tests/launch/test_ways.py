@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,48 @@ def test_calls_that_fail_cut_the_connections_and_nothing_is_lost(where, become, 
         become()
         gate.touch()
         assert future.result(DEADLINE) == worker
+
+
+@one_will_do
+def test_bytes_go_to_the_worker_itself_and_not_through_the_scheduler(where, become):
+    with FarmExecutor(f"{where}?via=engine", max_attempts=1) as farm:
+        assert farm.submit(abs, -1).result(DEADLINE) == 1
+        become(queues="stall")
+        data = os.urandom(3 * PIECE + 7)
+        assert farm.submit(bytes, data).result(DEADLINE) == data
+        become()
+
+
+@one_will_do
+@pytest.mark.parametrize("how", ["fail", "stall"])
+def test_a_worker_that_cannot_be_called_is_reached_through_the_scheduler(where, become, caplog, how):
+    become(direct=how)
+    with caplog.at_level(logging.INFO), FarmExecutor(f"{where}?via=engine", max_attempts=1) as farm:
+        data = os.urandom(3 * PIECE + 7)
+        assert farm.submit(bytes, data).result(DEADLINE) == data
+        assert list(farm.map(abs, range(-300, 0), chunksize=1)) == list(range(300, 0, -1))
+    assert caplog.text.count("bytes go through the scheduler") == 1
+
+
+@one_will_do
+@pytest.mark.parametrize("how", ["fail", "stall"])
+def test_calls_to_a_worker_that_stop_go_on_through_the_scheduler(where, become, tmp_path, caplog, how):
+    gate = tmp_path / "gate"
+    with (
+        caplog.at_level(logging.INFO),
+        FarmExecutor(f"{where}?via=engine", max_attempts=1, resume_timeout=60) as farm,
+    ):
+        worker = farm.submit(os.getpid).result(DEADLINE)
+        future = farm.submit(wait_for, str(gate))
+        wait_until(future.running, "it runs")
+        become(direct=how)
+        wait_until(lambda: "bytes go through the scheduler" in caplog.text, "it is told", 2 * DEADLINE)
+        gate.touch()
+        assert future.result(DEADLINE) == worker
+        data = os.urandom(3 * PIECE + 7)
+        assert farm.submit(bytes, data).result(DEADLINE) == data
+        assert farm.submit(os.getpid).result(DEADLINE) == worker
+    assert caplog.text.count("bytes go through the scheduler") == 1
 
 
 def wait_for(path):
@@ -288,7 +331,8 @@ class Tunnelled:
         self.calls = ThreadPoolExecutor(20)
         self.how = "answer"
         port = self.program.getsockname()[1]
-        self.near = Near(self.loop, self.call, port, self.words.append)
+        dial = partial(socket.create_connection, ("127.0.0.1", port))
+        self.near = Near(self.loop, self.call, dial, self.words.append)
         self.server = None
 
     def call(self, piece):
@@ -328,7 +372,9 @@ sys.stdin.read()
 
 def dialled(tunnel):
     wait_until(lambda: tunnel.words, "the server has said where")
-    return socket.create_connection(("127.0.0.1", tunnel.words[0]["tunnel"]), DEADLINE)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(tunnel.words[0]["tunnel"])
+    return sock
 
 
 def read(sock, count):

@@ -3,6 +3,7 @@
 The file that ``FAKE_DASK`` names says, in JSON, what there is: ``lacking`` for a package that is not installed,
 ``unreachable`` for a scheduler that does not answer, ``threads`` of each worker by its address, what a task
 ``says`` in place of running, and what becomes of ``calls``: they "fail", "stall", or are answered out of "order".
+The same with ``queues``, the calls to the scheduler's, and ``direct``, those to the workers themselves.
 """
 
 import asyncio
@@ -23,6 +24,19 @@ if lacking := _cluster().get("lacking"):
     raise ImportError(f"No module named {lacking!r}", name=lacking)
 
 _here = threading.local()
+_handlers = {}
+_numbers = itertools.count()
+
+
+async def _call_passes(kind):
+    cluster, number = _cluster(), next(_numbers)
+    how = cluster.get(kind) or cluster.get("calls")
+    if how == "fail":
+        raise OSError("the engine has hung up")
+    if how == "stall":
+        await asyncio.Event().wait()
+    if how == "order":
+        await asyncio.sleep((0.02, 0.0, 0.01)[number % 3])
 
 
 def get_worker():
@@ -39,7 +53,8 @@ class _Worker:
     """Seen by a task that runs there."""
 
     def __init__(self, address, client):
-        self.address = address
+        self.contact_address = address
+        self.handlers = _handlers
         self.scheduler = client.scheduler
         self.loop = client.loop
 
@@ -49,19 +64,12 @@ class _Scheduler:
 
     def __init__(self):
         self._queues = {}
-        self._calls = itertools.count()
 
     def queue_create(self, name):
         self._queues[name] = asyncio.Queue()
 
     async def queue_put(self, name, data):
-        how, number = _cluster().get("calls"), next(self._calls)
-        if how == "fail":
-            raise OSError("the engine has hung up")
-        if how == "stall":
-            await asyncio.Event().wait()
-        if how == "order":
-            await asyncio.sleep((0.02, 0.0, 0.01)[number % 3])
+        await _call_passes("queues")
         self._queues[name].put_nowait(data)
 
     async def queue_get(self, name):
@@ -84,6 +92,17 @@ class Queue:
         self._scheduler.queue_release(self._name)
 
 
+class _Rpc:
+    """Calls to a worker."""
+
+    def __getattr__(self, name):
+        async def call(piece):
+            await _call_passes("direct")
+            return await _handlers[name](piece)
+
+        return call
+
+
 class Client:
     def __init__(self, address, timeout, set_as_default):
         if words := _cluster().get("unreachable"):
@@ -96,6 +115,9 @@ class Client:
         if words := _cluster().get("unreachable"):
             raise OSError(words)
         return _cluster()["threads"]
+
+    def rpc(self, address):
+        return _Rpc()
 
     def submit(self, function, *args, key, pure, retries, workers=None, resources=None):
         if resources:
