@@ -32,18 +32,13 @@ from farm_executor.data import payload
 from farm_executor.wire.connection import Connection
 from farm_executor.wire.sockets import Socket
 
-__all__ = ["Home", "Lane", "arguments_of", "size_of"]
+__all__ = ["Home", "Lane", "size_of"]
 
 logger = logging.getLogger(__name__)
 
 # A worker keeps its outcomes until it hears that they have arrived, in case the connection breaks and it has to
 # send them again. An acknowledgement for each one would cost more than keeping this many bytes.
 ACKNOWLEDGE_BYTES = 64 * 1024
-
-
-def arguments_of(call: Call) -> Payload:
-    """Return the pickled arguments of a call."""
-    return call.arguments if call.arguments is not None else payload.dumps_call(call.plain or (), {})
 
 
 def _header_of(call: Call) -> bytes:
