@@ -95,11 +95,10 @@ class Queues:
         else:
             self.queued += 1
             priority = task.options.priority
-            found = self._by_priority.get(priority)
-            if found is None:
-                found = self._by_priority[priority] = _Queue()
+            if priority not in self._by_priority:
+                self._by_priority[priority] = _Queue()
                 insort(self._priorities, -priority)
-            queue = found
+            queue = self._by_priority[priority]
         queue.length += 1
         return queue
 
