@@ -27,6 +27,7 @@ __all__ = ["connect"]
 
 DIRECT_SECONDS = 1.0  # for a worker to answer, before all goes through the scheduler
 CALL_SECONDS = 6.0  # for a call to a worker: short enough for its server to be found again before it gives us up
+WORKER_SECONDS = 2.0  # of these, for something to come
 CARRIERS = 4  # of pieces in either direction, each of which waits for one or has one on its way
 PULL_SECONDS = 5.0  # that a call of the tunnel's waits for something to come
 TELL_SECONDS = 2.0  # after which the far end is told again that this one is there
@@ -37,7 +38,7 @@ TELL_SECONDS = 2.0  # after which the far end is told again that this one is the
 # since farm_executor may be missing there.
 _RUN = "(exec(text, names), names['run'](*arguments))[1]"
 _TEXT = """
-def run(token, up, down, carriers, *arguments):
+def run(token, up, down, carriers, seconds, *arguments):
     import asyncio
     from distributed import get_worker
     from distributed.protocol import to_serialize
@@ -51,9 +52,10 @@ def run(token, up, down, carriers, *arguments):
         loop = asyncio.get_running_loop()
         epoch, number = heading(piece)
         answer = await loop.run_in_executor(far.threads, far.give, piece)
-        if not answer and not number and (taken := await loop.run_in_executor(far.threads, far.take, epoch, 2.0)):
-            far.landed(len(taken))
-            answer = taken
+        if not answer and not number:
+            answer = await loop.run_in_executor(far.threads, far.take, epoch, seconds)
+            if answer:
+                far.landed(len(answer))
         return to_serialize(memoryview(answer or request(epoch)))
 
     async def put(name, piece):
@@ -174,7 +176,7 @@ class Dask:
         task = Task(self._client, token)
         self._tasks.add(task)
         names: dict[str, Any] = {"text": self._text, "names": {"__name__": "far"}}
-        names["arguments"] = (token, task.up, task.down, CARRIERS, *arguments)
+        names["arguments"] = (token, task.up, task.down, CARRIERS, WORKER_SECONDS, *arguments)
         task.future = self._client.submit(eval, _RUN, names, key=token, pure=False, retries=0, **options)
         return task
 
