@@ -109,19 +109,26 @@ def test_bytes_are_in_order_whatever_the_calls_do(where, become):
 
 
 def test_calls_that_fail_cut_the_connections_and_nothing_is_lost(where, become, tmp_path, caplog):
-    gate = tmp_path / "gate"
     with (
         caplog.at_level(logging.WARNING),
         FarmExecutor(f"{where}?via=engine", max_attempts=1, resume_timeout=60) as farm,
+        amid_a_task(farm, tmp_path / "gate"),
     ):
-        worker = farm.submit(os.getpid).result(DEADLINE)
-        future = farm.submit(wait_for, str(gate))
-        wait_until(future.running, "it runs")
         become(calls="fail")
         wait_until(lambda: "still dialling" in caplog.text, "the connections are cut")
         become()
-        gate.touch()
-        assert future.result(DEADLINE) == worker
+
+
+@contextlib.contextmanager
+def amid_a_task(farm, gate):
+    """A task runs meanwhile, and is found to have gone on."""
+    worker = farm.submit(os.getpid).result(DEADLINE)
+    future = farm.submit(wait_for, str(gate))
+    wait_until(future.running, "it runs")
+    yield
+    gate.touch()
+    assert future.result(DEADLINE) == worker
+    assert farm.submit(os.getpid).result(DEADLINE) == worker
 
 
 @one_will_do
@@ -148,21 +155,15 @@ def test_a_worker_that_cannot_be_called_is_reached_through_the_scheduler(where, 
 @one_will_do
 @pytest.mark.parametrize("how", ["fail", "stall"])
 def test_calls_to_a_worker_that_stop_go_on_through_the_scheduler(where, become, tmp_path, caplog, how):
-    gate = tmp_path / "gate"
     with (
         caplog.at_level(logging.INFO),
         FarmExecutor(f"{where}?via=engine", max_attempts=1, resume_timeout=60) as farm,
     ):
-        worker = farm.submit(os.getpid).result(DEADLINE)
-        future = farm.submit(wait_for, str(gate))
-        wait_until(future.running, "it runs")
-        become(direct=how)
-        wait_until(lambda: "bytes go through the scheduler" in caplog.text, "it is told", 2 * DEADLINE)
-        gate.touch()
-        assert future.result(DEADLINE) == worker
+        with amid_a_task(farm, tmp_path / "gate"):
+            become(direct=how)
+            wait_until(lambda: "bytes go through the scheduler" in caplog.text, "it is told", 2 * DEADLINE)
         data = os.urandom(3 * PIECE + 7)
         assert farm.submit(bytes, data).result(DEADLINE) == data
-        assert farm.submit(os.getpid).result(DEADLINE) == worker
     assert caplog.text.count("bytes go through the scheduler") == 1
 
 
