@@ -8,7 +8,8 @@ how many bytes are missing, for whatever reason they were dropped, and a worker 
 where a task's output ends.
 
 Whoever writes more than the client shows has to wait, as for a slow terminal. A client that shows nothing for a
-second is *deaf*: until it is heard of again, what is written is dropped, and nobody waits.
+second is *deaf*: until it is heard of again, what is written is dropped, and nobody waits. One whose connection is
+broken is waited for likewise, as most come back at once.
 """
 
 from __future__ import annotations
@@ -54,11 +55,18 @@ class Forwarding:
         self._said = 0  # bytes of frames sent over the present connection
         self._heard = 0  # those of them that the client has shown
         self._unsent = 0
-        self._full_since: float | None = None
+        self._cut = False
+        self._full_since: float | None = None  # since when nothing more may be sent
+
+    def cut(self) -> None:
+        """Note that the connection is broken."""
+        self._cut = True
+        self._full_since = time.monotonic()
 
     def restart(self) -> None:
         """Begin again over another connection, which counts from 0."""
         self._said = self._heard = self._unsent = 0
+        self._cut = False
         self._full_since = None
         self.restarts += 1
 
@@ -80,7 +88,7 @@ class Forwarding:
     @property
     def has_room(self) -> bool:
         """Whether more may be sent now."""
-        return self._said - self._heard < WINDOW and self._unsent < MAX_UNSENT
+        return not self._cut and self._said - self._heard < WINDOW and self._unsent < MAX_UNSENT
 
     def is_patient(self) -> bool:
         """Return whether writers should wait for room, rather than lose what they write."""

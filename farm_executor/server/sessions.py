@@ -211,7 +211,7 @@ class Sessions:
             return
         self._drop_control(session)  # we may not have noticed yet that it is broken
         self._welcome(guest, session)
-        self.workers.catch_up(session.forwarding)
+        self.workers.go_on(session.forwarding)
         for report in session.reports.values():  # some may have been lost with the old connection
             self._tell(session, report)
         logger.info("session resumed client=%s", session.client)
@@ -413,6 +413,8 @@ class Sessions:
             self._selector.unregister(session.connection)
             session.connection.close()
             session.connection = None
+            if session.forwarding is not None:
+                session.forwarding.cut()
 
     def end(self, session: Session, grace: float) -> None:
         """Let the session's workers see that their client is gone; kill those that outlast the grace period."""

@@ -126,6 +126,18 @@ def test_nothing_is_heard_without_a_connection_or_once_too_much_has_not_been_sho
     assert not session.hears_nothing, "each connection counts for itself"
 
 
+def test_a_connection_that_has_just_broken_may_come_back(session, posted, monkeypatch):
+    """What has been written meanwhile comes over it."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    session.connected(connection(), first=True)
+    run(posted)
+    session._on_end("the network is away")
+    assert not session.hears_nothing
+    now += DEAF_SECONDS
+    assert session.hears_nothing
+
+
 def test_a_connection_that_is_over_is_not_kept_for_what_came_over_it(session, posted):
     first = connection()
     session.connected(first, first=True)

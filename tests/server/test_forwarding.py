@@ -1,6 +1,7 @@
 """Output that a server tells its client: offsets, marks, the window, and peers that do not keep to it."""
 
 import os
+import socket
 import struct
 import sys
 
@@ -50,6 +51,14 @@ def receive_output(session, until):
             data += frame.body[8:]
             size += HEADER_SIZE + len(frame.body)
     return bytes(data), size
+
+
+def receive_results(lane, count):
+    """Results without their marks."""
+    while count > 0:
+        frame = lane.receive()
+        if frame.type is FrameType.RESULTS:
+            count -= frame.count
 
 
 def test_marks_come_before_results_and_say_whose_the_bytes_are(session):
@@ -107,11 +116,7 @@ def said_before(heard):
 def test_who_floods_a_deaf_client_goes_on_and_the_gap_shows(session):
     lane = start(session, tasks.write)
     lane.submit(0, *[(0, b"x" * 1000)] * (FLOOD // 1000))
-    frames = []
-    while sum(frame.count for frame in frames) < FLOOD // 1000:  # results come although nothing is heard
-        frame = lane.receive()
-        if frame.type is FrameType.RESULTS:
-            frames.append(frame)
+    receive_results(lane, FLOOD // 1000)  # they come although nothing is heard
     end = FLOOD // 1000 * 1000
     heard, offset = 0, 0
     while offset < end:
@@ -172,10 +177,44 @@ def test_over_another_connection_the_client_hears_where_the_streams_have_come_to
         assert (frame.type, frame.seq, frame.body[8:]) == (FrameType.OUTPUT, 7, b"")
 
 
-def test_output_of_a_cut_session_is_dropped_and_nobody_waits():
-    way = Forwarding(lambda buffers: None)
-    assert not way.say(1, 1, 0, b"x" * 2 * WINDOW)
+def cut(session, serving):
+    """End the control connection, and wait until the server knows."""
+    session.connection.socket.shutdown(socket.SHUT_RDWR)
+    with SessionPeer(serving.address):
+        pass  # it reads what has ended before it greets those who come later
+
+
+def test_what_is_written_while_there_is_no_connection_is_told_over_the_next(serving):
+    with SessionPeer(serving.address, features=["output"], resume_seconds=60) as session:
+        lane = start(session, tasks.write)
+        cut(session, serving)
+        lane.submit(0, (0, b"meanwhile\n"))
+        receive_results(lane, 1)
+        session.come_back()
+        assert receive_output(session, 10)[0] == b"meanwhile\n"
+
+
+def test_nobody_waits_for_long_for_a_connection(serving):
+    with SessionPeer(serving.address, features=["output"], resume_seconds=60) as session:
+        lane = start(session, tasks.write)
+        cut(session, serving)
+        lane.submit(0, *[(0, b"x" * 1000)] * 1000)
+        receive_results(lane, 1000)
+        session.come_back()
+        frame = session.receive()
+        assert (frame.type, frame.body[8:]) == (FrameType.OUTPUT, b"")
+        assert frame.seq > 0, "and the gap shows"
+
+
+def test_a_window_is_of_one_connection():
+    way = Forwarding(lambda buffers: 0)
+    way.say(1, 1, 0, b"x" * 2 * WINDOW)
+    assert not way.has_room
+    way.cut()
+    way.restart()
     assert way.has_room
+    way.cut()
+    assert not way.has_room
 
 
 def test_small_pieces_do_not_pile_up_in_front_of_a_socket_that_takes_none():

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 from farm_executor._record import NamedTuple
@@ -191,6 +192,7 @@ class Session:
         self._receiving: Connection | None = None  # over which the output comes that is counted here:
         self._came = self._heard = 0  # bytes of it, and those of which the server has heard
         self._full_since: float | None = None  # while the server may send no more of it
+        self._cut_at = -inf  # when the control connection has broken, while it may come back
         self._cuts = 0  # how often the control connection has broken, so that timers of earlier cuts are ignored
 
     def __str__(self) -> str:
@@ -347,10 +349,12 @@ class Session:
 
     @property
     def hears_nothing(self) -> bool:
-        """Whether no output comes: there is no connection, or the program has shown too little for too long."""
+        """Whether no output comes: for too long there is no connection, or the program has shown too little."""
         # The server drops what it reads then, and says how much only when it has heard of us.
-        full = self._full_since if self._receiving is self.control else None
-        return self.control is None or (full is not None and time.monotonic() - full >= DEAF_SECONDS)
+        since = self._full_since if self._receiving is self.control else None
+        if self.control is None:
+            since = self._cut_at
+        return since is not None and time.monotonic() - since >= DEAF_SECONDS
 
     def _note_room(self) -> None:
         self._full_since = time.monotonic() if self._came - self._heard >= WINDOW else None
@@ -416,6 +420,7 @@ class Session:
             return
         logger.warning("connection lost server=%s reason=%s", self, why)
         self._drop()
+        self._cut_at = time.monotonic()
         self._change(SessionEvent.CUT)
         self._cuts += 1
         self._around.reactor.after(self._around.resume_seconds, partial(self._give_up, self._cuts))
