@@ -1,5 +1,6 @@
 """Whatever bytes a peer sends, nothing comes of them but what is provided for; `nox -s fuzz` looks for more."""
 
+import logging
 import os
 import struct
 
@@ -45,6 +46,15 @@ streams = st.lists(any_frame.map(_bytes_of) | said | st.binary(max_size=60), max
 def hostile(name):
     seeds = st.sampled_from(SEEDS[name])
     return seeds | seeds.flatmap(mutated) | streams | st.tuples(seeds, streams).map(b"".join)
+
+
+@pytest.fixture(autouse=True)
+def level():
+    """The targets silence the package's logger, which tests that come later in this process look at."""
+    logger = logging.getLogger("farm_executor")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 @pytest.mark.parametrize("name", TARGETS)
