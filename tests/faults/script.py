@@ -38,10 +38,11 @@ _HEADER = struct.Struct("<IBBHQ")
 _SIZE_MASK = (1 << 62) - 1  # of an entry in a table of segments; the bits above are its kind
 
 
-def play(farm: FarmExecutor, book: Book, *, once: bool) -> list[Expectation]:
+def play(farm: FarmExecutor, book: Book, *, once: bool, slow: float) -> list[Expectation]:
     """Play it on two workers, with tasks that run once at most or with such as are tried again.
 
-    Each step waits for the one before it, so that the same travels every time.
+    Each step waits for the one before it, so that the same travels every time. The slow task takes that many
+    seconds, in which the other lane has to be done with its own.
     """
     executor = farm.with_options(max_attempts=1 if once else MANY)
     expected: list[Expectation] = []
@@ -67,7 +68,7 @@ def play(farm: FarmExecutor, book: Book, *, once: bool) -> list[Expectation]:
     # Whoever gets the slow one gets some of the others behind it, which the other lane then recalls.
     for number in range(BATCH + 10):
         if number == 4:
-            expect("slow", executor.submit(tasks.echo_after, 0.05, book.path, "slow", "slow"), "slow")
+            expect("slow", executor.submit(tasks.echo_after, slow, book.path, "slow", "slow"), "slow")
         call(f"beside-{number}", number)
     settle()
     with ThreadPoolExecutor(1) as thread:
