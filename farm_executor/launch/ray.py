@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection
 from concurrent.futures import Future
-from pickle import PickleBuffer
 from typing import Any
 
 import ray
@@ -22,11 +21,8 @@ __all__ = ["connect"]
 # In a process of Ray's, where farm_executor may be missing: so this travels by value, and `far.Far` as text, since
 # not all that it uses can be pickled.
 _TEXT = """
-from pickle import PickleBuffer
-
 class Far:
-    def __init__(self, text, is_copied):
-        self._form = bytes if is_copied else PickleBuffer
+    def __init__(self, text):
         names = {"__name__": "far"}
         exec(text, names)
         self._far = names["Far"]()
@@ -35,7 +31,7 @@ class Far:
         return self._far.hold(*arguments)
 
     def exchange(self, piece):
-        return self._form(self._far.exchange(piece))
+        return bytes(self._far.exchange(piece))
 """
 
 KINDS = ("CPU", "GPU")  # of resources, to tell people of
@@ -56,20 +52,17 @@ def connect(config: dict[str, Any]) -> Ray:
         if "unauthenticated" in str(error).lower():
             raise RefusedError(str(error)) from None
         raise
-    return Ray(config["cluster"], config["wanted"])
+    return Ray(config["wanted"])
 
 
 class Ray:
     """A `gateway.Engine`: its places are numbers, as Ray decides where each server is."""
 
-    def __init__(self, cluster: str, wanted: dict[str, Any]) -> None:
+    def __init__(self, wanted: dict[str, Any]) -> None:
         self._wanted = wanted
         names: dict[str, Any] = {"__name__": "__main__"}  # so that it travels by value
         exec(_TEXT, names)
         self._kind, self._text = names["Far"], text()
-        # Ray puts a buffer into its store without another copy, and hands out a view of it there. Ray Client, whose
-        # address is a URL, fails to pickle such views for the program.
-        self._is_copied = "://" in cluster
         self._numbers = map(str, itertools.count())
         host = wanted["host"] or ray.get_runtime_context().gcs_address.rpartition(":")[0]
         self.here = own_host(host)
@@ -94,8 +87,8 @@ class Ray:
             "max_concurrency": 1 + CALLS,
             "max_restarts": 0,  # what is lost is asked for again by the gateway
         }
-        actor = ray.remote(**options)(self._kind).remote(self._text, self._is_copied)
-        return Actor(actor, actor.hold.remote(*arguments), bytes if self._is_copied else PickleBuffer)
+        actor = ray.remote(**options)(self._kind).remote(self._text)
+        return Actor(actor, actor.hold.remote(*arguments))
 
     def name(self, place: str) -> str:
         """See `gateway.Engine`."""
@@ -109,14 +102,13 @@ class Ray:
 class Actor:
     """A `gateway.Grant`."""
 
-    def __init__(self, actor: Any, reference: Any, form: type[bytes | PickleBuffer]) -> None:
+    def __init__(self, actor: Any, reference: Any) -> None:
         self._actor = actor
         self._reference = reference
-        self._form = form  # of pieces
 
     def call(self, piece: bytes | memoryview) -> Future[Any]:
         """See `gateway.Grant`."""
-        future: Future[Any] = self._actor.exchange.remote(self._form(piece)).future()
+        future: Future[Any] = self._actor.exchange.remote(bytes(piece)).future()
         return future
 
     def done(self) -> bool:

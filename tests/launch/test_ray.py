@@ -12,7 +12,6 @@ from server.processes import DEADLINE, children, command_line, wait_until
 
 from farm_executor import AddressError, AuthenticationError, BrokenFarmError, FarmExecutor
 from farm_executor.client.farm import discovery
-from farm_executor.core.tunnel import PIECE
 from farm_executor.launch import cluster as cluster_module
 from farm_executor.launch import errand, far
 
@@ -53,13 +52,6 @@ def is_server(pid):
 
 def up(farm):
     return [one.slots for one in farm.statistics().servers if one.up]
-
-
-def test_on_a_node_of_the_cluster_pieces_are_not_copied_for_ray(cluster):
-    cluster(cpus=1)
-    with FarmExecutor("ray://auto?via=engine") as farm:
-        data = os.urandom(3 * PIECE + 7)
-        assert farm.submit(bytes, data).result(DEADLINE) == data
 
 
 def test_there_are_as_many_workers_as_the_cluster_has_cpus_and_nothing_is_left(cluster):

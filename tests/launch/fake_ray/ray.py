@@ -10,7 +10,6 @@ beside it.
 import itertools
 import json
 import os
-import pickle
 import threading
 import time
 import types
@@ -20,15 +19,6 @@ from concurrent.futures import Future
 def _cluster():
     with open(os.environ["FAKE_RAY"]) as file:
         return json.load(file)
-
-
-def _carried(it):
-    """As Ray carries it: buffers come as views of its memory, which cannot be written, and not by Ray Client."""
-    buffers = []
-    data = pickle.dumps(it, 5, buffer_callback=buffers.append)
-    if buffers and _by_client:
-        raise TypeError("no default __reduce__ due to non-trivial __cinit__")
-    return pickle.loads(data, buffers=[memoryview(bytes(buffer.raw())) for buffer in buffers])
 
 
 def _note(**words):
@@ -48,8 +38,6 @@ exceptions = types.SimpleNamespace(AuthenticationError=_AuthenticationError)
 
 
 def init(address, log_to_driver, logging_level):
-    global _by_client
-    _by_client = "://" in address
     _note(address=address)
     if words := _cluster().get("refused"):
         raise exceptions.AuthenticationError(words)
@@ -70,7 +58,6 @@ def available_resources():
 
 
 _begun = []
-_by_client = False
 
 
 _calls = itertools.count()
@@ -95,7 +82,7 @@ class _Actor:
 
     def _call(self, name, args):
         reference = _Reference()
-        args = _carried(args)  # at once: the memory of a piece is used again
+
         how, number = _cluster().get("calls") if name == "exchange" else None, next(_calls)
         if how == "stall":
             return reference
@@ -107,7 +94,7 @@ class _Actor:
                 if how == "order":
                     time.sleep((0.02, 0.0, 0.01)[number % 3])
                 said = _cluster().get("says") if name == "hold" else None
-                reference.set_result(said or _carried(getattr(self._made, name)(*args)))
+                reference.set_result(said or getattr(self._made, name)(*args))
             except Exception as error:
                 reference.set_exception(error)
 
