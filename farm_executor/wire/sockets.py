@@ -290,13 +290,14 @@ def dial_at_once(host: str, port: int, seconds: float) -> Socket:
 
 
 def dial_local(path: str) -> Socket:
-    """Connect to a unix socket that what listens there has told of.
+    """Connect to a unix socket that what listens there has told of; the socket returned does not block.
 
     Raises:
-        OSError: Nothing listens there.
+        OSError: Nothing listens there, or too many wait there to be let in.
     """
     sock = socket.socket(socket.AF_UNIX)
     try:
+        sock.setblocking(False)  # or else a program that has stopped would stop whoever dials it, too
         sock.connect(path)
     except BaseException:
         sock.close()

@@ -38,7 +38,7 @@ from farm_executor.wire.connection import Connection
 from farm_executor.wire.dialling import connect
 from farm_executor.wire.sealed import SealedSocket
 from farm_executor.wire.security import Key
-from farm_executor.wire.sockets import bound_address, hang_up, listen, listen_everywhere, tune
+from farm_executor.wire.sockets import bound_address, dial_local, hang_up, listen, listen_everywhere, tune
 from farm_executor.wire.waker import Waker
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -795,3 +795,13 @@ def test_a_segment_is_collected_with_views_of_its_memory_without_a_word():
         connection.close()
         del connection, held
         gc.collect()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="dials a unix socket")
+def test_who_dials_a_program_that_has_stopped_is_not_stopped_by_it(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(tmp_path / "door"))
+        listener.listen(1)
+        with pytest.raises(OSError, match="unavailable"):
+            for _ in range(10):
+                stack.enter_context(dial_local(str(tmp_path / "door")))
