@@ -351,9 +351,10 @@ class Session:
     def hears_nothing(self) -> bool:
         """Whether no output comes: for too long there is no connection, or the program has shown too little."""
         # The server drops what it reads then, and says how much only when it has heard of us.
-        since = self._full_since if self._receiving is self.control else None
         if self.control is None:
-            since = self._cut_at
+            since: float | None = self._cut_at
+        else:
+            since = self._full_since if self._receiving is self.control else None
         return since is not None and time.monotonic() - since >= DEAF_SECONDS
 
     def _note_room(self) -> None:
